@@ -1,0 +1,37 @@
+"""Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
+
+``batch`` -> ``losses`` -> ``significance`` -> ``controller`` -> ``gate`` -> ``execution`` -> ``ledger``.
+``selector`` walks a batch through the middle four.
+"""
+
+from lightning_ast.core.batch import BatchError, batch_size_of, select_batch
+from lightning_ast.core.controller import PIController
+from lightning_ast.core.execution import cost_share, denominator, report_full_loss, selected_loss
+from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
+from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
+from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.significance import compute_significance
+
+__all__ = [
+    "BatchError",
+    "FlopsPerSample",
+    "Ledger",
+    "LossCapture",
+    "LossCaptureError",
+    "LossRecord",
+    "PIController",
+    "SampleSelector",
+    "Selection",
+    "batch_size_of",
+    "compute_significance",
+    "cost_share",
+    "denominator",
+    "estimated_energy_savings",
+    "keep_probability",
+    "report_full_loss",
+    "select",
+    "select_batch",
+    "selected_loss",
+    "solve_threshold",
+]

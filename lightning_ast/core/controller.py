@@ -1,0 +1,216 @@
+"""Step 3 of a batch: the activation rate so far to the threshold of the next gate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["PIController"]
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "kp": 0.5,
+        "ki": 0.05,
+        "ema_alpha": 0.1,
+        "initial_threshold": None,
+        "threshold_bounds": (0.0, math.inf),
+        "integral_limit": 50.0,
+        "feedforward_alpha": 0.3,
+    },
+    "original": {
+        "kp": 0.005,
+        "ki": 0.0001,
+        "ema_alpha": 0.1,
+        "initial_threshold": 3.0,
+        "threshold_bounds": (0.5, 10.0),
+        "integral_limit": 100.0,
+        "feedforward_alpha": None,
+    },
+}
+
+
+class PIController:
+    """Holds the activation rate at its target by moving the threshold.
+
+    With feed-forward (the default) the threshold is
+    ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of the logarithm of the threshold that each batch would
+    need on its own, ``e = ema(rate) / target - 1`` the relative error and E its clamped sum. Working in logarithms
+    and relative errors makes it indifferent to the scale of the loss and to the target; the feed-forward makes
+    the first sparse batch right; the PI part removes what is left. Anti-windup: E stands still while the fallback, not the
+    threshold, sets the count, and never exceeds ``integral_limit``.
+
+    Without feed-forward it is the original package's rule: ``threshold += kp * e + ki * E`` with the absolute error
+    ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It takes
+    thousands of steps to settle and can sit at its lower bound for hundreds.
+    Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
+
+    Args:
+        preset: ``"default"`` or ``"original"`` (the published gains and bounds for a target of 40 %); every argument
+            given overrides the preset's value. The original's gains for 10 % are ``kp=0.0015, ki=0.00005,
+            ema_alpha=0.3, initial_threshold=0.5``, for 6 % ``kp=0.0008, ki=0.000002``.
+        kp: proportional gain, >= 0.
+        ki: integral gain, >= 0, per step.
+        ema_alpha: weight of the newest activation rate in its running mean, in (0, 1].
+        initial_threshold: threshold of the first sparse step; None takes the first batch's own.
+        threshold_bounds: least and greatest threshold.
+        integral_limit: bound on the absolute value of E.
+        feedforward_alpha: weight of the newest batch in m, in (0, 1]; None switches the feed-forward off.
+
+    Raises:
+        ValueError: a value is out of its range; all faults are named together.
+
+    Example:
+        >>> controller = PIController(preset="original", kp=0.0015, ki=0.00005, ema_alpha=0.3, initial_threshold=0.5)
+        >>> float(controller.threshold(None, target=0.1))
+        0.5
+        >>> controller.update(0.9, target=0.1)
+        >>> float(controller.threshold(None, target=0.1)) > 0.5
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        preset: Literal["default", "original"] = "default",
+        kp: float | None = None,
+        ki: float | None = None,
+        ema_alpha: float | None = None,
+        initial_threshold: float | None = None,
+        threshold_bounds: tuple[float, float] | None = None,
+        integral_limit: float | None = None,
+        feedforward_alpha: float | None = None,
+    ) -> None:
+        if preset not in _PRESETS:
+            raise ValueError(f"expected preset to be one of {sorted(_PRESETS)}, got {preset!r}.")
+        base = _PRESETS[preset]
+        self.kp: float = base["kp"] if kp is None else kp
+        self.ki: float = base["ki"] if ki is None else ki
+        self.ema_alpha: float = base["ema_alpha"] if ema_alpha is None else ema_alpha
+        self.initial_threshold: float | None = (
+            base["initial_threshold"] if initial_threshold is None else initial_threshold
+        )
+        bounds = base["threshold_bounds"] if threshold_bounds is None else threshold_bounds
+        self.threshold_bounds: tuple[float, float] = (float(bounds[0]), float(bounds[1]))
+        self.integral_limit: float = base["integral_limit"] if integral_limit is None else integral_limit
+        self.feedforward_alpha: float | None = (
+            base["feedforward_alpha"] if feedforward_alpha is None else feedforward_alpha
+        )
+        self._check()
+        self.reset()
+
+    def _check(self) -> None:
+        low, high = self.threshold_bounds
+        start = self.initial_threshold
+        faults = [
+            text
+            for fault, text in [
+                (self.kp < 0 or self.ki < 0, f"kp and ki must be >= 0, got {self.kp} and {self.ki}"),
+                (not 0 < self.ema_alpha <= 1, f"ema_alpha must be in (0, 1], got {self.ema_alpha}"),
+                (not 0 <= low < high, f"threshold_bounds must satisfy 0 <= low < high, got {(low, high)}"),
+                (self.integral_limit <= 0, f"integral_limit must be > 0, got {self.integral_limit}"),
+                (
+                    self.feedforward_alpha is not None and not 0 < self.feedforward_alpha <= 1,
+                    f"feedforward_alpha must be None or in (0, 1], got {self.feedforward_alpha}",
+                ),
+                (start is not None and not start > 0, f"initial_threshold must be > 0, got {start}"),
+                (
+                    start is None and self.feedforward_alpha is None,
+                    "initial_threshold is needed where feedforward_alpha is None",
+                ),
+            ]
+            if fault
+        ]
+        if faults:
+            raise ValueError("PIController: " + "; ".join(faults) + ".")
+
+    @property
+    def uses_feedforward(self) -> bool:
+        """Whether :meth:`threshold` wants each batch's own threshold."""
+        return self.feedforward_alpha is not None
+
+    def reset(self) -> None:
+        """Forget everything learned: the state before the first sparse step."""
+        self.activation_rate_ema: float | None = None
+        self._error = 0.0
+        self._integral = 0.0
+        self._level: Tensor | None = None
+        if self.initial_threshold is not None:
+            start = torch.tensor(float(self.initial_threshold), dtype=torch.float64)
+            self._level = start.log() if self.uses_feedforward else start
+
+    def threshold(self, solved: Tensor | None, *, target: float) -> Tensor:
+        """The threshold to gate this batch with.
+
+        Args:
+            solved: scalar, the threshold this batch would need on its own
+                (:func:`lightning_ast.core.gate.solve_threshold`); not used without feed-forward.
+            target: target activation rate in (0, 1].
+
+        Returns:
+            Scalar float64 tensor, on the device of ``solved``; no device is waited for.
+
+        Raises:
+            ValueError: ``solved`` is missing where feed-forward needs it.
+        """
+        if not self.uses_feedforward:
+            assert self._level is not None  # reset() set it, __init__ checked it
+            return self._level
+        if solved is None:
+            raise ValueError("feed-forward needs the batch's own threshold: pass solve_threshold(...) as `solved`.")
+        assert self.feedforward_alpha is not None
+        newest = solved.detach().double().log()
+        if self._level is None:
+            self._level = newest
+        else:
+            level = self._level.to(newest.device)
+            self._level = level + self.feedforward_alpha * (newest - level)
+        correction = math.exp(max(-20.0, min(20.0, self.kp * self._error + self.ki * self._integral)))
+        return (self._level.exp() * correction).clamp(*self.threshold_bounds)
+
+    def update(self, activation_rate: float, *, target: float, at_minimum: bool = False) -> None:
+        """Learn from what the gate let through.
+
+        Args:
+            activation_rate: selected / offered of the last batch, in [0, 1].
+            target: target activation rate in (0, 1].
+            at_minimum: the fallback (fewest samples allowed) set the count: a higher threshold would not lower it.
+        """
+        last = target if self.activation_rate_ema is None else self.activation_rate_ema
+        self.activation_rate_ema = last + self.ema_alpha * (activation_rate - last)
+        if self.uses_feedforward:
+            self._error = self.activation_rate_ema / target - 1
+            if not (at_minimum and self._error > 0):
+                self._integrate(self._error)
+        else:
+            self._step_original(self.activation_rate_ema - target)
+
+    def _integrate(self, error: float) -> None:
+        self._integral = max(-self.integral_limit, min(self.integral_limit, self._integral + error))
+
+    def _step_original(self, error: float) -> None:
+        assert self._level is not None
+        low, high = self.threshold_bounds
+        level = float(self._level)  # a host value: no device is waited for
+        if low < level < high:
+            self._integrate(error)
+        else:
+            self._integral *= 0.9
+        self._level = self._level.new_tensor(min(high, max(low, level + self.kp * error + self.ki * self._integral)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: primitives and tensors alone."""
+        return {
+            "activation_rate_ema": self.activation_rate_ema,
+            "error": self._error,
+            "integral": self._integral,
+            "level": None if self._level is None else self._level.detach().cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.activation_rate_ema = state["activation_rate_ema"]
+        self._error, self._integral = state["error"], state["integral"]
+        self._level = state["level"]

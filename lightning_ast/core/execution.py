@@ -1,0 +1,106 @@
+"""Step 5 of a batch: how a selection is executed, and what loss goes into the backward.
+
+``mask`` runs one forward and takes the loss of the selected rows alone; ``subset`` scores without gradient, then runs
+forward and backward on the selected samples. Both reduce the same way:
+
+====================  ==========================================  ================================
+weighting             loss                                        what it estimates
+====================  ==========================================  ================================
+``none`` (p^0)        ``sum_S(l) / sum_S(c)``                     mean over the selected samples
+``sqrt`` (p^-1/2)     ``sum_S(w * l) / sum_S(w * c)``             between the two
+``unbiased`` (p^-1)   ``sum_S(w * l) / sum_all(c)``               the full batch's mean, unbiased
+====================  ==========================================  ================================
+
+with l the summed loss elements of a sample, c its share of the user's own denominator (class weights, ``ignore_index``).
+Where the user sums instead of averaging there is no denominator.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.gate import Selection, Weighting
+
+__all__ = ["AVAILABLE_MODES", "Mode", "WEIGHTING_DEFAULTS", "cost_share", "denominator", "report_full_loss", "selected_loss"]
+
+Mode = Literal["mask", "subset", "partial", "prune"]
+AVAILABLE_MODES: tuple[Mode, ...] = ("mask", "subset")
+WEIGHTING_DEFAULTS: dict[Mode, Weighting] = {"mask": "sqrt", "subset": "sqrt"}
+"""What ``weighting=None`` means under the soft gate; the hard gates always have weight 1."""
+
+
+def denominator(
+    counts: Tensor, selection: Selection, weighting: Weighting, *, total_count: Tensor, mean: bool = True
+) -> Tensor:
+    """What the selected, weighted loss sum is divided by.
+
+    Args:
+        counts: ``(k,)`` each selected sample's share of the user's denominator.
+        selection: indices and weights of the k samples.
+        weighting: see the table above.
+        total_count: scalar, the counts of the whole batch summed.
+        mean: whether the user's loss averages; a sum has the denominator 1.
+
+    Returns:
+        Positive scalar without gradient.
+    """
+    if not mean:
+        return torch.ones_like(total_count)
+    if weighting == "unbiased":
+        return total_count
+    weighted = counts if selection.weights is None else counts * selection.weights.to(counts.dtype)
+    return weighted.sum().clamp_min(torch.finfo(counts.dtype).tiny)
+
+
+def selected_loss(sums: Tensor, selection: Selection, divisor: Tensor) -> Tensor:
+    """The loss whose gradient is the selection's: ``sum(weights * sums) / divisor``.
+
+    Args:
+        sums: ``(k,)`` summed loss elements of the selected samples, with their graph.
+        selection: indices and weights of the k samples.
+        divisor: from :func:`denominator`.
+
+    Returns:
+        Scalar with gradient.
+
+    Example:
+        >>> losses = torch.tensor([1.0, 2.0, 3.0])
+        >>> kept = Selection(torch.tensor([0, 2]))
+        >>> counts = torch.ones(2)
+        >>> selected_loss(losses[kept.indices], kept, denominator(counts, kept, "none", total_count=torch.tensor(3.0)))
+        tensor(2.)
+    """
+    weighted = sums if selection.weights is None else sums * selection.weights.to(sums.dtype)
+    return weighted.sum() / divisor
+
+
+def report_full_loss(selected: Tensor, full: Tensor) -> Tensor:
+    """The value of ``full`` with the gradient of ``selected``, so that curves stay comparable with a dense run.
+
+    Args:
+        selected: any shape, with gradient.
+        full: same shape; its gradient is not used.
+    """
+    return selected + (full - selected).detach()
+
+
+def cost_share(mode: Mode, rate: float) -> float:
+    """Compute of a sparse step as a share of a dense one, counting forward 1 and backward 2.
+
+    Args:
+        mode: how the selection is executed.
+        rate: activation rate in [0, 1].
+
+    Returns:
+        ``mask`` 1, ``subset`` (1 + 3r) / 3, ``partial`` (1 + 2r) / 3, ``prune`` r.
+
+    Example:
+        >>> round(cost_share("subset", 0.4), 3)
+        0.733
+    """
+    return {"mask": 1.0, "subset": (1 + 3 * rate) / 3, "partial": (1 + 2 * rate) / 3, "prune": rate}[mode]
+
+

@@ -1,0 +1,195 @@
+"""Step 4 of a batch: significance and a threshold to keep-probabilities, and to the samples that are kept.
+
+``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
+the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a batch is kept at a
+given rate, which the controller (step 3) feeds forward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FLOOR",
+    "GateName",
+    "Selection",
+    "Weighting",
+    "keep_probability",
+    "minimum_count",
+    "select",
+    "solve_threshold",
+    "systematic_sample",
+]
+
+GateName = Literal["soft", "threshold", "topk"]
+Weighting = Literal["none", "sqrt", "unbiased"]
+
+FLOOR = 0.01
+"""Least keep-probability of the soft gate: no sample is lost for good, and no weight exceeds 1 / FLOOR."""
+
+_EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples of a batch are trained on.
+
+    Attributes:
+        indices: ``(k,)`` int64 positions in the batch, ascending.
+        weights: ``(k,)`` importance weights ``p**-a`` of the selected samples, or None where all are 1.
+    """
+
+    indices: Tensor
+    weights: Tensor | None = None
+
+
+def keep_probability(significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR) -> Tensor:
+    """Probability of each sample to be kept.
+
+    Args:
+        significance: ``(B,)``, non-negative.
+        threshold: the significance at which the gate is fully open.
+        gate: ``"soft"``: ``clip(significance / threshold, floor, 1)``; ``"threshold"`` and ``"topk"``: 1 above (for
+            ``topk`` also at) the threshold, else 0.
+        floor: least probability of the soft gate, in [0, 1].
+
+    Returns:
+        ``(B,)`` in [0, 1].
+
+    Example:
+        >>> keep_probability(torch.tensor([0.0, 1.0, 3.0]), 2.0, "soft")
+        tensor([0.0100, 0.5000, 1.0000])
+    """
+    if gate == "soft":
+        threshold = torch.as_tensor(threshold, dtype=significance.dtype, device=significance.device)
+        return (significance / threshold.clamp_min(torch.finfo(significance.dtype).tiny)).clamp(floor, 1.0)
+    kept = significance >= threshold if gate == "topk" else significance > threshold
+    return kept.to(significance.dtype)
+
+
+def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor: float = FLOOR) -> Tensor:
+    """The threshold at which the expected share of this batch that is kept is ``rate``.
+
+    For the soft gate the expected count, ``sum(clip(s * x, floor, 1))`` with ``x = 1 / threshold``, is piecewise linear
+    in x: it is summed from breakpoint to breakpoint and inverted, exactly and without waiting for the device. For the
+    hard gates it is the value between the last kept sample and the first dropped one.
+
+    Args:
+        significance: ``(B,)``, non-negative.
+        rate: in (0, 1); for the soft gate above ``floor``.
+        gate: which gate the threshold is for.
+        floor: least probability of the soft gate.
+
+    Returns:
+        Positive scalar tensor on the device of ``significance``.
+
+    Example:
+        >>> s = torch.tensor([0.1, 0.2, 0.4, 0.8])
+        >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
+        0.5
+    """
+    s = significance.double()
+    s = s.clamp_min(s.max() * 1e-12 + 1e-30)
+    size = s.numel()
+    if gate != "soft":
+        kept = min(size, max(1, round(rate * size)))
+        ordered = torch.cat([s.sort(descending=True).values, s.new_zeros(1)])
+        return (ordered[kept - 1] * ordered[kept].clamp_min(1e-30)).sqrt()
+    points, order = torch.cat([floor / s, 1 / s]).sort()
+    slopes = torch.cat([s, -s])[order].cumsum(0)
+    counts = floor * size + torch.cat([s.new_zeros(1), (slopes[:-1] * points.diff()).cumsum(0)])
+    after = torch.searchsorted(counts, counts.new_tensor(rate * size)).clamp(1, 2 * size - 1)
+    x = points[after - 1] + (rate * size - counts[after - 1]) / slopes[after - 1].clamp_min(1e-30)
+    return 1 / x
+
+
+def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw samples with the given inclusion probabilities and an almost constant count.
+
+    The samples are laid end to end in random order, each as long as its probability, and a comb of unit spacing with a
+    random offset picks those it hits. Each sample is kept with exactly its probability; the count differs from the sum of the
+    probabilities by less than 1, where independent draws would scatter by its square root.
+    Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
+
+    Args:
+        probability: ``(B,)`` in [0, 1].
+        generator: a CPU generator: draws are the same on every device.
+
+    Returns:
+        ``(k,)`` ascending positions. Reading k waits for the device once.
+    """
+    noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64)
+    noise = noise.to(probability.device, non_blocking=True)
+    order = noise[:-1].argsort()
+    ends = (probability[order].double().cumsum(0) + noise[-1]).floor()
+    hit = ends > torch.cat([ends.new_zeros(1), ends[:-1]])
+    return order[hit].sort().values
+
+
+def minimum_count(batch_size: int, min_selected: int | float) -> int:
+    """The fallback: at least this many samples are kept.
+
+    Args:
+        batch_size: B.
+        min_selected: an int counts samples; a float in (0, 1) is a share of the batch, rounded down, and at least 2
+            (0.1 is the original package's floor).
+
+    Returns:
+        In [1, B].
+    """
+    wanted = max(2, math.floor(batch_size * min_selected)) if isinstance(min_selected, float) else min_selected
+    return min(batch_size, wanted)
+
+
+def select(
+    significance: Tensor,
+    threshold: Tensor | float,
+    *,
+    gate: GateName,
+    rate: float,
+    weighting: Weighting,
+    min_selected: int | float,
+    generator: torch.Generator,
+    floor: float = FLOOR,
+) -> Selection:
+    """Choose the samples of a batch to train on.
+
+    Where the gate keeps fewer than the minimum, the most significant of the others are added, with the weight their
+    probability gives them.
+
+    Args:
+        significance: ``(B,)``, non-negative.
+        threshold: the significance at which the gate is fully open; ``topk`` does not use it.
+        gate: ``"soft"``, ``"threshold"`` (the original's hard cut; it starves a batch of easy samples and needs a
+            controller that already holds its rate) or ``"topk"`` (exactly ``round(rate * B)``).
+        rate: target activation rate in (0, 1], for ``topk``.
+        weighting: ``p**-a`` with a = 0, 1/2, 1. The hard gates have p = 1 for what they keep: always weight 1.
+        min_selected: see :func:`minimum_count`.
+        generator: CPU generator of the soft gate's draw; the global one is not touched.
+        floor: least probability of the soft gate.
+
+    Returns:
+        The selection, never empty.
+    """
+    size = significance.numel()
+    least = minimum_count(size, min_selected)
+    if gate == "topk":
+        indices = significance.topk(max(least, round(rate * size))).indices.sort().values
+        return Selection(indices)
+    probability = keep_probability(significance, threshold, gate, floor=floor)
+    if gate == "soft":
+        indices = systematic_sample(probability, generator)
+    else:
+        indices = probability.nonzero().squeeze(1)
+    if indices.numel() < least:
+        boosted = significance / significance.max().clamp_min(torch.finfo(significance.dtype).tiny)
+        indices = boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0)).topk(least).indices.sort().values
+    exponent = _EXPONENTS[weighting]
+    if gate != "soft" or exponent == 0:
+        return Selection(indices)
+    return Selection(indices, probability[indices].pow(-exponent))

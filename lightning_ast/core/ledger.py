@@ -1,0 +1,201 @@
+"""Step 6 of a batch: what was spent, and what a dense run would have spent.
+
+Samples are counted, FLOPs are counted once with torch's FlopCounterMode and scaled, seconds are measured against the
+warmup stage of the same run. What cannot be known is None, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_ast.core.execution import Mode
+
+__all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings"]
+
+
+@dataclass(frozen=True)
+class FlopsPerSample:
+    """Counted cost of one sample in a dense training step.
+
+    Attributes:
+        forward: FLOPs of the forward (a multiply-add counts as 2), as torch.utils.flop_counter counts them.
+        backward: FLOPs of the backward.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def dense(self) -> float:
+        """FLOPs of forward and backward."""
+        return self.forward + self.backward
+
+
+@dataclass
+class StageTotals:
+    """Counts of one stage.
+
+    Attributes:
+        steps: training batches.
+        offered: samples that were offered.
+        selected: samples that were trained on.
+        forwarded: forwards of one sample, scoring included.
+        backwarded: backwards of one sample, zeroed losses included.
+        timed_seconds: wall time of the timed steps.
+        timed_offered: samples offered in the timed steps.
+    """
+
+    steps: int = 0
+    offered: int = 0
+    selected: int = 0
+    forwarded: int = 0
+    backwarded: int = 0
+    timed_seconds: float = 0.0
+    timed_offered: int = 0
+
+
+@dataclass
+class Ledger:
+    """Samples, FLOPs and seconds of a run, by stage.
+
+    Attributes:
+        flops: counted cost of one sample, or None while it is not known.
+        stages: counts by stage.
+
+    Example:
+        >>> ledger = Ledger(flops=FlopsPerSample(forward=1.0, backward=2.0))
+        >>> ledger.record("sparse", mode="subset", offered=100, selected=40)
+        >>> ledger.savings()["samples"], round(ledger.savings()["flops"], 3)
+        (0.6, 0.267)
+    """
+
+    flops: FlopsPerSample | None = None
+    stages: dict[str, StageTotals] = field(default_factory=dict)
+
+    def record(self, stage: str, *, mode: Mode | None, offered: int, selected: int) -> None:
+        """Count one training batch.
+
+        Args:
+            stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
+            mode: how the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
+                ``subset``: a scoring forward of every sample, forward and backward of the selected ones.
+            offered: samples of the batch.
+            selected: samples trained on.
+
+        Raises:
+            ValueError: the cost of this mode is not known to the ledger.
+        """
+        if mode not in (None, "mask", "subset"):
+            raise ValueError(f"expected mode None, 'mask' or 'subset', got {mode!r}.")
+        totals = self.stages.setdefault(stage, StageTotals())
+        totals.steps += 1
+        totals.offered += offered
+        totals.selected += selected
+        totals.forwarded += offered + selected if mode == "subset" else offered
+        totals.backwarded += selected if mode == "subset" else offered
+
+    def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
+        """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
+        totals = self.stages.setdefault(stage, StageTotals())
+        totals.timed_seconds += seconds
+        totals.timed_offered += offered
+
+    @property
+    def offered(self) -> int:
+        """Samples offered in the whole run."""
+        return sum(totals.offered for totals in self.stages.values())
+
+    @property
+    def selected(self) -> int:
+        """Samples trained on in the whole run."""
+        return sum(totals.selected for totals in self.stages.values())
+
+    @property
+    def activation_rate(self) -> float | None:
+        """Selected / offered over the whole run, in [0, 1]; None before the first batch."""
+        return self.selected / self.offered if self.offered else None
+
+    def spent_flops(self) -> float | None:
+        """FLOPs really spent on forwards (scoring included) and backwards, or None where a sample's cost is unknown."""
+        if self.flops is None:
+            return None
+        return sum(
+            totals.forwarded * self.flops.forward + totals.backwarded * self.flops.backward
+            for totals in self.stages.values()
+        )
+
+    def dense_flops(self) -> float | None:
+        """FLOPs of the same batches trained densely, or None."""
+        return None if self.flops is None else self.offered * self.flops.dense
+
+    def savings(self) -> dict[str, float | None]:
+        """Shares saved against dense training of the same batches, over the whole run so far.
+
+        Returns:
+            ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense, None
+            where unknown (before the first batch; FLOPs not counted; no warmup steps to compare seconds with;
+            joules are not measured by the ledger).
+        """
+        spent, dense, rate = self.spent_flops(), self.dense_flops(), self.activation_rate
+        return {
+            "samples": None if rate is None else 1 - rate,
+            "flops": None if spent is None or not dense else 1 - spent / dense,
+            "seconds": self._savings_seconds(),
+            "joules": None,
+        }
+
+    def _savings_seconds(self) -> float | None:
+        """Measured seconds per sample by stage, weighted with the samples each stage was offered."""
+        baseline = self.stages.get("warmup")
+        if baseline is None or baseline.timed_offered == 0 or self.offered == 0:
+            return None
+        dense_rate = baseline.timed_seconds / baseline.timed_offered
+        spent = 0.0
+        for totals in self.stages.values():
+            timed = totals.timed_offered > 0
+            spent += totals.offered * (totals.timed_seconds / totals.timed_offered if timed else dense_rate)
+        return 1 - spent / (dense_rate * self.offered)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives alone."""
+        return {
+            "flops": None if self.flops is None else asdict(self.flops),
+            "stages": {stage: asdict(totals) for stage, totals in self.stages.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.flops = None if state["flops"] is None else FlopsPerSample(**state["flops"])
+        self.stages = {stage: StageTotals(**totals) for stage, totals in state["stages"].items()}
+
+
+def estimated_energy_savings(
+    *, offered: int, selected: int, energy_per_activation: float = 1.0, energy_per_skip: float = 0.01
+) -> float:
+    """The original package's energy model: **estimated**, not measured.
+
+    It prices a skipped sample at ``energy_per_skip``, although scoring it costs at least a forward (a third of a dense
+    sample): treat the result as a share of skipped samples under another name.
+    Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
+
+    Args:
+        offered: samples offered, at least 1.
+        selected: samples trained on.
+        energy_per_activation: energy of a trained sample, in any unit.
+        energy_per_skip: energy of a skipped sample, in the same unit.
+
+    Returns:
+        Estimated share of energy saved, at most 1.
+
+    Raises:
+        ValueError: no sample was offered.
+
+    Example:
+        >>> round(estimated_energy_savings(offered=100, selected=40), 3)
+        0.594
+    """
+    if offered < 1:
+        raise ValueError(f"expected at least one sample offered, got {offered}.")
+    actual = selected * energy_per_activation + (offered - selected) * energy_per_skip
+    return 1 - actual / (offered * energy_per_activation)

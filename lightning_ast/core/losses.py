@@ -1,0 +1,318 @@
+"""Step 1 of a batch: the per-sample losses behind the one number a training step averages.
+
+:class:`LossCapture` intercepts torch's loss functions while the user's unmodified code runs, and keeps what they
+would have averaged: per sample, the sum of its elements and their weight in the user's own mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "OutputKind", "check_losses"]
+
+OutputKind = Literal["multiclass", "binary", "regression"]
+
+REMEDY = (
+    "Define `per_sample_loss(self, batch, batch_idx)` on your module: return the unreduced losses, shape (B,), and let "
+    "`training_step` use `self.per_sample_loss(batch, batch_idx).mean()`."
+)
+
+
+class LossCaptureError(RuntimeError):
+    """Per-sample losses cannot be taken from this training step; the message names the remedy."""
+
+
+class LossReached(BaseException):  # noqa: N818 - a signal, not an error: user code must not catch it as Exception
+    """Raised by a capture with ``stop=True`` at the loss, so that nothing behind it runs."""
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """One intercepted loss of a batch.
+
+    Attributes:
+        name: the loss function's name, e.g. ``"cross_entropy"``.
+        sums: ``(B,)`` sum of each sample's (class-weighted) loss elements, with its graph.
+        counts: ``(B,)`` each sample's share of the denominator of the user's mean: its elements, class-weighted where
+            the loss is, without those of ``ignore_index``. Ones where the user sums.
+        mean: whether the user's reduction divides by the counts (``"mean"``, ``"batchmean"``) or not (``"sum"``).
+        logits: what the loss was given as prediction; class scores, binary scores or a regression output.
+        targets: what it was given as target.
+        kind: what the logits are.
+        ignore_index: target value that counts for nothing, or None.
+    """
+
+    name: str
+    sums: Tensor
+    counts: Tensor
+    mean: bool
+    logits: Tensor
+    targets: Tensor
+    kind: OutputKind
+    ignore_index: int | None = None
+
+    @property
+    def losses(self) -> Tensor:
+        """``(B,)`` what the user's loss function returns for each sample alone (0 where it has no valid element)."""
+        return self.sums / self.counts.where(self.counts > 0, torch.ones_like(self.counts))
+
+    @property
+    def total(self) -> Tensor:
+        """Scalar: the user's own loss of the whole batch, ``sum(sums) / sum(counts)``, or the plain sum."""
+        return self.sums.sum() / self.counts.sum() if self.mean else self.sums.sum()
+
+
+@dataclass(frozen=True)
+class _Elements:
+    """Unreduced loss elements ``(N, ...)``, their weights in the mean (None: ones), and what was predicted."""
+
+    values: Tensor
+    weights: Tensor | None
+    logits: Tensor
+    targets: Tensor
+    kind: OutputKind
+    ignore_index: int | None = None
+
+
+_Call = dict[str, Any]
+_Rule = Callable[[Callable[..., Tensor], _Call], _Elements]
+
+
+def _unreduced(func: Callable[..., Tensor], call: _Call) -> Tensor:
+    arguments = {k: v for k, v in call.items() if k not in ("size_average", "reduce")}
+    return func(**{**arguments, "reduction": "none"})
+
+
+def _class_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
+    """cross_entropy and nll_loss: the mean divides by the class weights of the valid targets.
+
+    With class probabilities as targets it divides by their number. Source: torch.nn.CrossEntropyLoss.
+    """
+    values, logits, targets = _unreduced(func, call), call["input"], call["target"]
+    if targets.is_floating_point():
+        return _Elements(values, None, logits, targets, "multiclass")
+    ignore, weight = call["ignore_index"], call["weight"]
+    valid = targets != ignore
+    if weight is None:
+        counts = valid.to(values.dtype)
+    else:
+        counts = weight[targets.where(valid, torch.zeros_like(targets))].to(values.dtype) * valid
+    return _Elements(values, counts, logits, targets, "multiclass", ignore)
+
+
+def _probability_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
+    """binary_cross_entropy takes probabilities: turn them back into logits for the significance."""
+    values, p = _unreduced(func, call), call["input"]
+    return _Elements(values, None, torch.logit(p.detach(), eps=1e-6), call["target"], "binary")
+
+
+def _binary_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
+    return _Elements(_unreduced(func, call), None, call["input"], call["target"], "binary")
+
+
+def _kl_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
+    """kl_div: ``"batchmean"`` divides by the rows, ``"mean"`` by the elements. Inputs are log-probabilities."""
+    values = _unreduced(func, call)
+    targets = call["target"].exp() if call["log_target"] else call["target"]
+    weights = None
+    if call["reduction"] == "batchmean":
+        weights = torch.full_like(values, values.shape[0] / values.numel())
+    return _Elements(values, weights, call["input"], targets, "multiclass")
+
+
+def _regression_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
+    """Elementwise regression losses; ``weight`` (recent torch) enters both sums of the mean."""
+    values, weight = _unreduced(func, call), call.get("weight")
+    weights = None if weight is None else weight.expand_as(values)
+    return _Elements(values, weights, call["input"], call["target"], "regression")
+
+
+def _first_two_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
+    """Losses of several inputs (ranking, embedding, margins): score by the loss alone."""
+    tensors = [value for value in call.values() if isinstance(value, Tensor)]
+    return _Elements(_unreduced(func, call), None, tensors[0], tensors[1], "regression")
+
+
+_RULES: dict[Callable[..., Any], _Rule] = {
+    F.cross_entropy: _class_rule,
+    F.nll_loss: _class_rule,
+    F.binary_cross_entropy: _probability_rule,
+    F.binary_cross_entropy_with_logits: _binary_rule,
+    F.multilabel_soft_margin_loss: _binary_rule,
+    F.kl_div: _kl_rule,
+    F.mse_loss: _regression_rule,
+    F.l1_loss: _regression_rule,
+    F.smooth_l1_loss: _regression_rule,
+    F.huber_loss: _regression_rule,
+    F.gaussian_nll_loss: _regression_rule,
+    F.poisson_nll_loss: _regression_rule,
+    F.soft_margin_loss: _regression_rule,
+    F.hinge_embedding_loss: _regression_rule,
+    F.multi_margin_loss: _first_two_rule,
+    F.multilabel_margin_loss: _first_two_rule,
+    F.margin_ranking_loss: _first_two_rule,
+    F.cosine_embedding_loss: _first_two_rule,
+    F.triplet_margin_loss: _first_two_rule,
+    F.triplet_margin_with_distance_loss: _first_two_rule,
+}
+_REFUSED: dict[Any, str] = {F.ctc_loss: "ctc_loss"}
+if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
+    _REFUSED[F.linear_cross_entropy] = "linear_cross_entropy"
+_SIGNATURES = {func: inspect.signature(func) for func in _RULES}
+
+
+def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
+    """``(N, ...)`` elements to ``(B,)`` sums, where N is B or B * T with the samples outermost."""
+    if values.ndim == 0 or values.shape[0] % batch_size != 0:
+        raise LossCaptureError(
+            f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a multiple "
+            f"of it (tokens), got shape {tuple(values.shape)}. {REMEDY}"
+        )
+    return values.reshape(batch_size, -1).sum(1)
+
+
+def _record(
+    func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: _Call, batch_size: int, *, unreduced: bool = False
+) -> LossRecord:
+    if func in _REFUSED:
+        raise LossCaptureError(f"`{_REFUSED[func]}` has no per-sample form that can be captured. {REMEDY}")
+    bound = _SIGNATURES[func].bind(*args, **kwargs)
+    bound.apply_defaults()
+    call, name = dict(bound.arguments), func.__name__
+    reduction = call["reduction"]
+    if call.get("size_average") is not None or call.get("reduce") is not None:
+        raise LossCaptureError(f"`{name}` was called with the deprecated size_average/reduce: use `reduction=` instead.")
+    if reduction == "none" and not unreduced:
+        raise LossCaptureError(f"`{name}` was called with reduction='none' and averaged by hand. {REMEDY}")
+    elements = _RULES[func](func, call)
+    sums = _fold(elements.values, batch_size, name)
+    mean = reduction != "sum"
+    if not mean:
+        counts = torch.ones_like(sums)
+    elif elements.weights is None:
+        counts = torch.full_like(sums, elements.values.numel() / batch_size)
+    else:
+        counts = _fold(elements.weights.detach(), batch_size, name)
+    return LossRecord(
+        name=name,
+        sums=sums,
+        counts=counts.detach(),
+        mean=mean,
+        logits=elements.logits.detach(),
+        targets=elements.targets.detach(),
+        kind=elements.kind,
+        ignore_index=elements.ignore_index,
+    )
+
+
+class LossCapture(TorchFunctionMode):
+    """Intercept torch's loss functions inside a ``with`` block.
+
+    Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``, ``mse_loss``,
+    ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss`` and the margin, hinge,
+    ranking, embedding and triplet losses, called as functions or as modules, with ``reduction="mean"``, ``"sum"`` or
+    ``"batchmean"``. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples outermost, which is what
+    ``view(-1, C)`` of a ``(B, T, C)`` tensor gives; a time-major model needs an explicit ``per_sample_loss``.
+    It does not see losses computed inside a ``torch.compile``d function.
+
+    Args:
+        batch_size: number of samples B in the batch.
+        rewrite: ``(record, value) -> scalar`` replaces the value the loss function returns; None only watches.
+        stop: raise :class:`LossReached` at the first loss instead of returning to the user's code.
+        unreduced: for code that returns its own losses: accept ``reduction="none"``, and pass over what cannot be
+            taken apart.
+
+    Attributes:
+        records: what was captured, in order.
+
+    Raises:
+        LossCaptureError: at the loss, when it cannot be taken apart (CTC, ``reduction="none"``, wrong leading dimension).
+
+    Example:
+        >>> with LossCapture(batch_size=3) as capture:
+        ...     loss = F.mse_loss(torch.zeros(3, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))
+        >>> capture.record().losses
+        tensor([1., 4., 0.])
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        rewrite: Callable[[LossRecord, Tensor], Tensor] | None = None,
+        stop: bool = False,
+        unreduced: bool = False,
+    ) -> None:
+        super().__init__()
+        self._batch_size = batch_size
+        self._rewrite = rewrite
+        self._stop = stop
+        self._unreduced = unreduced
+        self.records: list[LossRecord] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass everything through but the loss functions."""
+        kwargs = kwargs or {}
+        if func in _RULES or (func in _REFUSED and not self._unreduced):
+            try:
+                self.records.append(_record(func, args, kwargs, self._batch_size, unreduced=self._unreduced))
+            except LossCaptureError:
+                if not self._unreduced:
+                    raise
+                return func(*args, **kwargs)
+            if self._stop:
+                raise LossReached
+            value = func(*args, **kwargs)
+            return value if self._rewrite is None else self._rewrite(self.records[-1], value)
+        return func(*args, **kwargs)
+
+    def record(self) -> LossRecord:
+        """The one captured loss.
+
+        Raises:
+            LossCaptureError: no loss or more than one was captured.
+        """
+        if not self.records:
+            raise LossCaptureError(
+                "no torch loss function was called in the training step: the loss is written by hand, compiled, or "
+                f"computed elsewhere. {REMEDY}"
+            )
+        if len(self.records) > 1:
+            names = ", ".join(record.name for record in self.records)
+            raise LossCaptureError(
+                f"{len(self.records)} losses were captured ({names}): which of them makes a sample matter is yours to "
+                f"say. {REMEDY}"
+            )
+        return self.records[0]
+
+
+def check_losses(losses: Any, batch_size: int) -> Tensor:
+    """Check what an explicit ``per_sample_loss`` returned.
+
+    Args:
+        losses: expected a tensor of shape ``(B,)``.
+        batch_size: B.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        LossCaptureError: it is not a floating-point tensor of shape ``(B,)``.
+    """
+    if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
+        got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise LossCaptureError(
+            f"expected `per_sample_loss` to return a floating-point tensor of shape ({batch_size},), got {got}. "
+            "Use reduction='none' and average everything but the batch dimension."
+        )
+    return losses

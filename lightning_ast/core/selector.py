@@ -1,0 +1,133 @@
+"""Steps 3 and 4 together: significance in, selection out, the controller taught, the counts kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.controller import PIController
+from lightning_ast.core.gate import FLOOR, GateName, Selection, Weighting, minimum_count, select, solve_threshold
+
+__all__ = ["SampleSelector"]
+
+
+class SampleSelector:
+    """Chooses the samples of each batch and holds the activation rate at its target.
+
+    Args:
+        target_activation_rate: in (0, 1]; 1 keeps every sample.
+        gate: ``"soft"``, ``"threshold"`` or ``"topk"``, see :mod:`lightning_ast.core.gate`.
+        weighting: importance weights of the soft gate: ``"none"``, ``"sqrt"``, ``"unbiased"``.
+        controller: moves the threshold; None makes a default :class:`PIController`. ``topk`` needs none: its threshold
+            is only reported.
+        min_selected: fewest samples kept, a count or a share of the batch.
+        seed: of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so far, and
+            on nothing else: the global generators are neither read nor written.
+        rank: of this process among those that train together.
+
+    Attributes:
+        steps: sparse steps so far.
+        activation_rate: selected / offered of the last batch, or None before the first.
+        last_threshold: threshold of the last batch, a scalar on its device, or None before the first.
+
+    Example:
+        >>> selector = SampleSelector(target_activation_rate=0.5)
+        >>> selector.select(torch.tensor([0.1, 0.9, 0.2, 0.8])).indices.numel()
+        2
+    """
+
+    def __init__(
+        self,
+        *,
+        target_activation_rate: float = 0.4,
+        gate: GateName = "soft",
+        weighting: Weighting = "sqrt",
+        controller: PIController | None = None,
+        min_selected: int | float = 2,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.target_activation_rate = target_activation_rate
+        self.gate: GateName = gate
+        self.weighting: Weighting = weighting
+        self.controller = PIController() if controller is None else controller
+        self.min_selected = min_selected
+        self.seed = seed
+        self.rank = rank
+        self.steps = 0
+        self.activation_rate: float | None = None
+        self.last_threshold: Tensor | None = None
+
+    def select(self, significance: Tensor, *, average: Callable[[Tensor], Tensor] | None = None) -> Selection:
+        """Choose the samples of one batch.
+
+        Args:
+            significance: ``(B,)``, non-negative and finite.
+            average: mean of a scalar over the processes that train together, so that all of them use one feed-forward
+                threshold; None for a single process.
+
+        Returns:
+            At least one sample, all of them where the target is 1.
+        """
+        target, size = self.target_activation_rate, significance.numel()
+        floor = min(FLOOR, 0.1 * target)
+        if target >= 1:
+            selection = Selection(torch.arange(size, device=significance.device))
+        else:
+            self.last_threshold = threshold = self._threshold(significance, floor, average)
+            selection = select(
+                significance,
+                threshold,
+                gate=self.gate,
+                rate=target,
+                weighting=self.weighting,
+                min_selected=self.min_selected,
+                generator=self._generator(),
+                floor=floor,
+            )
+        kept = selection.indices.numel()
+        self.activation_rate = kept / size
+        at_minimum = kept <= self.least(size)
+        if target < 1:
+            self.controller.update(self.activation_rate, target=target, at_minimum=at_minimum)
+        self.steps += 1
+        return selection
+
+    def least(self, batch_size: int) -> int:
+        """Fewest samples that are kept of a batch of this size."""
+        return minimum_count(batch_size, self.min_selected)
+
+    def _threshold(self, significance: Tensor, floor: float, average: Callable[[Tensor], Tensor] | None) -> Tensor:
+        if self.gate == "topk":
+            return solve_threshold(significance, self.target_activation_rate, "topk", floor=floor)
+        solved = None
+        if self.controller.uses_feedforward:
+            solved = solve_threshold(significance, self.target_activation_rate, self.gate, floor=floor)
+            if average is not None:
+                solved = average(solved.log()).exp()
+        return self.controller.threshold(solved, target=self.target_activation_rate)
+
+    def _generator(self) -> torch.Generator:
+        """A generator for this step alone: nothing to save, and every rank draws its own."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{self.steps}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone."""
+        threshold = None if self.last_threshold is None else self.last_threshold.cpu()
+        return {
+            "steps": self.steps,
+            "activation_rate": self.activation_rate,
+            "threshold": threshold,
+            "controller": self.controller.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.steps, self.activation_rate = state["steps"], state["activation_rate"]
+        self.last_threshold = state["threshold"]
+        self.controller.load_state_dict(state["controller"])

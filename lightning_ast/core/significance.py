@@ -1,0 +1,319 @@
+"""Step 2 of a batch: losses, logits, inputs and targets to significance ``(B,)``, how much each sample matters now.
+
+Every function here takes ``(losses, logits, inputs, targets)`` and returns a non-negative ``(B,)`` tensor, so that a
+user's own callable of that form stands beside them on equal terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.losses import LossRecord, OutputKind
+
+__all__ = [
+    "SIGNIFICANCE",
+    "SignificanceFn",
+    "SignificanceName",
+    "compute_significance",
+    "confidence",
+    "el2n",
+    "loss",
+    "loss_entropy",
+    "loss_intensity",
+]
+
+SignificanceName = Literal["el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
+SignificanceFn = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None], Tensor]
+
+
+class _BuiltIn(Protocol):
+    def __call__(
+        self,
+        losses: Tensor,
+        logits: Tensor | None,
+        inputs: Tensor | None,
+        targets: Tensor | None,
+        *,
+        kind: OutputKind | None = None,
+        ignore_index: int | None = None,
+    ) -> Tensor: ...
+
+
+def loss(
+    losses: Tensor,
+    logits: Tensor | None = None,
+    inputs: Tensor | None = None,
+    targets: Tensor | None = None,
+    *,
+    kind: OutputKind | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """The loss itself, in the loss's own unit; negative values (Gaussian likelihoods) count as 0.
+
+    Defined for every loss. Unbounded: one outlier can take a large share of a batch.
+    Source: Selective Backprop, arXiv 1910.00762.
+
+    Args:
+        losses: ``(B,)``.
+        logits: not used.
+        inputs: not used.
+        targets: not used.
+        kind: not used.
+        ignore_index: not used.
+
+    Returns:
+        ``(B,)`` in [0, inf).
+    """
+    return losses.clamp_min(0)
+
+
+def el2n(
+    losses: Tensor,
+    logits: Tensor | None,
+    inputs: Tensor | None = None,
+    targets: Tensor | None = None,
+    *,
+    kind: OutputKind | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """Norm of the error vector, ``||p - y||``: the gradient of cross-entropy at the logits.
+
+    Defined for classification: class indices or class probabilities (``p`` is the softmax), and binary or multi-label
+    scores (``p`` is the sigmoid). With many predictions a sample (tokens, pixels) it is the mean over the valid ones.
+    For a regression loss, and where no logits are known, it is **the loss itself**: a documented substitute.
+    Source: EL2N, arXiv 2107.07075, equation 3.
+
+    Args:
+        losses: ``(B,)``.
+        logits: ``(B, C)``, ``(B, C, d1, ...)`` or ``(B*T, C)`` class scores, or binary scores shaped as the targets.
+        inputs: not used.
+        targets: class indices, or probabilities of the logits' shape.
+        kind: what the logits are; None takes it from the targets (integers: multiclass).
+        ignore_index: class index that counts for nothing, or None.
+
+    Returns:
+        ``(B,)`` in [0, sqrt(2)] for class indices.
+
+    Example:
+        >>> el2n(torch.zeros(1), torch.tensor([[0.0, 0.0]]), None, torch.tensor([1]))
+        tensor([0.7071])
+    """
+    kind = _kind(kind, logits, targets)
+    if logits is None or targets is None or kind == "regression":
+        return loss(losses)
+    error = _probabilities(logits, kind)
+    if targets.is_floating_point():
+        error = error - targets
+    else:
+        index, valid = _class_index(targets, logits, ignore_index)
+        error = error.scatter_add(1, index, -torch.ones_like(index, dtype=error.dtype))
+        return _per_sample(error.norm(dim=1), losses, valid)
+    norms = error.abs() if error.ndim == 1 else error.norm(dim=1)
+    return _per_sample(norms, losses)
+
+
+def loss_entropy(
+    losses: Tensor,
+    logits: Tensor | None,
+    inputs: Tensor | None = None,
+    targets: Tensor | None = None,
+    *,
+    kind: OutputKind | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """``0.7 * loss + 0.3 * entropy of the prediction`` in nats, raw: the original package's score.
+
+    Defined for multi-class and binary outputs. Entropy ignores which targets are valid.
+    Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.compute_significance``.
+
+    Args:
+        losses: ``(B,)``.
+        logits: as for :func:`el2n`.
+        inputs: not used.
+        targets: used to tell binary from multi-class outputs where ``kind`` is None.
+        kind: what the logits are.
+        ignore_index: not used.
+
+    Returns:
+        ``(B,)`` in [0, inf).
+
+    Raises:
+        ValueError: no logits are known, or the loss is a regression loss.
+    """
+    kind = _kind(kind, logits, targets)
+    p = _probabilities(_need_classes(logits, kind, "loss_entropy"), kind)
+    if kind == "binary":
+        entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+    else:
+        entropy = -torch.xlogy(p, p).sum(1)
+    return 0.7 * loss(losses) + 0.3 * _per_sample(entropy, losses)
+
+
+def loss_intensity(
+    losses: Tensor,
+    logits: Tensor | None,
+    inputs: Tensor | None,
+    targets: Tensor | None = None,
+    *,
+    kind: OutputKind | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """``0.7 * loss / mean(loss) + 0.3 * s / mean(s)``, with ``s`` the standard deviation of a sample's input.
+
+    Defined for every loss, where the batch holds a floating-point input; meant for images. Relative to the batch: its
+    mean is always 1. Source: the README of adaptive-sparse-training ("loss + intensity").
+
+    Args:
+        losses: ``(B,)``.
+        logits: not used.
+        inputs: ``(B, ...)``, at least two values a sample.
+        targets: not used.
+        kind: not used.
+        ignore_index: not used.
+
+    Returns:
+        ``(B,)`` in [0, inf).
+
+    Raises:
+        ValueError: there is no floating-point input, or it has a single value a sample.
+    """
+    if inputs is None or inputs[0].numel() < 2:
+        raise ValueError(
+            "significance 'loss_intensity' needs a floating-point input tensor (B, ...) with at least two values a "
+            "sample in the batch, found none. Choose significance='loss' or 'el2n'."
+        )
+    spread = inputs.flatten(1).float().std(dim=1)
+    positive, tiny = loss(losses), torch.finfo(losses.dtype).tiny
+    relative_loss = positive / positive.mean().clamp_min(tiny)
+    return 0.7 * relative_loss + 0.3 * (spread / spread.mean().clamp_min(tiny)).to(losses.dtype)
+
+
+def confidence(
+    losses: Tensor,
+    logits: Tensor | None,
+    inputs: Tensor | None = None,
+    targets: Tensor | None = None,
+    *,
+    kind: OutputKind | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """One minus the probability of the true class (the mean over tokens or pixels; over labels for binary outputs).
+
+    Defined for classification; with class probabilities as targets the true class's probability is their inner product.
+    Source: KAKURENBO, arXiv 2310.10102, prediction confidence.
+
+    Args:
+        losses: ``(B,)``.
+        logits: as for :func:`el2n`.
+        inputs: not used.
+        targets: as for :func:`el2n`.
+        kind: what the logits are.
+        ignore_index: class index that counts for nothing, or None.
+
+    Returns:
+        ``(B,)`` in [0, 1].
+
+    Raises:
+        ValueError: no logits are known, or the loss is a regression loss.
+    """
+    kind = _kind(kind, logits, targets)
+    scores = _need_classes(logits, kind, "confidence")
+    assert targets is not None  # logits come with their targets
+    p = _probabilities(scores, kind)
+    if kind == "binary":
+        return _per_sample((p - targets).abs(), losses)
+    if targets.is_floating_point():
+        return _per_sample(1 - (p * targets).sum(1), losses)
+    index, valid = _class_index(targets, scores, ignore_index)
+    return _per_sample(1 - p.gather(1, index).squeeze(1), losses, valid)
+
+
+SIGNIFICANCE: dict[str, _BuiltIn] = {
+    "el2n": el2n,
+    "loss": loss,
+    "loss_entropy": loss_entropy,
+    "loss_intensity": loss_intensity,
+    "confidence": confidence,
+}
+
+
+def compute_significance(
+    significance: SignificanceName | SignificanceFn,
+    record: LossRecord | None,
+    losses: Tensor,
+    inputs: Tensor | None,
+) -> Tensor:
+    """Score a batch with a built-in or the user's own significance.
+
+    Args:
+        significance: a name from :data:`SIGNIFICANCE` or a callable ``(losses, logits, inputs, targets) -> (B,)``.
+        record: what the loss was computed from; None where only the losses are known.
+        losses: ``(B,)``.
+        inputs: the model's input ``(B, ...)``, or None.
+
+    Returns:
+        ``(B,)`` detached, non-negative; values that are not finite become 0 (they are never worth selecting).
+
+    Raises:
+        ValueError: the result does not have shape ``(B,)``, or the built-in is not defined for this loss.
+    """
+    losses = losses.detach()
+    logits = None if record is None else record.logits
+    targets = None if record is None else record.targets
+    if callable(significance):
+        scores = significance(losses, logits, inputs, targets)
+    else:
+        kind = None if record is None else record.kind
+        ignore_index = None if record is None else record.ignore_index
+        scores = SIGNIFICANCE[significance](losses, logits, inputs, targets, kind=kind, ignore_index=ignore_index)
+    if not isinstance(scores, Tensor) or scores.shape != losses.shape:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected significance of shape {tuple(losses.shape)}, one value a sample, got {got}.")
+    return scores.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+
+
+def _kind(kind: OutputKind | None, logits: Tensor | None, targets: Tensor | None) -> OutputKind:
+    if kind is not None:
+        return kind
+    if logits is None or targets is None:
+        return "regression"
+    if targets.is_floating_point():
+        raise ValueError(
+            "floating-point targets do not say what the logits are: pass kind='multiclass', 'binary' or 'regression'."
+        )
+    return "multiclass"
+
+
+def _need_classes(logits: Tensor | None, kind: OutputKind, name: str) -> Tensor:
+    if logits is None or kind == "regression":
+        raise ValueError(
+            f"significance {name!r} is defined for classification losses with known logits, got a regression loss or an "
+            "explicit `per_sample_loss` that calls no torch classification loss. Choose significance='loss'."
+        )
+    return logits
+
+
+def _probabilities(logits: Tensor, kind: OutputKind) -> Tensor:
+    logits = logits.float()
+    return logits.sigmoid() if kind == "binary" else logits.softmax(1)
+
+
+def _class_index(targets: Tensor, logits: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Class indices ``(N, 1, ...)`` that are safe to gather with, and which of them are valid ``(N, ...)``."""
+    if ignore_index is None:
+        return targets.unsqueeze(1), None
+    valid = targets != ignore_index
+    return targets.where(valid, torch.zeros_like(targets)).unsqueeze(1), valid
+
+
+def _per_sample(values: Tensor, losses: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean of the valid values of each sample: ``(N, ...)`` to ``(B,)``, with N = B or B * T, samples outermost."""
+    values = values.reshape(losses.shape[0], -1)
+    if valid is None:
+        return values.mean(1)
+    mask = valid.reshape(losses.shape[0], -1)
+    return cast(Tensor, (values * mask).sum(1) / mask.sum(1).clamp_min(1))
