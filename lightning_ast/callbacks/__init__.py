@@ -1,0 +1,7 @@
+"""Lightning glue: one callback per file. Decisions are made in :mod:`lightning_ast.core`; callbacks read, call, write."""
+
+from lightning_ast.callbacks.monitor import SparseTrainingMonitor
+from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.callbacks.two_stage import TwoStageScheduler
+
+__all__ = ["SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler"]

@@ -1,0 +1,107 @@
+"""Configuration faults: found as text by pure functions, collected, and raised together before the first batch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+
+from lightning_ast.core.execution import AVAILABLE_MODES, Mode
+from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.significance import SIGNIFICANCE
+
+__all__ = ["ConfigurationError", "run_length_epochs", "setting_faults", "use_faults"]
+
+
+class ConfigurationError(ValueError):
+    """Everything that is wrong with a set-up, each with what to do.
+
+    Attributes:
+        faults: one sentence a fault.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(["lightning-ast cannot run with this configuration:", *(f"- {f}" for f in faults)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.faults,)
+
+
+def run_length_epochs(trainer: pl.Trainer) -> float | None:
+    """Length of the run in epochs from ``max_epochs`` and ``max_steps``, or None where neither bounds it (yet)."""
+    limits = []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        limits.append(float(trainer.max_epochs))
+    batches = trainer.num_training_batches
+    if trainer.max_steps > 0 and math.isfinite(batches) and batches > 0:
+        limits.append(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+    return min(limits, default=None)
+
+
+def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
+    return [] if value in choices else [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}."]
+
+
+def setting_faults(
+    *,
+    target_activation_rate: Any,
+    mode: Any,
+    gate: Any,
+    significance: Any,
+    weighting: Any,
+    min_selected: Any,
+    seed: Any,
+) -> list[str]:
+    """What is wrong with the arguments of ``SparseSelectionCallback`` on their own."""
+    found = []
+    if not _is_number(target_activation_rate) or not 0 < target_activation_rate <= 1:
+        found.append(f"target_activation_rate: expected a rate in (0, 1], got {target_activation_rate!r}.")
+    found += _one_of("mode", mode, get_args(Mode))
+    if mode in get_args(Mode) and mode not in AVAILABLE_MODES:
+        found.append(f"mode={mode!r} is not built yet: use {' or '.join(map(repr, AVAILABLE_MODES))}.")
+    found += _one_of("gate", gate, get_args(GateName))
+    if not callable(significance):
+        found += [f.rstrip(".") + ", or a callable." for f in _one_of("significance", significance, tuple(SIGNIFICANCE))]
+    if weighting is not None:
+        found += _one_of("weighting", weighting, get_args(Weighting))
+        if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
+            found.append(
+                f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use gate='soft', or "
+                "weighting=None."
+            )
+    whole = isinstance(min_selected, int) and not isinstance(min_selected, bool) and min_selected >= 1
+    if not whole and not (isinstance(min_selected, float) and 0 < min_selected < 1):
+        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {min_selected!r}.")
+    if not isinstance(seed, int):
+        found.append(f"seed: expected an int, got {seed!r}.")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def use_faults(module: pl.LightningModule, *, mode: Any, explicit: bool) -> list[str]:
+    """What is wrong with the module for this mode."""
+    found = []
+    step: Callable[..., Any] = module.training_step
+    names = list(inspect.signature(step).parameters)
+    if "dataloader_iter" in names:
+        found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
+    elif not names:
+        found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
+    if getattr(module, "_compiler_ctx", None) is not None:
+        found.append(
+            "the LightningModule itself is compiled, so its losses cannot be seen: compile the network inside it "
+            "(`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
+        )
+    if mode == "subset" and not module.automatic_optimization and not explicit:
+        found.append(
+            "mode='subset' scores by running training_step as far as its loss; with manual optimization that would also "
+            "run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
+        )
+    return found

@@ -1,0 +1,220 @@
+"""The user's training step with the loss of a selection in place of the batch's: interception, not replacement.
+
+The instance's ``training_step`` (and ``per_sample_loss``, where the module brings one) is wrapped for the length of the
+fit. A dense batch goes straight through. For a sparse one the wrapper slices the batch (``subset``) or lets the
+losses decide (``mask``), and hands the user's code a loss whose value is the full batch's and whose gradient is the
+selection's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.core.execution import denominator, report_full_loss, selected_loss
+from lightning_ast.core.gate import Selection, Weighting
+from lightning_ast.core.losses import REMEDY, LossCapture, LossCaptureError, LossRecord, check_losses
+
+__all__ = ["BatchPlan", "StepInterceptor"]
+
+Decide = Callable[[Any, Tensor, LossRecord | None, int], Selection]
+
+
+@dataclass
+class BatchPlan:
+    """What is to be done with the current batch; it lives from its start to its end.
+
+    Attributes:
+        batch_size: samples offered.
+        sparse: whether a selection is trained on; False only watches.
+        selection: None until ``mask`` has seen the losses; then kept, so that an optimizer that evaluates the step
+            several times (LBFGS) sees one objective.
+        sub_batch: the selected samples, for ``subset``.
+        full_loss: scalar, the user's loss of the whole batch, where scoring has seen it.
+        total_count: scalar, the user's denominator over the whole batch, where scoring has seen it.
+        seen: the loss handed to the user's code in the running call, once for each interception.
+    """
+
+    batch_size: int
+    sparse: bool
+    selection: Selection | None = None
+    sub_batch: Any = None
+    full_loss: Tensor | None = None
+    total_count: Tensor | None = None
+    seen: list[Tensor] = field(default_factory=list)
+
+
+class StepInterceptor:
+    """Wraps a module's training step for the length of a fit.
+
+    Args:
+        module: the LightningModule.
+        explicit: whether it brings its own ``per_sample_loss``.
+        weighting: importance weights of the selection.
+        decide: ``(batch, losses, record, batch_size) -> Selection``, for ``mask``.
+        average: mean of a scalar over the processes that train together.
+        forward_context: entered around the first call of the user's step, for measurements.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        *,
+        explicit: bool,
+        weighting: Weighting,
+        decide: Decide,
+        average: Callable[[Tensor], Tensor],
+        forward_context: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._forward_context = forward_context
+        self._module = module
+        self._weighting = weighting
+        self._decide = decide
+        self._average = average
+        self._installed = False
+        self._verified = False
+        self._inside = False
+        self.training_step: Callable[..., Any] = module.training_step
+        self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
+        self.plan: BatchPlan | None = None
+
+    def install(self) -> None:
+        """Put the wrappers on the instance."""
+        self._replaced = {name: self._module.__dict__.get(name) for name in ("training_step", "per_sample_loss")}
+        self._put("training_step", _wrapped(self.training_step, self._run))
+        if self.per_sample_loss is not None:
+            self._put("per_sample_loss", _wrapped(self.per_sample_loss, self._intercept_explicit))
+        self._installed = True
+
+    def remove(self) -> None:
+        """Take the wrappers off; the instance is as it was. Safe to call twice."""
+        if self._installed:
+            for name, value in self._replaced.items():
+                if value is not None:
+                    self._put(name, value)
+                else:
+                    self._module.__dict__.pop(name, None)
+        self._installed, self.plan = False, None
+
+    def _put(self, name: str, value: Any) -> None:
+        self._module.__dict__[name] = value
+
+    def _run(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self.plan
+        if plan is None or (self._verified and not plan.sparse):
+            return self.training_step(batch, *args, **kwargs)
+        if plan.sub_batch is not None:
+            batch = plan.sub_batch
+        plan.seen.clear()
+        self._inside = True
+        try:
+            with nullcontext() if self._verified else self._forward_context():
+                output = self._watched(plan, batch, *args, **kwargs)
+        finally:
+            self._inside = False
+        if not self._verified:
+            self._verify(output, plan.seen[0])
+        plan.seen.clear()
+        return output
+
+    def _watched(self, plan: BatchPlan, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.per_sample_loss is not None:
+            output = self.training_step(batch, *args, **kwargs)
+            if len(plan.seen) != 1:
+                raise LossCaptureError(
+                    f"the module defines `per_sample_loss`, but its training_step called it {len(plan.seen)} times: call it "
+                    "once, and train on its mean: `loss = self.per_sample_loss(batch, batch_idx).mean()`."
+                )
+            return output
+        rewrite = functools.partial(self._rewrite, plan, batch)
+        with LossCapture(self._forwarded(plan), rewrite=rewrite) as capture:
+            output = self.training_step(batch, *args, **kwargs)
+        capture.record()  # raises where there was not exactly one
+        return output
+
+    @staticmethod
+    def _forwarded(plan: BatchPlan) -> int:
+        """Samples that this forward sees."""
+        if plan.sub_batch is None or plan.selection is None:
+            return plan.batch_size
+        return plan.selection.indices.numel()
+
+    def _rewrite(self, plan: BatchPlan, batch: Any, record: LossRecord, value: Tensor) -> Tensor:
+        """Captured losses: the reduced loss of the selection, reporting the full batch's value."""
+        if plan.sparse:
+            if plan.selection is None:
+                plan.selection = self._decide(batch, record.losses.detach(), record, plan.batch_size)
+            sums, counts, full, total = record.sums, record.counts, value, record.counts.sum()
+            if plan.sub_batch is None:
+                sums, counts = sums[plan.selection.indices], counts[plan.selection.indices]
+            elif plan.full_loss is not None and plan.total_count is not None:
+                full, total = plan.full_loss, plan.total_count
+            divisor = self._divisor(plan.selection, counts, total, mean=record.mean)
+            value = report_full_loss(selected_loss(sums, plan.selection, divisor).to(value.dtype), full.to(value.dtype))
+        plan.seen.append(value)
+        return value
+
+    def _intercept_explicit(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Explicit losses: scaled row by row, so that the user's own mean has the selection's gradient."""
+        assert self.per_sample_loss is not None
+        plan = self.plan
+        if not self._inside or plan is None:
+            result: Tensor = self.per_sample_loss(batch, *args, **kwargs)
+            return result
+        size = self._forwarded(plan)
+        with LossCapture(size, unreduced=True) as capture:
+            losses = check_losses(self.per_sample_loss(batch, *args, **kwargs), size)
+        if plan.sparse:
+            record = capture.records[0] if len(capture.records) == 1 else None
+            losses = self._scaled(plan, batch, losses, record)
+        plan.seen.append(losses)
+        return losses
+
+    def _scaled(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
+        if plan.selection is None:
+            plan.selection = self._decide(batch, losses.detach(), record, plan.batch_size)
+        kept = plan.selection
+        ones = torch.ones_like(kept.indices, dtype=losses.dtype)
+        total = torch.full((), float(plan.batch_size), dtype=losses.dtype, device=losses.device)
+        factors = (ones if kept.weights is None else kept.weights.to(losses.dtype)) * losses.numel()
+        factors = factors / self._divisor(kept, ones, total, mean=True)
+        if plan.sub_batch is None:
+            rows = losses[kept.indices] * factors
+            scaled = torch.zeros_like(losses).index_add(0, kept.indices, rows)
+            return report_full_loss(scaled, losses)
+        full = losses if plan.full_loss is None else plan.full_loss.to(losses.dtype).expand_as(losses)
+        return report_full_loss(losses * factors, full)
+
+    def _divisor(self, selection: Selection, counts: Tensor, total: Tensor, *, mean: bool) -> Tensor:
+        """The denominator over all processes, as each one's share: DDP's average then weights every sample alike."""
+        return self._average(denominator(counts, selection, self._weighting, total_count=total, mean=mean))
+
+    def _verify(self, output: Any, seen: Tensor) -> None:
+        """Once: what was intercepted must be what is trained on."""
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if self._module.automatic_optimization and isinstance(loss, Tensor):
+            depends = loss is seen
+            if not depends and loss.requires_grad and seen.requires_grad:
+                depends = torch.autograd.grad(loss.sum(), seen, retain_graph=True, allow_unused=True)[0] is not None
+            if not depends:
+                raise LossCaptureError(
+                    f"the loss that training_step returns does not depend on the one that was captured. {REMEDY}"
+                )
+        self._verified = True
+
+
+def _wrapped(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """``replacement`` under the name and signature of ``original``, which Lightning inspects."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return replacement(*args, **kwargs)
+
+    return call

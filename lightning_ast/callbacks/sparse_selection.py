@@ -1,0 +1,341 @@
+"""``SparseSelectionCallback``: reads the trainer, calls the core, writes the step's loss and the logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_ast.callbacks._faults import ConfigurationError, setting_faults, use_faults
+from lightning_ast.callbacks._measure import FlopCount, StepClock
+from lightning_ast.callbacks._scoring import ScoringPass
+from lightning_ast.callbacks._step import BatchPlan, StepInterceptor
+from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage, TwoStageScheduler
+from lightning_ast.core.batch import batch_size_of, first_input, select_batch
+from lightning_ast.core.controller import PIController
+from lightning_ast.core.execution import WEIGHTING_DEFAULTS, Mode
+from lightning_ast.core.gate import GateName, Selection, Weighting
+from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.losses import LossRecord
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
+from lightning_ast.mixin import overrides
+
+__all__ = ["SparseSelectionCallback"]
+
+
+class SparseSelectionCallback(Callback):
+    """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
+
+    Cost of a sparse step as a share of a dense one, counting forward 1 and backward 2, at activation rate r:
+    ``mask`` 1 (it saves nothing: it is here for comparison with the original scripts), ``subset`` (1 + 3r) / 3.
+    The loss that the training step returns and logs stays that of the full batch; only its gradient is the selection's.
+    In ``subset`` other metrics of ``training_step`` see the selected samples alone. Under DDP the ranks' gradients
+    are averaged so that every selected sample counts alike; under gradient accumulation each micro-batch keeps its own
+    denominator.
+
+    Args:
+        target_activation_rate: share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
+        mode: ``"mask"`` or ``"subset"`` (``"partial"`` and ``"prune"`` are not built yet).
+        gate: ``"soft"`` (keep with probability ``clip(significance / threshold, floor, 1)``), ``"threshold"`` (the
+            original's hard cut: trained from scratch it needs a warmup and a controller that holds its rate) or
+            ``"topk"``.
+        significance: ``"el2n"``, ``"loss"``, ``"loss_entropy"``, ``"loss_intensity"``, ``"confidence"`` or a callable
+            ``(losses, logits, inputs, targets) -> (B,)``. A module's own ``significance`` method wins.
+        weighting: importance weights p^0, p^-1/2, p^-1: ``"none"``, ``"sqrt"``, ``"unbiased"``. None is ``"sqrt"`` for
+            the soft gate; the hard gates have no probabilities and always use ``"none"``.
+        controller: moves the threshold; None makes a default :class:`~lightning_ast.core.PIController`.
+        min_selected: fewest samples kept of a batch: a count, or a share in (0, 1) (0.1 is the original's).
+        seed: of the gate's own draws; global generators are not touched.
+
+    Attributes:
+        stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``: that of the last training batch.
+        ledger: samples, FLOPs and seconds of the run.
+
+    Raises:
+        ConfigurationError: at setup, every fault of the configuration together.
+        LossCaptureError: at the first batch, where the module's losses cannot be had per sample.
+
+    Example:
+        >>> callback = SparseSelectionCallback(target_activation_rate=0.4, mode="subset")
+        >>> callback.activation_rate is None  # before the first batch
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        target_activation_rate: float = 0.4,
+        mode: Mode = "subset",
+        gate: GateName = "soft",
+        significance: SignificanceName | SignificanceFn = "el2n",
+        weighting: Weighting | None = None,
+        controller: PIController | None = None,
+        min_selected: int | float = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.target_activation_rate = target_activation_rate
+        self.mode: Mode = mode
+        self.gate: GateName = gate
+        self.significance = significance
+        self.weighting: Weighting | None = weighting
+        self.controller = controller
+        self.min_selected = min_selected
+        self.seed = seed
+        self.stage: Stage = "warmup"
+        self.ledger = Ledger()
+        self._selector: SampleSelector | None = None
+        self._step: StepInterceptor | None = None
+        self._rate: float | None = None
+
+    # ------------------------------------------------------------------ readable while it runs
+
+    @property
+    def activation_rate(self) -> float | None:
+        """Selected / offered of the last training batch, in [0, 1]; None before the first."""
+        return self._rate
+
+    @property
+    def threshold(self) -> float | None:
+        """Significance at which the gate was fully open for the last sparse batch; None before it. Reads the device."""
+        last = None if self._selector is None else self._selector.last_threshold
+        return None if last is None else float(last)
+
+    @property
+    def savings(self) -> dict[str, float | None]:
+        """Shares saved over the run so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
+        return self.ledger.savings()
+
+    # ------------------------------------------------------------------ setup
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check everything that can be known before the first batch, then wrap the training step."""
+        if stage != "fit":
+            return
+        explicit = overrides(pl_module, "per_sample_loss")
+        self._check(trainer, pl_module, explicit=explicit)
+        self._scheduler = _only(trainer, TwoStageScheduler)
+        target = self.target_activation_rate
+        if self._scheduler is not None and self._scheduler.target_activation_rate is not None:
+            target = self._scheduler.target_activation_rate
+        if self.controller is not None:
+            self.controller.reset()
+        self._selector = SampleSelector(
+            target_activation_rate=target,
+            gate=self.gate,
+            weighting=self._resolved_weighting(),
+            controller=self.controller,
+            min_selected=self.min_selected,
+            seed=self.seed,
+            rank=trainer.global_rank,
+        )
+        self.ledger = Ledger()
+        self.stage, self._rate, self._told = "warmup", None, False
+        self._distributed = trainer.world_size > 1
+        self._flops, self._clock = FlopCount(pl_module), StepClock()
+        self._step = StepInterceptor(
+            pl_module,
+            explicit=explicit,
+            weighting=self._selector.weighting,
+            decide=self._decide,
+            average=self._average,
+            forward_context=self._flops.forward,
+        )
+        self._score = ScoringPass(
+            pl_module, training_step=self._step.training_step, per_sample_loss=self._step.per_sample_loss
+        )
+        self._trainer, self._module = trainer, pl_module
+        self._step.install()
+
+    def _check(self, trainer: pl.Trainer, module: pl.LightningModule, *, explicit: bool) -> None:
+        faults = setting_faults(
+            target_activation_rate=self.target_activation_rate,
+            mode=self.mode,
+            gate=self.gate,
+            significance=self.significance,
+            weighting=self.weighting,
+            min_selected=self.min_selected,
+            seed=self.seed,
+        )
+        faults += use_faults(module, mode=self.mode, explicit=explicit)
+        for kind in (SparseSelectionCallback, TwoStageScheduler):
+            count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
+            if count > 1:
+                faults.append(f"expected one {kind.__name__}, got {count}: keep one.")
+        scheduler = _only(trainer, TwoStageScheduler)
+        if scheduler is not None:
+            faults += scheduler.faults(trainer)
+        if faults:
+            raise ConfigurationError(faults)
+
+    def _resolved_weighting(self) -> Weighting:
+        if self.gate != "soft":
+            return "none"
+        return WEIGHTING_DEFAULTS[self.mode] if self.weighting is None else self.weighting
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the schedule again: the length of an epoch is known now."""
+        if self._scheduler is not None and (faults := self._scheduler.faults(trainer)):
+            raise ConfigurationError(faults)
+
+    # ------------------------------------------------------------------ a batch
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
+        assert self._step is not None
+        assert self._selector is not None
+        stage: Stage = "sparse" if self._scheduler is None else self._scheduler.stage(trainer, batch_idx)
+        if stage != self.stage:
+            self._clock.interrupt()
+        self.stage = stage
+        sparse = stage == "sparse" and self._selector.target_activation_rate < 1
+        self._step.plan = plan = BatchPlan(batch_size_of(batch), sparse)
+        if sparse and self.mode == "subset":
+            self._plan_subset(plan, batch, batch_idx)
+
+    def _plan_subset(self, plan: BatchPlan, batch: Any, batch_idx: int) -> None:
+        losses, record = self._score(batch, batch_idx, plan.batch_size)
+        plan.selection = self._decide(batch, losses, record, plan.batch_size)
+        use_own = overrides(self._module, "select_batch")
+        take: Any = self._module.select_batch if use_own else select_batch
+        plan.sub_batch = take(batch, plan.selection.indices)
+        if record is None or self._step is None or self._step.per_sample_loss is not None:
+            plan.full_loss = losses.mean()
+        else:
+            plan.full_loss, plan.total_count = record.total, record.counts.sum()
+
+    def _decide(self, batch: Any, losses: Tensor, record: LossRecord | None, batch_size: int) -> Selection:
+        assert self._selector is not None
+        inputs = first_input(batch, batch_size)
+        own: Any = getattr(self._module, "significance", None)
+        significance = own if overrides(self._module, "significance") else self.significance
+        scores = compute_significance(significance, record, losses, inputs)
+        selection = self._selector.select(scores, average=self._average if self._distributed else None)
+        self._tell(record, batch_size, selection)
+        return selection
+
+    def _average(self, value: Tensor) -> Tensor:
+        if not self._distributed:
+            return value
+        averaged = self._trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        return averaged if isinstance(averaged, Tensor) else value.new_tensor(averaged)
+
+    def _tell(self, record: LossRecord | None, batch_size: int, selection: Selection) -> None:
+        """Once: what a user would not expect from the settings alone."""
+        if self._told:
+            return
+        self._told = True
+        assert self._selector is not None
+        if self.significance == "el2n" and (record is None or record.kind == "regression"):
+            name = "an explicit per_sample_loss" if record is None else record.name
+            rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
+        target, kept = self._selector.target_activation_rate, selection.indices.numel()
+        least = self._selector.least(batch_size)
+        if least / batch_size > target * 1.05 and kept == least:
+            rank_zero_warn(
+                f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot fall to "
+                f"its target of {target:g}: use larger batches or a smaller min_selected."
+            )
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Count the backward's FLOPs, once."""
+        self._flops.start_backward()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop counting."""
+        self._flops.stop_backward()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the books, write the logs, let go of the batch."""
+        assert self._step is not None
+        plan = self._step.plan
+        assert plan is not None
+        self._step.plan = None
+        selected = plan.batch_size if plan.selection is None else plan.selection.indices.numel()
+        self._flops.finish_batch(self.ledger, selected if plan.sub_batch is not None else plan.batch_size)
+        mode = self.mode if plan.sparse else None
+        self.ledger.record(self.stage, mode=mode, offered=plan.batch_size, selected=selected)
+        self._clock.finish_batch(self.ledger, self.stage, offered=plan.batch_size)
+        self._rate = selected / plan.batch_size
+        if batch_idx == 0 or trainer.is_last_batch or trainer._logger_connector.should_update_logs:
+            self._log(pl_module)
+
+    def _log(self, module: pl.LightningModule) -> None:
+        """At the logger's own steps and the ends of an epoch: nine log calls would be felt in a short step.
+
+        Host tensors for what the host knows: a number would be copied to the device, and waited for.
+        """
+        assert self._selector is not None
+        savings = self.savings
+        values: dict[str, float | None] = {
+            "ast/activation_rate": self._rate,
+            "ast/activation_rate_ema": self._selector.controller.activation_rate_ema,
+            "ast/stage": float(STAGE_CODES[self.stage]),
+            **{f"ast/savings_{name}": share for name, share in savings.items()},
+        }
+        logged = {name: torch.tensor(value) for name, value in values.items() if value is not None}
+        if self.stage == "sparse" and self._selector.last_threshold is not None:
+            logged["ast/threshold"] = self._selector.last_threshold.float()
+        module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
+        bar = {"act": self._rate, "save": savings["samples"] if savings["flops"] is None else savings["flops"]}
+        module.log_dict(
+            {name: torch.tensor(value) for name, value in bar.items() if value is not None},
+            on_step=True,
+            on_epoch=False,
+            batch_size=1,
+            prog_bar=True,
+            logger=False,
+        )
+
+    # ------------------------------------------------------------------ interruptions and the end
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation inside an epoch is not training time."""
+        if self._step is not None:
+            self._clock.interrupt()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What happens between epochs is not training time."""
+        self._clock.interrupt()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._leave()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._step is not None:
+            self._flops.close()
+            self._step.remove()
+            self._step = None
+            del self._trainer, self._module, self._score
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Controller, draws and books: primitives and tensors alone. The stage follows from the step."""
+        if self._selector is None:
+            return {}
+        return {"selector": self._selector.state_dict(), "ledger": self.ledger.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the checkpoint was written."""
+        if self._selector is not None and state_dict:
+            self._selector.load_state_dict(state_dict["selector"])
+            self.ledger.load_state_dict(state_dict["ledger"])
+
+
+def _only(trainer: pl.Trainer, kind: type[TwoStageScheduler]) -> TwoStageScheduler | None:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

@@ -1,0 +1,98 @@
+"""``SparseLossMixin``: three methods with working defaults, to override where a module is out of the ordinary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.batch import batch_size_of, select_batch
+from lightning_ast.core.losses import LossCapture, LossReached
+from lightning_ast.core.significance import el2n, loss
+
+__all__ = ["SparseLossMixin", "overrides"]
+
+
+class SparseLossMixin:
+    """Makes any LightningModule give per-sample losses. List it before ``LightningModule``.
+
+    Without overrides it changes nothing: it offers :meth:`per_sample_loss` on a module whose loss is a standard torch
+    one. Override :meth:`per_sample_loss` where the loss is written by hand, :meth:`significance` for a score of your
+    own, :meth:`select_batch` for batches whose samples do not lie along the first dimension.
+
+    Example:
+        >>> import lightning as L
+        >>> class Net(SparseLossMixin, L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(2, 1)
+        ...
+        ...     def per_sample_loss(self, batch, batch_idx):
+        ...         x, y = batch
+        ...         return (self.layer(x).squeeze(1) - y).abs().pow(1.5)
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         return self.per_sample_loss(batch, batch_idx).mean()
+        >>> Net().per_sample_loss((torch.zeros(3, 2), torch.zeros(3)), 0).shape
+        torch.Size([3])
+    """
+
+    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """Unreduced losses of a batch.
+
+        The default runs ``training_step`` as far as its loss function and captures what that would have averaged; what
+        stands before the loss in ``training_step`` takes effect. An override must be called by
+        ``training_step``, which averages its result: ``self.per_sample_loss(batch, batch_idx).mean()``.
+
+        Args:
+            batch: as ``training_step`` gets it.
+            batch_idx: index of the batch in its epoch.
+
+        Returns:
+            ``(B,)`` with gradient.
+
+        Raises:
+            LossCaptureError: the training step calls no torch loss function, or one that cannot be taken apart.
+        """
+        with LossCapture(batch_size_of(batch), stop=True) as capture:
+            try:
+                self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
+            except LossReached:
+                pass
+        return capture.record().losses
+
+    def significance(
+        self, losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None
+    ) -> Tensor:
+        """How much each sample matters now. An override takes the place of the callback's ``significance``.
+
+        The default is EL2N for class indices and the loss for everything else.
+
+        Args:
+            losses: ``(B,)``, detached.
+            logits: what the loss was given as prediction, or None where it is not known.
+            inputs: the batch's first floating-point tensor ``(B, ...)``, or None.
+            targets: what the loss was given as target, or None.
+
+        Returns:
+            ``(B,)``, non-negative.
+        """
+        if targets is None or targets.is_floating_point():
+            return loss(losses)
+        return el2n(losses, logits, inputs, targets)
+
+    def select_batch(self, batch: Any, indices: Tensor) -> Any:
+        """Take the samples ``indices (k,)`` out of a batch; see :func:`lightning_ast.core.select_batch`."""
+        return select_batch(batch, indices)
+
+
+def overrides(module: Any, name: str) -> bool:
+    """Whether ``module`` brings its own version of a :class:`SparseLossMixin` method.
+
+    ``per_sample_loss`` counts on any module; the other two only on one that uses the mixin.
+    """
+    own = getattr(type(module), name, None)
+    if own is None or own is getattr(SparseLossMixin, name):
+        return False
+    return name == "per_sample_loss" or isinstance(module, SparseLossMixin)
