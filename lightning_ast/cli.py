@@ -1,0 +1,100 @@
+"""The command ``lightning-ast``: LightningCLI over any LightningModule, and a demo.
+
+Importing this module makes the callbacks known to LightningCLI by their short names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lightning_ast import __version__
+from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.core.execution import AVAILABLE_MODES
+
+__all__ = ["SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler", "main"]
+
+USAGE = """usage: lightning-ast COMMAND [...]
+
+  fit | validate | test | predict   LightningCLI: train any LightningModule (--config FILE, --print_config, --help)
+  demo                              dense against sparse training on real images, in two minutes (--help)
+  --version                         print the version
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE, end="")  # noqa: T201
+        return 0
+    if command == "--version":
+        print(f"lightning-ast {__version__}")  # noqa: T201
+        return 0
+    if command == "demo":
+        return _demo(arguments[1:])
+    return _lightning(arguments)
+
+
+def _missing(extra: str, error: ImportError) -> int:
+    print(f"lightning-ast: {error}. Install what this command needs: pip install 'lightning-ast[{extra}]'", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _lightning(arguments: list[str]) -> int:
+    try:
+        from lightning.pytorch.cli import LightningCLI
+
+        LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
+    except ModuleNotFoundError as error:
+        if error.name not in ("jsonargparse", "rich", "docstring_parser", "typeshed_client"):
+            raise
+        return _missing("cli", error)
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("lightning-ast demo", description="Dense against sparse training on real images.")
+    parser.add_argument("--data", choices=["digits", "fashion_mnist", "cifar10"], default="digits")
+    parser.add_argument("--root", default="data", help="folder (or .npz file) with the images, and to download them to")
+    parser.add_argument("--mode", choices=AVAILABLE_MODES, default="subset")
+    parser.add_argument("--rate", type=float, default=0.4, help="target activation rate in (0, 1]")
+    parser.add_argument("--epochs", type=int, help="length of the runs (default: by data set)")
+    parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-limit", type=int, help="use only the first so many training images")
+    options = parser.parse_args(arguments)
+    try:
+        from lightning_ast.demo.compare import run_demo
+        from lightning_ast.demo.data import DataNotFoundError
+    except ModuleNotFoundError as error:
+        return _missing("cli,vision", error)
+    try:
+        run_demo(
+            options.data,
+            root=options.root,
+            mode=options.mode,
+            target_activation_rate=options.rate,
+            epochs=options.epochs,
+            width=options.width,
+            seed=options.seed,
+            train_limit=options.train_limit,
+        )
+    except DataNotFoundError as error:
+        print(f"lightning-ast: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except ModuleNotFoundError as error:
+        return _missing("vision", error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
