@@ -1,0 +1,174 @@
+"""CIFAR-10, ResNet-9, through Lightning: one policy, one seed, one record.
+
+    python benchmarks/cifar10.py --policy subset --seed 0 --root cifar10.npz
+
+On a GPU (bf16-mixed, all images, full width) this is the protocol of the accuracy table; `--width`, `--train-limit` and
+`--epochs` shorten it for a CPU, and the record says so. `benchmarks/summarize.py` makes README's table from the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Timer
+
+from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.demo import ImageData, ResNet9
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def original(**options: Any) -> SparseSelectionCallback:
+    """The published rule: hard threshold on 0.7 loss + 0.3 entropy, its gains, its 10 % floor, masking."""
+    return SparseSelectionCallback(
+        mode="mask",
+        gate="threshold",
+        significance="loss_entropy",
+        controller=PIController(preset="original"),
+        min_selected=0.1,
+        **options,
+    )
+
+
+def policy_callbacks(policy: str, rate: float, seed: int) -> list[Callback]:
+    """The callbacks of a policy; warmup and cooldown as shares of the run."""
+    if policy.startswith("dense"):
+        return [SparseSelectionCallback(target_activation_rate=1.0)]
+    options: dict[str, Any] = {"target_activation_rate": rate, "seed": seed}
+    if policy.startswith("original"):
+        return [original(**options), TwoStageScheduler(warmup_epochs=0.2)]
+    schedule = TwoStageScheduler(warmup_epochs=0.2, cooldown_epochs=0.1)
+    if policy == "random":
+        return [SparseSelectionCallback(mode="subset", significance=equal, weighting="none", **options), schedule]
+    mode, _, weighting = policy.partition("-")
+    return [SparseSelectionCallback(mode=mode, weighting=weighting or None, **options), schedule]
+
+
+def equal(losses: torch.Tensor, *_: Any) -> torch.Tensor:
+    """Every sample matters alike: a random subset."""
+    return torch.ones_like(losses)
+
+
+POLICIES = ("dense", "dense-shortened", "mask", "subset", "subset-none", "subset-unbiased", "random", "original", "original-clip")
+
+
+class Trace(Callback):
+    """Activation rate and threshold of every step, validation accuracy of every epoch."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.thresholds: list[float | None] = []
+        self.accuracies: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        selection = next(c for c in trainer.callbacks if isinstance(c, SparseSelectionCallback))
+        self.rates.append(round(selection.activation_rate or 0.0, 4))
+        if trainer.global_step % 20 == 0:
+            threshold = selection.threshold
+            self.thresholds.append(None if threshold is None else round(threshold, 4))
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.accuracies.append(round(float(trainer.callback_metrics["val_acc"]), 4))
+
+
+def hardware() -> str:
+    """In words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def commit() -> str:
+    """The commit that was measured, with a mark where the tree had changes."""
+    run = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
+    return run("rev-parse", "--short", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
+
+
+def main() -> None:
+    """Train once and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", choices=POLICIES, required=True)
+    parser.add_argument("--rate", type=float, default=0.4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--train-limit", type=int)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    pl.seed_everything(options.seed, verbose=False)
+    model = ResNet9(3, width=options.width, lr=options.lr)
+    data = ImageData("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
+    data.setup("fit")
+    pl.seed_everything(options.seed, verbose=False)
+    callbacks = policy_callbacks(options.policy, options.rate, options.seed)
+    selection = callbacks[0]
+    assert isinstance(selection, SparseSelectionCallback)
+    trace, timer = Trace(), Timer()
+    gpu = torch.cuda.is_available()
+    trainer = pl.Trainer(
+        max_epochs=options.epochs,
+        precision="bf16-mixed" if gpu else "32-true",
+        callbacks=[*callbacks, trace, timer, SparseTrainingMonitor()],
+        gradient_clip_val=1.0 if options.policy.endswith("clip") else None,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, datamodule=data)
+    sparse = selection.ledger.stages.get("sparse")
+    record = {
+        "benchmark": "cifar10-resnet9",
+        "policy": options.policy,
+        "rate": options.rate,
+        "seed": options.seed,
+        "settings": {
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "width": options.width,
+            "train_images": len(data.images.train_labels),
+            "lr": options.lr,
+            "precision": str(trainer.precision),
+        },
+        "accuracy": trace.accuracies[-1],
+        "seconds": round(timer.time_elapsed("train") - timer.time_elapsed("validate"), 2),
+        "flops": selection.ledger.spent_flops(),
+        "flops_per_sample": None if selection.ledger.flops is None else vars(selection.ledger.flops),
+        "samples_offered": selection.ledger.offered,
+        "samples_selected": selection.ledger.selected,
+        "sparse_activation_rate": None if sparse is None else round(sparse.selected / sparse.offered, 4),
+        "savings": selection.savings,
+        "accuracy_by_epoch": trace.accuracies,
+        "activation_by_step": trace.rates,
+        "threshold_every_20_steps": trace.thresholds,
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    kind = "gpu" if gpu else "cpu"
+    path = options.out / f"cifar10-{kind}-{options.policy}-e{options.epochs}-s{options.seed}.json"
+    path.write_text(json.dumps(record, indent=None) + "\n")
+    print(f"{path}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()
