@@ -3,7 +3,8 @@
     python benchmarks/cifar10.py --policy subset --seed 0 --root cifar10.npz
 
 On a GPU (bf16-mixed, all images, full width) this is the protocol of the accuracy table; `--width`, `--train-limit` and
-`--epochs` shorten it for a CPU, and the record says so. `benchmarks/summarize.py` makes README's table from the records.
+`--epochs` shorten it for a CPU, and the record says so. `benchmarks/summarize.py` makes README's table from the
+records.
 """
 
 from __future__ import annotations
@@ -58,7 +59,17 @@ def equal(losses: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.ones_like(losses)
 
 
-POLICIES = ("dense", "dense-shortened", "mask", "subset", "subset-none", "subset-unbiased", "random", "original", "original-clip")
+POLICIES = (
+    "dense",
+    "dense-shortened",
+    "mask",
+    "subset",
+    "subset-none",
+    "subset-unbiased",
+    "random",
+    "original",
+    "original-clip",
+)
 
 
 class Trace(Callback):
@@ -159,7 +170,11 @@ def main() -> None:
         "activation_by_step": trace.rates,
         "threshold_every_20_steps": trace.thresholds,
         "hardware": hardware(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
         "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }

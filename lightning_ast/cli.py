@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
-        print(USAGE, end="")  # noqa: T201
+        print(USAGE, end="")
         return 0
     if command == "--version":
-        print(f"lightning-ast {__version__}")  # noqa: T201
+        print(f"lightning-ast {__version__}")
         return 0
     if command == "demo":
         return _demo(arguments[1:])
@@ -45,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _missing(extra: str, error: ImportError) -> int:
-    print(f"lightning-ast: {error}. Install what this command needs: pip install 'lightning-ast[{extra}]'", file=sys.stderr)  # noqa: T201
+    print(
+        f"lightning-ast: {error}. Install what this command needs: pip install 'lightning-ast[{extra}]'",
+        file=sys.stderr,
+    )
     return 2
 
 
@@ -89,7 +92,7 @@ def _demo(arguments: list[str]) -> int:
             train_limit=options.train_limit,
         )
     except DataNotFoundError as error:
-        print(f"lightning-ast: {error}", file=sys.stderr)  # noqa: T201
+        print(f"lightning-ast: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         return _missing("vision", error)

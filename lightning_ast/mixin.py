@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_ast.core.batch import batch_size_of, select_batch
@@ -22,7 +22,7 @@ class SparseLossMixin:
     own, :meth:`select_batch` for batches whose samples do not lie along the first dimension.
 
     Example:
-        >>> import lightning as L
+        >>> import torch, lightning as L
         >>> class Net(SparseLossMixin, L.LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -55,12 +55,10 @@ class SparseLossMixin:
         Raises:
             LossCaptureError: the training step calls no torch loss function, or one that cannot be taken apart.
         """
-        with LossCapture(batch_size_of(batch), stop=True) as capture:
-            try:
-                self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
-            except LossReached:
-                pass
-        return capture.record().losses
+        with LossCapture(batch_size_of(batch), stop=True) as capture, suppress(LossReached):
+            self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
+        losses: Tensor = capture.record().losses
+        return losses
 
     def significance(
         self, losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None

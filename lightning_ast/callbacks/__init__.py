@@ -1,4 +1,4 @@
-"""Lightning glue: one callback per file. Decisions are made in :mod:`lightning_ast.core`; callbacks read, call, write."""
+"""Lightning glue: one callback per file. Decisions are :mod:`lightning_ast.core`'s; callbacks read, call, write."""
 
 from lightning_ast.callbacks.monitor import SparseTrainingMonitor
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback

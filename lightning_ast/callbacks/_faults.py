@@ -65,12 +65,15 @@ def setting_faults(
         found.append(f"mode={mode!r} is not built yet: use {' or '.join(map(repr, AVAILABLE_MODES))}.")
     found += _one_of("gate", gate, get_args(GateName))
     if not callable(significance):
-        found += [f.rstrip(".") + ", or a callable." for f in _one_of("significance", significance, tuple(SIGNIFICANCE))]
+        found += [
+            f.rstrip(".") + ", or a callable." for f in _one_of("significance", significance, tuple(SIGNIFICANCE))
+        ]
     if weighting is not None:
         found += _one_of("weighting", weighting, get_args(Weighting))
         if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
             found.append(
-                f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use gate='soft', or "
+                f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
+                "gate='soft', or "
                 "weighting=None."
             )
     whole = isinstance(min_selected, int) and not isinstance(min_selected, bool) and min_selected >= 1
@@ -101,7 +104,8 @@ def use_faults(module: pl.LightningModule, *, mode: Any, explicit: bool) -> list
         )
     if mode == "subset" and not module.automatic_optimization and not explicit:
         found.append(
-            "mode='subset' scores by running training_step as far as its loss; with manual optimization that would also "
+            "mode='subset' scores by running training_step as far as its loss; with manual optimization that "
+            "would also "
             "run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
         )
     return found

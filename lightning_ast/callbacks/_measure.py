@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -32,11 +32,14 @@ class FlopCount:
     def __init__(self, module: nn.Module) -> None:
         compiled = any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
         self._done = compiled
-        self._open: FlopCounterMode | None = None
+        self._open = ExitStack()
+        self._counter: FlopCounterMode | None = None
         self._forward: int | None = None
         self._backward: int | None = None
         if compiled:
-            rank_zero_info("lightning-ast: FLOPs are not counted for compiled modules; ast/savings_flops is not logged.")
+            rank_zero_info(
+                "lightning-ast: FLOPs are not counted for compiled modules; ast/savings_flops is not logged."
+            )
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -50,16 +53,14 @@ class FlopCount:
 
     def start_backward(self) -> None:
         """Begin to count a backward."""
-        if not self._done and self._backward is None and self._open is None:
-            self._open = FlopCounterMode(display=False)
-            self._open.__enter__()
+        if not self._done and self._backward is None and self._counter is None:
+            self._counter = self._open.enter_context(FlopCounterMode(display=False))
 
     def stop_backward(self) -> None:
         """End the backward's count."""
-        if self._open is not None:
-            counter, self._open = self._open, None
-            counter.__exit__(None, None, None)
-            self._backward = counter.get_total_flops()
+        if self._counter is not None:
+            self._backward = self._counter.get_total_flops()
+            self.close()
 
     def finish_batch(self, ledger: Ledger, samples: int) -> None:
         """Write the cost of one sample to the ledger, once it is known.
@@ -75,9 +76,8 @@ class FlopCount:
 
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
-        if self._open is not None:
-            counter, self._open = self._open, None
-            counter.__exit__(None, None, None)
+        self._open.close()
+        self._counter = None
 
 
 class StepClock:

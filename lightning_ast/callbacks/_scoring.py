@@ -68,7 +68,9 @@ class ScoringPass:
         """``self.log`` does nothing; torchmetrics neither update nor compute: they answer 0."""
         stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
         for metric in self._metrics:
-            answer = partial(_answer, torch.zeros(()) if isinstance(metric, Metric) else dict.fromkeys(metric.keys(), 0.0))
+            answer = partial(
+                _answer, torch.zeros(()) if isinstance(metric, Metric) else dict.fromkeys(metric.keys(), 0.0)
+            )
             stubs += [(metric, "forward", answer), (metric, "update", _nothing), (metric, "compute", answer)]
         saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
         try:

@@ -129,8 +129,8 @@ class StepInterceptor:
             output = self.training_step(batch, *args, **kwargs)
             if len(plan.seen) != 1:
                 raise LossCaptureError(
-                    f"the module defines `per_sample_loss`, but its training_step called it {len(plan.seen)} times: call it "
-                    "once, and train on its mean: `loss = self.per_sample_loss(batch, batch_idx).mean()`."
+                    "the module defines `per_sample_loss`: training_step must call it once and train on its mean, "
+                    f"`loss = self.per_sample_loss(batch, batch_idx).mean()`. It called it {len(plan.seen)} times."
                 )
             return output
         rewrite = functools.partial(self._rewrite, plan, batch)

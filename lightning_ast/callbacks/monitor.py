@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from torch import Tensor
 
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
@@ -52,13 +52,14 @@ def format_epoch(
 class SparseTrainingMonitor(Callback):
     """Prints ``Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9%`` after each training epoch.
 
-    ``Loss`` is the mean of what ``training_step`` returned (the full batches' loss), ``Act`` and ``Save`` count samples;
+    ``Loss`` is the mean of what ``training_step`` returned (the full batches' loss), ``Act`` and ``Save`` count
+    samples;
     the share of FLOPs saved stands behind them where it is known. Works in dense runs too: they activate 100 %.
     It prints through the progress bar, on rank 0, once an epoch; in between it only adds up a tensor.
 
     Args:
-        accuracy: name of the logged validation accuracy; None takes the first logged name with ``acc`` in it that belongs
-            to validation (``val``, ``valid``), and leaves the field out where there is none.
+        accuracy: name of the logged validation accuracy; None takes the first logged name with ``acc`` in it that
+            belongs to validation (``val``, ``valid``), and leaves the field out where there is none.
 
     Example:
         >>> SparseTrainingMonitor(accuracy="val_acc").accuracy
@@ -91,9 +92,7 @@ class SparseTrainingMonitor(Callback):
         """Print the line."""
         if not trainer.is_global_zero:
             return
-        offered, selected, spent, dense = (
-            now - then for now, then in zip(_totals(trainer), self._before, strict=True)
-        )
+        offered, selected, spent, dense = (now - then for now, then in zip(_totals(trainer), self._before, strict=True))
         # Lightning divides the step's output by the accumulation; the line shows the user's own loss
         scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         line = format_epoch(
@@ -105,7 +104,7 @@ class SparseTrainingMonitor(Callback):
             flops_savings=1 - spent / dense if dense else None,
         )
         bar = trainer.progress_bar_callback
-        if bar is not None and bar.is_enabled:
+        if isinstance(bar, (TQDMProgressBar, RichProgressBar)) and bar.is_enabled:
             bar.print(line)
         else:
             print(line)  # noqa: T201 - the terminal is what this callback is for

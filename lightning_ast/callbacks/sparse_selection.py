@@ -119,7 +119,7 @@ class SparseSelectionCallback(Callback):
             return
         explicit = overrides(pl_module, "per_sample_loss")
         self._check(trainer, pl_module, explicit=explicit)
-        self._scheduler = _only(trainer, TwoStageScheduler)
+        self._scheduler = next(iter(_schedulers(trainer)), None)
         target = self.target_activation_rate
         if self._scheduler is not None and self._scheduler.target_activation_rate is not None:
             target = self._scheduler.target_activation_rate
@@ -163,13 +163,11 @@ class SparseSelectionCallback(Callback):
             seed=self.seed,
         )
         faults += use_faults(module, mode=self.mode, explicit=explicit)
-        for kind in (SparseSelectionCallback, TwoStageScheduler):
-            count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
-            if count > 1:
-                faults.append(f"expected one {kind.__name__}, got {count}: keep one.")
-        scheduler = _only(trainer, TwoStageScheduler)
-        if scheduler is not None:
-            faults += scheduler.faults(trainer)
+        schedulers = _schedulers(trainer)
+        if len(schedulers) > 1:
+            faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
+        for scheduler in schedulers[:1]:
+            faults += scheduler.faults(trainer, batches_known=False)
         if faults:
             raise ConfigurationError(faults)
 
@@ -180,7 +178,7 @@ class SparseSelectionCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask the schedule again: the length of an epoch is known now."""
-        if self._scheduler is not None and (faults := self._scheduler.faults(trainer)):
+        if self._scheduler is not None and (faults := self._scheduler.faults(trainer, batches_known=True)):
             raise ConfigurationError(faults)
 
     # ------------------------------------------------------------------ a batch
@@ -240,7 +238,8 @@ class SparseSelectionCallback(Callback):
         least = self._selector.least(batch_size)
         if least / batch_size > target * 1.05 and kept == least:
             rank_zero_warn(
-                f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot fall to "
+                f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot "
+                "fall to "
                 f"its target of {target:g}: use larger batches or a smaller min_selected."
             )
 
@@ -337,5 +336,5 @@ class SparseSelectionCallback(Callback):
             self.ledger.load_state_dict(state_dict["ledger"])
 
 
-def _only(trainer: pl.Trainer, kind: type[TwoStageScheduler]) -> TwoStageScheduler | None:
-    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+def _schedulers(trainer: pl.Trainer) -> list[TwoStageScheduler]:
+    return [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]

@@ -53,8 +53,8 @@ def _in_epochs(length: int | float, total_epochs: float | None) -> float:
 class TwoStageScheduler(Callback):
     """Warmup on all samples, then sparse training, then (optionally) cooldown on all samples again.
 
-    Warmup and cooldown are the plain run: no scoring, no selection, bitwise. The order of the callbacks does not matter.
-    Without this callback every step is sparse; without a :class:`SparseSelectionCallback` it is an error.
+    Warmup and cooldown are the plain run: no scoring, no selection, bitwise. The order of the callbacks does not
+    matter. Without this callback every step is sparse; without a :class:`SparseSelectionCallback` it is an error.
     The stage follows from the position of each batch in the run, so a run resumed in mid-epoch is in the right one.
 
     Args:
@@ -106,8 +106,13 @@ class TwoStageScheduler(Callback):
             cooldown_epochs=self.cooldown_epochs,
         )
 
-    def faults(self, trainer: pl.Trainer) -> list[str]:
-        """Everything wrong with this schedule that is known now; called at setup and again before the first batch."""
+    def faults(self, trainer: pl.Trainer, *, batches_known: bool) -> list[str]:
+        """Everything wrong with this schedule that can be known.
+
+        Args:
+            trainer: limits of the run.
+            batches_known: whether the dataloader has been looked at (before the first batch) or not yet (at setup).
+        """
         found = []
         for name, length in (("warmup_epochs", self.warmup_epochs), ("cooldown_epochs", self.cooldown_epochs)):
             if length < 0 or (isinstance(length, float) and not 0 <= length < 1):
@@ -115,15 +120,15 @@ class TwoStageScheduler(Callback):
         rate = self.target_activation_rate
         if rate is not None and not 0 < rate <= 1:
             found.append(f"TwoStageScheduler(target_activation_rate): expected a rate in (0, 1], got {rate!r}.")
-        return found or self._length_faults(trainer)
+        return found or self._length_faults(trainer, batches_known)
 
-    def _length_faults(self, trainer: pl.Trainer) -> list[str]:
+    def _length_faults(self, trainer: pl.Trainer, batches_known: bool) -> list[str]:
         total = run_length_epochs(trainer)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a smoke test of one batch has no stages to keep
             return []
         if total is None:
-            if not math.isinf(trainer.num_training_batches) and trainer.max_steps > 0:
-                return []  # known once the dataloader is: asked again before the first batch
+            if trainer.max_steps > 0 and not batches_known:
+                return []
             if self.cooldown_epochs or isinstance(self.warmup_epochs, float):
                 return [
                     "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...), or "
@@ -133,7 +138,8 @@ class TwoStageScheduler(Callback):
         dense = _in_epochs(self.warmup_epochs, total) + _in_epochs(self.cooldown_epochs, total)
         if dense >= total:
             return [
-                f"warmup_epochs={self.warmup_epochs!r} and cooldown_epochs={self.cooldown_epochs!r} leave no sparse step "
+                f"warmup_epochs={self.warmup_epochs!r} and cooldown_epochs={self.cooldown_epochs!r} leave no sparse "
+                "step "
                 f"in a run of {total:g} epochs: shorten them, or train longer."
             ]
         return []

@@ -24,7 +24,16 @@ class BatchError(ValueError):
 
 def _tensors(batch: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
+
+    def visit(leaf: Any) -> None:
+        if isinstance(leaf, PackedSequence):
+            raise BatchError(
+                "a PackedSequence has no batch dimension to index: override `select_batch(batch, indices)` and "
+                "`per_sample_loss(batch, batch_idx)` on your module."
+            )
+        found.append(leaf)
+
+    apply_to_collection(batch, (Tensor, PackedSequence), visit)
     return found
 
 
@@ -110,13 +119,11 @@ def _is_column(leaf: Any, size: int) -> bool:
 
 
 def _has_columns(batch: Any) -> bool:
-    """Whether positions are needed on the host (reading them waits for the device), and whether it can be sliced."""
+    """Whether non-tensor fields are indexed too: then the positions are read, which waits for the device."""
     found = False
 
     def visit(leaf: Any) -> Any:
         nonlocal found
-        if isinstance(leaf, PackedSequence):
-            raise BatchError("a PackedSequence has no batch dimension to index: override `select_batch` on your module.")
         found = found or any(isinstance(value, _COLUMN_TYPES) for value in leaf)
         for value in leaf:
             apply_to_collection(value, (list, tuple), visit)

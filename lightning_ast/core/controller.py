@@ -36,15 +36,16 @@ class PIController:
     """Holds the activation rate at its target by moving the threshold.
 
     With feed-forward (the default) the threshold is
-    ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of the logarithm of the threshold that each batch would
+    ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of the logarithm of the threshold that each batch
+    would
     need on its own, ``e = ema(rate) / target - 1`` the relative error and E its clamped sum. Working in logarithms
     and relative errors makes it indifferent to the scale of the loss and to the target; the feed-forward makes
-    the first sparse batch right; the PI part removes what is left. Anti-windup: E stands still while the fallback, not the
-    threshold, sets the count, and never exceeds ``integral_limit``.
+    the first sparse batch right; the PI part removes what is left. Anti-windup: E stands still while the fallback,
+    not the threshold, sets the count, and never exceeds ``integral_limit``.
 
     Without feed-forward it is the original package's rule: ``threshold += kp * e + ki * E`` with the absolute error
-    ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It takes
-    thousands of steps to settle and can sit at its lower bound for hundreds.
+    ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It
+    takes thousands of steps to settle and can sit at its lower bound for hundreds.
     Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
 
     Args:

@@ -11,8 +11,8 @@ weighting             loss                                        what it estima
 ``unbiased`` (p^-1)   ``sum_S(w * l) / sum_all(c)``               the full batch's mean, unbiased
 ====================  ==========================================  ================================
 
-with l the summed loss elements of a sample, c its share of the user's own denominator (class weights, ``ignore_index``).
-Where the user sums instead of averaging there is no denominator.
+with l the summed loss elements of a sample, c its share of the user's own denominator (class weights,
+``ignore_index``). Where the user sums instead of averaging there is no denominator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection, Weighting
 
-__all__ = ["AVAILABLE_MODES", "Mode", "WEIGHTING_DEFAULTS", "cost_share", "denominator", "report_full_loss", "selected_loss"]
+__all__ = [
+    "AVAILABLE_MODES",
+    "WEIGHTING_DEFAULTS",
+    "Mode",
+    "cost_share",
+    "denominator",
+    "report_full_loss",
+    "selected_loss",
+]
 
 Mode = Literal["mask", "subset", "partial", "prune"]
 AVAILABLE_MODES: tuple[Mode, ...] = ("mask", "subset")
@@ -102,5 +110,3 @@ def cost_share(mode: Mode, rate: float) -> float:
         0.733
     """
     return {"mask": 1.0, "subset": (1 + 3 * rate) / 3, "partial": (1 + 2 * rate) / 3, "prune": rate}[mode]
-
-

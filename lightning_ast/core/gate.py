@@ -20,6 +20,7 @@ __all__ = [
     "Selection",
     "Weighting",
     "keep_probability",
+    "lift_zeros",
     "minimum_count",
     "select",
     "solve_threshold",
@@ -48,7 +49,9 @@ class Selection:
     weights: Tensor | None = None
 
 
-def keep_probability(significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR) -> Tensor:
+def keep_probability(
+    significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR
+) -> Tensor:
     """Probability of each sample to be kept.
 
     Args:
@@ -72,6 +75,20 @@ def keep_probability(significance: Tensor, threshold: Tensor | float, gate: Gate
     return kept.to(significance.dtype)
 
 
+def lift_zeros(significance: Tensor) -> Tensor:
+    """Raise what is below a millionth of the largest significance to that: samples learned perfectly stay eligible.
+
+    Without it no threshold could keep more samples than have a significance above 0.
+
+    Args:
+        significance: ``(B,)``, non-negative.
+
+    Returns:
+        ``(B,)``, positive.
+    """
+    return significance.clamp_min(significance.max() * 1e-6 + 1e-30)
+
+
 def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor: float = FLOOR) -> Tensor:
     """The threshold at which the expected share of this batch that is kept is ``rate``.
 
@@ -93,8 +110,7 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
     """
-    s = significance.double()
-    s = s.clamp_min(s.max() * 1e-12 + 1e-30)
+    s = lift_zeros(significance.double())
     size = s.numel()
     if gate != "soft":
         kept = min(size, max(1, round(rate * size)))
@@ -112,8 +128,8 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
     """Draw samples with the given inclusion probabilities and an almost constant count.
 
     The samples are laid end to end in random order, each as long as its probability, and a comb of unit spacing with a
-    random offset picks those it hits. Each sample is kept with exactly its probability; the count differs from the sum of the
-    probabilities by less than 1, where independent draws would scatter by its square root.
+    random offset picks those it hits. Each sample is kept with exactly its probability; the count differs from the
+    sum of the probabilities by less than 1, where independent draws would scatter by its square root.
     Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
 
     Args:
@@ -188,7 +204,9 @@ def select(
         indices = probability.nonzero().squeeze(1)
     if indices.numel() < least:
         boosted = significance / significance.max().clamp_min(torch.finfo(significance.dtype).tiny)
-        indices = boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0)).topk(least).indices.sort().values
+        indices = (
+            boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0)).topk(least).indices.sort().values
+        )
     exponent = _EXPONENTS[weighting]
     if gate != "soft" or exponent == 0:
         return Selection(indices)

@@ -133,8 +133,8 @@ class Ledger:
         """Shares saved against dense training of the same batches, over the whole run so far.
 
         Returns:
-            ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense, None
-            where unknown (before the first batch; FLOPs not counted; no warmup steps to compare seconds with;
+            ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense,
+            None where unknown (before the first batch; FLOPs not counted; no warmup steps to compare seconds with;
             joules are not measured by the ledger).
         """
         spent, dense, rate = self.spent_flops(), self.dense_flops(), self.activation_rate

@@ -30,7 +30,7 @@ class LossCaptureError(RuntimeError):
     """Per-sample losses cannot be taken from this training step; the message names the remedy."""
 
 
-class LossReached(BaseException):  # noqa: N818 - a signal, not an error: user code must not catch it as Exception
+class LossReached(BaseException):
     """Raised by a capture with ``stop=True`` at the loss, so that nothing behind it runs."""
 
 
@@ -173,7 +173,8 @@ def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
     """``(N, ...)`` elements to ``(B,)`` sums, where N is B or B * T with the samples outermost."""
     if values.ndim == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
-            f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a multiple "
+            f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "
+            "multiple "
             f"of it (tokens), got shape {tuple(values.shape)}. {REMEDY}"
         )
     return values.reshape(batch_size, -1).sum(1)
@@ -189,7 +190,9 @@ def _record(
     call, name = dict(bound.arguments), func.__name__
     reduction = call["reduction"]
     if call.get("size_average") is not None or call.get("reduce") is not None:
-        raise LossCaptureError(f"`{name}` was called with the deprecated size_average/reduce: use `reduction=` instead.")
+        raise LossCaptureError(
+            f"`{name}` was called with the deprecated size_average/reduce: use `reduction=` instead."
+        )
     if reduction == "none" and not unreduced:
         raise LossCaptureError(f"`{name}` was called with reduction='none' and averaged by hand. {REMEDY}")
     elements = _RULES[func](func, call)
@@ -216,7 +219,8 @@ def _record(
 class LossCapture(TorchFunctionMode):
     """Intercept torch's loss functions inside a ``with`` block.
 
-    Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``, ``mse_loss``,
+    Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``,
+    ``mse_loss``,
     ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss`` and the margin, hinge,
     ranking, embedding and triplet losses, called as functions or as modules, with ``reduction="mean"``, ``"sum"`` or
     ``"batchmean"``. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples outermost, which is what
@@ -234,7 +238,8 @@ class LossCapture(TorchFunctionMode):
         records: what was captured, in order.
 
     Raises:
-        LossCaptureError: at the loss, when it cannot be taken apart (CTC, ``reduction="none"``, wrong leading dimension).
+        LossCaptureError: at the loss, when it cannot be taken apart (CTC, ``reduction="none"``, wrong leading
+            dimension).
 
     Example:
         >>> with LossCapture(batch_size=3) as capture:

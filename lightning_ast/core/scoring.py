@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,8 +40,8 @@ class TracelessForward:
     """Context in which a module in training mode can be run without changing it.
 
     Inside: no gradients; torch's random state is forked; dropout is off (modules, functions, attention, recurrent
-    layers); normalisation layers use the batch's statistics, as in training, but do not update their running ones. Afterwards
-    every flag is as before, and so is every buffer: those that other layers changed in place or replaced
+    layers); normalisation layers use the batch's statistics, as in training, but do not update their running ones.
+    Afterwards every flag is as before, and so is every buffer: those that other layers changed in place or replaced
     (spectral norm, codebooks) are found the first time, by their version counters, and restored from then on.
     Not undone: what forward hooks or user code write to other places.
 
@@ -90,7 +90,7 @@ class TracelessForward:
 
 
 @contextmanager
-def _quiet(layers: list[nn.Module]) -> Iterator[None]:
+def _quiet(layers: Sequence[nn.Module]) -> Iterator[None]:
     changed: list[tuple[nn.Module, str, Any]] = []
 
     def put(layer: nn.Module, attribute: str, value: Any) -> None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.gate import FLOOR, GateName, Selection, Weighting, minimum_count, select, solve_threshold
+from lightning_ast.core.gate import (
+    FLOOR,
+    GateName,
+    Selection,
+    Weighting,
+    lift_zeros,
+    minimum_count,
+    select,
+    solve_threshold,
+)
 
 __all__ = ["SampleSelector"]
 
@@ -74,6 +83,7 @@ class SampleSelector:
             At least one sample, all of them where the target is 1.
         """
         target, size = self.target_activation_rate, significance.numel()
+        significance = lift_zeros(significance)
         floor = min(FLOOR, 0.1 * target)
         if target >= 1:
             selection = Selection(torch.arange(size, device=significance.device))

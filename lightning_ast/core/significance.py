@@ -7,7 +7,7 @@ user's own callable of that form stands beside them on equal terms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -291,7 +291,8 @@ def _kind(kind: OutputKind | None, logits: Tensor | None, targets: Tensor | None
 def _need_classes(logits: Tensor | None, kind: OutputKind, name: str) -> Tensor:
     if logits is None or kind == "regression":
         raise ValueError(
-            f"significance {name!r} is defined for classification losses with known logits, got a regression loss or an "
+            f"significance {name!r} is defined for classification losses with known logits, got a regression loss "
+            "or an "
             "explicit `per_sample_loss` that calls no torch classification loss. Choose significance='loss'."
         )
     return logits
@@ -316,4 +317,4 @@ def _per_sample(values: Tensor, losses: Tensor, valid: Tensor | None = None) -> 
     if valid is None:
         return values.mean(1)
     mask = valid.reshape(losses.shape[0], -1)
-    return cast(Tensor, (values * mask).sum(1) / mask.sum(1).clamp_min(1))
+    return (values * mask).sum(1) / mask.sum(1).clamp_min(1)

@@ -142,7 +142,7 @@ def run_demo(
         ]
 
     def run(name: str, callbacks: Callable[[], list[Callback]], length: int) -> RunResult:
-        print(f"\n{name}: {length} epochs")  # noqa: T201
+        print(f"\n{name}: {length} epochs")
         return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=callbacks())
 
     results = [run("dense", dense, epochs), run(f"AST, {mode}, r = {target_activation_rate:g}", sparse, epochs)]
@@ -157,7 +157,18 @@ def print_table(results: list[RunResult], data: DataName) -> None:
     """The comparison: every saving is named by what was saved, against the first run."""
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     table = Table(title=f"{data}, ResNet-9, one seed, {hardware}")
-    columns = ("run", "epochs", "accuracy", "seconds", "samples", "GFLOPs", "activation", "saved: samples", "FLOPs", "seconds")
+    columns = (
+        "run",
+        "epochs",
+        "accuracy",
+        "seconds",
+        "samples",
+        "GFLOPs",
+        "activation",
+        "saved: samples",
+        "FLOPs",
+        "seconds",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "run" else "right")
     reference = results[0]
@@ -181,6 +192,7 @@ def print_table(results: list[RunResult], data: DataName) -> None:
     console.print(table)
     console.print(
         "samples: those trained on. GFLOPs: forward, backward and scoring, counted. Savings: against the dense run; "
-        "samples skipped are\nnot compute saved. The shortened dense run has the sparse run's FLOPs, rounded up to an epoch: "
+        "samples skipped are\nnot compute saved. The shortened dense run has the sparse run's FLOPs, rounded "
+        "up to an epoch: "
         "the baseline to beat."
     )

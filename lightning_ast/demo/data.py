@@ -38,9 +38,10 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
     """Load a data set from where it lies, or download it.
 
     ``digits`` is part of scikit-learn's package: 1,437 training and 360 test images of 8 x 8 pixels.
-    ``fashion_mnist`` is read from IDX files (plain or ``.gz``) under ``root`` or Debian's ``dataset-fashion-mnist``, else
-    downloaded by torchvision. ``cifar10`` is read from ``root`` where that is an ``.npz`` file (arrays ``x, y, xt, yt``:
-    uint8 images NHWC and labels), from ``root/cifar10.npz``, or from torchvision's files under ``root``, else downloaded.
+    ``fashion_mnist`` is read from IDX files (plain or ``.gz``) under ``root`` or Debian's ``dataset-fashion-mnist``,
+    else downloaded by torchvision. ``cifar10`` is read from ``root`` where that is an ``.npz`` file (arrays ``x, y, xt,
+    yt``: uint8 images NHWC and labels), from ``root/cifar10.npz``, or from torchvision's files under ``root``, else
+    downloaded.
 
     Args:
         data: which one.
@@ -179,7 +180,7 @@ class _InMemory(Dataset[tuple[Tensor, Tensor]]):
         return self.images[rows], self.labels[rows]
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -224,7 +225,8 @@ class ImageData(pl.LightningDataModule):
         if self._images is None:
             images = load_images(self.data, self.root)
             self._images = images._replace(
-                train_images=images.train_images[: self.train_limit], train_labels=images.train_labels[: self.train_limit]
+                train_images=images.train_images[: self.train_limit],
+                train_labels=images.train_labels[: self.train_limit],
             )
             pixels = self._images.train_images.float() / 255
             self._mean = pixels.mean((0, 2, 3)).view(1, -1, 1, 1)

@@ -19,7 +19,9 @@ def simple_cnn(in_channels: int = 3, num_classes: int = 10, width: int = 32, ima
     for previous, channels in ((in_channels, width), (width, 2 * width), (2 * width, 4 * width)):
         layers += [nn.Conv2d(previous, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     flat = 4 * width * (image_size // 8) ** 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(), nn.Dropout(0.25), nn.Linear(256, num_classes))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(), nn.Dropout(0.25), nn.Linear(256, num_classes)
+    )
 
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> nn.Sequential:

@@ -1,0 +1,143 @@
+"""What a person sees: scalars in TensorBoard and CSV, the progress bar, the line of an epoch."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.callbacks.monitor import format_epoch
+from tests.conftest import PlainNet, loader, quiet_trainer
+
+Digits = tuple[Tensor, Tensor]
+ALWAYS = {"ast/activation_rate", "ast/stage", "ast/savings_samples", "ast/savings_flops"}
+
+
+def run(
+    digits: Digits, logger: Any, *extra: pl.Callback, **options: Any
+) -> tuple[SparseSelectionCallback, list[float], list[float | None]]:
+    selection = SparseSelectionCallback(target_activation_rate=0.3)
+    rates: list[float] = []
+    thresholds: list[float | None] = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            rates.append(selection.activation_rate)
+            thresholds.append(selection.threshold)
+
+    trainer = quiet_trainer(
+        **{"max_epochs": 3, "logger": logger, "log_every_n_steps": 1, **options},
+        callbacks=[selection, TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1), Spy(), *extra],
+    )
+    trainer.fit(PlainNet(), loader(digits, batch_size=32), loader(digits, batch_size=256))
+    return selection, rates, thresholds
+
+
+def test_tensorboard_event_file_read_back(digits: Digits, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    selection, rates, thresholds = run(digits, TensorBoardLogger(str(tmp_path), name=""))
+    events = EventAccumulator(str(tmp_path / "version_0"))
+    events.Reload()
+    series = {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag.startswith("ast/")
+    }
+    assert set(series) == ALWAYS | {"ast/threshold", "ast/activation_rate_ema", "ast/savings_seconds"}
+    assert [value for _, value in series["ast/activation_rate"]] == pytest.approx(rates)
+    assert [step for step, _ in series["ast/activation_rate"]] == list(range(48))
+    assert [value for _, value in series["ast/stage"]] == [0.0] * 16 + [1.0] * 16 + [2.0] * 16
+    assert [value for _, value in series["ast/threshold"]] == pytest.approx(thresholds[16:32], rel=1e-5)
+    assert series["ast/savings_samples"][-1][1] == pytest.approx(selection.savings["samples"])
+    assert series["ast/savings_samples"][-1][1] == pytest.approx(0.7 / 3, abs=0.03)
+    assert series["ast/savings_flops"][-1][1] == pytest.approx(selection.savings["flops"])
+    assert 0 < series["ast/savings_flops"][-1][1] < series["ast/savings_samples"][-1][1]
+    assert series["ast/savings_seconds"][-1][1] <= 1
+
+
+def test_csv(digits: Digits, tmp_path: Path) -> None:
+    _, rates, _ = run(digits, CSVLogger(str(tmp_path), name=""))
+    with (tmp_path / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["ast/activation_rate"]]
+    assert [float(row["ast/activation_rate"]) for row in rows] == pytest.approx(rates)
+    assert set(rows[0]) >= ALWAYS
+
+
+def test_it_logs_when_the_logger_does(digits: Digits, tmp_path: Path) -> None:
+    run(digits, CSVLogger(str(tmp_path), name=""), log_every_n_steps=5)
+    with (tmp_path / "version_0" / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["ast/activation_rate"]]
+    assert steps == list(range(4, 48, 5))
+
+
+def test_no_logger_and_two_loggers(digits: Digits, tmp_path: Path) -> None:
+    run(digits, False)
+    run(digits, [CSVLogger(str(tmp_path), name="a"), TensorBoardLogger(str(tmp_path), name="b")])
+    assert "ast/threshold" in (tmp_path / "a" / "version_0" / "metrics.csv").read_text()
+
+
+def test_savings_without_a_warmup_have_no_seconds(digits: Digits) -> None:
+    selection = SparseSelectionCallback()
+    quiet_trainer(callbacks=[selection], max_epochs=2).fit(PlainNet(), loader(digits, batch_size=32))
+    assert selection.savings["seconds"] is None
+    assert selection.savings["joules"] is None
+    assert selection.savings["flops"] is not None
+
+
+def test_progress_bar_shows_activation_and_savings(digits: Digits) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Bar(ProgressBar):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            seen.append(dict(self.get_metrics(trainer, pl_module)))
+
+        def disable(self) -> None: ...
+
+        def enable(self) -> None: ...
+
+    selection, rates, _ = run(digits, False, Bar(), enable_progress_bar=True)
+    assert seen[-1]["act"] == pytest.approx(1.0)
+    assert seen[20]["act"] == pytest.approx(rates[20])
+    assert seen[-1]["save"] == pytest.approx(selection.savings["flops"])
+    assert all(isinstance(value, (int, float)) for value in seen[-1].values())
+
+
+LINE = re.compile(
+    r"Epoch (\d+)/3 \| Loss: (\d\.\d{4}) \| Val Acc: (\d+\.\d{2})% \| Act: (\d+\.\d)% \| Save: (\d+\.\d)% \| FLOPs saved: (-?\d+\.\d)%"
+)
+
+
+def test_one_line_an_epoch(digits: Digits, capsys: pytest.CaptureFixture[str]) -> None:
+    selection, rates, _ = run(digits, False, SparseTrainingMonitor())
+    lines = LINE.findall(capsys.readouterr().out)
+    assert [int(line[0]) for line in lines] == [1, 2, 3]
+    act = [float(line[3]) for line in lines]
+    assert act[0] == act[2] == 100.0
+    assert act[1] == pytest.approx(100 * sum(rates[16:32]) / 16, abs=0.06)
+    assert [float(a[3]) + float(a[4]) for a in lines] == pytest.approx([100.0] * 3)
+    assert float(lines[0][5]) == 0.0
+    assert 0 < float(lines[1][5]) < float(lines[1][4])
+    assert float(lines[2][1]) < float(lines[0][1]), "the loss falls"
+    assert selection.ledger.offered == 3 * 512
+
+
+def test_the_line_in_a_plain_dense_run(digits: Digits, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = quiet_trainer(callbacks=[SparseTrainingMonitor(accuracy="val_acc")], accumulate_grad_batches=4)
+    trainer.fit(PlainNet(), loader(digits), loader(digits))
+    out = capsys.readouterr().out
+    match = re.search(r"Epoch 1/1 \| Loss: (\d\.\d{4}) \| Val Acc: .* \| Act: 100.0% \| Save: 0.0%\n", out)
+    assert match, out
+    assert 1.5 < float(match[1]) < 3.5, "the user's own loss, not divided by the accumulation"
+
+
+def test_format_leaves_out_what_is_unknown() -> None:
+    assert format_epoch(3, None, loss=None, accuracy=None, activation_rate=0.25) == "Epoch 3 | Act: 25.0% | Save: 75.0%"

@@ -1,0 +1,84 @@
+"""The architecture: imports point one way, the core knows no Lightning, importing has no side effects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "lightning_ast"
+LAYERS = ["core", "mixin", "callbacks", "demo", "cli"]
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    own = LAYERS.index(parts[0])
+    for name in imports(path):
+        if name.startswith("lightning_ast."):
+            assert LAYERS.index(name.split(".")[1]) <= own, f"{path} imports {name}"
+        if own == 0:
+            top = name.split(".")[0]
+            assert top not in ("lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"), f"{path}: {name}"
+
+
+def test_the_core_is_walked_in_one_direction() -> None:
+    order = ["batch", "losses", "scoring", "significance", "gate", "controller", "selector", "execution", "ledger"]
+    for position, step in enumerate(order):
+        for name in imports(ROOT / "core" / f"{step}.py"):
+            if name.startswith("lightning_ast.core."):
+                assert order.index(name.split(".")[2]) < position, f"{step} imports {name}"
+
+
+def test_importing_has_no_side_effects() -> None:
+    code = (
+        "import sys, lightning.pytorch, torchmetrics; before = set(sys.modules);"
+        "import torch, random; torch.manual_seed(0); random.seed(0); a = torch.get_rng_state(); b = random.getstate();"
+        "import lightning_ast, lightning_ast.core;"
+        "assert torch.equal(a, torch.get_rng_state()) and b == random.getstate();"
+        "assert not {'torchvision', 'sklearn', 'tensorboard', 'rich.table', 'jsonargparse'} & (set(sys.modules) - before)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_core_alone_needs_no_lightning() -> None:
+    code = (
+        "import sys; sys.modules['lightning'] = None; import importlib.util, types;"
+        "pkg = types.ModuleType('lightning_ast'); pkg.__path__ = [sys.argv[1]]; sys.modules['lightning_ast'] = pkg;"
+        "import lightning_ast.core as core; print(core.SampleSelector)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True)
+
+
+def test_every_module_names_its_public_surface() -> None:
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assigned = {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        assert "__all__" in assigned, path
+        assert ast.get_docstring(tree), path
+
+
+def test_files_and_functions_stay_short() -> None:
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                doc = ast.get_docstring(node, clean=False)
+                length = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
+                assert length <= 45, f"{path.name}:{node.name} has {length} lines"
