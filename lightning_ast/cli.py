@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command == "demo":
         return _demo(arguments[1:])
-    return _lightning(arguments)
+    return _lightning(argv)
 
 
 def _missing(extra: str, error: ImportError) -> int:
@@ -52,7 +52,7 @@ def _missing(extra: str, error: ImportError) -> int:
     return 2
 
 
-def _lightning(arguments: list[str]) -> int:
+def _lightning(arguments: list[str] | None) -> int:
     try:
         from lightning.pytorch.cli import LightningCLI
 

@@ -1,15 +1,16 @@
 """Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
 
-``batch`` -> ``losses`` -> ``significance`` -> ``controller`` -> ``gate`` -> ``execution`` -> ``ledger``.
-``selector`` walks a batch through the middle four.
+``batch`` -> ``losses`` (``scoring``) -> ``significance`` -> ``gate`` and ``controller`` (``selector``)
+-> ``execution`` -> ``ledger``.
 """
 
 from lightning_ast.core.batch import BatchError, batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import cost_share, denominator, report_full_loss, selected_loss
+from lightning_ast.core.execution import cost_share, denominator, report_full_loss, selected_loss, selected_mean
 from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
+from lightning_ast.core.scoring import TracelessForward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
 
@@ -23,6 +24,7 @@ __all__ = [
     "PIController",
     "SampleSelector",
     "Selection",
+    "TracelessForward",
     "batch_size_of",
     "compute_significance",
     "cost_share",
@@ -33,5 +35,6 @@ __all__ = [
     "select",
     "select_batch",
     "selected_loss",
+    "selected_mean",
     "solve_threshold",
 ]

@@ -1,4 +1,4 @@
-"""Step 3 of a batch: the activation rate so far to the threshold of the next gate."""
+"""Step 4 of a batch: the activation rate so far to the threshold of the next gate."""
 
 from __future__ import annotations
 

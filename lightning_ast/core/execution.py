@@ -32,6 +32,7 @@ __all__ = [
     "denominator",
     "report_full_loss",
     "selected_loss",
+    "selected_mean",
 ]
 
 Mode = Literal["mask", "subset", "partial", "prune"]
@@ -83,6 +84,28 @@ def selected_loss(sums: Tensor, selection: Selection, divisor: Tensor) -> Tensor
     """
     weighted = sums if selection.weights is None else sums * selection.weights.to(sums.dtype)
     return weighted.sum() / divisor
+
+
+def selected_mean(losses: Tensor, selection: Selection, *, batch_size: int, weighting: Weighting = "sqrt") -> Tensor:
+    """:func:`selected_loss` for a plain training loop: the weighted mean of the selected samples' losses.
+
+    Args:
+        losses: ``(k,)`` of the selected samples, with their graph.
+        selection: indices and weights of the k samples.
+        batch_size: samples in the whole batch.
+        weighting: what the selector uses.
+
+    Returns:
+        Scalar with gradient.
+
+    Example:
+        >>> selected_mean(torch.tensor([1.0, 3.0]), Selection(torch.tensor([0, 2])), batch_size=4)
+        tensor(2.)
+    """
+    total = losses.new_tensor(float(batch_size))
+    return selected_loss(
+        losses, selection, denominator(torch.ones_like(losses), selection, weighting, total_count=total)
+    )
 
 
 def report_full_loss(selected: Tensor, full: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Step 4 of a batch: significance and a threshold to keep-probabilities, and to the samples that are kept.
+"""Step 3 of a batch: significance and a threshold to keep-probabilities, and to the samples that are kept.
 
 ``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
 the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a batch is kept at a
-given rate, which the controller (step 3) feeds forward.
+given rate, which the controller (step 4) feeds forward.
 """
 
 from __future__ import annotations
