@@ -180,7 +180,8 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     kind = "gpu" if gpu else "cpu"
-    path = options.out / f"cifar10-{kind}-{options.policy}-e{options.epochs}-s{options.seed}.json"
+    size = f"w{options.width}-n{len(data.images.train_labels)}-b{options.batch_size}-e{options.epochs}"
+    path = options.out / f"cifar10-{kind}-{options.policy}-r{options.rate:g}-{size}-s{options.seed}.json"
     path.write_text(json.dumps(record, indent=None) + "\n")
     print(f"{path}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
 

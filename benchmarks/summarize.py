@@ -15,9 +15,9 @@ RECORDS = ROOT / "benchmarks" / "records"
 NAMES = {
     "dense": "dense",
     "dense-shortened": "dense, shortened to the FLOPs of `subset`",
-    "random": "random 40 %, `subset`",
-    "mask": "soft gate, EL2N, 40 %, `mask`",
-    "subset": "**soft gate, EL2N, 40 %, `subset`**",
+    "random": "random, `subset`",
+    "mask": "soft gate, EL2N, `mask`",
+    "subset": "**soft gate, EL2N, `subset`**",
     "subset-none": "the same, no weights",
     "subset-unbiased": "the same, weights 1/p",
     "original": "the original's rule, masking",
@@ -44,6 +44,7 @@ def accuracy_tables() -> str:
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in load("cifar10-resnet9"):
         settings = {k: v for k, v in record["settings"].items() if k != "epochs"}
+        settings["rate"] = record["rate"]
         groups[record["hardware"], json.dumps(settings)][record["policy"]].append(record)
     parts = []
     for (hardware, text), policies in groups.items():
@@ -51,7 +52,7 @@ def accuracy_tables() -> str:
         dense = {r["seed"]: r for r in policies["dense"]}
         parts += [
             f"CIFAR-10, ResNet-9 of width {settings['width']}, {settings['train_images']:,} training images, "
-            f"B = {settings['batch_size']}, {settings['precision']}, {hardware}, "
+            f"B = {settings['batch_size']}, target rate {settings['rate']}, {settings['precision']}, {hardware}, "
             f"torch {next(iter(dense.values()))['versions']['torch']}. Means (each seed).",
             "",
             "| run | epochs | test accuracy % | seconds, share of dense | FLOPs, share of dense | samples trained on "

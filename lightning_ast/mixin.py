@@ -1,4 +1,4 @@
-"""``SparseLossMixin``: three methods with working defaults, to override where a module is out of the ordinary."""
+"""``SparseLossMixin``: methods with working defaults, to override where a module is out of the ordinary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ast.core.batch import batch_size_of, select_batch
-from lightning_ast.core.losses import LossCapture, LossReached
+from lightning_ast.core.losses import LossCapture, LossCaptureError, LossReached
 from lightning_ast.core.significance import el2n, loss
 
 __all__ = ["SparseLossMixin", "overrides"]
@@ -19,7 +19,7 @@ class SparseLossMixin:
 
     Without overrides it changes nothing: it offers :meth:`per_sample_loss` on a module whose loss is a standard torch
     one. Override :meth:`per_sample_loss` where the loss is written by hand, :meth:`significance` for a score of your
-    own, :meth:`select_batch` for batches whose samples do not lie along the first dimension.
+    own, :meth:`select_batch` and :meth:`count_samples` for batches whose samples do not lie along the first dimension.
 
     Example:
         >>> import torch, lightning as L
@@ -38,6 +38,8 @@ class SparseLossMixin:
         torch.Size([3])
     """
 
+    _capturing = False
+
     def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Unreduced losses of a batch.
 
@@ -55,7 +57,19 @@ class SparseLossMixin:
         Raises:
             LossCaptureError: the training step calls no torch loss function, or one that cannot be taken apart.
         """
-        with LossCapture(batch_size_of(batch), stop=True) as capture, suppress(LossReached):
+        if self._capturing:
+            raise LossCaptureError(
+                "training_step calls `self.per_sample_loss`, which the module does not define: override "
+                "`per_sample_loss(self, batch, batch_idx)` and return the unreduced losses, shape (B,)."
+            )
+        self._capturing = True
+        try:
+            return self._captured(batch, batch_idx)
+        finally:
+            self._capturing = False
+
+    def _captured(self, batch: Any, batch_idx: int) -> Tensor:
+        with LossCapture(self.count_samples(batch), stop=True) as capture, suppress(LossReached):
             self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
         losses: Tensor = capture.record().losses
         return losses
@@ -82,13 +96,17 @@ class SparseLossMixin:
 
     def select_batch(self, batch: Any, indices: Tensor) -> Any:
         """Take the samples ``indices (k,)`` out of a batch; see :func:`lightning_ast.core.select_batch`."""
-        return select_batch(batch, indices)
+        return select_batch(batch, indices, batch_size=self.count_samples(batch))
+
+    def count_samples(self, batch: Any) -> int:
+        """Number of samples B in a batch; see :func:`lightning_ast.core.batch_size_of`."""
+        return batch_size_of(batch)
 
 
 def overrides(module: Any, name: str) -> bool:
     """Whether ``module`` brings its own version of a :class:`SparseLossMixin` method.
 
-    ``per_sample_loss`` counts on any module; the other two only on one that uses the mixin.
+    ``per_sample_loss`` counts on any module; the others only on one that uses the mixin.
     """
     own = getattr(type(module), name, None)
     if own is None or own is getattr(SparseLossMixin, name):

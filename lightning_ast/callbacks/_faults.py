@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 
+from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import AVAILABLE_MODES, Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
@@ -55,6 +56,7 @@ def setting_faults(
     weighting: Any,
     min_selected: Any,
     seed: Any,
+    controller: Any,
 ) -> list[str]:
     """What is wrong with the arguments of ``SparseSelectionCallback`` on their own."""
     found = []
@@ -81,6 +83,8 @@ def setting_faults(
         found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {min_selected!r}.")
     if not isinstance(seed, int):
         found.append(f"seed: expected an int, got {seed!r}.")
+    if controller is not None and not isinstance(controller, PIController):
+        found.append(f"controller: expected a PIController or None, got {controller!r}.")
     return found
 
 

@@ -22,44 +22,45 @@ SETTLE_STEPS = 3
 class FlopCount:
     """Counts forward and backward of the first training batch with torch's FlopCounterMode.
 
-    It watches the operations of the step as it runs; results are unchanged. A module with compiled parts is not counted
-    (a counter would switch compilation off): the ledger's FLOPs then stay None, which is said once.
+    It watches the operations of the step as it runs; results are unchanged. An optimizer that evaluates the step often
+    (LBFGS) has its first evaluation counted. A module with compiled parts is not counted (a counter would switch
+    compilation off): the ledger's FLOPs then stay None, which is said once.
 
     Args:
         module: the LightningModule.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        compiled = any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
-        self._done = compiled
+        self._done = any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
         self._open = ExitStack()
         self._counter: FlopCounterMode | None = None
         self._forward: int | None = None
-        self._backward: int | None = None
-        if compiled:
-            rank_zero_info(
-                "lightning-ast: FLOPs are not counted for compiled modules; ast/savings_flops is not logged."
-            )
+        self._backward = 0
+        self._expects_backward = False
+        if self._done:
+            rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Count the training step inside; a backward inside it (manual optimization) is counted as backward."""
+        """Count the training step inside, once; backwards inside it (manual optimization) are counted as such."""
         if self._done or self._forward is not None:
+            self._expects_backward = False
             yield
             return
+        self._expects_backward = True
         with FlopCounterMode(display=False) as counter:
             yield
-        self._forward = counter.get_total_flops() - (self._backward or 0)
+        self._forward = counter.get_total_flops() - self._backward
 
     def start_backward(self) -> None:
-        """Begin to count a backward."""
-        if not self._done and self._backward is None and self._counter is None:
+        """Begin to count a backward of the counted step."""
+        if not self._done and self._expects_backward and self._counter is None:
             self._counter = self._open.enter_context(FlopCounterMode(display=False))
 
     def stop_backward(self) -> None:
         """End the backward's count."""
         if self._counter is not None:
-            self._backward = self._counter.get_total_flops()
+            self._backward += self._counter.get_total_flops()
             self.close()
 
     def finish_batch(self, ledger: Ledger, samples: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -39,7 +39,7 @@ class ScoringPass:
         self._module = module
         self._training_step = training_step
         self._per_sample_loss = per_sample_loss
-        self._takes_index = len(inspect.signature(training_step).parameters) > 1
+        self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._traceless = TracelessForward(module)
         self._metrics = [child for child in module.modules() if isinstance(child, (Metric, MetricCollection))]
 

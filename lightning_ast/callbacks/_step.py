@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,8 @@ class StepInterceptor:
         explicit: whether it brings its own ``per_sample_loss``.
         weighting: importance weights of the selection.
         decide: ``(batch, losses, record, batch_size) -> Selection``, for ``mask``.
+        rehearse: ``(batch, losses, record)``, called on the first batch where it is a dense one, so that a score that
+            cannot be computed fails there and not when the sparse stage begins.
         average: mean of a scalar over the processes that train together.
         forward_context: entered around the first call of the user's step, for measurements.
     """
@@ -70,6 +72,7 @@ class StepInterceptor:
         explicit: bool,
         weighting: Weighting,
         decide: Decide,
+        rehearse: Callable[[Any, Tensor, LossRecord | None], object],
         average: Callable[[Tensor], Tensor],
         forward_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
@@ -77,6 +80,7 @@ class StepInterceptor:
         self._module = module
         self._weighting = weighting
         self._decide = decide
+        self._rehearse = rehearse
         self._average = average
         self._installed = False
         self._verified = False
@@ -115,12 +119,12 @@ class StepInterceptor:
         plan.seen.clear()
         self._inside = True
         try:
-            with nullcontext() if self._verified else self._forward_context():
+            with self._forward_context():
                 output = self._watched(plan, batch, *args, **kwargs)
         finally:
             self._inside = False
-        if not self._verified:
-            self._verify(output, plan.seen[0])
+        if not self._verified and plan.seen:
+            self._verify(plan, output, plan.seen[0])
         plan.seen.clear()
         return output
 
@@ -136,8 +140,25 @@ class StepInterceptor:
         rewrite = functools.partial(self._rewrite, plan, batch)
         with LossCapture(self._forwarded(plan), rewrite=rewrite) as capture:
             output = self.training_step(batch, *args, **kwargs)
-        capture.record()  # raises where there was not exactly one
+        if output is None and not capture.records and not plan.sparse:
+            return output  # the step skips this batch
+        record = capture.record()  # raises where there was not exactly one
+        if plan.sub_batch is not None:
+            self._check_scorable(record, capture.passed_over)
         return output
+
+    @staticmethod
+    def _check_scorable(record: LossRecord, passed_over: int) -> None:
+        if not record.mean:
+            raise LossCaptureError(
+                f"`{record.name}` was called with reduction='sum'. In mode='subset' the step sees fewer samples, so "
+                "what it divides the sum by is not known: use reduction='mean', or mode='mask'."
+            )
+        if passed_over:
+            raise LossCaptureError(
+                "training_step computes a loss without gradient before the one it trains on, and scoring stops at the "
+                "first: move it behind the training loss."
+            )
 
     @staticmethod
     def _forwarded(plan: BatchPlan) -> int:
@@ -158,6 +179,8 @@ class StepInterceptor:
                 full, total = plan.full_loss, plan.total_count
             divisor = self._divisor(plan.selection, counts, total, mean=record.mean)
             value = report_full_loss(selected_loss(sums, plan.selection, divisor).to(value.dtype), full.to(value.dtype))
+        elif not self._verified:
+            self._rehearse(batch, record.losses.detach(), record)
         plan.seen.append(value)
         return value
 
@@ -171,9 +194,11 @@ class StepInterceptor:
         size = self._forwarded(plan)
         with LossCapture(size, unreduced=True) as capture:
             losses = check_losses(self.per_sample_loss(batch, *args, **kwargs), size)
+        record = capture.records[0] if len(capture.records) == 1 else None
         if plan.sparse:
-            record = capture.records[0] if len(capture.records) == 1 else None
             losses = self._scaled(plan, batch, losses, record)
+        elif not self._verified:
+            self._rehearse(batch, losses.detach(), record)
         plan.seen.append(losses)
         return losses
 
@@ -196,16 +221,21 @@ class StepInterceptor:
         """The denominator over all processes, as each one's share: DDP's average then weights every sample alike."""
         return self._average(denominator(counts, selection, self._weighting, total_count=total, mean=mean))
 
-    def _verify(self, output: Any, seen: Tensor) -> None:
-        """Once: what was intercepted must be what is trained on."""
+    def _verify(self, plan: BatchPlan, output: Any, seen: Tensor) -> None:
+        """Once: what was intercepted must be what is trained on, and explicit losses must be averaged."""
         loss = output.get("loss") if isinstance(output, dict) else output
-        if self._module.automatic_optimization and isinstance(loss, Tensor):
-            depends = loss is seen
-            if not depends and loss.requires_grad and seen.requires_grad:
-                depends = torch.autograd.grad(loss.sum(), seen, retain_graph=True, allow_unused=True)[0] is not None
-            if not depends:
+        if self._module.automatic_optimization and isinstance(loss, Tensor) and loss is not seen:
+            share = None
+            if loss.requires_grad and seen.requires_grad:
+                (share,) = torch.autograd.grad(loss.sum(), seen, retain_graph=True, allow_unused=True)
+            if share is None:
                 raise LossCaptureError(
                     f"the loss that training_step returns does not depend on the one that was captured. {REMEDY}"
+                )
+            if plan.sub_batch is not None and seen.numel() > 1 and bool((share == 1).all()):
+                raise LossCaptureError(
+                    "training_step sums its per-sample losses. In mode='subset' it sees fewer of them: train on their "
+                    "mean, `self.per_sample_loss(batch, batch_idx).mean()`, or use mode='mask'."
                 )
         self._verified = True
 

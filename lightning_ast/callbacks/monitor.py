@@ -84,8 +84,8 @@ class SparseTrainingMonitor(Callback):
         """Add the step's loss, without waiting for the device."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            loss = loss.detach().double() if loss.device.type != "mps" else loss.detach()
-            self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+            loss = loss.detach().float()
+            self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
             self._steps += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,6 +108,18 @@ class SparseTrainingMonitor(Callback):
             bar.print(line)
         else:
             print(line)  # noqa: T201 - the terminal is what this callback is for
+
+    def state_dict(self) -> dict[str, Any]:
+        """So that an epoch that was interrupted in its middle is summed up whole."""
+        loss = None if self._loss_sum is None else float(self._loss_sum)
+        return {"loss_sum": loss, "steps": self._steps, "before": list(self._before)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue in the epoch the checkpoint was written in."""
+        loss, self._steps = state_dict["loss_sum"], state_dict["steps"]
+        self._loss_sum = None if loss is None else torch.tensor(loss)
+        offered, selected, spent, dense = state_dict["before"]
+        self._before = (offered, selected, spent, dense)
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
         metrics = trainer.callback_metrics

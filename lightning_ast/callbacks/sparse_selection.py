@@ -143,6 +143,7 @@ class SparseSelectionCallback(Callback):
             explicit=explicit,
             weighting=self._selector.weighting,
             decide=self._decide,
+            rehearse=self._significance,
             average=self._average,
             forward_context=self._flops.forward,
         )
@@ -161,6 +162,7 @@ class SparseSelectionCallback(Callback):
             weighting=self.weighting,
             min_selected=self.min_selected,
             seed=self.seed,
+            controller=self.controller,
         )
         faults += use_faults(module, mode=self.mode, explicit=explicit)
         schedulers = _schedulers(trainer)
@@ -194,7 +196,8 @@ class SparseSelectionCallback(Callback):
             self._clock.interrupt()
         self.stage = stage
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
-        self._step.plan = plan = BatchPlan(batch_size_of(batch), sparse)
+        count: Any = pl_module.count_samples if overrides(pl_module, "count_samples") else batch_size_of
+        self._step.plan = plan = BatchPlan(count(batch), sparse)
         if sparse and self.mode == "subset":
             self._plan_subset(plan, batch, batch_idx)
 
@@ -202,8 +205,11 @@ class SparseSelectionCallback(Callback):
         losses, record = self._score(batch, batch_idx, plan.batch_size)
         plan.selection = self._decide(batch, losses, record, plan.batch_size)
         use_own = overrides(self._module, "select_batch")
-        take: Any = self._module.select_batch if use_own else select_batch
-        plan.sub_batch = take(batch, plan.selection.indices)
+        if use_own:
+            own: Any = self._module.select_batch
+            plan.sub_batch = own(batch, plan.selection.indices)
+        else:
+            plan.sub_batch = select_batch(batch, plan.selection.indices, batch_size=plan.batch_size)
         if record is None or self._step is None or self._step.per_sample_loss is not None:
             plan.full_loss = losses.mean()
         else:
@@ -211,13 +217,15 @@ class SparseSelectionCallback(Callback):
 
     def _decide(self, batch: Any, losses: Tensor, record: LossRecord | None, batch_size: int) -> Selection:
         assert self._selector is not None
-        inputs = first_input(batch, batch_size)
-        own: Any = getattr(self._module, "significance", None)
-        significance = own if overrides(self._module, "significance") else self.significance
-        scores = compute_significance(significance, record, losses, inputs)
+        scores = self._significance(batch, losses, record)
         selection = self._selector.select(scores, average=self._average if self._distributed else None)
         self._tell(record, batch_size, selection)
         return selection
+
+    def _significance(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
+        own: Any = getattr(self._module, "significance", None)
+        significance = own if overrides(self._module, "significance") else self.significance
+        return compute_significance(significance, record, losses, first_input(batch, losses.numel()))
 
     def _average(self, value: Tensor) -> Tensor:
         if not self._distributed:
@@ -231,12 +239,13 @@ class SparseSelectionCallback(Callback):
             return
         self._told = True
         assert self._selector is not None
-        if self.significance == "el2n" and (record is None or record.kind == "regression"):
+        own = overrides(self._module, "significance")
+        if self.significance == "el2n" and not own and (record is None or record.kind == "regression"):
             name = "an explicit per_sample_loss" if record is None else record.name
             rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
         target, kept = self._selector.target_activation_rate, selection.indices.numel()
         least = self._selector.least(batch_size)
-        if least / batch_size > target * 1.05 and kept == least:
+        if least > target * batch_size and kept == least:
             rank_zero_warn(
                 f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot "
                 "fall to "
@@ -257,7 +266,8 @@ class SparseSelectionCallback(Callback):
         """Keep the books, write the logs, let go of the batch."""
         assert self._step is not None
         plan = self._step.plan
-        assert plan is not None
+        if plan is None:  # Lightning calls this hook alone where the loader gave None
+            return
         self._step.plan = None
         selected = plan.batch_size if plan.selection is None else plan.selection.indices.numel()
         self._flops.finish_batch(self.ledger, selected if plan.sub_batch is not None else plan.batch_size)

@@ -115,7 +115,8 @@ class TwoStageScheduler(Callback):
         """
         found = []
         for name, length in (("warmup_epochs", self.warmup_epochs), ("cooldown_epochs", self.cooldown_epochs)):
-            if length < 0 or (isinstance(length, float) and not 0 <= length < 1):
+            number = isinstance(length, (int, float)) and not isinstance(length, bool)
+            if not number or length < 0 or (isinstance(length, float) and not 0 <= length < 1):
                 found.append(f"{name}: expected an int >= 0 or a float in [0, 1), got {length!r}.")
         rate = self.target_activation_rate
         if rate is not None and not 0 < rate <= 1:
@@ -124,22 +125,29 @@ class TwoStageScheduler(Callback):
 
     def _length_faults(self, trainer: pl.Trainer, batches_known: bool) -> list[str]:
         total = run_length_epochs(trainer)
+        needs_length = bool(self.cooldown_epochs) or isinstance(self.warmup_epochs, float)
+        shares = [n for n in ("warmup_epochs", "cooldown_epochs") if isinstance(getattr(self, n), float)]
+        by_steps = trainer.max_steps > 0
+        fault = None
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a smoke test of one batch has no stages to keep
-            return []
-        if total is None:
-            if trainer.max_steps > 0 and not batches_known:
-                return []
-            if self.cooldown_epochs or isinstance(self.warmup_epochs, float):
-                return [
-                    "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...), or "
-                    "max_steps with a dataloader that has a length."
-                ]
-            return []
-        dense = _in_epochs(self.warmup_epochs, total) + _in_epochs(self.cooldown_epochs, total)
-        if dense >= total:
-            return [
-                f"warmup_epochs={self.warmup_epochs!r} and cooldown_epochs={self.cooldown_epochs!r} leave no sparse "
-                "step "
-                f"in a run of {total:g} epochs: shorten them, or train longer."
-            ]
-        return []
+            pass
+        elif needs_length and by_steps and not trainer.lightning_module.automatic_optimization:
+            fault = (
+                "with manual optimization max_steps counts every optimizer's steps, so the end of the run is not known "
+                "in epochs: set Trainer(max_epochs=...) instead of max_steps, or use a whole warmup without cooldown."
+            )
+        elif shares and batches_known and math.isinf(trainer.num_training_batches):
+            fault = f"{' and '.join(shares)}: a share of the run needs a dataloader with a length: give whole epochs."
+        elif total is None and needs_length and (batches_known or not by_steps):
+            fault = (
+                "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...), or "
+                "max_steps with a dataloader that has a length."
+            )
+        elif total is not None:
+            dense = _in_epochs(self.warmup_epochs, total) + _in_epochs(self.cooldown_epochs, total)
+            if dense >= total:
+                fault = (
+                    f"warmup_epochs={self.warmup_epochs!r} and cooldown_epochs={self.cooldown_epochs!r} leave no "
+                    f"sparse step in a run of {total:g} epochs: shorten them, or train longer."
+                )
+        return [] if fault is None else [fault]

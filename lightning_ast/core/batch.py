@@ -1,40 +1,25 @@
 """Step 0 of a batch: how many samples it holds, and how to take some of them.
 
-A batch may be any nesting of tensors, lists, tuples, named tuples, dicts, ``UserDict`` and dataclasses.
+A batch may be any nesting of tensors, arrays, lists, tuples, named tuples, dicts, ``UserDict`` and dataclasses.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection, is_namedtuple
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["BatchError", "batch_size_of", "first_input", "select_batch"]
 
-_COLUMN_TYPES = (str, bytes, int, float, bool, type(None))
-
 
 class BatchError(ValueError):
     """A batch has no recognisable batch dimension; the message says what to override."""
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def visit(leaf: Any) -> None:
-        if isinstance(leaf, PackedSequence):
-            raise BatchError(
-                "a PackedSequence has no batch dimension to index: override `select_batch(batch, indices)` and "
-                "`per_sample_loss(batch, batch_idx)` on your module."
-            )
-        found.append(leaf)
-
-    apply_to_collection(batch, (Tensor, PackedSequence), visit)
-    return found
 
 
 def batch_size_of(batch: Any) -> int:
@@ -56,8 +41,8 @@ def batch_size_of(batch: Any) -> int:
     leading = [t.shape[0] for t in _tensors(batch) if t.ndim > 0]
     if not leading:
         raise BatchError(
-            f"expected a batch that holds tensors of shape (B, ...), got {type(batch).__name__} without any. "
-            "Override `select_batch(batch, indices)` and `per_sample_loss(batch, batch_idx)` on your module."
+            f"expected a batch that holds tensors of shape (B, ...), got {type(batch).__name__} without any. Use "
+            "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
         )
     size = Counter(leading).most_common(1)[0][0]
     if size == 0:
@@ -67,67 +52,103 @@ def batch_size_of(batch: Any) -> int:
 
 def first_input(batch: Any, batch_size: int) -> Tensor | None:
     """The first floating-point tensor of ``batch`` with leading dimension ``batch_size``, e.g. the images; or None."""
-    for tensor in _tensors(batch):
-        if tensor.ndim > 0 and tensor.shape[0] == batch_size and tensor.is_floating_point():
-            return tensor
-    return None
+    try:
+        return next((t for t in _tensors(batch) if _has_rows(t, batch_size) and t.is_floating_point()), None)
+    except BatchError:
+        return None
 
 
-def select_batch(batch: Any, indices: Tensor) -> Any:
+def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) -> Any:
     """Take the samples ``indices`` out of ``batch``, keeping its structure.
 
-    Tensors whose leading dimension is the batch size are indexed; so are lists and tuples of B strings, numbers or
-    ``None`` (what the default collate makes of non-tensor fields). Everything else is passed through. A tensor
-    whose batch dimension is not the first (time-major sequences) or ragged structures (graphs, packed sequences)
-    need an override of ``select_batch`` on the module.
+    Tensors and arrays whose leading dimension is the batch size are indexed. So are lists and tuples of B entries of
+    which fewer than half (of the batch itself: none) hold such a tensor: names, paths, one dict or one ragged tensor a
+    sample. Everything else is passed through. A tensor whose batch dimension is not the first (time-major sequences), graphs and packed sequences need an
+    override of ``select_batch`` (and ``count_samples``) on the module.
 
     Args:
-        batch: any nesting of tensors, lists, tuples, named tuples, dicts, ``UserDict`` and dataclasses.
+        batch: any nesting of tensors, arrays, lists, tuples, named tuples, dicts, ``UserDict`` and dataclasses.
         indices: ``(k,)`` integer positions in the batch.
+        batch_size: B where it is known; None takes :func:`batch_size_of`.
 
     Returns:
         A new batch of k samples; the given one is not changed.
 
     Raises:
-        BatchError: no tensor has the batch size as its leading dimension, or the batch holds a ``PackedSequence``.
+        BatchError: no tensor has a leading dimension, or the batch holds a ``PackedSequence``.
 
     Example:
         >>> select_batch((torch.arange(4), ["a", "b", "c", "d"], 7), torch.tensor([2, 0]))
         (tensor([2, 0]), ['c', 'a'], 7)
     """
-    size = batch_size_of(batch)
-    positions = indices.tolist() if _has_columns(batch) else []
-    on_device: dict[torch.device, Tensor] = {}
-
-    def take(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            if leaf.ndim == 0 or leaf.shape[0] != size:
-                return leaf
-            if leaf.device not in on_device:
-                on_device[leaf.device] = indices.to(leaf.device)
-            return leaf.index_select(0, on_device[leaf.device])
-        if _is_column(leaf, size):
-            return type(leaf)(leaf[i] for i in positions)
-        taken = [apply_to_collection(value, (Tensor, list, tuple), take) for value in leaf]
-        return type(leaf)(*taken) if is_namedtuple(leaf) else type(leaf)(taken)
-
-    return apply_to_collection(batch, (Tensor, list, tuple), take)
+    size = batch_size_of(batch) if batch_size is None else batch_size
+    return _Slicer(batch, indices, size).take(batch)
 
 
-def _is_column(leaf: Any, size: int) -> bool:
-    return len(leaf) == size and all(isinstance(value, _COLUMN_TYPES) for value in leaf)
+class _Slicer:
+    """Takes rows out of nested structures; positions are read from the device only where a list needs them."""
+
+    def __init__(self, batch: Any, indices: Tensor, size: int) -> None:
+        self._batch = batch
+        self._on_device = {indices.device: indices}
+        self._indices = indices
+        self._size = size
+
+    def take(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.index_select(0, self._at(part.device)) if _has_rows(part, self._size) else part
+        if isinstance(part, (list, tuple)):
+            return self._sequence(part)
+        if isinstance(part, Mapping):
+            taken: Any = copy.copy(part)
+            for key in part:
+                taken[key] = self.take(part[key])
+            return taken
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            return self._dataclass(part)
+        if type(part).__module__ == "numpy" and getattr(part, "shape", ())[:1] == (self._size,):
+            return part[self._indices.tolist()]
+        return part
+
+    def _sequence(self, part: Any) -> Any:
+        if hasattr(part, "_fields"):  # a named tuple
+            return type(part)(*map(self.take, part))
+        with_rows = sum(any(_has_rows(t, self._size) for t in _tensors(entry)) for entry in part)
+        few = with_rows == 0 if part is self._batch else 2 * with_rows < self._size
+        if len(part) == self._size and few:
+            return type(part)(part[i] for i in self._indices.tolist())
+        return type(part)(map(self.take, part))
+
+    def _dataclass(self, part: Any) -> Any:
+        taken = copy.copy(part)
+        for field in dataclasses.fields(part):
+            object.__setattr__(taken, field.name, self.take(getattr(part, field.name)))  # frozen ones too
+        return taken
+
+    def _at(self, device: torch.device) -> Tensor:
+        if device not in self._on_device:
+            self._on_device[device] = self._indices.to(device)
+        return self._on_device[device]
 
 
-def _has_columns(batch: Any) -> bool:
-    """Whether non-tensor fields are indexed too: then the positions are read, which waits for the device."""
-    found = False
+def _has_rows(tensor: Tensor, size: int) -> bool:
+    return tensor.ndim > 0 and tensor.shape[0] == size
 
-    def visit(leaf: Any) -> Any:
-        nonlocal found
-        found = found or any(isinstance(value, _COLUMN_TYPES) for value in leaf)
-        for value in leaf:
-            apply_to_collection(value, (list, tuple), visit)
-        return leaf
 
-    apply_to_collection(batch, (list, tuple), visit)
-    return found
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if isinstance(part, PackedSequence):
+        raise BatchError(
+            "a PackedSequence has no batch dimension to index: use SparseLossMixin and override `count_samples(batch)` "
+            "and `select_batch(batch, indices)`."
+        )
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            yield from _tensors(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        for field in dataclasses.fields(part):
+            yield from _tensors(getattr(part, field.name))

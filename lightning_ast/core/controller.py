@@ -10,6 +10,9 @@ from torch import Tensor
 
 __all__ = ["PIController"]
 
+_LARGEST_STEP = 2.0  # in the threshold's logarithm: a batch counts as at most 7.4 times off
+_NOTHING = math.log(1e-25)  # below: a batch whose significance is 0 throughout
+
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "kp": 0.5,
@@ -151,7 +154,7 @@ class PIController:
             target: target activation rate in (0, 1].
 
         Returns:
-            Scalar float64 tensor, on the device of ``solved``; no device is waited for.
+            Scalar tensor, on the device of ``solved``; no device is waited for.
 
         Raises:
             ValueError: ``solved`` is missing where feed-forward needs it.
@@ -162,14 +165,23 @@ class PIController:
         if solved is None:
             raise ValueError("feed-forward needs the batch's own threshold: pass solve_threshold(...) as `solved`.")
         assert self.feedforward_alpha is not None
-        newest = solved.detach().double().log()
+        newest = solved.detach().log()
         if self._level is None:
             self._level = newest
         else:
-            level = self._level.to(newest.device)
-            self._level = level + self.feedforward_alpha * (newest - level)
+            self._level = self._follow(self._level.to(newest.device), newest)
         correction = math.exp(max(-20.0, min(20.0, self.kp * self._error + self.ki * self._integral)))
         return (self._level.exp() * correction).clamp(*self.threshold_bounds)
+
+    def _follow(self, level: Tensor, newest: Tensor) -> Tensor:
+        """The running mean, on the device. A batch without any significance (all labels ignored) teaches nothing, and
+        one batch moves the mean by a bounded step.
+        """
+        assert self.feedforward_alpha is not None
+        step = (newest - level).clamp(-_LARGEST_STEP, _LARGEST_STEP)
+        empty = newest < _NOTHING
+        followed = torch.where(empty, level, level + self.feedforward_alpha * step)
+        return torch.where(level < _NOTHING, newest, followed)
 
     def update(self, activation_rate: float, *, target: float, at_minimum: bool = False) -> None:
         """Learn from what the gate let through.

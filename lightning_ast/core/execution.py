@@ -12,7 +12,7 @@ weighting             loss                                        what it estima
 ====================  ==========================================  ================================
 
 with l the summed loss elements of a sample, c its share of the user's own denominator (class weights,
-``ignore_index``). Where the user sums instead of averaging there is no denominator.
+``ignore_index``). Where the user sums, it is that mean times the whole batch's count: an estimate of the full sum.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def denominator(
         selection: indices and weights of the k samples.
         weighting: see the table above.
         total_count: scalar, the counts of the whole batch summed.
-        mean: whether the user's loss averages; a sum has the denominator 1.
+        mean: whether the user's loss averages; for a sum the denominator is divided by ``total_count``.
 
     Returns:
         Positive scalar without gradient.
     """
-    if not mean:
-        return torch.ones_like(total_count)
     if weighting == "unbiased":
-        return total_count
-    weighted = counts if selection.weights is None else counts * selection.weights.to(counts.dtype)
-    return weighted.sum().clamp_min(torch.finfo(counts.dtype).tiny)
+        divisor = total_count
+    else:
+        weighted = counts if selection.weights is None else counts * selection.weights.to(counts.dtype)
+        divisor = weighted.sum().clamp_min(torch.finfo(counts.dtype).tiny)
+    return divisor if mean else divisor / total_count
 
 
 def selected_loss(sums: Tensor, selection: Selection, divisor: Tensor) -> Tensor:

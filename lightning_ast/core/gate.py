@@ -110,7 +110,7 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
     """
-    s = lift_zeros(significance.double())
+    s = lift_zeros(_precise(significance))
     size = s.numel()
     if gate != "soft":
         kept = min(size, max(1, round(rate * size)))
@@ -140,9 +140,9 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
         ``(k,)`` ascending positions. Reading k waits for the device once.
     """
     noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64)
-    noise = noise.to(probability.device, non_blocking=True)
+    noise = noise.to(probability.device, _precise(probability).dtype, non_blocking=True)
     order = noise[:-1].argsort()
-    ends = (probability[order].double().cumsum(0) + noise[-1]).floor()
+    ends = (_precise(probability[order]).cumsum(0) + noise[-1]).floor()
     hit = ends > torch.cat([ends.new_zeros(1), ends[:-1]])
     return order[hit].sort().values
 
@@ -211,3 +211,8 @@ def select(
     if gate != "soft" or exponent == 0:
         return Selection(indices)
     return Selection(indices, probability[indices].pow(-exponent))
+
+
+def _precise(values: Tensor) -> Tensor:
+    """float64, or float32 on Apple's GPUs, which have no other."""
+    return values.float() if values.device.type == "mps" else values.double()

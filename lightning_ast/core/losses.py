@@ -177,7 +177,8 @@ def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
             "multiple "
             f"of it (tokens), got shape {tuple(values.shape)}. {REMEDY}"
         )
-    return values.reshape(batch_size, -1).sum(1)
+    wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
+    return values.reshape(batch_size, -1).sum(1, dtype=wide)
 
 
 def _record(
@@ -224,7 +225,8 @@ class LossCapture(TorchFunctionMode):
     ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss`` and the margin, hinge,
     ranking, embedding and triplet losses, called as functions or as modules, with ``reduction="mean"``, ``"sum"`` or
     ``"batchmean"``. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples outermost, which is what
-    ``view(-1, C)`` of a ``(B, T, C)`` tensor gives; a time-major model needs an explicit ``per_sample_loss``.
+    ``view(-1, C)`` of a ``(B, T, C)`` tensor gives; time-major models and stacked views (``cat([z1, z2])``) need an
+    explicit ``per_sample_loss``. Losses under the user's own ``torch.no_grad`` (for logging) are passed over.
     It does not see losses computed inside a ``torch.compile``d function.
 
     Args:
@@ -236,6 +238,7 @@ class LossCapture(TorchFunctionMode):
 
     Attributes:
         records: what was captured, in order.
+        passed_over: losses without gradient that stood before the first captured one.
 
     Raises:
         LossCaptureError: at the loss, when it cannot be taken apart (CTC, ``reduction="none"``, wrong leading
@@ -262,24 +265,29 @@ class LossCapture(TorchFunctionMode):
         self._stop = stop
         self._unreduced = unreduced
         self.records: list[LossRecord] = []
+        self.passed_over = 0
+        self._graded = torch.is_grad_enabled()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Pass everything through but the loss functions."""
         kwargs = kwargs or {}
-        if func in _RULES or (func in _REFUSED and not self._unreduced):
-            try:
-                self.records.append(_record(func, args, kwargs, self._batch_size, unreduced=self._unreduced))
-            except LossCaptureError:
-                if not self._unreduced:
-                    raise
-                return func(*args, **kwargs)
-            if self._stop:
-                raise LossReached
-            value = func(*args, **kwargs)
-            return value if self._rewrite is None else self._rewrite(self.records[-1], value)
-        return func(*args, **kwargs)
+        if func not in _RULES and (func not in _REFUSED or self._unreduced):
+            return func(*args, **kwargs)
+        if self._graded and not torch.is_grad_enabled():
+            self.passed_over += not self.records
+            return func(*args, **kwargs)
+        try:
+            self.records.append(_record(func, args, kwargs, self._batch_size, unreduced=self._unreduced))
+        except LossCaptureError:
+            if not self._unreduced:
+                raise
+            return func(*args, **kwargs)
+        if self._stop:
+            raise LossReached
+        value = func(*args, **kwargs)
+        return value if self._rewrite is None else self._rewrite(self.records[-1], value)
 
     def record(self) -> LossRecord:
         """The one captured loss.
@@ -289,8 +297,8 @@ class LossCapture(TorchFunctionMode):
         """
         if not self.records:
             raise LossCaptureError(
-                "no torch loss function was called in the training step: the loss is written by hand, compiled, or "
-                f"computed elsewhere. {REMEDY}"
+                "no torch loss function was called in the training step: the loss is written by hand, compiled, "
+                f"computed elsewhere, or the step returned before it. {REMEDY}"
             )
         if len(self.records) > 1:
             names = ", ".join(record.name for record in self.records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +18,7 @@ __all__ = ["TracelessForward"]
 
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _ATTENTION_DROPOUT_POSITION = 4
+_SMALL = 2**16
 
 
 class _NoDropout(TorchFunctionMode):
@@ -41,9 +43,9 @@ class TracelessForward:
 
     Inside: no gradients; torch's random state is forked; dropout is off (modules, functions, attention, recurrent
     layers); normalisation layers use the batch's statistics, as in training, but do not update their running ones.
-    Afterwards every flag is as before, and so is every buffer: those that other layers changed in place or replaced
-    (spectral norm, codebooks) are found the first time, by their version counters, and restored from then on.
-    Not undone: what forward hooks or user code write to other places.
+    Afterwards every flag is as before, and so are the buffers that other layers change in place or replace (spectral
+    norm, codebooks). A buffer of more than 65,536 elements that is changed for the first time in a later use cannot be
+    restored that once: a warning says so, and it is from then on. Not undone: what hooks or user code write elsewhere.
 
     Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
 
@@ -55,7 +57,11 @@ class TracelessForward:
         self._module = module
         kinds = (_NormBase, _DropoutNd, nn.MultiheadAttention, nn.RNNBase)
         self._layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
-        self._mutated: set[str] | None = None
+        self._left_alone = {
+            f"{name}.{leaf}" for name, m in module.named_modules() if isinstance(m, _BatchNorm) for leaf in m._buffers
+        }
+        self._mutated: set[str] = set()
+        self._first = True
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -71,22 +77,30 @@ class TracelessForward:
 
     @contextmanager
     def _buffers_restored(self) -> Iterator[None]:
-        before = {name: (buffer, buffer._version) for name, buffer in self._module.named_buffers()}
-        names = before.keys() if self._mutated is None else self._mutated & before.keys()
-        copies: dict[str, Tensor] = {name: before[name][0].clone() for name in names}
+        before = {name: (b, b._version) for name, b in self._module.named_buffers() if not b.is_inference()}
+        copies = {name: b.clone() for name, (b, _) in before.items() if self._worth_copying(name, b)}
         try:
             yield
         finally:
-            mutated: set[str] = set(names) if self._mutated is not None else set()
             for name, (buffer, version) in before.items():
                 owner, _, leaf = name.rpartition(".")
                 holder = self._module.get_submodule(owner)
-                if holder._buffers[leaf] is not buffer:
-                    holder._buffers[leaf] = buffer
-                if buffer._version != version and name in copies:
-                    buffer.copy_(copies[name])
-                    mutated.add(name)
-            self._mutated = mutated
+                holder._buffers[leaf] = buffer
+                if buffer._version != version:
+                    self._restore(name, buffer, copies.get(name))
+            self._first = False
+
+    def _worth_copying(self, name: str, buffer: Tensor) -> bool:
+        if name in self._left_alone:  # running statistics, which the normalisation layers do not touch in here
+            return False
+        return self._first or buffer.numel() <= _SMALL or name in self._mutated
+
+    def _restore(self, name: str, buffer: Tensor, copy: Tensor | None) -> None:
+        self._mutated.add(name)
+        if copy is not None:
+            buffer.copy_(copy)
+        else:
+            warnings.warn(f"scoring changed the buffer {name!r} once; it is restored from now on.", stacklevel=2)
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class SampleSelector:
 
         Args:
             significance: ``(B,)``, non-negative and finite.
-            average: mean of a scalar over the processes that train together, so that all of them use one feed-forward
-                threshold; None for a single process.
+            average: mean of a scalar over the processes that train together, so that their controllers stay one; None
+                for a single process.
 
         Returns:
             At least one sample, all of them where the target is 1.
@@ -101,9 +101,11 @@ class SampleSelector:
             )
         kept = selection.indices.numel()
         self.activation_rate = kept / size
-        at_minimum = kept <= self.least(size)
         if target < 1:
-            self.controller.update(self.activation_rate, target=target, at_minimum=at_minimum)
+            rate = self.activation_rate
+            if average is not None:
+                rate = float(average(torch.tensor(rate, device=significance.device)))
+            self.controller.update(rate, target=target, at_minimum=kept <= self.least(size))
         self.steps += 1
         return selection
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.callbacks._measure import StepClock
 from lightning_ast.callbacks.monitor import format_epoch
+from lightning_ast.core.ledger import Ledger
 from tests.conftest import PlainNet, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]
@@ -141,3 +144,39 @@ def test_the_line_in_a_plain_dense_run(digits: Digits, capsys: pytest.CaptureFix
 
 def test_format_leaves_out_what_is_unknown() -> None:
     assert format_epoch(3, None, loss=None, accuracy=None, activation_rate=0.25) == "Epoch 3 | Act: 25.0% | Save: 75.0%"
+
+
+def test_the_line_after_a_resume_in_mid_epoch(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_once(path: Path | None = None, save: bool = False) -> str:
+        class Save(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                if save and trainer.global_step == 5:
+                    trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+        torch.manual_seed(0)
+        chain = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=0.25), SparseTrainingMonitor(), Save()]
+        quiet_trainer(callbacks=chain).fit(PlainNet(dropout=0.0), loader(digits, batch_size=64), ckpt_path=path)
+        return re.findall(r"Epoch 1/1 .*", capsys.readouterr().out)[0]
+
+    whole = run_once(save=True)
+    # Lightning starts the dataloader anew: other batches, but the same books
+    resumed = run_once(tmp_path / "mid.ckpt")
+    act = [re.search(r"Act: (\S+)%", line)[1] for line in (whole, resumed)]
+    assert float(act[0]) == pytest.approx(float(act[1]), abs=1.5)
+    assert float(act[1]) > 45, "the warmup before the checkpoint counts"
+
+
+def test_the_clock_leaves_out_validation_and_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock, ledger = StepClock(), Ledger()
+    for step in range(8):
+        now[0] += 100.0 if step < 4 else 1.0  # start-up is slow
+        if step == 6:
+            now[0] += 50.0  # validation
+            clock.interrupt()
+        clock.finish_batch(ledger, "warmup", offered=10)
+    assert ledger.stages["warmup"].timed_seconds == 100.0 + 3 * 1.0
+    assert ledger.stages["warmup"].timed_offered == 40

@@ -566,3 +566,262 @@ def test_tokens_with_ignored_ones_end_to_end() -> None:
         torch.optim.SGD(reference.parameters(), lr=1.0).step()
         for name, tensor in weights(module).items():
             torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=f"{mode} {name}")
+
+
+def test_scoring_logs_nothing_and_draws_nothing(digits: Digits) -> None:
+    """What stands before the loss: self.log, Python's and NumPy's generators, autocast."""
+    import random
+
+    import numpy as np
+
+    logged, drawn, dtypes = [], [], []
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            draw = (random.random(), float(np.random.rand()))
+            scores = self(batch[0])
+            if torch.is_grad_enabled():
+                drawn.append(draw)
+            dtypes.append(scores.dtype)
+            self.log("mean_score", scores.float().mean())
+            self.log_dict({"again": scores.float().mean()})
+            return F.cross_entropy(scores, batch[1])
+
+    module = fresh(Net)
+
+    class Spy(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            logged.append("mean_score" in str(list(trainer._results)))
+
+    random.seed(0)
+    np.random.seed(0)
+    fit(module, loader(digits), half(), Spy(), max_steps=1, precision="bf16-mixed")
+    assert logged == [False], "scoring came first and logged nothing"
+    assert dtypes == [torch.bfloat16] * 2, "scoring runs under the trainer's precision"
+    random.seed(0)
+    np.random.seed(0)
+    assert drawn == [(random.random(), float(np.random.rand()))]
+
+
+@pytest.mark.parametrize("mode", ["mask", "subset"])
+def test_flops_of_a_sample_are_the_same_however_counted(digits: Digits, mode: str) -> None:
+    conv, linear = 2 * 9 * 8 * 64, 2 * 8 * 64 * 10
+    for warm in (True, False):
+        callback = half(mode=mode)
+        extra = [TwoStageScheduler(warmup_epochs=1)] if warm else []
+        fit(fresh(batchnorm=False), loader(digits), callback, *extra, max_epochs=2)
+        assert vars(callback.ledger.flops) == {"forward": conv + linear, "backward": conv + 2 * linear}
+
+
+def test_flops_with_lbfgs_and_with_two_backwards(digits: Digits) -> None:
+    conv, linear = 2 * 9 * 8 * 64, 2 * 8 * 64 * 10
+
+    class Lbfgs(PlainNet):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    class TwoBackwards(PlainNet):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            self.manual_backward(0.5 * loss, retain_graph=True)
+            self.manual_backward(0.5 * loss)
+            self.optimizers().step()
+
+    for cls, backwards in ((Lbfgs, 1), (TwoBackwards, 2)):
+        callback = half(mode="mask")
+        fit(fresh(cls, batchnorm=False), loader(digits), callback, max_steps=1)
+        expected = {"forward": conv + linear, "backward": backwards * (conv + 2 * linear)}
+        assert vars(callback.ledger.flops) == expected
+
+
+def test_a_sum_divided_by_the_batch_size(digits: Digits) -> None:
+    class Summed(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="sum") / batch[0].size(0)
+
+    for weighting in ("none", "sqrt", "unbiased"):
+        mean, summed = fresh(dropout=0.0), fresh(Summed, dropout=0.0)
+        for module in (mean, summed):
+            callback = SparseSelectionCallback(target_activation_rate=0.3, mode="mask", weighting=weighting)
+            fit(module, loader(digits), callback, max_steps=2)
+        for name, tensor in weights(mean).items():
+            torch.testing.assert_close(tensor, weights(summed)[name], rtol=1e-4, atol=1e-6, msg=name)
+    with pytest.raises(LossCaptureError, match=r"reduction='sum'.*mode='subset'"):
+        fit(fresh(Summed), loader(digits), half(), max_steps=1)
+
+
+def test_explicit_losses_that_are_summed_are_refused_in_subset(digits: Digits) -> None:
+    class Net(ExplicitNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.per_sample_loss(batch, batch_idx).sum()
+
+    with pytest.raises(LossCaptureError, match=r"sums its per-sample losses"):
+        fit(fresh(Net), loader(digits), half(), max_steps=1)
+
+
+def test_losses_without_gradient_are_for_logging(digits: Digits) -> None:
+    class Net(PlainNet):
+        first = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            scores = self(batch[0])
+            if self.first:
+                with torch.no_grad():
+                    F.mse_loss(scores, torch.zeros_like(scores))
+            loss = F.cross_entropy(scores, batch[1])
+            with torch.no_grad():
+                self.log("mse", F.mse_loss(scores, torch.zeros_like(scores)))
+                F.cross_entropy(scores, batch[1], reduction="none")
+            return loss
+
+    plain, logging = fresh(dropout=0.0), fresh(Net, dropout=0.0)
+    for module in (plain, logging):
+        fit(module, loader(digits), half(), max_steps=2)
+    assert_same_weights(weights(plain), weights(logging))
+    before = fresh(Net)
+    before.first = True
+    fit(before, loader(digits), half(mode="mask"), max_steps=1)
+    with pytest.raises(LossCaptureError, match="move it behind the training loss"):
+        fit(before, loader(digits), half(), max_steps=1)
+
+
+class TimeMajor(SparseLossMixin, pl.LightningModule):
+    """Sequences as (T, B): everything about the batch is overridden."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(7, 8), nn.Linear(8, 7)
+
+    def count_samples(self, batch: Tensor) -> int:
+        return batch.shape[1]
+
+    def select_batch(self, batch: Tensor, indices: Tensor) -> Tensor:
+        return batch[:, indices]
+
+    def per_sample_loss(self, batch: Tensor, batch_idx: int) -> Tensor:
+        scores = self.head(self.embed(batch[:-1]))
+        return F.cross_entropy(scores.permute(1, 2, 0), batch[1:].t(), reduction="none").mean(1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.per_sample_loss(batch, batch_idx).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("mode", ["mask", "subset"])
+def test_a_time_major_batch_by_overrides(mode: str) -> None:
+    tokens = torch.randint(0, 7, (12, 5), generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.DataLoader(tokens, batch_size=12, collate_fn=lambda rows: torch.stack(rows, 1))
+    module, reference = TimeMajor(), TimeMajor()
+    callback = half(mode=mode)
+    fit(module, data, callback, max_steps=1)
+    assert (callback.ledger.offered, callback.ledger.selected) == (12, 6)
+    losses = reference.per_sample_loss(tokens.t(), 0)
+    losses.topk(6).values.mean().backward()
+    torch.optim.SGD(reference.parameters(), lr=1.0).step()
+    for name, tensor in weights(module).items():
+        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_packed_sequences_by_overrides() -> None:
+    from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+    class Packed(SparseLossMixin, pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(3, 4), nn.Linear(4, 1)
+
+        def count_samples(self, batch: Any) -> int:
+            return len(batch[1])
+
+        def select_batch(self, batch: Any, indices: Tensor) -> Any:
+            padded, lengths = pad_packed_sequence(batch[0])
+            rows = [padded[: lengths[i], i] for i in indices]
+            return pack_sequence(rows, enforce_sorted=False), batch[1][indices]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.mse_loss(self.head(self.rnn(batch[0])[1][0]).squeeze(1), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    rows = [(torch.randn(n, 3), torch.tensor(float(n))) for n in (2, 5, 3, 4)]
+    data = torch.utils.data.DataLoader(
+        rows,
+        batch_size=4,
+        collate_fn=lambda r: (pack_sequence([a for a, _ in r], enforce_sorted=False), torch.stack([b for _, b in r])),
+    )
+    callback = half()
+    fit(Packed(), data, callback, max_steps=1)
+    assert callback.ledger.selected == 2
+
+
+def test_a_skipped_batch_and_a_batch_of_none(digits: Digits) -> None:
+    class Skips(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+    callback = SparseSelectionCallback()
+    with pytest.warns(UserWarning, match="training_step. returned .None"):
+        fit(fresh(Skips), loader(digits), callback, TwoStageScheduler(warmup_epochs=0.5))
+    assert callback.ledger.offered == 512
+
+    x, y = digits
+    batches = [None, (x[:64], y[:64])]
+    data = torch.utils.data.DataLoader(batches, batch_size=None)
+    with pytest.warns(UserWarning, match="yielded None"):
+        fit(fresh(), data, callback)
+    assert callback.ledger.offered == 64
+
+
+def test_a_score_that_cannot_be_had_fails_in_the_warmup(digits: Digits) -> None:
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.seen.append(batch_idx)
+            return F.mse_loss(self(batch[0])[:, 0], batch[1].float())
+
+    module = fresh(Net)
+    with pytest.raises(ValueError, match="'confidence' is defined for classification"):
+        fit(
+            module,
+            loader(digits),
+            SparseSelectionCallback(significance="confidence"),
+            TwoStageScheduler(warmup_epochs=2),
+            max_epochs=4,
+        )
+    assert module.seen == [0]
+
+
+def test_the_mixin_says_when_the_losses_are_missing(digits: Digits) -> None:
+    class Net(SparseLossMixin, PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.per_sample_loss(batch, batch_idx).mean()
+
+    with pytest.raises(LossCaptureError, match="which the module does not define"):
+        fit(fresh(Net), loader(digits), SparseSelectionCallback(), max_steps=1)
+
+
+@pytest.mark.parametrize("signature", ["batch", "args", "kwargs"])
+def test_signatures_of_training_step(digits: Digits, signature: str) -> None:
+    class OnlyBatch(PlainNet):
+        def training_step(self, batch: Any) -> Tensor:
+            return super().training_step(batch, 0)
+
+    class Args(PlainNet):
+        def training_step(self, *args: Any) -> Tensor:
+            assert len(args) == 2
+            return super().training_step(*args)
+
+    class Kwargs(PlainNet):
+        def training_step(self, batch: Any, **kwargs: Any) -> Tensor:
+            return super().training_step(batch, 0)
+
+    module = fresh({"batch": OnlyBatch, "args": Args, "kwargs": Kwargs}[signature])
+    fit(module, loader(digits), half(), max_steps=2)
+    assert module.seen == [32, 32]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,30 @@ def test_select_against_a_loop_over_rows(batch: object, rows: list[int]) -> None
     assert same(select_batch(batch, torch.tensor(rows)), reference(batch, rows))
 
 
+def test_columns_of_one_entry_a_sample() -> None:
+    """Detection targets, ragged lists, arrays, paths: entry i belongs to sample i, whatever it holds."""
+    import numpy as np
+
+    boxes = [{"boxes": torch.zeros(n, 4), "id": n} for n in (1, 2, 6, 4, 5, 3)]
+    ragged = [[1], [2, 2], [3, 3, 3], [4], [5], [6] * 6]
+    batch = (torch.arange(6), boxes, ragged, [Path(str(i)) for i in range(6)], np.arange(6), np.arange(4))
+    rows = torch.tensor([2, 5])
+    x, targets, lists, paths, array, other = select_batch(batch, rows)
+    assert x.tolist() == [2, 5]
+    assert [t["id"] for t in targets] == [6, 3]
+    assert targets[0]["boxes"].shape == (6, 4), "a sample's own six rows are not the batch's"
+    assert lists == [[3, 3, 3], [6] * 6]
+    assert paths == [Path("2"), Path("5")]
+    assert array.tolist() == [2, 5]
+    assert other.tolist() == [0, 1, 2, 3]
+
+
+def test_a_pair_of_two_samples_is_a_pair() -> None:
+    x, y = select_batch((torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1])), torch.tensor([1]))
+    assert x.tolist() == [[2.0]]
+    assert y.tolist() == [1]
+
+
 def test_batch_size_is_the_most_common_leading_dimension() -> None:
     assert batch_size_of({"weights": torch.zeros(10), "x": torch.zeros(4, 2), "y": torch.zeros(4)}) == 4
     assert batch_size_of([torch.zeros(3, 7)]) == 3
@@ -94,7 +119,7 @@ def test_batch_size_is_the_most_common_leading_dimension() -> None:
 
 @pytest.mark.parametrize("batch", [{"a": 1}, torch.tensor(1.0), [], "text"])
 def test_batch_without_a_batch_dimension(batch: object) -> None:
-    with pytest.raises(BatchError, match="Override `select_batch"):
+    with pytest.raises(BatchError, match="override `count_samples"):
         batch_size_of(batch)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -169,4 +167,30 @@ def test_feedforward_needs_the_batch() -> None:
 def test_threshold_bounds_hold() -> None:
     controller = PIController(threshold_bounds=(0.5, 2.0))
     assert float(controller.threshold(torch.tensor(100.0), target=0.4)) == 2.0
-    assert math.isclose(float(controller.threshold(torch.tensor(1e-9), target=0.4)), 0.5)
+    fresh = PIController(threshold_bounds=(0.5, 2.0))
+    assert float(fresh.threshold(torch.tensor(1e-9), target=0.4)) == 0.5
+
+
+@pytest.mark.parametrize("at", [0, 30])
+def test_a_batch_without_significance_teaches_nothing(at: int) -> None:
+    """All labels ignored, all margins met: the rate is back at its target with the next batch."""
+    selector = SampleSelector(target_activation_rate=0.2)
+    generator = torch.Generator().manual_seed(0)
+    observed = []
+    for step in range(60):
+        batch = stream("exponential", 128, generator)
+        selector.select(torch.zeros(128) if step == at else batch)
+        observed.append(selector.activation_rate)
+    assert at == 0 or observed[at] < 0.05, "nothing to learn: the fallback alone"
+    for rate in observed[at + 1 : at + 20]:
+        assert rate == pytest.approx(0.2, abs=0.06)
+
+
+def test_one_batch_of_another_scale_does_not_throw_it_off() -> None:
+    selector = SampleSelector(target_activation_rate=0.2)
+    generator = torch.Generator().manual_seed(0)
+    observed = []
+    for step in range(60):
+        selector.select(stream("exponential", 128, generator) * (1e6 if step == 30 else 1.0))
+        observed.append(selector.activation_rate)
+    assert sum(observed[31:51]) / 20 == pytest.approx(0.2, abs=0.05)

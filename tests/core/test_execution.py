@@ -30,9 +30,15 @@ def test_the_three_weightings(weighting: str, expected: float) -> None:
     assert selected_loss(rows, selection, divisor).item() == pytest.approx(expected)
 
 
-def test_a_sum_has_no_denominator() -> None:
-    divisor = denominator(COUNTS[KEPT.indices], KEPT, "sqrt", total_count=COUNTS.sum(), mean=False)
-    assert selected_loss(SUMS[KEPT.indices], KEPT, divisor).item() == 2 * 2 + 3 * 8
+@pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
+def test_a_sum_is_the_mean_times_the_count(weighting: str) -> None:
+    """So that a step that divides its sum by the batch size trains as one that averages."""
+    selection = Selection(KEPT.indices) if weighting == "none" else KEPT
+    ones, total = torch.ones(2), torch.tensor(4.0)
+    rows = SUMS[selection.indices]
+    mean = selected_loss(rows, selection, denominator(ones, selection, weighting, total_count=total))
+    summed = selected_loss(rows, selection, denominator(ones, selection, weighting, total_count=total, mean=False))
+    assert summed.item() == pytest.approx(4 * mean.item())
 
 
 def test_unselected_rows_get_exactly_no_gradient() -> None:

@@ -68,6 +68,39 @@ def test_nothing_changes(uses: int) -> None:
         assert flags[name] == (m.training, getattr(m, "dropout", None), getattr(m, "track_running_stats", None)), name
 
 
+class Late(nn.Module):
+    """Begins to change its buffer at the third call; one more element than are always copied."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("mean", torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 2:
+            self.mean += 1
+        return x
+
+
+def test_buffers_that_change_late() -> None:
+    small, large = Late(4), Late(2**16 + 1)
+    traceless = TracelessForward(small)
+    for _ in range(5):
+        with traceless():
+            small(torch.zeros(1))
+    assert small.mean.tolist() == [0.0] * 4
+    traceless = TracelessForward(large)
+    for call in range(5):
+        if call == 2:
+            with pytest.warns(UserWarning, match="'mean' once; it is restored from now on"), traceless():
+                large(torch.zeros(1))
+        else:
+            with traceless():
+                large(torch.zeros(1))
+    assert large.mean.max() == 1, "once, and it was said"
+
+
 def test_the_control_does_change() -> None:
     """The same forward without the context changes buffers and random state: the test above can fail."""
     torch.manual_seed(0)

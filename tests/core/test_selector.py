@@ -43,17 +43,18 @@ def test_targets_at_and_below_the_floor_are_met() -> None:
     assert sum(observed) / 50 == pytest.approx(0.01, rel=0.05)
 
 
-def test_feedforward_is_averaged_over_processes() -> None:
+def test_threshold_and_rate_are_averaged_over_processes() -> None:
     seen = []
 
     def average(value: torch.Tensor) -> torch.Tensor:
-        seen.append(value)
-        return torch.zeros_like(value)  # exp(0): all processes agree on a threshold of 1
+        seen.append(float(value))
+        return torch.zeros_like(value) + 0.5
 
     selector = SampleSelector(target_activation_rate=0.3)
     selector.select(S, average=average)
-    assert len(seen) == 1
-    assert float(selector.last_threshold) == 1.0
+    assert float(selector.last_threshold) == pytest.approx(2.718281828**0.5)
+    assert seen[1] == selector.activation_rate, "each process still knows its own rate"
+    assert selector.controller.activation_rate_ema == pytest.approx(0.3 + 0.1 * (0.5 - 0.3)), "the controller the mean"
 
 
 def test_perfectly_learned_samples_fill_up_the_rate() -> None:
