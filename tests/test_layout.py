@@ -39,7 +39,18 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_the_core_is_walked_in_one_direction() -> None:
-    order = ["batch", "losses", "scoring", "significance", "gate", "controller", "selector", "execution", "ledger"]
+    order = [
+        "batch",
+        "loss_functions",
+        "losses",
+        "scoring",
+        "significance",
+        "gate",
+        "controller",
+        "selector",
+        "execution",
+        "ledger",
+    ]
     for position, step in enumerate(order):
         for name in imports(ROOT / "core" / f"{step}.py"):
             if name.startswith("lightning_ast.core."):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.callbacks._faults import ConfigurationError, setting_faults, use_faults
+from lightning_ast.callbacks._logs import log_step, note_first_selection
 from lightning_ast.callbacks._measure import FlopCount, StepClock
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._step import BatchPlan, StepInterceptor
-from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage, TwoStageScheduler
+from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import WEIGHTING_DEFAULTS, Mode
@@ -235,22 +234,11 @@ class SparseSelectionCallback(Callback):
 
     def _tell(self, record: LossRecord | None, batch_size: int, selection: Selection) -> None:
         """Once: what a user would not expect from the settings alone."""
-        if self._told:
-            return
-        self._told = True
-        assert self._selector is not None
-        own = overrides(self._module, "significance")
-        if self.significance == "el2n" and not own and (record is None or record.kind == "regression"):
-            name = "an explicit per_sample_loss" if record is None else record.name
-            rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
-        target, kept = self._selector.target_activation_rate, selection.indices.numel()
-        least = self._selector.least(batch_size)
-        if least > target * batch_size and kept == least:
-            rank_zero_warn(
-                f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot "
-                "fall to "
-                f"its target of {target:g}: use larger batches or a smaller min_selected."
-            )
+        if not self._told:
+            self._told = True
+            assert self._selector is not None
+            el2n = self.significance == "el2n" and not overrides(self._module, "significance")
+            note_first_selection(self._selector, record, el2n=el2n, batch_size=batch_size, selection=selection)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
@@ -265,6 +253,7 @@ class SparseSelectionCallback(Callback):
     ) -> None:
         """Keep the books, write the logs, let go of the batch."""
         assert self._step is not None
+        assert self._selector is not None
         plan = self._step.plan
         if plan is None:  # Lightning calls this hook alone where the loader gave None
             return
@@ -276,34 +265,7 @@ class SparseSelectionCallback(Callback):
         self._clock.finish_batch(self.ledger, self.stage, offered=plan.batch_size)
         self._rate = selected / plan.batch_size
         if batch_idx == 0 or trainer.is_last_batch or trainer._logger_connector.should_update_logs:
-            self._log(pl_module)
-
-    def _log(self, module: pl.LightningModule) -> None:
-        """At the logger's own steps and the ends of an epoch: nine log calls would be felt in a short step.
-
-        Host tensors for what the host knows: a number would be copied to the device, and waited for.
-        """
-        assert self._selector is not None
-        savings = self.savings
-        values: dict[str, float | None] = {
-            "ast/activation_rate": self._rate,
-            "ast/activation_rate_ema": self._selector.controller.activation_rate_ema,
-            "ast/stage": float(STAGE_CODES[self.stage]),
-            **{f"ast/savings_{name}": share for name, share in savings.items()},
-        }
-        logged = {name: torch.tensor(value) for name, value in values.items() if value is not None}
-        if self.stage == "sparse" and self._selector.last_threshold is not None:
-            logged["ast/threshold"] = self._selector.last_threshold.float()
-        module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
-        bar = {"act": self._rate, "save": savings["samples"] if savings["flops"] is None else savings["flops"]}
-        module.log_dict(
-            {name: torch.tensor(value) for name, value in bar.items() if value is not None},
-            on_step=True,
-            on_epoch=False,
-            batch_size=1,
-            prog_bar=True,
-            logger=False,
-        )
+            log_step(pl_module, self.ledger, self._selector, stage=self.stage, activation_rate=self._rate)
 
     # ------------------------------------------------------------------ interruptions and the end
 

@@ -63,8 +63,8 @@ def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) 
 
     Tensors and arrays whose leading dimension is the batch size are indexed. So are lists and tuples of B entries of
     which fewer than half (of the batch itself: none) hold such a tensor: names, paths, one dict or one ragged tensor a
-    sample. Everything else is passed through. A tensor whose batch dimension is not the first (time-major sequences), graphs and packed sequences need an
-    override of ``select_batch`` (and ``count_samples``) on the module.
+    sample. Everything else is passed through. A tensor whose batch dimension is not the first (time-major sequences),
+    graphs and packed sequences need an override of ``select_batch`` (and ``count_samples``) on the module.
 
     Args:
         batch: any nesting of tensors, arrays, lists, tuples, named tuples, dicts, ``UserDict`` and dataclasses.

@@ -9,16 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "OutputKind", "check_losses"]
+from lightning_ast.core.loss_functions import REFUSED, RULES, Call, OutputKind
 
-OutputKind = Literal["multiclass", "binary", "regression"]
+__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses"]
 
 REMEDY = (
     "Define `per_sample_loss(self, batch, batch_idx)` on your module: return the unreduced losses, shape (B,), and let "
@@ -70,103 +69,7 @@ class LossRecord:
         return self.sums.sum() / self.counts.sum() if self.mean else self.sums.sum()
 
 
-@dataclass(frozen=True)
-class _Elements:
-    """Unreduced loss elements ``(N, ...)``, their weights in the mean (None: ones), and what was predicted."""
-
-    values: Tensor
-    weights: Tensor | None
-    logits: Tensor
-    targets: Tensor
-    kind: OutputKind
-    ignore_index: int | None = None
-
-
-_Call = dict[str, Any]
-_Rule = Callable[[Callable[..., Tensor], _Call], _Elements]
-
-
-def _unreduced(func: Callable[..., Tensor], call: _Call) -> Tensor:
-    arguments = {k: v for k, v in call.items() if k not in ("size_average", "reduce")}
-    return func(**{**arguments, "reduction": "none"})
-
-
-def _class_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
-    """cross_entropy and nll_loss: the mean divides by the class weights of the valid targets.
-
-    With class probabilities as targets it divides by their number. Source: torch.nn.CrossEntropyLoss.
-    """
-    values, logits, targets = _unreduced(func, call), call["input"], call["target"]
-    if targets.is_floating_point():
-        return _Elements(values, None, logits, targets, "multiclass")
-    ignore, weight = call["ignore_index"], call["weight"]
-    valid = targets != ignore
-    if weight is None:
-        counts = valid.to(values.dtype)
-    else:
-        counts = weight[targets.where(valid, torch.zeros_like(targets))].to(values.dtype) * valid
-    return _Elements(values, counts, logits, targets, "multiclass", ignore)
-
-
-def _probability_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
-    """binary_cross_entropy takes probabilities: turn them back into logits for the significance."""
-    values, p = _unreduced(func, call), call["input"]
-    return _Elements(values, None, torch.logit(p.detach(), eps=1e-6), call["target"], "binary")
-
-
-def _binary_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
-    return _Elements(_unreduced(func, call), None, call["input"], call["target"], "binary")
-
-
-def _kl_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
-    """kl_div: ``"batchmean"`` divides by the rows, ``"mean"`` by the elements. Inputs are log-probabilities."""
-    values = _unreduced(func, call)
-    targets = call["target"].exp() if call["log_target"] else call["target"]
-    weights = None
-    if call["reduction"] == "batchmean":
-        weights = torch.full_like(values, values.shape[0] / values.numel())
-    return _Elements(values, weights, call["input"], targets, "multiclass")
-
-
-def _regression_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
-    """Elementwise regression losses; ``weight`` (recent torch) enters both sums of the mean."""
-    values, weight = _unreduced(func, call), call.get("weight")
-    weights = None if weight is None else weight.expand_as(values)
-    return _Elements(values, weights, call["input"], call["target"], "regression")
-
-
-def _first_two_rule(func: Callable[..., Tensor], call: _Call) -> _Elements:
-    """Losses of several inputs (ranking, embedding, margins): score by the loss alone."""
-    tensors = [value for value in call.values() if isinstance(value, Tensor)]
-    return _Elements(_unreduced(func, call), None, tensors[0], tensors[1], "regression")
-
-
-_RULES: dict[Callable[..., Any], _Rule] = {
-    F.cross_entropy: _class_rule,
-    F.nll_loss: _class_rule,
-    F.binary_cross_entropy: _probability_rule,
-    F.binary_cross_entropy_with_logits: _binary_rule,
-    F.multilabel_soft_margin_loss: _binary_rule,
-    F.kl_div: _kl_rule,
-    F.mse_loss: _regression_rule,
-    F.l1_loss: _regression_rule,
-    F.smooth_l1_loss: _regression_rule,
-    F.huber_loss: _regression_rule,
-    F.gaussian_nll_loss: _regression_rule,
-    F.poisson_nll_loss: _regression_rule,
-    F.soft_margin_loss: _regression_rule,
-    F.hinge_embedding_loss: _regression_rule,
-    F.multi_margin_loss: _first_two_rule,
-    F.multilabel_margin_loss: _first_two_rule,
-    F.margin_ranking_loss: _first_two_rule,
-    F.cosine_embedding_loss: _first_two_rule,
-    F.triplet_margin_loss: _first_two_rule,
-    F.triplet_margin_with_distance_loss: _first_two_rule,
-}
-_REFUSED: dict[Any, str] = {F.ctc_loss: "ctc_loss"}
-if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
-    _REFUSED[F.linear_cross_entropy] = "linear_cross_entropy"
-_SIGNATURES = {func: inspect.signature(func) for func in _RULES}
+_SIGNATURES = {func: inspect.signature(func) for func in RULES}
 
 
 def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
@@ -182,10 +85,10 @@ def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
 
 
 def _record(
-    func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: _Call, batch_size: int, *, unreduced: bool = False
+    func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Call, batch_size: int, *, unreduced: bool = False
 ) -> LossRecord:
-    if func in _REFUSED:
-        raise LossCaptureError(f"`{_REFUSED[func]}` has no per-sample form that can be captured. {REMEDY}")
+    if func in REFUSED:
+        raise LossCaptureError(f"`{REFUSED[func]}` has no per-sample form that can be captured. {REMEDY}")
     bound = _SIGNATURES[func].bind(*args, **kwargs)
     bound.apply_defaults()
     call, name = dict(bound.arguments), func.__name__
@@ -196,7 +99,7 @@ def _record(
         )
     if reduction == "none" and not unreduced:
         raise LossCaptureError(f"`{name}` was called with reduction='none' and averaged by hand. {REMEDY}")
-    elements = _RULES[func](func, call)
+    elements = RULES[func](func, call)
     sums = _fold(elements.values, batch_size, name)
     mean = reduction != "sum"
     if not mean:
@@ -246,7 +149,7 @@ class LossCapture(TorchFunctionMode):
 
     Example:
         >>> with LossCapture(batch_size=3) as capture:
-        ...     loss = F.mse_loss(torch.zeros(3, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))
+        ...     loss = torch.nn.functional.mse_loss(torch.zeros(3, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))
         >>> capture.record().losses
         tensor([1., 4., 0.])
     """
@@ -273,7 +176,7 @@ class LossCapture(TorchFunctionMode):
     ) -> Any:
         """Pass everything through but the loss functions."""
         kwargs = kwargs or {}
-        if func not in _RULES and (func not in _REFUSED or self._unreduced):
+        if func not in RULES and (func not in REFUSED or self._unreduced):
             return func(*args, **kwargs)
         if self._graded and not torch.is_grad_enabled():
             self.passed_over += not self.records

@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from lightning_ast.core.losses import LossRecord, OutputKind
+from lightning_ast.core.loss_functions import OutputKind
+from lightning_ast.core.losses import LossRecord
 
 __all__ = [
     "SIGNIFICANCE",

@@ -1,0 +1,69 @@
+"""What the selection callback writes: scalars for the loggers and the progress bar, notes for the person."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
+from lightning_ast.core.gate import Selection
+from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.losses import LossRecord
+from lightning_ast.core.selector import SampleSelector
+
+__all__ = ["log_step", "note_first_selection"]
+
+
+def log_step(
+    module: pl.LightningModule, ledger: Ledger, selector: SampleSelector, *, stage: Stage, activation_rate: float
+) -> None:
+    """Log the step under the ``ast/`` names, activation and savings in the progress bar; leave out what is unknown.
+
+    Host tensors for what the host knows: a number would be copied to the device, and waited for. The values are those
+    of this process.
+
+    Args:
+        module: its ``log_dict`` is called.
+        ledger: of the run so far.
+        selector: with the controller.
+        stage: of the step.
+        activation_rate: of the step, in [0, 1].
+    """
+    savings = ledger.savings()
+    values: dict[str, float | None] = {
+        "ast/activation_rate": activation_rate,
+        "ast/activation_rate_ema": selector.controller.activation_rate_ema,
+        "ast/stage": float(STAGE_CODES[stage]),
+        **{f"ast/savings_{name}": share for name, share in savings.items()},
+    }
+    logged = {name: torch.tensor(value) for name, value in values.items() if value is not None}
+    if stage == "sparse" and selector.last_threshold is not None:
+        logged["ast/threshold"] = selector.last_threshold.float()
+    module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
+    bar = {"act": activation_rate, "save": savings["samples"] if savings["flops"] is None else savings["flops"]}
+    shown = {name: torch.tensor(value) for name, value in bar.items() if value is not None}
+    module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1, prog_bar=True, logger=False)
+
+
+def note_first_selection(
+    selector: SampleSelector, record: LossRecord | None, *, el2n: bool, batch_size: int, selection: Selection
+) -> None:
+    """Say what a user would not expect from the settings alone.
+
+    Args:
+        selector: the rule.
+        record: what the loss was computed from, where that is known.
+        el2n: whether EL2N is the score.
+        batch_size: of the first sparse batch.
+        selection: of the first sparse batch.
+    """
+    if el2n and (record is None or record.kind == "regression"):
+        name = "an explicit per_sample_loss" if record is None else record.name
+        rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
+    target, least = selector.target_activation_rate, selector.least(batch_size)
+    if least > target * batch_size and selection.indices.numel() == least:
+        rank_zero_warn(
+            f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot fall to "
+            f"its target of {target:g}: use larger batches or a smaller min_selected."
+        )
