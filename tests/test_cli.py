@@ -126,7 +126,7 @@ def test_demo_table(tmp_path: Path) -> None:
     assert [float(row[6]) for row in rows] == [100.0, pytest.approx(40 * 0.8 + 20, abs=4), 100.0]
     assert int(rows[2][1]) < 6
     assert "Epoch 6/6 | Loss:" in out
-    assert "the baseline to beat" in out
+    assert "baseline to beat" in out
 
 
 def test_demo_names_every_choice_when_there_are_no_images(tmp_path: Path) -> None:

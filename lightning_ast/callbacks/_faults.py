@@ -75,8 +75,7 @@ def setting_faults(
         if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
             found.append(
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
-                "gate='soft', or "
-                "weighting=None."
+                "gate='soft', or weighting=None."
             )
     whole = isinstance(min_selected, int) and not isinstance(min_selected, bool) and min_selected >= 1
     if not whole and not (isinstance(min_selected, float) and 0 < min_selected < 1):
@@ -109,7 +108,6 @@ def use_faults(module: pl.LightningModule, *, mode: Any, explicit: bool) -> list
     if mode == "subset" and not module.automatic_optimization and not explicit:
         found.append(
             "mode='subset' scores by running training_step as far as its loss; with manual optimization that "
-            "would also "
-            "run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
+            "would also run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
         )
     return found

@@ -77,8 +77,7 @@ def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
     if values.ndim == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
             f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "
-            "multiple "
-            f"of it (tokens), got shape {tuple(values.shape)}. {REMEDY}"
+            f"multiple of it (tokens), got shape {tuple(values.shape)}. {REMEDY}"
         )
     wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
     return values.reshape(batch_size, -1).sum(1, dtype=wide)
@@ -149,7 +148,8 @@ class LossCapture(TorchFunctionMode):
 
     Example:
         >>> with LossCapture(batch_size=3) as capture:
-        ...     loss = torch.nn.functional.mse_loss(torch.zeros(3, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))
+        ...     x = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
+        ...     loss = torch.nn.functional.mse_loss(x, torch.zeros(3, 2))
         >>> capture.record().losses
         tensor([1., 4., 0.])
     """

@@ -293,8 +293,7 @@ def _need_classes(logits: Tensor | None, kind: OutputKind, name: str) -> Tensor:
     if logits is None or kind == "regression":
         raise ValueError(
             f"significance {name!r} is defined for classification losses with known logits, got a regression loss "
-            "or an "
-            "explicit `per_sample_loss` that calls no torch classification loss. Choose significance='loss'."
+            "or an explicit `per_sample_loss` that calls no torch classification loss. Choose significance='loss'."
         )
     return logits
 

@@ -191,8 +191,7 @@ def print_table(results: list[RunResult], data: DataName) -> None:
     console.print()
     console.print(table)
     console.print(
-        "samples: those trained on. GFLOPs: forward, backward and scoring, counted. Savings: against the dense run; "
-        "samples skipped are\nnot compute saved. The shortened dense run has the sparse run's FLOPs, rounded "
-        "up to an epoch: "
-        "the baseline to beat."
+        "samples: those trained on. GFLOPs: forward, backward and scoring, counted. Savings: against the dense run;\n"
+        "samples skipped are not compute saved. The shortened dense run has the sparse run's FLOPs, rounded up to an\n"
+        "epoch: it is the baseline to beat."
     )
