@@ -107,7 +107,7 @@ def use_faults(module: pl.LightningModule, *, mode: Any, explicit: bool) -> list
         )
     if mode == "subset" and not module.automatic_optimization and not explicit:
         found.append(
-            "mode='subset' scores by running training_step as far as its loss; with manual optimization this "
-            "would also run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
+            "mode='subset' scores by running training_step as far as its loss; with manual optimization this would "
+            "also run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
         )
     return found
