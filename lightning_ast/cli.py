@@ -10,6 +10,7 @@ import sys
 
 from lightning_ast import __version__
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core.execution import AVAILABLE_MODES
 
 __all__ = ["SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler", "main"]
@@ -91,7 +92,7 @@ def _demo(arguments: list[str]) -> int:
             seed=options.seed,
             train_limit=options.train_limit,
         )
-    except DataNotFoundError as error:
+    except (DataNotFoundError, ConfigurationError) as error:
         print(f"lightning-ast: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

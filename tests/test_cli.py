@@ -138,6 +138,12 @@ def test_demo_names_every_choice_when_there_are_no_images(tmp_path: Path) -> Non
         assert choice in done.stderr
 
 
+def test_demo_with_an_impossible_rate(tmp_path: Path) -> None:
+    done = run("demo", "--rate", "2", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("- target_activation_rate: expected a rate in (0, 1], got 2.0")
+
+
 def test_help_and_version(tmp_path: Path) -> None:
     assert "fit | validate | test" in run("--help", cwd=tmp_path).stdout
     assert run("--version", cwd=tmp_path).stdout.startswith("lightning-ast 0.")
