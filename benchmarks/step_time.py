@@ -2,8 +2,8 @@
 
     python benchmarks/step_time.py --root cifar10.npz
 
-ResNet-9 on real CIFAR-10 images through Lightning: every mode at the rates 0.4 and 0.1, after the controller has settled.
-On a CPU the network is narrow; on a GPU it is the full one in bf16. Writes a record.
+ResNet-9 on real CIFAR-10 images through Lightning: every mode at the rates 0.4 and 0.1; the first steps are
+left out. On a CPU the network is narrow; on a GPU it is the full one in bf16. Writes a record.
 """
 
 from __future__ import annotations
