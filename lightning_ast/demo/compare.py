@@ -175,7 +175,7 @@ def print_table(results: list[RunResult], title: str) -> None:
         "seconds",
     )
     for column in columns:
-        table.add_column(column, justify="left" if column == "run" else "right")
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=column == "run")
     reference = results[0]
     for result in results:
         table.add_row(
