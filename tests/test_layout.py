@@ -35,7 +35,13 @@ def test_imports_point_one_way(path: Path) -> None:
             assert LAYERS.index(name.split(".")[1]) <= own, f"{path} imports {name}"
         if own == 0:
             top = name.split(".")[0]
-            assert top not in ("lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"), f"{path}: {name}"
+            assert top not in (
+                "lightning",
+                "pytorch_lightning",
+                "lightning_fabric",
+                "lightning_utilities",
+                "torchmetrics",
+            ), f"{path}: {name}"
 
 
 def test_the_core_is_walked_in_one_direction() -> None:
@@ -87,9 +93,10 @@ def test_every_module_names_its_public_surface() -> None:
 
 def test_files_and_functions_stay_short() -> None:
     for path in ROOT.rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
+        text = path.read_text()
+        assert text.count("\n") <= 330, path  # about 250; long docstrings count too
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 doc = ast.get_docstring(node, clean=False)
                 length = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
-                assert length <= 45, f"{path.name}:{node.name} has {length} lines"
+                assert length <= 40, f"{path.name}:{node.name} has {length} lines"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,24 +135,19 @@ def run_demo(
         pl.seed_everything(seed, verbose=False)
         return ResNet9(settings["channels"], width=width or settings["width"], lr=settings["lr"])
 
-    def dense() -> list[Callback]:
-        return [SparseSelectionCallback(target_activation_rate=1.0, mode=mode)]
-
-    def sparse() -> list[Callback]:
-        return [
-            SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed),
-            TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1),
-        ]
-
-    def run(name: str, callbacks: Callable[[], list[Callback]], length: int) -> RunResult:
+    def run(name: str, rate: float, length: int) -> RunResult:
         print(f"\n{name}: {length} epochs")
-        return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=callbacks())
+        callbacks: list[Callback] = [SparseSelectionCallback(target_activation_rate=rate, mode=mode, seed=seed)]
+        if rate < 1:
+            callbacks.append(TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1))
+        return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=callbacks)
 
-    results = [run("dense", dense, epochs), run(f"AST, {mode}, r = {target_activation_rate:g}", sparse, epochs)]
-    full, ast = results
+    full = run("dense", 1.0, epochs)
+    ast = run(f"AST, {mode}, r = {target_activation_rate:g}", target_activation_rate, epochs)
+    results = [full, ast]
     affordable = math.ceil(epochs * ast.flops / full.flops) if full.flops and ast.flops else epochs
     if affordable < epochs:
-        results.append(run("dense, shortened", dense, affordable))
+        results.append(run("dense, shortened", 1.0, affordable))
     print_table(results, f"{data}, ResNet-9 of width {width or settings['width']}, seed {seed}")
     return results
 
