@@ -62,6 +62,8 @@ class FlopCount:
         if self._counter is not None:
             self._backward += self._counter.get_total_flops()
             self.close()
+            if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
+                self._expects_backward = False
 
     def finish_batch(self, ledger: Ledger, samples: int) -> None:
         """Write the cost of one sample to the ledger, once it is known.

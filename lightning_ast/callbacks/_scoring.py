@@ -43,11 +43,12 @@ class ScoringPass:
         self._traceless = TracelessForward(module)
         self._metrics = [child for child in module.modules() if isinstance(child, (Metric, MetricCollection))]
 
-    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> tuple[Tensor, LossRecord | None]:
+    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> tuple[Tensor, LossRecord | None] | None:
         """Score a batch.
 
         Returns:
-            ``(B,)`` losses, and what they were computed from where that is known.
+            ``(B,)`` losses, and what they were computed from where that is known; None where the step returns None
+            before any loss: it skips this batch.
 
         Raises:
             LossCaptureError: the losses cannot be had; the message names the remedy.
@@ -58,8 +59,11 @@ class ScoringPass:
                 with LossCapture(batch_size, unreduced=True) as capture:
                     losses = check_losses(self._per_sample_loss(batch, batch_idx), batch_size)
                 return losses, capture.records[0] if len(capture.records) == 1 else None
+            output: Any = _MISSING
             with LossCapture(batch_size, stop=True) as capture, suppress(LossReached):
-                self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
+                output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
+            if output is None and not capture.records:
+                return None
         record = capture.record()
         return record.losses, record
 

@@ -39,6 +39,7 @@ class BatchPlan:
         sub_batch: the selected samples, for ``subset``.
         full_loss: scalar, the user's loss of the whole batch, where scoring has seen it.
         total_count: scalar, the user's denominator over the whole batch, where scoring has seen it.
+        elements: loss elements of a sample, where scoring has seen them.
         seen: the loss handed to the user's code in the running call, once for each interception.
     """
 
@@ -48,6 +49,7 @@ class BatchPlan:
     sub_batch: Any = None
     full_loss: Tensor | None = None
     total_count: Tensor | None = None
+    elements: int | None = None
     seen: list[Tensor] = field(default_factory=list)
 
 
@@ -57,6 +59,7 @@ class StepInterceptor:
     Args:
         module: the LightningModule.
         explicit: whether it brings its own ``per_sample_loss``.
+        scored: whether sparse batches are scored before the step, and the step sees the selected samples alone.
         weighting: importance weights of the selection.
         decide: ``(batch, losses, record, batch_size) -> Selection``, for ``mask``.
         rehearse: ``(batch, losses, record)``, called on the first batch where it is a dense one, so that a score that
@@ -70,6 +73,7 @@ class StepInterceptor:
         module: pl.LightningModule,
         *,
         explicit: bool,
+        scored: bool,
         weighting: Weighting,
         decide: Decide,
         rehearse: Callable[[Any, Tensor, LossRecord | None], object],
@@ -78,6 +82,7 @@ class StepInterceptor:
     ) -> None:
         self._forward_context = forward_context
         self._module = module
+        self._scored = scored
         self._weighting = weighting
         self._decide = decide
         self._rehearse = rehearse
@@ -124,7 +129,7 @@ class StepInterceptor:
         finally:
             self._inside = False
         if not self._verified and plan.seen:
-            self._verify(plan, output, plan.seen[0])
+            self._verify(output, plan.seen[0])
         plan.seen.clear()
         return output
 
@@ -140,15 +145,16 @@ class StepInterceptor:
         rewrite = functools.partial(self._rewrite, plan, batch)
         with LossCapture(self._forwarded(plan), rewrite=rewrite) as capture:
             output = self.training_step(batch, *args, **kwargs)
-        if output is None and not capture.records and not plan.sparse:
-            return output  # the step skips this batch
+        if output is None and not capture.records and self._module.automatic_optimization:
+            plan.sparse = False  # the step skips this batch
+            return output
         record = capture.record()  # raises where there was not exactly one
-        if plan.sub_batch is not None:
-            self._check_scorable(record, capture.passed_over)
+        if self._scored:
+            self._check_scorable(plan, record, capture.passed_over)
         return output
 
     @staticmethod
-    def _check_scorable(record: LossRecord, passed_over: int) -> None:
+    def _check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:
         if not record.mean:
             raise LossCaptureError(
                 f"`{record.name}` was called with reduction='sum'. In mode='subset' the step sees fewer samples, so "
@@ -158,6 +164,12 @@ class StepInterceptor:
             raise LossCaptureError(
                 "training_step computes a loss without gradient before the one it trains on, and scoring stops at the "
                 "first: move it behind the training loss."
+            )
+        if plan.elements is not None and record.elements > plan.elements:
+            raise LossCaptureError(
+                f"the selected samples have {record.elements} loss elements each where the whole batch had "
+                f"{plan.elements}: the batch was not sliced as a whole. Use SparseLossMixin and override "
+                "`select_batch(batch, indices)`."
             )
 
     @staticmethod
@@ -221,7 +233,7 @@ class StepInterceptor:
         """The denominator over all processes, as each one's share: DDP's average then weights every sample alike."""
         return self._average(denominator(counts, selection, self._weighting, total_count=total, mean=mean))
 
-    def _verify(self, plan: BatchPlan, output: Any, seen: Tensor) -> None:
+    def _verify(self, output: Any, seen: Tensor) -> None:
         """Once: what was intercepted must be what is trained on, and explicit losses must be averaged."""
         loss = output.get("loss") if isinstance(output, dict) else output
         if self._module.automatic_optimization and isinstance(loss, Tensor) and loss is not seen:
@@ -232,7 +244,7 @@ class StepInterceptor:
                 raise LossCaptureError(
                     f"the loss that training_step returns does not depend on the one that was captured. {REMEDY}"
                 )
-            if plan.sub_batch is not None and seen.numel() > 1 and bool((share == 1).all()):
+            if self._scored and seen.numel() > 1 and bool((share == 1).all()):
                 raise LossCaptureError(
                     "training_step sums its per-sample losses. In mode='subset' it sees fewer of them: train on their "
                     "mean, `self.per_sample_loss(batch, batch_idx).mean()`, or use mode='mask'."

@@ -73,10 +73,13 @@ class SparseTrainingMonitor(Callback):
         self._steps = 0
         self._before = (0, 0, 0.0, 0.0)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start adding up."""
-        self._loss_sum, self._steps = None, 0
-        self._before = _totals(trainer)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start adding up with an epoch's first batch; the hook for its start is not called after every resume."""
+        if batch_idx == 0:
+            self._loss_sum, self._steps = None, 0
+            self._before = _totals(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

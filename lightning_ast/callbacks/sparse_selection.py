@@ -136,18 +136,16 @@ class SparseSelectionCallback(Callback):
         self.ledger = Ledger()
         self.stage, self._rate, self._told = "warmup", None, False
         self._distributed = trainer.world_size > 1
-        self._flops, self._clock = FlopCount(pl_module), StepClock()
+        self._clock = StepClock()
         self._step = StepInterceptor(
             pl_module,
             explicit=explicit,
+            scored=self.mode == "subset",
             weighting=self._selector.weighting,
             decide=self._decide,
             rehearse=self._significance,
             average=self._average,
-            forward_context=self._flops.forward,
-        )
-        self._score = ScoringPass(
-            pl_module, training_step=self._step.training_step, per_sample_loss=self._step.per_sample_loss
+            forward_context=lambda: self._flops.forward(),  # noqa: PLW0108 - made at the start of training
         )
         self._trainer, self._module = trainer, pl_module
         self._step.install()
@@ -178,7 +176,12 @@ class SparseSelectionCallback(Callback):
         return WEIGHTING_DEFAULTS[self.mode] if self.weighting is None else self.weighting
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask the schedule again: the length of an epoch is known now."""
+        """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
+        assert self._step is not None
+        self._flops = FlopCount(pl_module)
+        self._score = ScoringPass(
+            pl_module, training_step=self._step.training_step, per_sample_loss=self._step.per_sample_loss
+        )
         if self._scheduler is not None and (faults := self._scheduler.faults(trainer, batches_known=True)):
             raise ConfigurationError(faults)
 
@@ -201,7 +204,11 @@ class SparseSelectionCallback(Callback):
             self._plan_subset(plan, batch, batch_idx)
 
     def _plan_subset(self, plan: BatchPlan, batch: Any, batch_idx: int) -> None:
-        losses, record = self._score(batch, batch_idx, plan.batch_size)
+        scored = self._score(batch, batch_idx, plan.batch_size)
+        if scored is None:
+            plan.sparse = False
+            return
+        losses, record = scored
         plan.selection = self._decide(batch, losses, record, plan.batch_size)
         use_own = overrides(self._module, "select_batch")
         if use_own:
@@ -212,7 +219,7 @@ class SparseSelectionCallback(Callback):
         if record is None or self._step is None or self._step.per_sample_loss is not None:
             plan.full_loss = losses.mean()
         else:
-            plan.full_loss, plan.total_count = record.total, record.counts.sum()
+            plan.full_loss, plan.total_count, plan.elements = record.total, record.counts.sum(), record.elements
 
     def _decide(self, batch: Any, losses: Tensor, record: LossRecord | None, batch_size: int) -> Selection:
         assert self._selector is not None
@@ -288,10 +295,12 @@ class SparseSelectionCallback(Callback):
 
     def _leave(self) -> None:
         if self._step is not None:
-            self._flops.close()
             self._step.remove()
             self._step = None
-            del self._trainer, self._module, self._score
+            if hasattr(self, "_flops"):
+                self._flops.close()
+            for name in ("_trainer", "_module", "_score"):
+                self.__dict__.pop(name, None)
 
     # ------------------------------------------------------------------ state
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import Counter
+from collections import Counter, UserDict, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +25,8 @@ class BatchError(ValueError):
 def batch_size_of(batch: Any) -> int:
     """Number of samples in ``batch``: the most common leading dimension of its tensors (ties: the first tensor's).
 
+    A list of dicts with the same keys, each with a scalar (``collate_fn=list``), holds one sample a dict.
+
     Args:
         batch: any nesting of tensors; tensors without dimensions are ignored.
 
@@ -38,6 +40,8 @@ def batch_size_of(batch: Any) -> int:
         >>> batch_size_of({"image": torch.zeros(8, 3, 4, 4), "label": torch.zeros(8), "scale": torch.tensor(2.0)})
         8
     """
+    if _is_list_of_samples(batch):
+        return len(batch)
     leading = [t.shape[0] for t in _tensors(batch) if t.ndim > 0]
     if not leading:
         raise BatchError(
@@ -100,10 +104,7 @@ class _Slicer:
         if isinstance(part, (list, tuple)):
             return self._sequence(part)
         if isinstance(part, Mapping):
-            taken: Any = copy.copy(part)
-            for key in part:
-                taken[key] = self.take(part[key])
-            return taken
+            return self._mapping(part)
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             return self._dataclass(part)
         if type(part).__module__ == "numpy" and getattr(part, "shape", ())[:1] == (self._size,):
@@ -115,9 +116,24 @@ class _Slicer:
             return type(part)(*map(self.take, part))
         with_rows = sum(any(_has_rows(t, self._size) for t in _tensors(entry)) for entry in part)
         few = with_rows == 0 if part is self._batch else 2 * with_rows < self._size
+        few = few or (part is self._batch and _is_list_of_samples(part))
         if len(part) == self._size and few:
             return type(part)(part[i] for i in self._indices.tolist())
         return type(part)(map(self.take, part))
+
+    def _mapping(self, part: Any) -> Any:
+        items = {key: self.take(part[key]) for key in part}
+        if isinstance(part, (UserDict, defaultdict)):  # these copy themselves; their constructors vary
+            taken = copy.copy(part)
+            taken.update(items)
+            return taken
+        try:
+            return type(part)(items)
+        except TypeError as error:
+            raise BatchError(
+                f"a {type(part).__name__} cannot be made from a dict: use SparseLossMixin and override "
+                "`select_batch(batch, indices)`."
+            ) from error
 
     def _dataclass(self, part: Any) -> Any:
         taken = copy.copy(part)
@@ -129,6 +145,17 @@ class _Slicer:
         if device not in self._on_device:
             self._on_device[device] = self._indices.to(device)
         return self._on_device[device]
+
+
+def _is_list_of_samples(batch: Any) -> bool:
+    """``collate_fn=list``: several dicts with the same keys, each with a scalar: what a whole batch's dict has not."""
+    if not isinstance(batch, (list, tuple)) or len(batch) < 2 or not all(isinstance(s, Mapping) for s in batch):
+        return False
+    return all(s.keys() == batch[0].keys() and any(map(_is_scalar, s.values())) for s in batch)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
 
 
 def _has_rows(tensor: Tensor, size: int) -> bool:

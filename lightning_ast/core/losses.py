@@ -47,6 +47,7 @@ class LossRecord:
         targets: what it was given as target.
         kind: what the logits are.
         ignore_index: target value that counts for nothing, or None.
+        elements: loss elements of a sample: 1, its tokens, its pixels.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LossRecord:
     targets: Tensor
     kind: OutputKind
     ignore_index: int | None = None
+    elements: int = 1
 
     @property
     def losses(self) -> Tensor:
@@ -116,6 +118,7 @@ def _record(
         targets=elements.targets.detach(),
         kind=elements.kind,
         ignore_index=elements.ignore_index,
+        elements=elements.values.numel() // batch_size,
     )
 
 

@@ -57,9 +57,9 @@ class TracelessForward:
         self._module = module
         kinds = (_NormBase, _DropoutNd, nn.MultiheadAttention, nn.RNNBase)
         self._layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
-        self._left_alone = {
-            f"{name}.{leaf}" for name, m in module.named_modules() if isinstance(m, _BatchNorm) for leaf in m._buffers
-        }
+        stock = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _BatchNorm) and type(m).forward in stock]
+        self._left_alone = {f"{name}.{leaf}" for name, m in norms for leaf in m._buffers}
         self._mutated: set[str] = set()
         self._first = True
 

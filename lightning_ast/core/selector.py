@@ -76,7 +76,7 @@ class SampleSelector:
 
         Args:
             significance: ``(B,)``, non-negative and finite.
-            average: mean of a scalar over the processes that train together, so that their controllers stay one; None
+            average: mean of a tensor over the processes that train together, so that their controllers stay one; None
                 for a single process.
 
         Returns:
@@ -102,10 +102,10 @@ class SampleSelector:
         kept = selection.indices.numel()
         self.activation_rate = kept / size
         if target < 1:
-            rate = self.activation_rate
+            rate, lowest = self.activation_rate, float(kept <= self.least(size))
             if average is not None:
-                rate = float(average(torch.tensor(rate, device=significance.device)))
-            self.controller.update(rate, target=target, at_minimum=kept <= self.least(size))
+                rate, lowest = average(torch.tensor([rate, lowest], device=significance.device)).tolist()
+            self.controller.update(rate, target=target, at_minimum=lowest > 0)
         self.steps += 1
         return selection
 

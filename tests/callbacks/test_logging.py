@@ -180,3 +180,23 @@ def test_the_clock_leaves_out_validation_and_start_up(monkeypatch: pytest.Monkey
         clock.finish_batch(ledger, "warmup", offered=10)
     assert ledger.stages["warmup"].timed_seconds == 100.0 + 3 * 1.0
     assert ledger.stages["warmup"].timed_offered == 40
+
+
+def test_the_line_after_a_resume_from_an_epochs_last_batch(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning does not call on_train_epoch_start then: the finished epoch must not be counted into the next."""
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    lines = []
+    for path in (None, tmp_path / "last.ckpt"):
+        torch.manual_seed(0)
+        chain = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=1), SparseTrainingMonitor(), Save()]
+        trainer = quiet_trainer(callbacks=chain, max_epochs=2)
+        trainer.fit(PlainNet(dropout=0.0), loader(digits, batch_size=128), ckpt_path=path)
+        lines.append(re.findall(r"Epoch 2/2 .*", capsys.readouterr().out)[0])
+    assert lines[0] == lines[1]

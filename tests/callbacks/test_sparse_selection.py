@@ -631,9 +631,9 @@ def test_flops_with_lbfgs_and_with_two_backwards(digits: Digits) -> None:
             self.manual_backward(0.5 * loss)
             self.optimizers().step()
 
-    for cls, backwards in ((Lbfgs, 1), (TwoBackwards, 2)):
+    for cls, backwards, warm in ((Lbfgs, 1, 0), (Lbfgs, 1, 1), (TwoBackwards, 2, 0)):
         callback = half(mode="mask")
-        fit(fresh(cls, batchnorm=False), loader(digits), callback, max_steps=1)
+        fit(fresh(cls, batchnorm=False), loader(digits), callback, TwoStageScheduler(warmup_epochs=warm), max_epochs=2)
         expected = {"forward": conv + linear, "backward": backwards * (conv + 2 * linear)}
         assert vars(callback.ledger.flops) == expected
 
@@ -650,8 +650,11 @@ def test_a_sum_divided_by_the_batch_size(digits: Digits) -> None:
             fit(module, loader(digits), callback, max_steps=2)
         for name, tensor in weights(mean).items():
             torch.testing.assert_close(tensor, weights(summed)[name], rtol=1e-4, atol=1e-6, msg=name)
-    with pytest.raises(LossCaptureError, match=r"reduction='sum'.*mode='subset'"):
-        fit(fresh(Summed), loader(digits), half(), max_steps=1)
+    for extra in ([], [TwoStageScheduler(warmup_epochs=1)]):
+        module = fresh(Summed)
+        with pytest.raises(LossCaptureError, match=r"reduction='sum'.*mode='subset'"):
+            fit(module, loader(digits), half(), *extra, max_epochs=2)
+        assert len(module.seen) <= 1, "at the first batch, in the warmup too"
 
 
 def test_explicit_losses_that_are_summed_are_refused_in_subset(digits: Digits) -> None:
@@ -659,8 +662,9 @@ def test_explicit_losses_that_are_summed_are_refused_in_subset(digits: Digits) -
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return self.per_sample_loss(batch, batch_idx).sum()
 
-    with pytest.raises(LossCaptureError, match=r"sums its per-sample losses"):
-        fit(fresh(Net), loader(digits), half(), max_steps=1)
+    for extra in ([], [TwoStageScheduler(warmup_epochs=1)]):
+        with pytest.raises(LossCaptureError, match=r"sums its per-sample losses"):
+            fit(fresh(Net), loader(digits), half(), *extra, max_epochs=2)
 
 
 def test_losses_without_gradient_are_for_logging(digits: Digits) -> None:
@@ -762,15 +766,20 @@ def test_packed_sequences_by_overrides() -> None:
     assert callback.ledger.selected == 2
 
 
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None")
 def test_a_skipped_batch_and_a_batch_of_none(digits: Digits) -> None:
     class Skips(PlainNet):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
             return None if batch_idx == 0 else super().training_step(batch, batch_idx)
 
     callback = SparseSelectionCallback()
-    with pytest.warns(UserWarning, match="training_step. returned .None"):
-        fit(fresh(Skips), loader(digits), callback, TwoStageScheduler(warmup_epochs=0.5))
+    fit(fresh(Skips), loader(digits), callback, TwoStageScheduler(warmup_epochs=0.5))
     assert callback.ledger.offered == 512
+
+    for mode in ("mask", "subset"):
+        callback = SparseSelectionCallback(mode=mode)
+        fit(fresh(Skips), loader(digits), callback)
+        assert callback._selector.steps == 7, "the skipped batch is not selected from"
 
     x, y = digits
     batches = [None, (x[:64], y[:64])]
@@ -825,3 +834,44 @@ def test_signatures_of_training_step(digits: Digits, signature: str) -> None:
     module = fresh({"batch": OnlyBatch, "args": Args, "kwargs": Kwargs}[signature])
     fit(module, loader(digits), half(), max_steps=2)
     assert module.seen == [32, 32]
+
+
+def test_layers_made_in_setup_are_held_still(digits: Digits) -> None:
+    """Lightning calls callbacks' setup before the module's own."""
+
+    class Net(PlainNet):
+        def setup(self, stage: str) -> None:
+            self.accuracy = MulticlassAccuracy(10)
+            self.norm = nn.BatchNorm1d(10)
+            self.rnn = nn.GRU(10, 10, num_layers=2, dropout=0.9, batch_first=True)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            scores = self.norm(self(batch[0]))
+            self.accuracy.update(scores, batch[1])
+            again = [self.rnn(scores.unsqueeze(1))[0] for _ in range(2)]
+            if not torch.is_grad_enabled():
+                assert torch.equal(*again), "dropout is off while scoring"
+            return F.cross_entropy(scores, batch[1])
+
+    module = fresh(Net)
+    fit(module, loader(digits), half(), max_steps=3)
+    assert module.accuracy._update_count == 3
+    assert module.norm.num_batches_tracked == 3
+
+
+def test_a_batch_that_is_not_sliced_is_found_out(digits: Digits) -> None:
+    class Opaque:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            hidden, y = batch["hidden"].x, batch["all_y"].x
+            return F.cross_entropy(self(hidden), y)
+
+    x, y = digits[0][:64], digits[1][:64]
+    data = torch.utils.data.DataLoader(
+        [{"hidden": Opaque(x), "all_y": Opaque(y), "id": torch.arange(64)}], batch_size=None
+    )
+    with pytest.raises(LossCaptureError, match="the batch was not sliced as a whole"):
+        fit(fresh(Net), data, half(), max_steps=1)

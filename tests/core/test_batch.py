@@ -135,3 +135,60 @@ def test_first_input_is_floating_and_batched() -> None:
     x = torch.zeros(4, 3)
     assert first_input({"ids": torch.zeros(4, dtype=torch.int64), "scale": torch.zeros(2), "x": x}, 4) is x
     assert first_input(torch.zeros(4, dtype=torch.int64), 4) is None
+
+
+def test_mappings_of_other_kinds() -> None:
+    """Attribute dicts, proxies and mappings around a dict: sliced, and the given one is not changed."""
+    from collections import defaultdict
+    from collections.abc import MutableMapping
+    from types import MappingProxyType
+
+    class AttrDict(dict):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            self.__dict__ = self
+
+    class Wrapped(MutableMapping):
+        def __init__(self, inner: dict) -> None:
+            self._d = dict(inner)
+
+        def __getitem__(self, key: str) -> Tensor:
+            return self._d[key]
+
+        def __setitem__(self, key: str, value: Tensor) -> None:
+            self._d[key] = value
+
+        def __delitem__(self, key: str) -> None:
+            del self._d[key]
+
+        def __iter__(self) -> object:
+            return iter(self._d)
+
+        def __len__(self) -> int:
+            return len(self._d)
+
+    class Stubborn(Wrapped):
+        def __init__(self, inner: dict, more: int) -> None:
+            super().__init__(inner)
+
+    items = {"x": torch.arange(4), "y": torch.arange(4) * 2}
+    default = defaultdict(list, items)
+    for batch in (AttrDict(items), Wrapped(items), MappingProxyType(items), default, UserDict(items)):
+        taken = select_batch(batch, torch.tensor([3, 1]))
+        assert type(taken) is type(batch)
+        assert taken["y"].tolist() == [6, 2]
+        assert batch["y"].tolist() == [0, 2, 4, 6]
+    assert select_batch(AttrDict(items), torch.tensor([3])).x.tolist() == [3]
+    assert select_batch(default, torch.tensor([3])).default_factory is list
+    with pytest.raises(BatchError, match="cannot be made from a dict"):
+        select_batch(Stubborn(items, 1), torch.tensor([3]))
+
+
+def test_a_list_of_samples() -> None:
+    batch = [{"x": torch.full((8,), float(i)), "y": torch.tensor(i)} for i in range(8)]
+    assert batch_size_of(batch) == 8
+    taken = select_batch(batch, torch.tensor([5, 2]))
+    assert [int(sample["y"]) for sample in taken] == [5, 2]
+    assert taken[0]["x"].shape == (8,)
+    two = [{"x": torch.zeros(4, 3)}, {"y": torch.zeros(4)}]
+    assert batch_size_of(two) == 4, "inputs and targets"

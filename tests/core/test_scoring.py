@@ -140,3 +140,18 @@ def test_dropout_is_off_and_draws_repeat() -> None:
         assert torch.equal(model(torch.ones(100)), torch.ones(100))
         inside = torch.rand(3)
     assert torch.equal(inside, torch.rand(3)), "the draws inside are those the training forward will make"
+
+
+class OwnNorm(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        self.running_mean += 1
+        return x
+
+
+def test_a_norm_with_its_own_forward_is_restored() -> None:
+    model = OwnNorm(4)
+    traceless = TracelessForward(model)
+    for _ in range(3):
+        with traceless():
+            model(torch.zeros(2, 4))
+    assert model.running_mean.tolist() == [0.0] * 4

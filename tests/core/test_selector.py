@@ -47,7 +47,7 @@ def test_threshold_and_rate_are_averaged_over_processes() -> None:
     seen = []
 
     def average(value: torch.Tensor) -> torch.Tensor:
-        seen.append(float(value))
+        seen.append(value.flatten()[0].item())
         return torch.zeros_like(value) + 0.5
 
     selector = SampleSelector(target_activation_rate=0.3)
