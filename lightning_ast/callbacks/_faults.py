@@ -14,7 +14,7 @@ from lightning_ast.core.execution import AVAILABLE_MODES, Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
 
-__all__ = ["ConfigurationError", "run_length_epochs", "setting_faults", "use_faults"]
+__all__ = ["ConfigurationError", "is_number", "rate_faults", "run_length_epochs", "setting_faults", "use_faults"]
 
 
 class ConfigurationError(ValueError):
@@ -59,9 +59,8 @@ def setting_faults(
     controller: Any,
 ) -> list[str]:
     """What is wrong with the arguments of ``SparseSelectionCallback`` on their own."""
-    found = []
-    if not _is_number(target_activation_rate) or not 0 < target_activation_rate <= 1:
-        found.append(f"target_activation_rate: expected a rate in (0, 1], got {target_activation_rate!r}.")
+    found: list[str] = []
+    found += rate_faults("target_activation_rate", target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
     if mode in get_args(Mode) and mode not in AVAILABLE_MODES:
         found.append(f"mode={mode!r} is not built yet: use {' or '.join(map(repr, AVAILABLE_MODES))}.")
@@ -87,7 +86,14 @@ def setting_faults(
     return found
 
 
-def _is_number(value: Any) -> bool:
+def rate_faults(name: str, value: Any) -> list[str]:
+    """What is wrong with an activation rate."""
+    good = is_number(value) and 0 < value <= 1
+    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}."]
+
+
+def is_number(value: Any) -> bool:
+    """An int or a float, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

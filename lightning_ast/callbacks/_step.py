@@ -24,7 +24,7 @@ from lightning_ast.core.losses import REMEDY, LossCapture, LossCaptureError, Los
 
 __all__ = ["BatchPlan", "StepInterceptor"]
 
-Decide = Callable[[Any, Tensor, LossRecord | None, int], Selection]
+Decide = Callable[[Any, Tensor, LossRecord | None], Selection]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class StepInterceptor:
         explicit: whether it brings its own ``per_sample_loss``.
         scored: whether sparse batches are scored before the step, and the step sees the selected samples alone.
         weighting: importance weights of the selection.
-        decide: ``(batch, losses, record, batch_size) -> Selection``, for ``mask``.
+        decide: ``(batch, losses, record) -> Selection``, for ``mask``.
         rehearse: ``(batch, losses, record)``, called on the first batch where it is a dense one, so that a score that
             cannot be computed fails there and not when the sparse stage begins.
         average: mean of a scalar over the processes that train together.
@@ -183,7 +183,7 @@ class StepInterceptor:
         """Captured losses: the reduced loss of the selection, reporting the full batch's value."""
         if plan.sparse:
             if plan.selection is None:
-                plan.selection = self._decide(batch, record.losses.detach(), record, plan.batch_size)
+                plan.selection = self._decide(batch, record.losses.detach(), record)
             sums, counts, full, total = record.sums, record.counts, value, record.counts.sum()
             if plan.sub_batch is None:
                 sums, counts = sums[plan.selection.indices], counts[plan.selection.indices]
@@ -216,7 +216,7 @@ class StepInterceptor:
 
     def _scaled(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
         if plan.selection is None:
-            plan.selection = self._decide(batch, losses.detach(), record, plan.batch_size)
+            plan.selection = self._decide(batch, losses.detach(), record)
         kept = plan.selection
         ones = torch.ones_like(kept.indices, dtype=losses.dtype)
         total = torch.full((), float(plan.batch_size), dtype=losses.dtype, device=losses.device)

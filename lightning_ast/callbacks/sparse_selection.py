@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,7 +23,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
-from lightning_ast.mixin import overrides
+from lightning_ast.mixin import SparseLossMixin, overrides
 
 __all__ = ["SparseSelectionCallback"]
 
@@ -143,12 +144,21 @@ class SparseSelectionCallback(Callback):
             scored=self.mode == "subset",
             weighting=self._selector.weighting,
             decide=self._decide,
-            rehearse=self._significance,
+            rehearse=self._scores,
             average=self._average,
             forward_context=lambda: self._flops.forward(),  # noqa: PLW0108 - made at the start of training
         )
-        self._trainer, self._module = trainer, pl_module
+        self._trainer = trainer
+        self._resolve_hooks(pl_module)
         self._step.install()
+
+    def _resolve_hooks(self, module: Any) -> None:
+        """The mixin's methods where the module uses it, the core's functions where not."""
+        mixed = isinstance(module, SparseLossMixin)
+        self._count: Callable[[Any], int] = module.count_samples if mixed else batch_size_of
+        self._take: Callable[[Any, Tensor], Any] = module.select_batch if mixed else select_batch
+        own = overrides(module, "significance")
+        self._significance: SignificanceName | SignificanceFn = module.significance if own else self.significance
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, *, explicit: bool) -> None:
         faults = setting_faults(
@@ -198,8 +208,7 @@ class SparseSelectionCallback(Callback):
             self._clock.interrupt()
         self.stage = stage
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
-        count: Any = pl_module.count_samples if overrides(pl_module, "count_samples") else batch_size_of
-        self._step.plan = plan = BatchPlan(count(batch), sparse)
+        self._step.plan = plan = BatchPlan(self._count(batch), sparse)
         if sparse and self.mode == "subset":
             self._plan_subset(plan, batch, batch_idx)
 
@@ -209,43 +218,31 @@ class SparseSelectionCallback(Callback):
             plan.sparse = False
             return
         losses, record = scored
-        plan.selection = self._decide(batch, losses, record, plan.batch_size)
-        use_own = overrides(self._module, "select_batch")
-        if use_own:
-            own: Any = self._module.select_batch
-            plan.sub_batch = own(batch, plan.selection.indices)
-        else:
-            plan.sub_batch = select_batch(batch, plan.selection.indices, batch_size=plan.batch_size)
+        plan.selection = self._decide(batch, losses, record)
+        plan.sub_batch = self._take(batch, plan.selection.indices)
         if record is None or self._step is None or self._step.per_sample_loss is not None:
             plan.full_loss = losses.mean()
         else:
             plan.full_loss, plan.total_count, plan.elements = record.total, record.counts.sum(), record.elements
 
-    def _decide(self, batch: Any, losses: Tensor, record: LossRecord | None, batch_size: int) -> Selection:
+    def _decide(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Selection:
         assert self._selector is not None
-        scores = self._significance(batch, losses, record)
+        scores = self._scores(batch, losses, record)
         selection = self._selector.select(scores, average=self._average if self._distributed else None)
-        self._tell(record, batch_size, selection)
+        if not self._told:
+            self._told = True
+            el2n = self._significance == "el2n"
+            note_first_selection(self._selector, record, el2n=el2n, batch_size=losses.numel(), selection=selection)
         return selection
 
-    def _significance(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
-        own: Any = getattr(self._module, "significance", None)
-        significance = own if overrides(self._module, "significance") else self.significance
-        return compute_significance(significance, record, losses, first_input(batch, losses.numel()))
+    def _scores(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
+        return compute_significance(self._significance, record, losses, first_input(batch, losses.numel()))
 
     def _average(self, value: Tensor) -> Tensor:
         if not self._distributed:
             return value
         averaged = self._trainer.strategy.reduce(value.clone(), reduce_op="mean")
         return averaged if isinstance(averaged, Tensor) else value.new_tensor(averaged)
-
-    def _tell(self, record: LossRecord | None, batch_size: int, selection: Selection) -> None:
-        """Once: what a user would not expect from the settings alone."""
-        if not self._told:
-            self._told = True
-            assert self._selector is not None
-            el2n = self.significance == "el2n" and not overrides(self._module, "significance")
-            note_first_selection(self._selector, record, el2n=el2n, batch_size=batch_size, selection=selection)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
@@ -299,7 +296,7 @@ class SparseSelectionCallback(Callback):
             self._step = None
             if hasattr(self, "_flops"):
                 self._flops.close()
-            for name in ("_trainer", "_module", "_score"):
+            for name in ("_trainer", "_score", "_count", "_take", "_significance"):
                 self.__dict__.pop(name, None)
 
     # ------------------------------------------------------------------ state

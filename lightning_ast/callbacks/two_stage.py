@@ -8,7 +8,7 @@ from typing import Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_ast.callbacks._faults import ConfigurationError, run_length_epochs
+from lightning_ast.callbacks._faults import ConfigurationError, is_number, rate_faults, run_length_epochs
 
 __all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "stage_at"]
 
@@ -115,12 +115,11 @@ class TwoStageScheduler(Callback):
         """
         found = []
         for name, length in (("warmup_epochs", self.warmup_epochs), ("cooldown_epochs", self.cooldown_epochs)):
-            number = isinstance(length, (int, float)) and not isinstance(length, bool)
-            if not number or length < 0 or (isinstance(length, float) and not 0 <= length < 1):
+            if not is_number(length) or length < 0 or (isinstance(length, float) and not 0 <= length < 1):
                 found.append(f"{name}: expected an int >= 0 or a float in [0, 1), got {length!r}.")
         rate = self.target_activation_rate
-        if rate is not None and not 0 < rate <= 1:
-            found.append(f"TwoStageScheduler(target_activation_rate): expected a rate in (0, 1], got {rate!r}.")
+        if rate is not None:
+            found += rate_faults("TwoStageScheduler(target_activation_rate)", rate)
         return found or self._length_faults(trainer, batches_known)
 
     def _length_faults(self, trainer: pl.Trainer, batches_known: bool) -> list[str]:

@@ -138,7 +138,6 @@ class PIController:
     def reset(self) -> None:
         """Forget everything learned: the state before the first sparse step."""
         self.activation_rate_ema: float | None = None
-        self._error = 0.0
         self._integral = 0.0
         self._level: Tensor | None = None
         if self.initial_threshold is not None:
@@ -170,7 +169,7 @@ class PIController:
             self._level = newest
         else:
             self._level = self._follow(self._level.to(newest.device), newest)
-        correction = math.exp(max(-20.0, min(20.0, self.kp * self._error + self.ki * self._integral)))
+        correction = math.exp(max(-20.0, min(20.0, self.kp * self._error(target) + self.ki * self._integral)))
         return (self._level.exp() * correction).clamp(*self.threshold_bounds)
 
     def _follow(self, level: Tensor, newest: Tensor) -> Tensor:
@@ -194,11 +193,14 @@ class PIController:
         last = target if self.activation_rate_ema is None else self.activation_rate_ema
         self.activation_rate_ema = last + self.ema_alpha * (activation_rate - last)
         if self.uses_feedforward:
-            self._error = self.activation_rate_ema / target - 1
-            if not (at_minimum and self._error > 0):
-                self._integrate(self._error)
+            error = self._error(target)
+            if not (at_minimum and error > 0):
+                self._integrate(error)
         else:
             self._step_original(self.activation_rate_ema - target)
+
+    def _error(self, target: float) -> float:
+        return 0.0 if self.activation_rate_ema is None else self.activation_rate_ema / target - 1
 
     def _integrate(self, error: float) -> None:
         self._integral = max(-self.integral_limit, min(self.integral_limit, self._integral + error))
@@ -217,7 +219,6 @@ class PIController:
         """What a checkpoint needs: primitives and tensors alone."""
         return {
             "activation_rate_ema": self.activation_rate_ema,
-            "error": self._error,
             "integral": self._integral,
             "level": None if self._level is None else self._level.detach().cpu(),
         }
@@ -225,5 +226,5 @@ class PIController:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.activation_rate_ema = state["activation_rate_ema"]
-        self._error, self._integral = state["error"], state["integral"]
+        self._integral = state["integral"]
         self._level = state["level"]

@@ -126,11 +126,10 @@ class LossCapture(TorchFunctionMode):
     """Intercept torch's loss functions inside a ``with`` block.
 
     Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``,
-    ``mse_loss``,
-    ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss`` and the margin, hinge,
-    ranking, embedding and triplet losses, called as functions or as modules, with ``reduction="mean"``, ``"sum"`` or
-    ``"batchmean"``. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples outermost, which is what
-    ``view(-1, C)`` of a ``(B, T, C)`` tensor gives; time-major models and stacked views (``cat([z1, z2])``) need an
+    ``mse_loss``, ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss`` and the
+    margin, hinge, ranking, embedding and triplet losses, called as functions or as modules, with ``reduction="mean"``,
+    ``"sum"`` or ``"batchmean"``. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples outermost:
+    what ``view(-1, C)`` of ``(B, T, C)`` gives; time-major models and stacked views (``cat([z1, z2])``) need an
     explicit ``per_sample_loss``. Losses under the user's own ``torch.no_grad`` (for logging) are passed over.
     It does not see losses computed inside a ``torch.compile``d function.
 

@@ -33,7 +33,6 @@ class RunResult:
         offered: samples offered.
         selected: samples trained on.
         flops: FLOPs spent on forward and backward of training (scoring included), or None.
-        savings: shares saved against training the same batches densely, by what was saved.
     """
 
     name: str
@@ -43,7 +42,6 @@ class RunResult:
     offered: int
     selected: int
     flops: float | None
-    savings: dict[str, float | None]
 
 
 def train(
@@ -85,7 +83,6 @@ def train(
         offered=ledger.offered,
         selected=ledger.selected,
         flops=ledger.spent_flops(),
-        savings=ledger.savings(),
     )
 
 
