@@ -54,13 +54,32 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "gate",
         "controller",
         "selector",
+        "partial",
         "execution",
         "ledger",
     ]
     for position, step in enumerate(order):
+        if step == "partial":
+            continue
         for name in imports(ROOT / "core" / f"{step}.py"):
             if name.startswith("lightning_ast.core."):
                 assert order.index(name.split(".")[2]) < position, f"{step} imports {name}"
+
+
+def test_partial_backward_is_walked_in_one_direction() -> None:
+    order = ["registry", "rows", "gradient", "memory", "rules", "selection", "flops"]
+    assert {p.stem for p in (ROOT / "core" / "partial").iterdir() if p.stem not in ("__init__", "__pycache__")} == set(
+        order
+    )
+    for path in (ROOT / "core" / "partial").rglob("*.py"):
+        parts = path.relative_to(ROOT / "core" / "partial").with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        for name in imports(path):
+            if name.startswith("lightning_ast."):
+                package, *step = name.split(".")[1:][1:]
+                assert package == "partial", f"{path} imports {name}"
+                assert not step or order.index(step[0]) <= order.index(parts[0]), f"{path} imports {name}"
 
 
 def test_importing_has_no_side_effects() -> None:

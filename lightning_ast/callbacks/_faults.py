@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import AVAILABLE_MODES, Mode
 from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SIGNIFICANCE
 
 __all__ = ["ConfigurationError", "is_number", "rate_faults", "run_length_epochs", "setting_faults", "use_faults"]
@@ -47,20 +48,11 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
     return [] if value in choices else [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}."]
 
 
-def setting_faults(
-    *,
-    target_activation_rate: Any,
-    mode: Any,
-    gate: Any,
-    significance: Any,
-    weighting: Any,
-    min_selected: Any,
-    seed: Any,
-    controller: Any,
-) -> list[str]:
-    """What is wrong with the arguments of ``SparseSelectionCallback`` on their own."""
-    found: list[str] = []
-    found += rate_faults("target_activation_rate", target_activation_rate)
+def setting_faults(callback: Any) -> list[str]:
+    """What is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
+    mode, gate, significance, weighting = callback.mode, callback.gate, callback.significance, callback.weighting
+    least: Any = callback.min_selected
+    found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
     if mode in get_args(Mode) and mode not in AVAILABLE_MODES:
         found.append(f"mode={mode!r} is not built yet: use {' or '.join(map(repr, AVAILABLE_MODES))}.")
@@ -76,13 +68,14 @@ def setting_faults(
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    whole = isinstance(min_selected, int) and not isinstance(min_selected, bool) and min_selected >= 1
-    if not whole and not (isinstance(min_selected, float) and 0 < min_selected < 1):
-        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {min_selected!r}.")
-    if not isinstance(seed, int):
-        found.append(f"seed: expected an int, got {seed!r}.")
-    if controller is not None and not isinstance(controller, PIController):
-        found.append(f"controller: expected a PIController or None, got {controller!r}.")
+    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
+    if not whole and not (isinstance(least, float) and 0 < least < 1):
+        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.")
+    if not isinstance(callback.seed, int):
+        found.append(f"seed: expected an int, got {callback.seed!r}.")
+    if callback.controller is not None and not isinstance(callback.controller, PIController):
+        found.append(f"controller: expected a PIController or None, got {callback.controller!r}.")
+    found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
     return found
 
 

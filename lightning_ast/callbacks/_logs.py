@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -12,7 +14,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 
-__all__ = ["log_step", "note_first_selection"]
+__all__ = ["log_step", "note_compiled", "note_dense_ops", "note_first_selection"]
 
 
 def log_step(
@@ -67,3 +69,30 @@ def note_first_selection(
             f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot fall to "
             f"its target of {target:g}: use larger batches or a smaller min_selected."
         )
+
+
+def note_dense_ops(dense_ops: Counter[str], ledger: Ledger) -> None:
+    """Say once which backward ops of ``partial`` ran over the whole batch, and what that cost.
+
+    Args:
+        dense_ops: names and calls of the first sparse batch.
+        ledger: with the measured share.
+    """
+    if not dense_ops:
+        return
+    names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.most_common())
+    cost = "their cost was not counted"
+    if ledger.flops is not None:
+        cost = f"{ledger.dense_share:.0%} of the backward's FLOPs are spent on every sample"
+    rank_zero_warn(
+        "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
+        f"lies before them: {names}; {cost}. Gradients are exact; if the share is large, mode='subset' saves more."
+    )
+
+
+def note_compiled() -> None:
+    """Say before the first batch that compiled regions gain nothing from ``partial``."""
+    rank_zero_warn(
+        "lightning-ast: a part of the module is compiled with torch.compile. mode='partial' is exact there, but runs "
+        "the compiled region's whole backward: use mode='subset', or leave the network uncompiled."
+    )

@@ -11,9 +11,11 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
+from lightning_ast.core.partial import RowOps
 
-__all__ = ["FlopCount", "StepClock"]
+__all__ = ["FlopCount", "StepClock", "compiled_parts"]
 
 SETTLE_STEPS = 3
 """First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
@@ -22,65 +24,90 @@ SETTLE_STEPS = 3
 class FlopCount:
     """Counts forward and backward of the first training batch with torch's FlopCounterMode.
 
-    It watches the operations of the step as it runs; results are unchanged. An optimizer that evaluates the step often
-    (LBFGS) has its first evaluation counted. A module with compiled parts is not counted (a counter would switch
-    compilation off): the ledger's FLOPs then stay None, which is said once.
+    It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
+    counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
+    what ran over all rows for want of a rule. An optimizer that evaluates the step often (LBFGS) has its first
+    evaluation counted. A module with compiled parts is not counted (a counter would switch compilation off): the
+    ledger's FLOPs then stay None, which is said once.
 
     Args:
         module: the LightningModule.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._done = any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
+        self._wants_dense = self._wants_share = not compiled_parts(module)
         self._open = ExitStack()
-        self._counter: FlopCounterMode | None = None
+        self._counters: tuple[FlopCounterMode, FlopCounterMode] | None = None
         self._forward: int | None = None
-        self._backward = 0
-        self._expects_backward = False
-        if self._done:
+        self._backward = self._seen = self._executed = 0
+        self._expects_backward = self._spared = False
+        if not self._wants_dense:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Count the training step inside, once; backwards inside it (manual optimization) are counted as such."""
-        if self._done or self._forward is not None:
+        if not self._wants_dense or self._forward is not None:
             self._expects_backward = False
             yield
             return
         self._expects_backward = True
         with FlopCounterMode(display=False) as counter:
             yield
-        self._forward = counter.get_total_flops() - self._backward
+        self._forward = counter.get_total_flops() - self._executed
 
-    def start_backward(self) -> None:
-        """Begin to count a backward of the counted step."""
-        if not self._done and self._expects_backward and self._counter is None:
-            self._counter = self._open.enter_context(FlopCounterMode(display=False))
+    def start_backward(self, plan: BatchPlan | None) -> None:
+        """Begin to count a backward, if that of this batch is to be counted."""
+        partial = plan is not None and plan.spares_rows
+        wanted = (self._wants_dense and self._expects_backward) or (partial and self._wants_share)
+        if wanted and self._counters is None:
+            executed = self._open.enter_context(FlopCounterMode(display=False))
+            self._open.enter_context(RowOps())
+            self._counters = executed, self._open.enter_context(FlopCounterMode(display=False))
 
     def stop_backward(self) -> None:
         """End the backward's count."""
-        if self._counter is not None:
-            self._backward += self._counter.get_total_flops()
+        if self._counters is not None:
+            executed, seen = (counter.get_total_flops() for counter in self._counters)
+            self._executed += executed
+            self._seen += seen
+            self._backward += seen if self._wants_dense and self._expects_backward else 0
             self.close()
             if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
                 self._expects_backward = False
 
-    def finish_batch(self, ledger: Ledger, samples: int) -> None:
-        """Write the cost of one sample to the ledger, once it is known.
+    def finish_batch(self, ledger: Ledger, plan: BatchPlan) -> bool:
+        """Write the cost of one sample to the ledger, and what a partial backward spent on all rows, once known.
 
         Args:
-            ledger: left alone where it knows already (restored from a checkpoint).
-            samples: what the counted forward ran on.
+            ledger: its FLOPs are left alone where it knows them already (restored from a checkpoint).
+            plan: of the batch that ends.
+
+        Returns:
+            True after the first backward that left rows out.
         """
         self.close()
-        if not self._done and ledger.flops is None and self._forward and self._backward:
-            ledger.flops = FlopsPerSample(self._forward / samples, self._backward / samples)
-        self._done = True
+        if self._wants_dense and ledger.flops is None and self._forward and self._backward:
+            ledger.flops = FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
+        self._wants_dense = False
+        if self._wants_share and plan.spares_rows and self._seen:
+            rate = plan.selected / plan.batch_size
+            ledger.dense_share = min(max((self._executed / self._seen - rate) / (1 - rate), 0.0), 1.0)
+            self._wants_share = False
+        self._seen = self._executed = 0
+        first = plan.spares_rows and not self._spared
+        self._spared |= first
+        return first
 
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
         self._open.close()
-        self._counter = None
+        self._counters = None
+
+
+def compiled_parts(module: nn.Module) -> bool:
+    """Whether something inside is compiled by ``torch.compile``."""
+    return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
 
 
 class StepClock:

@@ -2,8 +2,8 @@
 
 The instance's ``training_step`` (and ``per_sample_loss``, where the module brings one) is wrapped for the length of the
 fit. A dense batch goes straight through. For a sparse one the wrapper slices the batch (``subset``) or lets the
-losses decide (``mask``), and hands the user's code a loss whose value is the full batch's and whose gradient is the
-selection's.
+losses decide (``mask``, ``partial``), and hands the user's code a loss whose value is the full batch's and whose
+gradient is the selection's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lightning_ast.core.losses import REMEDY, LossCapture, LossCaptureError, Los
 __all__ = ["BatchPlan", "StepInterceptor"]
 
 Decide = Callable[[Any, Tensor, LossRecord | None], Selection]
+Keep = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass
@@ -34,23 +35,40 @@ class BatchPlan:
     Attributes:
         batch_size: samples offered.
         sparse: whether a selection is trained on; False only watches.
-        selection: None until ``mask`` has seen the losses; then kept, so that an optimizer that evaluates the step
-            several times (LBFGS) sees one objective.
+        selection: in ``mask`` and ``partial`` None until the losses are there; then kept, so that an optimizer that
+            evaluates the step several times (LBFGS) sees one objective.
         sub_batch: the selected samples, for ``subset``.
         full_loss: scalar, the user's loss of the whole batch, where scoring has seen it.
         total_count: scalar, the user's denominator over the whole batch, where scoring has seen it.
         elements: loss elements of a sample, where scoring has seen them.
+        partial: whether the backward computes over the selected rows alone.
         seen: the loss handed to the user's code in the running call, once for each interception.
     """
 
     batch_size: int
     sparse: bool
+    partial: bool = False
     selection: Selection | None = None
     sub_batch: Any = None
     full_loss: Tensor | None = None
     total_count: Tensor | None = None
     elements: int | None = None
     seen: list[Tensor] = field(default_factory=list)
+
+    @property
+    def selected(self) -> int:
+        """Samples that are trained on."""
+        return self.batch_size if self.selection is None else self.selection.indices.numel()
+
+    @property
+    def forwarded(self) -> int:
+        """Samples that the step's own forward sees."""
+        return self.batch_size if self.sub_batch is None else self.selected
+
+    @property
+    def spares_rows(self) -> bool:
+        """Whether the backward leaves samples of the forward out."""
+        return self.partial and self.sparse and self.selected < self.batch_size
 
 
 class StepInterceptor:
@@ -61,7 +79,9 @@ class StepInterceptor:
         explicit: whether it brings its own ``per_sample_loss``.
         scored: whether sparse batches are scored before the step, and the step sees the selected samples alone.
         weighting: importance weights of the selection.
-        decide: ``(batch, losses, record) -> Selection``, for ``mask``.
+        keep: ``(losses (B,), indices (k,), factors (k,) or None) -> (B,)``, zero where not selected: how ``mask`` and
+            ``partial`` differ.
+        decide: ``(batch, losses, record) -> Selection``, for ``mask`` and ``partial``.
         rehearse: ``(batch, losses, record)``, called on the first batch where it is a dense one, so that a score that
             cannot be computed fails there and not when the sparse stage begins.
         average: mean of a scalar over the processes that train together.
@@ -75,6 +95,7 @@ class StepInterceptor:
         explicit: bool,
         scored: bool,
         weighting: Weighting,
+        keep: Keep,
         decide: Decide,
         rehearse: Callable[[Any, Tensor, LossRecord | None], object],
         average: Callable[[Tensor], Tensor],
@@ -84,6 +105,7 @@ class StepInterceptor:
         self._module = module
         self._scored = scored
         self._weighting = weighting
+        self._keep = keep
         self._decide = decide
         self._rehearse = rehearse
         self._average = average
@@ -143,7 +165,7 @@ class StepInterceptor:
                 )
             return output
         rewrite = functools.partial(self._rewrite, plan, batch)
-        with LossCapture(self._forwarded(plan), rewrite=rewrite) as capture:
+        with LossCapture(plan.forwarded, rewrite=rewrite) as capture:
             output = self.training_step(batch, *args, **kwargs)
         if output is None and not capture.records and self._module.automatic_optimization:
             plan.sparse = False  # the step skips this batch
@@ -172,25 +194,21 @@ class StepInterceptor:
                 "`select_batch(batch, indices)`."
             )
 
-    @staticmethod
-    def _forwarded(plan: BatchPlan) -> int:
-        """Samples that this forward sees."""
-        if plan.sub_batch is None or plan.selection is None:
-            return plan.batch_size
-        return plan.selection.indices.numel()
-
     def _rewrite(self, plan: BatchPlan, batch: Any, record: LossRecord, value: Tensor) -> Tensor:
         """Captured losses: the reduced loss of the selection, reporting the full batch's value."""
         if plan.sparse:
             if plan.selection is None:
                 plan.selection = self._decide(batch, record.losses.detach(), record)
-            sums, counts, full, total = record.sums, record.counts, value, record.counts.sum()
+            kept, counts, full, total = plan.selection, record.counts, value, record.counts.sum()
             if plan.sub_batch is None:
-                sums, counts = sums[plan.selection.indices], counts[plan.selection.indices]
-            elif plan.full_loss is not None and plan.total_count is not None:
-                full, total = plan.full_loss, plan.total_count
-            divisor = self._divisor(plan.selection, counts, total, mean=record.mean)
-            value = report_full_loss(selected_loss(sums, plan.selection, divisor).to(value.dtype), full.to(value.dtype))
+                divisor = self._divisor(kept, counts[kept.indices], total, mean=record.mean)
+                selected = self._keep(record.sums, kept.indices, kept.weights).sum() / divisor
+            else:
+                if plan.full_loss is not None and plan.total_count is not None:
+                    full, total = plan.full_loss, plan.total_count
+                divisor = self._divisor(kept, counts, total, mean=record.mean)
+                selected = selected_loss(record.sums, kept, divisor)
+            value = report_full_loss(selected.to(value.dtype), full.to(value.dtype))
         elif not self._verified:
             self._rehearse(batch, record.losses.detach(), record)
         plan.seen.append(value)
@@ -203,7 +221,7 @@ class StepInterceptor:
         if not self._inside or plan is None:
             result: Tensor = self.per_sample_loss(batch, *args, **kwargs)
             return result
-        size = self._forwarded(plan)
+        size = plan.forwarded
         with LossCapture(size, unreduced=True) as capture:
             losses = check_losses(self.per_sample_loss(batch, *args, **kwargs), size)
         record = capture.records[0] if len(capture.records) == 1 else None
@@ -223,9 +241,7 @@ class StepInterceptor:
         factors = (ones if kept.weights is None else kept.weights.to(losses.dtype)) * losses.numel()
         factors = factors / self._divisor(kept, ones, total, mean=True)
         if plan.sub_batch is None:
-            rows = losses[kept.indices] * factors
-            scaled = torch.zeros_like(losses).index_add(0, kept.indices, rows)
-            return report_full_loss(scaled, losses)
+            return report_full_loss(self._keep(losses, kept.indices, factors), losses)
         full = losses if plan.full_loss is None else plan.full_loss.to(losses.dtype).expand_as(losses)
         return report_full_loss(losses * factors, full)
 

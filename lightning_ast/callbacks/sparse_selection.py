@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,17 +12,18 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_ast.callbacks._faults import ConfigurationError, setting_faults, use_faults
-from lightning_ast.callbacks._logs import log_step, note_first_selection
-from lightning_ast.callbacks._measure import FlopCount, StepClock
+from lightning_ast.callbacks._logs import log_step, note_compiled, note_dense_ops, note_first_selection
+from lightning_ast.callbacks._measure import FlopCount, StepClock, compiled_parts
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._step import BatchPlan, StepInterceptor
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import WEIGHTING_DEFAULTS, Mode
+from lightning_ast.core.execution import WEIGHTING_DEFAULTS, Mode, mask_rows
 from lightning_ast.core.gate import GateName, Selection, Weighting
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.losses import LossRecord
+from lightning_ast.core.partial import BatchNormBackward, keep_rows
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
 from lightning_ast.mixin import SparseLossMixin, overrides
@@ -32,7 +35,9 @@ class SparseSelectionCallback(Callback):
     """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
 
     Cost of a sparse step as a share of a dense one, counting forward 1 and backward 2, at activation rate r:
-    ``mask`` 1 (it saves nothing: it is here for comparison with the original scripts), ``subset`` (1 + 3r) / 3.
+    ``partial`` (1 + 2r) / 3: the step runs once, on the full batch, and its backward computes over the selected rows;
+    ``subset`` (1 + 3r) / 3: a scoring forward, then the step on the selected samples; ``mask`` 1: it saves nothing and
+    is here for comparison with the original scripts.
     The loss that the training step returns and logs stays that of the full batch; only its gradient is the selection's.
     In ``subset`` other metrics of ``training_step`` see the selected samples alone. Under DDP the ranks' gradients
     are averaged so that every selected sample counts alike; under gradient accumulation each micro-batch keeps its own
@@ -40,7 +45,8 @@ class SparseSelectionCallback(Callback):
 
     Args:
         target_activation_rate: share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
-        mode: ``"mask"`` or ``"subset"`` (``"partial"`` and ``"prune"`` are not built yet).
+        mode: ``"partial"``, ``"subset"`` or ``"mask"`` (``"prune"`` is not built yet). ``partial`` suits eager models;
+            the backward of a ``torch.compile``d region stays a full one there, so use ``subset`` with those.
         gate: ``"soft"`` (keep with probability ``clip(significance / threshold, floor, 1)``), ``"threshold"`` (the
             original's hard cut: trained from scratch it needs a warmup and a controller that holds its rate) or
             ``"topk"``.
@@ -51,17 +57,21 @@ class SparseSelectionCallback(Callback):
         controller: moves the threshold; None makes a default :class:`~lightning_ast.core.PIController`.
         min_selected: fewest samples kept of a batch: a count, or a share in (0, 1) (0.1 is the original's).
         seed: of the gate's own draws; global generators are not touched.
+        batchnorm: in ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
+            with the full batch's statistics: an approximation) or ``"exact"`` (a full backward from there on). See
+            :func:`lightning_ast.core.select_rows`.
 
     Attributes:
         stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``: that of the last training batch.
         ledger: samples, FLOPs and seconds of the run.
+        dense_ops: in ``partial``, backward ops that ran over the whole batch for want of a row rule, and their calls.
 
     Raises:
         ConfigurationError: at setup, every fault of the configuration together.
         LossCaptureError: at the first batch, where the module's losses cannot be had per sample.
 
     Example:
-        >>> callback = SparseSelectionCallback(target_activation_rate=0.4, mode="subset")
+        >>> callback = SparseSelectionCallback(target_activation_rate=0.4)
         >>> callback.activation_rate is None  # before the first batch
         True
     """
@@ -70,13 +80,14 @@ class SparseSelectionCallback(Callback):
         self,
         *,
         target_activation_rate: float = 0.4,
-        mode: Mode = "subset",
+        mode: Mode = "partial",
         gate: GateName = "soft",
         significance: SignificanceName | SignificanceFn = "el2n",
         weighting: Weighting | None = None,
         controller: PIController | None = None,
         min_selected: int | float = 2,
         seed: int = 0,
+        batchnorm: BatchNormBackward = "selected",
     ) -> None:
         super().__init__()
         self.target_activation_rate = target_activation_rate
@@ -87,6 +98,8 @@ class SparseSelectionCallback(Callback):
         self.controller = controller
         self.min_selected = min_selected
         self.seed = seed
+        self.batchnorm: BatchNormBackward = batchnorm
+        self.dense_ops: Counter[str] = Counter()
         self.stage: Stage = "warmup"
         self.ledger = Ledger()
         self._selector: SampleSelector | None = None
@@ -135,14 +148,17 @@ class SparseSelectionCallback(Callback):
             rank=trainer.global_rank,
         )
         self.ledger = Ledger()
+        self.dense_ops.clear()
         self.stage, self._rate, self._told = "warmup", None, False
         self._distributed = trainer.world_size > 1
         self._clock = StepClock()
+        keep = functools.partial(keep_rows, batchnorm=self.batchnorm, dense_ops=self.dense_ops)
         self._step = StepInterceptor(
             pl_module,
             explicit=explicit,
             scored=self.mode == "subset",
             weighting=self._selector.weighting,
+            keep=mask_rows if self.mode == "mask" else keep,
             decide=self._decide,
             rehearse=self._scores,
             average=self._average,
@@ -161,16 +177,7 @@ class SparseSelectionCallback(Callback):
         self._significance: SignificanceName | SignificanceFn = module.significance if own else self.significance
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule, *, explicit: bool) -> None:
-        faults = setting_faults(
-            target_activation_rate=self.target_activation_rate,
-            mode=self.mode,
-            gate=self.gate,
-            significance=self.significance,
-            weighting=self.weighting,
-            min_selected=self.min_selected,
-            seed=self.seed,
-            controller=self.controller,
-        )
+        faults = setting_faults(self)
         faults += use_faults(module, mode=self.mode, explicit=explicit)
         schedulers = _schedulers(trainer)
         if len(schedulers) > 1:
@@ -189,6 +196,8 @@ class SparseSelectionCallback(Callback):
         """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
         assert self._step is not None
         self._flops = FlopCount(pl_module)
+        if self.mode == "partial" and compiled_parts(pl_module):
+            note_compiled()
         self._score = ScoringPass(
             pl_module, training_step=self._step.training_step, per_sample_loss=self._step.per_sample_loss
         )
@@ -208,7 +217,7 @@ class SparseSelectionCallback(Callback):
             self._clock.interrupt()
         self.stage = stage
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
-        self._step.plan = plan = BatchPlan(self._count(batch), sparse)
+        self._step.plan = plan = BatchPlan(self._count(batch), sparse, self.mode == "partial")
         if sparse and self.mode == "subset":
             self._plan_subset(plan, batch, batch_idx)
 
@@ -246,7 +255,7 @@ class SparseSelectionCallback(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
-        self._flops.start_backward()
+        self._flops.start_backward(None if self._step is None else self._step.plan)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting."""
@@ -262,12 +271,12 @@ class SparseSelectionCallback(Callback):
         if plan is None:  # Lightning calls this hook alone where the loader gave None
             return
         self._step.plan = None
-        selected = plan.batch_size if plan.selection is None else plan.selection.indices.numel()
-        self._flops.finish_batch(self.ledger, selected if plan.sub_batch is not None else plan.batch_size)
+        if self._flops.finish_batch(self.ledger, plan):
+            note_dense_ops(self.dense_ops, self.ledger)
         mode = self.mode if plan.sparse else None
-        self.ledger.record(self.stage, mode=mode, offered=plan.batch_size, selected=selected)
+        self.ledger.record(self.stage, mode=mode, offered=plan.batch_size, selected=plan.selected)
         self._clock.finish_batch(self.ledger, self.stage, offered=plan.batch_size)
-        self._rate = selected / plan.batch_size
+        self._rate = plan.selected / plan.batch_size
         if batch_idx == 0 or trainer.is_last_batch or trainer._logger_connector.should_update_logs:
             log_step(pl_module, self.ledger, self._selector, stage=self.stage, activation_rate=self._rate)
 

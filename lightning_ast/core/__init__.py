@@ -1,15 +1,24 @@
 """Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
 
 ``batch`` -> ``losses`` (``scoring``) -> ``significance`` -> ``gate`` and ``controller`` (``selector``)
--> ``execution`` -> ``ledger``.
+-> ``partial``, ``execution`` -> ``ledger``.
 """
 
 from lightning_ast.core.batch import BatchError, batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import cost_share, denominator, report_full_loss, selected_loss, selected_mean
+from lightning_ast.core.execution import (
+    cost_share,
+    denominator,
+    mask_rows,
+    partial_mean,
+    report_full_loss,
+    selected_loss,
+    selected_mean,
+)
 from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
+from lightning_ast.core.partial import RowGradient, RowOps, densify, keep_rows, select_rows
 from lightning_ast.core.scoring import TracelessForward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
@@ -22,6 +31,8 @@ __all__ = [
     "LossCaptureError",
     "LossRecord",
     "PIController",
+    "RowGradient",
+    "RowOps",
     "SampleSelector",
     "Selection",
     "TracelessForward",
@@ -29,11 +40,16 @@ __all__ = [
     "compute_significance",
     "cost_share",
     "denominator",
+    "densify",
     "estimated_energy_savings",
     "keep_probability",
+    "keep_rows",
+    "mask_rows",
+    "partial_mean",
     "report_full_loss",
     "select",
     "select_batch",
+    "select_rows",
     "selected_loss",
     "selected_mean",
     "solve_threshold",

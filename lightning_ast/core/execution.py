@@ -1,7 +1,8 @@
 """Step 5 of a batch: how a selection is executed, and what loss goes into the backward.
 
-``mask`` runs one forward and takes the loss of the selected rows alone; ``subset`` scores without gradient, then runs
-forward and backward on the selected samples. Both reduce the same way:
+``mask`` runs one forward and leaves the losses of the other samples out; ``partial`` does the same and makes the
+backward compute over the selected rows only; ``subset`` scores without gradient, then runs forward and backward on the
+selected samples. All reduce the same way:
 
 ====================  ==========================================  ================================
 weighting             loss                                        what it estimates
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import Selection, Weighting
+from lightning_ast.core.partial import BatchNormBackward, select_rows
 
 __all__ = [
     "AVAILABLE_MODES",
@@ -30,14 +32,16 @@ __all__ = [
     "Mode",
     "cost_share",
     "denominator",
+    "mask_rows",
+    "partial_mean",
     "report_full_loss",
     "selected_loss",
     "selected_mean",
 ]
 
 Mode = Literal["mask", "subset", "partial", "prune"]
-AVAILABLE_MODES: tuple[Mode, ...] = ("mask", "subset")
-WEIGHTING_DEFAULTS: dict[Mode, Weighting] = {"mask": "sqrt", "subset": "sqrt"}
+AVAILABLE_MODES: tuple[Mode, ...] = ("mask", "subset", "partial")
+WEIGHTING_DEFAULTS: dict[Mode, Weighting] = {"mask": "sqrt", "subset": "sqrt", "partial": "sqrt"}
 """What ``weighting=None`` means under the soft gate; the hard gates always have weight 1."""
 
 
@@ -106,6 +110,45 @@ def selected_mean(losses: Tensor, selection: Selection, *, batch_size: int, weig
     return selected_loss(
         losses, selection, denominator(torch.ones_like(losses), selection, weighting, total_count=total)
     )
+
+
+def partial_mean(
+    losses: Tensor, selection: Selection, *, weighting: Weighting = "sqrt", batchnorm: BatchNormBackward = "selected"
+) -> Tensor:
+    """:func:`selected_mean` of the whole batch's losses, with a backward over the selected rows only.
+
+    Args:
+        losses: ``(B,)`` of the whole batch, with their graph.
+        selection: indices and weights of the k samples.
+        weighting: what the selector uses.
+        batchnorm: see :func:`lightning_ast.core.select_rows`.
+
+    Returns:
+        Scalar with gradient.
+
+    Example:
+        >>> partial_mean(torch.tensor([1.0, 5.0, 3.0]), Selection(torch.tensor([0, 2])))
+        tensor(2.)
+    """
+    ones = torch.ones_like(selection.indices, dtype=losses.dtype)
+    total = losses.new_tensor(float(losses.numel()))
+    divisor = denominator(ones, selection, weighting, total_count=total)
+    return select_rows(losses, selection.indices, selection.weights, batchnorm=batchnorm) / divisor
+
+
+def mask_rows(losses: Tensor, indices: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Per-sample losses, zero but for the selected ones, with an ordinary backward over the whole batch.
+
+    Args:
+        losses: ``(B,)`` with its graph.
+        indices: ``(k,)`` positions of the selected samples.
+        factors: ``(k,)`` multiplies the selected losses, or None for 1.
+
+    Returns:
+        ``(B,)``; :func:`lightning_ast.core.partial.keep_rows` gives the same values.
+    """
+    picked = losses[indices] if factors is None else losses[indices] * factors.to(losses.dtype)
+    return torch.zeros_like(losses).index_add(0, indices, picked)
 
 
 def report_full_loss(selected: Tensor, full: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class StageTotals:
         selected: samples that were trained on.
         forwarded: forwards of one sample, scoring included.
         backwarded: backwards of one sample, zeroed losses included.
+        spared: samples that a partial backward left out.
         timed_seconds: wall time of the timed steps.
         timed_offered: samples offered in the timed steps.
     """
@@ -51,6 +52,7 @@ class StageTotals:
     selected: int = 0
     forwarded: int = 0
     backwarded: int = 0
+    spared: int = 0
     timed_seconds: float = 0.0
     timed_offered: int = 0
 
@@ -61,6 +63,8 @@ class Ledger:
 
     Attributes:
         flops: counted cost of one sample, or None while it is not known.
+        dense_share: share of the backward's FLOPs that a partial backward spends on every row, in [0, 1]: ops without
+            a row rule and all that lies before them. Measured once, 0 until then.
         stages: counts by stage.
 
     Example:
@@ -71,6 +75,7 @@ class Ledger:
     """
 
     flops: FlopsPerSample | None = None
+    dense_share: float = 0.0
     stages: dict[str, StageTotals] = field(default_factory=dict)
 
     def record(self, stage: str, *, mode: Mode | None, offered: int, selected: int) -> None:
@@ -79,21 +84,23 @@ class Ledger:
         Args:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
             mode: how the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
-                ``subset``: a scoring forward of every sample, forward and backward of the selected ones.
+                ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
+                forward of every sample, backward of the selected ones (see ``dense_share``).
             offered: samples of the batch.
             selected: samples trained on.
 
         Raises:
             ValueError: the cost of this mode is not known to the ledger.
         """
-        if mode not in (None, "mask", "subset"):
-            raise ValueError(f"expected mode None, 'mask' or 'subset', got {mode!r}.")
+        if mode not in (None, "mask", "subset", "partial"):
+            raise ValueError(f"expected mode None, 'mask', 'subset' or 'partial', got {mode!r}.")
         totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
         totals.forwarded += offered + selected if mode == "subset" else offered
-        totals.backwarded += selected if mode == "subset" else offered
+        totals.backwarded += selected if mode in ("subset", "partial") else offered
+        totals.spared += offered - selected if mode == "partial" else 0
 
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
@@ -121,7 +128,8 @@ class Ledger:
         if self.flops is None:
             return None
         return sum(
-            totals.forwarded * self.flops.forward + totals.backwarded * self.flops.backward
+            totals.forwarded * self.flops.forward
+            + (totals.backwarded + self.dense_share * totals.spared) * self.flops.backward
             for totals in self.stages.values()
         )
 
@@ -161,12 +169,14 @@ class Ledger:
         """Primitives alone."""
         return {
             "flops": None if self.flops is None else asdict(self.flops),
+            "dense_share": self.dense_share,
             "stages": {stage: asdict(totals) for stage, totals in self.stages.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.flops = None if state["flops"] is None else FlopsPerSample(**state["flops"])
+        self.dense_share = state["dense_share"]
         self.stages = {stage: StageTotals(**totals) for stage, totals in state["stages"].items()}
 
 

@@ -38,7 +38,7 @@ class Record(pl.Callback):
         )
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset"])
+@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_two_ranks_equal_one_process_on_the_union(digits: Any, tmp_path: Path, mode: str) -> None:
     torch.manual_seed(0)

@@ -48,8 +48,19 @@ def test_a_scoring_forward_costs_more_than_it_saves_at_rate_one() -> None:
 
 
 def test_modes_of_unknown_cost_are_refused() -> None:
-    with pytest.raises(ValueError, match="'partial'"):
-        Ledger().record("sparse", mode="partial", offered=1, selected=1)
+    with pytest.raises(ValueError, match="'prune'"):
+        Ledger().record("sparse", mode="prune", offered=1, selected=1)
+
+
+def test_partial_counts_what_ran_over_all_rows() -> None:
+    ledger = Ledger(flops=FlopsPerSample(forward=1.0, backward=2.0))
+    ledger.record("warmup", mode=None, offered=100, selected=100)
+    ledger.record("sparse", mode="partial", offered=100, selected=40)
+    assert ledger.spent_flops() == 300 + 100 + 2 * 40
+    ledger.dense_share = 0.25
+    assert ledger.spent_flops() == 300 + 100 + 2 * (40 + 0.25 * 60)
+    ledger.dense_share = 1.0
+    assert ledger.spent_flops() == ledger.dense_flops()
 
 
 def test_state_round_trip() -> None:

@@ -1,0 +1,48 @@
+"""Scaled-dot-product attention on every backend; its written-out form is made of matrix products and a softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.registry import rule
+
+__all__ = []
+
+_SAVED = ("query", "key", "value", "out", "logsumexp")
+_MASKS = ("attn_bias", "attn_mask")
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward",
+    "_scaled_dot_product_cudnn_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward",
+    "_scaled_dot_product_fused_attention_overrideable_backward",
+)  # fmt: skip
+def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, names = args[0], _argument_names(func)
+    call = {**dict(zip(names, args, strict=False)), **kwargs}
+    if type(gradient) is not RowGradient or gradient.place is None or gradient.place.dim != 0:
+        return NotImplemented
+    if call.get("dropout_p"):  # the mask is drawn anew, from the row's position in the batch
+        return NotImplemented
+    size, mask_has_rows = gradient.shape[0], False
+    for name in (*_SAVED, *_MASKS):
+        saved = call.get(name)
+        if not isinstance(saved, Tensor) or saved.numel() == 0:
+            continue
+        if saved.dim() > 0 and saved.shape[0] == size and (name in _SAVED or saved.dim() == 4):
+            call[name] = gradient.rows_of(saved, 0)
+            mask_has_rows |= name in _MASKS
+        elif name in _SAVED:
+            return NotImplemented
+    call[names[0]] = gradient.data_rows
+    positional = [call.pop(name) for name in names if name in call]
+    outs = func(*positional, **call)
+    rows = 3 + mask_has_rows  # gradients of query, key, value and, of a mask with a row for each sample, its own
+    return tuple(gradient.moved(o, 0) if isinstance(o, Tensor) and i < rows else o for i, o in enumerate(outs))
+
+
+def _argument_names(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments if not argument.kwarg_only]

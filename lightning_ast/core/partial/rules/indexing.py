@@ -1,0 +1,139 @@
+"""Ops that write a gradient into a larger tensor of zeros: slices, selections, gathers, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.memory import GradientMemory
+from lightning_ast.core.partial.registry import rule
+from lightning_ast.core.partial.rows import place_of
+
+__all__ = []
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and type(value) is not RowGradient
+
+
+@rule("select_backward")
+def _select_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, sizes, dim, index = args
+    if gradient.place is None:
+        return NotImplemented
+    sizes, dim = list(sizes), dim % len(sizes)
+    at = gradient.place.dim + (dim <= gradient.place.dim)
+    if dim == at or sizes[at] != gradient.place.size:
+        return NotImplemented
+    sizes[at] = gradient.data_rows.shape[gradient.place.dim]
+    return gradient.moved(func(gradient.data_rows, sizes, dim, index), at)
+
+
+@rule("slice_backward")
+def _slice_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, sizes, dim, start, end, step = args
+    place = gradient.place
+    if place is None:
+        return NotImplemented
+    sizes, dim = list(sizes), dim % len(sizes)
+    if dim != place.dim:
+        sizes[place.dim] = gradient.data_rows.shape[place.dim]
+        return gradient.like(func(gradient.data_rows, sizes, dim, start, end, step))
+    group = gradient.rows.batch_size * place.post
+    first, _, _ = slice(start, end, step).indices(sizes[dim])
+    if step != 1 or sizes[dim] % group or first % group:
+        return NotImplemented
+    kept, full = gradient.rows.count * place.post, tuple(sizes)  # one of several views, concatenated along the batch
+    sizes[dim] = sizes[dim] // group * kept
+    first = first // group * kept
+    data = func(gradient.data_rows, sizes, dim, first, first + gradient.data_rows.shape[dim], 1)
+    return RowGradient(data, gradient.rows, place_of(full, dim, full[dim] // group, place.post))
+
+
+@rule("scatter.src", "scatter_add")
+def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The backward of gather, max, min, sort and the like, where they run inside a sample."""
+    zeros, dim, index, source = args
+    if type(zeros) is not GradientMemory or type(source) is not RowGradient or source.place is None:
+        return NotImplemented
+    place = source.place
+    if dim % zeros.dim() == place.dim or zeros.shape[place.dim] != place.size or index.shape != source.shape:
+        return NotImplemented
+    shape = list(zeros.shape)
+    shape[place.dim] = source.data_rows.shape[place.dim]
+    rows = func(source.data_rows.new_zeros(shape), dim, source.rows_of(index, place.dim), source.data_rows)
+    return source.like(rows)
+
+
+@rule("index_put")
+def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The backward of ``x[:, index]`` and of ``x[arange(B), index]``."""
+    zeros, indices, source, accumulate = (*args, kwargs.get("accumulate", False))[:4]
+    if type(zeros) is not GradientMemory or type(source) is not RowGradient or source.place is None:
+        return NotImplemented
+    place, used = source.place, [i for i, index in enumerate(indices) if index is not None]
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    whole = all(index is None or index.dtype in (torch.int64, torch.int32) for index in indices)
+    if place.dim != 0 or zeros.shape[0] != place.size or not adjacent or not whole:
+        return NotImplemented
+    target = source.data_rows.new_zeros((source.data_rows.shape[0], *zeros.shape[1:]))
+    if indices[0] is not None:
+        picked = _one_per_sample(indices, source)
+        if picked is None:
+            return NotImplemented
+        indices = picked
+    return source.like(func(target, indices, source.data_rows, accumulate))
+
+
+def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None:
+    """``[arange(k), index[rows], ...]`` for ``[arange(B), index, ...]``; reads the first index from the device."""
+    rows = source.rows
+    assert source.place is not None
+    if source.place.post != 1 or source.place.pre != 1:
+        return None
+    if any(index is None or index.shape != (rows.batch_size,) for index in indices):
+        return None
+    device = source.data_rows.device
+    selected = [rows.gather(index, 0) for index in indices]
+    if not torch.equal(selected[0].to(device), rows.on(device)):
+        return None
+    return [torch.arange(rows.count, device=device), *selected[1:]]
+
+
+@rule("index_add")
+def _index_add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The backward of index_select along another dimension than the samples': it adds to zeros."""
+    zeros, dim, index, source = args[:4]
+    node = torch._C._current_autograd_node()
+    if not _plain(zeros) or type(source) is not RowGradient or source.place is None:
+        return NotImplemented
+    at = source.place.dim
+    if node is None or not node.name().startswith("IndexSelectBackward") or dim % zeros.dim() == at:
+        return NotImplemented
+    shape = list(zeros.shape)
+    shape[at] = source.data_rows.shape[at]
+    return source.like(func(source.data_rows.new_zeros(shape), dim, index, source.data_rows, **kwargs))
+
+
+@rule("embedding_dense_backward")
+def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, index, *rest = args
+    if gradient.place is None or gradient.place.dim >= index.dim():
+        return NotImplemented
+    return func(gradient.data_rows, gradient.rows_of(index, gradient.place.dim), *rest)
+
+
+@rule("diagonal_backward", "unfold_backward")
+def _strided_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The backward of Tensor.diagonal and Tensor.unfold, the samples lying before the dimensions they use."""
+    gradient, sizes = args[0], list(args[1])
+    place = gradient.place
+    diagonal = func._schema.name == "aten::diagonal_backward"
+    dims = [d % len(sizes) for d in (args[3:5] if diagonal else args[2:3])]
+    if place is None or place.dim >= min(dims) or sizes[place.dim] != place.size:
+        return NotImplemented
+    sizes[place.dim] = gradient.data_rows.shape[place.dim]
+    return gradient.moved(func(gradient.data_rows, sizes, *args[2:], **kwargs), place.dim)

@@ -1,0 +1,52 @@
+"""Loss functions with ``reduction="none"``: the first ops of a backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.registry import overload, rule
+from lightning_ast.core.partial.rules.pointwise import run_pointwise
+
+__all__ = []
+
+_REDUCTION_AT = {
+    overload("mse_loss_backward"): 3,
+    overload("smooth_l1_loss_backward"): 3,
+    overload("huber_loss_backward"): 3,
+    overload("soft_margin_loss_backward"): 3,
+    overload("binary_cross_entropy_backward"): 4,
+}
+
+
+@rule(
+    "mse_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward", "soft_margin_loss_backward",
+    "binary_cross_entropy_backward",
+)  # fmt: skip
+def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    at = _REDUCTION_AT[func]
+    return run_pointwise(func, args, kwargs) if len(args) > at and args[at] == 0 else NotImplemented
+
+
+@rule("nll_loss_backward", "nll_loss2d_backward")
+def _nll(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, scores, target, weight, reduction, *rest = args
+    if not _leads(gradient) or reduction != 0:
+        return NotImplemented
+    saved = gradient.rows_of(scores, 0), gradient.rows_of(target, 0)
+    return gradient.moved(func(gradient.data_rows, *saved, weight, reduction, *rest), 0)
+
+
+@rule("multi_margin_loss_backward", "multilabel_margin_loss_backward")
+def _margin(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, scores, target = args[:3]
+    multilabel = func is overload("multilabel_margin_loss_backward")
+    if not _leads(gradient) or args[3 if multilabel else 6] != 0:
+        return NotImplemented
+    rest = [args[3], gradient.rows_of(args[4], 0)] if multilabel else args[3:]
+    saved = gradient.rows_of(scores, 0), gradient.rows_of(target, 0)
+    return gradient.moved(func(gradient.data_rows, *saved, *rest), 0)
+
+
+def _leads(gradient: Any) -> bool:
+    return type(gradient) is RowGradient and gradient.place is not None and gradient.place.dim == 0

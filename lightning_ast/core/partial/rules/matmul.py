@@ -1,0 +1,51 @@
+"""Matrix products: linear layers, and attention written out.
+
+``gradient @ weight`` has rows; ``gradient.T @ input`` sums over them, so only the selected rows of the input enter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.registry import rule
+
+__all__ = []
+
+
+@rule("mm", "bmm")
+def _matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    left, right = args
+    first = type(left) is RowGradient
+    gradient, other = (left, right) if first else (right, left)
+    place = gradient.place
+    if type(other) is RowGradient or place is None:
+        return NotImplemented
+    kept = free = place.from_end == (-2 if first else -1)
+    if place.from_end == -3:  # one product for each row
+        other, kept = gradient.rows_of(other, 0), True
+    elif not free:  # summed over the rows
+        other = gradient.rows_of(other, other.dim() - 2 if first else other.dim() - 1)
+    product = torch.mm if left.dim() == 2 else torch.bmm
+    out = product(gradient.data_rows, other) if first else product(other, gradient.data_rows)
+    return gradient.like(out) if kept else out
+
+
+@rule("mv", "dot")
+def _matvec(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A matrix times a vector of rows: summed over them."""
+    other, gradient = args
+    if type(other) is RowGradient or gradient.place is None:
+        return NotImplemented
+    return func(gradient.rows_of(other, other.dim() - 1), gradient.data_rows)
+
+
+@rule("ger", "outer")
+def _outer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The backward of a matrix times a vector."""
+    gradient, vector = args
+    if type(vector) is RowGradient or gradient.place is None:
+        return NotImplemented
+    return gradient.moved(torch.outer(gradient.data_rows, vector), 0)

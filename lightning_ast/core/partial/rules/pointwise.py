@@ -1,0 +1,172 @@
+"""Elementwise ops: activations, products with masks and saved values, sums of gradients, dropout, dtype changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.partial.gradient import RowGradient, in_accumulate_grad
+from lightning_ast.core.partial.registry import rule
+
+__all__ = ["run_pointwise"]
+
+aten = torch.ops.aten
+_DIRECT = {aten.mul.Tensor: torch.mul, aten.add.Tensor: torch.add, aten.div.Tensor: torch.div}
+"""Python's own bindings, faster to call than the dispatcher's."""
+
+
+def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
+    """The arguments with the rows of each; None where they do not line up along the samples."""
+    place, operands = first.place, []
+    assert place is not None
+    for a in args:
+        if type(a) is RowGradient:
+            if a is not first and not first.lies_as(a):
+                return None
+            operands.append(a.data_rows)
+        elif isinstance(a, Tensor) and a.dim() >= -place.from_end and (size := a.shape[place.from_end]) != 1:
+            if size != place.size:
+                return None
+            operands.append(first.rows_of(a, a.dim() + place.from_end))
+        else:
+            operands.append(a)
+    return operands
+
+
+def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
+    first = next(a for a in args if type(a) is RowGradient)
+    if first.place is None:
+        return NotImplemented
+    operands = _operands(args, first)
+    if operands is None:
+        return NotImplemented
+    return first.like(_DIRECT.get(func, func)(*operands, **kwargs))
+
+
+@rule(
+    "neg", "_conj", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
+    "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
+    "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
+    "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
+)  # fmt: skip
+def _linear_in_the_gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return run_pointwise(func, args, kwargs)
+
+
+@rule("mul.Tensor")
+def _multiply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if type(args[0]) is RowGradient and type(args[1]) is RowGradient:  # no derivative formula does this
+        return NotImplemented
+    return run_pointwise(func, args, kwargs)
+
+
+@rule("div.Tensor")
+def _divide(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if type(args[1]) is RowGradient:  # 0 / 0 in the rows that are not held
+        return NotImplemented
+    return run_pointwise(func, args, kwargs)
+
+
+@rule("add.Tensor", "sub.Tensor", "add_.Tensor", "sub_.Tensor")
+def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    a, b = args[:2]
+    if type(a) is not RowGradient or type(b) is not RowGradient or not a.lies_as(b):
+        return NotImplemented  # what is added to the other rows must not be lost
+    if func._schema.is_mutable:
+        func(a.data_rows, b.data_rows, **kwargs)
+        return a
+    return run_pointwise(func, args, kwargs)
+
+
+@rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_")
+def _scale_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    first = args[0]
+    if type(first) is not RowGradient or first.place is None or any(type(a) is RowGradient for a in args[1:]):
+        return NotImplemented
+    operands = _operands(args, first)
+    if operands is None:
+        return NotImplemented
+    func(*operands, **kwargs)
+    return first
+
+
+@rule("masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar", "masked_fill_.Tensor")
+def _masked_fill(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, mask, value = args
+    if type(gradient) is not RowGradient or type(value) is RowGradient or not _is_zero(value):
+        return NotImplemented
+    if func._schema.is_mutable:
+        return _scale_in_place(func, args, kwargs)
+    return run_pointwise(func, (gradient, mask, value), kwargs)
+
+
+@rule("where.self")
+def _where(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if type(args[0]) is RowGradient or not all(type(a) is RowGradient or _is_zero(a) for a in args[1:]):
+        return NotImplemented
+    return run_pointwise(func, args, kwargs)
+
+
+def _is_zero(value: Any) -> bool:
+    """Known to be 0 without asking a device."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and value.device.type == "cpu" and value.item() == 0
+    return bool(value == 0)
+
+
+@rule("detach", "alias", "_to_copy")
+def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    if gradient.place is None or in_accumulate_grad():
+        return NotImplemented  # a leaf's .grad is an ordinary tensor
+    memory_format = kwargs.get("memory_format")
+    if memory_format not in (None, torch.preserve_format, torch.contiguous_format):
+        return gradient.like(_formatted(gradient.data_rows, func, kwargs))
+    return gradient.like(func(gradient.data_rows, **kwargs))
+
+
+@rule("clone")
+def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    if gradient.place is None or in_accumulate_grad():
+        return NotImplemented
+    if kwargs.get("memory_format") in (None, torch.preserve_format):
+        return gradient.like(gradient.data_rows.clone())
+    return gradient.like(_formatted(gradient.data_rows, None, kwargs))  # from .contiguous(memory_format)
+
+
+def _formatted(data: Tensor, func: Any, kwargs: dict[str, Any]) -> Tensor:
+    memory_format = kwargs["memory_format"]
+    data = data if func is None else func(data, **{**kwargs, "memory_format": torch.preserve_format})
+    fits = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format, data.dim()) == data.dim()
+    return data.contiguous(memory_format=memory_format) if fits else data
+
+
+@rule("_prelu_kernel_backward")
+def _prelu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    first = args[0]
+    if type(first) is not RowGradient or first.place is None or (operands := _operands(args, first)) is None:
+        return NotImplemented
+    return tuple(first.like(out) for out in func(*operands, **kwargs))
+
+
+@rule("is_same_size")
+def _is_same_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0].shape == args[1].shape
+
+
+@rule("zeros_like", "ones_like", "empty_like")
+def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    given = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
+    empty = args[0].data_rows.new_empty(args[0].shape, **given)
+    return {"zeros_like": empty.zero_, "ones_like": lambda: empty.fill_(1), "empty_like": lambda: empty}[
+        func._schema.name.removeprefix("aten::")
+    ]()
+
+
+@rule("new_empty", "new_ones", "new_full")
+def _new(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(args[0].data_rows, *args[1:], **kwargs)

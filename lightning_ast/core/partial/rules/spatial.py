@@ -1,0 +1,61 @@
+"""Convolution, pooling, padding, interpolation and grid sampling: samples along the first dimension, folded or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.registry import rule
+
+__all__ = []
+
+
+def _leads(gradient: Any) -> bool:
+    """Whether this is a row gradient with the rows in the first dimension."""
+    return type(gradient) is RowGradient and gradient.place is not None and gradient.place.dim == 0
+
+
+@rule("convolution_backward")
+def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, value = args[:2]
+    if not _leads(gradient) or value.shape[0] != gradient.shape[0]:
+        return NotImplemented
+    out, weight, bias = func(gradient.data_rows, gradient.rows_of(value, 0), *args[2:], **kwargs)
+    return None if out is None else gradient.moved(out, 0), weight, bias
+
+
+@rule(
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "avg_pool2d_backward",
+    "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward",
+    "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "reflection_pad3d_backward", "replication_pad1d_backward", "replication_pad2d_backward",
+    "replication_pad3d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward",
+)  # fmt: skip
+def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Saved tensors with a row for each of the gradient's are gathered; without a batch dimension it is not for us."""
+    gradient = args[0]
+    if not _leads(gradient) or args[1].dim() != gradient.dim() or args[1].shape[0] != gradient.shape[0]:
+        return NotImplemented
+    saved = [gradient.rows_of(a, 0) if isinstance(a, Tensor) else a for a in args[1:]]
+    out = func(gradient.data_rows, *saved, **kwargs)
+    if isinstance(out, tuple):
+        return tuple(None if o is None else gradient.moved(o, 0) for o in out)
+    return gradient.moved(out, 0)
+
+
+@rule(
+    "upsample_nearest1d_backward", "upsample_nearest2d_backward", "upsample_nearest3d_backward",
+    "_upsample_nearest_exact1d_backward", "_upsample_nearest_exact2d_backward", "_upsample_nearest_exact3d_backward",
+    "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward",
+    "_upsample_lanczos2d_aa_backward",
+)  # fmt: skip
+def _upsample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, out_size, in_size, *rest = args
+    if not _leads(gradient) or in_size[0] != gradient.shape[0]:
+        return NotImplemented
+    rows = gradient.data_rows
+    return gradient.moved(func(rows, out_size, [rows.shape[0], *in_size[1:]], *rest, **kwargs), 0)

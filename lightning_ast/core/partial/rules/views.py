@@ -1,0 +1,240 @@
+"""Ops that move, split and join dimensions: the rows move with them.
+
+A reshape may fold the samples into another dimension, ``(B, T, C)`` to ``(B * T, C)``: ``pre`` and ``post`` of the
+place remember how.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+from typing import Any
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.registry import rule
+from lightning_ast.core.partial.rows import Place, place_of
+
+__all__ = []
+
+
+@lru_cache(maxsize=8192)
+def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Place, tuple[int, ...]] | None:
+    """The place of ``place.shape`` viewed as ``shape``, and the view's shape with -1 in the place of the rows."""
+    old, new = place.shape, list(shape)
+    if math.prod(old) == 0:
+        return None
+    if -1 in new:
+        new[new.index(-1)] = math.prod(old) // -math.prod(new)
+    outside = math.prod(old[: place.dim]) * place.pre
+    inside = math.prod(old[place.dim + 1 :]) * place.post
+    for dim, size in enumerate(new):
+        before, after = math.prod(new[:dim]), math.prod(new[dim + 1 :])
+        if outside % before or inside % after:
+            continue
+        pre, post = outside // before, inside // after
+        if size == pre * batch_size * post:
+            return place_of(tuple(new), dim, pre, post), (*new[:dim], -1, *new[dim + 1 :])
+    return None  # a sample's rows would not stay together
+
+
+@rule("view", "_unsafe_view", "_reshape_alias", "reshape")
+def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    if gradient.place is None:
+        return NotImplemented
+    plan = _reshaped(gradient.place, tuple(args[1]), gradient.rows.batch_size)
+    if plan is None:
+        return NotImplemented
+    place, shape = plan
+    return RowGradient(gradient.data_rows.reshape(shape), gradient.rows, place)
+
+
+@lru_cache(maxsize=8192)
+def _permuted(place: Place, order: tuple[int, ...]) -> Place:
+    return place_of(tuple(place.shape[d] for d in order), order.index(place.dim), place.pre, place.post)
+
+
+@lru_cache(maxsize=8192)
+def _swapped(place: Place, a: int, b: int) -> Place:
+    order = list(range(len(place.shape)))
+    order[a], order[b] = order[b], order[a]
+    return _permuted(place, tuple(order))
+
+
+@rule("t")
+def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    if gradient.place is None:
+        return NotImplemented
+    place = gradient.place if gradient.dim() < 2 else _swapped(gradient.place, 0, 1)
+    return RowGradient(gradient.data_rows.t(), gradient.rows, place)
+
+
+@rule("transpose.int")
+def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, a, b = args
+    if gradient.place is None:
+        return NotImplemented
+    return RowGradient(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
+
+
+@rule("permute")
+def _permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, order = args
+    if gradient.place is None:
+        return NotImplemented
+    order = tuple(d % gradient.dim() for d in order)
+    return RowGradient(gradient.data_rows.permute(order), gradient.rows, _permuted(gradient.place, order))
+
+
+@rule("expand")
+def _expand(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, shape = args[0], list(args[1])
+    if gradient.place is None:
+        return NotImplemented
+    dim = len(shape) + gradient.place.from_end
+    if shape[dim] not in (-1, gradient.place.size):
+        return NotImplemented
+    shape[dim] = -1
+    return gradient.like(gradient.data_rows.expand(shape))
+
+
+@rule("unsqueeze")
+def _unsqueeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, dim = args
+    if gradient.place is None:
+        return NotImplemented
+    dim %= gradient.dim() + 1
+    at = gradient.place.dim
+    return gradient.moved(gradient.data_rows.unsqueeze(dim), at + (dim <= at))
+
+
+@rule("squeeze", "squeeze.dim", "squeeze.dims")
+def _squeeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, ndim = args[0], args[0].dim()
+    if gradient.place is None:
+        return NotImplemented
+    given = range(ndim) if len(args) == 1 else args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
+    at, shape = gradient.place.dim, gradient.place.shape
+    gone = sorted({d for d in (d % ndim for d in given) if shape[d] == 1 and d != at})
+    return gradient.moved(gradient.data_rows.squeeze(tuple(gone)), at - sum(d < at for d in gone))
+
+
+@rule("select.int")
+def _select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, dim, index = args
+    if gradient.place is None:
+        return NotImplemented
+    dim, at = dim % gradient.dim(), gradient.place.dim
+    if dim == at:
+        return NotImplemented
+    return gradient.moved(gradient.data_rows.select(dim, index), at - (dim < at))
+
+
+def _span(gradient: RowGradient, start: int, end: int) -> tuple[int, int] | None:
+    """Groups ``[first, last)`` of whole batches that positions ``[start, end)`` of the sample dimension are."""
+    assert gradient.place is not None
+    group = gradient.rows.batch_size * gradient.place.post
+    return None if start % group or end % group or start >= end else (start // group, end // group)
+
+
+def _groups(gradient: RowGradient, start: int, end: int) -> RowGradient | None:
+    """A slice of the sample dimension, if it takes whole batches: one of two views that were concatenated."""
+    groups, place = _span(gradient, start, end), gradient.place
+    if groups is None or place is None:
+        return None
+    first, last = groups
+    group = gradient.rows.count * place.post
+    data = gradient.data_rows.narrow(place.dim, first * group, (last - first) * group)
+    shape = (*place.shape[: place.dim], end - start, *place.shape[place.dim + 1 :])
+    return RowGradient(data, gradient.rows, place_of(shape, place.dim, last - first, place.post))
+
+
+@rule("slice.Tensor")
+def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    defaults: list[Any] = [0, None, None, 1]
+    gradient, dim, start, end, step = [*args, *defaults[len(args) - 1 :]]
+    if gradient.place is None:
+        return NotImplemented
+    if dim % gradient.dim() != gradient.place.dim:
+        return gradient.like(func(gradient.data_rows, dim, start, end, step))
+    start, end, step = slice(start, end, step).indices(gradient.place.size)
+    if (start, end, step) == (0, gradient.place.size, 1):
+        return gradient.like(gradient.data_rows)
+    return (_groups(gradient, start, end) if step == 1 else None) or NotImplemented
+
+
+@rule("split.Tensor", "split_with_sizes", "unsafe_split.Tensor", "unsafe_split_with_sizes")
+def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, sizes = args[:2]
+    if gradient.place is None:
+        return NotImplemented
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % gradient.dim()
+    if dim != gradient.place.dim:
+        return [gradient.like(part) for part in func(gradient.data_rows, *args[1:], **kwargs)]
+    ends = [0]
+    while ends[-1] < gradient.place.size:
+        size = sizes if isinstance(sizes, int) else sizes[len(ends) - 1]
+        ends.append(min(ends[-1] + size, gradient.place.size))
+    parts = [_groups(gradient, start, end) for start, end in itertools.pairwise(ends)]
+    return NotImplemented if any(part is None for part in parts) else parts
+
+
+@rule("unbind.int")
+def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % gradient.dim()
+    if gradient.place is None or dim == gradient.place.dim:
+        return NotImplemented
+    at = gradient.place.dim - (dim < gradient.place.dim)
+    return [gradient.moved(part, at) for part in gradient.data_rows.unbind(dim)]
+
+
+@rule("cat", "stack")
+def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    parts = args[0]
+    if not all(type(part) is RowGradient and part.place is not None for part in parts):
+        return NotImplemented
+    first, place = parts[0], parts[0].place
+    stacked = func._schema.name == "aten::stack"
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % (first.dim() + stacked)
+    if not all(first.lies_as(part) and part.dim() == first.dim() for part in parts):
+        return NotImplemented
+    data = func([part.data_rows for part in parts], dim)
+    if stacked or dim != place.dim:
+        return first.moved(data, place.dim + (stacked and dim <= place.dim))
+    shape = (*place.shape[:dim], place.size * len(parts), *place.shape[dim + 1 :])
+    return RowGradient(data, first.rows, place_of(shape, dim, place.pre * len(parts), place.post))
+
+
+@rule("constant_pad_nd")
+def _pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient, pad = args[:2]
+    if gradient.place is None:
+        return NotImplemented
+    at = 2 * (-1 - gradient.place.from_end)  # pairs run from the last dimension backwards
+    if any(pad[at : at + 2]) or (args[2] if len(args) > 2 else 0) != 0:
+        return NotImplemented
+    return gradient.like(func(gradient.data_rows, pad, 0))
+
+
+@rule("roll", "flip", "cumsum")
+def _along(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    dims = args[2] if func._schema.name == "aten::roll" and len(args) > 2 else args[1]
+    dims = dims if isinstance(dims, (list, tuple)) else [dims]
+    whole = func._schema.name == "aten::roll" and len(args) < 3
+    if gradient.place is None or whole or gradient.place.dim in [d % gradient.dim() for d in dims]:
+        return NotImplemented
+    return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
+
+
+@rule("tril", "triu", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
+def _within_a_sample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Ops of the last two or three dimensions, the samples lying before them."""
+    gradient = args[0]
+    last = 2 if func._schema.name in ("aten::tril", "aten::triu") else gradient.dim() - 1
+    if gradient.place is None or gradient.place.from_end >= -last:
+        return NotImplemented
+    return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))

@@ -1,0 +1,121 @@
+"""The entry: losses whose backward starts with the selected rows alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.rows import BatchNormBackward, Rows, place_of
+
+__all__ = ["keep_rows", "select_rows"]
+
+
+class _KeepRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, losses: Tensor, indices: Tensor, factors: Tensor | None, batchnorm: BatchNormBackward, dense_ops: Any
+    ) -> Tensor:
+        ctx.size, ctx.batchnorm, ctx.dense_ops = losses.shape[0], batchnorm, dense_ops
+        ctx.save_for_backward(indices, factors)
+        picked = losses[indices] if factors is None else losses[indices] * factors
+        return torch.zeros_like(losses).index_add_(0, indices, picked)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        indices, factors = ctx.saved_tensors
+        (gradient,) = gradients
+        if isinstance(gradient, RowGradient):  # selected twice: from a selection already made
+            gradient = gradient.dense()
+        data = gradient[indices] if factors is None else gradient[indices] * factors
+        if torch.is_grad_enabled() or indices.numel() >= ctx.size:  # a second derivative is wanted; nothing to save
+            full: Tensor = torch.zeros_like(gradient).index_add(0, indices, data)
+            return full, None, None, None, None
+        rows = Rows(indices, ctx.size, batchnorm=ctx.batchnorm, dense_ops=ctx.dense_ops)
+        return RowGradient(data, rows, place_of((ctx.size,), 0)), None, None, None, None
+
+
+def keep_rows(
+    losses: Tensor,
+    indices: Tensor,
+    factors: Tensor | None = None,
+    *,
+    batchnorm: BatchNormBackward = "selected",
+    dense_ops: Counter[str] | None = None,
+) -> Tensor:
+    """Per-sample losses, zero but for the selected ones, whose backward computes over the selected rows only.
+
+    Args:
+        losses: ``(B,)`` with its graph.
+        indices: ``(k,)`` int64 positions of the selected samples on the same device. A position that occurs twice
+            counts twice.
+        factors: ``(k,)`` multiplies the selected losses, or None for 1.
+        batchnorm: see :func:`select_rows`.
+        dense_ops: see :func:`select_rows`.
+
+    Returns:
+        ``(B,)``.
+
+    Raises:
+        ValueError: shapes do not fit, nothing is selected, or ``batchnorm`` is unknown.
+    """
+    if losses.dim() != 1:
+        raise ValueError(f"expected per-sample losses of shape (B,), got {tuple(losses.shape)}.")
+    if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool or indices.numel() == 0:
+        raise ValueError(
+            f"expected indices of shape (k,), k >= 1, and an integer type, got {tuple(indices.shape)}, {indices.dtype}."
+        )
+    if factors is not None:
+        if factors.shape != indices.shape:
+            raise ValueError(f"expected weights of shape {tuple(indices.shape)}, got {tuple(factors.shape)}.")
+        factors = factors.to(losses.dtype)
+    if batchnorm not in ("selected", "exact"):
+        raise ValueError(f"expected batchnorm 'selected' or 'exact', got {batchnorm!r}.")
+    counter: Counter[str] = Counter() if dense_ops is None else dense_ops
+    return cast(Tensor, _KeepRows.apply(losses, indices, factors, batchnorm, counter))
+
+
+def select_rows(
+    losses: Tensor,
+    indices: Tensor,
+    weights: Tensor | None = None,
+    *,
+    batchnorm: BatchNormBackward = "selected",
+    dense_ops: Counter[str] | None = None,
+) -> Tensor:
+    """``sum_i weights[i] * losses[indices[i]]``, whose backward costs what the selected rows cost.
+
+    The forward that made ``losses`` ran on the whole batch; ``.backward()`` computes over k of its B rows: the
+    ordinary engine runs, and every derivative formula finds a gradient that holds the selected rows alone. Parameter
+    gradients, hooks, accumulation, AMP scaling and DDP see ordinary tensors. The result equals the gradient of the
+    same sum with the other losses masked out, where the model treats every sample alone; ops that mix samples, and ops
+    without a row rule, run over the full batch, exactly. Memory is that of a dense step. Tensor hooks on activations
+    are given a :class:`RowGradient` (arithmetic works; :func:`densify` makes it ordinary); so is what
+    ``torch.autograd.grad`` returns for an activation or an input. A backward with ``create_graph=True`` is dense.
+
+    Args:
+        losses: ``(B,)`` with its graph.
+        indices: ``(k,)`` int64 positions of the selected samples.
+        weights: ``(k,)``, or None for 1.
+        batchnorm: the backward of BatchNorm in training mode. ``"selected"``: over the k rows, with the full batch's
+            statistics, and the two means of the gradient that it subtracts taken over the k rows: an approximation.
+            ``"exact"``: over all rows there, and in every layer before it, at about the cost of a full backward.
+        dense_ops: filled, during backward, with the names of ops that ran over all rows and how often.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: as :func:`keep_rows`.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 1)
+        >>> losses = layer(torch.eye(3)).squeeze(1).square()
+        >>> select_rows(losses, torch.tensor([0, 2])).backward()
+        >>> layer.weight.grad[0, 1]  # the second sample was not selected
+        tensor(0.)
+    """
+    return keep_rows(losses, indices, weights, batchnorm=batchnorm, dense_ops=dense_ops).sum()
