@@ -1,6 +1,6 @@
 """CIFAR-10, ResNet-9, through Lightning: one policy, one seed, one record.
 
-    python benchmarks/cifar10.py --policy subset --seed 0 --root cifar10.npz
+    python benchmarks/cifar10.py --policy partial --seed 0 --root cifar10.npz
 
 On a GPU (bf16-mixed, all images, full width) this is the protocol of the accuracy table; `--width`, `--train-limit` and
 `--epochs` shorten it for a CPU, and the record says so. `benchmarks/summarize.py` makes README's table from the
@@ -50,6 +50,8 @@ def policy_callbacks(policy: str, rate: float, seed: int) -> list[Callback]:
     schedule = TwoStageScheduler(warmup_epochs=0.2, cooldown_epochs=0.1)
     if policy == "random":
         return [SparseSelectionCallback(mode="subset", significance=equal, weighting="none", **options), schedule]
+    if policy == "partial-exact":
+        return [SparseSelectionCallback(mode="partial", batchnorm="exact", **options), schedule]
     mode, _, weighting = policy.partition("-")
     return [SparseSelectionCallback(mode=mode, weighting=weighting or None, **options), schedule]
 
@@ -66,6 +68,8 @@ POLICIES = (
     "subset",
     "subset-none",
     "subset-unbiased",
+    "partial",
+    "partial-exact",
     "random",
     "original",
     "original-clip",
