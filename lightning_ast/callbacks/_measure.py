@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
-from lightning_ast.core.partial import RowOps
+from lightning_ast.core.partial import BackwardFlops
 
 __all__ = ["FlopCount", "StepClock", "compiled_parts"]
 
@@ -37,9 +37,9 @@ class FlopCount:
     def __init__(self, module: nn.Module) -> None:
         self._wants_dense = self._wants_share = not compiled_parts(module)
         self._open = ExitStack()
-        self._counters: tuple[FlopCounterMode, FlopCounterMode] | None = None
+        self._counter: BackwardFlops | None = None
         self._forward: int | None = None
-        self._backward = self._seen = self._executed = 0
+        self._backward = self._full = self._executed = 0
         self._expects_backward = self._spared = False
         if not self._wants_dense:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
@@ -60,19 +60,16 @@ class FlopCount:
         """Begin to count a backward, if that of this batch is to be counted."""
         partial = plan is not None and plan.spares_rows
         wanted = (self._wants_dense and self._expects_backward) or (partial and self._wants_share)
-        if wanted and self._counters is None:
-            executed = self._open.enter_context(FlopCounterMode(display=False))
-            self._open.enter_context(RowOps())
-            self._counters = executed, self._open.enter_context(FlopCounterMode(display=False))
+        if wanted and self._counter is None:
+            self._counter = self._open.enter_context(BackwardFlops())
 
     def stop_backward(self) -> None:
         """End the backward's count."""
-        if self._counters is not None:
-            executed, seen = (counter.get_total_flops() for counter in self._counters)
-            self._executed += executed
-            self._seen += seen
-            self._backward += seen if self._wants_dense and self._expects_backward else 0
+        if (counter := self._counter) is not None:
             self.close()
+            self._executed += counter.executed
+            self._full += counter.full
+            self._backward += counter.full if self._wants_dense and self._expects_backward else 0
             if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
                 self._expects_backward = False
 
@@ -90,11 +87,11 @@ class FlopCount:
         if self._wants_dense and ledger.flops is None and self._forward and self._backward:
             ledger.flops = FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
         self._wants_dense = False
-        if self._wants_share and plan.spares_rows and self._seen:
+        if self._wants_share and plan.spares_rows and self._full:
             rate = plan.selected / plan.batch_size
-            ledger.dense_share = min(max((self._executed / self._seen - rate) / (1 - rate), 0.0), 1.0)
+            ledger.dense_share = min(max((self._executed / self._full - rate) / (1 - rate), 0.0), 1.0)
             self._wants_share = False
-        self._seen = self._executed = 0
+        self._full = self._executed = 0
         first = plan.spares_rows and not self._spared
         self._spared |= first
         return first
@@ -102,7 +99,7 @@ class FlopCount:
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
         self._open.close()
-        self._counters = None
+        self._counter = None
 
 
 def compiled_parts(module: nn.Module) -> bool:

@@ -6,9 +6,18 @@ counts.
 """
 
 from lightning_ast.core.partial import rules
-from lightning_ast.core.partial.flops import RowOps
+from lightning_ast.core.partial.flops import BackwardFlops, RowOps
 from lightning_ast.core.partial.gradient import RowGradient, densify
 from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.partial.selection import keep_rows, select_rows
 
-__all__ = ["BatchNormBackward", "RowGradient", "RowOps", "densify", "keep_rows", "rules", "select_rows"]
+__all__ = [
+    "BackwardFlops",
+    "BatchNormBackward",
+    "RowGradient",
+    "RowOps",
+    "densify",
+    "keep_rows",
+    "rules",
+    "select_rows",
+]

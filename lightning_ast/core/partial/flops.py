@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.memory import GradientMemory
 
-__all__ = ["RowOps"]
+__all__ = ["BackwardFlops", "RowOps"]
 
 
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -39,6 +42,42 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Hand row gradients to their rules with the outer modes still on."""
         kwargs = kwargs or {}
-        if any(isinstance(a, RowGradient) for a in tree_leaves((args, kwargs))):
-            return RowGradient.__torch_dispatch__(func, types, args, kwargs)
+        for a in tree_leaves((args, kwargs)):
+            if isinstance(a, (RowGradient, GradientMemory)):
+                return type(a).__torch_dispatch__(func, types, args, kwargs)
         return func(*args, **kwargs)
+
+
+class BackwardFlops:
+    """Counts a backward twice: as autograd sees it, at full shapes, and as it is run.
+
+    Attributes:
+        full: FLOPs of the backward over every row (a multiply-add counts as 2), once the context is left.
+        executed: FLOPs that were run: the row-sized ops, and those that ran over all rows.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ast.core import select_rows
+        >>> losses = torch.nn.Linear(8, 8)(torch.randn(10, 8)).square().sum(1)
+        >>> loss = select_rows(losses, torch.tensor([4]))
+        >>> with BackwardFlops() as flops:
+        ...     loss.backward()
+        >>> flops.executed, flops.full
+        (128, 1280)
+    """
+
+    def __init__(self) -> None:
+        self.full = self.executed = 0
+
+    def __enter__(self) -> BackwardFlops:
+        """Begin to count."""
+        self._open = ExitStack()
+        executed = self._open.enter_context(FlopCounterMode(display=False))
+        self._open.enter_context(RowOps())
+        self._counters = executed, self._open.enter_context(FlopCounterMode(display=False))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop, and take the totals."""
+        self.executed, self.full = (counter.get_total_flops() for counter in self._counters)
+        self._open.close()

@@ -145,7 +145,7 @@ def _viewed(
 @rule("new_zeros")
 def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base, shape = args[0], tuple(args[1])
-    if base.place is None or any(v is not None for v in kwargs.values()):
+    if base.place is None or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, **kwargs)
     return GradientMemory(_Shared(base, math.prod(shape)), shape, None)
 
@@ -153,7 +153,13 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @rule("new_empty_strided")
 def _new_empty_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base, shape, stride = args[0], tuple(args[1]), tuple(args[2])
-    if base.place is None or in_accumulate_grad() or any(v is not None for v in kwargs.values()):
+    if base.place is None or in_accumulate_grad() or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, stride, **kwargs)
     elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     return GradientMemory(_Shared(base, elements), shape, stride)
+
+
+def _of_its_kind(base: RowGradient, kwargs: dict[str, Any]) -> bool:
+    """Whether nothing but the gradient's own dtype and device is asked for."""
+    own = {"dtype": base.dtype, "device": base.device, "layout": torch.strided, "pin_memory": False}
+    return all(value is None or value == own.get(name) for name, value in kwargs.items())

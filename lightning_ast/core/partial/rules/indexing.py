@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import GradientMemory
@@ -13,10 +12,6 @@ from lightning_ast.core.partial.registry import rule
 from lightning_ast.core.partial.rows import place_of
 
 __all__ = []
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and type(value) is not RowGradient
 
 
 @rule("select_backward")
@@ -85,7 +80,7 @@ def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if picked is None:
             return NotImplemented
         indices = picked
-    return source.like(func(target, indices, source.data_rows, accumulate))
+    return source.moved(func(target, indices, source.data_rows, accumulate), 0)
 
 
 def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None:
@@ -101,21 +96,6 @@ def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None
     if not torch.equal(selected[0].to(device), rows.on(device)):
         return None
     return [torch.arange(rows.count, device=device), *selected[1:]]
-
-
-@rule("index_add")
-def _index_add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The backward of index_select along another dimension than the samples': it adds to zeros."""
-    zeros, dim, index, source = args[:4]
-    node = torch._C._current_autograd_node()
-    if not _plain(zeros) or type(source) is not RowGradient or source.place is None:
-        return NotImplemented
-    at = source.place.dim
-    if node is None or not node.name().startswith("IndexSelectBackward") or dim % zeros.dim() == at:
-        return NotImplemented
-    shape = list(zeros.shape)
-    shape[at] = source.data_rows.shape[at]
-    return source.like(func(source.data_rows.new_zeros(shape), dim, index, source.data_rows, **kwargs))
 
 
 @rule("embedding_dense_backward")

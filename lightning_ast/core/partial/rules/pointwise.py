@@ -158,13 +158,19 @@ def _is_same_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return args[0].shape == args[1].shape
 
 
-@rule("zeros_like", "ones_like", "empty_like")
+@rule("zeros_like")
+def _zeros_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What sign, floor and the like pass on."""
+    if args[0].place is None:
+        return NotImplemented
+    return args[0].like(func(args[0].data_rows, **{k: v for k, v in kwargs.items() if k != "memory_format"}))
+
+
+@rule("ones_like", "empty_like")
 def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     empty = args[0].data_rows.new_empty(args[0].shape, **given)
-    return {"zeros_like": empty.zero_, "ones_like": lambda: empty.fill_(1), "empty_like": lambda: empty}[
-        func._schema.name.removeprefix("aten::")
-    ]()
+    return empty.fill_(1) if func._schema.name == "aten::ones_like" else empty
 
 
 @rule("new_empty", "new_ones", "new_full")

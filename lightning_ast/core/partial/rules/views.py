@@ -230,11 +230,18 @@ def _along(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
 
 
-@rule("tril", "triu", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
-def _within_a_sample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Ops of the last two or three dimensions, the samples lying before them."""
+@rule("tril", "triu")
+def _triangle(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    last = 2 if func._schema.name in ("aten::tril", "aten::triu") else gradient.dim() - 1
-    if gradient.place is None or gradient.place.from_end >= -last:
+    if gradient.place is None or gradient.place.from_end >= -2:
         return NotImplemented
     return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
+def _within_a_sample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    gradient = args[0]
+    batched = gradient.dim() == (3 if func._schema.name == "aten::col2im" else 4)
+    if gradient.place is None or gradient.place.dim != 0 or not batched:
+        return NotImplemented
+    return gradient.moved(func(gradient.data_rows, *args[1:], **kwargs), 0)
