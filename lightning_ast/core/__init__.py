@@ -18,12 +18,13 @@ from lightning_ast.core.execution import (
 from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
-from lightning_ast.core.partial import RowGradient, RowOps, densify, keep_rows, select_rows
+from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
 from lightning_ast.core.scoring import TracelessForward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
 
 __all__ = [
+    "BackwardFlops",
     "BatchError",
     "FlopsPerSample",
     "Ledger",

@@ -145,7 +145,12 @@ def _gradients(tree: Any) -> list[RowGradient]:
     return found
 
 
-def in_accumulate_grad() -> bool:
-    """Whether the engine is about to store a gradient in a leaf's ``.grad``."""
+def in_accumulate_grad(rows: Rows) -> bool:
+    """Whether the engine is about to store a gradient in the ``.grad`` of a leaf of the user's graph.
+
+    Not so in a backward inside the backward (reentrant checkpointing): it hands its leaves' gradients on.
+    """
     node = torch._C._current_autograd_node()
-    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
+    if node is None or node.name() != "torch::autograd::AccumulateGrad":
+        return False
+    return torch._C._current_graph_task_id() == rows.graph_task

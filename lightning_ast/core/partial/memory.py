@@ -153,7 +153,7 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @rule("new_empty_strided")
 def _new_empty_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base, shape, stride = args[0], tuple(args[1]), tuple(args[2])
-    if base.place is None or in_accumulate_grad() or not _of_its_kind(base, kwargs):
+    if base.place is None or in_accumulate_grad(base.rows) or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, stride, **kwargs)
     elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     return GradientMemory(_Shared(base, elements), shape, stride)

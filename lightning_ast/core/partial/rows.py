@@ -67,6 +67,7 @@ class Rows:
         self.batchnorm = batchnorm
         self.dense_ops = dense_ops
         self.indices = indices
+        self.graph_task = torch._C._current_graph_task_id()
         self._on = {indices.device: indices}
         self._gathered: OrderedDict[Any, tuple[Tensor, Tensor, int | None]] = OrderedDict()
 

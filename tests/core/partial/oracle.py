@@ -18,7 +18,8 @@ def squares(module: nn.Module, x: Tensor) -> Tensor:
     out = module(x)
     out = out[0] if isinstance(out, tuple) else out
     scale = torch.linspace(0.5, 1.5, out[0].numel(), dtype=out.dtype).view(out.shape[1:])
-    return (out.float() * scale - 0.3).square().flatten(1).mean(1)
+    out = out if out.dtype == torch.float64 else out.float()
+    return (out * scale - 0.3).square().flatten(1).mean(1)
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ def _is_zero(value: Any) -> bool:
 @rule("detach", "alias", "_to_copy")
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    if gradient.place is None or in_accumulate_grad():
+    if gradient.place is None or in_accumulate_grad(gradient.rows):
         return NotImplemented  # a leaf's .grad is an ordinary tensor
     memory_format = kwargs.get("memory_format")
     if memory_format not in (None, torch.preserve_format, torch.contiguous_format):
@@ -131,7 +131,7 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @rule("clone")
 def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    if gradient.place is None or in_accumulate_grad():
+    if gradient.place is None or in_accumulate_grad(gradient.rows):
         return NotImplemented
     if kwargs.get("memory_format") in (None, torch.preserve_format):
         return gradient.like(gradient.data_rows.clone())

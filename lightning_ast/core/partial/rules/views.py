@@ -162,7 +162,8 @@ def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     start, end, step = slice(start, end, step).indices(gradient.place.size)
     if (start, end, step) == (0, gradient.place.size, 1):
         return gradient.like(gradient.data_rows)
-    return (_groups(gradient, start, end) if step == 1 else None) or NotImplemented
+    groups = _groups(gradient, start, end) if step == 1 else None
+    return NotImplemented if groups is None else groups
 
 
 @rule("split.Tensor", "split_with_sizes", "unsafe_split.Tensor", "unsafe_split_with_sizes")
