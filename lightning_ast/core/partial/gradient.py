@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_ast.core.partial.registry import RULES, runs_by_parts
 from lightning_ast.core.partial.rows import Place, Rows, place_of
 
-__all__ = ["RowGradient", "densify", "go_dense", "in_accumulate_grad"]
+__all__ = ["RowGradient", "densify", "go_dense", "in_accumulate_grad", "wrap"]
 
 _make_wrapper = Tensor._make_wrapper_subclass
 _COMPILED = "a torch.compile'd region"
@@ -37,17 +37,7 @@ class RowGradient(Tensor):
     rows: Rows
     place: Place | None
 
-    @staticmethod
-    def __new__(cls, data: Tensor, rows: Rows, place: Place) -> RowGradient:
-        """Wrap rows; no data is copied."""
-        shape = place.shape
-        strides = None  # contiguous, or channels_last where the data is: spares a copy by .contiguous()
-        if len(shape) == 4 and shape[1] > 1 and data.stride(1) == 1 and place.dim == 0:
-            _, c, h, w = shape
-            strides = (c * h * w, 1, w * c, c)
-        made: RowGradient = _make_wrapper(cls, shape, strides=strides, dtype=data.dtype, device=data.device)
-        made.data_rows, made.rows, made.place = data, rows, place
-        return made
+    __slots__ = ("data_rows", "place", "rows")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Without the contents."""
@@ -58,14 +48,14 @@ class RowGradient(Tensor):
         place = self.place
         assert place is not None
         if data.shape == self.data_rows.shape:
-            return RowGradient(data, self.rows, place)
+            return wrap(data, self.rows, place)
         dim = data.dim() + place.from_end
-        return RowGradient(data, self.rows, _grown(data.shape, dim, place))
+        return wrap(data, self.rows, _grown(data.shape, dim, place))
 
     def moved(self, data: Tensor, dim: int) -> RowGradient:
         """New rows, in dimension ``dim``."""
         assert self.place is not None
-        return RowGradient(data, self.rows, _grown(data.shape, dim, self.place))
+        return wrap(data, self.rows, _grown(data.shape, dim, self.place))
 
     def rows_of(self, full: Tensor, dim: int) -> Tensor:
         """The selected rows of a plain tensor whose dimension ``dim`` lies as this one's rows do."""
@@ -106,6 +96,24 @@ class RowGradient(Tensor):
         elif runs_by_parts(func):
             return func.decompose(*args, **kwargs)
         return go_dense(func, args, kwargs)
+
+
+def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
+    """A row gradient around the selected rows; no data is copied.
+
+    Args:
+        data: the rows, as :class:`RowGradient` holds them.
+        rows: which samples.
+        place: where they lie.
+    """
+    shape = place.shape
+    strides = None  # contiguous, or channels_last where the data is: spares a copy by .contiguous()
+    if len(shape) == 4 and shape[1] > 1 and data.stride(1) == 1 and place.dim == 0:
+        _, c, h, w = shape
+        strides = (c * h * w, 1, w * c, c)
+    made: RowGradient = _make_wrapper(RowGradient, shape, strides=strides, dtype=data.dtype, device=data.device)
+    made.data_rows, made.rows, made.place = data, rows, place
+    return made
 
 
 def _grown(shape: tuple[int, ...], dim: int, place: Place) -> Place:

@@ -48,6 +48,42 @@ def place_of(shape: tuple[int, ...], dim: int, pre: int = 1, post: int = 1) -> P
     return Place(tuple(shape), dim, pre, post, dim - len(shape), shape[dim])
 
 
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """How to gather whole samples of memory at once.
+
+    Attributes:
+        stride: elements from one sample to the next.
+        extent: elements that a sample spans.
+        whole: the sample is the whole of its chunk.
+        source: the memory as ``(B, stride)``.
+        shape: of the gathered tensor.
+        strides: of the gathered tensor.
+    """
+
+    stride: int
+    extent: int
+    whole: bool
+    source: tuple[int, int]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@lru_cache(maxsize=8192)
+def _plan(
+    shape: tuple[int, ...], strides: tuple[int, ...], dim: int, pre: int, post: int, batch_size: int, count: int
+) -> _Plan | None:
+    """The plan, or None where two samples overlap in memory or lie too far apart."""
+    stride = strides[dim] * post
+    elements = math.prod(shape)
+    extent = 1 + (post - 1) * strides[dim]
+    extent += sum((n - 1) * s for d, (n, s) in enumerate(zip(shape, strides, strict=True)) if d != dim)
+    if pre != 1 or elements == 0 or not 0 < extent <= stride <= elements * _SPARE // batch_size:
+        return None
+    gathered = (*shape[:dim], count * post, *shape[dim + 1 :])
+    return _Plan(stride, extent, extent == stride, (batch_size, stride), gathered, tuple(strides))
+
+
 class Rows:
     """The k selected samples of a batch of B, for the length of one backward.
 
@@ -69,6 +105,7 @@ class Rows:
         self.indices = indices
         self.graph_task = torch._C._current_graph_task_id()
         self._on = {indices.device: indices}
+        self._folded: dict[tuple[torch.device, int, int], Tensor] = {}
         self._gathered: OrderedDict[Any, tuple[Tensor, Tensor, int | None]] = OrderedDict()
 
     def on(self, device: torch.device) -> Tensor:
@@ -84,45 +121,47 @@ class Rows:
             ``full``'s shape with ``pre * k * post`` rows in ``dim``. It may share memory with ``full`` or with other
             gathered tensors: not to be written to.
         """
-        plan = _chunk(full.shape, full.stride(), dim, pre, post, self.batch_size)
+        plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is not None:
-            chunk = self._gather_chunk(full, *plan)
-            if chunk is not None:
-                gathered, start = chunk
-                shape = list(full.shape)
-                shape[dim] = self.count * post
-                return gathered.as_strided(shape, full.stride(), start)
-        if pre == post == 1:
-            if full.stride(dim) == 0:  # expanded along the batch: all rows are equal
-                return full.narrow(dim, 0, self.count)
-            return self._pick(full, dim)
-        split = full.reshape(*full.shape[:dim], pre, self.batch_size, post, *full.shape[dim + 1 :])
-        return self._pick(split, dim + 1).flatten(dim, dim + 2)
+            offset, start = full.storage_offset(), 0
+            if not plan.whole:  # a sample is a part of its chunk: where does the chunk begin, and is it all there?
+                start = int(offset) % plan.stride
+                end = int(offset) - start + self.batch_size * plan.stride
+                inside = end * full.element_size() <= full.untyped_storage().nbytes()
+                if start + plan.extent > plan.stride or not inside:
+                    return self._gather_by_dimension(full, dim, pre, post)
+            return self._chunk(full, plan, offset - start).as_strided(plan.shape, plan.strides, start)
+        return self._gather_by_dimension(full, dim, pre, post)
 
-    def _gather_chunk(self, full: Tensor, stride: int, extent: int) -> tuple[Tensor, int] | None:
-        """Gather whole samples of the memory behind ``full`` by one two-dimensional index_select."""
-        offset, storage = int(full.storage_offset()), full.untyped_storage()
-        start = 0 if extent == stride else offset % stride
-        begin = offset - start
-        if start + extent > stride or (begin + self.batch_size * stride) * full.element_size() > storage.nbytes():
-            return None
+    def _chunk(self, full: Tensor, plan: _Plan, begin: Any) -> Tensor:
+        """The selected chunks of the memory behind ``full``, by one two-dimensional index_select, or from the cache."""
         version = None if full.is_inference() else full._version
-        key = (storage._cdata, begin, stride, full.dtype)
+        key = (full.data_ptr() - full.element_size() * (full.storage_offset() - begin), plan.source, full.dtype)
         hit = self._gathered.get(key)
-        if hit is not None and version is not None and hit[2] == version:
-            return hit[0], start
-        samples = full.as_strided((self.batch_size, stride), (stride, 1), begin)
+        if hit is not None and hit[2] == version and version is not None and full.device.type != "meta":
+            return hit[0]
+        samples = full.as_strided(plan.source, (plan.stride, 1), begin)
         chunk = samples.index_select(0, self.on(full.device))
         self._gathered[key] = (chunk, full, version)  # holds `full`, or its memory might be another tensor's next
         if len(self._gathered) > _KEPT:
             self._gathered.popitem(last=False)
-        return chunk, start
+        return chunk
 
-    def _pick(self, full: Tensor, dim: int) -> Tensor:
-        """index_select that keeps the order of the dimensions in memory."""
-        order = sorted(range(full.dim()), key=full.stride, reverse=True)
-        picked = full.permute(order).index_select(order.index(dim), self.on(full.device))
-        return picked.permute([order.index(d) for d in range(full.dim())])
+    def _gather_by_dimension(self, full: Tensor, dim: int, pre: int, post: int) -> Tensor:
+        if pre == post == 1 and full.stride(dim) == 0:  # expanded along the batch: all rows are equal
+            return full.narrow(dim, 0, self.count)
+        return full.index_select(dim, self._positions(full.device, pre, post))
+
+    def _positions(self, device: torch.device, pre: int, post: int) -> Tensor:
+        """Where the selected rows are in a dimension of size ``pre * B * post``."""
+        if pre == post == 1:
+            return self.on(device)
+        key = device, pre, post
+        if key not in self._folded:
+            groups = torch.arange(pre, device=device).view(-1, 1, 1) * self.batch_size
+            within = torch.arange(post, device=device)
+            self._folded[key] = ((groups + self.on(device).view(-1, 1)) * post + within).flatten()
+        return self._folded[key]
 
     def scatter(self, data: Tensor, place: Place) -> Tensor:
         """The inverse of :meth:`gather`: the full tensor, zero where nothing was selected.
@@ -131,30 +170,7 @@ class Rows:
             data: the selected rows.
             place: of the full tensor.
         """
-        full_shape = place.shape
-        if place.pre == place.post == 1:
-            last = data.dim() == 4 and data.is_contiguous(memory_format=torch.channels_last)
-            full = torch.empty(
-                full_shape,
-                dtype=data.dtype,
-                device=data.device,
-                memory_format=torch.channels_last if last else torch.contiguous_format,
-            ).zero_()
-            return full.index_add_(place.dim, self.on(data.device), data)
-        dim, groups = place.dim, (place.pre, self.count, place.post)
-        full = data.new_zeros((*full_shape[:dim], place.pre, self.batch_size, place.post, *full_shape[dim + 1 :]))
-        full.index_add_(dim + 1, self.on(data.device), data.reshape(*full_shape[:dim], *groups, *full_shape[dim + 1 :]))
-        return full.view(full_shape)
-
-
-@lru_cache(maxsize=8192)
-def _chunk(
-    shape: tuple[int, ...], strides: tuple[int, ...], dim: int, pre: int, post: int, batch_size: int
-) -> tuple[int, int] | None:
-    """Elements from one sample to the next, and elements that a sample spans, if no two samples overlap in memory."""
-    stride = strides[dim] * post
-    elements = math.prod(shape)
-    extent = 1 + (post - 1) * strides[dim]
-    extent += sum((n - 1) * s for d, (n, s) in enumerate(zip(shape, strides, strict=True)) if d != dim)
-    fits = pre == 1 and elements > 0 and stride > 0 and extent <= stride <= elements * _SPARE // batch_size
-    return (stride, extent) if fits else None
+        last = data.dim() == 4 and data.is_contiguous(memory_format=torch.channels_last)
+        kind = torch.channels_last if last else torch.contiguous_format
+        full = torch.empty(place.shape, dtype=data.dtype, device=data.device, memory_format=kind).zero_()
+        return full.index_add_(place.dim, self._positions(data.device, place.pre, place.post), data)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import RowGradient, wrap
 from lightning_ast.core.partial.rows import BatchNormBackward, Rows, place_of
 
 __all__ = ["keep_rows", "select_rows"]
@@ -35,7 +35,7 @@ class _KeepRows(torch.autograd.Function):
             full: Tensor = torch.zeros_like(gradient).index_add(0, indices, data)
             return full, None, None, None, None
         rows = Rows(indices, ctx.size, batchnorm=ctx.batchnorm, dense_ops=ctx.dense_ops)
-        return RowGradient(data, rows, place_of((ctx.size,), 0)), None, None, None, None
+        return wrap(data, rows, place_of((ctx.size,), 0)), None, None, None, None
 
 
 def keep_rows(

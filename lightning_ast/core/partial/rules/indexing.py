@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import RowGradient, wrap
 from lightning_ast.core.partial.memory import GradientMemory
 from lightning_ast.core.partial.registry import rule
 from lightning_ast.core.partial.rows import place_of
@@ -45,7 +45,7 @@ def _slice_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     sizes[dim] = sizes[dim] // group * kept
     first = first // group * kept
     data = func(gradient.data_rows, sizes, dim, first, first + gradient.data_rows.shape[dim], 1)
-    return RowGradient(data, gradient.rows, place_of(full, dim, full[dim] // group, place.post))
+    return wrap(data, gradient.rows, place_of(full, dim, full[dim] // group, place.post))
 
 
 @rule("scatter.src", "scatter_add")

@@ -78,7 +78,7 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable:
         func(a.data_rows, b.data_rows, **kwargs)
         return a
-    return run_pointwise(func, args, kwargs)
+    return a.like(_DIRECT.get(func, func)(a.data_rows, b.data_rows, **kwargs))
 
 
 @rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_")

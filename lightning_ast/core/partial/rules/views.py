@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import RowGradient, wrap
 from lightning_ast.core.partial.registry import rule
 from lightning_ast.core.partial.rows import Place, place_of
 
@@ -47,7 +47,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if plan is None:
         return NotImplemented
     place, shape = plan
-    return RowGradient(gradient.data_rows.reshape(shape), gradient.rows, place)
+    return wrap(gradient.data_rows.reshape(shape), gradient.rows, place)
 
 
 @lru_cache(maxsize=8192)
@@ -68,7 +68,7 @@ def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if gradient.place is None:
         return NotImplemented
     place = gradient.place if gradient.dim() < 2 else _swapped(gradient.place, 0, 1)
-    return RowGradient(gradient.data_rows.t(), gradient.rows, place)
+    return wrap(gradient.data_rows.t(), gradient.rows, place)
 
 
 @rule("transpose.int")
@@ -76,7 +76,7 @@ def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, a, b = args
     if gradient.place is None:
         return NotImplemented
-    return RowGradient(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
+    return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
 
 
 @rule("permute")
@@ -85,7 +85,7 @@ def _permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if gradient.place is None:
         return NotImplemented
     order = tuple(d % gradient.dim() for d in order)
-    return RowGradient(gradient.data_rows.permute(order), gradient.rows, _permuted(gradient.place, order))
+    return wrap(gradient.data_rows.permute(order), gradient.rows, _permuted(gradient.place, order))
 
 
 @rule("expand")
@@ -115,10 +115,17 @@ def _squeeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, ndim = args[0], args[0].dim()
     if gradient.place is None:
         return NotImplemented
-    given = range(ndim) if len(args) == 1 else args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
-    at, shape = gradient.place.dim, gradient.place.shape
-    gone = sorted({d for d in (d % ndim for d in given) if shape[d] == 1 and d != at})
-    return gradient.moved(gradient.data_rows.squeeze(tuple(gone)), at - sum(d < at for d in gone))
+    given = args[1] if len(args) > 1 else range(ndim)
+    gone, at = _squeezed(gradient.place, (given,) if isinstance(given, int) else tuple(given))
+    return gradient.moved(gradient.data_rows.squeeze(gone), at)
+
+
+@lru_cache(maxsize=8192)
+def _squeezed(place: Place, dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Dimensions that go, and where the samples lie afterwards."""
+    ndim, at = len(place.shape), place.dim
+    gone = sorted({d for d in (d % ndim for d in dims) if place.shape[d] == 1 and d != at})
+    return tuple(gone), at - sum(d < at for d in gone)
 
 
 @rule("select.int")
@@ -148,7 +155,7 @@ def _groups(gradient: RowGradient, start: int, end: int) -> RowGradient | None:
     group = gradient.rows.count * place.post
     data = gradient.data_rows.narrow(place.dim, first * group, (last - first) * group)
     shape = (*place.shape[: place.dim], end - start, *place.shape[place.dim + 1 :])
-    return RowGradient(data, gradient.rows, place_of(shape, place.dim, last - first, place.post))
+    return wrap(data, gradient.rows, place_of(shape, place.dim, last - first, place.post))
 
 
 @rule("slice.Tensor")
@@ -206,7 +213,7 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if stacked or dim != place.dim:
         return first.moved(data, place.dim + (stacked and dim <= place.dim))
     shape = (*place.shape[:dim], place.size * len(parts), *place.shape[dim + 1 :])
-    return RowGradient(data, first.rows, place_of(shape, dim, place.pre * len(parts), place.post))
+    return wrap(data, first.rows, place_of(shape, dim, place.pre * len(parts), place.post))
 
 
 @rule("constant_pad_nd")
