@@ -2,7 +2,8 @@
 
     python benchmarks/step_flops.py
 
-Counts every operation of the run with torch's FlopCounterMode (not the ledger): ResNet-9 on digits. Writes a record.
+Counts every operation of the run with torch's FlopCounterMode (not the ledger): ResNet-9 on digits. RowOps shows it the
+row-sized ops of `partial`. Writes a record.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cifar10 import RECORDS, commit
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast import SparseSelectionCallback
-from lightning_ast.core import cost_share
+from lightning_ast.core import RowOps, cost_share
 from lightning_ast.demo import ImageData, ResNet9
 
 STEPS = 20
@@ -37,7 +38,7 @@ def flops(callback: SparseSelectionCallback | None) -> int:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, RowOps():
         trainer.fit(model, datamodule=data)
     return counter.get_total_flops()
 
@@ -46,7 +47,7 @@ def main() -> None:
     """Measure, print, write the record."""
     dense = flops(None)
     rows: list[dict[str, Any]] = []
-    for mode in ("mask", "subset"):
+    for mode in ("mask", "subset", "partial"):
         for rate in (0.4, 0.1):
             callback = SparseSelectionCallback(target_activation_rate=rate, mode=mode)
             share = flops(callback) / dense

@@ -1,9 +1,11 @@
-"""Time of a whole training step as a share of dense, in one process, rounds interleaved, medians.
+"""Time of a whole training step as a share of dense, every mode, in one process: rounds interleaved, medians.
 
-    python benchmarks/step_time.py --root cifar10.npz
+    python benchmarks/step_time.py --root cifar10.npz                    # the models for this machine
+    python benchmarks/step_time.py --root cifar10.npz --case vit-s-16    # one of them
 
-ResNet-9 on real CIFAR-10 images through Lightning: every mode at the rates 0.4 and 0.1; the first steps are
-left out. On a CPU the network is narrow; on a GPU it is the full one in bf16. Writes a record.
+Real CIFAR-10 images (resized) and bytes of Python's own source, through Lightning, the callback with its defaults.
+`ideal` of `partial` is forward + r of the rest, both measured in a dense run of the same round, at the rate that was
+observed. On a GPU: bf16, channels_last, larger models. Each case writes a record.
 """
 
 from __future__ import annotations
@@ -12,107 +14,260 @@ import argparse
 import json
 import platform
 import statistics
+import sysconfig
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
+import torchvision.models as zoo
 from cifar10 import RECORDS, commit, hardware
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import cost_share
-from lightning_ast.demo import ImageData, ResNet9
+from lightning_ast.demo.data import load_images
 
 CONFIGURATIONS: list[tuple[str, float]] = [
     ("dense", 1.0),
     ("mask", 0.4),
-    ("mask", 0.1),
-    ("subset", 0.4),
-    ("subset", 0.1),
+    *(("subset", rate) for rate in (0.4, 0.2, 0.1)),
+    *(("partial", rate) for rate in (0.4, 0.2, 0.1)),
 ]
 
 
-class StepTimes(pl.Callback):
-    """Seconds of each step, the first few left out."""
+class GPT(nn.Module):
+    """Pre-norm decoder over bytes, tied embedding."""
 
-    def __init__(self, skip: int) -> None:
-        self.skip, self.seconds, self.last = skip, [], 0.0
+    def __init__(self, width: int, heads: int, layers: int, length: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embedding = nn.Embedding(256, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, length, width))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(width),
+                    "qkv": nn.Linear(width, 3 * width),
+                    "out": nn.Linear(width, width),
+                    "norm2": nn.LayerNorm(width),
+                    "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+                }
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(B, T)`` bytes to ``(B, T, 256)`` logits."""
+        x = self.embedding(tokens) + self.position
+        for block in self.blocks:
+            q, k, v = (
+                t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in block["qkv"](block["norm1"](x)).chunk(3, -1)
+            )
+            x = x + block["out"](F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+            x = x + block["mlp"](block["norm2"](x))
+        return self.norm(x) @ self.embedding.weight.T
+
+
+def vit(width: int, heads: int, size: int, patch: int) -> nn.Module:
+    """Torchvision's VisionTransformer of 12 layers."""
+    return zoo.VisionTransformer(size, patch, 12, heads, width, 4 * width, num_classes=10)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its input and its batch; size is pixels or tokens."""
+
+    name: str
+    model: str
+    size: int
+    batch: int
+    gpu: bool = False
+
+    def make(self) -> nn.Module:
+        """A fresh model with the same weights every time."""
+        torch.manual_seed(0)
+        if self.model.startswith("resnet"):
+            return getattr(zoo, self.model)(num_classes=10)
+        if self.model == "vit-s":
+            return vit(384, 6, self.size, 4)
+        if self.model == "vit-b":
+            return vit(768, 12, self.size, 16)
+        return GPT(768, 12, 12, self.size) if self.model == "gpt-small" else GPT(256, 4, 4, self.size)
+
+    def data(self, images: Tensor, labels: Tensor, batches: int) -> DataLoader[Any]:
+        """Enough batches of real data, in memory."""
+        count = self.batch * batches
+        if self.model.startswith("gpt"):
+            text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
+            tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+            tokens = tokens.repeat(1 + count * (self.size + 1) // len(tokens))[: count * (self.size + 1)]
+            x, y = tokens.view(count, -1)[:, :-1], tokens.view(count, -1)[:, 1:]
+        else:
+            pick = torch.arange(count) % len(images)
+            x, y = images[pick], labels[pick]
+        return DataLoader(TensorDataset(x, y), self.batch, drop_last=True)
+
+
+CASES = [
+    Case("resnet18-64", "resnet18", 64, 64),
+    Case("vit-s-16", "vit-s", 32, 16),
+    Case("gpt4-32", "gpt4", 128, 32),
+    Case("resnet50-256", "resnet50", 224, 256, gpu=True),
+    Case("resnet50-768", "resnet50", 224, 768, gpu=True),
+    Case("vit-b-128", "vit-b", 224, 128, gpu=True),
+    Case("vit-b-512", "vit-b", 224, 512, gpu=True),
+    Case("gpt-small-32", "gpt-small", 512, 32, gpu=True),
+    Case("gpt-small-128", "gpt-small", 512, 128, gpu=True),
+]
+
+
+class Model(pl.LightningModule):
+    """What a user would write."""
+
+    def __init__(self, case: Case, channels_last: bool) -> None:
+        super().__init__()
+        self.net, self.size = case.make(), case.size
+        self.channels_last = channels_last
+        if channels_last:
+            self.net = self.net.to(memory_format=torch.channels_last)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Images arrive as bytes and are resized on the device."""
+        x, y = batch
+        if x.dim() == 4:
+            x = F.interpolate(x.float() / 255, size=self.size)
+            x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return x, y
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Cross-entropy over classes or bytes."""
+        x, y = batch
+        scores = self.net(x)
+        return F.cross_entropy(scores.view(-1, scores.shape[-1]), y.reshape(-1))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum."""
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+class Times(pl.Callback):
+    """Seconds of each step and of its forward, the first few left out."""
+
+    def __init__(self, skip: int, *, split: bool) -> None:
+        self.skip, self.split, self.steps, self.forwards, self.last, self.start = skip, split, [], [], 0.0, 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.start = now(wait=self.split)
+
+    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.split and trainer.global_step >= self.skip:
+            self.forwards.append(now() - self.start)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
+        end = now()
         if trainer.global_step > self.skip:
-            self.seconds.append(now - self.last)
-        self.last = now
+            self.steps.append(end - self.last)
+        self.last = end
 
 
-def step_seconds(mode: str, rate: float, data: ImageData, options: argparse.Namespace) -> float:
-    """Median seconds of a step of one short run."""
-    pl.seed_everything(0, verbose=False)
-    times = StepTimes(options.skip)
-    callbacks: list[pl.Callback] = [times]
-    if mode != "dense":
-        callbacks.insert(0, SparseSelectionCallback(mode=mode, target_activation_rate=rate))  # type: ignore[arg-type]
+def now(*, wait: bool = True) -> float:
+    """Seconds, after the device is done."""
+    if wait and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace, split: bool) -> Any:
+    """One short training: its times, and the rate that was observed."""
+    gpu = torch.cuda.is_available()
+    times = Times(options.skip, split=split)
+    selection = None if mode == "dense" else SparseSelectionCallback(mode=mode, target_activation_rate=rate)  # type: ignore[arg-type]
     trainer = pl.Trainer(
         max_steps=options.steps,
         limit_val_batches=0,
-        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-        callbacks=callbacks,
+        precision="bf16-mixed" if gpu else "32-true",
+        callbacks=[times] if selection is None else [selection, times],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(ResNet9(3, width=options.width), datamodule=data)
-    return statistics.median(times.seconds)
+    trainer.fit(Model(case, channels_last=gpu and case.model.startswith("resnet")), data)
+    observed = 1.0 if selection is None else selection.ledger.selected / selection.ledger.offered
+    return statistics.median(times.steps), times.forwards and statistics.median(times.forwards), observed
 
 
-def main() -> None:
-    """Measure in rounds, print, write the record."""
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--width", type=int, default=64 if gpu else 16)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=60 if gpu else 20)
-    parser.add_argument("--skip", type=int, default=20 if gpu else 6)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    data = ImageData("cifar10", options.root, options.batch_size, train_limit=64 * options.batch_size)
-    data.setup("fit")
-    step_seconds("dense", 1.0, data, options)  # warm up
-    measured: dict[tuple[str, float], list[float]] = {configuration: [] for configuration in CONFIGURATIONS}
+def measure(case: Case, images: Tensor, labels: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """All configurations of a case, in rounds."""
+    data = case.data(images, labels, options.steps)
+    run(case, "dense", 1.0, data, options, split=False)  # warm up
+    seconds: dict[tuple[str, float], list[float]] = {c: [] for c in CONFIGURATIONS}
+    rates: dict[tuple[str, float], float] = {}
+    forwards: list[float] = []
     for _ in range(options.rounds):
+        whole, forward, _ = run(case, "dense", 1.0, data, options, split=True)
+        forwards.append(forward / whole)
         for mode, rate in CONFIGURATIONS:
-            measured[mode, rate].append(step_seconds(mode, rate, data, options))
-    dense = measured["dense", 1.0]
+            step, _, rates[mode, rate] = run(case, mode, rate, data, options, split=False)
+            seconds[mode, rate].append(step)
+    forward = statistics.median(forwards)
     rows = []
-    for (mode, rate), seconds in measured.items():
-        shares = [s / d for s, d in zip(seconds, dense, strict=True)]
+    for (mode, rate), taken in seconds.items():
+        shares = [s / d for s, d in zip(taken, seconds["dense", 1.0], strict=True)]
+        observed = rates[mode, rate]
         rows.append(
             {
                 "mode": mode,
                 "rate": rate,
-                "milliseconds": round(1000 * statistics.median(seconds), 1),
+                "observed_rate": round(observed, 4),
+                "milliseconds": round(1000 * statistics.median(taken), 1),
                 "share_of_dense": round(statistics.median(shares), 3),
                 "share_by_round": [round(share, 3) for share in shares],
-                "cost_model": 1.0 if mode == "dense" else round(cost_share(mode, rate), 3),  # type: ignore[arg-type]
+                "ideal_share": round(forward + observed * (1 - forward), 3) if mode == "partial" else None,
+                "cost_model": 1.0 if mode == "dense" else round(cost_share(mode, observed), 3),  # type: ignore[arg-type]
             }
         )
-        print(rows[-1])
-    record = {
-        "benchmark": "step-time",
-        "model": f"ResNet-9, width {options.width}, CIFAR-10, B={options.batch_size}",
-        "hardware": hardware(),
-        "rows": rows,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    (RECORDS / f"step-time-{'gpu' if gpu else 'cpu'}.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(case.name, rows[-1], flush=True)
+    return {"forward_share": round(forward, 3), "rows": rows}
+
+
+def main() -> None:
+    """Measure, print, write the records."""
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--case", action="append", choices=[c.name for c in CASES])
+    parser.add_argument("--steps", type=int, default=40 if gpu else 7)
+    parser.add_argument("--skip", type=int, default=15 if gpu else 2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    images = load_images("cifar10", options.root)
+    for case in CASES:
+        if case.name not in options.case if options.case else case.gpu != gpu:
+            continue
+        measured = measure(case, images.train_images[:4096], images.train_labels[:4096], options)
+        record = {
+            "benchmark": "step-time",
+            "model": case.model,
+            "size": case.size,
+            "batch_size": case.batch,
+            "precision": "bf16-mixed" if gpu else "32-true",
+            "hardware": hardware(),
+            **measured,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "commit": commit(),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        }
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        path = RECORDS / f"step-time-{'gpu' if gpu else 'cpu'}-{case.name}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class SparseSelectionCallback(Callback):
         min_selected: fewest samples kept of a batch: a count, or a share in (0, 1) (0.1 is the original's).
         seed: of the gate's own draws; global generators are not touched.
         batchnorm: in ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
-            with the full batch's statistics: an approximation) or ``"exact"`` (a full backward from there on). See
+            an approximation) or ``"exact"`` (a full backward from there on). See
             :func:`lightning_ast.core.select_rows`.
 
     Attributes:

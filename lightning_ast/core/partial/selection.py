@@ -100,9 +100,10 @@ def select_rows(
         losses: ``(B,)`` with its graph.
         indices: ``(k,)`` int64 positions of the selected samples.
         weights: ``(k,)``, or None for 1.
-        batchnorm: the backward of BatchNorm in training mode. ``"selected"``: over the k rows, with the full batch's
-            statistics, and the two means of the gradient that it subtracts taken over the k rows: an approximation.
-            ``"exact"``: over all rows there, and in every layer before it, at about the cost of a full backward.
+        batchnorm: the backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
+            from the gradient (its mean, and its part along the normalised input) is taken over the k rows: an
+            approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. ``"exact"``: over all rows there,
+            and in every layer before it, at about the cost of a full backward. The forward is the full batch's in both.
         dense_ops: filled, during backward, with the names of ops that ran over all rows and how often.
 
     Returns:

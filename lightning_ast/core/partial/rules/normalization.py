@@ -1,10 +1,11 @@
 """Normalisation layers. LayerNorm, GroupNorm, RMSNorm and InstanceNorm treat every sample alone: exact.
 
-BatchNorm in training mode couples the samples. Its backward subtracts from each row two means of the incoming gradient
-over the batch, so rows without gradient receive some. ``batchnorm="selected"`` leaves those out and takes the two means
-over the k selected rows, with the statistics of the full batch: an approximation that keeps BatchNorm's invariances (no
-gradient along a shift of its input). ``batchnorm="exact"`` goes dense there, and so does all that lies
-before.
+BatchNorm in training mode couples the samples: its backward takes from each row the part of the incoming gradient that
+is constant over the batch, and the part along the normalised input, so that rows without gradient receive some.
+``batchnorm="selected"`` leaves those rows out and takes the two parts over the k selected rows: an approximation. As in
+the exact gradient, nothing is left along a shift or a scale of the input; with the full batch's mean and deviation in
+the place of the selected rows' own that would not hold, and the gradient is further off. ``batchnorm="exact"`` goes
+dense there, and so does all that lies before; so does a layer that would take its two parts from less than 16 values.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ __all__ = []
 
 Args = tuple[Any, ...]
 aten = torch.ops.aten
+_FEWEST = 16
+"""Values of a channel among the selected rows that its two means are taken from, at least."""
 
 
 def _held(gradient: Any) -> bool:
@@ -67,36 +70,52 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     if gradient.place.dim == 1 and gradient.shape[0] == 1:
         return _instance_norm(gradient, args)
-    if gradient.place.dim != 0 or (training and gradient.rows.batchnorm == "exact"):
+    if gradient.place.dim != 0:
         return NotImplemented
-    statistics = running_mean, running_var, mean, invstd
-    return _selected(gradient, value, weight, statistics, training=training, eps=eps, mask=mask)
+    if training:
+        return _selected(gradient, value, weight, mean, invstd, eps, mask)
+    saved = gradient.rows_of(value, 0), weight, running_mean, running_var, mean, invstd
+    out, *parameters = func(gradient.data_rows, *saved, training, eps, mask)
+    return (None if out is None else gradient.like(out), *parameters)
 
 
 @rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
 def _cudnn_batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    value, gradient, weight, running_mean, running_var, mean, invstd, eps = args[:8]
-    if not _held(gradient) or gradient.place.dim != 0 or gradient.rows.batchnorm == "exact":
+    value, gradient, weight, _, _, mean, invstd, eps = args[:8]
+    if not _held(gradient) or gradient.place.dim != 0:
         return NotImplemented
-    statistics = running_mean, running_var, mean, invstd
-    return _selected(gradient, value, weight, statistics, training=True, eps=eps, mask=[True, True, True])
+    return _selected(gradient, value, weight, mean, invstd, eps, [True, True, True])
 
 
 @rule("batch_norm_backward")
 def _batch_norm_with_update(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    gradient, value, weight, running_mean, running_var, mean, invstd, training, eps, mask = args[:10]
-    if not _held(gradient) or gradient.place.dim != 0 or (training and gradient.rows.batchnorm == "exact"):
-        return NotImplemented
-    statistics = running_mean, running_var, mean, invstd
-    return _selected(gradient, value, weight, statistics, training=training, eps=eps, mask=mask)
+    return _batch_norm(aten.native_batch_norm_backward.default, args[:10], kwargs)
 
 
 def _selected(
-    gradient: RowGradient, value: Tensor, weight: Any, statistics: Args, *, training: bool, eps: float, mask: Any
-) -> Args:
+    gradient: RowGradient, value: Tensor, weight: Any, mean: Tensor, invstd: Tensor, eps: float, mask: list[bool]
+) -> Any:
+    """BatchNorm's backward over the selected rows, centred and scaled by their own statistics.
+
+    The derivative of the normalised value is the full batch's ``invstd``: it enters through the weight. The weight's
+    own gradient is exact: ``sum(g * (x - mean) * invstd)`` over the rows that have a gradient.
+    """
     rows, saved = gradient.data_rows, gradient.rows_of(value, 0)
-    out, *parameters = aten.native_batch_norm_backward(rows, saved, weight, *statistics, training, eps, mask)
-    return (None if out is None else gradient.like(out), *parameters)
+    if gradient.rows.batchnorm == "exact" or rows.numel() < _FEWEST * rows.shape[1]:
+        return NotImplemented
+    dims = [d for d in range(saved.dim()) if d != 1]
+    variance, center = torch.var_mean(saved.to(mean.dtype), dims, correction=0)
+    spread = (variance + eps).rsqrt()
+    scale = invstd / spread if weight is None else weight * (invstd / spread)
+    out, by_own, total = aten.native_batch_norm_backward(
+        rows, saved, scale.to(mean.dtype), None, None, center, spread, True, eps, [mask[0], True, True]
+    )
+    weight_gradient = invstd * (by_own / spread + (center - mean) * total)
+    return (
+        gradient.like(out) if mask[0] else None,
+        weight_gradient.to(weight.dtype) if mask[1] and weight is not None else None,
+        total.to(weight.dtype) if mask[2] and weight is not None else None,
+    )
 
 
 def _instance_norm(gradient: RowGradient, args: Args) -> Args:

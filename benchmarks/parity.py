@@ -1,0 +1,135 @@
+"""Gradients of partial backward against exact masking by architecture, and how far BatchNorm's approximation is off.
+
+    python benchmarks/parity.py --root cifar10.npz
+
+The models are those of the tests. The second half trains a small ResNet-9 on real CIFAR-10 images in `partial` and, at
+the end of each epoch, compares the gradient of one sparse batch with exact masking, beside that of `subset`. Writes two
+records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from cifar10 import RECORDS, commit, hardware
+from torch import Tensor
+
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.core import SampleSelector
+from lightning_ast.core.significance import el2n
+from lightning_ast.demo import ImageData, ResNet9
+from lightning_ast.testing import check_partial_backward
+
+sys.path.append(str(Path(__file__).parent.parent))
+from tests.core.partial.models import MODELS, B, build, class_losses
+
+SHARES = (1 / B, 0.4, 1.0)
+
+
+def architectures() -> list[dict[str, Any]]:
+    """Each model at several rates: error with `exact`, what went dense, cosine and FLOPs with `selected`."""
+    rows = []
+    for name, (make, data, _) in MODELS.items():
+        module, batch = build(make), data()
+        errors, dense, cosines, flops = [], {}, [], []
+        for share in SHARES:
+            torch.manual_seed(0)
+            indices = torch.randperm(B)[: round(share * B)].sort().values
+            exact = check_partial_backward(module, batch, indices=indices, losses=class_losses)
+            close = check_partial_backward(module, batch, indices=indices, losses=class_losses, batchnorm="selected")
+            errors.append(exact.relative_error)
+            dense.update(exact.dense_ops)
+            cosines.append(close.cosine)
+            flops.append(close.flops_share)
+        rows.append({"model": name, "errors": errors, "dense_ops": dense, "cosines": cosines, "flops_shares": flops})
+        print(rows[-1], flush=True)
+    return rows
+
+
+class Cosines(pl.Callback):
+    """At the end of each epoch: cosine of `partial` and of `subset` with exact masking, over all parameters."""
+
+    def __init__(self, batch: Any, rates: tuple[float, ...]) -> None:
+        self.batch, self.rates, self.rows = batch, rates, []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.look(trainer, module, epoch=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.look(trainer, module, epoch=trainer.current_epoch + 1)
+
+    def look(self, trainer: pl.Trainer, module: pl.LightningModule, *, epoch: int) -> None:
+        """Select by EL2N under the soft gate, and compare."""
+        x, y = self.batch
+        with torch.no_grad():
+            scores = el2n(F.cross_entropy(module(x), y, reduction="none"), module(x), None, y)
+        for rate in self.rates:
+            indices = SampleSelector(target_activation_rate=rate).select(scores).indices
+            check = check_partial_backward(module, self.batch, indices=indices, losses=losses, batchnorm="selected")
+            self.rows.append(
+                {"epoch": epoch, "rate": rate, "partial": check.cosine, "subset": subset_cosine(module, x, y, indices)}
+            )
+            print(self.rows[-1], flush=True)
+
+
+def losses(module: Any, batch: Any) -> Tensor:
+    """Per-sample cross-entropy."""
+    return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+
+def subset_cosine(module: Any, x: Tensor, y: Tensor, indices: Tensor) -> float:
+    """Gradient of the selected samples run alone, against exact masking."""
+    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    found = []
+    for loss in (losses(module, (x, y))[indices].sum(), losses(module, (x[indices], y[indices])).sum()):
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
+    for name, b in module.named_buffers():
+        b.copy_(buffers[name])
+    return float(F.cosine_similarity(*found, dim=0))
+
+
+def batchnorm(root: str) -> list[dict[str, Any]]:
+    """A short training in `partial`, looked at after every epoch."""
+    pl.seed_everything(0, verbose=False)
+    data = ImageData("cifar10", root, 256, train_limit=5120)
+    data.setup("fit")
+    batch = data.images.train_images[:256].float() / 255, data.images.train_labels[:256]
+    cosines = Cosines(batch, (0.4, 0.2, 0.1))
+    pl.Trainer(
+        max_epochs=6,
+        limit_val_batches=0,
+        callbacks=[SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=1), cosines],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(ResNet9(3, width=16), datamodule=data)
+    return cosines.rows
+
+
+def main() -> None:
+    """Measure, print, write the records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data")
+    options = parser.parse_args()
+    about = {
+        "hardware": hardware(),
+        "versions": {"torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    for name, rows in (("parity", architectures()), ("batchnorm", batchnorm(options.root))):
+        record = {"benchmark": f"partial-{name}", "shares": SHARES, "rows": rows, **about}
+        (RECORDS / f"partial-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
