@@ -1,0 +1,118 @@
+"""The check that users run on their own model: it finds wrong gradients, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_ast.core import densify
+from lightning_ast.core.losses import LossCaptureError
+from lightning_ast.testing import check_partial_backward
+from tests.conftest import PlainNet, assert_same_weights, weights
+
+Digits = tuple[Tensor, Tensor]
+
+
+def batch_of(digits: Digits, size: int = 20) -> Digits:
+    return digits[0][:size], digits[1][:size]
+
+
+def test_a_lightning_module_as_it_is(digits: Digits) -> None:
+    torch.manual_seed(0)
+    check = check_partial_backward(PlainNet(batchnorm=False), batch_of(digits))
+    assert check.relative_error < 1e-5
+    assert (check.selected, check.batch_size) == (8, 20)
+    assert check.flops_share == pytest.approx(0.4)
+    assert not check.dense_ops
+    assert set(check.relative_error_by_parameter) == {"net.0.weight", "net.0.bias", "net.5.weight", "net.5.bias"}
+    for said in ("8 of 20 samples", "cosine 1.0", "40.0%", "ops over all rows: none", "net.0.weight"):
+        assert said in str(check)
+
+
+def test_batchnorm_both_ways(digits: Digits) -> None:
+    torch.manual_seed(0)
+    module = PlainNet()
+    exact = check_partial_backward(module, batch_of(digits))
+    selected = check_partial_backward(module, batch_of(digits), batchnorm="selected")
+    assert exact.relative_error < 1e-5 < 1e-3 < selected.relative_error
+    assert exact.dense_ops == {"aten.native_batch_norm_backward.default": 1}
+    assert "aten.native_batch_norm_backward.default (x1)" in str(exact)
+    assert selected.flops_share < exact.flops_share
+
+
+def test_the_module_is_left_as_it_was(digits: Digits) -> None:
+    module = nn.utils.parametrizations.spectral_norm(nn.Linear(64, 10))
+    module.bias.grad = torch.ones(10)
+    before, state = weights(module), torch.get_rng_state()
+    check = check_partial_backward(
+        module, batch_of(digits), losses=lambda m, b: F.cross_entropy(m(b[0].flatten(1)), b[1], reduction="none")
+    )
+    assert check.relative_error < 1e-5, "the power iteration starts from the same vectors both times"
+    assert_same_weights(before, weights(module))
+    assert torch.equal(module.bias.grad, torch.ones(10))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_wrong_gradients_are_found(digits: Digits) -> None:
+    class Wrong(torch.autograd.Function):
+        """A backward that is not linear in the gradient: it looks at all rows."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g if type(g) is Tensor else 2 * g
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
+
+    def losses(module: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(module[2](Wrong.apply(module[:2](batch[0]))), batch[1], reduction="none")
+
+    check = check_partial_backward(net, batch_of(digits), losses=losses)
+    assert check.relative_error_by_parameter["1.weight"] == pytest.approx(1.0, rel=1e-4)
+    assert check.relative_error_by_parameter["2.weight"] < 1e-5
+    assert check.relative_error > 0.1
+
+
+def test_own_losses_and_explicit_ones(digits: Digits) -> None:
+    class Explicit(PlainNet):
+        def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="none").pow(2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            raise AssertionError("not needed")
+
+    check = check_partial_backward(Explicit(batchnorm=False), batch_of(digits), indices=torch.tensor([3]))
+    assert check.relative_error < 1e-5
+    assert check.selected == 1
+
+
+def test_refusals_name_the_remedy(digits: Digits) -> None:
+    with pytest.raises(TypeError, match="pass `losses="):
+        check_partial_backward(nn.Linear(2, 2), batch_of(digits))
+
+    class ByHand(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0]).square().mean()
+
+    with pytest.raises(LossCaptureError, match="per_sample_loss"):
+        check_partial_backward(ByHand(), batch_of(digits))
+
+
+def test_a_hook_that_densifies_is_seen_in_the_cost(digits: Digits) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def losses(module: nn.Module, batch: Any) -> Tensor:
+        hidden = module[:3](batch[0])
+        hidden.register_hook(densify)
+        return F.cross_entropy(module[3](hidden), batch[1], reduction="none")
+
+    check = check_partial_backward(net, batch_of(digits), losses=losses)
+    assert check.relative_error < 1e-5
+    assert 0.7 < check.flops_share < 1
