@@ -14,10 +14,12 @@ RECORDS = ROOT / "benchmarks" / "records"
 
 NAMES = {
     "dense": "dense",
-    "dense-shortened": "dense, shortened to the FLOPs of `subset`",
+    "dense-shortened": "dense, shortened",
     "random": "random, `subset`",
     "mask": "soft gate, EL2N, `mask`",
-    "subset": "**soft gate, EL2N, `subset`**",
+    "partial": "**soft gate, EL2N, `partial`**",
+    "partial-exact": "the same, BatchNorm exact",
+    "subset": "soft gate, EL2N, `subset`",
     "subset-none": "the same, no weights",
     "subset-unbiased": "the same, weights 1/p",
     "original": "the original's rule, masking",
@@ -45,33 +47,33 @@ def accuracy_tables() -> str:
     for record in load("cifar10-resnet9"):
         settings = {k: v for k, v in record["settings"].items() if k != "epochs"}
         settings["rate"] = record["rate"]
-        groups[record["hardware"], json.dumps(settings)][record["policy"]].append(record)
+        length = f" {record['settings']['epochs']}" if record["policy"] == "dense-shortened" else ""
+        groups[record["hardware"], json.dumps(settings)][record["policy"] + length].append(record)
     parts = []
     for (hardware, text), policies in groups.items():
         settings = json.loads(text)
-        dense = {r["seed"]: r for r in policies["dense"]}
+        dense = policies["dense"]
         parts += [
             f"CIFAR-10, ResNet-9 of width {settings['width']}, {settings['train_images']:,} training images, "
             f"B = {settings['batch_size']}, target rate {settings['rate']}, {settings['precision']}, {hardware}, "
-            f"torch {next(iter(dense.values()))['versions']['torch']}. Means (each seed).",
+            f"torch {dense[0]['versions']['torch']}. Means (each seed); the shortened dense runs have about the "
+            "FLOPs of `partial` and of `subset`.",
             "",
             "| run | epochs | test accuracy % | FLOPs, share of dense | samples trained on, share of dense "
             "| activation rate when sparse |",
             "|---|---|---|---|---|---|",
         ]
-        for policy, name in NAMES.items():
-            runs = sorted(policies.get(policy, []), key=lambda r: r["seed"])
-            if runs:
-                parts.append(row(name, runs, dense))
+        for name, policy in [(name, p) for key, name in NAMES.items() for p in sorted(policies) if p.split()[0] == key]:
+            parts.append(row(name, sorted(policies[policy], key=lambda r: r["seed"]), dense))
         parts.append("")
     return "\n".join(parts).strip()
 
 
-def row(name: str, runs: list[dict[str, Any]], dense: dict[int, dict[str, Any]]) -> str:
-    """One policy, compared with the dense run of the same seed."""
+def row(name: str, runs: list[dict[str, Any]], dense: list[dict[str, Any]]) -> str:
+    """One policy, compared with the dense runs."""
 
     def share(key: str) -> str:
-        return f"{statistics.median(r[key] / dense[r['seed']][key] for r in runs):.2f}"
+        return f"{statistics.mean(r[key] for r in runs) / statistics.mean(r[key] for r in dense):.2f}"
 
     rates = [r["sparse_activation_rate"] for r in runs if not r["policy"].startswith("dense")]
     return " | ".join(
@@ -105,31 +107,83 @@ def flops_table() -> str:
 
 
 def time_table() -> str:
-    """Step times beside the cost model, for each machine."""
-    parts = []
+    """Step times beside the ideal and the cost model, one table for each machine."""
+    machines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in load("step-time"):
+        machines[f"{record['hardware']}, {record['precision']}, torch {record['versions']['torch']}"].append(record)
+    parts = []
+    for machine, records in machines.items():
         parts += [
-            f"Time of a whole step as a share of dense, {record['model']}, {record['hardware']}, torch "
-            f"{record['versions']['torch']}: medians of interleaved rounds (each round).",
+            f"Time of a whole step as a share of dense, {machine}: medians of interleaved rounds (each round).",
             "",
-            "| mode | r | ms | share of dense | cost model |",
-            "|---|---|---|---|---|",
+            "| model, input, batch | mode | r | ms | share of dense | ideal | cost model |",
+            "|---|---|---|---|---|---|---|",
         ]
-        parts += [
-            f"| `{r['mode']}` | {r['rate']} | {r['milliseconds']} | {r['share_of_dense']:.2f} "
-            f"({' / '.join(f'{s:.2f}' for s in r['share_by_round'])}) | {r['cost_model']:.2f} |"
-            for r in record["rows"]
-        ]
+        for record in records:
+            name = f"{record['model']}, {record['size']}, {record['batch_size']}"
+            parts += [
+                f"| {name} | `{r['mode']}` | {r['observed_rate']:.2f} | {r['milliseconds']:.0f} | "
+                f"{r['share_of_dense']:.2f} ({' / '.join(f'{s:.2f}' for s in r['share_by_round'])}) | "
+                f"{'-' if r['ideal_share'] is None else format(r['ideal_share'], '.2f')} | {r['cost_model']:.2f} |"
+                for r in record["rows"]
+            ]
         parts.append("")
     return "\n".join(parts).strip()
 
 
+def parity_table() -> str:
+    """Error of partial backward, what went dense, and what BatchNorm's approximation changes, by architecture."""
+    (record,) = load("partial-parity")
+    shares = record["shares"]
+    lines = [
+        f"Partial backward against exact masking, batches of {round(1 / shares[0])}, float32, torch "
+        f'{record["versions"]["torch"]}: relative L2 over all parameter gradients with `batchnorm="exact"` at r = '
+        f'{" / ".join(f"{s:g}" for s in shares)}; ops that then run over all rows; with `"selected"`, cosine to the '
+        "exact gradient and FLOPs of the backward as a share of dense, at the same r.",
+        "",
+        "| model | relative error | over all rows | cosine, `selected` | backward FLOPs, `selected` |",
+        "|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        dense = ", ".join(sorted(f"`{name.split('.')[1]}`" for name in r["dense_ops"])) or "none"
+        lines.append(
+            f"| {r['model']} | {' / '.join(f'{e:.0e}' for e in r['errors'])} | {dense} | "
+            f"{' / '.join(f'{c:.2f}' for c in r['cosines'])} | {' / '.join(f'{f:.2f}' for f in r['flops_shares'])} |"
+        )
+    return "\n".join(lines)
+
+
+def batchnorm_table() -> str:
+    """Cosine to the exact masked gradient along a training."""
+    (record,) = load("partial-batchnorm")
+    rates = sorted({r["rate"] for r in record["rows"]}, reverse=True)
+    lines = [
+        "Cosine to the exact masked gradient after each epoch of a short CIFAR-10 training of ResNet-9 (width 16, B = "
+        "256):",
+        "",
+        "| epoch | " + " | ".join(f"`partial`, r = {rate:g} | `subset`, r = {rate:g}" for rate in rates) + " |",
+        "|---|" + "---|---|" * len(rates),
+    ]
+    for epoch in sorted({r["epoch"] for r in record["rows"]}):
+        here = {r["rate"]: r for r in record["rows"] if r["epoch"] == epoch}
+        cells = " | ".join(f"{here[rate]['partial']:.2f} | {here[rate]['subset']:.2f}" for rate in rates)
+        lines.append(f"| {epoch} | {cells} |")
+    return "\n".join(lines)
+
+
 def rendered(readme: str) -> str:
     """README with its tables replaced."""
-    for name, table in (("accuracy", accuracy_tables()), ("flops", flops_table()), ("time", time_table())):
+    tables = {
+        "accuracy": accuracy_tables,
+        "flops": flops_table,
+        "time": time_table,
+        "parity": parity_table,
+        "batchnorm": batchnorm_table,
+    }
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: generated by benchmarks/summarize.py -->", f"<!-- /{name} -->"
         head, rest = readme.split(begin)
-        readme = head + begin + "\n" + table + "\n" + end + rest.split(end)[1]
+        readme = head + begin + "\n" + table() + "\n" + end + rest.split(end)[1]
     return readme
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ast.core import SampleSelector, TracelessForward, select_batch, selected_mean
+from lightning_ast.core import SampleSelector, partial_mean
 from lightning_ast.core.significance import el2n
 
 torch.manual_seed(0)
@@ -24,22 +24,17 @@ model = torch.nn.Sequential(
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 selector = SampleSelector(target_activation_rate=0.4)
-score_only = TracelessForward(model)
 
 for epoch in range(10):
     offered = selected = 0
-    for batch in DataLoader(TensorDataset(*train), batch_size=64, shuffle=True):
-        x, y = batch
-        with score_only():  # no gradient, and BatchNorm's running statistics stay as they are
-            logits = model(x)
-            losses = F.cross_entropy(logits, y, reduction="none")
-        selection = selector.select(el2n(losses, logits, x, y))
-        x, y = select_batch((x, y), selection.indices)
-        loss = selected_mean(F.cross_entropy(model(x), y, reduction="none"), selection, batch_size=len(batch[0]))
+    for x, y in DataLoader(TensorDataset(*train), batch_size=64, shuffle=True):
+        logits = model(x)
+        losses = F.cross_entropy(logits, y, reduction="none")
+        selection = selector.select(el2n(losses.detach(), logits.detach(), x, y))
         optimizer.zero_grad()
-        loss.backward()
+        partial_mean(losses, selection).backward()  # computes over the selected rows only
         optimizer.step()
-        offered, selected = offered + len(batch[0]), selected + len(x)
+        offered, selected = offered + len(x), selected + len(selection.indices)
     model.eval()
     accuracy = (model(test[0]).argmax(1) == test[1]).float().mean()
     model.train()

@@ -119,10 +119,10 @@ def test_demo_table(tmp_path: Path) -> None:
     for column in ("accuracy", "seconds", "samples", "GFLOPs", "activation", "saved:"):
         assert column in out
     rows = re.findall(
-        r"│ (dense|AST, subset, r = 0.4|dense, shortened) +│ +(\d+) │ +(\S+)% │ +(\S+) │ +(\S+) │ +(\S+) │ +(\S+)% │",
+        r"│ (dense|AST, partial, r = 0.4|dense, shortened) +│ +(\d+) │ +(\S+)% │ +(\S+) │ +(\S+) │ +(\S+) │ +(\S+)% │",
         out,
     )
-    assert [row[0] for row in rows] == ["dense", "AST, subset, r = 0.4", "dense, shortened"]
+    assert [row[0] for row in rows] == ["dense", "AST, partial, r = 0.4", "dense, shortened"]
     assert [float(row[6]) for row in rows] == [100.0, pytest.approx(40 * 0.8 + 20, abs=4), 100.0]
     assert int(rows[2][1]) < 6
     assert "Epoch 6/6 | Loss:" in out

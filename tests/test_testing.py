@@ -38,7 +38,8 @@ def test_batchnorm_both_ways(digits: Digits) -> None:
     module = PlainNet()
     exact = check_partial_backward(module, batch_of(digits))
     selected = check_partial_backward(module, batch_of(digits), batchnorm="selected")
-    assert exact.relative_error < 1e-5 < 1e-3 < selected.relative_error
+    assert exact.relative_error < 1e-5
+    assert selected.relative_error > 1e-3
     assert exact.dense_ops == {"aten.native_batch_norm_backward.default": 1}
     assert "aten.native_batch_norm_backward.default (x1)" in str(exact)
     assert selected.flops_share < exact.flops_share

@@ -97,7 +97,7 @@ def run_demo(
     data: DataName = "digits",
     *,
     root: str = "data",
-    mode: Mode = "subset",
+    mode: Mode = "partial",
     target_activation_rate: float = 0.4,
     epochs: int | None = None,
     width: int | None = None,

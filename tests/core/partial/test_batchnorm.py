@@ -65,7 +65,7 @@ def test_nothing_is_left_along_a_shift_or_a_scale_of_the_input() -> None:
 def test_too_few_values_go_dense_and_exact() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
-    error, dense = compare(net, torch.randn(B, 6), KEPT, batchnorm="selected")
+    error, dense = compare(net, torch.randn(B, 6), KEPT[:3], batchnorm="selected")
     assert error < 1e-5
     assert list(dense) == ["aten.native_batch_norm_backward.default"]
 

@@ -5,7 +5,7 @@ is constant over the batch, and the part along the normalised input, so that row
 ``batchnorm="selected"`` leaves those rows out and takes the two parts over the k selected rows: an approximation. As in
 the exact gradient, nothing is left along a shift or a scale of the input; with the full batch's mean and deviation in
 the place of the selected rows' own that would not hold, and the gradient is further off. ``batchnorm="exact"`` goes
-dense there, and so does all that lies before; so does a layer that would take its two parts from less than 16 values.
+dense there, and so does all that lies before; so does a layer that would take its two parts from less than 4 values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = []
 
 Args = tuple[Any, ...]
 aten = torch.ops.aten
-_FEWEST = 16
+_FEWEST = 4
 """Values of a channel among the selected rows that its two means are taken from, at least."""
 
 
