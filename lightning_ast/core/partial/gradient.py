@@ -62,6 +62,11 @@ class RowGradient(Tensor):
         assert self.place is not None
         return self.rows.gather(full, dim, self.place.pre, self.place.post)
 
+    def packed(self) -> Tensor:
+        """The rows in the memory format that this tensor claims to have, for kernels that do not look again."""
+        claimed = torch.contiguous_format if self.is_contiguous() else torch.channels_last
+        return self.data_rows.contiguous(memory_format=claimed)
+
     def lies_as(self, other: RowGradient) -> bool:
         """Whether both hold the same samples in the same place, counted from the end."""
         a, b = self.place, other.place

@@ -37,7 +37,7 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             mask_has_rows |= name in _MASKS
         elif name in _SAVED:
             return NotImplemented
-    call[names[0]] = gradient.data_rows
+    call[names[0]] = gradient.packed()
     positional = [call.pop(name) for name in names if name in call]
     outs = func(*positional, **call)
     rows = 3 + mask_has_rows  # gradients of query, key, value and, of a mask with a row for each sample, its own

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_ast.core.partial.gradient import RowGradient, wrap
 from lightning_ast.core.partial.memory import GradientMemory
@@ -48,11 +49,22 @@ def _slice_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return wrap(data, gradient.rows, place_of(full, dim, full[dim] // group, place.post))
 
 
+_SELECTING = ("Max", "Min", "Sort", "Topk", "Kthvalue", "Median", "Nanmedian", "Mode")
+"""Nodes whose formula scatters into zeros that, in some versions of torch, do not come from the gradient."""
+
+
+def _is_zeros(tensor: Any) -> bool:
+    if type(tensor) is GradientMemory:
+        return tensor.untouched
+    node = torch._C._current_autograd_node()
+    return type(tensor) is Tensor and node is not None and node.name().partition("Backward")[0] in _SELECTING
+
+
 @rule("scatter.src", "scatter_add")
 def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The backward of gather, max, min, sort and the like, where they run inside a sample."""
     zeros, dim, index, source = args
-    if type(zeros) is not GradientMemory or type(source) is not RowGradient or source.place is None:
+    if not _is_zeros(zeros) or type(source) is not RowGradient or source.place is None:
         return NotImplemented
     place = source.place
     if dim % zeros.dim() == place.dim or zeros.shape[place.dim] != place.size or index.shape != source.shape:
@@ -103,7 +115,7 @@ def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, index, *rest = args
     if gradient.place is None or gradient.place.dim >= index.dim():
         return NotImplemented
-    return func(gradient.data_rows, gradient.rows_of(index, gradient.place.dim), *rest)
+    return func(gradient.packed(), gradient.rows_of(index, gradient.place.dim), *rest)
 
 
 @rule("diagonal_backward", "unfold_backward")

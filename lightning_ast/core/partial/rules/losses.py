@@ -34,7 +34,7 @@ def _nll(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not _leads(gradient) or reduction != 0:
         return NotImplemented
     saved = gradient.rows_of(scores, 0), gradient.rows_of(target, 0)
-    return gradient.moved(func(gradient.data_rows, *saved, weight, reduction, *rest), 0)
+    return gradient.moved(func(gradient.packed(), *saved, weight, reduction, *rest), 0)
 
 
 @rule("multi_margin_loss_backward", "multilabel_margin_loss_backward")
@@ -45,7 +45,7 @@ def _margin(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     rest = [args[3], gradient.rows_of(args[4], 0)] if multilabel else args[3:]
     saved = gradient.rows_of(scores, 0), gradient.rows_of(target, 0)
-    return gradient.moved(func(gradient.data_rows, *saved, *rest), 0)
+    return gradient.moved(func(gradient.packed(), *saved, *rest), 0)
 
 
 def _leads(gradient: Any) -> bool:

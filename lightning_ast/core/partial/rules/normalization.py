@@ -37,7 +37,7 @@ def _layer_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     at = gradient.place.dim
     saved = gradient.rows_of(value, at), shape, gradient.rows_of(mean, at), gradient.rows_of(rstd, at)
-    out, weight, bias = func(gradient.data_rows, *saved, *rest, **kwargs)
+    out, weight, bias = func(gradient.packed(), *saved, *rest, **kwargs)
     return None if out is None else gradient.like(out), weight, bias
 
 
@@ -48,7 +48,7 @@ def _rms_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     at = gradient.place.dim
     saved = gradient.rows_of(value, at), shape, gradient.rows_of(rstd, at)
-    out, weight = func(gradient.data_rows, *saved, *rest, **kwargs)
+    out, weight = func(gradient.packed(), *saved, *rest, **kwargs)
     return None if out is None else gradient.like(out), weight
 
 
@@ -57,7 +57,7 @@ def _group_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     gradient, value, mean, rstd, weight, _, *rest = args
     if not _held(gradient) or gradient.place.dim != 0:
         return NotImplemented
-    rows = gradient.data_rows
+    rows = gradient.packed()
     saved = (gradient.rows_of(t, 0) for t in (value, mean, rstd))
     out, *parameters = func(rows, *saved, weight, rows.shape[0], *rest, **kwargs)
     return (None if out is None else gradient.like(out), *parameters)
@@ -75,7 +75,7 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     if training:
         return _selected(gradient, value, weight, mean, invstd, eps, mask)
     saved = gradient.rows_of(value, 0), weight, running_mean, running_var, mean, invstd
-    out, *parameters = func(gradient.data_rows, *saved, training, eps, mask)
+    out, *parameters = func(gradient.packed(), *saved, training, eps, mask)
     return (None if out is None else gradient.like(out), *parameters)
 
 
@@ -100,7 +100,7 @@ def _selected(
     The derivative of the normalised value is the full batch's ``invstd``: it enters through the weight. The weight's
     own gradient is exact: ``sum(g * (x - mean) * invstd)`` over the rows that have a gradient.
     """
-    rows, saved = gradient.data_rows, gradient.rows_of(value, 0)
+    rows, saved = gradient.packed(), gradient.rows_of(value, 0)
     if gradient.rows.batchnorm == "exact" or rows.numel() < _FEWEST * rows.shape[1]:
         return NotImplemented
     dims = [d for d in range(saved.dim()) if d != 1]
@@ -121,5 +121,5 @@ def _selected(
 def _instance_norm(gradient: RowGradient, args: Args) -> Args:
     """InstanceNorm is BatchNorm over ``(1, B * C, ...)``: every channel of every sample has its own statistics."""
     rows = [gradient.rows_of(args[1], 1), *(None if t is None else gradient.rows_of(t, 0) for t in args[2:7])]
-    outs = aten.native_batch_norm_backward(gradient.data_rows, *rows, *args[7:])
+    outs = aten.native_batch_norm_backward(gradient.packed(), *rows, *args[7:])
     return tuple(None if o is None else gradient.moved(o, 1 if i == 0 else 0) for i, o in enumerate(outs))

@@ -40,7 +40,7 @@ def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not _leads(gradient) or args[1].dim() != gradient.dim() or args[1].shape[0] != gradient.shape[0]:
         return NotImplemented
     saved = [gradient.rows_of(a, 0) if isinstance(a, Tensor) else a for a in args[1:]]
-    out = func(gradient.data_rows, *saved, **kwargs)
+    out = func(gradient.packed(), *saved, **kwargs)
     if isinstance(out, tuple):
         return tuple(None if o is None else gradient.moved(o, 0) for o in out)
     return gradient.moved(out, 0)
@@ -57,5 +57,5 @@ def _upsample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, out_size, in_size, *rest = args
     if not _leads(gradient) or in_size[0] != gradient.shape[0]:
         return NotImplemented
-    rows = gradient.data_rows
+    rows = gradient.packed()
     return gradient.moved(func(rows, out_size, [rows.shape[0], *in_size[1:]], *rest, **kwargs), 0)
