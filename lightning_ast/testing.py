@@ -16,7 +16,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from lightning_ast.core.batch import batch_size_of
 from lightning_ast.core.execution import mask_rows
 from lightning_ast.core.losses import LossCapture, LossReached, check_losses
-from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, keep_rows
+from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, keep_rows, uncounted
 from lightning_ast.mixin import SparseLossMixin, overrides
 
 __all__ = ["PartialBackwardCheck", "check_partial_backward"]
@@ -36,7 +36,8 @@ class PartialBackwardCheck:
         relative_error_by_parameter: the same for each parameter that requires gradients.
         dense_ops: backward ops that ran over all rows, and how often.
         flops_share: FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
-            compiled parts. ``selected / batch_size`` where every op ran on rows.
+            compiled parts or dense recurrent layers, which torch does not count. ``selected / batch_size`` where every
+            op ran on rows.
     """
 
     batch_size: int
@@ -127,8 +128,14 @@ def check_partial_backward(
         cosine=float(torch.nn.functional.cosine_similarity(all_want, all_got, dim=0)),
         relative_error_by_parameter={name: _relative(want[name], got[name]) for name in want},
         dense_ops=dict(dense_ops),
-        flops_share=flops.executed / flops.full if flops is not None and flops.full else None,
+        flops_share=None if flops is None or not flops.full or uncounted(dense_ops) else flops.executed / flops.full,
     )
+
+
+def _real(gradient: Tensor) -> Tensor:
+    """An ordinary real tensor with the same norm."""
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _relative(want: Tensor, got: Tensor) -> float:
@@ -180,7 +187,7 @@ def _gradients(
             with count:
                 loss.backward()  # type: ignore[no-untyped-call]
         return {
-            name: torch.zeros_like(p) if p.grad is None else p.grad
+            name: torch.zeros_like(p) if p.grad is None else _real(p.grad)
             for name, p in module.named_parameters()
             if p.requires_grad
         }
@@ -189,4 +196,5 @@ def _gradients(
             for name, p in module.named_parameters():
                 p.grad = before[name]
             for name, b in module.named_buffers():
-                b.copy_(buffers[name])
+                if name in buffers:  # not one that the forward made
+                    b.copy_(buffers[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
-from lightning_ast.core.partial import BackwardFlops
+from lightning_ast.core.partial import BackwardFlops, uncounted
 
 __all__ = ["FlopCount", "StepClock", "compiled_parts"]
 
@@ -73,12 +73,13 @@ class FlopCount:
             if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
                 self._expects_backward = False
 
-    def finish_batch(self, ledger: Ledger, plan: BatchPlan) -> bool:
+    def finish_batch(self, ledger: Ledger, plan: BatchPlan, dense_ops: Iterable[str]) -> bool:
         """Write the cost of one sample to the ledger, and what a partial backward spent on all rows, once known.
 
         Args:
             ledger: its FLOPs are left alone where it knows them already (restored from a checkpoint).
             plan: of the batch that ends.
+            dense_ops: names of backward ops that ran over all rows so far.
 
         Returns:
             True after the first backward that left rows out.
@@ -91,6 +92,8 @@ class FlopCount:
             rate = plan.selected / plan.batch_size
             ledger.dense_share = min(max((self._executed / self._full - rate) / (1 - rate), 0.0), 1.0)
             self._wants_share = False
+        if plan.spares_rows and uncounted(dense_ops):
+            ledger.flops = None
         self._full = self._executed = 0
         first = plan.spares_rows and not self._spared
         self._spared |= first

@@ -194,12 +194,16 @@ class StepInterceptor:
                 "`select_batch(batch, indices)`."
             )
 
-    def _rewrite(self, plan: BatchPlan, batch: Any, record: LossRecord, value: Tensor) -> Tensor:
+    def _rewrite(self, plan: BatchPlan, batch: Any, record: LossRecord, compute: Callable[[], Tensor]) -> Tensor:
         """Captured losses: the reduced loss of the selection, reporting the full batch's value."""
-        if plan.sparse:
+        if not plan.sparse:
+            value = compute()
+            if not self._verified:
+                self._rehearse(batch, record.losses.detach(), record)
+        else:
             if plan.selection is None:
                 plan.selection = self._decide(batch, record.losses.detach(), record)
-            kept, counts, full, total = plan.selection, record.counts, value, record.counts.sum()
+            kept, counts, full, total = plan.selection, record.counts, record.total.detach(), record.counts.sum()
             if plan.sub_batch is None:
                 divisor = self._divisor(kept, counts[kept.indices], total, mean=record.mean)
                 selected = self._keep(record.sums, kept.indices, kept.weights).sum() / divisor
@@ -208,9 +212,7 @@ class StepInterceptor:
                     full, total = plan.full_loss, plan.total_count
                 divisor = self._divisor(kept, counts, total, mean=record.mean)
                 selected = selected_loss(record.sums, kept, divisor)
-            value = report_full_loss(selected.to(value.dtype), full.to(value.dtype))
-        elif not self._verified:
-            self._rehearse(batch, record.losses.detach(), record)
+            value = report_full_loss(selected.to(record.dtype), full.to(record.dtype))
         plan.seen.append(value)
         return value
 

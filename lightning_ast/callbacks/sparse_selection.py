@@ -271,7 +271,7 @@ class SparseSelectionCallback(Callback):
         if plan is None:  # Lightning calls this hook alone where the loader gave None
             return
         self._step.plan = None
-        if self._flops.finish_batch(self.ledger, plan):
+        if self._flops.finish_batch(self.ledger, plan, self.dense_ops):
             note_dense_ops(self.dense_ops, self.ledger)
         mode = self.mode if plan.sparse else None
         self.ledger.record(self.stage, mode=mode, offered=plan.batch_size, selected=plan.selected)

@@ -176,7 +176,7 @@ class Ledger:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.flops = None if state["flops"] is None else FlopsPerSample(**state["flops"])
-        self.dense_share = state["dense_share"]
+        self.dense_share = state.get("dense_share", 0.0)
         self.stages = {stage: StageTotals(**totals) for stage, totals in state["stages"].items()}
 
 

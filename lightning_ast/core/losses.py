@@ -6,6 +6,7 @@ would have averaged: per sample, the sum of its elements and their weight in the
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class LossRecord:
         kind: what the logits are.
         ignore_index: target value that counts for nothing, or None.
         elements: loss elements of a sample: 1, its tokens, its pixels.
+        dtype: of the loss that the user's call returns; the sums are at least float32.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LossRecord:
     kind: OutputKind
     ignore_index: int | None = None
     elements: int = 1
+    dtype: torch.dtype = torch.float32
 
     @property
     def losses(self) -> Tensor:
@@ -119,6 +122,7 @@ def _record(
         kind=elements.kind,
         ignore_index=elements.ignore_index,
         elements=elements.values.numel() // batch_size,
+        dtype=elements.values.dtype,
     )
 
 
@@ -135,7 +139,8 @@ class LossCapture(TorchFunctionMode):
 
     Args:
         batch_size: number of samples B in the batch.
-        rewrite: ``(record, value) -> scalar`` replaces the value the loss function returns; None only watches.
+        rewrite: ``(record, compute) -> scalar`` gives what the user's call returns; ``compute()`` is what it would
+            have. None only watches.
         stop: raise :class:`LossReached` at the first loss instead of returning to the user's code.
         unreduced: for code that returns its own losses: accept ``reduction="none"``, and pass over what cannot be
             taken apart.
@@ -160,7 +165,7 @@ class LossCapture(TorchFunctionMode):
         self,
         batch_size: int,
         *,
-        rewrite: Callable[[LossRecord, Tensor], Tensor] | None = None,
+        rewrite: Callable[[LossRecord, Callable[[], Tensor]], Tensor] | None = None,
         stop: bool = False,
         unreduced: bool = False,
     ) -> None:
@@ -191,8 +196,8 @@ class LossCapture(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._stop:
             raise LossReached
-        value = func(*args, **kwargs)
-        return value if self._rewrite is None else self._rewrite(self.records[-1], value)
+        compute = functools.partial(func, *args, **kwargs)
+        return compute() if self._rewrite is None else self._rewrite(self.records[-1], compute)
 
     def record(self) -> LossRecord:
         """The one captured loss.

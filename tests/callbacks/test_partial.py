@@ -166,9 +166,9 @@ def test_what_goes_dense_is_said_once_with_its_cost(digits: Digits, warmup: bool
     told = [str(w.message) for w in said if "ran over the whole batch" in str(w.message)]
     assert len(told) == 1
     assert "aten.mkldnn_rnn_layer_backward.default (x1)" in told[0]
-    share = callback.ledger.dense_share
-    assert 0.1 < share <= 1
-    assert f"{share:.0%} of the backward's FLOPs" in told[0]
+    assert "their cost was not counted" in told[0], "torch has no formula for it"
+    assert callback.savings["flops"] is None, "unknown, not 0"
+    assert callback.savings["samples"] is not None
     sparse_steps = callback.ledger.stages["sparse"].steps
     assert callback.dense_ops == {"aten.mkldnn_rnn_layer_backward.default": sparse_steps}
 
@@ -180,7 +180,11 @@ def test_books_of_exact_and_selected_batchnorm(digits: Digits) -> None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             quiet_trainer(callbacks=[callback], max_steps=3).fit(PlainNet(), loader(digits))
-        assert any("native_batch_norm_backward" in str(w.message) for w in said) == (batchnorm == "exact")
+        told = [str(w.message) for w in said if "native_batch_norm_backward" in str(w.message)]
+        assert len(told) == (batchnorm == "exact")
+        assert all(
+            f"{callback.ledger.dense_share:.0%} of the backward's FLOPs are spent on every sample" in t for t in told
+        )
     selected, exact = callbacks["selected"], callbacks["exact"]
     assert selected.ledger.dense_share == 0
     flops = exact.ledger.flops

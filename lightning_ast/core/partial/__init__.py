@@ -6,8 +6,9 @@ counts.
 """
 
 from lightning_ast.core.partial import rules
-from lightning_ast.core.partial.flops import BackwardFlops, RowOps
-from lightning_ast.core.partial.gradient import RowGradient, densify
+from lightning_ast.core.partial.flops import BackwardFlops, RowOps, uncounted
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.partial.selection import keep_rows, select_rows
 
@@ -20,4 +21,5 @@ __all__ = [
     "keep_rows",
     "rules",
     "select_rows",
+    "uncounted",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import GradientMemory
 
-__all__ = ["BackwardFlops", "RowOps"]
+__all__ = ["BackwardFlops", "RowOps", "uncounted"]
 
 
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,3 +82,12 @@ class BackwardFlops:
         """Stop, and take the totals."""
         self.executed, self.full = (counter.get_total_flops() for counter in self._counters)
         self._open.close()
+
+
+def uncounted(dense_ops: Iterable[str]) -> bool:
+    """Whether costly ops are among those that ran over all rows which torch's FlopCounterMode has no formula for.
+
+    Args:
+        dense_ops: names, as :func:`lightning_ast.core.select_rows` counts them.
+    """
+    return any(kind in name for name in dense_ops for kind in ("rnn", "lstm", "gru"))

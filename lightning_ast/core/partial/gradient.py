@@ -7,6 +7,7 @@ full (zeros, and the rows in their places) and runs the op as it is: exact, only
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from lightning_ast.core.partial.registry import RULES, runs_by_parts
+from lightning_ast.core.partial.registry import RULES, is_view, runs_by_parts
 from lightning_ast.core.partial.rows import Place, Rows, place_of
 
-__all__ = ["RowGradient", "densify", "go_dense", "in_accumulate_grad", "wrap"]
+__all__ = ["RowGradient", "go_dense", "in_accumulate_grad", "in_formula", "wrap"]
 
 _make_wrapper = Tensor._make_wrapper_subclass
 _COMPILED = "a torch.compile'd region"
@@ -31,13 +32,15 @@ class RowGradient(Tensor):
             something was written into it that no rule could do, the full tensor.
         rows: which samples.
         place: where they lie; None where ``data_rows`` is the full tensor.
+        origin: of a view, the row gradient it is a view of, and the op and its arguments; None otherwise.
     """
 
     data_rows: Tensor
     rows: Rows
     place: Place | None
+    origin: tuple[RowGradient, Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None
 
-    __slots__ = ("data_rows", "place", "rows")
+    __slots__ = ("data_rows", "origin", "place", "rows")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Without the contents."""
@@ -62,10 +65,14 @@ class RowGradient(Tensor):
         assert self.place is not None
         return self.rows.gather(full, dim, self.place.pre, self.place.post)
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """What this tensor claims to have."""
+        return torch.contiguous_format if self.is_contiguous() else torch.channels_last
+
     def packed(self) -> Tensor:
         """The rows in the memory format that this tensor claims to have, for kernels that do not look again."""
-        claimed = torch.contiguous_format if self.is_contiguous() else torch.channels_last
-        return self.data_rows.contiguous(memory_format=claimed)
+        return self.data_rows.contiguous(memory_format=self.memory_format)
 
     def lies_as(self, other: RowGradient) -> bool:
         """Whether both hold the same samples in the same place, counted from the end."""
@@ -78,7 +85,34 @@ class RowGradient(Tensor):
 
     def dense(self) -> Tensor:
         """The full, ordinary tensor."""
-        return self.data_rows if self.place is None else self.rows.scatter(self.data_rows, self.place)
+        if self.place is None:
+            return self.data_rows
+        return self.rows.scatter(self.data_rows, self.place, self.memory_format)
+
+    def become_dense(self) -> Tensor:
+        """Hold the full tensor from now on, so that what is written into it, or into a view of it, is seen by all.
+
+        Returns:
+            The full tensor; of a view, a view of what it is a view of.
+        """
+        if self.place is not None:
+            if self.origin is None:
+                full = self.dense()
+            else:
+                base, view, args, kwargs = self.origin
+                full = view(base.become_dense(), *args, **kwargs)
+            self.data_rows, self.place = full, None
+        return self.data_rows
+
+    def shares_memory(self) -> bool:
+        """Whether a write into the rows reaches what this is a view of (a reshape may have copied)."""
+        gradient = self
+        while gradient.origin is not None:
+            base = gradient.origin[0]
+            if base.place is None or _memory(base.data_rows) != _memory(gradient.data_rows):
+                return False
+            gradient = base
+        return True
 
     def __coerce_same_metadata_as_tangent__(self, metadata: Any, expected_type: Any = None) -> Tensor:
         """AOTAutograd asks for what a compiled backward can take: a plain tensor."""
@@ -97,6 +131,8 @@ class RowGradient(Tensor):
         if rule is not None:
             result = rule(func, args, kwargs)
             if result is not NotImplemented:
+                if is_view(func):
+                    _remember(func, args, kwargs, result)
                 return result
         elif runs_by_parts(func):
             return func.decompose(*args, **kwargs)
@@ -117,7 +153,7 @@ def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
         _, c, h, w = shape
         strides = (c * h * w, 1, w * c, c)
     made: RowGradient = _make_wrapper(RowGradient, shape, strides=strides, dtype=data.dtype, device=data.device)
-    made.data_rows, made.rows, made.place = data, rows, place
+    made.data_rows, made.rows, made.place, made.origin = data, rows, place, None
     return made
 
 
@@ -126,36 +162,45 @@ def _grown(shape: tuple[int, ...], dim: int, place: Place) -> Place:
     return place_of((*shape[:dim], place.size, *shape[dim + 1 :]), dim, place.pre, place.post)
 
 
-def densify(gradient: Tensor) -> Tensor:
-    """The ordinary tensor behind a gradient, for hooks and custom backwards that need one.
-
-    Args:
-        gradient: what a tensor hook or a custom ``torch.autograd.Function`` was given; plain tensors pass through.
-
-    Returns:
-        A tensor of the same shape. As the return value of ``tensor.register_hook(densify)`` it makes the rest of
-        the backward below that tensor an ordinary, dense one.
-    """
-    return gradient.dense() if isinstance(gradient, RowGradient) else gradient
-
-
 def go_dense(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an op over all rows and count it."""
     first = args[0] if args else None
     gradients = [g for g in _gradients((args, kwargs)) if g.place is not None]
-    if gradients:
+    if gradients and not in_accumulate_grad(gradients[0].rows):
         gradients[0].rows.dense_ops[str(func)] += 1
-    result = func(*tree_map_only(RowGradient, densify, args), **tree_map_only(RowGradient, densify, kwargs))
-    if func._schema.is_mutable and isinstance(first, RowGradient):  # written to in place: it is full from now on
-        first.data_rows, first.place = result, None
-        return first
-    return result
+    if isinstance(first, RowGradient) and (func._schema.is_mutable or is_view(func)):
+        first.become_dense()
+    result = func(*tree_map_only(RowGradient, _dense, args), **tree_map_only(RowGradient, _dense, kwargs))
+    return first if func._schema.is_mutable and isinstance(first, RowGradient) else result
+
+
+def _dense(gradient: RowGradient) -> Tensor:
+    return gradient.dense()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _remember(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Note of what the results of a view are views."""
+    if isinstance(result, RowGradient):
+        result.origin = (args[0], func, args[1:], kwargs)
+        return
+    for position, part in enumerate(result):
+        part.origin = (args[0], lambda *a, at=position, **k: func(*a, **k)[at], args[1:], kwargs)
 
 
 def _gradients(tree: Any) -> list[RowGradient]:
     found: list[RowGradient] = []
     tree_map_only(RowGradient, found.append, tree)
     return found
+
+
+def in_formula() -> bool:
+    """Whether one of torch's own derivative formulas is running, and not a hook or a custom backward."""
+    node = torch._C._current_autograd_node()
+    return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def in_accumulate_grad(rows: Rows) -> bool:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from lightning_ast.core.partial.gradient import RowGradient, go_dense, in_accumulate_grad
-from lightning_ast.core.partial.registry import RULES, rule
+from lightning_ast.core.partial.gradient import RowGradient, go_dense, in_accumulate_grad, in_formula
+from lightning_ast.core.partial.registry import RULES, is_view, rule
 
-__all__ = ["GradientMemory"]
+__all__ = ["GradientMemory", "densify"]
 
 
 @dataclass
@@ -28,12 +29,14 @@ class _Shared:
     Attributes:
         base: the gradient that it was made from.
         elements: its length.
+        node: the formula that made it.
         source: a row gradient that was copied in, and the shape and strides it was copied to.
         plain: ordinary memory, once somebody needed it.
     """
 
     base: RowGradient
     elements: int
+    node: Any
     source: tuple[RowGradient, tuple[int, ...], tuple[int, ...]] | None = None
     plain: Tensor | None = None
 
@@ -63,23 +66,33 @@ class GradientMemory(Tensor):
         """Nothing was written yet."""
         return self.shared.source is None and self.shared.plain is None
 
-    def content(self, *, writable: bool = False) -> Tensor:
-        """What a read finds: a row gradient where one was written and fits this view, else an ordinary tensor.
-
-        Args:
-            writable: an ordinary view of the shared memory is needed.
-        """
+    def content(self) -> Tensor:
+        """What a read finds: a row gradient where one was written and fits this view, else an ordinary tensor."""
         shared = self.shared
-        if shared.plain is None and shared.source is not None and not writable:
+        if shared.plain is None and shared.source is not None:
             rows = _viewed(*shared.source, tuple(self.shape), self.stride())
             if rows is not None:
                 return rows
+        return self.ordinary("a write into a part of a gradient")
+
+    def ordinary(self, reason: str) -> Tensor:
+        """An ordinary view of the memory: all other views see what is written into it.
+
+        Args:
+            reason: under which rows that become full are counted.
+        """
+        shared = self.shared
         if shared.plain is None:
             shared.plain = torch.zeros(shared.elements, dtype=self.dtype, device=self.device)
             if shared.source is not None:
                 gradient, shape, stride = shared.source
                 shared.plain.as_strided(shape, stride).copy_(gradient.dense())
+                gradient.rows.dense_ops[reason] += 1
         return shared.plain.as_strided(self.shape, self.stride())
+
+    def may_be_written(self) -> bool:
+        """Whether a view of it may be the target of a write: in the formula that made it, and in the user's code."""
+        return not in_formula() or torch._C._current_autograd_node() is self.shared.node
 
     def _write(self, source: Any) -> bool:
         """Copy a row gradient in; False where it would not replace all that is there."""
@@ -97,21 +110,38 @@ class GradientMemory(Tensor):
     ) -> Any:
         """Keep views and writes of row gradients; hand everything else what was written."""
         kwargs, memory, name = kwargs or {}, args[0], func._schema.name
-        args = (memory, *(a.content() if type(a) is cls else a for a in args[1:]))
-        if type(memory) is cls:
-            if name == "aten::as_strided" and not any(args[3:]) and memory.shared.plain is None:
-                return cls(memory.shared, tuple(args[1]), tuple(args[2]))
-            if name == "aten::copy_" and memory._write(args[1]):
+        rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs))
+        if type(memory) is not cls:
+            return func(*tree_map_only(cls, cls.content, (memory,)), *rest, **kwargs)
+        if memory.shared.plain is None:
+            if name == "aten::as_strided" and not any(rest[2:]):
+                return cls(memory.shared, tuple(rest[0]), tuple(rest[1]))
+            if name == "aten::copy_" and memory._write(rest[0]):
                 return memory
-            if memory.untouched and func in RULES and RowGradient in map(type, args):
-                result = RULES[func](func, args, kwargs)
+            if memory.untouched and func in RULES and RowGradient in map(type, rest):
+                result = RULES[func](func, (memory, *rest), kwargs)
                 if result is not NotImplemented:
                     return result
-            args = (memory.content(writable=func._schema.is_mutable), *args[1:])
-            if func._schema.is_mutable:
-                go_dense(func, args, kwargs)
-                return memory
-        return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            go_dense(func, (memory.ordinary(str(func)), *rest), kwargs)
+            return memory
+        written = is_view(func) and memory.may_be_written()
+        return func(memory.ordinary(str(func)) if written else memory.content(), *rest, **kwargs)
+
+
+def densify(gradient: Tensor) -> Tensor:
+    """The ordinary tensor behind a gradient, for hooks and custom backwards that need one.
+
+    Args:
+        gradient: what a tensor hook or a custom ``torch.autograd.Function`` was given; plain tensors pass through.
+
+    Returns:
+        A tensor of the same shape. As the return value of ``tensor.register_hook(densify)`` it makes the rest of
+        the backward below that tensor an ordinary, dense one.
+    """
+    if isinstance(gradient, GradientMemory):
+        gradient = gradient.content()
+    return gradient.dense() if isinstance(gradient, RowGradient) else gradient
 
 
 def _viewed(
@@ -130,6 +160,13 @@ def _viewed(
         return None
     if (shape, stride) == (old_shape, old_stride):
         return gradient
+    if (
+        _is_contiguous(old_shape, old_stride)
+        and _is_contiguous(shape, stride)
+        and math.prod(shape) == math.prod(old_shape)
+    ):
+        reshaped = torch.ops.aten.view(gradient, shape)
+        return reshaped if isinstance(reshaped, RowGradient) else None
     have = {(n, s): d for d, (n, s) in enumerate(zip(old_shape, old_stride, strict=True)) if n != 1}
     want = {(n, s): d for d, (n, s) in enumerate(zip(shape, stride, strict=True)) if n != 1}
     above_one = sum(n != 1 for n in old_shape), sum(n != 1 for n in shape)
@@ -142,21 +179,30 @@ def _viewed(
     return gradient.moved(gradient.data_rows.permute(order).reshape(rows), dim)
 
 
+def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for n, s in zip(reversed(shape), reversed(stride), strict=True):
+        if n != 1 and s != expected:
+            return False
+        expected *= n
+    return True
+
+
 @rule("new_zeros")
 def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base, shape = args[0], tuple(args[1])
-    if base.place is None or not _of_its_kind(base, kwargs):
+    if base.place is None or not in_formula() or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, **kwargs)
-    return GradientMemory(_Shared(base, math.prod(shape)), shape, None)
+    return GradientMemory(_Shared(base, math.prod(shape), torch._C._current_autograd_node()), shape, None)
 
 
 @rule("new_empty_strided")
 def _new_empty_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base, shape, stride = args[0], tuple(args[1]), tuple(args[2])
-    if base.place is None or in_accumulate_grad(base.rows) or not _of_its_kind(base, kwargs):
+    if base.place is None or not in_formula() or in_accumulate_grad(base.rows) or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, stride, **kwargs)
     elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    return GradientMemory(_Shared(base, elements), shape, stride)
+    return GradientMemory(_Shared(base, elements, torch._C._current_autograd_node()), shape, stride)
 
 
 def _of_its_kind(base: RowGradient, kwargs: dict[str, Any]) -> bool:

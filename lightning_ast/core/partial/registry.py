@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "Rule", "overload", "rule", "runs_by_parts"]
+__all__ = ["RULES", "Rule", "is_view", "overload", "rule", "runs_by_parts"]
 
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """``(op, args, kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented`` where
@@ -37,6 +37,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+@lru_cache(maxsize=1024)
+def is_view(op: OpOverload) -> bool:
+    """Whether what the op returns shares memory with its first argument, without having written to it."""
+    returned = [r.alias_info for r in op._schema.returns]
+    return not op._schema.is_mutable and any(alias is not None for alias in returned)
 
 
 @lru_cache(maxsize=1024)

@@ -163,14 +163,17 @@ class Rows:
             self._folded[key] = ((groups + self.on(device).view(-1, 1)) * post + within).flatten()
         return self._folded[key]
 
-    def scatter(self, data: Tensor, place: Place) -> Tensor:
+    def scatter(self, data: Tensor, place: Place, memory_format: torch.memory_format) -> Tensor:
         """The inverse of :meth:`gather`: the full tensor, zero where nothing was selected.
 
         Args:
             data: the selected rows.
             place: of the full tensor.
+            memory_format: of the full tensor.
         """
-        last = data.dim() == 4 and data.is_contiguous(memory_format=torch.channels_last)
-        kind = torch.channels_last if last else torch.contiguous_format
-        full = torch.empty(place.shape, dtype=data.dtype, device=data.device, memory_format=kind).zero_()
+        full = torch.empty(place.shape, dtype=data.dtype, device=data.device, memory_format=memory_format).zero_()
         return full.index_add_(place.dim, self._positions(data.device, place.pre, place.post), data)
+
+    def forget(self) -> None:
+        """Let go of what was gathered."""
+        self._gathered.clear()

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 
-from lightning_ast.core.partial.gradient import RowGradient, wrap
+from lightning_ast.core.partial.gradient import wrap
+from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.rows import BatchNormBackward, Rows, place_of
 
 __all__ = ["keep_rows", "select_rows"]
@@ -20,22 +22,22 @@ class _KeepRows(torch.autograd.Function):
         ctx: Any, losses: Tensor, indices: Tensor, factors: Tensor | None, batchnorm: BatchNormBackward, dense_ops: Any
     ) -> Tensor:
         ctx.size, ctx.batchnorm, ctx.dense_ops = losses.shape[0], batchnorm, dense_ops
-        ctx.save_for_backward(indices, factors)
-        picked = losses[indices] if factors is None else losses[indices] * factors
-        return torch.zeros_like(losses).index_add_(0, indices, picked)
+        picked = losses[indices]
+        ctx.save_for_backward(indices, factors, picked if ctx.needs_input_grad[2] else None)
+        return torch.zeros_like(losses).index_add_(0, indices, picked if factors is None else picked * factors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        indices, factors = ctx.saved_tensors
-        (gradient,) = gradients
-        if isinstance(gradient, RowGradient):  # selected twice: from a selection already made
-            gradient = gradient.dense()
-        data = gradient[indices] if factors is None else gradient[indices] * factors
+        indices, factors, picked = ctx.saved_tensors
+        gradient = densify(gradients[0])[indices]  # a RowGradient where it was selected from a selection
+        data = gradient if factors is None else gradient * factors
+        of_factors = None if picked is None else gradient * picked
         if torch.is_grad_enabled() or indices.numel() >= ctx.size:  # a second derivative is wanted; nothing to save
-            full: Tensor = torch.zeros_like(gradient).index_add(0, indices, data)
-            return full, None, None, None, None
+            full: Tensor = data.new_zeros(ctx.size).index_add(0, indices, data)
+            return full, None, of_factors, None, None
         rows = Rows(indices, ctx.size, batchnorm=ctx.batchnorm, dense_ops=ctx.dense_ops)
-        return wrap(data, rows, place_of((ctx.size,), 0)), None, None, None, None
+        Variable._execution_engine.queue_callback(rows.forget)
+        return wrap(data, rows, place_of((ctx.size,), 0)), None, of_factors, None, None
 
 
 def keep_rows(

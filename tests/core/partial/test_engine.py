@@ -306,6 +306,141 @@ def test_in_place_layers_and_writes() -> None:
     assert compare(Writes(), torch.randn(B, 6), KEPT)[0] < 1e-5
 
 
+WRITES: dict[str, Any] = {
+    "scaled-part": lambda h: h[:, 4:6].mul_(2),
+    "set-column": lambda h: h[:, 1].fill_(0.5),
+    "tanh-part": lambda h: h[:, 1:].tanh_(),
+    "every-other": lambda h: h[..., 1::2].mul_(-1),
+    "first-part": lambda h: h[:, :4].mul_(2),
+    "samples": lambda h: h[1:3].mul_(2),
+    "last-sample": lambda h: h[-1].zero_(),
+    "viewed": lambda h: h.view(-1, 2, 4)[:, 1].clamp_(min=0),
+    "shifted": lambda h: h[:, 1:].copy_(h[:, :-1].clone()),
+    "whole": lambda h: h.view(-1, 2, 4).mul_(3),
+    "transposed": lambda h: h.t().add_(1),
+    "masked": lambda h: h.masked_fill_(h > 0.2, 0.0),
+    "indexed": lambda h: h.index_fill_(1, torch.tensor([2, 5]), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_as_the_last_thing_a_layer_does(name: str) -> None:
+    class Writes(nn.Module):
+        def __init__(self, *, head: bool) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(6, 8), nn.Linear(8, 3) if head else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x) * 1
+            WRITES[name](h)
+            return self.head(h)
+
+    torch.manual_seed(0)
+    for head in (False, True):
+        for indices in (KEPT, torch.tensor([2])):
+            assert compare(Writes(head=head), torch.randn(B, 6), indices)[0] < 1e-5
+
+
+def write_column(g: Tensor) -> Tensor:
+    g = g.clone()
+    g[:, 2] = 0
+    return g
+
+
+def write_sample(g: Tensor) -> Tensor:
+    g = g.clone()
+    g[4] = 0
+    return g
+
+
+def add_to_part(g: Tensor) -> Tensor:
+    g = g.clone()
+    g[:, :2] += 1
+    return g
+
+
+def into_zeros(g: Tensor) -> Tensor:
+    out = torch.zeros_like(g)
+    out[:, 4:] = g[:, :-4]
+    return out
+
+
+def into_new(g: Tensor) -> Tensor:
+    out = g.new_zeros(g.shape)
+    out.copy_(g)
+    out[:, :4].mul_(3)
+    return out + g
+
+
+def joined(g: Tensor) -> Tensor:
+    return torch.cat([g.new_zeros(len(g), 2), g[:, 2:]], 1)
+
+
+def clipped(g: Tensor) -> Tensor:
+    return g / (g.norm() + 1e-3) + g.clamp(-0.01, 0.01) * g.sign().abs()
+
+
+@pytest.mark.parametrize("change", [write_column, write_sample, add_to_part, into_zeros, into_new, joined, clipped])
+def test_hooks_and_custom_backwards_that_write(change: Any) -> None:
+    class Changed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor, change: Any = change) -> Tensor:
+            return change(g)
+
+    def hooked(module: nn.Module, x: Tensor, change: Any = change) -> Tensor:
+        hidden = module[:3](x)
+        hidden.register_hook(change)
+        return module[3:](hidden).square().mean(1)
+
+    def custom(module: nn.Module, x: Tensor, changed: Any = Changed) -> Tensor:
+        return module[3:](changed.apply(module[:3](x))).square().mean(1)
+
+    for losses in (hooked, custom):
+        assert compare(mlp(), torch.randn(B, 6), KEPT, losses)[0] < 1e-5, change.__name__
+
+
+def test_complex_numbers() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8, dtype=torch.complex64), nn.Linear(8, 4, dtype=torch.complex64))
+
+    def losses(module: nn.Module, x: Tensor) -> Tensor:
+        hidden = module[0](x.to(torch.complex64) * (1 + 0.5j))
+        hidden = hidden * hidden.conj() + hidden.tanh() * hidden
+        spectrum = torch.fft.rfft(module[1](hidden).real, dim=1)
+        return spectrum.abs().square().mean(1)
+
+    torch.manual_seed(7)
+    want = gradients(net, losses(net, torch.randn(B, 6))[KEPT].sum())
+    torch.manual_seed(7)
+    got = gradients(net, select_rows(losses(net, torch.randn(B, 6)), KEPT))
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_may_be_learned() -> None:
+    net, x = mlp(), torch.randn(B, 6)
+    found = []
+    for keep in (mask_rows, keep_rows):
+        weights = torch.tensor([1.0, 2.0, 0.5, 3.0], requires_grad=True)
+        keep(squares(net, x), KEPT, weights).sum().backward()
+        found.append(weights.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_embeddings_scaled_by_frequency_and_sparse_ones() -> None:
+    for options in ({"scale_grad_by_freq": True}, {"sparse": True}):
+        torch.manual_seed(0)
+        net, x = nn.Embedding(5, 4, **options), torch.randint(0, 5, (B, 3))
+        want, got = (
+            gradients(net, loss)["weight"] for loss in (squares(net, x)[KEPT].sum(), select_rows(squares(net, x), KEPT))
+        )
+        torch.testing.assert_close(got.to_dense(), want.to_dense())
+
+
 def test_data_dependent_control_flow_and_routing() -> None:
     class Experts(nn.Module):
         def __init__(self) -> None:

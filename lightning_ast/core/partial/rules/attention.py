@@ -23,17 +23,17 @@ _MASKS = ("attn_bias", "attn_mask")
 def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, names = args[0], _argument_names(func)
     call = {**dict(zip(names, args, strict=False)), **kwargs}
-    if type(gradient) is not RowGradient or gradient.place is None or gradient.place.dim != 0:
+    if type(gradient) is not RowGradient or gradient.place is None or gradient.place.dim > 1:
         return NotImplemented
     if call.get("dropout_p"):  # the mask is drawn anew, from the row's position in the batch
         return NotImplemented
-    size, mask_has_rows = gradient.shape[0], False
+    at, size, mask_has_rows = gradient.place.dim, gradient.place.size, False  # heads may come first
     for name in (*_SAVED, *_MASKS):
         saved = call.get(name)
         if not isinstance(saved, Tensor) or saved.numel() == 0:
             continue
-        if saved.dim() > 0 and saved.shape[0] == size and (name in _SAVED or saved.dim() == 4):
-            call[name] = gradient.rows_of(saved, 0)
+        if saved.dim() > at and saved.shape[at] == size and (name in _SAVED or saved.dim() == 4):
+            call[name] = gradient.rows_of(saved, at)
             mask_has_rows |= name in _MASKS
         elif name in _SAVED:
             return NotImplemented
@@ -41,7 +41,7 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     positional = [call.pop(name) for name in names if name in call]
     outs = func(*positional, **call)
     rows = 3 + mask_has_rows  # gradients of query, key, value and, of a mask with a row for each sample, its own
-    return tuple(gradient.moved(o, 0) if isinstance(o, Tensor) and i < rows else o for i, o in enumerate(outs))
+    return tuple(gradient.moved(o, at) if isinstance(o, Tensor) and i < rows else o for i, o in enumerate(outs))
 
 
 def _argument_names(func: Any) -> list[str]:

@@ -113,7 +113,8 @@ def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None
 @rule("embedding_dense_backward")
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, index, *rest = args
-    if gradient.place is None or gradient.place.dim >= index.dim():
+    by_frequency = rest[2]  # of the indices in the whole batch
+    if gradient.place is None or gradient.place.dim >= index.dim() or by_frequency:
         return NotImplemented
     return func(gradient.packed(), gradient.rows_of(index, gradient.place.dim), *rest)
 

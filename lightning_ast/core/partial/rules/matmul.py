@@ -23,6 +23,8 @@ def _matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     place = gradient.place
     if type(other) is RowGradient or place is None:
         return NotImplemented
+    if other.is_conj():  # below the level of this dispatch nobody looks at the lazy bit
+        other = torch.conj_physical(other.conj())
     kept = free = place.from_end == (-2 if first else -1)
     if place.from_end == -3:  # one product for each row
         other, kept = gradient.rows_of(other, 0), True

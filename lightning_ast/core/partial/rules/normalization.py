@@ -69,7 +69,7 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     if not _held(gradient):
         return NotImplemented
     if gradient.place.dim == 1 and gradient.shape[0] == 1:
-        return _instance_norm(gradient, args)
+        return _instance_norm(gradient, value, args[2:])
     if gradient.place.dim != 0:
         return NotImplemented
     if training:
@@ -82,7 +82,11 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 @rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
 def _cudnn_batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     value, gradient, weight, _, _, mean, invstd, eps = args[:8]
-    if not _held(gradient) or gradient.place.dim != 0:
+    if not _held(gradient):
+        return NotImplemented
+    if gradient.place.dim == 1 and gradient.shape[0] == 1:
+        return _instance_norm(gradient, value, (*args[2:7], True, eps, [True, True, True]))
+    if gradient.place.dim != 0:
         return NotImplemented
     return _selected(gradient, value, weight, mean, invstd, eps, [True, True, True])
 
@@ -118,8 +122,9 @@ def _selected(
     )
 
 
-def _instance_norm(gradient: RowGradient, args: Args) -> Args:
+def _instance_norm(gradient: RowGradient, value: Tensor, rest: Args) -> Args:
     """InstanceNorm is BatchNorm over ``(1, B * C, ...)``: every channel of every sample has its own statistics."""
-    rows = [gradient.rows_of(args[1], 1), *(None if t is None else gradient.rows_of(t, 0) for t in args[2:7])]
-    outs = aten.native_batch_norm_backward(gradient.packed(), *rows, *args[7:])
+    weight_and_statistics = (t if t is None or t.numel() == 0 else gradient.rows_of(t, 0) for t in rest[:5])
+    saved = gradient.rows_of(value, 1), *weight_and_statistics, *rest[5:]
+    outs = aten.native_batch_norm_backward(gradient.packed(), *saved)
     return tuple(None if o is None else gradient.moved(o, 1 if i == 0 else 0) for i, o in enumerate(outs))

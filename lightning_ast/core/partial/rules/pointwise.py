@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.partial.gradient import RowGradient, in_accumulate_grad
+from lightning_ast.core.partial.gradient import RowGradient, in_accumulate_grad, in_formula
 from lightning_ast.core.partial.registry import rule
 
 __all__ = ["run_pointwise"]
@@ -28,6 +28,9 @@ def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
             operands.append(a.data_rows)
         elif isinstance(a, Tensor) and a.dim() >= -place.from_end and (size := a.shape[place.from_end]) != 1:
             if size != place.size:
+                if a.numel() == 0:  # a buffer that this device does without
+                    operands.append(a)
+                    continue
                 return None
             operands.append(first.rows_of(a, a.dim() + place.from_end))
         else:
@@ -47,7 +50,7 @@ def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 
 @rule(
-    "neg", "_conj", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
+    "neg", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
     "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
     "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
     "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
@@ -76,6 +79,8 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if type(a) is not RowGradient or type(b) is not RowGradient or not a.lies_as(b):
         return NotImplemented  # what is added to the other rows must not be lost
     if func._schema.is_mutable:
+        if not a.shares_memory():
+            return NotImplemented
         func(a.data_rows, b.data_rows, **kwargs)
         return a
     return a.like(_DIRECT.get(func, func)(a.data_rows, b.data_rows, **kwargs))
@@ -87,7 +92,7 @@ def _scale_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if type(first) is not RowGradient or first.place is None or any(type(a) is RowGradient for a in args[1:]):
         return NotImplemented
     operands = _operands(args, first)
-    if operands is None:
+    if operands is None or not first.shares_memory():
         return NotImplemented
     func(*operands, **kwargs)
     return first
@@ -120,32 +125,51 @@ def _is_zero(value: Any) -> bool:
     return value.dim() == 0 and node is not None and node.name().startswith("Clamp")
 
 
-@rule("detach", "alias", "_to_copy")
+@rule("detach", "alias", "_to_copy", "clone")
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
     if gradient.place is None or in_accumulate_grad(gradient.rows):
         return NotImplemented  # a leaf's .grad is an ordinary tensor
-    memory_format = kwargs.get("memory_format")
-    if memory_format not in (None, torch.preserve_format, torch.contiguous_format):
-        return gradient.like(_formatted(gradient.data_rows, func, kwargs))
+    needed: dict[Any, int] = {torch.channels_last: 4, torch.channels_last_3d: 5}
+    dimensions = needed.get(kwargs.get("memory_format"))
+    if dimensions is not None and gradient.data_rows.dim() != dimensions:
+        kwargs = {**kwargs, "memory_format": torch.preserve_format}
     return gradient.like(func(gradient.data_rows, **kwargs))
 
 
-@rule("clone")
-def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    if gradient.place is None or in_accumulate_grad(gradient.rows):
+@rule("_conj")
+def _conjugate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Carried out: below the level of this dispatch nobody looks at the lazy bit."""
+    return NotImplemented if args[0].place is None else args[0].like(torch.conj_physical(args[0].data_rows))
+
+
+@rule("zero_")
+def _zero(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args[0].place is None or not args[0].shares_memory():
         return NotImplemented
-    if kwargs.get("memory_format") in (None, torch.preserve_format):
-        return gradient.like(gradient.data_rows.clone())
-    return gradient.like(_formatted(gradient.data_rows, None, kwargs))  # from .contiguous(memory_format)
+    args[0].data_rows.zero_()
+    return args[0]
 
 
-def _formatted(data: Tensor, func: Any, kwargs: dict[str, Any]) -> Tensor:
-    memory_format = kwargs["memory_format"]
-    data = data if func is None else func(data, **{**kwargs, "memory_format": torch.preserve_format})
-    fits = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format, data.dim()) == data.dim()
-    return data.contiguous(memory_format=memory_format) if fits else data
+@rule("copy_")
+def _copy_rows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    target, source = args[:2]
+    both = type(target) is RowGradient and type(source) is RowGradient
+    if not both or not target.lies_as(source) or target.shape != source.shape or not target.shares_memory():
+        return NotImplemented
+    target.data_rows.copy_(source.data_rows)
+    return target
+
+
+@rule("isnan", "isinf")
+def _not_finite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What anomaly detection asks; zero is neither."""
+    return NotImplemented if args[0].place is None else args[0].like(func(args[0].data_rows))
+
+
+@rule("_is_any_true")
+def _any(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return NotImplemented if args[0].place is None else func(args[0].data_rows)
 
 
 @rule("_prelu_kernel_backward")
@@ -163,8 +187,8 @@ def _is_same_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 @rule("zeros_like")
 def _zeros_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What sign, floor and the like pass on."""
-    if args[0].place is None:
+    """What sign, floor and the like pass on; a custom backward that will write into it gets an ordinary tensor."""
+    if args[0].place is None or not in_formula():
         return NotImplemented
     return args[0].like(func(args[0].data_rows, **{k: v for k, v in kwargs.items() if k != "memory_format"}))
 
