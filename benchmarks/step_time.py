@@ -1,7 +1,7 @@
 """Time of a whole training step as a share of dense, every mode, in one process: rounds interleaved, medians.
 
     python benchmarks/step_time.py --root cifar10.npz                    # the models for this machine
-    python benchmarks/step_time.py --root cifar10.npz --case vit-s-16    # one of them
+    python benchmarks/step_time.py --root cifar10.npz --case vit-s-64    # one of them
 
 Real CIFAR-10 images (resized) and bytes of Python's own source, through Lightning, the callback with its defaults.
 `ideal` of `partial` is forward + r of the rest, both measured in a dense run of the same round, at the rate that was
@@ -116,9 +116,9 @@ class Case:
 
 
 CASES = [
-    Case("resnet18-64", "resnet18", 64, 64),
-    Case("vit-s-16", "vit-s", 32, 16),
-    Case("gpt4-32", "gpt4", 128, 32),
+    Case("resnet18-256", "resnet18", 64, 256),
+    Case("vit-s-64", "vit-s", 32, 64),
+    Case("gpt4-64", "gpt4", 128, 64),
     Case("resnet50-256", "resnet50", 224, 256, gpu=True),
     Case("resnet50-768", "resnet50", 224, 768, gpu=True),
     Case("vit-b-128", "vit-b", 224, 128, gpu=True),

@@ -107,8 +107,8 @@ def _selected(
     rows, saved = gradient.packed(), gradient.rows_of(value, 0)
     if gradient.rows.batchnorm == "exact" or rows.numel() < _FEWEST * rows.shape[1]:
         return NotImplemented
-    dims = [d for d in range(saved.dim()) if d != 1]
-    variance, center = torch.var_mean(saved.to(mean.dtype), dims, correction=0)
+    unused = torch.zeros_like(mean), torch.ones_like(mean)  # running statistics: their type is that of the result
+    center, variance = torch.batch_norm_update_stats(saved, *unused, 0.0)  # several times faster than var_mean
     spread = (variance + eps).rsqrt()
     scale = invstd / spread if weight is None else weight * (invstd / spread)
     out, by_own, total = aten.native_batch_norm_backward(
