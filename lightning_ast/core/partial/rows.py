@@ -119,7 +119,8 @@ class Rows:
 
         Returns:
             ``full``'s shape with ``pre * k * post`` rows in ``dim``. It may share memory with ``full`` or with other
-            gathered tensors: not to be written to.
+            gathered tensors: not to be written to. A tensor that was rewritten through ``.data`` since it was last
+            gathered in this backward is not noticed.
         """
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is not None:
@@ -136,7 +137,8 @@ class Rows:
     def _chunk(self, full: Tensor, plan: _Plan, begin: Any) -> Tensor:
         """The selected chunks of the memory behind ``full``, by one two-dimensional index_select, or from the cache."""
         version = None if full.is_inference() else full._version
-        key = (full.data_ptr() - full.element_size() * (full.storage_offset() - begin), plan.source, full.dtype)
+        address = full.data_ptr() - full.element_size() * (full.storage_offset() - begin)
+        key = (address, plan.source, full.dtype, full.device)
         hit = self._gathered.get(key)
         if hit is not None and hit[2] == version and version is not None and full.device.type != "meta":
             return hit[0]

@@ -101,7 +101,7 @@ def select_rows(
     Args:
         losses: ``(B,)`` with its graph.
         indices: ``(k,)`` int64 positions of the selected samples.
-        weights: ``(k,)``, or None for 1.
+        weights: ``(k,)``, or None for 1. They may require gradients.
         batchnorm: the backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
             from the gradient (its mean, and its part along the normalised input) is taken over the k rows: an
             approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. ``"exact"``: over all rows there,
