@@ -158,10 +158,14 @@ class Model(pl.LightningModule):
 
 
 class Times(pl.Callback):
-    """Seconds of each step and of its forward, the first few left out."""
+    """Seconds of each step and of its forward, and the rate of the selection, the first few steps left out."""
 
-    def __init__(self, skip: int, *, split: bool) -> None:
-        self.skip, self.split, self.steps, self.forwards, self.last, self.start = skip, split, [], [], 0.0, 0.0
+    def __init__(self, skip: int, selection: SparseSelectionCallback | None, *, split: bool) -> None:
+        self.skip, self.selection, self.split = skip, selection, split
+        self.steps: list[float] = []
+        self.forwards: list[float] = []
+        self.last = self.start = 0.0
+        self.before = (0, 0)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.start = now(wait=self.split)
@@ -174,7 +178,20 @@ class Times(pl.Callback):
         end = now()
         if trainer.global_step > self.skip:
             self.steps.append(end - self.last)
+        elif trainer.global_step == self.skip:
+            self.before = self.samples()
         self.last = end
+
+    def samples(self) -> tuple[int, int]:
+        """Selected and offered so far."""
+        ledger = self.selection.ledger if self.selection else None
+        return (int(ledger.selected), int(ledger.offered)) if ledger else (0, 0)
+
+    @property
+    def rate(self) -> float:
+        """Selected over offered in the steps that were timed; 1 without a selection."""
+        (selected, offered), (earlier, before) = self.samples(), self.before
+        return (selected - earlier) / (offered - before) if self.selection else 1.0
 
 
 def now(*, wait: bool = True) -> float:
@@ -187,8 +204,8 @@ def now(*, wait: bool = True) -> float:
 def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace, split: bool) -> Any:
     """One short training: its times, and the rate that was observed."""
     gpu = torch.cuda.is_available()
-    times = Times(options.skip, split=split)
     selection = None if mode == "dense" else SparseSelectionCallback(mode=mode, target_activation_rate=rate)  # type: ignore[arg-type]
+    times = Times(options.skip, selection, split=split)
     trainer = pl.Trainer(
         max_steps=options.steps,
         limit_val_batches=0,
@@ -200,8 +217,7 @@ def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argp
         enable_model_summary=False,
     )
     trainer.fit(Model(case, channels_last=gpu and case.model.startswith("resnet")), data)
-    observed = 1.0 if selection is None else selection.ledger.selected / selection.ledger.offered
-    return statistics.median(times.steps), times.forwards and statistics.median(times.forwards), observed
+    return statistics.median(times.steps), times.forwards and statistics.median(times.forwards), times.rate
 
 
 def measure(case: Case, images: Tensor, labels: Tensor, options: argparse.Namespace) -> dict[str, Any]:
