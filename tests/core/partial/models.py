@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
@@ -76,7 +75,8 @@ class LSTM(nn.Module):
 
 
 def bert() -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="the Hugging Face encoder needs transformers")
+    import transformers
+
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = transformers.BertConfig(vocab_size=50, num_labels=10, **sizes)
 
