@@ -107,28 +107,37 @@ def flops_table() -> str:
 
 
 def time_table() -> str:
-    """Step times beside the ideal and the cost model, one table for each machine."""
+    """Step times beside the ideal, one table for each machine, one line for each model and rate."""
     machines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in load("step-time"):
         machines[f"{record['hardware']}, {record['precision']}, torch {record['versions']['torch']}"].append(record)
     parts = []
     for machine, records in machines.items():
         parts += [
-            f"Time of a whole step as a share of dense, {machine}: medians of interleaved rounds (each round).",
+            f"Time of a whole step as a share of dense, {machine}: medians of interleaved rounds (least to most).",
             "",
-            "| model, input, batch | mode | r | ms | share of dense | ideal | cost model |",
+            "| model, input, batch | dense, ms | r | `mask` | `subset` | **`partial`** | ideal of `partial` |",
             "|---|---|---|---|---|---|---|",
         ]
         for record in records:
+            by = {(r["mode"], r["rate"]): r for r in record["rows"]}
             name = f"{record['model']}, {record['size']}, {record['batch_size']}"
+            dense = f"{by['dense', 1.0]['milliseconds']:.0f}"
             parts += [
-                f"| {name} | `{r['mode']}` | {r['observed_rate']:.2f} | {r['milliseconds']:.0f} | "
-                f"{r['share_of_dense']:.2f} ({' / '.join(f'{s:.2f}' for s in r['share_by_round'])}) | "
-                f"{'-' if r['ideal_share'] is None else format(r['ideal_share'], '.2f')} | {r['cost_model']:.2f} |"
-                for r in record["rows"]
+                f"| {name} | {dense} | {rate:g} | {shares(by.get(('mask', rate)))} | {shares(by['subset', rate])} | "
+                f"{shares(by['partial', rate])} | {by['partial', rate]['ideal_share']:.2f} |"
+                for mode, rate in by
+                if mode == "partial"
             ]
         parts.append("")
     return "\n".join(parts).strip()
+
+
+def shares(row: dict[str, Any] | None) -> str:
+    """The median share of dense, and its range over the rounds."""
+    if row is None:
+        return "-"
+    return f"{row['share_of_dense']:.2f} ({min(row['share_by_round']):.2f}-{max(row['share_by_round']):.2f})"
 
 
 def parity_table() -> str:
