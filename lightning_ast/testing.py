@@ -6,12 +6,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torchmetrics import Metric
 
 from lightning_ast.core.batch import batch_size_of
 from lightning_ast.core.execution import mask_rows
@@ -75,15 +77,16 @@ def check_partial_backward(
 ) -> PartialBackwardCheck:
     """Compare the parameter gradients of a partial backward with those of exact masking, on your own model.
 
-    Both run forward and backward on the same batch with the same random state. The module's gradients, buffers and mode
-    and the global random state are left as they were.
+    Both run forward and backward on the same batch with the same random state. The module's gradients, buffers and
+    torchmetrics and the global random state are left as they were.
 
     Args:
         module: a LightningModule, or any module together with ``losses``, in the mode you train it in.
         batch: as ``training_step`` gets it, on the module's device.
-        indices: ``(k,)`` positions of the samples to keep; None keeps a random 40 %.
+        indices: ``(k,)`` int64 positions of the samples to keep; None keeps a random 40 %.
         losses: ``(module, batch) -> (B,)`` per-sample losses. None takes the module's ``per_sample_loss``, or captures
-            what its ``training_step`` would average.
+            what its ``training_step`` would average: give them for manual optimization and for steps that need a
+            Trainer.
         batchnorm: ``"exact"`` to check the rules; ``"selected"`` to see how far the approximation is off.
         seed: of the random 40 % and of dropout.
 
@@ -91,8 +94,9 @@ def check_partial_backward(
         The comparison; ``print`` it.
 
     Raises:
-        LossCaptureError: the losses cannot be captured; the message names the remedy.
+        LossCaptureError: the losses cannot be captured or have the wrong shape; the message names the remedy.
         TypeError: the module has no ``training_step`` and ``losses`` was not given.
+        ValueError: no parameter requires gradients, or ``indices`` are not positions in the batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -107,10 +111,14 @@ def check_partial_backward(
     if indices is None:
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(size, generator=generator)[: max(1, round(0.4 * size))].sort().values
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        raise ValueError(f"expected indices of the batch's {size} samples, got {indices.tolist()}.")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
     dense_ops: Counter[str] = Counter()
     compiled = any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
     flops = None if compiled else BackwardFlops()
-    compute = losses or _losses_of(module)
+    compute = _losses_of(module) if losses is None else losses
 
     def partial(full: Tensor) -> Tensor:
         return keep_rows(full, indices.to(full.device), batchnorm=batchnorm, dense_ops=dense_ops)
@@ -150,7 +158,7 @@ def _count(module: Any, batch: Any) -> int:
 
 def _losses_of(module: Any) -> Losses:
     if overrides(module, "per_sample_loss"):
-        return lambda module, batch: check_losses(module.per_sample_loss(batch, 0), _count(module, batch))
+        return lambda module, batch: module.per_sample_loss(batch, 0)
     if not hasattr(module, "training_step"):
         raise TypeError(
             f"{type(module).__name__} has no training_step: pass `losses=lambda module, batch: ...`, which returns the "
@@ -178,12 +186,13 @@ def _gradients(
     """Gradients by parameter of one forward and backward that leave the module as it was."""
     before = {name: p.grad for name, p in module.named_parameters()}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
+    metrics = [(m, {n: deepcopy(vars(m)[n]) for n in _state_of(m)}) for m in module.modules() if isinstance(m, Metric)]
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             torch.manual_seed(seed)
             module.zero_grad(set_to_none=True)
-            loss = keep(losses(module, batch)).sum()
+            loss = keep(check_losses(losses(module, batch), _count(module, batch))).sum()
             with count:
                 loss.backward()  # type: ignore[no-untyped-call]
         return {
@@ -198,3 +207,10 @@ def _gradients(
             for name, b in module.named_buffers():
                 if name in buffers:  # not one that the forward made
                     b.copy_(buffers[name])
+        for metric, state in metrics:
+            vars(metric).update(state)
+
+
+def _state_of(metric: Metric) -> list[str]:
+    """The attributes of a metric that an update changes."""
+    return [*metric.metric_state, "_update_count", "_computed"]

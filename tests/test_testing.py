@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast.core import densify
 from lightning_ast.core.losses import LossCaptureError
@@ -56,6 +58,45 @@ def test_the_module_is_left_as_it_was(digits: Digits) -> None:
     assert_same_weights(before, weights(module))
     assert torch.equal(module.bias.grad, torch.ones(10))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_metrics_are_left_as_they_were(digits: Digits) -> None:
+    class Measured(PlainNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.accuracy, self.mean = MulticlassAccuracy(10), MeanMetric()
+            self.listed = CatMetric()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            scores = self.net(batch[0])
+            for metric in (self.mean, self.listed):
+                metric.update(scores.mean())
+            self.accuracy(scores, batch[1])
+            return F.cross_entropy(scores, batch[1])
+
+    module = Measured()
+    module.mean.update(3.0)
+    module.listed.update(4.0)
+    check_partial_backward(module, batch_of(digits))
+    assert (module.mean.compute(), module.mean.update_count) == (3.0, 1)
+    assert module.listed.compute() == 4.0
+    assert not module.accuracy.update_called
+
+
+@pytest.mark.parametrize("shape", [(), (60,), (20, 1)], ids=str)
+def test_losses_of_another_shape_are_refused(digits: Digits, shape: tuple[int, ...]) -> None:
+    def losses(module: Any, batch: Any) -> Tensor:
+        return module.net(batch[0]).sum() + torch.zeros(shape)
+
+    with pytest.raises(LossCaptureError, match=r"expected per-sample losses, .* of shape \(20,\)"):
+        check_partial_backward(PlainNet(), batch_of(digits), losses=losses)
+
+
+def test_wrong_use_is_named(digits: Digits) -> None:
+    with pytest.raises(ValueError, match="expected indices of the batch's 20 samples"):
+        check_partial_backward(PlainNet(), batch_of(digits), indices=torch.tensor([3, 20]))
+    with pytest.raises(ValueError, match="no parameter of PlainNet requires gradients"):
+        check_partial_backward(PlainNet().requires_grad_(False), batch_of(digits))
 
 
 def test_wrong_gradients_are_found(digits: Digits) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_ast.callbacks._measure import DenseOps
 from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
@@ -71,19 +70,20 @@ def note_first_selection(
         )
 
 
-def note_dense_ops(dense_ops: Counter[str], ledger: Ledger) -> None:
-    """Say once which backward ops of ``partial`` ran over the whole batch, and what that cost.
+def note_dense_ops(dense_ops: DenseOps, told: set[str]) -> None:
+    """Say once of each backward op of ``partial`` that it ran over the whole batch, and what that cost.
 
     Args:
-        dense_ops: names and calls of the first sparse batch.
-        ledger: with the measured share.
+        dense_ops: of a sparse batch.
+        told: names that were said; new ones are added.
     """
-    if not dense_ops:
+    if not dense_ops.settled or dense_ops.calls.keys() <= told:
         return
-    names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.most_common())
+    told.update(dense_ops.calls)
+    names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.calls.most_common())
     cost = "their cost was not counted"
-    if ledger.flops is not None:
-        cost = f"{ledger.dense_share:.0%} of the backward's FLOPs are spent on every sample"
+    if dense_ops.share is not None:
+        cost = f"{dense_ops.share:.0%} of the backward's FLOPs are spent on every sample"
     rank_zero_warn(
         "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
         f"lies before them: {names}; {cost}. Gradients are exact; if the share is large, mode='subset' saves more."

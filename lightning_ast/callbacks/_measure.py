@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -15,10 +17,34 @@ from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
 from lightning_ast.core.partial import BackwardFlops, uncounted
 
-__all__ = ["FlopCount", "StepClock", "compiled_parts"]
+__all__ = ["DenseOps", "FlopCount", "StepClock", "compiled_parts"]
 
 SETTLE_STEPS = 3
 """First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
+
+
+_TRIES = 3
+"""Batches that are counted in the hope that ops which ran over all rows in the batch before do so again."""
+
+
+@dataclass(frozen=True)
+class DenseOps:
+    """What ran over all rows in the backward of one batch.
+
+    Attributes:
+        calls: by name of the op.
+        share: of the backward's FLOPs that were spent on every row, in [0, 1]; None where that is not counted.
+        settled: whether ``share`` is final, or is going to be counted in one of the next batches.
+    """
+
+    calls: Counter[str]
+    share: float | None = 0.0
+    settled: bool = True
+
+    @property
+    def at_most(self) -> float:
+        """The share for the books: all, where it is not counted."""
+        return 1.0 if self.share is None else self.share
 
 
 class FlopCount:
@@ -26,22 +52,25 @@ class FlopCount:
 
     It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
     counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
-    what ran over all rows for want of a rule. An optimizer that evaluates the step often (LBFGS) has its first
-    evaluation counted. A module with compiled parts is not counted (a counter would switch compilation off): the
-    ledger's FLOPs then stay None, which is said once.
+    what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. An
+    optimizer that evaluates the step often (LBFGS) has its first evaluation counted. A module with compiled parts is
+    not counted (a counter would switch compilation off): the ledger's FLOPs then stay None, which is said once.
 
     Args:
         module: the LightningModule.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._wants_dense = self._wants_share = not compiled_parts(module)
+        self._counts = self._wants_dense = self._wants_share = not compiled_parts(module)
         self._open = ExitStack()
         self._counter: BackwardFlops | None = None
         self._forward: int | None = None
         self._backward = self._full = self._executed = 0
-        self._expects_backward = self._spared = False
-        if not self._wants_dense:
+        self._expects_backward = False
+        self._calls: Counter[str] = Counter()
+        self._shares: dict[frozenset[str], float] = {frozenset(): 0.0}
+        self._seen: Counter[frozenset[str]] = Counter()
+        if not self._counts:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
     @contextmanager
@@ -73,31 +102,38 @@ class FlopCount:
             if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
                 self._expects_backward = False
 
-    def finish_batch(self, ledger: Ledger, plan: BatchPlan, dense_ops: Iterable[str]) -> bool:
-        """Write the cost of one sample to the ledger, and what a partial backward spent on all rows, once known.
+    def finish_batch(self, ledger: Ledger, plan: BatchPlan, dense_ops: Counter[str]) -> DenseOps:
+        """Write the cost of one sample to the ledger, once known.
 
         Args:
             ledger: its FLOPs are left alone where it knows them already (restored from a checkpoint).
             plan: of the batch that ends.
-            dense_ops: names of backward ops that ran over all rows so far.
+            dense_ops: backward ops that ran over all rows so far, and their calls.
 
         Returns:
-            True after the first backward that left rows out.
+            What ran over all rows in this batch for want of a rule.
         """
         self.close()
         if self._wants_dense and ledger.flops is None and self._forward and self._backward:
             ledger.flops = FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
         self._wants_dense = False
-        if self._wants_share and plan.spares_rows and self._full:
-            rate = plan.selected / plan.batch_size
-            ledger.dense_share = min(max((self._executed / self._full - rate) / (1 - rate), 0.0), 1.0)
-            self._wants_share = False
-        if plan.spares_rows and uncounted(dense_ops):
-            ledger.flops = None
+        executed = self._executed / self._full if self._full else None
         self._full = self._executed = 0
-        first = plan.spares_rows and not self._spared
-        self._spared |= first
-        return first
+        if not plan.spares_rows:
+            return DenseOps(Counter())
+        if uncounted(dense_ops):
+            ledger.flops = None
+        return self._dense_ops(dense_ops, executed, plan.selected / plan.batch_size)
+
+    def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
+        calls, self._calls = dense_ops - self._calls, dense_ops.copy()
+        kind = frozenset(calls)
+        if executed is not None and self._wants_share:
+            self._shares[kind] = min(max((executed - rate) / (1 - rate), 0.0), 1.0)
+        self._seen[kind] += 1
+        self._wants_share = self._counts and kind not in self._shares and self._seen[kind] <= _TRIES
+        share = None if uncounted(kind) else self._shares.get(kind)
+        return DenseOps(calls, share, settled=not self._wants_share)
 
     def close(self) -> None:
         """Stop counting wherever an exception left it."""

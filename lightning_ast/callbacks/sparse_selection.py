@@ -150,6 +150,7 @@ class SparseSelectionCallback(Callback):
         self.ledger = Ledger()
         self.dense_ops.clear()
         self.stage, self._rate, self._told = "warmup", None, False
+        self._told_ops: set[str] = set()
         self._distributed = trainer.world_size > 1
         self._clock = StepClock()
         keep = functools.partial(keep_rows, batchnorm=self.batchnorm, dense_ops=self.dense_ops)
@@ -271,10 +272,11 @@ class SparseSelectionCallback(Callback):
         if plan is None:  # Lightning calls this hook alone where the loader gave None
             return
         self._step.plan = None
-        if self._flops.finish_batch(self.ledger, plan, self.dense_ops):
-            note_dense_ops(self.dense_ops, self.ledger)
+        dense_ops = self._flops.finish_batch(self.ledger, plan, self.dense_ops)
+        note_dense_ops(dense_ops, self._told_ops)
+        samples = {"offered": plan.batch_size, "selected": plan.selected}
         mode = self.mode if plan.sparse else None
-        self.ledger.record(self.stage, mode=mode, offered=plan.batch_size, selected=plan.selected)
+        self.ledger.record(self.stage, mode=mode, **samples, dense_share=dense_ops.at_most)
         self._clock.finish_batch(self.ledger, self.stage, offered=plan.batch_size)
         self._rate = plan.selected / plan.batch_size
         if batch_idx == 0 or trainer.is_last_batch or trainer._logger_connector.should_update_logs:

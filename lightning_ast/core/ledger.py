@@ -41,8 +41,8 @@ class StageTotals:
         offered: samples that were offered.
         selected: samples that were trained on.
         forwarded: forwards of one sample, scoring included.
-        backwarded: backwards of one sample, zeroed losses included.
-        spared: samples that a partial backward left out.
+        backwarded: backwards of one sample, zeroed losses included, and of a partial backward the share that ran over
+            all rows.
         timed_seconds: wall time of the timed steps.
         timed_offered: samples offered in the timed steps.
     """
@@ -51,8 +51,7 @@ class StageTotals:
     offered: int = 0
     selected: int = 0
     forwarded: int = 0
-    backwarded: int = 0
-    spared: int = 0
+    backwarded: float = 0
     timed_seconds: float = 0.0
     timed_offered: int = 0
 
@@ -63,8 +62,6 @@ class Ledger:
 
     Attributes:
         flops: counted cost of one sample, or None while it is not known.
-        dense_share: share of the backward's FLOPs that a partial backward spends on every row, in [0, 1]: ops without
-            a row rule and all that lies before them. Measured once, 0 until then.
         stages: counts by stage.
 
     Example:
@@ -75,19 +72,20 @@ class Ledger:
     """
 
     flops: FlopsPerSample | None = None
-    dense_share: float = 0.0
     stages: dict[str, StageTotals] = field(default_factory=dict)
 
-    def record(self, stage: str, *, mode: Mode | None, offered: int, selected: int) -> None:
+    def record(self, stage: str, *, mode: Mode | None, offered: int, selected: int, dense_share: float = 0.0) -> None:
         """Count one training batch.
 
         Args:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
             mode: how the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
                 ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
-                forward of every sample, backward of the selected ones (see ``dense_share``).
+                forward of every sample, backward of the selected ones.
             offered: samples of the batch.
             selected: samples trained on.
+            dense_share: share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
+                without a row rule and all that lies before them.
 
         Raises:
             ValueError: the cost of this mode is not known to the ledger.
@@ -100,7 +98,8 @@ class Ledger:
         totals.selected += selected
         totals.forwarded += offered + selected if mode == "subset" else offered
         totals.backwarded += selected if mode in ("subset", "partial") else offered
-        totals.spared += offered - selected if mode == "partial" else 0
+        if mode == "partial":
+            totals.backwarded += dense_share * (offered - selected)
 
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
@@ -128,8 +127,7 @@ class Ledger:
         if self.flops is None:
             return None
         return sum(
-            totals.forwarded * self.flops.forward
-            + (totals.backwarded + self.dense_share * totals.spared) * self.flops.backward
+            totals.forwarded * self.flops.forward + totals.backwarded * self.flops.backward
             for totals in self.stages.values()
         )
 
@@ -169,14 +167,12 @@ class Ledger:
         """Primitives alone."""
         return {
             "flops": None if self.flops is None else asdict(self.flops),
-            "dense_share": self.dense_share,
             "stages": {stage: asdict(totals) for stage, totals in self.stages.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.flops = None if state["flops"] is None else FlopsPerSample(**state["flops"])
-        self.dense_share = state.get("dense_share", 0.0)
         self.stages = {stage: StageTotals(**totals) for stage, totals in state["stages"].items()}
 
 

@@ -220,7 +220,7 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Check what an explicit ``per_sample_loss`` returned.
+    """Check explicit per-sample losses.
 
     Args:
         losses: expected a tensor of shape ``(B,)``.
@@ -235,7 +235,7 @@ def check_losses(losses: Any, batch_size: int) -> Tensor:
     if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
         got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
         raise LossCaptureError(
-            f"expected `per_sample_loss` to return a floating-point tensor of shape ({batch_size},), got {got}. "
+            f"expected per-sample losses, a floating-point tensor of shape ({batch_size},), got {got}. "
             "Use reduction='none' and average everything but the batch dimension."
         )
     return losses

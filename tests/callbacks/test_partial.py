@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.core.gate import Selection
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
@@ -173,6 +174,60 @@ def test_what_goes_dense_is_said_once_with_its_cost(digits: Digits, warmup: bool
     assert callback.dense_ops == {"aten.mkldnn_rnn_layer_backward.default": sparse_steps}
 
 
+def dense_share(callback: SparseSelectionCallback) -> float:
+    """Of the backward of all sparse steps together, from the books."""
+    totals = callback.ledger.stages["sparse"]
+    return (totals.backwarded - totals.selected) / (totals.offered - totals.selected)
+
+
+class Few(pl.LightningModule):
+    """The second BatchNorm has one value for each sample: as many as are selected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), pool, nn.BatchNorm1d(8), nn.Linear(8, 10)
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "booked", "said"),
+    [([20, 10, 10, 20], [0, 1, "share", 0], [0, 0, 1, 1]), ([10, 20, 10], ["share", 0, "share"], [1, 1, 1])],
+    ids=["later", "first"],
+)
+def test_what_goes_dense_may_change_from_batch_to_batch(
+    digits: Digits, sizes: list[int], booked: list[Any], said: list[int]
+) -> None:
+    """It is measured when it happens (again), said once, and every batch is booked with its own share."""
+
+    class Chosen(SparseSelectionCallback):
+        def _decide(self, batch: Any, losses: Tensor, record: Any) -> Selection:
+            return Selection(torch.arange(sizes[self._trainer.global_step]), None)
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            totals.append(callback.ledger.stages["sparse"].backwarded)
+            messages.append(sum("native_batch_norm_backward" in str(w.message) for w in warned))
+
+    totals, messages = [0.0], []
+    callback = Chosen(target_activation_rate=0.5)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        quiet_trainer(callbacks=[callback, Watch()], max_steps=len(sizes)).fit(Few(), loader(digits, batch_size=32))
+    shares = [(b - a - k) / (32 - k) for a, b, k in zip(totals, totals[1:], sizes)]
+    share = shares[booked.index("share")]
+    assert 0.5 < share < 1, "all but the last layer"
+    assert shares == pytest.approx([share if b == "share" else b for b in booked], abs=0.01)
+    assert messages == said
+
+
 def test_books_of_exact_and_selected_batchnorm(digits: Digits) -> None:
     callbacks = {}
     for batchnorm in ("selected", "exact"):
@@ -182,16 +237,14 @@ def test_books_of_exact_and_selected_batchnorm(digits: Digits) -> None:
             quiet_trainer(callbacks=[callback], max_steps=3).fit(PlainNet(), loader(digits))
         told = [str(w.message) for w in said if "native_batch_norm_backward" in str(w.message)]
         assert len(told) == (batchnorm == "exact")
-        assert all(
-            f"{callback.ledger.dense_share:.0%} of the backward's FLOPs are spent on every sample" in t for t in told
-        )
+        assert all(f"{dense_share(callback):.0%} of the backward's FLOPs are spent on every sample" in t for t in told)
     selected, exact = callbacks["selected"], callbacks["exact"]
-    assert selected.ledger.dense_share == 0
+    assert dense_share(selected) == 0
     flops = exact.ledger.flops
     convolution = (
         2 * 64 * 8 * 9
     )  # its weight's gradient: positions x channels x taps; the layer that lies before BatchNorm
-    assert exact.ledger.dense_share == pytest.approx(convolution / flops.backward, rel=1e-3)
+    assert dense_share(exact) == pytest.approx(convolution / flops.backward, rel=1e-3)
     assert exact.savings["flops"] < selected.savings["flops"]
 
 
@@ -208,7 +261,7 @@ def test_resume_continues_the_same_training(digits: Digits, tmp_path: Any) -> No
     _, again, resumed = run(5, 3, tmp_path / "two.ckpt")
     assert_same_weights(weights(straight), weights(again))
     assert resumed.savings["flops"] == pytest.approx(whole.savings["flops"])
-    assert resumed.ledger.dense_share == whole.ledger.dense_share
+    assert resumed.ledger.stages["sparse"].backwarded == whole.ledger.stages["sparse"].backwarded
 
 
 def test_batchnorm_setting_is_checked(digits: Digits) -> None:

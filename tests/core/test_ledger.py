@@ -57,10 +57,10 @@ def test_partial_counts_what_ran_over_all_rows() -> None:
     ledger.record("warmup", mode=None, offered=100, selected=100)
     ledger.record("sparse", mode="partial", offered=100, selected=40)
     assert ledger.spent_flops() == 300 + 100 + 2 * 40
-    ledger.dense_share = 0.25
-    assert ledger.spent_flops() == 300 + 100 + 2 * (40 + 0.25 * 60)
-    ledger.dense_share = 1.0
-    assert ledger.spent_flops() == ledger.dense_flops()
+    ledger.record("sparse", mode="partial", offered=100, selected=40, dense_share=0.25)
+    assert ledger.spent_flops() == 300 + 100 + 2 * 40 + 100 + 2 * (40 + 0.25 * 60)
+    ledger.record("sparse", mode="partial", offered=100, selected=40, dense_share=1.0)
+    assert ledger.spent_flops() == 300 + 2 * 100 + 2 * (40 + 40 + 0.25 * 60) + 300
 
 
 def test_state_round_trip() -> None:

@@ -187,7 +187,7 @@ def test_unreduced_accepts_what_the_user_averages() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.tensor(1.0), torch.zeros(B, 2), torch.zeros(B, dtype=torch.long), 3.0])
 def test_explicit_losses_are_checked(wrong: object) -> None:
-    with pytest.raises(LossCaptureError, match=r"expected `per_sample_loss` to return .* shape \(6,\)"):
+    with pytest.raises(LossCaptureError, match=r"expected per-sample losses, .* of shape \(6,\)"):
         check_losses(wrong, B)
     good = torch.zeros(B)
     assert check_losses(good, B) is good

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
 from lightning_ast.core.partial.registry import RULES, is_view, runs_by_parts
 from lightning_ast.core.partial.rows import Place, Rows, place_of
 
-__all__ = ["RowGradient", "go_dense", "in_accumulate_grad", "in_formula", "wrap"]
+__all__ = ["RowGradient", "go_dense", "holds_rows", "in_accumulate_grad", "in_formula", "wrap"]
 
 _make_wrapper = Tensor._make_wrapper_subclass
 _COMPILED = "a torch.compile'd region"
@@ -139,6 +139,18 @@ class RowGradient(Tensor):
         return go_dense(func, args, kwargs)
 
 
+def holds_rows(gradient: Any, dim: int | None = None) -> bool:
+    """Whether this is a row gradient that still holds rows alone.
+
+    Args:
+        gradient: an argument of a backward op.
+        dim: in which dimension, or None for any.
+    """
+    if type(gradient) is not RowGradient or gradient.place is None:
+        return False
+    return dim is None or gradient.place.dim == dim
+
+
 def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
     """A row gradient around the selected rows; no data is copied.
 
@@ -206,9 +218,10 @@ def in_formula() -> bool:
 def in_accumulate_grad(rows: Rows) -> bool:
     """Whether the engine is about to store a gradient in the ``.grad`` of a leaf of the user's graph.
 
-    Not so in a backward inside the backward (reentrant checkpointing): it hands its leaves' gradients on.
+    A backward inside the backward (reentrant checkpointing) hands its inputs' gradients on: those of its leaves that
+    are no parameters.
     """
     node = torch._C._current_autograd_node()
     if node is None or node.name() != "torch::autograd::AccumulateGrad":
         return False
-    return torch._C._current_graph_task_id() == rows.graph_task
+    return torch._C._current_graph_task_id() == rows.graph_task or isinstance(node.variable, nn.Parameter)  # type: ignore[attr-defined]

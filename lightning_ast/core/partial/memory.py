@@ -29,14 +29,14 @@ class _Shared:
     Attributes:
         base: the gradient that it was made from.
         elements: its length.
-        node: the formula that made it.
+        formula: the one that made it, see :func:`_formula`.
         source: a row gradient that was copied in, and the shape and strides it was copied to.
         plain: ordinary memory, once somebody needed it.
     """
 
     base: RowGradient
     elements: int
-    node: Any
+    formula: tuple[int, str, int]
     source: tuple[RowGradient, tuple[int, ...], tuple[int, ...]] | None = None
     plain: Tensor | None = None
 
@@ -92,7 +92,7 @@ class GradientMemory(Tensor):
 
     def may_be_written(self) -> bool:
         """Whether a view of it may be the target of a write: in the formula that made it, and in the user's code."""
-        return not in_formula() or torch._C._current_autograd_node() is self.shared.node
+        return not in_formula() or _formula() == self.shared.formula
 
     def _write(self, source: Any) -> bool:
         """Copy a row gradient in; False where it would not replace all that is there."""
@@ -193,7 +193,7 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base, shape = args[0], tuple(args[1])
     if base.place is None or not in_formula() or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, **kwargs)
-    return GradientMemory(_Shared(base, math.prod(shape), torch._C._current_autograd_node()), shape, None)
+    return GradientMemory(_Shared(base, math.prod(shape), _formula()), shape, None)
 
 
 @rule("new_empty_strided")
@@ -202,7 +202,14 @@ def _new_empty_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     if base.place is None or not in_formula() or in_accumulate_grad(base.rows) or not _of_its_kind(base, kwargs):
         return func(base.data_rows, shape, stride, **kwargs)
     elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    return GradientMemory(_Shared(base, elements, torch._C._current_autograd_node()), shape, stride)
+    return GradientMemory(_Shared(base, elements, _formula()), shape, stride)
+
+
+def _formula() -> tuple[int, str, int]:
+    """Which derivative formula is running. The node itself, held in what becomes a ``.grad``, would never be freed."""
+    node = torch._C._current_autograd_node()
+    assert node is not None  # asked for in formulas alone
+    return torch._C._current_graph_task_id(), node.name(), node._sequence_nr()
 
 
 def _of_its_kind(base: RowGradient, kwargs: dict[str, Any]) -> bool:

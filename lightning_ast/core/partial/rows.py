@@ -106,7 +106,8 @@ class Rows:
         self.graph_task = torch._C._current_graph_task_id()
         self._on = {indices.device: indices}
         self._folded: dict[tuple[torch.device, int, int], Tensor] = {}
-        self._gathered: OrderedDict[Any, tuple[Tensor, Tensor, int | None]] = OrderedDict()
+        self._gathered: OrderedDict[Any, tuple[Tensor, torch.UntypedStorage, int | None]] = OrderedDict()
+        self._kept = _KEPT
 
     def on(self, device: torch.device) -> Tensor:
         """The indices on a device."""
@@ -116,6 +117,12 @@ class Rows:
 
     def gather(self, full: Tensor, dim: int, pre: int = 1, post: int = 1) -> Tensor:
         """The selected samples' rows of ``full``, whose dimension ``dim`` has size ``pre * B * post``.
+
+        Args:
+            full: an ordinary tensor.
+            dim: of its rows, not negative.
+            pre: groups of B samples one after the other in that dimension.
+            post: rows of each sample.
 
         Returns:
             ``full``'s shape with ``pre * k * post`` rows in ``dim``. It may share memory with ``full`` or with other
@@ -144,8 +151,9 @@ class Rows:
             return hit[0]
         samples = full.as_strided(plan.source, (plan.stride, 1), begin)
         chunk = samples.index_select(0, self.on(full.device))
-        self._gathered[key] = (chunk, full, version)  # holds `full`, or its memory might be another tensor's next
-        if len(self._gathered) > _KEPT:
+        memory = full.untyped_storage()  # held, or it might be another tensor's next; not `full`, which holds its graph
+        self._gathered[key] = (chunk, memory, version)
+        if len(self._gathered) > self._kept:
             self._gathered.popitem(last=False)
         return chunk
 
@@ -177,5 +185,6 @@ class Rows:
         return full.index_add_(place.dim, self._positions(data.device, place.pre, place.post), data)
 
     def forget(self) -> None:
-        """Let go of what was gathered."""
+        """Let go of what was gathered, and keep no more of it: the backward is over, a gradient may live on."""
+        self._kept = 0
         self._gathered.clear()

@@ -66,9 +66,9 @@ def keep_rows(
     """
     if losses.dim() != 1:
         raise ValueError(f"expected per-sample losses of shape (B,), got {tuple(losses.shape)}.")
-    if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool or indices.numel() == 0:
+    if indices.dim() != 1 or indices.dtype not in (torch.int64, torch.int32) or indices.numel() == 0:
         raise ValueError(
-            f"expected indices of shape (k,), k >= 1, and an integer type, got {tuple(indices.shape)}, {indices.dtype}."
+            f"expected indices of shape (k,), k >= 1, and type int64, got {tuple(indices.shape)}, {indices.dtype}."
         )
     if factors is not None:
         if factors.shape != indices.shape:

@@ -116,7 +116,7 @@ MODELS: dict[str, Case] = {
     "convnext_tiny": (image_net("convnext_tiny"), lambda: images(48), set()),
     "efficientnet_b0": (image_net("efficientnet_b0"), lambda: images(48), {BATCHNORM}),
     "mobilenet_v3_small": (image_net("mobilenet_v3_small"), lambda: images(48), {BATCHNORM}),
-    "densenet121": (image_net("densenet121"), lambda: images(48), {BATCHNORM}),
+    "densenet121": (image_net("densenet121"), lambda: images(64), {BATCHNORM}),
     "regnet_y_400mf": (image_net("regnet_y_400mf"), lambda: images(48), {BATCHNORM, ADD}),
     "swin_t": (image_net("swin_t"), lambda: images(56), set()),
     "vit_b_16": (image_net("vit_b_16", image_size=32), lambda: images(32), set()),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_ast.core import BackwardFlops, RowGradient, densify, keep_rows, select_rows
 from lightning_ast.core.execution import mask_rows, partial_mean, selected_mean
 from lightning_ast.core.gate import Selection
+from lightning_ast.core.partial.memory import GradientMemory
 from tests.core.partial.oracle import compare, gradients, relative, squares
 
 B = 12
@@ -104,6 +108,31 @@ def test_grad_scaler_clipping_and_accumulation() -> None:
     assert_close(exact_and_partial(run), 1e-4)
 
 
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**24], ids=["fits", "overflows"])
+def test_float16_with_a_grad_scaler(scale: float) -> None:
+    """The steps that overflow are skipped, and the scale halved, as with exact masking."""
+    ended: list[float] = []
+
+    def run(keep: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+        scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=scale), torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            x = torch.randn(B, 3, 8, 8)
+            with torch.autocast("cpu", torch.float16):
+                losses = F.cross_entropy(net(x), torch.arange(B) % 5, reduction="none")
+            scaler.scale(keep(losses, KEPT).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        ended.append(scaler.get_scale())
+        return {name: p.detach() for name, p in net.named_parameters()}
+
+    assert_close(exact_and_partial(run), 1e-3)
+    assert ended[0] == ended[1]
+    assert (ended[0] < scale) == (scale > 2**20)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(reentrant: bool) -> None:
     class Checkpointed(nn.Module):
@@ -122,6 +151,75 @@ def test_checkpointing(reentrant: bool) -> None:
     error, dense = compare(Checkpointed(), torch.randn(B, 6), KEPT)
     assert error < 1e-5
     assert not dense
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_parameters_inside_a_checkpoint(reentrant: bool) -> None:
+    """One with a row for each sample, which no input of the checkpoint is: its gradient is an ordinary tensor."""
+    found = []
+    for keep in (mask_rows, keep_rows):
+        torch.manual_seed(0)
+        first, last, own = nn.Linear(6, 6), nn.Linear(6, 6), nn.Parameter(torch.zeros(B, 6))
+        hidden = checkpoint(
+            lambda h, last=last, own=own: last((h + own).exp()), first(torch.randn(B, 6)), use_reentrant=reentrant
+        )
+        keep(hidden.square().mean(1), KEPT).sum().backward()
+        assert all(type(p.grad) is Tensor for p in (own, *first.parameters(), *last.parameters()))
+        found.append({"own": own.grad, "first": first.weight.grad, "last": last.weight.grad})
+    assert relative(*found) < 1e-5
+
+
+def test_nothing_outlives_the_backward() -> None:
+    """Neither gradients of rows nor activations, also where a backward stops in the middle."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            raise RuntimeError("stop")
+
+    def wrappers() -> int:
+        return sum(issubclass(type(o), (RowGradient, GradientMemory)) for o in gc.get_objects())
+
+    def step(middle: Any) -> list[weakref.ref[Tensor]]:
+        first, last, own = nn.Linear(6, 16), nn.Linear(16, 5), nn.Parameter(torch.zeros(B, 16))
+        hidden = first(torch.randn(B, 6))
+        inner = checkpoint(lambda h: torch.tanh(h[:, :8]).repeat(1, 2) + own, middle(hidden), use_reentrant=True)
+        kept.append((first, last, own))
+        losses = last(inner).square().mean(1)
+        with contextlib.suppress(RuntimeError):
+            select_rows(losses, KEPT).backward()
+        return [weakref.ref(t) for t in (hidden, inner, losses)]
+
+    kept: list[Any] = []
+    gc.collect()
+    before = wrappers()
+    for middle in (torch.sin, Stop.apply):
+        alive = step(middle)
+        gc.collect()
+        assert not any(reference() is not None for reference in alive)
+        assert wrappers() == before
+
+
+def test_forward_hooks() -> None:
+    """They run once, and may change what passes."""
+    calls: list[int] = []
+
+    def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        calls.append(len(output))
+        return 2 * output
+
+    def run(keep: Any) -> dict[str, Tensor]:
+        net, x = mlp(), torch.ones(B, 6).cumsum(0) / 7
+        net[2].register_forward_hook(double)
+        net[3].register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),))
+        return gradients(net, keep(squares(net, x), KEPT).sum())
+
+    assert_close(exact_and_partial(run))
+    assert calls == [B, B]
 
 
 def test_shared_and_frozen_weights_and_input_gradients() -> None:

@@ -22,6 +22,17 @@ def test_gradients_equal_exact_masking(name: str) -> None:
             assert check.flops_share == pytest.approx(selected / B, rel=0.02), check
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "unet"])
+def test_channels_last(name: str) -> None:
+    make, data, dense = MODELS[name]
+    x, *rest = data()
+    module = build(make).to(memory_format=torch.channels_last)
+    batch = x.contiguous(memory_format=torch.channels_last), *rest
+    check = check_partial_backward(module, batch, losses=class_losses)
+    assert check.relative_error < 1e-5
+    assert set(check.dense_ops) == dense
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet50", "efficientnet_b0", "mobilenet_v3_small", "densenet121", "regnet_y_400mf"]
 )

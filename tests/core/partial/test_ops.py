@@ -51,6 +51,17 @@ def volume(size: int) -> RowGradient:
     return row_gradient((7, 2, size, size, size))
 
 
+def two(op: Any) -> tuple[Any, ...]:
+    first = flat()
+    return op, first, first.like(torch.randn(2, 4))
+
+
+def fractional_max_pool3d() -> tuple[Any, ...]:
+    x, sizes = torch.randn(7, 2, 4, 4, 4), ([2, 2, 2], [2, 2, 2])
+    indices = A.fractional_max_pool3d(x, *sizes, torch.rand(7, 2, 3))[1]
+    return A.fractional_max_pool3d_backward, volume(2), x, *sizes, indices
+
+
 X = torch.randn(7, 2, 4, 4, 4)
 KEEPS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "split": lambda: (A.split.Tensor, flat(), 3, 1),
@@ -99,6 +110,21 @@ KEEPS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "unfold-backward": lambda: (A.unfold_backward, row_gradient((7, 3, 2)), [7, 6], 1, 2, 2),
     "diagonal-backward": lambda: (A.diagonal_backward, flat(), [7, 4, 5], 0, 1, 2),
     "isnan": lambda: (A.isnan, flat()),
+    "isinf": lambda: (A.isinf, flat()),
+    "alias": lambda: (A.alias, flat()),
+    "conj": lambda: (A._conj, wrap(torch.randn(2, 4, dtype=torch.cfloat), flat().rows, place_of((7, 4), 0))),
+    "unsafe-view": lambda: (A._unsafe_view, tokens(), [7, 3, 4]),
+    "reshape-alias": lambda: (A._reshape_alias, tokens(), [7, 3, 4], [12, 4, 1]),
+    "unsafe-split": lambda: (A.unsafe_split.Tensor, flat(), 3, 1),
+    "unsafe-split-sizes": lambda: (A.unsafe_split_with_sizes, flat(), [1, 3], 1),
+    "add-in-place": lambda: two(A.add_.Tensor),
+    "sub-in-place": lambda: two(A.sub_.Tensor),
+    "mul-in-place-scalar": lambda: (A.mul_.Scalar, flat(), 2.0),
+    "div-in-place-scalar": lambda: (A.div_.Scalar, flat(), 2.0),
+    "masked-fill-tensor": lambda: (A.masked_fill.Tensor, flat(), torch.rand(7, 4) > 0.5, torch.tensor(0.0)),
+    "antialias-lanczos": lambda: (A._upsample_lanczos2d_aa_backward, row_gradient((7, 2, 4, 4)), [4, 4], [7, 2, 8, 8], False),
+    "nearest-exact1d": lambda: (A._upsample_nearest_exact1d_backward, row_gradient((7, 2, 8)), [8], [7, 2, 4]),
+    "fractional3d": fractional_max_pool3d,
 }  # fmt: skip
 SUMS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "mv": lambda: (A.mv, torch.randn(3, 7), one()),
@@ -222,7 +248,7 @@ class TestGather:
             torch.randn(14, 4)[::2],
             torch.randn(7, 0),
         ],
-        ids=str,
+        ids=lambda t: f"{tuple(t.shape)}-{t.stride()}-{t.storage_offset()}",
     )
     def test_layouts(self, full: Tensor) -> None:
         rows = self.rows()
@@ -266,3 +292,5 @@ class TestGather:
         rows.gather(torch.randn(7, 4), 0)
         rows.forget()
         assert not rows._gathered
+        rows.gather(torch.randn(7, 4), 0)
+        assert not rows._gathered, "a gradient that outlives its backward holds nothing"

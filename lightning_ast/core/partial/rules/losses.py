@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import holds_rows
 from lightning_ast.core.partial.registry import overload, rule
 from lightning_ast.core.partial.rules.pointwise import run_pointwise
 
@@ -31,7 +31,7 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 @rule("nll_loss_backward", "nll_loss2d_backward")
 def _nll(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, scores, target, weight, reduction, *rest = args
-    if not _leads(gradient) or reduction != 0:
+    if not holds_rows(gradient, 0) or reduction != 0:
         return NotImplemented
     saved = gradient.rows_of(scores, 0), gradient.rows_of(target, 0)
     return gradient.moved(func(gradient.packed(), *saved, weight, reduction, *rest), 0)
@@ -41,12 +41,8 @@ def _nll(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _margin(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, scores, target = args[:3]
     multilabel = func is overload("multilabel_margin_loss_backward")
-    if not _leads(gradient) or args[3 if multilabel else 6] != 0:
+    if not holds_rows(gradient, 0) or args[3 if multilabel else 6] != 0:
         return NotImplemented
     rest = [args[3], gradient.rows_of(args[4], 0)] if multilabel else args[3:]
     saved = gradient.rows_of(scores, 0), gradient.rows_of(target, 0)
     return gradient.moved(func(gradient.packed(), *saved, *rest), 0)
-
-
-def _leads(gradient: Any) -> bool:
-    return type(gradient) is RowGradient and gradient.place is not None and gradient.place.dim == 0

@@ -42,12 +42,3 @@ def _matvec(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if type(other) is RowGradient or gradient.place is None:
         return NotImplemented
     return func(gradient.rows_of(other, other.dim() - 1), gradient.data_rows)
-
-
-@rule("ger", "outer")
-def _outer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The backward of a matrix times a vector."""
-    gradient, vector = args
-    if type(vector) is RowGradient or gradient.place is None:
-        return NotImplemented
-    return gradient.moved(torch.outer(gradient.data_rows, vector), 0)

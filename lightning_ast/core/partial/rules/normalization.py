@@ -4,8 +4,8 @@ BatchNorm in training mode couples the samples: its backward takes from each row
 is constant over the batch, and the part along the normalised input, so that rows without gradient receive some.
 ``batchnorm="selected"`` leaves those rows out and takes the two parts over the k selected rows: an approximation. As in
 the exact gradient, nothing is left along a shift or a scale of the input; with the full batch's mean and deviation in
-the place of the selected rows' own that would not hold, and the gradient is further off. ``batchnorm="exact"`` goes
-dense there, and so does all that lies before; so does a layer that would take its two parts from less than 4 values.
+the place of the selected rows' own that would not hold. ``batchnorm="exact"`` goes dense there, and so does all that
+lies before; so does a layer that would take its two parts from fewer than 16 values a channel.
 """
 
 from __future__ import annotations
@@ -15,25 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import RowGradient, holds_rows
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
 
 Args = tuple[Any, ...]
 aten = torch.ops.aten
-_FEWEST = 4
+_FEWEST = 16
 """Values of a channel among the selected rows that its two means are taken from, at least."""
-
-
-def _held(gradient: Any) -> bool:
-    return type(gradient) is RowGradient and gradient.place is not None
 
 
 @rule("native_layer_norm_backward")
 def _layer_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     gradient, value, shape, mean, rstd, *rest = args
-    if not _held(gradient) or gradient.place.from_end >= -len(shape):
+    if not holds_rows(gradient) or gradient.place.from_end >= -len(shape):
         return NotImplemented
     at = gradient.place.dim
     saved = gradient.rows_of(value, at), shape, gradient.rows_of(mean, at), gradient.rows_of(rstd, at)
@@ -44,7 +40,7 @@ def _layer_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 @rule("_fused_rms_norm_backward")
 def _rms_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     gradient, value, shape, rstd, *rest = args
-    if not _held(gradient) or gradient.place.from_end >= -len(shape):
+    if not holds_rows(gradient) or gradient.place.from_end >= -len(shape):
         return NotImplemented
     at = gradient.place.dim
     saved = gradient.rows_of(value, at), shape, gradient.rows_of(rstd, at)
@@ -55,7 +51,7 @@ def _rms_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 @rule("native_group_norm_backward")
 def _group_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     gradient, value, mean, rstd, weight, _, *rest = args
-    if not _held(gradient) or gradient.place.dim != 0:
+    if not holds_rows(gradient, 0):
         return NotImplemented
     rows = gradient.packed()
     saved = (gradient.rows_of(t, 0) for t in (value, mean, rstd))
@@ -66,7 +62,7 @@ def _group_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 @rule("native_batch_norm_backward")
 def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     gradient, value, weight, running_mean, running_var, mean, invstd, training, eps, mask = args
-    if not _held(gradient):
+    if not holds_rows(gradient):
         return NotImplemented
     if gradient.place.dim == 1 and gradient.shape[0] == 1:
         return _instance_norm(gradient, value, args[2:])
@@ -82,7 +78,7 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 @rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
 def _cudnn_batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     value, gradient, weight, _, _, mean, invstd, eps = args[:8]
-    if not _held(gradient):
+    if not holds_rows(gradient):
         return NotImplemented
     if gradient.place.dim == 1 and gradient.shape[0] == 1:
         return _instance_norm(gradient, value, (*args[2:7], True, eps, [True, True, True]))

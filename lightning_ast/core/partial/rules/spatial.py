@@ -6,21 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import holds_rows
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
 
 
-def _leads(gradient: Any) -> bool:
-    """Whether this is a row gradient with the rows in the first dimension."""
-    return type(gradient) is RowGradient and gradient.place is not None and gradient.place.dim == 0
-
-
 @rule("convolution_backward")
 def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, value = args[:2]
-    if not _leads(gradient) or value.shape[0] != gradient.shape[0]:
+    if not holds_rows(gradient, 0) or value.shape[0] != gradient.shape[0]:
         return NotImplemented
     out, weight, bias = func(gradient.data_rows, gradient.rows_of(value, 0), *args[2:], **kwargs)
     return None if out is None else gradient.moved(out, 0), weight, bias
@@ -37,7 +32,7 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Saved tensors with a row for each of the gradient's are gathered; without a batch dimension it is not for us."""
     gradient = args[0]
-    if not _leads(gradient) or args[1].dim() != gradient.dim() or args[1].shape[0] != gradient.shape[0]:
+    if not holds_rows(gradient, 0) or args[1].dim() != gradient.dim() or args[1].shape[0] != gradient.shape[0]:
         return NotImplemented
     saved = [gradient.rows_of(a, 0) if isinstance(a, Tensor) else a for a in args[1:]]
     out = func(gradient.packed(), *saved, **kwargs)
@@ -55,7 +50,7 @@ def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 )  # fmt: skip
 def _upsample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, out_size, in_size, *rest = args
-    if not _leads(gradient) or in_size[0] != gradient.shape[0]:
+    if not holds_rows(gradient, 0) or in_size[0] != gradient.shape[0]:
         return NotImplemented
     rows = gradient.packed()
     return gradient.moved(func(rows, out_size, [rows.shape[0], *in_size[1:]], *rest, **kwargs), 0)

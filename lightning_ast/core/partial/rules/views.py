@@ -38,7 +38,7 @@ def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Pl
     return None  # a sample's rows would not stay together
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "reshape")
+@rule("view", "_unsafe_view", "_reshape_alias")
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
     if gradient.place is None:
