@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -67,33 +68,36 @@ class Cosines(pl.Callback):
         self.look(trainer, module, epoch=trainer.current_epoch + 1)
 
     def look(self, trainer: pl.Trainer, module: pl.LightningModule, *, epoch: int) -> None:
-        """Select by EL2N under the soft gate, and compare."""
-        x, y = self.batch
+        """Select by EL2N under the soft gate with the mode's weights, and compare."""
+        with torch.random.fork_rng():
+            x, y = trainer.datamodule.on_after_batch_transfer(self.batch, 0)  # as the training sees it
+        before = deepcopy(module.state_dict())
         with torch.no_grad():
-            scores = el2n(F.cross_entropy(module(x), y, reduction="none"), module(x), None, y)
+            logits = module(x)
+            scores = el2n(F.cross_entropy(logits, y, reduction="none"), logits, None, y)
         for rate in self.rates:
-            indices = SampleSelector(target_activation_rate=rate).select(scores).indices
-            check = check_partial_backward(module, self.batch, indices=indices, losses=losses, batchnorm="selected")
-            self.rows.append(
-                {"epoch": epoch, "rate": rate, "partial": check.cosine, "subset": subset_cosine(module, x, y, indices)}
+            kept = SampleSelector(target_activation_rate=rate, weighting="sqrt").select(scores)
+            weights = (
+                torch.ones(len(y))
+                if kept.weights is None
+                else torch.ones(len(y)).index_copy(0, kept.indices, kept.weights)
             )
+
+            def losses(module: Any, batch: Any, weights: Tensor = weights) -> Tensor:
+                return weights * F.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+            check = check_partial_backward(module, (x, y), indices=kept.indices, losses=losses, batchnorm="selected")
+            exact = losses(module, (x, y))[kept.indices].sum()
+            alone = losses(module, (x[kept.indices], y[kept.indices]), weights[kept.indices]).sum()
+            cosine = F.cosine_similarity(gradient(module, exact), gradient(module, alone), dim=0)
+            self.rows.append({"epoch": epoch, "rate": rate, "partial": check.cosine, "subset": float(cosine)})
             print(self.rows[-1], flush=True)
+        module.load_state_dict(before)  # BatchNorm's running statistics
 
 
-def losses(module: Any, batch: Any) -> Tensor:
-    """Per-sample cross-entropy."""
-    return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
-
-
-def subset_cosine(module: Any, x: Tensor, y: Tensor, indices: Tensor) -> float:
-    """Gradient of the selected samples run alone, against exact masking."""
-    buffers = {name: b.clone() for name, b in module.named_buffers()}
-    found = []
-    for loss in (losses(module, (x, y))[indices].sum(), losses(module, (x[indices], y[indices])).sum()):
-        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
-    for name, b in module.named_buffers():
-        b.copy_(buffers[name])
-    return float(F.cosine_similarity(*found, dim=0))
+def gradient(module: Any, loss: Tensor) -> Tensor:
+    """Of all parameters, one after the other."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
 
 
 def batchnorm(root: str) -> list[dict[str, Any]]:
@@ -101,7 +105,7 @@ def batchnorm(root: str) -> list[dict[str, Any]]:
     pl.seed_everything(0, verbose=False)
     data = ImageData("cifar10", root, 256, train_limit=5120)
     data.setup("fit")
-    batch = data.images.train_images[:256].float() / 255, data.images.train_labels[:256]
+    batch = data.images.train_images[:256], data.images.train_labels[:256]
     cosines = Cosines(batch, (0.4, 0.2, 0.1))
     pl.Trainer(
         max_epochs=6,

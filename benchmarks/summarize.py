@@ -157,9 +157,16 @@ def parity_table() -> str:
         dense = ", ".join(sorted(f"`{name.split('.')[1]}`" for name in r["dense_ops"])) or "none"
         lines.append(
             f"| {r['model']} | {' / '.join(f'{e:.0e}' for e in r['errors'])} | {dense} | "
-            f"{' / '.join(f'{c:.2f}' for c in r['cosines'])} | {' / '.join(f'{f:.2f}' for f in r['flops_shares'])} |"
+            f"{' / '.join(f'{c:.2f}' for c in r['cosines'])} | {flops_shares(r)} |"
         )
     return "\n".join(lines)
+
+
+def flops_shares(row: dict[str, Any]) -> str:
+    """FLOPs at each rate, where torch counts those of all its ops."""
+    if None in row["flops_shares"]:
+        return "not counted"
+    return " / ".join(f"{share:.2f}" for share in row["flops_shares"])
 
 
 def batchnorm_table() -> str:
