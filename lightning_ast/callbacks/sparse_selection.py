@@ -149,8 +149,7 @@ class SparseSelectionCallback(Callback):
         )
         self.ledger = Ledger()
         self.dense_ops.clear()
-        self.stage, self._rate, self._told = "warmup", None, False
-        self._told_ops: set[str] = set()
+        self.stage, self._rate, self._told, self._told_ops = "warmup", None, False, set[str]()
         self._distributed = trainer.world_size > 1
         self._clock = StepClock()
         keep = functools.partial(keep_rows, batchnorm=self.batchnorm, dense_ops=self.dense_ops)

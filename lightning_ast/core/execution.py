@@ -18,6 +18,7 @@ with l the summed loss elements of a sample, c its share of the user's own denom
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -113,7 +114,12 @@ def selected_mean(losses: Tensor, selection: Selection, *, batch_size: int, weig
 
 
 def partial_mean(
-    losses: Tensor, selection: Selection, *, weighting: Weighting = "sqrt", batchnorm: BatchNormBackward = "selected"
+    losses: Tensor,
+    selection: Selection,
+    *,
+    weighting: Weighting = "sqrt",
+    batchnorm: BatchNormBackward = "selected",
+    dense_ops: Counter[str] | None = None,
 ) -> Tensor:
     """:func:`selected_mean` of the whole batch's losses, with a backward over the selected rows only.
 
@@ -122,6 +128,7 @@ def partial_mean(
         selection: indices and weights of the k samples.
         weighting: what the selector uses.
         batchnorm: see :func:`lightning_ast.core.select_rows`.
+        dense_ops: see :func:`lightning_ast.core.select_rows`.
 
     Returns:
         Scalar with gradient.
@@ -133,7 +140,8 @@ def partial_mean(
     ones = torch.ones_like(selection.indices, dtype=losses.dtype)
     total = losses.new_tensor(float(losses.numel()))
     divisor = denominator(ones, selection, weighting, total_count=total)
-    return select_rows(losses, selection.indices, selection.weights, batchnorm=batchnorm) / divisor
+    loss = select_rows(losses, selection.indices, selection.weights, batchnorm=batchnorm, dense_ops=dense_ops)
+    return loss / divisor
 
 
 def mask_rows(losses: Tensor, indices: Tensor, factors: Tensor | None = None) -> Tensor:

@@ -100,7 +100,8 @@ def select_rows(
 
     Args:
         losses: ``(B,)`` with its graph.
-        indices: ``(k,)`` int64 positions of the selected samples.
+        indices: ``(k,)`` int64 positions of the selected samples, on the losses' device, in any order. A position that
+            occurs twice counts twice; one outside the batch is torch's error.
         weights: ``(k,)``, or None for 1. They may require gradients.
         batchnorm: the backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
             from the gradient (its mean, and its part along the normalised input) is taken over the k rows: an

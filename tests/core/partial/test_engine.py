@@ -57,6 +57,10 @@ def test_partial_mean_is_the_selected_mean() -> None:
     for weighting in ("none", "sqrt", "unbiased"):
         want = selected_mean(losses[KEPT], kept, batch_size=B, weighting=weighting)
         torch.testing.assert_close(partial_mean(losses, kept, weighting=weighting), want)
+    dense: Counter[str] = Counter()
+    norm = nn.BatchNorm1d(6)
+    partial_mean(norm(torch.randn(B, 6)).square().mean(1), kept, batchnorm="exact", dense_ops=dense).backward()
+    assert dense == {"aten.native_batch_norm_backward.default": 1}
 
 
 @pytest.mark.parametrize(
