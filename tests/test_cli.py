@@ -142,6 +142,7 @@ def test_demo_with_an_impossible_rate(tmp_path: Path) -> None:
     done = run("demo", "--rate", "2", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("- target_activation_rate: expected a rate in (0, 1], got 2.0")
+    assert "epochs" not in done.stdout, "not after the dense run"
 
 
 def test_help_and_version(tmp_path: Path) -> None:

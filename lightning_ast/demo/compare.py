@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.callbacks._faults import ConfigurationError, setting_faults
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.demo.data import DataName, ImageData
@@ -120,7 +121,14 @@ def run_demo(
 
     Returns:
         The results, after printing them as a table; without the third where the sparse run saves less than an epoch.
+
+    Raises:
+        ConfigurationError: the rate or the mode cannot be.
+        DataNotFoundError: the images are not there and cannot be downloaded.
     """
+    sparse = SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed)
+    if faults := setting_faults(sparse):  # said before the dense run, not after it
+        raise ConfigurationError(faults)
     settings = dict(_SETTINGS[data])
     if data == "cifar10" and not torch.cuda.is_available():
         settings.update(epochs=6, width=16)
@@ -132,19 +140,17 @@ def run_demo(
         pl.seed_everything(seed, verbose=False)
         return ResNet9(settings["channels"], width=width or settings["width"], lr=settings["lr"])
 
-    def run(name: str, rate: float, length: int) -> RunResult:
+    def run(name: str, length: int, *callbacks: Callback) -> RunResult:
         print(f"\n{name}: {length} epochs")
-        callbacks: list[Callback] = [SparseSelectionCallback(target_activation_rate=rate, mode=mode, seed=seed)]
-        if rate < 1:
-            callbacks.append(TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1))
-        return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=callbacks)
+        return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=list(callbacks))
 
-    full = run("dense", 1.0, epochs)
-    ast = run(f"AST, {mode}, r = {target_activation_rate:g}", target_activation_rate, epochs)
+    schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
+    full = run("dense", epochs, SparseSelectionCallback(target_activation_rate=1.0))
+    ast = run(f"AST, {mode}, r = {target_activation_rate:g}", epochs, sparse, schedule)
     results = [full, ast]
     affordable = math.ceil(epochs * ast.flops / full.flops) if full.flops and ast.flops else epochs
     if affordable < epochs:
-        results.append(run("dense, shortened", 1.0, affordable))
+        results.append(run("dense, shortened", affordable, SparseSelectionCallback(target_activation_rate=1.0)))
     print_table(results, f"{data}, ResNet-9 of width {width or settings['width']}, seed {seed}")
     return results
 
