@@ -5,7 +5,8 @@
 
 Real CIFAR-10 images (resized) and bytes of Python's own source, through Lightning, the callback with its defaults.
 `ideal` of `partial` is forward + r of the rest, both measured in a dense run of the same round, at the rate that was
-observed; the resizing of images, before the forward, counts as rest. On a GPU: bf16, channels_last, larger models. Each case writes a record.
+observed; the resizing of images, before the forward, counts as rest. On a GPU: bf16, channels_last, larger models. Each
+case writes a record.
 """
 
 from __future__ import annotations
