@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lightning_ast.core import select_rows
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -28,6 +32,23 @@ def test_there_is_a_block_to_run() -> None:
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", TEXT))))
 def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_what_the_docstring_says_of_batchnorm_is_on_record() -> None:
+    records = ROOT / "benchmarks" / "records"
+    rows = json.loads((records / "partial-batchnorm.json").read_text())["rows"]
+    for rate, least in ((0.4, 0.98), (0.2, 0.97), (0.1, 0.9)):
+        assert min(row["partial"] for row in rows if row["rate"] == rate) > least
+    accuracy = {
+        mode: statistics.mean(
+            json.loads(path.read_text())["accuracy"] for path in records.glob(f"cifar10-cpu-{mode}-r0.4-*-e16-*.json")
+        )
+        for mode in ("mask", "partial")
+    }
+    assert abs(accuracy["mask"] - accuracy["partial"]) < 0.005
+    said = " ".join((select_rows.__doc__ or "").split())
+    assert "above 0.98, 0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1" in said
+    assert "within half a point" in said
 
 
 def test_tables_are_the_records() -> None:

