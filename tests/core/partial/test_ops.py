@@ -126,6 +126,8 @@ KEEPS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nearest-exact1d": lambda: (A._upsample_nearest_exact1d_backward, row_gradient((7, 2, 8)), [8], [7, 2, 4]),
     "fractional3d": fractional_max_pool3d,
 }  # fmt: skip
+if not hasattr(A, "_upsample_lanczos2d_aa_backward"):  # an older torch
+    del KEEPS["antialias-lanczos"]
 SUMS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "mv": lambda: (A.mv, torch.randn(3, 7), one()),
     "dot": lambda: (A.dot, torch.randn(7), one()),
