@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -34,46 +35,15 @@ from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import cost_share
 from lightning_ast.demo.data import load_images
 
+sys.path.append(str(Path(__file__).parent.parent))
+from tests.core.partial.models import GPT
+
 CONFIGURATIONS: list[tuple[str, float]] = [
     ("dense", 1.0),
     ("mask", 0.4),
     *(("subset", rate) for rate in (0.4, 0.2, 0.1)),
     *(("partial", rate) for rate in (0.4, 0.2, 0.1)),
 ]
-
-
-class GPT(nn.Module):
-    """Pre-norm decoder over bytes, tied embedding."""
-
-    def __init__(self, width: int, heads: int, layers: int, length: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.embedding = nn.Embedding(256, width)
-        self.position = nn.Parameter(0.02 * torch.randn(1, length, width))
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm1": nn.LayerNorm(width),
-                    "qkv": nn.Linear(width, 3 * width),
-                    "out": nn.Linear(width, width),
-                    "norm2": nn.LayerNorm(width),
-                    "mlp": nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
-                }
-            )
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``(B, T)`` bytes to ``(B, T, 256)`` logits."""
-        x = self.embedding(tokens) + self.position
-        for block in self.blocks:
-            q, k, v = (
-                t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in block["qkv"](block["norm1"](x)).chunk(3, -1)
-            )
-            x = x + block["out"](F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-            x = x + block["mlp"](block["norm2"](x))
-        return self.norm(x) @ self.embedding.weight.T
 
 
 def vit(width: int, heads: int, size: int, patch: int) -> nn.Module:
@@ -100,7 +70,8 @@ class Case:
             return vit(384, 6, self.size, 4) if self.model == "vit-s" else vit(64, 2, self.size, 4)
         if self.model == "vit-b":
             return vit(768, 12, self.size, 16)
-        return GPT(768, 12, 12, self.size) if self.model == "gpt-small" else GPT(256, 4, 4, self.size)
+        width, heads, layers = (768, 12, 12) if self.model == "gpt-small" else (256, 4, 4)
+        return GPT(width, heads, layers, tokens=256, length=self.size)
 
     def data(self, images: Tensor, labels: Tensor, batches: int) -> DataLoader[Any]:
         """Enough batches of real data, in memory."""
