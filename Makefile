@@ -11,7 +11,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## dense against sparse training on scikit-learn's digits, about a minute
+demo: $(READY)  ## dense against sparse training on scikit-learn's digits, a minute or two
 	$(BIN)/lightning-ast demo
 
 test: $(READY)  ## the test suite, without what is marked slow

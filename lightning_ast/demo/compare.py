@@ -88,7 +88,7 @@ def train(
 
 
 _SETTINGS: dict[DataName, dict[str, Any]] = {
-    "digits": {"epochs": 16, "batch_size": 128, "width": 64, "channels": 1, "lr": 0.1},
+    "digits": {"epochs": 16, "batch_size": 128, "width": 48, "channels": 1, "lr": 0.1},
     "fashion_mnist": {"epochs": 6, "batch_size": 256, "width": 8, "channels": 1, "lr": 0.2},
     "cifar10": {"epochs": 16, "batch_size": 256, "width": 64, "channels": 3, "lr": 0.2},
 }
