@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torchmetrics import Metric
 
 from lightning_ast.core.batch import batch_size_of
 from lightning_ast.core.execution import mask_rows
 from lightning_ast.core.losses import LossCapture, LossReached, check_losses
-from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, keep_rows, uncounted
+from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, keep_rows, uncounted
 from lightning_ast.mixin import SparseLossMixin, overrides
 
 __all__ = ["PartialBackwardCheck", "check_partial_backward"]
@@ -116,8 +115,7 @@ def check_partial_backward(
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
     dense_ops: Counter[str] = Counter()
-    compiled = any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
-    flops = None if compiled else BackwardFlops()
+    flops = None if compiled_parts(module) else BackwardFlops()
     compute = _losses_of(module) if losses is None else losses
 
     def partial(full: Tensor) -> Tensor:

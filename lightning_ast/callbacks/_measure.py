@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
-from lightning_ast.core.partial import BackwardFlops, uncounted
+from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
 
-__all__ = ["DenseOps", "FlopCount", "StepClock", "compiled_parts"]
+__all__ = ["DenseOps", "FlopCount", "StepClock"]
 
 SETTLE_STEPS = 3
 """First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
@@ -139,11 +138,6 @@ class FlopCount:
         """Stop counting wherever an exception left it."""
         self._open.close()
         self._counter = None
-
-
-def compiled_parts(module: nn.Module) -> bool:
-    """Whether something inside is compiled by ``torch.compile``."""
-    return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
 
 
 class StepClock:

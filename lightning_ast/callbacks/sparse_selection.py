@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_ast.callbacks._faults import ConfigurationError, setting_faults, use_faults
 from lightning_ast.callbacks._logs import log_step, note_compiled, note_dense_ops, note_first_selection
-from lightning_ast.callbacks._measure import FlopCount, StepClock, compiled_parts
+from lightning_ast.callbacks._measure import FlopCount, StepClock
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._step import BatchPlan, StepInterceptor
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
@@ -23,7 +23,7 @@ from lightning_ast.core.execution import WEIGHTING_DEFAULTS, Mode, mask_rows
 from lightning_ast.core.gate import GateName, Selection, Weighting
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.losses import LossRecord
-from lightning_ast.core.partial import BatchNormBackward, keep_rows
+from lightning_ast.core.partial import BatchNormBackward, compiled_parts, keep_rows
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
 from lightning_ast.mixin import SparseLossMixin, overrides

@@ -6,7 +6,7 @@ counts.
 """
 
 from lightning_ast.core.partial import rules
-from lightning_ast.core.partial.flops import BackwardFlops, RowOps, uncounted
+from lightning_ast.core.partial.flops import BackwardFlops, RowOps, compiled_parts, uncounted
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.rows import BatchNormBackward
@@ -17,6 +17,7 @@ __all__ = [
     "BatchNormBackward",
     "RowGradient",
     "RowOps",
+    "compiled_parts",
     "densify",
     "keep_rows",
     "rules",

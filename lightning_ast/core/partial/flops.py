@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import GradientMemory
 
-__all__ = ["BackwardFlops", "RowOps", "uncounted"]
+__all__ = ["BackwardFlops", "RowOps", "compiled_parts", "uncounted"]
 
 
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,3 +93,8 @@ def uncounted(dense_ops: Iterable[str]) -> bool:
         dense_ops: names, as :func:`lightning_ast.core.select_rows` counts them.
     """
     return any(kind in name for name in dense_ops for kind in ("rnn", "lstm", "gru"))
+
+
+def compiled_parts(module: nn.Module) -> bool:
+    """Whether something inside is compiled by ``torch.compile``: a counter would switch that off."""
+    return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())

@@ -108,7 +108,7 @@ def select_rows(
             other rows get none: an approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. Along a
             CIFAR-10 training of ResNet-9 with B = 256 the cosine of all gradients to the exact ones was above 0.98,
             0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1, and the accuracy after 16 epochs at 0.4 within half a point of
-            exact masking; with few values a channel, or untrained, it is further off. ``"exact"``: over all rows there,
+            exact masking; with few values a channel it is further off. ``"exact"``: over all rows there,
             and in every layer before it, at about the cost of a full backward. The forward is the full batch's in both.
         dense_ops: filled, during backward, with the names of ops that ran over all rows and how often.
 

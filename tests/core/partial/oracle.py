@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_ast.core.partial import select_rows
+from lightning_ast.core.partial import RowGradient, select_rows
+from lightning_ast.core.partial.gradient import wrap
+from lightning_ast.core.partial.rows import Rows, place_of
 
 Losses = Callable[[nn.Module, Tensor], Tensor]
 
@@ -55,3 +57,11 @@ def compare(
     torch.manual_seed(7)
     got = gradients(module, select_rows(losses(module, x), indices, weights, batchnorm=batchnorm, dense_ops=dense))
     return relative(want, got), dense
+
+
+def row_gradient(shape: tuple[int, ...], dim: int = 0, pre: int = 1, post: int = 1) -> RowGradient:
+    """Random rows of samples 0 and 2 of 7; the sample dimension has size pre * 7 * post."""
+    rows = Rows(torch.tensor([0, 2]), 7, batchnorm="selected", dense_ops=Counter())
+    held = list(shape)
+    held[dim] = pre * 2 * post
+    return wrap(torch.randn(held), rows, place_of(shape, dim, pre, post))

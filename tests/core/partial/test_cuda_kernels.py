@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from lightning_ast.core import RowGradient, densify, select_rows
 from lightning_ast.core.execution import mask_rows
-from lightning_ast.core.partial.gradient import wrap
-from lightning_ast.core.partial.rows import Rows, place_of
-from tests.core.partial.oracle import relative
+from tests.core.partial.oracle import relative, row_gradient
 
 A = torch.ops.aten
-B, KEPT = 7, (0, 2, 5)
+B = 7
 ATTENTION = [
     A._scaled_dot_product_flash_attention_backward.default,
     A._scaled_dot_product_efficient_attention_backward.default,
@@ -71,13 +69,6 @@ def kernels() -> Iterator[None]:
         yield
 
 
-def rows_of(shape: tuple[int, ...], dim: int = 0, post: int = 1, batchnorm: Any = "selected") -> RowGradient:
-    rows = Rows(torch.tensor(KEPT), B, batchnorm=batchnorm, dense_ops=Counter())
-    held = list(shape)
-    held[dim] = len(KEPT) * post
-    return wrap(torch.randn(held), rows, place_of(shape, dim, 1, post))
-
-
 def assert_rows(want: Any, got: Any, gradient: RowGradient) -> None:
     for a, b in zip(want, got, strict=True):
         torch.testing.assert_close(densify(b), a, rtol=1e-4, atol=1e-5)
@@ -116,7 +107,7 @@ def test_attention(op: Any, bias: tuple[int, ...] | None, heads_first: bool) -> 
         "max_k": 5,
         "grad_input_mask": [True] * 4,
     }
-    gradient = rows_of(shape, dim)
+    gradient = row_gradient(shape, dim)
     got = op(gradient, *(given.get(name, empty) for name in names[1:]))
     want = op(densify(gradient), *(given.get(name, empty) for name in names[1:]))
     assert all(type(g) is RowGradient for g in got[:3])
@@ -125,14 +116,14 @@ def test_attention(op: Any, bias: tuple[int, ...] | None, heads_first: bool) -> 
 
 def test_attention_dropout_goes_dense() -> None:
     """Its mask is drawn again, by position in the batch."""
-    op, gradient, x = ATTENTION[0], rows_of((B, 2, 5, 4)), torch.randn(B, 2, 5, 4)
+    op, gradient, x = ATTENTION[0], row_gradient((B, 2, 5, 4)), torch.randn(B, 2, 5, 4)
     op(gradient, x, x, x, x, torch.randn(B, 2, 5), *([torch.empty(0)] * 2), 5, 5, 0.1, False, *([torch.empty(0)] * 2))
     assert dict(gradient.rows.dense_ops) == {str(op): 1}
 
 
 @pytest.mark.skipif(not hasattr(A, "_fused_rms_norm_backward"), reason="this torch runs RMSNorm by its parts")
 def test_rms_norm() -> None:
-    gradient, x, weight = rows_of((B, 4)), torch.randn(B, 4), torch.randn(4)
+    gradient, x, weight = row_gradient((B, 4)), torch.randn(B, 4), torch.randn(4)
     saved = x, [4], x.square().mean(-1, keepdim=True).rsqrt(), weight, [True, True]
     got = A._fused_rms_norm_backward(gradient, *saved)
     assert type(got[0]) is RowGradient
@@ -146,7 +137,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("op", [A.cudnn_batch_norm_backward, A.miopen_batch_norm_backward], ids=str)
 def test_batch_norm_is_that_of_the_native_kernel(op: Any) -> None:
-    gradient, x, weight = rows_of((B, 3, 4, 4)), torch.randn(B, 3, 4, 4), torch.rand(3)
+    gradient, x, weight = row_gradient((B, 3, 4, 4)), torch.randn(B, 3, 4, 4), torch.rand(3)
     reserve = [torch.empty(0)] if op is A.cudnn_batch_norm_backward else []
     got = op(x, gradient, weight, None, None, *statistics(x), 1e-5, *reserve)
     want = A.native_batch_norm_backward(gradient, x, weight, None, None, *statistics(x), True, 1e-5, [True] * 3)
@@ -156,14 +147,14 @@ def test_batch_norm_is_that_of_the_native_kernel(op: Any) -> None:
 
 def test_instance_norm_as_cudnn_runs_it() -> None:
     """Over (1, B * C, ...): every channel of every sample alone, so exact."""
-    gradient, x, weight = rows_of((1, 2 * B, 4, 4), 1, 2), torch.randn(1, 2 * B, 4, 4), torch.rand(2 * B)
+    gradient, x, weight = row_gradient((1, 2 * B, 4, 4), 1, post=2), torch.randn(1, 2 * B, 4, 4), torch.rand(2 * B)
     saved = weight, None, None, *statistics(x), 1e-5, torch.empty(0)
     got = A.cudnn_batch_norm_backward(x, gradient, *saved)
     assert_rows(A.cudnn_batch_norm_backward(x, densify(gradient), *saved), got, gradient)
 
 
 def test_batch_norm_with_update() -> None:
-    gradient, x, weight = rows_of((B, 3, 4, 4)), torch.randn(B, 3, 4, 4), torch.rand(3)
+    gradient, x, weight = row_gradient((B, 3, 4, 4)), torch.randn(B, 3, 4, 4), torch.rand(3)
     rest = weight, None, None, *statistics(x), True, 1e-5, [True] * 3
     got = A.batch_norm_backward(gradient, x, *rest, torch.empty(0))
     want = A.native_batch_norm_backward(gradient, x, *rest)

@@ -14,17 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_ast.core import RowGradient, densify
 from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.rows import Rows, place_of
+from tests.core.partial.oracle import row_gradient
 
 A = torch.ops.aten
-B, KEPT = 7, (0, 2)
-
-
-def row_gradient(shape: tuple[int, ...], dim: int = 0, pre: int = 1, post: int = 1) -> RowGradient:
-    """Random rows; the sample dimension has size pre * B * post."""
-    rows = Rows(torch.tensor(KEPT), B, batchnorm="selected", dense_ops=Counter())
-    held = list(shape)
-    held[dim] = pre * len(KEPT) * post
-    return wrap(torch.randn(held), rows, place_of(shape, dim, pre, post))
+B = 7
 
 
 def flat() -> RowGradient:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.gradient import holds_rows
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
@@ -23,7 +23,7 @@ _MASKS = ("attn_bias", "attn_mask")
 def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, names = args[0], _argument_names(func)
     call = {**dict(zip(names, args, strict=False)), **kwargs}
-    if type(gradient) is not RowGradient or gradient.place is None or gradient.place.dim > 1:
+    if not holds_rows(gradient) or gradient.place.dim > 1:
         return NotImplemented
     if call.get("dropout_p"):  # the mask is drawn anew, from the row's position in the batch
         return NotImplemented

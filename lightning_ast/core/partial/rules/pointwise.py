@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.partial.gradient import RowGradient, in_accumulate_grad, in_formula
+from lightning_ast.core.partial.gradient import RowGradient, holds_rows, in_accumulate_grad, in_formula
 from lightning_ast.core.partial.registry import rule
 
 __all__ = ["run_pointwise"]
@@ -89,7 +89,7 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_")
 def _scale_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     first = args[0]
-    if type(first) is not RowGradient or first.place is None or any(type(a) is RowGradient for a in args[1:]):
+    if not holds_rows(first) or any(type(a) is RowGradient for a in args[1:]):
         return NotImplemented
     operands = _operands(args, first)
     if operands is None or not first.shares_memory():
@@ -175,7 +175,7 @@ def _any(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @rule("_prelu_kernel_backward")
 def _prelu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     first = args[0]
-    if type(first) is not RowGradient or first.place is None or (operands := _operands(args, first)) is None:
+    if not holds_rows(first) or (operands := _operands(args, first)) is None:
         return NotImplemented
     return tuple(first.like(out) for out in func(*operands, **kwargs))
 

@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from lightning_ast.core.partial.gradient import RowGradient, wrap
+from lightning_ast.core.partial.gradient import RowGradient, holds_rows, wrap
 from lightning_ast.core.partial.registry import rule
 from lightning_ast.core.partial.rows import Place, place_of
 
@@ -202,7 +202,7 @@ def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @rule("cat", "stack")
 def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parts = args[0]
-    if not all(type(part) is RowGradient and part.place is not None for part in parts):
+    if not all(map(holds_rows, parts)):
         return NotImplemented
     first, place = parts[0], parts[0].place
     stacked = func._schema.name == "aten::stack"
