@@ -1,7 +1,7 @@
 """Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
 
 ``batch`` -> ``losses`` (``scoring``) -> ``significance`` -> ``gate`` and ``controller`` (``selector``)
--> ``partial``, ``execution`` -> ``ledger``.
+-> ``partial``, ``execution`` -> ``ledger``. In ``prune`` the epoch comes first: ``history`` decides what is loaded.
 """
 
 from lightning_ast.core.batch import BatchError, batch_size_of, select_batch
@@ -16,6 +16,7 @@ from lightning_ast.core.execution import (
     selected_mean,
 )
 from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch, planned_count
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
@@ -26,6 +27,7 @@ from lightning_ast.core.significance import compute_significance
 __all__ = [
     "BackwardFlops",
     "BatchError",
+    "EpochPlan",
     "FlopsPerSample",
     "Ledger",
     "LossCapture",
@@ -36,6 +38,7 @@ __all__ = [
     "RowOps",
     "SampleSelector",
     "Selection",
+    "SignificanceHistory",
     "TracelessForward",
     "batch_size_of",
     "compute_significance",
@@ -47,6 +50,8 @@ __all__ = [
     "keep_rows",
     "mask_rows",
     "partial_mean",
+    "plan_epoch",
+    "planned_count",
     "report_full_loss",
     "select",
     "select_batch",

@@ -24,26 +24,39 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import Selection, Weighting
+from lightning_ast.core.gate import GateName, Selection, Weighting
 from lightning_ast.core.partial import BatchNormBackward, select_rows
 
 __all__ = [
-    "AVAILABLE_MODES",
-    "WEIGHTING_DEFAULTS",
     "Mode",
     "cost_share",
     "denominator",
     "mask_rows",
     "partial_mean",
     "report_full_loss",
+    "resolve_weighting",
     "selected_loss",
     "selected_mean",
 ]
 
 Mode = Literal["mask", "subset", "partial", "prune"]
-AVAILABLE_MODES: tuple[Mode, ...] = ("mask", "subset", "partial")
-WEIGHTING_DEFAULTS: dict[Mode, Weighting] = {"mask": "sqrt", "subset": "sqrt", "partial": "sqrt"}
-"""What ``weighting=None`` means under the soft gate; the hard gates always have weight 1."""
+
+
+def resolve_weighting(weighting: Weighting | None, *, mode: Mode, gate: GateName) -> Weighting:
+    """What a weighting means.
+
+    Args:
+        weighting: as the user gave it; None is ``"none"`` in ``prune`` and ``"sqrt"`` in the other modes.
+        mode: how the selection is executed.
+        gate: the hard gates have no keep-probabilities: always ``"none"``.
+
+    Example:
+        >>> resolve_weighting(None, mode="partial", gate="soft"), resolve_weighting(None, mode="prune", gate="soft")
+        ('sqrt', 'none')
+    """
+    if gate != "soft":
+        return "none"
+    return weighting or ("none" if mode == "prune" else "sqrt")
 
 
 def denominator(

@@ -7,7 +7,7 @@ warmup stage of the same run. What cannot be known is None, never 0.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from lightning_ast.core.execution import Mode
 
@@ -81,7 +81,8 @@ class Ledger:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
             mode: how the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
                 ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
-                forward of every sample, backward of the selected ones.
+                forward of every sample, backward of the selected ones. ``prune``: both of the selected ones alone; the
+                batch is the selection, and ``offered`` what it stands for in a dense epoch.
             offered: samples of the batch.
             selected: samples trained on.
             dense_share: share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
@@ -90,14 +91,14 @@ class Ledger:
         Raises:
             ValueError: the cost of this mode is not known to the ledger.
         """
-        if mode not in (None, "mask", "subset", "partial"):
-            raise ValueError(f"expected mode None, 'mask', 'subset' or 'partial', got {mode!r}.")
+        if mode not in (None, *get_args(Mode)):
+            raise ValueError(f"expected mode None or one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}.")
         totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
-        totals.forwarded += offered + selected if mode == "subset" else offered
-        totals.backwarded += selected if mode in ("subset", "partial") else offered
+        totals.forwarded += {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
+        totals.backwarded += selected if mode in ("subset", "partial", "prune") else offered
         if mode == "partial":
             totals.backwarded += dense_share * (offered - selected)
 

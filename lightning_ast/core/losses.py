@@ -142,6 +142,7 @@ class LossCapture(TorchFunctionMode):
         rewrite: ``(record, compute) -> scalar`` gives what the user's call returns; ``compute()`` is what it would
             have. None only watches.
         stop: raise :class:`LossReached` at the first loss instead of returning to the user's code.
+        detached: the records need no graph: their losses are computed without one.
         unreduced: for code that returns its own losses: accept ``reduction="none"``, and pass over what cannot be
             taken apart.
 
@@ -167,12 +168,14 @@ class LossCapture(TorchFunctionMode):
         *,
         rewrite: Callable[[LossRecord, Callable[[], Tensor]], Tensor] | None = None,
         stop: bool = False,
+        detached: bool = False,
         unreduced: bool = False,
     ) -> None:
         super().__init__()
         self._batch_size = batch_size
         self._rewrite = rewrite
         self._stop = stop
+        self._detached = detached
         self._unreduced = unreduced
         self.records: list[LossRecord] = []
         self.passed_over = 0
@@ -189,7 +192,8 @@ class LossCapture(TorchFunctionMode):
             self.passed_over += not self.records
             return func(*args, **kwargs)
         try:
-            self.records.append(_record(func, args, kwargs, self._batch_size, unreduced=self._unreduced))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detached):
+                self.records.append(_record(func, args, kwargs, self._batch_size, unreduced=self._unreduced))
         except LossCaptureError:
             if not self._unreduced:
                 raise

@@ -96,7 +96,7 @@ class SampleSelector:
                 rate=target,
                 weighting=self.weighting,
                 min_selected=self.min_selected,
-                generator=self._generator(),
+                generator=self._generator(self.steps),
                 floor=floor,
             )
         kept = selection.indices.numel()
@@ -108,6 +108,41 @@ class SampleSelector:
             self.controller.update(rate, target=target, at_minimum=lowest > 0)
         self.steps += 1
         return selection
+
+    def plan(self, significance: Tensor, *, count: int, epoch: int) -> Selection:
+        """Choose the samples of a whole epoch at once.
+
+        The threshold is solved over all of them, exactly: there is no error left for the controller, which only keeps
+        the running mean of the rate. The hard gates keep the ``count`` most significant.
+
+        Args:
+            significance: ``(n,)`` of the samples on offer, non-negative and finite, on the CPU.
+            count: samples to keep, in [1, n].
+            epoch: takes the place of the number of steps in the seed of the draw.
+
+        Returns:
+            Exactly ``count`` samples; each with its keep-probability where the gate is soft.
+        """
+        size = significance.numel()
+        self.activation_rate = rate = count / size
+        self.controller.update(rate, target=rate)
+        if count == size:
+            return Selection(torch.arange(size))
+        significance = lift_zeros(significance.double())
+        gate: GateName = "soft" if self.gate == "soft" else "topk"
+        floor = min(FLOOR, 0.1 * rate)
+        self.last_threshold = solve_threshold(significance, rate, gate, floor=floor)
+        kept = select(
+            significance,
+            self.last_threshold,
+            gate=gate,
+            rate=rate,
+            weighting=self.weighting,
+            min_selected=count,
+            generator=self._generator(epoch),
+            floor=floor,
+        )  # rounding errors may draw one too many
+        return Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
 
     def least(self, batch_size: int) -> int:
         """Fewest samples that are kept of a batch of this size."""
@@ -123,9 +158,9 @@ class SampleSelector:
                 solved = average(solved.log()).exp()
         return self.controller.threshold(solved, target=self.target_activation_rate)
 
-    def _generator(self) -> torch.Generator:
+    def _generator(self, step: int) -> torch.Generator:
         """A generator for this step alone: nothing to save, and every rank draws its own."""
-        digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{self.steps}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def state_dict(self) -> dict[str, Any]:

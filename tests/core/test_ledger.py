@@ -48,8 +48,17 @@ def test_a_scoring_forward_costs_more_than_it_saves_at_rate_one() -> None:
 
 
 def test_modes_of_unknown_cost_are_refused() -> None:
-    with pytest.raises(ValueError, match="'prune'"):
-        Ledger().record("sparse", mode="prune", offered=1, selected=1)
+    with pytest.raises(
+        ValueError, match="expected mode None or one of 'mask', 'subset', 'partial', 'prune', got 'skip'"
+    ):
+        Ledger().record("sparse", mode="skip", offered=1, selected=1)
+
+
+def test_prune_costs_its_samples_alone() -> None:
+    ledger = Ledger(flops=FlopsPerSample(forward=1.0, backward=2.0))
+    ledger.record("sparse", mode="prune", offered=100, selected=40)
+    assert ledger.spent_flops() == 3 * 40
+    assert ledger.savings()["flops"] == ledger.savings()["samples"] == pytest.approx(0.6)
 
 
 def test_partial_counts_what_ran_over_all_rows() -> None:

@@ -1,0 +1,202 @@
+"""Before a batch: the remembered significance of every sample of the data set, and the plan of an epoch made from it.
+
+Mode ``prune`` decides before an epoch which samples are loaded at all. What it decides from is what each sample's
+significance was when it was last trained on: the scores of the training forward itself, kept by dataset index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.gate import minimum_count
+from lightning_ast.core.selector import SampleSelector
+
+__all__ = ["EpochPlan", "SignificanceHistory", "plan_epoch", "planned_count"]
+
+_UNSEEN = -1.0
+_ROUNDING = 0.005
+"""Largest relative change of the rate for the sake of whole batches."""
+
+
+class SignificanceHistory:
+    """Remembered significance by dataset index: 4 bytes a sample, and 4 for the running epoch on the scoring device.
+
+    What is observed in an epoch counts from the next :meth:`fold` on. A sample that is visited more than once in
+    between, in one process or in several, has the largest of its scores: the order of the visits does not matter.
+
+    Args:
+        size: samples in the data set, at least 1.
+
+    Example:
+        >>> history = SignificanceHistory(4)
+        >>> history.observe(torch.tensor([0, 2]), torch.tensor([0.5, 0.25]))
+        >>> history.fold()
+        >>> history.significance()  # what was not seen yet is as significant as the most significant
+        tensor([0.5000, 0.5000, 0.2500, 0.5000])
+    """
+
+    def __init__(self, size: int) -> None:
+        self._scores = torch.full((size,), _UNSEEN)
+        self._recent = torch.full((size,), _UNSEEN)
+
+    def __len__(self) -> int:
+        return self._scores.numel()
+
+    @property
+    def seen(self) -> Tensor:
+        """``(N,)`` bool: which samples have a remembered significance."""
+        return self._scores >= 0
+
+    def observe(self, indices: Tensor, significance: Tensor) -> None:
+        """Keep the scores of a batch; no device is waited for.
+
+        Args:
+            indices: ``(B,)`` int64 dataset indices.
+            significance: ``(B,)``, non-negative and finite, on any device.
+        """
+        significance = significance.detach().float()
+        if self._recent.device != significance.device:
+            self._recent = self._recent.to(significance.device)
+        indices = indices.to(significance.device, non_blocking=True)
+        self._recent.scatter_reduce_(0, indices, significance, "amax")
+
+    def fold(self, maximum: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take what was observed since the last time into the remembered significance.
+
+        Args:
+            maximum: element-wise maximum of a tensor over the processes that train together, so that all remember the
+                same; None for a single process.
+        """
+        recent = self._merged(maximum)
+        self._scores = torch.where(recent >= 0, recent, self._scores)
+        self._recent.fill_(_UNSEEN)
+
+    def _merged(self, maximum: Callable[[Tensor], Tensor] | None) -> Tensor:
+        return (self._recent.clone() if maximum is None else maximum(self._recent.clone())).cpu()
+
+    def significance(self) -> Tensor:
+        """``(N,)`` on the CPU, as of the last fold; a sample that was never seen has the largest (1 before any)."""
+        most = self._scores.max()
+        return torch.where(self.seen, self._scores, most if most >= 0 else torch.ones_like(most))
+
+    def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """Two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
+        return {"scores": self._scores.clone(), "recent": self._merged(maximum)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: it was written for a data set of another size.
+        """
+        if state["scores"].numel() != len(self):
+            raise ValueError(
+                f"expected the remembered significance of {len(self)} samples, got that of {state['scores'].numel()}: "
+                "the data set is not the one that the checkpoint was written with."
+            )
+        self._scores, self._recent = state["scores"].clone(), state["recent"].clone()
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Which samples an epoch loads, and in which order.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        indices: ``(k,)`` int64 dataset indices in the order of loading; several processes take turns.
+        offered: samples that a dense epoch would load.
+        weights: ``(k,)`` importance weights ``p**-a``, times the rate, or None where all are 1.
+    """
+
+    epoch: int
+    indices: Tensor
+    offered: int
+    weights: Tensor | None = None
+
+    @property
+    def activation_rate(self) -> float:
+        """Planned / offered, in (0, 1]."""
+        return self.indices.numel() / self.offered
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone; the indices as int32 where the data set is small enough for it."""
+        small = self.indices.numel() == 0 or int(self.indices.max()) < 2**31
+        indices = self.indices.to(torch.int32 if small else torch.int64)
+        return {"epoch": self.epoch, "indices": indices, "offered": self.offered, "weights": self.weights}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> EpochPlan:
+        """What :meth:`state_dict` was made from."""
+        return cls(state["epoch"], state["indices"].long(), state["offered"], state["weights"])
+
+
+def planned_count(
+    offered: int,
+    rate: float,
+    *,
+    batch_size: int,
+    processes: int = 1,
+    drop_last: bool = False,
+    min_selected: int | float = 1,
+) -> int:
+    """Samples of a pruned epoch: known before it begins, whatever the significance, so that schedules can be planned.
+
+    Whole batches where that moves the rate by at most 0.5 % of itself (always with ``drop_last``, which would throw
+    planned samples away); else the exact rate, without a last batch of a single sample (BatchNorm cannot train on one).
+
+    Args:
+        offered: samples of a dense epoch, over all processes.
+        rate: target activation rate in (0, 1].
+        batch_size: of one process.
+        processes: that train together; each gets the same number.
+        drop_last: whether the loader drops a last short batch.
+        min_selected: fewest samples, a count or a share of the epoch.
+
+    Returns:
+        A multiple of ``processes``, at most ``offered``.
+
+    Example:
+        >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
+        (19968, 333)
+    """
+    whole = batch_size * processes
+    wanted = max(rate * offered, minimum_count(offered, min_selected))
+    rounded = max(1, round(wanted / whole)) * whole
+    if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
+        return rounded
+    each = max(1, round(wanted / processes))
+    if each % batch_size == 1 and batch_size > 1:
+        each += 1 if each == 1 or each * processes < wanted else -1
+    return min(each * processes, offered)
+
+
+def plan_epoch(
+    history: SignificanceHistory, draws: Tensor, *, epoch: int, count: int, selector: SampleSelector
+) -> EpochPlan:
+    """Choose the samples of an epoch among those that the user's sampler drew.
+
+    The choice depends on the remembered significance, the selector's seed and the epoch alone: not on the order of the
+    draws, nor on the number of processes that share them.
+
+    Args:
+        history: folded.
+        draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice.
+        epoch: number of the epoch, from 0.
+        count: samples to keep, in [1, n]; see :func:`planned_count`.
+        selector: gate, weighting and seed.
+
+    Returns:
+        A plan of exactly ``count`` samples in the order of the draws. Its weights are scaled by the rate, so that the
+        mean loss of a batch estimates that of the whole data set under ``"unbiased"`` (the other weightings divide by
+        their sum, which a factor does not change).
+    """
+    ordered, positions = draws.sort(stable=True)
+    kept = selector.plan(history.significance()[ordered], count=count, epoch=epoch)
+    chosen, order = positions[kept.indices].sort()
+    weights = None if kept.weights is None else (kept.weights[order] * (count / draws.numel())).float()
+    return EpochPlan(epoch, draws[chosen], draws.numel(), weights)
