@@ -20,6 +20,7 @@ from typing import Any
 import lightning
 import lightning.pytorch as pl
 import torch
+from infobatch import InfoBatchData, InfoBatchResNet9
 from lightning.pytorch.callbacks import Callback, Timer
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
@@ -40,13 +41,20 @@ def original(**options: Any) -> SparseSelectionCallback:
     )
 
 
-def policy_callbacks(policy: str, rate: float, seed: int) -> list[Callback]:
+def policy_callbacks(policy: str, rate: float, seed: int, epochs: int) -> list[Callback]:
     """The callbacks of a policy; warmup and cooldown as shares of the run."""
-    if policy.startswith("dense"):
+    if policy.startswith("dense") or policy == "infobatch":
         return [SparseSelectionCallback(target_activation_rate=1.0)]
     options: dict[str, Any] = {"target_activation_rate": rate, "seed": seed}
     if policy.startswith("original"):
         return [original(**options), TwoStageScheduler(warmup_epochs=0.2)]
+    if policy.startswith("prune"):
+        if policy == "prune-random":
+            options["significance"] = equal
+        elif policy != "prune":
+            options["weighting"] = policy.partition("-")[2]
+        schedule = TwoStageScheduler(warmup_epochs=max(1, epochs // 10), cooldown_epochs=epochs // 8)
+        return [SparseSelectionCallback(mode="prune", **options), schedule]
     schedule = TwoStageScheduler(warmup_epochs=0.2, cooldown_epochs=0.1)
     if policy == "random":
         return [SparseSelectionCallback(mode="subset", significance=equal, weighting="none", **options), schedule]
@@ -71,6 +79,11 @@ POLICIES = (
     "partial",
     "partial-exact",
     "random",
+    "prune",
+    "prune-sqrt",
+    "prune-unbiased",
+    "prune-random",
+    "infobatch",
     "original",
     "original-clip",
 )
@@ -127,11 +140,13 @@ def main() -> None:
         torch.set_num_threads(options.threads)
 
     pl.seed_everything(options.seed, verbose=False)
-    model = ResNet9(3, width=options.width, lr=options.lr)
-    data = ImageData("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
+    infobatch = options.policy == "infobatch"
+    model = (InfoBatchResNet9 if infobatch else ResNet9)(3, width=options.width, lr=options.lr)
+    make = InfoBatchData if infobatch else ImageData
+    data = make("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
     data.setup("fit")
     pl.seed_everything(options.seed, verbose=False)
-    callbacks = policy_callbacks(options.policy, options.rate, options.seed)
+    callbacks = policy_callbacks(options.policy, options.rate, options.seed, options.epochs)
     selection = callbacks[0]
     assert isinstance(selection, SparseSelectionCallback)
     trace, timer = Trace(), Timer()
@@ -146,6 +161,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=int(infobatch),
     )
     trainer.fit(model, datamodule=data)
     sparse = selection.ledger.stages.get("sparse")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import get_args
 
 from lightning_ast import __version__
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.core.execution import AVAILABLE_MODES
+from lightning_ast.core.execution import Mode
 
 __all__ = ["SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler", "main"]
 
@@ -69,7 +70,7 @@ def _demo(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("lightning-ast demo", description="Dense against sparse training on real images.")
     parser.add_argument("--data", choices=["digits", "fashion_mnist", "cifar10"], default="digits")
     parser.add_argument("--root", default="data", help="folder (or .npz file) with the images, and to download them to")
-    parser.add_argument("--mode", choices=AVAILABLE_MODES, default="partial")
+    parser.add_argument("--mode", choices=get_args(Mode), default="partial")
     parser.add_argument("--rate", type=float, default=0.4, help="target activation rate in (0, 1]")
     parser.add_argument("--epochs", type=int, help="length of the runs (default: by data set)")
     parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")

@@ -10,12 +10,20 @@ from typing import Any, get_args
 import lightning.pytorch as pl
 
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import AVAILABLE_MODES, Mode
+from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SIGNIFICANCE
 
-__all__ = ["ConfigurationError", "is_number", "rate_faults", "run_length_epochs", "setting_faults", "use_faults"]
+__all__ = [
+    "ConfigurationError",
+    "configuration_faults",
+    "is_number",
+    "rate_faults",
+    "run_length_epochs",
+    "setting_faults",
+    "use_faults",
+]
 
 
 class ConfigurationError(ValueError):
@@ -48,14 +56,32 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
     return [] if value in choices else [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}."]
 
 
+def configuration_faults(
+    callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any], *, explicit: bool
+) -> list[str]:
+    """Everything that can be known to be wrong before the training data is there.
+
+    Args:
+        callback: the ``SparseSelectionCallback``.
+        trainer: limits of the run.
+        module: to be trained.
+        schedulers: the trainer's ``TwoStageScheduler`` callbacks.
+        explicit: whether the module brings its own ``per_sample_loss``.
+    """
+    faults = setting_faults(callback) + use_faults(module, mode=callback.mode, explicit=explicit)
+    if len(schedulers) > 1:
+        faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
+    for scheduler in schedulers[:1]:
+        faults += scheduler.faults(trainer, batches_known=False)
+    return faults
+
+
 def setting_faults(callback: Any) -> list[str]:
     """What is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
     mode, gate, significance, weighting = callback.mode, callback.gate, callback.significance, callback.weighting
     least: Any = callback.min_selected
     found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
-    if mode in get_args(Mode) and mode not in AVAILABLE_MODES:
-        found.append(f"mode={mode!r} is not built yet: use {' or '.join(map(repr, AVAILABLE_MODES))}.")
     found += _one_of("gate", gate, get_args(GateName))
     if not callable(significance):
         found += [
@@ -75,6 +101,11 @@ def setting_faults(callback: Any) -> list[str]:
         found.append(f"seed: expected an int, got {callback.seed!r}.")
     if callback.controller is not None and not isinstance(callback.controller, PIController):
         found.append(f"controller: expected a PIController or None, got {callback.controller!r}.")
+    elif callback.controller is not None and mode == "prune":
+        found.append(
+            "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
+            "correct, leave controller=None."
+        )
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
     return found
 

@@ -13,7 +13,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 
-__all__ = ["log_step", "note_compiled", "note_dense_ops", "note_first_selection"]
+__all__ = ["log_step", "note_compiled", "note_dense_ops", "note_first_selection", "note_score"]
 
 
 def log_step(
@@ -47,21 +47,26 @@ def log_step(
     module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1, prog_bar=True, logger=False)
 
 
-def note_first_selection(
-    selector: SampleSelector, record: LossRecord | None, *, el2n: bool, batch_size: int, selection: Selection
-) -> None:
-    """Say what a user would not expect from the settings alone.
+def note_score(record: LossRecord | None, *, el2n: bool) -> None:
+    """Say where the loss stands in for EL2N.
 
     Args:
-        selector: the rule.
-        record: what the loss was computed from, where that is known.
+        record: what the first loss was computed from, where that is known.
         el2n: whether EL2N is the score.
-        batch_size: of the first sparse batch.
-        selection: of the first sparse batch.
     """
     if el2n and (record is None or record.kind == "regression"):
         name = "an explicit per_sample_loss" if record is None else record.name
         rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
+
+
+def note_first_selection(selector: SampleSelector, *, batch_size: int, selection: Selection) -> None:
+    """Say that the fewest samples allowed are more than the target.
+
+    Args:
+        selector: the rule.
+        batch_size: of the first sparse batch.
+        selection: of the first sparse batch.
+    """
     target, least = selector.target_activation_rate, selector.least(batch_size)
     if least > target * batch_size and selection.indices.numel() == least:
         rank_zero_warn(

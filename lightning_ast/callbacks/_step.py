@@ -33,7 +33,7 @@ class BatchPlan:
     """What is to be done with the current batch; it lives from its start to its end.
 
     Attributes:
-        batch_size: samples offered.
+        batch_size: samples of the batch.
         sparse: whether a selection is trained on; False only watches.
         selection: in ``mask`` and ``partial`` None until the losses are there; then kept, so that an optimizer that
             evaluates the step several times (LBFGS) sees one objective.
@@ -42,18 +42,27 @@ class BatchPlan:
         total_count: scalar, the user's denominator over the whole batch, where scoring has seen it.
         elements: loss elements of a sample, where scoring has seen them.
         partial: whether the backward computes over the selected rows alone.
+        stands_for: in ``prune``, samples of a dense epoch that the batch stands for; None elsewhere: its own.
+        observe: told the significance ``(B,)`` of the batch as it is trained on, or None.
         seen: the loss handed to the user's code in the running call, once for each interception.
     """
 
     batch_size: int
     sparse: bool
     partial: bool = False
+    stands_for: int | None = None
+    observe: Callable[[Tensor], None] | None = None
     selection: Selection | None = None
     sub_batch: Any = None
     full_loss: Tensor | None = None
     total_count: Tensor | None = None
     elements: int | None = None
     seen: list[Tensor] = field(default_factory=list)
+
+    @property
+    def offered(self) -> int:
+        """Samples that a dense run would have trained on here."""
+        return self.batch_size if self.stands_for is None else self.stands_for
 
     @property
     def selected(self) -> int:
@@ -82,8 +91,8 @@ class StepInterceptor:
         keep: ``(losses (B,), indices (k,), factors (k,) or None) -> (B,)``, zero where not selected: how ``mask`` and
             ``partial`` differ.
         decide: ``(batch, losses, record) -> Selection``, for ``mask`` and ``partial``.
-        rehearse: ``(batch, losses, record)``, called on the first batch where it is a dense one, so that a score that
-            cannot be computed fails there and not when the sparse stage begins.
+        score: ``(batch, losses, record) -> (B,)``, for batches that are observed. Also called on the first batch where
+            it is a dense one, so that a score that cannot be computed fails there and not when the sparse stage begins.
         average: mean of a scalar over the processes that train together.
         forward_context: entered around the first call of the user's step, for measurements.
     """
@@ -97,7 +106,7 @@ class StepInterceptor:
         weighting: Weighting,
         keep: Keep,
         decide: Decide,
-        rehearse: Callable[[Any, Tensor, LossRecord | None], object],
+        score: Callable[[Any, Tensor, LossRecord | None], Tensor],
         average: Callable[[Tensor], Tensor],
         forward_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
@@ -107,7 +116,7 @@ class StepInterceptor:
         self._weighting = weighting
         self._keep = keep
         self._decide = decide
-        self._rehearse = rehearse
+        self._score = score
         self._average = average
         self._installed = False
         self._verified = False
@@ -139,7 +148,7 @@ class StepInterceptor:
 
     def _run(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self.plan
-        if plan is None or (self._verified and not plan.sparse):
+        if plan is None or (self._verified and not plan.sparse and plan.observe is None):
             return self.training_step(batch, *args, **kwargs)
         if plan.sub_batch is not None:
             batch = plan.sub_batch
@@ -165,7 +174,7 @@ class StepInterceptor:
                 )
             return output
         rewrite = functools.partial(self._rewrite, plan, batch)
-        with LossCapture(plan.forwarded, rewrite=rewrite) as capture:
+        with LossCapture(plan.forwarded, rewrite=rewrite, detached=not plan.sparse) as capture:
             output = self.training_step(batch, *args, **kwargs)
         if output is None and not capture.records and self._module.automatic_optimization:
             plan.sparse = False  # the step skips this batch
@@ -198,8 +207,6 @@ class StepInterceptor:
         """Captured losses: the reduced loss of the selection, reporting the full batch's value."""
         if not plan.sparse:
             value = compute()
-            if not self._verified:
-                self._rehearse(batch, record.losses.detach(), record)
         else:
             if plan.selection is None:
                 plan.selection = self._decide(batch, record.losses.detach(), record)
@@ -213,8 +220,16 @@ class StepInterceptor:
                 divisor = self._divisor(kept, counts, total, mean=record.mean)
                 selected = selected_loss(record.sums, kept, divisor)
             value = report_full_loss(selected.to(record.dtype), full.to(record.dtype))
+        self._watch(plan, batch, record.losses.detach(), record)
         plan.seen.append(value)
         return value
+
+    def _watch(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> None:
+        if plan.observe is not None:
+            observe, plan.observe = plan.observe, None  # once a batch, also where the optimizer evaluates it often
+            observe(self._score(batch, losses, record))
+        elif not plan.sparse and not self._verified:
+            self._score(batch, losses, record)
 
     def _intercept_explicit(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Explicit losses: scaled row by row, so that the user's own mean has the selection's gradient."""
@@ -227,10 +242,9 @@ class StepInterceptor:
         with LossCapture(size, unreduced=True) as capture:
             losses = check_losses(self.per_sample_loss(batch, *args, **kwargs), size)
         record = capture.records[0] if len(capture.records) == 1 else None
+        self._watch(plan, batch, losses.detach(), record)
         if plan.sparse:
             losses = self._scaled(plan, batch, losses, record)
-        elif not self._verified:
-            self._rehearse(batch, losses.detach(), record)
         plan.seen.append(losses)
         return losses
 

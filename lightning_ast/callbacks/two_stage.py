@@ -99,12 +99,11 @@ class TwoStageScheduler(Callback):
         """
         batches = trainer.num_training_batches
         done = trainer.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
-        return stage_at(
-            done,
-            run_length_epochs(trainer),
-            warmup_epochs=self.warmup_epochs,
-            cooldown_epochs=self.cooldown_epochs,
-        )
+        return self.stage_at(done, run_length_epochs(trainer))
+
+    def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
+        """The stage at a point of the run; see :func:`stage_at`."""
+        return stage_at(epoch, total_epochs, warmup_epochs=self.warmup_epochs, cooldown_epochs=self.cooldown_epochs)
 
     def faults(self, trainer: pl.Trainer, *, batches_known: bool) -> list[str]:
         """Everything wrong with this schedule that can be known.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.callbacks._decide import Decision
 from lightning_ast.core.gate import Selection
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
@@ -203,13 +204,14 @@ class Few(pl.LightningModule):
     ids=["later", "first"],
 )
 def test_what_goes_dense_may_change_from_batch_to_batch(
-    digits: Digits, sizes: list[int], booked: list[Any], said: list[int]
+    digits: Digits, sizes: list[int], booked: list[Any], said: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is measured when it happens (again), said once, and every batch is booked with its own share."""
 
-    class Chosen(SparseSelectionCallback):
-        def _decide(self, batch: Any, losses: Tensor, record: Any) -> Selection:
-            return Selection(torch.arange(sizes[self._trainer.global_step]), None)
+    def chosen(self: Decision, batch: Any, losses: Tensor, record: Any) -> Selection:
+        return Selection(torch.arange(sizes[trainer.global_step]), None)
+
+    monkeypatch.setattr(Decision, "select", chosen)
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -217,10 +219,11 @@ def test_what_goes_dense_may_change_from_batch_to_batch(
             messages.append(sum("native_batch_norm_backward" in str(w.message) for w in warned))
 
     totals, messages = [0.0], []
-    callback = Chosen(target_activation_rate=0.5)
+    callback = SparseSelectionCallback(target_activation_rate=0.5)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        quiet_trainer(callbacks=[callback, Watch()], max_steps=len(sizes)).fit(Few(), loader(digits, batch_size=32))
+        trainer = quiet_trainer(callbacks=[callback, Watch()], max_steps=len(sizes))
+        trainer.fit(Few(), loader(digits, batch_size=32))
     shares = [(b - a - k) / (32 - k) for a, b, k in zip(totals, totals[1:], sizes)]
     share = shares[booked.index("share")]
     assert 0.5 < share < 1, "all but the last layer"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.callbacks._decide import Decision
 from lightning_ast.core import RowOps
 from lightning_ast.core.losses import LossCaptureError
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
@@ -96,20 +97,20 @@ def test_subset_leaves_no_trace_of_scoring(digits: Digits) -> None:
 
     callback = half()
     indices: list[Tensor] = []
-    decide = SparseSelectionCallback._decide
+    decide = Decision.select
 
-    def remember(self: SparseSelectionCallback, *args: Any) -> Any:
+    def remember(self: Decision, *args: Any) -> Any:
         selection = decide(self, *args)
         indices.append(selection.indices)
         return selection
 
-    SparseSelectionCallback._decide = remember
+    Decision.select = remember
     try:
         torch.manual_seed(3)
         fit(module, loader(digits), callback, Spy(), max_steps=4)
         after = torch.get_rng_state()
     finally:
-        SparseSelectionCallback._decide = decide
+        Decision.select = decide
 
     class SelectedOnly(PlainNet):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -489,11 +490,6 @@ def test_all_configuration_faults_come_together(digits: Digits) -> None:
     ):
         assert any(expected in fault for fault in faults), expected
     assert module.seen == [], "before the first batch"
-
-
-def test_modes_to_come_are_named(digits: Digits) -> None:
-    with pytest.raises(ValueError, match="mode='prune' is not built yet: use 'mask' or 'subset' or 'partial'"):
-        fit(fresh(), loader(digits), SparseSelectionCallback(mode="prune"), max_steps=1)
 
 
 def test_a_compiled_lightning_module_is_refused(digits: Digits) -> None:

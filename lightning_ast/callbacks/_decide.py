@@ -1,0 +1,66 @@
+"""From the losses of a batch to the samples that are kept: the module's own hooks, the score and the selector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_ast.callbacks._logs import note_first_selection, note_score
+from lightning_ast.callbacks._processes import Processes
+from lightning_ast.core.batch import batch_size_of, first_input, select_batch
+from lightning_ast.core.gate import Selection
+from lightning_ast.core.losses import LossRecord
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
+from lightning_ast.mixin import SparseLossMixin, overrides
+
+__all__ = ["Decision"]
+
+
+class Decision:
+    """Counts, scores and selects: the mixin's methods where the module uses it, the core's functions where not.
+
+    Args:
+        module: the LightningModule.
+        significance: the callback's; a module's own ``significance`` method wins.
+        selector: the rule.
+        processes: that train together.
+
+    Attributes:
+        count: ``(batch) -> B``.
+        take: ``(batch, indices) -> batch``.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        *,
+        significance: SignificanceName | SignificanceFn,
+        selector: SampleSelector,
+        processes: Processes,
+    ) -> None:
+        mixed: Any = module if isinstance(module, SparseLossMixin) else None
+        self.count: Callable[[Any], int] = mixed.count_samples if mixed else batch_size_of
+        self.take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
+        self._significance = mixed.significance if overrides(module, "significance") else significance
+        self._selector = selector
+        self._average = processes.mean if processes.count > 1 else None
+        self._scored = self._selected = False
+
+    def scores(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
+        """Significance ``(B,)`` of a batch from its losses ``(B,)`` and what they were computed from, where known."""
+        if not self._scored:
+            self._scored = True
+            note_score(record, el2n=self._significance == "el2n")
+        return compute_significance(self._significance, record, losses, first_input(batch, losses.numel()))
+
+    def select(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Selection:
+        """The samples of a batch that are trained on; arguments as for :meth:`scores`."""
+        selection = self._selector.select(self.scores(batch, losses, record), average=self._average)
+        if not self._selected:
+            self._selected = True
+            note_first_selection(self._selector, batch_size=losses.numel(), selection=selection)
+        return selection

@@ -1,0 +1,191 @@
+"""The length of a pruned run: how many batches each epoch has, and how many optimizer steps that makes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from lightning_ast.callbacks._loader import LoaderFacts
+from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.core.history import planned_count
+
+__all__ = ["EpochLengths", "PlannedRun", "length_faults", "planned_run", "promise_steps"]
+
+
+@dataclass(frozen=True)
+class EpochLengths:
+    """Length of an epoch in one process.
+
+    Attributes:
+        samples: that the sampler yields.
+        batches: that are trained on.
+    """
+
+    samples: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Stages and lengths of the epochs of a pruned run. A stage is that of a whole epoch, of its middle.
+
+    Attributes:
+        schedule: warmup and cooldown, or None where every epoch is sparse.
+        dense: length of a dense epoch.
+        sparse: length of a pruned epoch.
+        accumulate: batches to an optimizer step.
+        max_epochs: limit of the run, or None.
+        max_steps: limit of the run in optimizer steps, or None.
+    """
+
+    schedule: TwoStageScheduler | None
+    dense: EpochLengths
+    sparse: EpochLengths
+    accumulate: int
+    max_epochs: int | None
+    max_steps: int | None
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs of the run (the last one may be cut short by ``max_steps``), or None where nothing limits it."""
+        if self.max_steps is None:
+            return self.max_epochs
+        upper = 1
+        while self._steps(upper) < self.max_steps and upper != self.max_epochs:
+            upper = 2 * upper if self.max_epochs is None else min(2 * upper, self.max_epochs)
+        lower = upper // 2
+        while lower + 1 < upper:
+            middle = (lower + upper) // 2
+            lower, upper = (lower, middle) if self._steps(middle) >= self.max_steps else (middle, upper)
+        return upper
+
+    @property
+    def steps(self) -> float:
+        """Optimizer steps of the run; infinite where nothing limits it."""
+        total = self.total_epochs
+        steps = math.inf if total is None else self._steps(total)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage of an epoch, counted from 0."""
+        return self._stage(epoch, self.total_epochs)
+
+    def sparse_epochs(self) -> int | None:
+        """Epochs that are pruned, or None where nothing limits the run."""
+        total = self.total_epochs
+        return None if total is None else self._stages(total)["sparse"]
+
+    def _steps(self, total: int) -> int:
+        sparse = self._stages(total)["sparse"]
+        return (total - sparse) * math.ceil(self.dense.batches / self.accumulate) + sparse * math.ceil(
+            self.sparse.batches / self.accumulate
+        )
+
+    def _stages(self, total: int) -> Counter[Stage]:
+        return Counter(self._stage(epoch, total) for epoch in range(total))
+
+    def _stage(self, epoch: int, total: int | None) -> Stage:
+        return "sparse" if self.schedule is None else self.schedule.stage_at(epoch + 0.5, total)
+
+
+def planned_run(
+    trainer: pl.Trainer,
+    facts: LoaderFacts,
+    *,
+    schedule: TwoStageScheduler | None,
+    rate: float,
+    min_selected: int | float,
+    processes: int,
+) -> PlannedRun:
+    """The run that a trainer's limits and its loader make.
+
+    Args:
+        trainer: its limits and accumulation.
+        facts: of the dense epoch.
+        schedule: warmup and cooldown, or None.
+        rate: target activation rate in (0, 1].
+        min_selected: fewest samples of a pruned epoch, a count or a share.
+        processes: that train together.
+    """
+    dense = EpochLengths(facts.draws, facts.batches)
+    sparse = dense
+    if rate < 1:
+        count = planned_count(
+            facts.offered * processes,
+            rate,
+            batch_size=facts.batch_size,
+            processes=processes,
+            drop_last=facts.drop_last,
+            min_selected=min_selected,
+        )
+        sparse = EpochLengths(count // processes, math.ceil(count / processes / facts.batch_size))
+    return PlannedRun(
+        schedule=schedule,
+        dense=dense,
+        sparse=sparse,
+        accumulate=trainer.accumulate_grad_batches,
+        max_epochs=trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None,
+        max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+    )
+
+
+def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
+    """What is wrong with the lengths of the run and of its epochs.
+
+    Args:
+        run: as planned.
+        trainer: its limits.
+        facts: of the dense epoch.
+        remembered: samples of the data set so far, or None before the first epoch.
+    """
+    found = []
+    if remembered not in (None, facts.dataset_size):
+        found.append(
+            f"the data set had {remembered} samples and has {facts.dataset_size} now: mode='prune' remembers samples "
+            "by their index, so the data set must stay the same."
+        )
+    pruned = run.sparse is not run.dense
+    if run.sparse_epochs() == 0 and pruned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        found.append(
+            "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
+            f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
+        )
+    interval, batches = trainer.val_check_interval, run.sparse.batches
+    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if type(interval) is int and by_epoch and pruned and batches < interval <= facts.batches:
+        found.append(
+            f"val_check_interval={interval} is more than the {batches} batches of a pruned epoch, which would never be "
+            "validated: use a share (a float), or check_val_every_n_epoch=None."
+        )
+    return found
+
+
+def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[], None]:
+    """Make ``trainer.estimated_stepping_batches`` the planned number of steps.
+
+    Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
+    no setter and modules read it in ``configure_optimizers``: the trainer gets a class of its own until the end of the
+    run.
+
+    Args:
+        trainer: whose property is answered.
+        steps: gives the number.
+
+    Returns:
+        Puts the trainer's own class back.
+    """
+    own = type(trainer)
+
+    def answer(self: pl.Trainer) -> float:
+        return steps() if self.state.fn == "fit" else own.estimated_stepping_batches.fget(self)  # type: ignore[attr-defined]
+
+    trainer.__class__ = type(own.__name__, (own,), {"estimated_stepping_batches": property(answer)})
+
+    def restore() -> None:
+        trainer.__class__ = own
+
+    return restore
