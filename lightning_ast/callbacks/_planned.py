@@ -13,7 +13,7 @@ from lightning_ast.callbacks._loader import LoaderFacts
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.history import planned_count
 
-__all__ = ["EpochLengths", "PlannedRun", "length_faults", "planned_run", "promise_steps"]
+__all__ = ["EpochLengths", "PlannedRun", "length_faults", "planned_run", "promise_steps", "size_faults"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,16 @@ def planned_run(
     )
 
 
+def size_faults(then: int, now: int) -> list[str]:
+    """What is wrong with a data set that had one length and has another."""
+    if then == now:
+        return []
+    return [
+        f"the data set had {then} samples and has {now} now: mode='prune' remembers samples by their index, so the "
+        "data set must stay the same."
+    ]
+
+
 def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
     """What is wrong with the lengths of the run and of its epochs.
 
@@ -142,12 +152,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
         facts: of the dense epoch.
         remembered: samples of the data set so far, or None before the first epoch.
     """
-    found = []
-    if remembered not in (None, facts.dataset_size):
-        found.append(
-            f"the data set had {remembered} samples and has {facts.dataset_size} now: mode='prune' remembers samples "
-            "by their index, so the data set must stay the same."
-        )
+    found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
     pruned = run.sparse is not run.dense
     if run.sparse_epochs() == 0 and pruned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         found.append(

@@ -44,8 +44,10 @@ class Processes:
         """``(n,)`` of each process, taking turns: ``(n * count,)``; :meth:`share` is the inverse."""
         if self.count == 1:
             return values
-        gathered = self._strategy.all_gather(values.to(self._strategy.root_device))
-        return gathered.reshape(self.count, -1).t().reshape(-1).cpu()
+        own = values.to(self._strategy.root_device)
+        everyone = [torch.empty_like(own) for _ in range(self.count)]
+        torch.distributed.all_gather(everyone, own)
+        return torch.stack(everyone, dim=1).reshape(-1).cpu()
 
     def share(self, values: Tensor) -> Tensor:
         """The part of an interleaved ``(n * count,)`` that is this process's: ``(n,)``."""

@@ -28,7 +28,14 @@ from lightning_ast.callbacks._loader import (
     loader_generators,
     pruned_copy,
 )
-from lightning_ast.callbacks._planned import EpochLengths, PlannedRun, length_faults, planned_run, promise_steps
+from lightning_ast.callbacks._planned import (
+    EpochLengths,
+    PlannedRun,
+    length_faults,
+    planned_run,
+    promise_steps,
+    size_faults,
+)
 from lightning_ast.callbacks._processes import Processes, random_state, restore_random_state
 from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
@@ -170,6 +177,9 @@ class PrunedEpochs:
     def _make_plan(self, sampler: Any) -> EpochPlan:
         assert self.history is not None
         assert self._facts is not None
+        combined = self._trainer.fit_loop._combined_loader
+        if combined is not None and (faults := size_faults(len(self.history), len(combined.flattened[0].dataset))):
+            raise ConfigurationError(faults)
         self.history.fold(self._maximum)
         own = draw(sampler, self._facts)
         draws = self._processes.interleaved(own)
