@@ -8,9 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-__all__ = ["Processes", "random_state", "restore_random_state"]
+__all__ = ["Processes"]
 
 
 class Processes:
@@ -53,17 +54,29 @@ class Processes:
         """The part of an interleaved ``(n * count,)`` that is this process's: ``(n,)``."""
         return values[self.rank :: self.count]
 
-    def gathered(self, value: Any) -> list[Any]:
-        """Any picklable object of each process, by rank."""
-        if self.count == 1:
-            return [value]
+    def random_states(self, *, alone: bool) -> list[dict[str, Any]]:
+        """The state of the global generators of each process by rank, or (``alone``) of this one."""
+        own = _random_state()
+        if self.count == 1 or alone:
+            return [own]
         everyone: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(everyone, value)
+        torch.distributed.all_gather_object(everyone, own)
         return everyone
 
+    def restore_random_states(self, states: list[dict[str, Any]]) -> None:
+        """Put each process's global generators where :meth:`random_states` found them."""
+        if len(states) == self.count:
+            _restore_random_state(states[self.rank])
+            return
+        rank_zero_warn(
+            f"lightning-ast: this checkpoint holds the random state of {len(states)} process(es), for {self.count}: it "
+            "was written with another number of them, or by one alone while the run failed. Training goes on, but not "
+            "bit for bit as it would have."
+        )
 
-def random_state() -> dict[str, Any]:
-    """The state of this process's global generators (torch on CPU and GPU, numpy, Python): primitives and tensors."""
+
+def _random_state() -> dict[str, Any]:
+    """State of this process's global generators (torch on CPU and GPU, numpy, Python): primitives and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {
@@ -74,8 +87,8 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the global generators where :func:`random_state` found them."""
+def _restore_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators where :func:`_random_state` found them."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

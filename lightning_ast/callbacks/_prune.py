@@ -9,8 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._fit_loop import (
@@ -36,7 +37,7 @@ from lightning_ast.callbacks._planned import (
     promise_steps,
     size_faults,
 )
-from lightning_ast.callbacks._processes import Processes, random_state, restore_random_state
+from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.gate import Selection
@@ -55,6 +56,7 @@ class PrunedEpochs:
     drawn. How many samples it will have is known before, so that lengths and schedules can be.
 
     Args:
+        owner: the selection callback.
         trainer: of this fit.
         selector: gate, weighting, seed and target.
         schedule: warmup and cooldown, or None.
@@ -62,8 +64,14 @@ class PrunedEpochs:
     """
 
     def __init__(
-        self, trainer: pl.Trainer, selector: SampleSelector, schedule: TwoStageScheduler | None, processes: Processes
+        self,
+        owner: Callback,
+        trainer: pl.Trainer,
+        selector: SampleSelector,
+        schedule: TwoStageScheduler | None,
+        processes: Processes,
     ) -> None:
+        self._owner = owner
         self._trainer = trainer
         self._selector = selector
         self._schedule = schedule
@@ -94,9 +102,21 @@ class PrunedEpochs:
         while self._undo:
             self._undo.pop()()
 
+    def ensure_installed(self) -> None:
+        """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
+        loop = self._trainer.fit_loop
+        assert loop._combined_loader is not None
+        if self._facts is None:
+            loop._combined_loader.reset()
+            loop._combined_loader = None
+            loop.setup_data()
+
     def _install(self) -> None:
         combined = self._trainer.fit_loop._combined_loader
         assert combined is not None
+        if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
+            self._facts = None
+            return
         faults = loader_faults(combined, processes=self._processes.count)
         if not faults:
             self._facts = LoaderFacts.of(combined)
@@ -231,13 +251,12 @@ class PrunedEpochs:
     def state_dict(self) -> dict[str, Any]:
         """Scores, plan and random state of all processes; every process must ask for it."""
         failing = self._trainer.state.status == TrainerStatus.INTERRUPTED  # a process that failed speaks alone
-        own = random_state()
         return {
             "history": None if self.history is None else self.history.state_dict(None if failing else self._maximum),
             "plan": None if self._plan is None else self._plan.state_dict(),
             "batch_size": None if self._facts is None else self._facts.batch_size,
             "processes": self._processes.count,
-            "random": [own] if failing else self._processes.gathered(own),
+            "random": self._processes.random_states(alone=failing),
             "generators": [generator.get_state() for generator in self._generators()],
         }
 
@@ -298,16 +317,7 @@ class PrunedEpochs:
             )
 
     def _restore_random_state(self) -> None:
-        state, processes = self._loaded, self._processes
-        if state is None:
-            return
-        if len(state["random"]) == processes.count:
-            restore_random_state(state["random"][processes.rank])
-        else:
-            rank_zero_warn(
-                f"lightning-ast: this checkpoint holds the random state of {len(state['random'])} process(es), for "
-                f"{processes.count}: it was written with another number of them, or by one alone while the run failed. "
-                "Training goes on, but not bit for bit as it would have."
-            )
-        for generator, saved in zip(self._generators(), state["generators"], strict=False):
-            generator.set_state(saved)
+        if self._loaded is not None:
+            self._processes.restore_random_states(self._loaded["random"])
+            for generator, saved in zip(self._generators(), self._loaded["generators"], strict=False):
+                generator.set_state(saved)

@@ -130,16 +130,10 @@ class SparseSelectionCallback(Callback):
         return self.ledger.savings()
 
     def planned_steps(self, trainer: pl.Trainer) -> float:
-        """Optimizer steps of the whole run, for schedules that are stepped with the optimizer.
+        """Optimizer steps of the whole run (infinite without a limit), for schedules that are stepped with it.
 
-        From ``setup`` on (so also in ``configure_optimizers``) it is what ``trainer.estimated_stepping_batches`` gives;
-        in ``prune``, whose epochs differ in length, that is made right for the time of the fit.
-
-        Args:
-            trainer: that runs the fit.
-
-        Returns:
-            Steps, infinite in a run without limit.
+        In a fit, ``configure_optimizers`` included, it is what ``trainer.estimated_stepping_batches`` gives: for
+        ``prune``, whose epochs differ in length, that is made right.
         """
         return float(trainer.estimated_stepping_batches)
 
@@ -180,7 +174,7 @@ class SparseSelectionCallback(Callback):
         self._step.install()
         self._epochs = None
         if self.mode == "prune":
-            self._epochs = PrunedEpochs(trainer, self._selector, self._scheduler, processes)
+            self._epochs = PrunedEpochs(self, trainer, self._selector, self._scheduler, processes)
             self._epochs.attach()
 
     def _interceptor(
@@ -208,8 +202,9 @@ class SparseSelectionCallback(Callback):
         self._score = ScoringPass(
             pl_module, training_step=self._step.training_step, per_sample_loss=self._step.per_sample_loss
         )
-        watched = None if self._epochs is not None else self._scheduler
-        if watched is not None and (faults := watched.faults(trainer, batches_known=True)):
+        if self._epochs is not None:
+            self._epochs.ensure_installed()
+        elif self._scheduler is not None and (faults := self._scheduler.faults(trainer, batches_known=True)):
             raise ConfigurationError(faults)
 
     # ------------------------------------------------------------------ a batch

@@ -13,8 +13,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateFinder, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -589,3 +590,42 @@ def test_the_module_and_the_trainer_are_free_after_a_failure() -> None:
     assert type(trainer) is pl.Trainer
     assert "training_step" not in vars(module)
     trainer.fit(fresh(), loader())  # a second fit starts anew, on another data set
+
+
+class Tunable(Cycle):
+    """What Lightning's tuner wants of a module."""
+
+    lr, batch_size = 0.1, 32
+
+    def train_dataloader(self) -> Any:
+        return loader(shuffle=True, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(Indexed().x, Indexed().y), batch_size=100)
+
+
+@pytest.mark.parametrize(
+    "cls", [Tunable, type("Plain", (Tunable,), {"configure_optimizers": PlainNet.configure_optimizers})]
+)
+@pytest.mark.parametrize("tuner", ["lr_find", "LearningRateFinder", "scale_batch_size"])
+def test_the_tuner_works_on_dense_trials_and_leaves_the_run_alone(
+    tuner: str, cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = fresh(cls)
+    callbacks: list[Any] = [pruned(), TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)]
+    if tuner == "LearningRateFinder":
+        callbacks.append(LearningRateFinder(num_training_steps=25, min_lr=0.01))
+    trainer = quiet_trainer(callbacks=callbacks, max_epochs=4, num_sanity_val_steps=0)
+    if tuner == "lr_find":
+        Tuner(trainer).lr_find(module, num_training=25, min_lr=0.01)
+    elif tuner == "scale_batch_size":
+        Tuner(trainer).scale_batch_size(module, steps_per_trial=2, max_trials=1, init_val=20)
+    trials = 25 if tuner == "LearningRateFinder" else 0
+    module.batches = module.batches[:0]
+    trainer.fit(module)
+    module.batches = module.batches[trials:]
+    seen = module.epochs()
+    assert sorted(seen[0]) == sorted(seen[3]) == list(range(SIZE)), "all of them, once"
+    assert [len(seen[e]) for e in range(4)] == [SIZE, 120, 120, SIZE]
+    assert sorted(seen[1]) == sorted(plan_by_hand(module, list(range(SIZE)), epoch=1, count=120))
