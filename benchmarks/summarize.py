@@ -22,6 +22,9 @@ NAMES = {
     "subset": "soft gate, EL2N, `subset`",
     "subset-none": "the same, no weights",
     "subset-unbiased": "the same, weights 1/p",
+    "prune": "**soft gate, remembered EL2N, `prune`**",
+    "prune-random": "a random share, `prune`",
+    "infobatch": "InfoBatch's rule",
     "original": "the original's rule, masking",
     "original-clip": "the original's rule, masking, gradients clipped at 1.0",
 }
@@ -42,50 +45,49 @@ def spread(values: list[float], scale: float, digits: int) -> str:
 
 
 def accuracy_tables() -> str:
-    """One table for each hardware and setting of the CIFAR-10 records."""
-    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    """One table for each hardware and setting of the CIFAR-10 records: runs of one length together, by their work."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in load("cifar10-resnet9"):
         settings = {k: v for k, v in record["settings"].items() if k != "epochs"}
-        settings["rate"] = record["rate"]
-        length = f" {record['settings']['epochs']}" if record["policy"] == "dense-shortened" else ""
-        groups[record["hardware"], json.dumps(settings)][record["policy"] + length].append(record)
+        groups[record["hardware"], json.dumps(settings)].append(record)
     parts = []
-    for (hardware, text), policies in groups.items():
+    for (hardware, text), records in groups.items():
         settings = json.loads(text)
-        dense = policies["dense"]
+        dense = [r for r in records if r["policy"] == "dense"]
+        epoch_flops = statistics.mean(r["flops"] / r["settings"]["epochs"] for r in dense)
         parts += [
             f"CIFAR-10, ResNet-9 of width {settings['width']}, {settings['train_images']:,} training images, "
-            f"B = {settings['batch_size']}, target rate {settings['rate']}, {settings['precision']}, {hardware}, "
-            f"torch {dense[0]['versions']['torch']}. Means (each seed); the shortened dense runs have about the "
-            "FLOPs of `partial` and of `subset`.",
+            f"B = {settings['batch_size']}, {settings['precision']}, {hardware}, torch "
+            f"{dense[0]['versions']['torch']}. Means (each seed). Work: counted FLOPs, scoring included, in epochs of "
+            "dense training.",
             "",
-            "| run | epochs | test accuracy % | FLOPs, share of dense | samples trained on, share of dense "
-            "| activation rate when sparse |",
+            "| run | r | epochs | work | test accuracy % | activation rate when sparse |",
             "|---|---|---|---|---|---|",
         ]
-        for name, policy in [(name, p) for key, name in NAMES.items() for p in sorted(policies) if p.split()[0] == key]:
-            parts.append(row(name, sorted(policies[policy], key=lambda r: r["seed"]), dense))
+        runs: dict[tuple[str, float, int], list[dict[str, Any]]] = defaultdict(list)
+        for r in sorted(records, key=lambda r: r["seed"]):
+            runs[r["policy"], r["rate"], r["settings"]["epochs"]].append(r)
+        rows = [accuracy_row(same, epoch_flops) for same in runs.values()]
+        parts += [line for _, line in sorted(rows, key=lambda row: row[0], reverse=True)]
         parts.append("")
     return "\n".join(parts).strip()
 
 
-def row(name: str, runs: list[dict[str, Any]], dense: list[dict[str, Any]]) -> str:
-    """One policy, compared with the dense runs."""
-
-    def share(key: str) -> str:
-        return f"{statistics.mean(r[key] for r in runs) / statistics.mean(r[key] for r in dense):.2f}"
-
-    rates = [r["sparse_activation_rate"] for r in runs if not r["policy"].startswith("dense")]
-    return " | ".join(
-        [
-            f"| {name}",
-            "/".join(sorted({str(r["settings"]["epochs"]) for r in runs})),
-            spread([r["accuracy"] for r in runs], 100, 1),
-            share("flops"),
-            share("samples_selected"),
-            (spread(rates, 1, 3) if rates else "-") + " |",
-        ]
-    )
+def accuracy_row(runs: list[dict[str, Any]], epoch_flops: float) -> tuple[float, str]:
+    """The work of one policy, and its line."""
+    first = runs[0]
+    work = statistics.mean(r["flops"] for r in runs) / epoch_flops
+    chosen = first["policy"].startswith("dense") or first["policy"] == "infobatch"
+    rates = [r["sparse_activation_rate"] for r in runs if r["sparse_activation_rate"] is not None]
+    cells = [
+        NAMES[first["policy"]],
+        "-" if chosen else f"{first['rate']:g}",
+        str(first["settings"]["epochs"]),
+        f"{work:.1f}",
+        spread([r["accuracy"] for r in runs], 100, 1),
+        "-" if chosen else spread(rates, 1, 3),
+    ]
+    return work, "| " + " | ".join(cells) + " |"
 
 
 def flops_table() -> str:
@@ -138,6 +140,28 @@ def shares(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
     return f"{row['share_of_dense']:.2f} ({min(row['share_by_round']):.2f}-{max(row['share_by_round']):.2f})"
+
+
+def prune_time_table() -> str:
+    """Wall time of pruned epochs, one table for each machine."""
+    parts = []
+    for record in load("prune-time"):
+        parts += [
+            f"Wall time of a pruned epoch as a share of a dense epoch of the same run, {record['hardware']}, torch "
+            f"{record['versions']['torch']}: quotient of medians (least and most of the pruned epochs).",
+            "",
+            "| bound by | r | share | dense epoch, s |",
+            "|---|---|---|---|",
+        ]
+        for r in record["rows"]:
+            dense = statistics.median(r["dense_seconds"])
+            least, most = (f(r["sparse_seconds"]) / dense for f in (min, max))
+            what = {"compute": "arithmetic (ResNet-9 in memory)", "loader": "loading (JPEG files, ImageFolder)"}
+            parts.append(
+                f"| {what[r['bound_by']]} | {r['rate']:g} | {r['share']:.2f} ({least:.2f}-{most:.2f}) | {dense:.1f} |"
+            )
+        parts.append("")
+    return "\n".join(parts).strip()
 
 
 def parity_table() -> str:
@@ -194,6 +218,7 @@ def rendered(readme: str) -> str:
         "accuracy": accuracy_tables,
         "flops": flops_table,
         "time": time_table,
+        "prune-time": prune_time_table,
         "parity": parity_table,
         "batchnorm": batchnorm_table,
     }
