@@ -1,0 +1,217 @@
+"""What might make pruning better: one idea, one seed, one record, on a small CIFAR-10 run.
+
+    python benchmarks/prune_ideas.py --idea class-balance --seed 0 --root cifar10.npz
+
+Every idea changes one thing of `mode="prune"` at r = 0.4; `--rate`, `--epochs` and the sizes are for all. What is worth
+keeping must beat `prune` itself at the same work over several seeds. `benchmarks/summarize.py` makes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from cifar10 import RECORDS, commit, hardware
+from torch import Tensor
+
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.callbacks import _prune
+from lightning_ast.core import SampleSelector, SignificanceHistory, select_rows
+from lightning_ast.core.significance import el2n
+from lightning_ast.demo import ImageData, ResNet9
+
+LABELS = torch.empty(0)
+"""Of the training images, for ideas that look at classes."""
+
+
+class ClassBalance(SignificanceHistory):
+    """Every class gives the same share: significance relative to its class's mean."""
+
+    def significance(self) -> Tensor:
+        scores = super().significance()
+        sums = torch.zeros(10).index_add(0, LABELS, scores) / LABELS.bincount(minlength=10)
+        return scores / sums[LABELS]
+
+
+class SomeEasy(SignificanceHistory):
+    """Some easy samples in every batch: half of the mean significance added to all."""
+
+    def significance(self) -> Tensor:
+        scores = super().significance()
+        return scores + 0.5 * scores.mean()
+
+
+class Progress(SignificanceHistory):
+    """The change since the visit before counts as much as the score itself."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._change = torch.zeros(size)
+
+    def fold(self, maximum: Any = None) -> None:
+        before, known = self._scores.clone(), self.seen
+        super().fold(maximum)
+        moved = (self._scores - before).abs()
+        self._change = torch.where(known & (moved > 0), moved, self._change)
+
+    def significance(self) -> Tensor:
+        return super().significance() + self._change
+
+
+class Relative(SignificanceHistory):
+    """Scores relative to the mean of the epoch in which they were made: old ones do not look large."""
+
+    def fold(self, maximum: Any = None) -> None:
+        seen = self._recent >= 0
+        if seen.any():
+            self._recent[seen] /= self._recent[seen].mean()
+        super().fold(maximum)
+
+
+class Rank(SignificanceHistory):
+    """The rank of the score in place of its value."""
+
+    def significance(self) -> Tensor:
+        scores = super().significance()
+        return scores.argsort().argsort().float() / len(scores)
+
+
+class AveragedScores(pl.Callback):
+    """EL2N of an exponential moving average of the weights, by a forward of its own (its cost is not in the FLOPs)."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.net = copy.deepcopy(pl_module.net).requires_grad_(False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        pairs = zip(self.net.state_dict().values(), pl_module.net.state_dict().values(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 0.02)
+
+    def score(self, losses: Tensor, logits: Any, inputs: Any, targets: Any) -> Tensor:
+        with torch.no_grad():
+            return el2n(losses, self.net(inputs), inputs, targets)
+
+
+class PartialInside(ResNet9):
+    """A partial backward over two thirds of each batch of a pruned epoch."""
+
+    selection: Any = None
+
+    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.per_sample_loss(batch, batch_idx)
+        if self.selection.stage != "sparse":
+            return losses.mean()
+        kept = self.selector.select(losses.detach())
+        return select_rows(losses, kept.indices, kept.weights) / len(kept.indices)
+
+    def on_fit_start(self) -> None:
+        self.selector = SampleSelector(target_activation_rate=2 / 3, weighting="none")
+
+
+HISTORIES: dict[str, type[SignificanceHistory]] = {
+    "class-balance": ClassBalance,
+    "some-easy": SomeEasy,
+    "progress": Progress,
+    "relative": Relative,
+    "rank": Rank,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "loss": {"significance": "loss"},
+    "sqrt": {"weighting": "sqrt"},
+    "unbiased": {"weighting": "unbiased"},
+    "topk": {"gate": "topk"},
+    "random": {"significance": lambda losses, *_: torch.ones_like(losses)},
+}
+COOLDOWNS = {"cooldown-0": 0, "cooldown-1": 1, "cooldown-4": 4}
+IDEAS = ["prune", "dense", *HISTORIES, *SETTINGS, *COOLDOWNS, "averaged-model", "partial-inside"]
+
+
+def main() -> None:
+    """Train once and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--idea", choices=IDEAS, required=True)
+    parser.add_argument("--rate", type=float, default=0.4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--train-limit", type=int, default=10_000)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    global LABELS  # noqa: PLW0603 - the histories are made by the callback
+    pl.seed_everything(options.seed, verbose=False)
+    model = (PartialInside if options.idea == "partial-inside" else ResNet9)(3, width=options.width)
+    data = ImageData("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
+    data.setup("fit")
+    LABELS = data.images.train_labels.long()
+    _prune.SignificanceHistory = HISTORIES.get(options.idea, SignificanceHistory)  # type: ignore[misc]
+    settings: dict[str, Any] = dict(SETTINGS.get(options.idea, {}))
+    extra: list[pl.Callback] = []
+    if options.idea == "averaged-model":
+        averaged = AveragedScores()
+        settings["significance"] = averaged.score
+        extra.append(averaged)
+    rate = 1.0 if options.idea == "dense" else options.rate
+    selection = SparseSelectionCallback(mode="prune", target_activation_rate=rate, seed=options.seed, **settings)
+    model.selection = selection
+    schedule = TwoStageScheduler(
+        warmup_epochs=max(1, options.epochs // 10), cooldown_epochs=COOLDOWNS.get(options.idea, options.epochs // 8)
+    )
+    pl.seed_everything(options.seed, verbose=False)
+    trainer = pl.Trainer(
+        max_epochs=options.epochs,
+        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        callbacks=[selection, schedule, *extra],
+        check_val_every_n_epoch=options.epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, datamodule=data)
+    record = {
+        "benchmark": "prune-ideas",
+        "idea": options.idea,
+        "rate": rate,
+        "seed": options.seed,
+        "settings": {
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "width": options.width,
+            "train_images": len(LABELS),
+        },
+        "accuracy": round(float(trainer.callback_metrics["val_acc"]), 4),
+        "samples_offered": selection.ledger.offered,
+        "samples_selected": selection.ledger.selected,
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    size = f"w{options.width}-n{len(LABELS)}-b{options.batch_size}-e{options.epochs}"
+    path = options.out / f"prune-ideas-{kind}-{options.idea}-r{rate:g}-{size}-s{options.seed}.json"
+    path.write_text(json.dumps(record) + "\n")
+    print(f"{path}: accuracy {record['accuracy']}")
+
+
+if __name__ == "__main__":
+    main()
