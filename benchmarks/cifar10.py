@@ -135,6 +135,8 @@ def main() -> None:
     parser.add_argument("--root", default="data")
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", default="bf16-mixed" if torch.cuda.is_available() else "32-true")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of the model: quicker on a CPU")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -142,6 +144,8 @@ def main() -> None:
     pl.seed_everything(options.seed, verbose=False)
     infobatch = options.policy == "infobatch"
     model = (InfoBatchResNet9 if infobatch else ResNet9)(3, width=options.width, lr=options.lr)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     make = InfoBatchData if infobatch else ImageData
     data = make("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
     data.setup("fit")
@@ -153,7 +157,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     trainer = pl.Trainer(
         max_epochs=options.epochs,
-        precision="bf16-mixed" if gpu else "32-true",
+        precision=options.precision,
         callbacks=[*callbacks, trace, timer, SparseTrainingMonitor()],
         gradient_clip_val=1.0 if options.policy.endswith("clip") else None,
         logger=False,
@@ -176,7 +180,7 @@ def main() -> None:
             "width": options.width,
             "train_images": len(data.images.train_labels),
             "lr": options.lr,
-            "precision": str(trainer.precision),
+            "precision": str(trainer.precision) + (", channels_last" if options.channels_last else ""),
         },
         "accuracy": trace.accuracies[-1],
         "seconds": round(timer.time_elapsed("train") - timer.time_elapsed("validate"), 2),

@@ -2,8 +2,9 @@
 
     python benchmarks/prune_ideas.py --idea class-balance --seed 0 --root cifar10.npz
 
-Every idea changes one thing of `mode="prune"` at r = 0.4; `--rate`, `--epochs` and the sizes are for all. What is worth
-keeping must beat `prune` itself at the same work over several seeds. `benchmarks/summarize.py` makes the table.
+Every idea changes one thing of `mode="prune"` at the same number of samples loaded: where an idea has more dense
+epochs, its sparse ones have fewer samples. What is worth keeping must beat `prune` itself over several seeds.
+`benchmarks/summarize.py` makes the table.
 """
 
 from __future__ import annotations
@@ -84,6 +85,33 @@ class Rank(SignificanceHistory):
         return scores.argsort().argsort().float() / len(scores)
 
 
+class MeanOfVisits(SignificanceHistory):
+    """The running mean over visits in place of the last visit: what one augmentation hides, another shows."""
+
+    def fold(self, maximum: Any = None) -> None:
+        before, known = self._scores.clone(), self.seen
+        super().fold(maximum)
+        self._scores = torch.where(known, 0.5 * (before + self._scores), self._scores)
+
+
+class Age(SignificanceHistory):
+    """The longer ago a score was made, the less it is believed: it moves towards the mean."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._age = torch.zeros(size)
+
+    def fold(self, maximum: Any = None) -> None:
+        visited = self._recent.cpu() >= 0
+        super().fold(maximum)
+        self._age = torch.where(visited, 0, self._age + 1)
+
+    def significance(self) -> Tensor:
+        scores = super().significance()
+        belief = 0.8**self._age
+        return belief * scores + (1 - belief) * scores.mean()
+
+
 class AveragedScores(pl.Callback):
     """EL2N of an exponential moving average of the weights, by a forward of its own (its cost is not in the FLOPs)."""
 
@@ -126,6 +154,8 @@ HISTORIES: dict[str, type[SignificanceHistory]] = {
     "progress": Progress,
     "relative": Relative,
     "rank": Rank,
+    "mean-of-visits": MeanOfVisits,
+    "age": Age,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "loss": {"significance": "loss"},
@@ -134,8 +164,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "topk": {"gate": "topk"},
     "random": {"significance": lambda losses, *_: torch.ones_like(losses)},
 }
+WARMUPS = {"warmup-3": 3, "warmup-5": 5}
 COOLDOWNS = {"cooldown-0": 0, "cooldown-1": 1, "cooldown-4": 4}
-IDEAS = ["prune", "dense", *HISTORIES, *SETTINGS, *COOLDOWNS, "averaged-model", "partial-inside"]
+IDEAS = ["prune", "dense", *HISTORIES, *SETTINGS, *WARMUPS, *COOLDOWNS, "averaged-model", "partial-inside"]
+
+
+def schedule(idea: str, rate: float, epochs: int) -> tuple[int, int, float]:
+    """Warmup and cooldown in epochs, and the rate that gives the same samples as `prune`'s own schedule."""
+    usual = max(1, epochs // 10), epochs // 8
+    warmup, cooldown = WARMUPS.get(idea, usual[0]), COOLDOWNS.get(idea, usual[1])
+    loaded = sum(usual) + rate * (epochs - sum(usual))
+    return warmup, cooldown, (loaded - warmup - cooldown) / (epochs - warmup - cooldown)
 
 
 def main() -> None:
@@ -145,9 +184,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--train-limit", type=int, default=10_000)
+    parser.add_argument("--train-limit", type=int, default=20_000)
     parser.add_argument("--root", default="data")
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--threads", type=int)
@@ -157,6 +196,7 @@ def main() -> None:
     global LABELS  # noqa: PLW0603 - the histories are made by the callback
     pl.seed_everything(options.seed, verbose=False)
     model = (PartialInside if options.idea == "partial-inside" else ResNet9)(3, width=options.width)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = ImageData("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
     data.setup("fit")
     LABELS = data.images.train_labels.long()
@@ -167,17 +207,16 @@ def main() -> None:
         averaged = AveragedScores()
         settings["significance"] = averaged.score
         extra.append(averaged)
-    rate = 1.0 if options.idea == "dense" else options.rate
+    warmup, cooldown, rate = schedule(options.idea, options.rate, options.epochs)
+    if options.idea == "dense":
+        rate = 1.0
     selection = SparseSelectionCallback(mode="prune", target_activation_rate=rate, seed=options.seed, **settings)
     model.selection = selection
-    schedule = TwoStageScheduler(
-        warmup_epochs=max(1, options.epochs // 10), cooldown_epochs=COOLDOWNS.get(options.idea, options.epochs // 8)
-    )
     pl.seed_everything(options.seed, verbose=False)
     trainer = pl.Trainer(
         max_epochs=options.epochs,
-        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-        callbacks=[selection, schedule, *extra],
+        precision="bf16-mixed",
+        callbacks=[selection, TwoStageScheduler(warmup_epochs=warmup, cooldown_epochs=cooldown), *extra],
         check_val_every_n_epoch=options.epochs,
         logger=False,
         enable_checkpointing=False,
@@ -189,13 +228,15 @@ def main() -> None:
     record = {
         "benchmark": "prune-ideas",
         "idea": options.idea,
-        "rate": rate,
+        "rate": options.rate,
+        "sparse_rate": round(rate, 4),
         "seed": options.seed,
         "settings": {
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "width": options.width,
             "train_images": len(LABELS),
+            "precision": "bf16-mixed, channels_last",
         },
         "accuracy": round(float(trainer.callback_metrics["val_acc"]), 4),
         "samples_offered": selection.ledger.offered,
@@ -208,7 +249,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kind = "gpu" if torch.cuda.is_available() else "cpu"
     size = f"w{options.width}-n{len(LABELS)}-b{options.batch_size}-e{options.epochs}"
-    path = options.out / f"prune-ideas-{kind}-{options.idea}-r{rate:g}-{size}-s{options.seed}.json"
+    path = options.out / f"prune-ideas-{kind}-{options.idea}-r{options.rate:g}-{size}-s{options.seed}.json"
     path.write_text(json.dumps(record) + "\n")
     print(f"{path}: accuracy {record['accuracy']}")
 
