@@ -2,10 +2,10 @@
 
     python benchmarks/prune_time.py --root cifar10.npz
 
-Two runs a rate. `compute`: ResNet-9 on CIFAR-10 in memory: the step binds. `loader`: JPEG files (CIFAR-10 enlarged to
-224 px), read through torchvision's ImageFolder, decoded, cropped and flipped by worker processes for a network that
-costs nothing: the loader binds. The time of an epoch is that from the end of the epoch before to its own end; the first
-epoch is left out.
+Two kinds of run for each rate, several rounds, interleaved. `compute`: ResNet-9 on CIFAR-10 in memory: the step binds.
+`loader`: JPEG files (CIFAR-10 enlarged to 224 px), read through torchvision's ImageFolder, decoded, cropped and flipped
+by worker processes for a network that costs nothing: the loader binds. The time of an epoch is that from the end of the
+epoch before to its own end; the first epoch is left out.
 """
 
 from __future__ import annotations
@@ -111,15 +111,14 @@ def measure(kind: str, rate: float, options: argparse.Namespace, folder: Path) -
         enable_model_summary=False,
     )
     trainer.fit(model, **data)
-    share = statistics.median(times.sparse) / statistics.median(times.dense)
     row = {
         "bound_by": kind,
         "rate": rate,
-        "share": round(share, 4),
+        "share": round(statistics.median(times.sparse) / statistics.median(times.dense), 4),
         "dense_seconds": [round(s, 3) for s in times.dense],
         "sparse_seconds": [round(s, 3) for s in times.sparse],
     }
-    print(json.dumps(row))
+    print(json.dumps(row), flush=True)
     return row
 
 
@@ -131,11 +130,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6400, help="of the compute-bound run; the other has half of them")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         write_images(options.root, Path(name), options.images // 2)
-        rows = [measure(kind, rate, options, Path(name)) for kind in ("compute", "loader") for rate in options.rates]
+        rows = [
+            measure(kind, rate, options, Path(name))
+            for _ in range(options.rounds)
+            for kind in ("compute", "loader")
+            for rate in options.rates
+        ]
     record = {
         "benchmark": "prune-time",
         "rows": rows,

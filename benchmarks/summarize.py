@@ -1,4 +1,4 @@
-"""README's tables from the records: `python benchmarks/summarize.py` writes them, `--check` fails where they differ."""
+"""The pages' tables from the records: `python benchmarks/summarize.py` writes them, `--check` fails on a difference."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,30 @@ NAMES = {
     "infobatch": "InfoBatch's rule",
     "original": "the original's rule, masking",
     "original-clip": "the original's rule, masking, gradients clipped at 1.0",
+}
+
+IDEAS = {
+    "prune": '`mode="prune"` as it is',
+    "dense": "every epoch dense",
+    "class-balance": "significance relative to the mean of its class",
+    "some-easy": "half of the mean significance added to all: easy samples in every batch",
+    "progress": "change since the visit before added to the significance",
+    "relative": "significance relative to the mean of the epoch in which it was scored",
+    "rank": "rank in place of significance",
+    "mean-of-visits": "running mean over visits, and so over augmentations",
+    "age": "a score moves to the mean as it ages",
+    "loss": "loss as significance",
+    "sqrt": "weights p^-1/2",
+    "unbiased": "weights 1/p",
+    "topk": "the most significant alone",
+    "random": "a random share",
+    "warmup-3": "3 dense epochs first, a lower rate after them",
+    "warmup-5": "5 dense epochs first, a lower rate after them",
+    "cooldown-0": "no dense epochs at the end, a higher rate before it",
+    "cooldown-1": "1 dense epoch at the end",
+    "cooldown-4": "4 dense epochs at the end, a lower rate before them",
+    "averaged-model": "EL2N of a weight-averaged model (its forward is not counted)",
+    "partial-inside": "partial backward over 2/3 of each pruned batch (two thirds of the backward)",
 }
 
 
@@ -148,20 +173,63 @@ def prune_time_table() -> str:
     for record in load("prune-time"):
         parts += [
             f"Wall time of a pruned epoch as a share of a dense epoch of the same run, {record['hardware']}, torch "
-            f"{record['versions']['torch']}: quotient of medians (least and most of the pruned epochs).",
+            f"{record['versions']['torch']}: quotient of the medians of a run's epochs, median of the runs (each run).",
             "",
             "| bound by | r | share | dense epoch, s |",
             "|---|---|---|---|",
         ]
+        what = {"compute": "arithmetic (ResNet-9 in memory)", "loader": "loading (JPEG files, ImageFolder)"}
+        runs: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
         for r in record["rows"]:
-            dense = statistics.median(r["dense_seconds"])
-            least, most = (f(r["sparse_seconds"]) / dense for f in (min, max))
-            what = {"compute": "arithmetic (ResNet-9 in memory)", "loader": "loading (JPEG files, ImageFolder)"}
+            runs[r["bound_by"], r["rate"]].append(r)
+        for (kind, rate), same in runs.items():
+            shares_of_runs = [r["share"] for r in same]
+            each = " / ".join(f"{share:.2f}" for share in shares_of_runs)
+            dense = statistics.median(s for r in same for s in r["dense_seconds"])
             parts.append(
-                f"| {what[r['bound_by']]} | {r['rate']:g} | {r['share']:.2f} ({least:.2f}-{most:.2f}) | {dense:.1f} |"
+                f"| {what[kind]} | {rate:g} | {statistics.median(shares_of_runs):.3f} ({each}) | {dense:.1f} |"
             )
         parts.append("")
     return "\n".join(parts).strip()
+
+
+def prune_ideas_table() -> str:
+    """What was tried to make pruning better, one table for each hardware and setting, the best first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for record in load("prune-ideas"):
+        groups[record["hardware"], json.dumps({**record["settings"], "rate": record["rate"]})].append(record)
+    parts = []
+    for (hardware, text), records in groups.items():
+        settings = json.loads(text)
+        runs: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for r in sorted(records, key=lambda r: r["seed"]):
+            runs[r["idea"]][r["seed"]] = r
+        parts += [
+            f"CIFAR-10, ResNet-9 of width {settings['width']}, {settings['train_images']:,} training images, "
+            f"{settings['epochs']} epochs, B = {settings['batch_size']}, r = {settings['rate']:g}, "
+            f"{settings['precision']}, {hardware}. Difference: to `prune` with the same seeds, with its standard "
+            "error.",
+            "",
+            "| idea | samples, in dense epochs | test accuracy % | difference |",
+            "|---|---|---|---|",
+        ]
+        rows = [ideas_row(idea, same, runs["prune"]) for idea, same in runs.items()]
+        parts += [line for _, line in sorted(rows, reverse=True)]
+        parts.append("")
+    return "\n".join(parts).strip()
+
+
+def ideas_row(idea: str, runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> tuple[float, str]:
+    """Mean accuracy of one idea, and its line."""
+    accuracies = [r["accuracy"] for r in runs.values()]
+    first = next(iter(runs.values()))
+    samples = first["samples_selected"] / first["samples_offered"] * first["settings"]["epochs"]
+    gains = [100 * (runs[seed]["accuracy"] - base[seed]["accuracy"]) for seed in runs if seed in base]
+    difference = "-" if idea == "prune" else f"{statistics.mean(gains):+.2f}"
+    if idea != "prune" and len(gains) > 1:
+        difference += f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}"
+    line = f"| {IDEAS[idea]} | {samples:.1f} | {spread(accuracies, 100, 1)} | {difference} |"
+    return statistics.mean(accuracies), line
 
 
 def parity_table() -> str:
@@ -212,34 +280,42 @@ def batchnorm_table() -> str:
     return "\n".join(lines)
 
 
-def rendered(readme: str) -> str:
-    """README with its tables replaced."""
-    tables = {
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
         "accuracy": accuracy_tables,
         "flops": flops_table,
         "time": time_table,
         "prune-time": prune_time_table,
         "parity": parity_table,
         "batchnorm": batchnorm_table,
-    }
+    },
+    "benchmarks/README.md": {"prune-ideas": prune_ideas_table},
+}
+
+
+def rendered(page: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A page with its tables replaced."""
     for name, table in tables.items():
         begin, end = f"<!-- {name}: generated by benchmarks/summarize.py -->", f"<!-- /{name} -->"
-        head, rest = readme.split(begin)
-        readme = head + begin + "\n" + table() + "\n" + end + rest.split(end)[1]
-    return readme
+        head, rest = page.split(begin)
+        page = head + begin + "\n" + table() + "\n" + end + rest.split(end)[1]
+    return page
 
 
 def main() -> int:
-    """Write README, or check it."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    fresh = rendered(text)
-    if "--check" in sys.argv[1:]:
+    """Write the pages, or check them."""
+    stale = []
+    for name, tables in PAGES.items():
+        path = ROOT / name
+        text = path.read_text()
+        fresh = rendered(text, tables)
         if fresh != text:
-            print("README.md differs from its records: run python benchmarks/summarize.py")
-            return 1
-        return 0
-    path.write_text(fresh)
+            stale.append(name)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(fresh)
+    if "--check" in sys.argv[1:] and stale:
+        print(f"{' and '.join(stale)} differ from the records: run python benchmarks/summarize.py")
+        return 1
     return 0
 
 
