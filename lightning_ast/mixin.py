@@ -19,7 +19,8 @@ class SparseLossMixin:
 
     Without overrides it changes nothing: it offers :meth:`per_sample_loss` on a module whose loss is a standard torch
     one. Override :meth:`per_sample_loss` where the loss is written by hand, :meth:`significance` for a score of your
-    own, :meth:`select_batch` and :meth:`count_samples` for batches whose samples do not lie along the first dimension.
+    own, :meth:`select_batch` and :meth:`count_samples` for batches whose samples do not lie along the first dimension,
+    :meth:`sample_indices` where ``collate_fn`` changes their order.
 
     Example:
         >>> import torch, lightning as L
@@ -97,6 +98,14 @@ class SparseLossMixin:
     def select_batch(self, batch: Any, indices: Tensor) -> Any:
         """Take the samples ``indices (k,)`` out of a batch; see :func:`lightning_ast.core.select_batch`."""
         return select_batch(batch, indices, batch_size=self.count_samples(batch))
+
+    def sample_indices(self, batch: Any) -> Tensor | None:
+        """Dataset indices ``(B,)`` of a batch's samples, for ``mode="prune"``; None, the default, is the order drawn.
+
+        Override it where ``collate_fn`` changes the order within a batch (sorts by length, say), and let the dataset
+        return each sample's index.
+        """
+        return None
 
     def count_samples(self, batch: Any) -> int:
         """Number of samples B in a batch; see :func:`lightning_ast.core.batch_size_of`."""

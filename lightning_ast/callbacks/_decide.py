@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_ast.callbacks._logs import note_first_selection, note_score
 from lightning_ast.callbacks._processes import Processes
+from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.losses import LossRecord
@@ -31,7 +32,7 @@ class Decision:
 
     Attributes:
         count: ``(batch) -> B``.
-        take: ``(batch, indices) -> batch``.
+        indices: ``(batch) -> (B,)`` dataset indices, or None where they are in the order of drawing.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Decision:
     ) -> None:
         mixed: Any = module if isinstance(module, SparseLossMixin) else None
         self.count: Callable[[Any], int] = mixed.count_samples if mixed else batch_size_of
-        self.take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
+        self._take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
+        self.indices: Callable[[Any], Tensor | None] = mixed.sample_indices if mixed else lambda batch: None
         self._significance = mixed.significance if overrides(module, "significance") else significance
         self._selector = selector
         self._average = processes.mean if processes.count > 1 else None
@@ -64,3 +66,25 @@ class Decision:
             self._selected = True
             note_first_selection(self._selector, batch_size=losses.numel(), selection=selection)
         return selection
+
+    def take_subset(
+        self, plan: BatchPlan, batch: Any, scored: tuple[Tensor, LossRecord | None] | None, *, explicit: bool
+    ) -> None:
+        """Select and slice a batch ahead of its step, for ``subset``.
+
+        Args:
+            plan: of the batch, filled in.
+            batch: as loaded.
+            scored: its losses ``(B,)`` and what they were computed from; None leaves the step dense.
+            explicit: whether the losses are the module's own.
+        """
+        if scored is None:
+            plan.sparse = False
+            return
+        losses, record = scored
+        plan.selection = self.select(batch, losses, record)
+        plan.sub_batch = self._take(batch, plan.selection.indices)
+        if record is None or explicit:
+            plan.full_loss = losses.mean()
+        else:
+            plan.full_loss, plan.total_count, plan.elements = record.total, record.counts.sum(), record.elements

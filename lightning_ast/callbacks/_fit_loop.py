@@ -2,37 +2,103 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities import CombinedLoader
 
 __all__ = [
+    "accumulation",
     "announce_batches",
     "batches_done",
     "begin_new_epoch",
-    "on_loader_setup",
+    "epoch_limit",
+    "epochs_done",
+    "last_reload",
+    "lead",
+    "reload_as_due",
     "restart_loader",
 ]
 
 
-def on_loader_setup(loop: _FitLoop, install: Callable[[], None]) -> Callable[[], None]:
-    """Call ``install`` whenever a training loader was set up, before it is started.
+def lead(
+    loop: _FitLoop, *, load: Callable[[CombinedLoader], CombinedLoader], begin: Callable[[int], None]
+) -> Callable[[], None]:
+    """Choose what the fit loop fetches its batches from, and be told of each epoch ahead of every callback.
 
-    ``_load_combined_loader_states`` is the last thing that ``setup_data`` does before that: the samplers are final, no
-    index is drawn, no worker runs.
+    Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
+    worker runs. Only what the fetcher gets is replaced: ``trainer.train_dataloader`` stays the user's, and may be
+    looked into at any time. The loop has a class of its own until it is undone.
+
+    Args:
+        loop: of the trainer.
+        load: from the user's loaders to those that are fetched from, whenever they are set up.
+        begin: told the number of the epoch that is about to run, its loaders set up.
 
     Returns:
         Undoes it.
     """
-    load = loop._load_combined_loader_states
+    own = type(loop)
 
-    def load_and_install() -> None:
-        load()
-        install()
+    def fetcher(self: _FitLoop) -> Any:
+        return self.__dict__["_data_fetcher"]
 
-    loop._load_combined_loader_states = load_and_install  # type: ignore[method-assign]
-    return lambda: loop.__dict__.pop("_load_combined_loader_states", None) and None
+    def set_fetcher(self: _FitLoop, value: Any) -> None:
+        if (last := self.__dict__["_data_fetcher"]) is not None and value is not None:
+            last.teardown()  # else its workers live until garbage is collected, perhaps in another worker
+        self.__dict__["_data_fetcher"] = value
+        if value is not None:
+            setup = value.setup
+            value.setup = lambda combined: setup(load(combined))
+
+    def on_advance_start(self: _FitLoop) -> None:
+        self.setup_data()  # anew where they are to be reloaded; Lightning's own call then finds it done
+        assert self._combined_loader is not None
+        epoch = self.epoch_progress.current.processed  # type: ignore[attr-defined]
+        for loader in self._combined_loader.flattened:
+            _set_sampler_epoch(loader, epoch)
+        begin(epoch)
+        own.on_advance_start(self)
+
+    parts = {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start}
+    loop.__class__ = type(own.__name__, (own,), parts)
+
+    def undo() -> None:
+        loop.__class__ = own
+
+    return undo
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """Epochs that this trainer has trained, in an earlier fit included."""
+    return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+
+
+def epoch_limit(trainer: pl.Trainer) -> int | None:
+    """Epochs that the run trains, or None without a limit.
+
+    Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
+    """
+    limits = [trainer.max_epochs]
+    limits += [getattr(c, "_max_epochs", None) for c in _callbacks(trainer, StochasticWeightAveraging)]
+    known = [limit for limit in limits if limit is not None and limit > 0]
+    return min(known) if known else None
+
+
+def accumulation(trainer: pl.Trainer) -> dict[int, int]:
+    """Batches to an optimizer step from each of these epochs on, the first of which is 0."""
+    for callback in _callbacks(trainer, GradientAccumulationScheduler):
+        return dict(callback.scheduling)
+    return {0: trainer.accumulate_grad_batches}
+
+
+def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
+    return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
 
 
 def announce_batches(trainer: pl.Trainer, batches: int) -> None:
@@ -72,6 +138,26 @@ def begin_new_epoch(loop: _FitLoop) -> None:
     loop.epoch_loop.reset_restart_stage()
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part._restarting = False
+
+
+def last_reload(loop: _FitLoop) -> int | None:
+    """The epoch in which the loaders were set up, or None before."""
+    epoch = loop._last_train_dl_reload_epoch
+    return int(epoch) if math.isfinite(epoch) else None
+
+
+def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
+    """Set the loaders up at the epochs where the uninterrupted run would (``reload_dataloaders_every_n_epochs``).
+
+    Args:
+        loop: whose Lightning would count from the resumption on.
+        last: :func:`last_reload` of the checkpoint.
+        new_epoch: whether an epoch begins here: a reload may be due, which draws from the generators.
+    """
+    if last is not None:
+        loop._last_train_dl_reload_epoch = last
+        if new_epoch:
+            loop.setup_data()
 
 
 def restart_loader(loop: _FitLoop) -> None:

@@ -6,6 +6,7 @@ import copy
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from lightning_ast.callbacks._faults import ConfigurationError
 
-__all__ = ["LoaderFacts", "PrunedSampler", "draw", "loader_faults", "loader_generators", "pruned_copy"]
+__all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators"]
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
@@ -49,6 +50,11 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
             f"mode='prune' needs torch's own BatchSampler, got {type(loader.batch_sampler).__name__}: a batch sampler "
             "that groups samples by a rule of its own cannot be told from outside which to leave out. Use batch_size= "
             "and sampler=."
+        )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        found.append(
+            f"{type(loader).__name__} iterates in a way of its own, which may change the order of the batches: "
+            "mode='prune' needs torch's DataLoader.__iter__."
         )
     if not getattr(loader, "in_order", True):
         found.append("mode='prune' needs in_order=True: else batches arrive in an order that nobody knows.")
@@ -113,19 +119,11 @@ class PrunedSampler(Sampler[int]):
         sampler: the user's.
         indices: ``(sampler) -> iterator`` over the dataset indices of the running epoch, made when it is iterated.
         length: samples of the running epoch.
-        begin: told of the epoch that is about to run.
     """
 
-    def __init__(
-        self,
-        sampler: Any,
-        *,
-        indices: Callable[[Any], Iterator[int]],
-        length: Callable[[], int],
-        begin: Callable[[int], None],
-    ) -> None:
+    def __init__(self, sampler: Any, *, indices: Callable[[Any], Iterator[int]], length: Callable[[], int]) -> None:
         self.sampler = sampler
-        self._indices, self._length, self._begin = indices, length, begin
+        self._indices, self._length = indices, length
 
     def __iter__(self) -> Iterator[int]:
         return self._indices(self.sampler)
@@ -133,20 +131,34 @@ class PrunedSampler(Sampler[int]):
     def __len__(self) -> int:
         return self._length()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, ahead of every callback."""
-        if callable(forward := getattr(self.sampler, "set_epoch", None)):
-            forward(epoch)
-        self._begin(epoch)
 
+class PrunedLoader(CombinedLoader):
+    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
 
-def pruned_copy(loader: DataLoader[Any], make: Callable[[Any], PrunedSampler]) -> DataLoader[Any]:
-    """The same loader with another sampler under its batches. The given one, which may also validate, is left alone."""
-    taken, batch_sampler = copy.copy(loader), copy.copy(loader.batch_sampler)
-    assert isinstance(batch_sampler, BatchSampler)
-    batch_sampler.sampler = make(batch_sampler.sampler)
-    taken.__dict__.update(batch_sampler=batch_sampler, _iterator=None)  # a DataLoader refuses ordinary assignment
-    return taken
+    Args:
+        given: with one loader, without faults.
+        make: from its sampler to the one that takes its place.
+    """
+
+    def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
+        super().__init__(given.iterables, given._mode)
+        self._given = given
+        (loader,) = given.flattened
+        taken, batch_sampler = copy.copy(loader), copy.copy(loader.batch_sampler)
+        batch_sampler.sampler = make(batch_sampler.sampler)
+        taken.__dict__.update(batch_sampler=batch_sampler, _iterator=None)  # a DataLoader refuses ordinary assignment
+        self.flattened = [taken]
+
+    def __iter__(self) -> PrunedLoader:
+        """Lightning asks the given loader for the length, which needs an iterator to tell."""
+        super().__iter__()
+        self._given._iterator = self._iterator
+        return self
+
+    def reset(self) -> None:
+        """Stop the workers."""
+        super().reset()
+        self._given._iterator = None
 
 
 def draw(sampler: Any, facts: LoaderFacts) -> Tensor:
@@ -159,7 +171,7 @@ def draw(sampler: Any, facts: LoaderFacts) -> Tensor:
         ConfigurationError: they are not what can be pruned.
     """
     try:
-        indices = array("q", (index.__index__() for index in sampler))
+        indices = array("q", (index.__index__() for index in islice(sampler, facts.draws + 1)))
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(
             [f"mode='prune' needs a sampler of integer dataset indices: {type(sampler).__name__} yields others."]
@@ -167,7 +179,11 @@ def draw(sampler: Any, facts: LoaderFacts) -> Tensor:
     draws = torch.frombuffer(indices, dtype=torch.int64) if indices else torch.empty(0, dtype=torch.int64)
     if len(draws) != facts.draws:
         raise ConfigurationError(
-            [f"{type(sampler).__name__} drew {len(draws)} samples where its length is {facts.draws}: mend its __len__."]
+            [
+                f"{type(sampler).__name__} drew {'more than ' * (len(draws) > facts.draws)}"
+                f"{min(len(draws), facts.draws)} samples where its length was {facts.draws}: mode='prune' needs a "
+                "sampler whose __len__ is true and stays the same."
+            ]
         )
     if len(draws) and not 0 <= int(draws.min()) <= int(draws.max()) < facts.dataset_size:
         raise ConfigurationError(
@@ -177,9 +193,7 @@ def draw(sampler: Any, facts: LoaderFacts) -> Tensor:
 
 
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """The generators of the loader and of its sampler, which a resumed run must continue."""
-    owners: list[Any] = [loader, loader.sampler]
-    if isinstance(loader.batch_sampler, BatchSampler):
-        owners.append(getattr(loader.batch_sampler.sampler, "sampler", None))
-    found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
-    return list(found.values())
+    """The torch generators of the loader and of its sampler, which a resumed run must continue."""
+    owners: list[Any] = [loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)]
+    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
+from lightning_ast.callbacks._fit_loop import epoch_limit
 from lightning_ast.callbacks._loader import LoaderFacts
-from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage, TwoStageScheduler
 from lightning_ast.core.history import planned_count
 
 __all__ = ["EpochLengths", "PlannedRun", "length_faults", "planned_run", "promise_steps", "size_faults"]
@@ -37,7 +38,7 @@ class PlannedRun:
         schedule: warmup and cooldown, or None where every epoch is sparse.
         dense: length of a dense epoch.
         sparse: length of a pruned epoch.
-        accumulate: batches to an optimizer step.
+        accumulate: batches to an optimizer step from each of these epochs on, the first of which is 0.
         max_epochs: limit of the run, or None.
         max_steps: limit of the run in optimizer steps, or None.
     """
@@ -45,7 +46,7 @@ class PlannedRun:
     schedule: TwoStageScheduler | None
     dense: EpochLengths
     sparse: EpochLengths
-    accumulate: int
+    accumulate: dict[int, int]
     max_epochs: int | None
     max_steps: int | None
 
@@ -54,14 +55,8 @@ class PlannedRun:
         """Epochs of the run (the last one may be cut short by ``max_steps``), or None where nothing limits it."""
         if self.max_steps is None:
             return self.max_epochs
-        upper = 1
-        while self._steps(upper) < self.max_steps and upper != self.max_epochs:
-            upper = 2 * upper if self.max_epochs is None else min(2 * upper, self.max_epochs)
-        lower = upper // 2
-        while lower + 1 < upper:
-            middle = (lower + upper) // 2
-            lower, upper = (lower, middle) if self._steps(middle) >= self.max_steps else (middle, upper)
-        return upper
+        most = self.max_steps if self.max_epochs is None else min(self.max_epochs, self.max_steps)
+        return bisect_left(range(most), self.max_steps, key=self._steps)
 
     @property
     def steps(self) -> float:
@@ -71,22 +66,35 @@ class PlannedRun:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def stage(self, epoch: int) -> Stage:
-        """The stage of an epoch, counted from 0."""
-        return self._stage(epoch, self.total_epochs)
+        """The stage of an epoch, counted from 0; one behind the end is dense."""
+        total = self.total_epochs
+        return "cooldown" if total is not None and epoch >= total else self._stage(epoch, total)
 
     def sparse_epochs(self) -> int | None:
         """Epochs that are pruned, or None where nothing limits the run."""
         total = self.total_epochs
-        return None if total is None else self._stages(total)["sparse"]
+        if total is None:
+            return None
+        first, end = self._sparse_range(total)
+        return end - first
 
     def _steps(self, total: int) -> int:
-        sparse = self._stages(total)["sparse"]
-        return (total - sparse) * math.ceil(self.dense.batches / self.accumulate) + sparse * math.ceil(
-            self.sparse.batches / self.accumulate
-        )
+        first, end = self._sparse_range(total)
+        starts = sorted({0, first, end, *self.accumulate})
+        steps = 0
+        for start, stop in zip(starts, [*starts[1:], total], strict=True):
+            lengths = self.sparse if first <= start < end else self.dense
+            factor = self.accumulate[max(epoch for epoch in self.accumulate if epoch <= start)]
+            steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / factor)
+        return steps
 
-    def _stages(self, total: int) -> Counter[Stage]:
-        return Counter(self._stage(epoch, total) for epoch in range(total))
+    def _sparse_range(self, total: int) -> tuple[int, int]:
+        """The first sparse epoch of a run, and the first behind the last."""
+
+        def code(epoch: int) -> int:
+            return STAGE_CODES[self._stage(epoch, total)]
+
+        return bisect_left(range(total), 1, key=code), bisect_left(range(total), 2, key=code)
 
     def _stage(self, epoch: int, total: int | None) -> Stage:
         return "sparse" if self.schedule is None else self.schedule.stage_at(epoch + 0.5, total)
@@ -97,6 +105,7 @@ def planned_run(
     facts: LoaderFacts,
     *,
     schedule: TwoStageScheduler | None,
+    accumulate: dict[int, int],
     rate: float,
     min_selected: int | float,
     processes: int,
@@ -104,9 +113,10 @@ def planned_run(
     """The run that a trainer's limits and its loader make.
 
     Args:
-        trainer: its limits and accumulation.
+        trainer: its limits.
         facts: of the dense epoch.
         schedule: warmup and cooldown, or None.
+        accumulate: batches to an optimizer step from each of these epochs on.
         rate: target activation rate in (0, 1].
         min_selected: fewest samples of a pruned epoch, a count or a share.
         processes: that train together.
@@ -127,8 +137,8 @@ def planned_run(
         schedule=schedule,
         dense=dense,
         sparse=sparse,
-        accumulate=trainer.accumulate_grad_batches,
-        max_epochs=trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None,
+        accumulate=accumulate,
+        max_epochs=epoch_limit(trainer),
         max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
     )
 

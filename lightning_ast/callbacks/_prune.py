@@ -11,23 +11,29 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from torch import Tensor
 
+from lightning_ast.callbacks._epoch import RunningEpoch
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._fit_loop import (
+    accumulation,
     announce_batches,
     batches_done,
     begin_new_epoch,
-    on_loader_setup,
+    epochs_done,
+    last_reload,
+    lead,
+    reload_as_due,
     restart_loader,
 )
 from lightning_ast.callbacks._loader import (
     LoaderFacts,
+    PrunedLoader,
     PrunedSampler,
     draw,
     loader_faults,
     loader_generators,
-    pruned_copy,
 )
 from lightning_ast.callbacks._planned import (
     EpochLengths,
@@ -39,7 +45,7 @@ from lightning_ast.callbacks._planned import (
 )
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._step import BatchPlan
-from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.selector import SampleSelector
@@ -77,23 +83,21 @@ class PrunedEpochs:
         self._schedule = schedule
         self._processes = processes
         self._maximum = processes.maximum if processes.count > 1 else None
+        self._accumulate = accumulation(trainer)
         self.history: SignificanceHistory | None = None
         self._facts: LoaderFacts | None = None
-        self._plan: EpochPlan | None = None
-        self._planned = False
-        self._epoch = 0
-        self._position = 0
+        self._pruned: CombinedLoader | None = None
         self._resumes = False
         self._loaded: dict[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
-        self.stage: Stage = "warmup"
+        self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
 
     # ------------------------------------------------------------------ the loader
 
     def attach(self) -> None:
         """From here on, every training loader that Lightning sets up is pruned."""
         self._undo = [
-            on_loader_setup(self._trainer.fit_loop, self._install),
+            lead(self._trainer.fit_loop, load=self._load, begin=self._begin),
             promise_steps(self._trainer, self.planned_steps),
         ]
 
@@ -101,6 +105,7 @@ class PrunedEpochs:
         """Leave the trainer as it was; the user's loader was never touched. Safe to call twice."""
         while self._undo:
             self._undo.pop()()
+        self._pruned = None
 
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
@@ -110,13 +115,12 @@ class PrunedEpochs:
             loop._combined_loader.reset()
             loop._combined_loader = None
             loop.setup_data()
+        self._announce()
 
-    def _install(self) -> None:
-        combined = self._trainer.fit_loop._combined_loader
-        assert combined is not None
+    def _load(self, combined: CombinedLoader) -> CombinedLoader:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
             self._facts = None
-            return
+            return combined
         faults = loader_faults(combined, processes=self._processes.count)
         if not faults:
             self._facts = LoaderFacts.of(combined)
@@ -127,15 +131,13 @@ class PrunedEpochs:
         assert self._facts is not None
         if self.history is None:
             self._load_history()
-        combined.flattened = [
-            pruned_copy(
-                combined.flattened[0],
-                lambda sampler: PrunedSampler(
-                    sampler, indices=self._indices, length=lambda: self._lengths.samples, begin=self._begin
-                ),
-            )
-        ]
-        self._start(self._trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        self._pruned = PrunedLoader(
+            combined,
+            lambda sampler: PrunedSampler(sampler, indices=self._indices, length=lambda: self.epoch.lengths.samples),
+        )
+        self._start(epochs_done(self._trainer))
+        self._pruned.limits = self.epoch.lengths.batches
+        return self._pruned
 
     # ------------------------------------------------------------------ lengths
 
@@ -146,19 +148,11 @@ class PrunedEpochs:
             self._trainer,
             self._facts,
             schedule=self._schedule,
+            accumulate=self._accumulate,
             rate=self._selector.target_activation_rate,
             min_selected=self._selector.min_selected,
             processes=self._processes.count,
         )
-
-    @property
-    def sparse(self) -> bool:
-        """Whether the running epoch is pruned."""
-        return self.stage == "sparse" and self._selector.target_activation_rate < 1
-
-    @property
-    def _lengths(self) -> EpochLengths:
-        return self._run.sparse if self.sparse else self._run.dense
 
     def planned_steps(self) -> float:
         """Optimizer steps of the whole run; sets the loader up where that was not done yet."""
@@ -166,31 +160,41 @@ class PrunedEpochs:
             self._trainer.fit_loop.setup_data()
         return math.inf if self._facts is None else self._run.steps
 
+    def _announce(self) -> None:
+        """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
+        if self._pruned is not None:
+            self._pruned.limits = self.epoch.lengths.batches
+            announce_batches(self._trainer, self.epoch.lengths.batches)
+
     # ------------------------------------------------------------------ an epoch
 
     def _start(self, epoch: int) -> None:
-        self._epoch, self._position, self._plan, self._planned = epoch, 0, None, False
-        self.stage = self._run.stage(epoch)
+        run = self._run
+        stage = run.stage(epoch)
+        sparse = stage == "sparse" and self._selector.target_activation_rate < 1
+        self.epoch = RunningEpoch(epoch, stage, sparse, run.sparse if sparse else run.dense)
 
     def _begin(self, epoch: int) -> None:
         """Lightning is about to run this epoch; the first one's loader has already started."""
+        if self._facts is None:
+            return
         if self._resumes:
             self._resumes = False
             self._resume(epoch)
-        elif epoch != self._epoch:
+        elif epoch != self.epoch.number:
             self._start(epoch)
-            announce_batches(self._trainer, self._lengths.batches)
+        self._announce()
 
     def _indices(self, sampler: Any) -> Iterator[int]:
         """The epoch's dataset indices for this process, from the position on."""
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
-        if not self._planned:
-            self._plan = self._make_plan(sampler)
-        self._planned = False  # a loader that is started twice draws twice, as without this callback
-        assert self._plan is not None
+        epoch = self.epoch
+        if not epoch.replays or epoch.plan is None:
+            epoch.plan = self._make_plan(sampler)
+        epoch.replays = False  # a loader that is started twice draws twice, as without this callback
         assert self._facts is not None
-        share = self._processes.share(self._plan.indices)[self._position * self._facts.batch_size :]
+        share = self._processes.share(epoch.plan.indices)[epoch.resumed_at * self._facts.batch_size :]
         for start in range(0, len(share), _CHUNK):
             yield from share[start : start + _CHUNK].tolist()
 
@@ -203,48 +207,34 @@ class PrunedEpochs:
         self.history.fold(self._maximum)
         own = draw(sampler, self._facts)
         draws = self._processes.interleaved(own)
-        if not self.sparse:
-            return EpochPlan(self._epoch, draws, self._facts.offered * self._processes.count)
+        if not self.epoch.sparse:
+            return EpochPlan(self.epoch.number, draws, self._facts.offered * self._processes.count)
         offered = draws[: self._facts.offered * self._processes.count]
-        count = self._lengths.samples * self._processes.count
-        return plan_epoch(self.history, offered, epoch=self._epoch, count=count, selector=self._selector)
+        count = self.epoch.lengths.samples * self._processes.count
+        return plan_epoch(self.history, offered, epoch=self.epoch.number, count=count, selector=self._selector)
 
-    def batch_plan(self, batch_idx: int, batch_size: int, device: torch.device) -> BatchPlan:
-        """What is to be done with a batch of the epoch: train on all of it, and remember what it was worth.
+    def batch_plan(self, batch_size: int, own: Tensor | None, device: torch.device) -> BatchPlan:
+        """What is to be done with the next batch of the epoch: train on all of it, and remember what it was worth.
 
         Args:
-            batch_idx: its index in the epoch.
             batch_size: samples that it holds.
+            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
             device: of the losses.
 
         Raises:
-            ConfigurationError: it holds another number of samples than were to be loaded.
+            ConfigurationError: it does not hold the samples that were to be loaded.
         """
         assert self._facts is not None
-        assert self._plan is not None
         assert self.history is not None
-        indices, size = self._processes.share(self._plan.indices), self._facts.batch_size
-        start, stop = batch_idx * size, min((batch_idx + 1) * size, len(indices))
-        if batch_size != stop - start:
-            raise ConfigurationError(
-                [
-                    f"batch {batch_idx} holds {batch_size} samples where {stop - start} indices were drawn for it: "
-                    "mode='prune' cannot tell which samples these are. Use a collate_fn that neither drops nor adds "
-                    "samples (filter the dataset instead), or mode='partial'."
-                ]
-            )
-        stands_for = self._facts.offered / len(indices) if self.sparse else 1.0
-        plan = BatchPlan(batch_size, sparse=False, stands_for=round(stop * stands_for) - round(start * stands_for))
-        plan.observe = functools.partial(self.history.observe, indices[start:stop])
-        if self._plan.weights is not None:
-            weights = self._processes.share(self._plan.weights)[start:stop].to(device, non_blocking=True)
+        planned = self.epoch.next_batch(
+            batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share
+        )
+        plan = BatchPlan(batch_size, sparse=False, stands_for=planned.stands_for)
+        plan.observe = functools.partial(self.history.observe, planned.indices)
+        if planned.weights is not None:
+            weights = planned.weights.to(device, non_blocking=True)
             plan.sparse, plan.selection = True, Selection(torch.arange(batch_size, device=device), weights)
         return plan
-
-    @property
-    def activation_rate(self) -> float:
-        """Planned / offered of the running epoch."""
-        return self._plan.activation_rate if self._plan is not None and self.sparse else 1.0
 
     # ------------------------------------------------------------------ state
 
@@ -253,14 +243,14 @@ class PrunedEpochs:
         failing = self._trainer.state.status == TrainerStatus.INTERRUPTED  # a process that failed speaks alone
         return {
             "history": None if self.history is None else self.history.state_dict(None if failing else self._maximum),
-            "plan": None if self._plan is None else self._plan.state_dict(),
-            "batch_size": None if self._facts is None else self._facts.batch_size,
-            "processes": self._processes.count,
+            **self.epoch.state_dict(),
+            "split": None if self._facts is None else self._split(self._facts),
+            "reloaded": last_reload(self._trainer.fit_loop),
             "random": self._processes.random_states(alone=failing),
             "generators": [generator.get_state() for generator in self._generators()],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Kept until the loader, the epoch and the position in it are known."""
         self._loaded = state
         if self.history is not None:
@@ -269,6 +259,7 @@ class PrunedEpochs:
     def expect_resume(self) -> None:
         """A checkpoint is being loaded: a loader that starts before the epoch is known yields nothing."""
         self._resumes = True
+        self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
 
     def _load_history(self) -> None:
         assert self._facts is not None
@@ -278,7 +269,9 @@ class PrunedEpochs:
             try:
                 self.history.load_state_dict(state)
             except ValueError as error:
-                raise ConfigurationError([str(error)]) from error
+                if self._resumes:
+                    raise ConfigurationError([str(error)]) from error
+                rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
 
     def _generators(self) -> list[torch.Generator]:
         combined = self._trainer.fit_loop._combined_loader
@@ -288,26 +281,33 @@ class PrunedEpochs:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
         loop, state = self._trainer.fit_loop, self._loaded
         self._start(epoch)
-        self._position = batches_done(loop)
         if state is not None and state["plan"] is not None and state["plan"]["epoch"] == epoch:
-            self._check_split(state)
-            self._plan, self._planned = EpochPlan.from_state_dict(state["plan"]), True
+            self._check_split(state["split"])
+            self.epoch = RunningEpoch.resumed(state, batches_done(loop))
             rank_zero_info(
-                f"lightning-ast: resuming epoch {epoch} behind batch {self._position}, on its planned samples."
+                f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, on its planned samples."
             )
-            announce_batches(self._trainer, self._lengths.batches)
+            reload_as_due(loop, state["reloaded"], new_epoch=False)
+            self._announce()
             restart_loader(loop)
             self._restore_random_state()
             return
+        self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
         self._restore_random_state()
         begin_new_epoch(loop)
-        announce_batches(self._trainer, self._lengths.batches)
+        if state is not None:
+            reload_as_due(loop, state["reloaded"], new_epoch=True)
+        self._announce()
         restart_loader(loop)
 
-    def _check_split(self, state: dict[str, Any]) -> None:
+    def _split(self, facts: LoaderFacts) -> dict[str, Any]:
+        """What decides how a plan is dealt out."""
+        return {"batch_size": facts.batch_size, "drop_last": int(facts.drop_last), "processes": self._processes.count}
+
+    def _check_split(self, saved: dict[str, Any]) -> None:
         assert self._facts is not None
-        now = {"batch_size": self._facts.batch_size, "processes": self._processes.count}
-        changed = [f"{name} was {state[name]} and is {value}" for name, value in now.items() if state[name] != value]
+        now = self._split(self._facts)
+        changed = [f"{name} was {saved[name]} and is {value}" for name, value in now.items() if saved[name] != value]
         if changed:
             raise ConfigurationError(
                 [

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults
+from lightning_ast.callbacks._fit_loop import epochs_done
 from lightning_ast.callbacks._logs import log_step, note_compiled, note_dense_ops
 from lightning_ast.callbacks._measure import FlopCount, StepClock
 from lightning_ast.callbacks._processes import Processes
@@ -30,6 +31,8 @@ from lightning_ast.mixin import overrides
 
 __all__ = ["SparseSelectionCallback"]
 
+_LIVE = ("_score", "_decision", "_flops", "_clock", "_scheduler")
+
 
 class SparseSelectionCallback(Callback):
     """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
@@ -47,8 +50,9 @@ class SparseSelectionCallback(Callback):
     Args:
         target_activation_rate: share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
         mode: ``"partial"``, ``"subset"``, ``"prune"`` or ``"mask"``. ``partial`` suits eager models; the backward of a
-            ``torch.compile``d region stays a full one there, so use ``subset`` or ``prune`` with those. ``prune`` needs
-            a map-style dataset in one DataLoader and several epochs; it replaces the loader's sampler for the fit.
+            ``torch.compile``d region stays a full one there: use ``subset`` or ``prune`` with those. ``prune`` needs a
+            map-style dataset in one DataLoader and several epochs, and the mixin's ``sample_indices`` where a
+            ``collate_fn`` reorders.
         gate: ``"soft"`` (keep with probability ``clip(significance / threshold, floor, 1)``), ``"threshold"`` (the
             original's hard cut: trained from scratch it needs a warmup and a controller that holds its rate) or
             ``"topk"``.
@@ -134,8 +138,15 @@ class SparseSelectionCallback(Callback):
 
         In a fit, ``configure_optimizers`` included, it is what ``trainer.estimated_stepping_batches`` gives: for
         ``prune``, whose epochs differ in length, that is made right.
+
+        Raises:
+            RuntimeError: in ``prune``, before a fit.
         """
-        return float(trainer.estimated_stepping_batches)
+        if self.mode != "prune":
+            return float(trainer.estimated_stepping_batches)
+        if self._epochs is None:
+            raise RuntimeError("planned_steps is known once fit has begun: ask for it in configure_optimizers.")
+        return self._epochs.planned_steps()
 
     # ------------------------------------------------------------------ setup
 
@@ -148,9 +159,8 @@ class SparseSelectionCallback(Callback):
         if faults := configuration_faults(self, trainer, pl_module, schedulers, explicit=explicit):
             raise ConfigurationError(faults)
         self._scheduler = next(iter(schedulers), None)
-        target = self.target_activation_rate
-        if self._scheduler is not None and self._scheduler.target_activation_rate is not None:
-            target = self._scheduler.target_activation_rate
+        target = getattr(self._scheduler, "target_activation_rate", None) or self.target_activation_rate
+        before = self.state_dict() if epochs_done(trainer) else {}  # a second fit of one trainer goes on
         if self.controller is not None:
             self.controller.reset()
         self._selector = SampleSelector(
@@ -176,6 +186,7 @@ class SparseSelectionCallback(Callback):
         if self.mode == "prune":
             self._epochs = PrunedEpochs(self, trainer, self._selector, self._scheduler, processes)
             self._epochs.attach()
+        self.load_state_dict(before)
 
     def _interceptor(
         self, module: pl.LightningModule, weighting: Weighting, processes: Processes, *, explicit: bool
@@ -217,30 +228,19 @@ class SparseSelectionCallback(Callback):
         assert self._selector is not None
         stage: Stage = "sparse" if self._scheduler is None else self._scheduler.stage(trainer, batch_idx)
         if self._epochs is not None:
-            stage = self._epochs.stage
+            stage = self._epochs.epoch.stage
         if stage != self.stage:
             self._clock.interrupt()
         self.stage = stage
         if self._epochs is not None:
-            self._step.plan = self._epochs.batch_plan(batch_idx, self._decision.count(batch), pl_module.device)
+            samples = self._decision.count(batch), self._decision.indices(batch)
+            self._step.plan = self._epochs.batch_plan(*samples, pl_module.device)
             return
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
         self._step.plan = plan = BatchPlan(self._decision.count(batch), sparse, self.mode == "partial")
         if sparse and self.mode == "subset":
-            self._plan_subset(plan, batch, batch_idx)
-
-    def _plan_subset(self, plan: BatchPlan, batch: Any, batch_idx: int) -> None:
-        scored = self._score(batch, batch_idx, plan.batch_size)
-        if scored is None:
-            plan.sparse = False
-            return
-        losses, record = scored
-        plan.selection = self._decision.select(batch, losses, record)
-        plan.sub_batch = self._decision.take(batch, plan.selection.indices)
-        if record is None or self._step is None or self._step.per_sample_loss is not None:
-            plan.full_loss = losses.mean()
-        else:
-            plan.full_loss, plan.total_count, plan.elements = record.total, record.counts.sum(), record.elements
+            scored = self._score(batch, batch_idx, plan.batch_size)
+            self._decision.take_subset(plan, batch, scored, explicit=self._step.per_sample_loss is not None)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
@@ -258,6 +258,8 @@ class SparseSelectionCallback(Callback):
         assert self._selector is not None
         plan = self._step.plan
         if plan is None:  # Lightning calls this hook alone where the loader gave None
+            if self._epochs is not None:
+                self._epochs.epoch.batch += 1
             return
         self._step.plan = None
         dense_ops = self._flops.finish_batch(self.ledger, plan, self.dense_ops)
@@ -266,7 +268,7 @@ class SparseSelectionCallback(Callback):
         mode = self.mode if plan.sparse or plan.offered != plan.batch_size else None
         self.ledger.record(self.stage, mode=mode, **samples, dense_share=dense_ops.at_most)
         self._clock.finish_batch(self.ledger, self.stage, offered=plan.offered)
-        self._rate = plan.selected / plan.batch_size if self._epochs is None else self._epochs.activation_rate
+        self._rate = plan.selected / plan.batch_size if self._epochs is None else self._epochs.epoch.activation_rate
         if batch_idx == 0 or trainer.is_last_batch or trainer._logger_connector.should_update_logs:
             log_step(pl_module, self.ledger, self._selector, stage=self.stage, activation_rate=self._rate)
 
@@ -301,6 +303,10 @@ class SparseSelectionCallback(Callback):
                 self.__dict__.pop(name, None)
 
     # ------------------------------------------------------------------ state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is this callback with its books, outside the fit that runs."""
+        return {**{k: v for k, v in vars(self).items() if k not in _LIVE}, "_step": None, "_epochs": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Controller, draws and books; in ``prune`` scores, plan and random state too. Primitives and tensors alone."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import itertools
+import pickle
 import random
 import warnings
 from collections import Counter
@@ -13,9 +16,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import LearningRateFinder, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -31,6 +41,7 @@ from torch.utils.data import (
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
 from lightning_ast.core import planned_count
 from tests.callbacks.pruning import (
     SIZE,
@@ -226,7 +237,7 @@ def test_estimated_steps_without_prune_and_outside_a_fit_are_lightnings_own() ->
     assert module.steps == 4 * 10
     trainer = fit(fresh(Cycle), loader(), pruned())
     assert type(trainer) is pl.Trainer
-    assert "_load_combined_loader_states" not in vars(trainer.fit_loop)
+    assert type(trainer.fit_loop) is _FitLoop
 
 
 def test_the_planned_number_of_steps_is_offered_by_the_callback() -> None:
@@ -376,7 +387,7 @@ def test_weights_enter_the_loss(weighting: str, explicit: bool) -> None:
             gradients.append([p.grad.clone() for p in pl_module.parameters()])
 
     fit(module, loader(shuffle=True), callback, Spy(), max_epochs=2, cooldown=0)
-    plan = callback._epochs._plan
+    plan = callback._epochs.epoch.plan
     assert plan.weights.unique().numel() > 10
     data = Indexed()
     for step in range(10, 14):
@@ -487,6 +498,18 @@ class Beyond(Shorter):
         return iter(range(1, SIZE + 1))
 
 
+class Endless(Shorter):
+    def __iter__(self) -> Any:
+        return (i % SIZE for i in itertools.count())
+
+
+class Shuffles(DataLoader[Any]):
+    """Batches in an order of its own."""
+
+    def __iter__(self) -> Any:
+        return iter(random.sample(list(super().__iter__()), len(self)))
+
+
 class Plain:
     """An iterable that is no DataLoader."""
 
@@ -511,7 +534,9 @@ REFUSED = [
     (Plain, "needs a torch DataLoader, got"),
     (lambda: loader(sampler=Unsized()), "the sampler has no __len__"),
     (lambda: loader(sampler=Names()), "a sampler of integer dataset indices: Names yields others"),
-    (lambda: loader(sampler=Shorter()), "Shorter drew 299 samples where its length is 300"),
+    (lambda: loader(sampler=Shorter()), "Shorter drew 299 samples where its length was 300"),
+    (lambda: loader(sampler=Endless()), "Endless drew more than 300 samples where its length was 300"),
+    (lambda: Shuffles(Indexed(), batch_size=32), "Shuffles iterates in a way of its own"),
     (lambda: loader(sampler=Beyond()), r"Beyond drew indices outside \[0, 300\)"),
     (
         lambda: loader(collate_fn=lambda rows: torch.utils.data.default_collate(rows[1:])),
@@ -590,6 +615,199 @@ def test_the_module_and_the_trainer_are_free_after_a_failure() -> None:
     assert type(trainer) is pl.Trainer
     assert "training_step" not in vars(module)
     trainer.fit(fresh(), loader())  # a second fit starts anew, on another data set
+
+
+def epochs_by_hand(module: Witness) -> dict[int, list[int]]:
+    """What a run without shuffling must load."""
+    everyone = list(range(SIZE))
+    return {e: everyone if e in (0, 3) else plan_by_hand(module, everyone, epoch=e, count=120) for e in range(4)}
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_train_start", "on_train_epoch_start", "on_train_batch_end", "on_validation_start"]
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loader_may_be_looked_into_at_any_time(hook: str, workers: int) -> None:
+    """As for a picture of a batch, or BatchNorm's statistics: it is the user's own, and the run goes on as planned."""
+    seen = []
+
+    class Looks(pl.Callback):
+        pass
+
+    def look(self: Any, trainer: pl.Trainer, *_: Any) -> None:
+        assert len(trainer.train_dataloader) == 10
+        seen.append(sum(len(batch[0]) for batch in itertools.islice(trainer.train_dataloader, 10 * (not seen) + 1)))
+
+    setattr(Looks, hook, look)
+    module, callback = fresh(), pruned()
+    val = DataLoader(TensorDataset(Indexed().x, Indexed().y), 150)
+    limits = {"val": val, "val_check_interval": 0.5, "num_sanity_val_steps": 0}
+    trainer = fit(module, loader(num_workers=workers), callback, Looks(), **limits)
+    assert seen[0] == SIZE
+    assert module.epochs() == epochs_by_hand(module)
+    callback._epochs.history.fold()
+    assert torch.allclose(callback._epochs.history.significance(), history_by_hand(module, 4).significance())
+    assert sum(len(batch[0]) for batch in trainer.train_dataloader) == SIZE
+
+
+@pytest.mark.parametrize("reload", [0, 1])
+def test_a_combined_loader_is_the_users_too(reload: int) -> None:
+    combined = CombinedLoader(loader(), "min_size")
+    for _ in range(2):
+        module = fresh()
+        fit(module, combined, pruned(), reload_dataloaders_every_n_epochs=reload)
+        assert [len(indices) for indices in module.epochs().values()] == [SIZE, 120, 120, SIZE]
+    plain = fresh()
+    quiet_trainer(max_epochs=1).fit(plain, combined)
+    assert plain.epochs() == {0: list(range(SIZE))}
+
+
+class Sorted(SparseLossMixin, Witness):
+    """Its batches are sorted by label, as a recurrent network wants them by length."""
+
+    shift = 0
+
+    def sample_indices(self, batch: Any) -> Tensor:
+        return batch[2] + self.shift
+
+
+def by_label(rows: list[Any]) -> Any:
+    return torch.utils.data.default_collate(sorted(rows, key=lambda row: int(row[1])))
+
+
+@pytest.mark.parametrize("weighting", ["none", "sqrt"])
+def test_a_collate_function_that_reorders(weighting: str) -> None:
+    module, callback = fresh(Sorted), pruned(weighting=weighting)
+    weighted = []
+
+    class Weights(pl.Callback):
+        def on_before_backward(self, *_: Any) -> None:
+            plan = callback._step.plan
+            if plan.selection is not None:
+                indices, epoch = module.last[2], callback._epochs.epoch.plan
+                for index, weight in zip(indices.tolist(), plan.selection.weights):
+                    assert weight == epoch.weights[epoch.indices.tolist().index(index)]
+                    weighted.append(index)
+
+    def step(batch: Any, batch_idx: int) -> Tensor:
+        module.last = batch
+        return Sorted.training_step(module, batch, batch_idx)
+
+    module.training_step = step
+    fit(module, loader(collate_fn=by_label), callback, Weights())
+    assert len(weighted) == (0 if weighting == "none" else 2 * 120)
+    callback._epochs.history.fold()
+    assert torch.allclose(callback._epochs.history.significance(), history_by_hand(module, 4).significance())
+
+
+def test_indices_that_were_not_drawn_are_refused() -> None:
+    module = fresh(Sorted)
+    module.shift = 1
+    with pytest.raises(ConfigurationError, match="sample_indices of batch 0 are not those"):
+        fit(module, loader(), pruned())
+
+
+def test_a_second_fit_goes_on() -> None:
+    module, callback = fresh(), pruned()
+    trainer = fit(module, loader(), callback, cooldown=0, max_epochs=2)
+    selected = callback.ledger.selected
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, loader())
+    assert callback.ledger.selected == selected + 2 * 120
+    for epoch in (1, 2, 3):
+        assert module.epochs()[epoch] == plan_by_hand(module, list(range(SIZE)), epoch=epoch, count=120)
+    trainer.fit_loop.max_epochs = 5
+    with pytest.warns(UserWarning, match="what was remembered is forgotten"):
+        trainer.fit(module, loader(dataset=Indexed(200)))
+    assert len(callback._epochs.history) == 200
+
+
+def test_copies_and_pickles_after_and_within_a_fit() -> None:
+    copies = []
+
+    class Copies(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            copies.append(copy.deepcopy(callback))
+
+    callback = pruned()
+    trainer = fit(fresh(), loader(), callback, Copies())
+    copies += [pickle.loads(pickle.dumps(callback)), copy.deepcopy(trainer).callbacks[0]]
+    assert copies[-1].ledger.selected == copies[-2].ledger.selected == callback.ledger.selected
+    assert copies[0].ledger.selected < callback.ledger.selected
+    module = fresh()
+    fit(module, loader(), copies[-1])
+    assert module.epochs() == epochs_by_hand(module)
+
+
+@pytest.mark.parametrize("scheduling", [{2: 4}, {0: 4, 2: 1}, {1: 3, 3: 2}])
+@pytest.mark.parametrize("limits", [{}, {"max_epochs": -1, "max_steps": 13}])
+def test_steps_with_scheduled_accumulation(scheduling: dict[int, int], limits: dict[str, int]) -> None:
+    module = fresh(Cycle)
+    trainer = fit(module, loader(), pruned(), GradientAccumulationScheduler(scheduling), cooldown=0, **limits)
+    assert trainer.global_step == module.steps
+
+
+@pytest.mark.parametrize("cooldown", [0, 1])
+@pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:SWA is currently")
+def test_weight_averaging_adds_no_epoch_to_the_plan(cooldown: int) -> None:
+    """It does add one to the run where there is BatchNorm, whose statistics it renews."""
+    module = fresh(Cycle)
+    fit(module, loader(), pruned(), StochasticWeightAveraging(0.05, swa_epoch_start=2), cooldown=cooldown)
+    assert module.steps == (2 * 10 + 2 * 4 if cooldown else 10 + 3 * 4)
+    lengths = [SIZE, 120, 120, SIZE if cooldown else 120, SIZE]
+    assert [len(indices) for indices in module.epochs().values()] == lengths
+
+
+def test_planned_steps_are_not_known_before_the_fit() -> None:
+    with pytest.raises(RuntimeError, match="ask for it in configure_optimizers"):
+        pruned().planned_steps(quiet_trainer())
+
+
+@pytest.mark.parametrize("accumulate", [{0: 1}, {0: 3, 2: 1, 7: 5}])
+@pytest.mark.parametrize("schedule", [None, (2, 3), (0.25, 0.25), (0, 1)])
+def test_the_planned_run_is_that_of_its_epochs(accumulate: dict[int, int], schedule: Any) -> None:
+    """Against a count epoch by epoch, and at once for a run without a foreseeable end."""
+    stages = None if schedule is None else TwoStageScheduler(warmup_epochs=schedule[0], cooldown_epochs=schedule[1])
+    dense, sparse = EpochLengths(100, 10), EpochLengths(40, 4)
+
+    def run(**limits: Any) -> PlannedRun:
+        return PlannedRun(stages, dense, sparse, accumulate, **{"max_epochs": None, "max_steps": None, **limits})
+
+    def steps(total: int) -> int:
+        count = 0
+        for epoch in range(total):
+            factor = accumulate[max(e for e in accumulate if e <= epoch)]
+            length = sparse if run(max_epochs=total).stage(epoch) == "sparse" else dense
+            count += -(-length.batches // factor)
+        return count
+
+    for total in range(1, 20):
+        planned = run(max_epochs=total)
+        assert planned.steps == steps(total)
+        assert planned.sparse_epochs() == sum(planned.stage(epoch) == "sparse" for epoch in range(total))
+    for most in range(1, 60):
+        planned = run(max_steps=most)
+        assert steps(planned.total_epochs - 1) < most <= steps(planned.total_epochs)
+        assert planned.steps == most
+    endless = run(max_steps=10**12)
+    assert endless.stage(endless.total_epochs // 2) == "sparse"
+
+
+def test_a_batch_that_is_none_is_passed_over() -> None:
+    """Lightning goes on to the next one; the scores stay those of the right samples."""
+
+    def collate(rows: list[Any]) -> Any:
+        return None if rows[0][2] == 32 else torch.utils.data.default_collate(rows)
+
+    module, callback = fresh(), pruned()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, loader(collate_fn=collate), callback)
+    callback._epochs.history.fold()
+    assert sorted(module.epochs()[0]) == [*range(32), *range(64, SIZE)]
+    mine, hand = callback._epochs.history, history_by_hand(module, 4)
+    assert torch.equal(mine.seen, hand.seen)
+    assert torch.allclose(mine.significance(), hand.significance())
 
 
 class Tunable(Cycle):

@@ -144,6 +144,16 @@ def test_resume_on_two_ranks(tmp_path: Path, point: Any) -> None:
         assert_same_weights(only_parameters(straight[rank]["weights"]), only_parameters(again[rank]["weights"]))
 
 
+def test_one_rank_alone_may_look_into_the_loader(tmp_path: Path) -> None:
+    class Looks(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.is_global_zero:
+                assert len(next(iter(trainer.train_dataloader))[0]) == 32
+
+    ranks = two(fresh(), loader(shuffle=True), tmp_path, Looks())
+    assert [len(batches) for batches in (rank["batches"] for rank in ranks)] == [5 + 2 + 2 + 5] * 2
+
+
 def test_a_checkpoint_of_two_ranks_in_one_process(tmp_path: Path) -> None:
     middle, end = tmp_path / "middle.ckpt", tmp_path / "end.ckpt"
     two(fresh(), loader(shuffle=True), tmp_path, SaveAt(middle, "batch end", 2, 0), SaveAt(end, "epoch end", 1))

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.callbacks._faults import ConfigurationError
@@ -179,10 +179,74 @@ def test_checkpoint_holds_tensors_and_primitives_alone(tmp_path: Path) -> None:
     assert epochs["history"]["scores"].shape == (SIZE,)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "point", [("epoch end", 1, None), ("batch end", 1, 3), ("batch end", 2, 1), ("batch end", 3, 4)]
+)
+def test_resume_where_loaders_are_reloaded(tmp_path: Path, point: Any, every: int, workers: int) -> None:
+    path = tmp_path / "run.ckpt"
+    loading = {"num_workers": workers}
+    assert_resumes(path, SaveAt(path, *point), loading=loading, reload_dataloaders_every_n_epochs=every)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [64, 120, SIZE]),
+        ({"rate": 0.7}, [64, 210, SIZE]),
+        ({"rate": 1.0}, [64, SIZE, SIZE]),
+        ({"warmup": 2}, [64, 120, SIZE]),
+        ({"max_epochs": 3}, [64, SIZE]),
+        ({"max_epochs": 6}, [64, 120, 120, 120, SIZE]),
+        ({"limit_train_batches": 5}, [64, 64, 160]),
+    ],
+    ids=str,
+)
+def test_the_running_epoch_ends_as_it_began(tmp_path: Path, change: dict[str, Any], expected: list[int]) -> None:
+    """Settings that changed count from the next epoch on; validation and schedules by epoch come as ever."""
+    path, images, ended = tmp_path / "run.ckpt", Indexed(), []
+    val = DataLoader(TensorDataset(images.x, images.y), batch_size=150)
+    fit(fresh(), loader(shuffle=True), pruned(), SaveAt(path, "batch end", 1, 1), val=val)
+
+    class Ends(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            ended.append((trainer.current_epoch, trainer.fit_loop.epoch_loop._num_ready_batches_reached()))
+
+    module, options = fresh(), dict(change)
+    rate = options.pop("rate", 0.4)
+    callback = pruned(target_activation_rate=rate)
+    fit(module, loader(shuffle=True), callback, Ends(), val=val, ckpt_path=path, num_sanity_val_steps=0, **options)
+    sizes = [len(indices) for indices in module.epochs().values()]
+    assert sizes == [120 - 64, *expected[1:]]
+    assert ended == [(epoch, True) for epoch in range(1, 1 + len(expected))]
+
+
+def test_resume_with_a_generator_that_the_sampler_keeps(tmp_path: Path) -> None:
+    class Own(Sampler[int]):
+        def __init__(self) -> None:
+            self.source = torch.Generator().manual_seed(5)
+
+        def __iter__(self) -> Any:
+            return iter(torch.randperm(SIZE, generator=self.source).tolist())
+
+        def __len__(self) -> int:
+            return SIZE
+
+    for point in (("epoch end", 1, None), ("batch end", 2, 1)):
+        path = tmp_path / "run.ckpt"
+        runs = [
+            training(save, ckpt_path=start, seed=seed, loading={"shuffle": None, "sampler": Own()})[0]
+            for save, start, seed in ((SaveAt(path, *point), None, 0), (None, path, 7))
+        ]
+        assert_same_weights(*map(weights, runs))
+
+
 @pytest.mark.parametrize(
     ("point", "loading", "message"),
     [
         (("batch end", 2, 1), {"batch_size": 30}, "in the middle of an epoch: batch_size was 32 and is 30"),
+        (("batch end", 2, 1), {"drop_last": True}, "in the middle of an epoch: drop_last was 0 and is 1"),
         (("batch end", 2, 1), {"dataset": Indexed(290)}, "remembered significance of 290 samples, got that of 300"),
         (("epoch end", 1, None), {"dataset": Indexed(290)}, "remembered significance of 290 samples, got that of 300"),
     ],
