@@ -66,8 +66,7 @@ class SparseSelectionCallback(Callback):
             the original's).
         seed: of the gate's own draws; global generators are not touched.
         batchnorm: in ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
-            an approximation) or ``"exact"`` (a full backward from there on). See
-            :func:`lightning_ast.core.select_rows`.
+            an approximation) or ``"exact"`` (full from there on); see :func:`lightning_ast.core.select_rows`.
 
     Attributes:
         stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``: that of the last training batch.
