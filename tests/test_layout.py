@@ -54,6 +54,7 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "gate",
         "controller",
         "selector",
+        "history",
         "partial",
         "execution",
         "ledger",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lightning_ast.callbacks._planned import EpochLengths
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.history import EpochPlan
 
-__all__ = ["PlannedBatch", "RunningEpoch"]
+__all__ = ["PlannedBatch", "RunningEpoch", "check_split"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class RunningEpoch:
         resumed_at: batches that were trained on before the run was resumed in it.
         batch: index of the batch that comes next.
         replays: whether the plan is a checkpoint's, and not to be drawn.
+        drained: states of the sampler's generators after it is asked for one index more than it has.
     """
 
     number: int
@@ -55,6 +56,7 @@ class RunningEpoch:
     resumed_at: int = 0
     batch: int = 0
     replays: bool = False
+    drained: list[Tensor] = field(default_factory=list)
 
     @property
     def activation_rate(self) -> float:
@@ -91,6 +93,7 @@ class RunningEpoch:
             "stage": self.stage,
             "sparse": int(self.sparse),
             "lengths": [self.lengths.samples, self.lengths.batches],
+            "drained": self.drained,
         }
 
     @classmethod
@@ -99,7 +102,32 @@ class RunningEpoch:
         plan = EpochPlan.from_state_dict(state["plan"])
         lengths = EpochLengths(*state["lengths"])
         return cls(
-            plan.epoch, state["stage"], bool(state["sparse"]), lengths, plan, batches_done, batches_done, replays=True
+            plan.epoch,
+            state["stage"],
+            bool(state["sparse"]),
+            lengths,
+            plan,
+            resumed_at=batches_done,
+            batch=batches_done,
+            replays=True,
+            drained=state["drained"],
+        )
+
+
+def check_split(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to deal the rest of a plan out in another way than its beginning.
+
+    Args:
+        saved: settings by name, of the checkpoint.
+        now: the same of this run.
+    """
+    changed = [f"{name} was {saved[name]} and is {value}" for name, value in now.items() if saved[name] != value]
+    if changed:
+        raise ConfigurationError(
+            [
+                f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "
+                "epoch's plan cannot be dealt out anew: use the same settings, or a checkpoint from an epoch's end."
+            ]
         )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "announce_batches",
     "batches_done",
     "begin_new_epoch",
+    "change_class",
     "epoch_limit",
     "epochs_done",
     "last_reload",
@@ -49,12 +50,15 @@ def lead(
         return self.__dict__["_data_fetcher"]
 
     def set_fetcher(self: _FitLoop, value: Any) -> None:
-        if (last := self.__dict__["_data_fetcher"]) is not None and value is not None:
-            last.teardown()  # else its workers live until garbage is collected, perhaps in another worker
-        self.__dict__["_data_fetcher"] = value
+        last, self.__dict__["_data_fetcher"] = self.__dict__["_data_fetcher"], value
         if value is not None:
-            setup = value.setup
-            value.setup = lambda combined: setup(load(combined))
+            value.setup = lambda combined: set_up(value, last, load(combined))
+
+    def set_up(fetcher: Any, last: Any, loaded: CombinedLoader) -> None:
+        del fetcher.setup  # Lightning's own again
+        if last is not None and last._combined_loader is not loaded:
+            last.teardown()  # else its workers live until garbage is collected, perhaps in another worker
+        fetcher.setup(loaded)
 
     def on_advance_start(self: _FitLoop) -> None:
         self.setup_data()  # anew where they are to be reloaded; Lightning's own call then finds it done
@@ -65,11 +69,25 @@ def lead(
         begin(epoch)
         own.on_advance_start(self)
 
-    parts = {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start}
-    loop.__class__ = type(own.__name__, (own,), parts)
+    return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})
+
+
+def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
+    """Give one object a class of its own, with other methods and properties; copies and pickles have the first class.
+
+    Returns:
+        Puts the first class back.
+    """
+    own: Any = type(instance)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        _, _, *state = own.__reduce_ex__(self, protocol)
+        return own.__new__, (own,), *state
+
+    instance.__class__ = type(own.__name__, (own,), {**parts, "__reduce_ex__": reduce})
 
     def undo() -> None:
-        loop.__class__ = own
+        instance.__class__ = own
 
     return undo
 
@@ -84,10 +102,11 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
 
     Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
     """
-    limits = [trainer.max_epochs]
-    limits += [getattr(c, "_max_epochs", None) for c in _callbacks(trainer, StochasticWeightAveraging)]
-    known = [limit for limit in limits if limit is not None and limit > 0]
-    return min(known) if known else None
+    limit = trainer.max_epochs
+    for callback in _callbacks(trainer, StochasticWeightAveraging):
+        if limit is not None and limit == getattr(callback, "_max_epochs", math.inf) + 1:
+            limit -= 1
+    return limit if limit is not None and limit > 0 else None
 
 
 def accumulation(trainer: pl.Trainer) -> dict[int, int]:
@@ -105,7 +124,7 @@ def announce_batches(trainer: pl.Trainer, batches: int) -> None:
     """Tell Lightning (limits, validation, progress bars) how many batches the epoch has."""
     trainer.fit_loop.max_batches = batches
     timed = getattr(trainer, "_val_check_time_interval", None) is not None
-    if isinstance(trainer.val_check_interval, float) and not timed:
+    if not timed and isinstance(trainer.val_check_interval, float):
         trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
 
 

@@ -136,13 +136,13 @@ class PrunedLoader(CombinedLoader):
     """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
 
     Args:
-        given: with one loader, without faults.
+        given: with one loader, without faults; may be replaced by another of the same loader.
         make: from its sampler to the one that takes its place.
     """
 
     def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
         super().__init__(given.iterables, given._mode)
-        self._given = given
+        self.given = given
         (loader,) = given.flattened
         taken, batch_sampler = copy.copy(loader), copy.copy(loader.batch_sampler)
         batch_sampler.sampler = make(batch_sampler.sampler)
@@ -152,26 +152,32 @@ class PrunedLoader(CombinedLoader):
     def __iter__(self) -> PrunedLoader:
         """Lightning asks the given loader for the length, which needs an iterator to tell."""
         super().__iter__()
-        self._given._iterator = self._iterator
+        self.given._iterator = self._iterator
         return self
 
     def reset(self) -> None:
         """Stop the workers."""
         super().reset()
-        self._given._iterator = None
+        self.given._iterator = None
 
 
-def draw(sampler: Any, facts: LoaderFacts) -> Tensor:
+def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
     """One epoch's indices from the user's sampler.
 
+    A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
+    torch's RandomSampler does. So it is asked, and the generators are put back.
+
     Returns:
-        ``(draws,)`` int64.
+        ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
 
     Raises:
         ConfigurationError: they are not what can be pruned.
     """
+    source = iter(sampler)
     try:
-        indices = array("q", (index.__index__() for index in islice(sampler, facts.draws + 1)))
+        indices = array("q", (index.__index__() for index in islice(source, facts.draws)))
+        before = [generator.get_state() for generator in generators]
+        indices.extend(index.__index__() for index in islice(source, 1))
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(
             [f"mode='prune' needs a sampler of integer dataset indices: {type(sampler).__name__} yields others."]
@@ -189,7 +195,10 @@ def draw(sampler: Any, facts: LoaderFacts) -> Tensor:
         raise ConfigurationError(
             [f"{type(sampler).__name__} drew indices outside [0, {facts.dataset_size}), the range of the dataset."]
         )
-    return draws
+    after = [generator.get_state() for generator in generators]
+    for generator, state in zip(generators, before, strict=True):
+        generator.set_state(state)
+    return draws, after
 
 
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:

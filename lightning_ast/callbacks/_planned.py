@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from lightning_ast.callbacks._fit_loop import epoch_limit
+from lightning_ast.callbacks._fit_loop import change_class, epoch_limit
 from lightning_ast.callbacks._loader import LoaderFacts
 from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage, TwoStageScheduler
 from lightning_ast.core.history import planned_count
@@ -169,7 +169,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
             "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
             f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
         )
-    interval, batches = trainer.val_check_interval, run.sparse.batches
+    interval, batches = getattr(trainer, "val_check_interval", None), run.sparse.batches  # none where it is a time
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if type(interval) is int and by_epoch and pruned and batches < interval <= facts.batches:
         found.append(
@@ -191,16 +191,12 @@ def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[
         steps: gives the number.
 
     Returns:
-        Puts the trainer's own class back.
+        Undoes it.
     """
     own = type(trainer)
 
     def answer(self: pl.Trainer) -> float:
-        return steps() if self.state.fn == "fit" else own.estimated_stepping_batches.fget(self)  # type: ignore[attr-defined]
+        known = steps() if self.state.fn == "fit" else math.inf
+        return own.estimated_stepping_batches.fget(self) if math.isinf(known) else known  # type: ignore[attr-defined]
 
-    trainer.__class__ = type(own.__name__, (own,), {"estimated_stepping_batches": property(answer)})
-
-    def restore() -> None:
-        trainer.__class__ = own
-
-    return restore
+    return change_class(trainer, {"estimated_stepping_batches": property(answer)})

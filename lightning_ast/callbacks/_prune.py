@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.callbacks._epoch import RunningEpoch
+from lightning_ast.callbacks._epoch import RunningEpoch, check_split
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._fit_loop import (
     accumulation,
@@ -86,7 +86,7 @@ class PrunedEpochs:
         self._accumulate = accumulation(trainer)
         self.history: SignificanceHistory | None = None
         self._facts: LoaderFacts | None = None
-        self._pruned: CombinedLoader | None = None
+        self._pruned: PrunedLoader | None = None
         self._resumes = False
         self._loaded: dict[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
@@ -106,6 +106,10 @@ class PrunedEpochs:
         while self._undo:
             self._undo.pop()()
         self._pruned = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy leads no fit loop."""
+        return {**vars(self), "_undo": []}
 
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
@@ -131,10 +135,11 @@ class PrunedEpochs:
         assert self._facts is not None
         if self.history is None:
             self._load_history()
-        self._pruned = PrunedLoader(
-            combined,
-            lambda sampler: PrunedSampler(sampler, indices=self._indices, length=lambda: self.epoch.lengths.samples),
-        )
+        if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
+            self._pruned.given = combined  # reloaded, but not anew: its workers may persist
+        else:
+            make = functools.partial(PrunedSampler, indices=self._indices, length=self._samples)
+            self._pruned = PrunedLoader(combined, make)
         self._start(epochs_done(self._trainer))
         self._pruned.limits = self.epoch.lengths.batches
         return self._pruned
@@ -159,6 +164,9 @@ class PrunedEpochs:
         if self._facts is None:
             self._trainer.fit_loop.setup_data()
         return math.inf if self._facts is None else self._run.steps
+
+    def _samples(self) -> int:
+        return self.epoch.lengths.samples
 
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
@@ -197,6 +205,8 @@ class PrunedEpochs:
         share = self._processes.share(epoch.plan.indices)[epoch.resumed_at * self._facts.batch_size :]
         for start in range(0, len(share), _CHUNK):
             yield from share[start : start + _CHUNK].tolist()
+        for generator, state in zip(self._generators(), epoch.drained, strict=False):
+            generator.set_state(state)
 
     def _make_plan(self, sampler: Any) -> EpochPlan:
         assert self.history is not None
@@ -205,7 +215,7 @@ class PrunedEpochs:
         if combined is not None and (faults := size_faults(len(self.history), len(combined.flattened[0].dataset))):
             raise ConfigurationError(faults)
         self.history.fold(self._maximum)
-        own = draw(sampler, self._facts)
+        own, self.epoch.drained = draw(sampler, self._facts, self._generators())
         draws = self._processes.interleaved(own)
         if not self.epoch.sparse:
             return EpochPlan(self.epoch.number, draws, self._facts.offered * self._processes.count)
@@ -244,7 +254,7 @@ class PrunedEpochs:
         return {
             "history": None if self.history is None else self.history.state_dict(None if failing else self._maximum),
             **self.epoch.state_dict(),
-            "split": None if self._facts is None else self._split(self._facts),
+            "split": None if self._facts is None else self._split(self._facts, sparse=self.epoch.sparse),
             "reloaded": last_reload(self._trainer.fit_loop),
             "random": self._processes.random_states(alone=failing),
             "generators": [generator.get_state() for generator in self._generators()],
@@ -282,7 +292,8 @@ class PrunedEpochs:
         loop, state = self._trainer.fit_loop, self._loaded
         self._start(epoch)
         if state is not None and state["plan"] is not None and state["plan"]["epoch"] == epoch:
-            self._check_split(state["split"])
+            assert self._facts is not None
+            check_split(state["split"], self._split(self._facts, sparse=bool(state["sparse"])))
             self.epoch = RunningEpoch.resumed(state, batches_done(loop))
             rank_zero_info(
                 f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, on its planned samples."
@@ -300,21 +311,14 @@ class PrunedEpochs:
         self._announce()
         restart_loader(loop)
 
-    def _split(self, facts: LoaderFacts) -> dict[str, Any]:
-        """What decides how a plan is dealt out."""
-        return {"batch_size": facts.batch_size, "drop_last": int(facts.drop_last), "processes": self._processes.count}
-
-    def _check_split(self, saved: dict[str, Any]) -> None:
-        assert self._facts is not None
-        now = self._split(self._facts)
-        changed = [f"{name} was {saved[name]} and is {value}" for name, value in now.items() if saved[name] != value]
-        if changed:
-            raise ConfigurationError(
-                [
-                    f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "
-                    "epoch's plan cannot be dealt out anew: use the same settings, or a checkpoint from an epoch's end."
-                ]
-            )
+    def _split(self, facts: LoaderFacts, *, sparse: bool) -> dict[str, Any]:
+        """What decides how a plan is dealt out and weighted."""
+        return {
+            "batch_size": facts.batch_size,
+            "drop_last": int(facts.drop_last),
+            "processes": self._processes.count,
+            "weighting": self._selector.weighting if sparse else None,
+        }
 
     def _restore_random_state(self) -> None:
         if self._loaded is not None:

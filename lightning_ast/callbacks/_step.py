@@ -9,6 +9,8 @@ gradient is the selection's.
 from __future__ import annotations
 
 import functools
+import inspect
+import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -128,9 +130,10 @@ class StepInterceptor:
     def install(self) -> None:
         """Put the wrappers on the instance."""
         self._replaced = {name: self._module.__dict__.get(name) for name in ("training_step", "per_sample_loss")}
-        self._put("training_step", _wrapped(self.training_step, self._run))
+        self._put("training_step", _method(self._module, "training_step", self.training_step, self._run))
         if self.per_sample_loss is not None:
-            self._put("per_sample_loss", _wrapped(self.per_sample_loss, self._intercept_explicit))
+            method = _method(self._module, "per_sample_loss", self.per_sample_loss, self._intercept_explicit)
+            self._put("per_sample_loss", method)
         self._installed = True
 
     def remove(self) -> None:
@@ -284,11 +287,20 @@ class StepInterceptor:
         self._verified = True
 
 
-def _wrapped(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
-    """``replacement`` under the name and signature of ``original``, which Lightning inspects."""
+def _method(
+    module: pl.LightningModule, name: str, original: Callable[..., Any], replacement: Callable[..., Any]
+) -> types.MethodType:
+    """``replacement`` as a method with the name and signature of ``original``, which Lightning inspects.
 
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return replacement(*args, **kwargs)
+    A copy of the module that is made within the fit, or a pickled one, has its class's own method.
+    """
 
-    return call
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return replacement(*args, **kwargs) if self is module else getattr(type(self), name)(self, *args, **kwargs)
+
+    functools.update_wrapper(call, original)
+    call.__name__ = name
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    rest = inspect.signature(original).parameters.values()
+    call.__signature__ = inspect.Signature([first, *rest])  # type: ignore[attr-defined]
+    return types.MethodType(call, module)

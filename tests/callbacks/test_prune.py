@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import itertools
+import multiprocessing
 import pickle
 import random
 import warnings
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -707,6 +710,66 @@ def test_indices_that_were_not_drawn_are_refused() -> None:
         fit(module, loader(), pruned())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("limits", [{}, {"limit_train_batches": 5}])
+@pytest.mark.parametrize("make", [RandomSampler, None])
+def test_dense_leaves_the_users_generator_where_the_plain_run_does(workers: int, limits: Any, make: Any) -> None:
+    """torch's RandomSampler draws once more when it is asked for one index more than it has, which not all loaders do."""
+    runs = []
+    for callbacks in ([], [pruned(target_activation_rate=1.0)]):
+        generator, module = torch.Generator().manual_seed(1), fresh()
+        how = {"sampler": make(range(SIZE), generator=generator)} if make else {"shuffle": True, "generator": generator}
+        trainer = quiet_trainer(callbacks=callbacks, max_epochs=3, **limits)
+        trainer.fit(module, loader(batch_size=30, num_workers=workers, **how))
+        runs.append((module, generator.get_state()))
+    assert runs[0][0].epochs() == runs[1][0].epochs()
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert_same_weights(*(weights(module) for module, _ in runs))
+
+
+def test_one_loader_that_is_reloaded_keeps_its_workers() -> None:
+    class Data(pl.LightningDataModule):
+        kept = loader(shuffle=True, num_workers=1, persistent_workers=True)
+
+        def train_dataloader(self) -> Any:
+            return self.kept
+
+    runs = []
+    for callbacks in ([], [pruned(target_activation_rate=1.0)]):
+        module = fresh()
+        torch.manual_seed(3)
+        quiet_trainer(callbacks=callbacks, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(module, Data())
+        runs.append(module)
+        assert not multiprocessing.active_children()
+    assert runs[0].epochs() == runs[1].epochs()
+
+
+def test_validation_by_the_clock() -> None:
+    module, val = fresh(), DataLoader(TensorDataset(Indexed().x, Indexed().y), 150)
+    try:
+        fit(module, loader(), pruned(), val=val, val_check_interval=timedelta(seconds=0.01))
+    except (MisconfigurationException, TypeError):
+        pytest.skip("this Lightning does not validate by the clock")
+    assert module.epochs() == epochs_by_hand(module)
+
+
+def test_no_training_batches() -> None:
+    """As without this callback: nothing is trained, and the trainer's estimate is its own."""
+    module = fresh()
+
+    class Asks(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            self.steps = trainer.estimated_stepping_batches
+
+    plain, asks = Asks(), Asks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet_trainer(callbacks=[plain], max_epochs=4, limit_train_batches=0).fit(fresh(), loader())
+        fit(module, loader(), pruned(), asks, limit_train_batches=0)
+    assert module.batches == []
+    assert asks.steps == plain.steps
+
+
 def test_a_second_fit_goes_on() -> None:
     module, callback = fresh(), pruned()
     trainer = fit(module, loader(), callback, cooldown=0, max_epochs=2)
@@ -717,20 +780,31 @@ def test_a_second_fit_goes_on() -> None:
     for epoch in (1, 2, 3):
         assert module.epochs()[epoch] == plan_by_hand(module, list(range(SIZE)), epoch=epoch, count=120)
     trainer.fit_loop.max_epochs = 5
+    assert type(trainer.fit_loop) is _FitLoop
     with pytest.warns(UserWarning, match="what was remembered is forgotten"):
         trainer.fit(module, loader(dataset=Indexed(200)))
     assert len(callback._epochs.history) == 200
 
 
 def test_copies_and_pickles_after_and_within_a_fit() -> None:
-    copies = []
+    copies, trainers = [], []
 
     class Copies(pl.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             copies.append(copy.deepcopy(callback))
+            if trainer.current_epoch == 1 and not trainers:
+                trainers.append(copy.deepcopy(trainer))
 
     callback = pruned()
-    trainer = fit(fresh(), loader(), callback, Copies())
+    original = fresh()
+    trainer = fit(original, loader(), callback, Copies())
+    assert original.epochs() == epochs_by_hand(original)
+    (within,) = trainers
+    assert type(within) is pl.Trainer
+    assert type(within.fit_loop) is _FitLoop
+    within.callbacks, plain = [], fresh()
+    within.fit(plain, loader(dataset=Indexed(60)))
+    assert {len(indices) for indices in plain.epochs().values()} == {60}, "a copy without callbacks is a plain trainer"
     copies += [pickle.loads(pickle.dumps(callback)), copy.deepcopy(trainer).callbacks[0]]
     assert copies[-1].ledger.selected == copies[-2].ledger.selected == callback.ledger.selected
     assert copies[0].ledger.selected < callback.ledger.selected

@@ -258,6 +258,15 @@ def test_checkpoints_of_another_set_up_are_refused(tmp_path: Path, point: Any, l
         training(None, ckpt_path=path, loading=loading)
 
 
+def test_another_weighting_in_mid_epoch_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    fit(fresh(), loader(), pruned(weighting="sqrt"), SaveAt(path, "batch end", 2, 1))
+    with pytest.raises(ConfigurationError, match="weighting was sqrt and is unbiased"):
+        fit(fresh(), loader(), pruned(weighting="unbiased"), ckpt_path=path)
+    fit(fresh(), loader(), pruned(weighting="sqrt"), SaveAt(path, "batch end", 3, 1))
+    fit(fresh(), loader(), pruned(weighting="unbiased"), ckpt_path=path)  # a dense epoch has no weights
+
+
 def test_another_batch_size_from_an_epochs_end_on(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     module = fresh(Witness)

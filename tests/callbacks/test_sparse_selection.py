@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import warnings
 from typing import Any
 
@@ -15,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.core import RowOps
+from lightning_ast.core.execution import Mode
 from lightning_ast.core.losses import LossCaptureError
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
@@ -365,6 +368,32 @@ def test_the_module_is_left_as_it_was(digits: Digits) -> None:
     with pytest.raises(RuntimeError, match="the user's own"):
         fit(failing, loader(digits), half(), max_steps=3)
     assert "training_step" not in failing.__dict__
+
+
+@pytest.mark.parametrize("mode", ["mask", "subset", "partial", "prune"])
+def test_a_copy_of_the_module_made_within_the_fit_is_its_own(digits: Digits, mode: Mode) -> None:
+    """A best model kept, a mean teacher, a module saved whole."""
+    kept = []
+
+    class Keeps(pl.Callback):
+        def on_train_batch_end(
+            self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if batch_idx == 0:
+                buffer = io.BytesIO()
+                module._trainer, own = None, module._trainer
+                torch.save(module, buffer)
+                kept.extend([copy.deepcopy(module), torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)])
+                module._trainer = own
+
+    module = fresh()
+    fit(module, loader(digits), SparseSelectionCallback(mode=mode, target_activation_rate=0.5), Keeps(), max_epochs=2)
+    final = weights(module)
+    for one in kept:
+        before = weights(one)
+        fit(one, loader(digits), max_epochs=1)
+        assert any(not torch.equal(before[name], value) for name, value in weights(one).items())
+    assert_same_weights(final, weights(module))
 
 
 def test_validate_and_test_need_nothing(digits: Digits) -> None:
