@@ -57,7 +57,8 @@ def lead(
     def set_up(fetcher: Any, last: Any, loaded: CombinedLoader) -> None:
         del fetcher.setup  # Lightning's own again
         if last is not None and last._combined_loader is not loaded:
-            last.teardown()  # else its workers live until garbage is collected, perhaps in another worker
+            last.combined_loader.reset()  # else its workers live until they are garbage, collected perhaps in another
+            last.iterator = None
         fetcher.setup(loaded)
 
     def on_advance_start(self: _FitLoop) -> None:

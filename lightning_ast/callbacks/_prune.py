@@ -114,9 +114,7 @@ class PrunedEpochs:
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
         loop = self._trainer.fit_loop
-        assert loop._combined_loader is not None
         if self._facts is None:
-            loop._combined_loader.reset()
             loop._combined_loader = None
             loop.setup_data()
         self._announce()
