@@ -51,6 +51,35 @@ def test_what_the_docstring_says_of_batchnorm_is_on_record() -> None:
     assert "within half a point" in said
 
 
+def test_what_readme_says_of_prune_is_on_record() -> None:
+    def accuracy(policy: str, rate: str, epochs: int) -> float:
+        name = f"cifar10-cpu-{policy}-r{rate}-w8-n20000-b256-e{epochs}-s*.json"
+        runs = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob(name)]
+        assert len(runs) == 3
+        return 100 * statistics.mean(run["accuracy"] for run in runs)
+
+    above = {
+        "0.4 to 0.9 points above a random share": [
+            ("0.4", 16, "prune-random", "0.4", 16),
+            ("0.5", 16, "prune-random", "0.5", 16),
+            ("0.6", 32, "prune-random", "0.6", 32),
+        ],
+        "0.1 to 0.7 points above the dense run": [
+            ("0.4", 16, "dense-shortened", "0.4", 8),
+            ("0.6", 32, "dense-shortened", "0.4", 22),
+        ],
+        "0.1 to 0.4 above InfoBatch's rule": [
+            ("0.65", 16, "infobatch", "0.4", 16),
+            ("0.6", 32, "infobatch", "0.4", 32),
+        ],
+    }
+    for said, pairs in above.items():
+        gains = [accuracy("prune", rate, epochs) - accuracy(*other) for rate, epochs, *other in pairs]
+        least, most = map(float, re.findall(r"[\d.]+", said)[:2])
+        assert (round(min(gains), 1), round(max(gains), 1)) == (least, most)
+        assert said in " ".join(TEXT.split())
+
+
 def test_tables_are_the_records() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "summarize.py"), "--check"], check=False)
     assert done.returncode == 0
