@@ -10,23 +10,17 @@ records.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
 import torch
 from infobatch import InfoBatchData, InfoBatchResNet9
 from lightning.pytorch.callbacks import Callback, Timer
+from record import RECORDS, kind, provenance, save
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.demo import ImageData, ResNet9
-
-RECORDS = Path(__file__).parent / "records"
 
 
 def original(**options: Any) -> SparseSelectionCallback:
@@ -53,7 +47,8 @@ def policy_callbacks(policy: str, rate: float, seed: int, epochs: int) -> list[C
             options["significance"] = equal
         elif policy != "prune":
             options["weighting"] = policy.partition("-")[2]
-        schedule = TwoStageScheduler(warmup_epochs=max(1, epochs // 10), cooldown_epochs=epochs // 8)
+        warmup, cooldown = prune_stages(epochs)
+        schedule = TwoStageScheduler(warmup_epochs=warmup, cooldown_epochs=cooldown)
         return [SparseSelectionCallback(mode="prune", **options), schedule]
     schedule = TwoStageScheduler(warmup_epochs=0.2, cooldown_epochs=0.1)
     if policy == "random":
@@ -62,6 +57,11 @@ def policy_callbacks(policy: str, rate: float, seed: int, epochs: int) -> list[C
         return [SparseSelectionCallback(mode="partial", batchnorm="exact", **options), schedule]
     mode, _, weighting = policy.partition("-")
     return [SparseSelectionCallback(mode=mode, weighting=weighting or None, **options), schedule]
+
+
+def prune_stages(epochs: int) -> tuple[int, int]:
+    """Dense epochs at the beginning and at the end of a pruned run."""
+    return max(1, epochs // 10), epochs // 8
 
 
 def equal(losses: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -108,33 +108,31 @@ class Trace(Callback):
         self.accuracies.append(round(float(trainer.callback_metrics["val_acc"]), 4))
 
 
-def hardware() -> str:
-    """In words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
-
-
-def commit() -> str:
-    """The commit that was measured, with a mark where the tree had changes."""
-    run = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
-
-
-def main() -> None:
-    """Train once and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", choices=POLICIES, required=True)
+def run_parser(description: str | None, *, width: int = 64, train_limit: int | None = None) -> argparse.ArgumentParser:
+    """Options of a whole training run on CIFAR-10."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--train-limit", type=int)
-    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--width", type=int, default=width)
+    parser.add_argument("--train-limit", type=int, default=train_limit)
     parser.add_argument("--root", default="data")
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--threads", type=int)
+    return parser
+
+
+def run_size(options: argparse.Namespace, images: int) -> str:
+    """Width, images, batch size and epochs, for the names of records."""
+    return f"w{options.width}-n{images}-b{options.batch_size}-e{options.epochs}"
+
+
+def main() -> None:
+    """Train once and write the record."""
+    parser = run_parser(__doc__)
+    parser.add_argument("--policy", choices=POLICIES, required=True)
+    parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--precision", default="bf16-mixed" if torch.cuda.is_available() else "32-true")
     parser.add_argument("--channels-last", action="store_true", help="memory format of the model: quicker on a CPU")
     options = parser.parse_args()
@@ -154,7 +152,6 @@ def main() -> None:
     selection = callbacks[0]
     assert isinstance(selection, SparseSelectionCallback)
     trace, timer = Trace(), Timer()
-    gpu = torch.cuda.is_available()
     trainer = pl.Trainer(
         max_epochs=options.epochs,
         precision=options.precision,
@@ -193,20 +190,11 @@ def main() -> None:
         "accuracy_by_epoch": trace.accuracies,
         "activation_by_step": trace.rates,
         "threshold_every_20_steps": trace.thresholds,
-        "hardware": hardware(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **provenance(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    kind = "gpu" if gpu else "cpu"
-    size = f"w{options.width}-n{len(data.images.train_labels)}-b{options.batch_size}-e{options.epochs}"
-    path = options.out / f"cifar10-{kind}-{options.policy}-r{options.rate:g}-{size}-s{options.seed}.json"
-    path.write_text(json.dumps(record, indent=None) + "\n")
+    size = run_size(options, len(data.images.train_labels))
+    name = f"cifar10-{kind()}-{options.policy}-r{options.rate:g}-{size}-s{options.seed}"
+    path = save(record, name, folder=options.out)
     print(f"{path}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
 
 

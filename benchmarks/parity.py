@@ -10,17 +10,15 @@ records.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from copy import deepcopy
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from cifar10 import RECORDS, commit, hardware
+from record import provenance, save
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -124,15 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data")
     options = parser.parse_args()
-    about = {
-        "hardware": hardware(),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
     for name, rows in (("parity", architectures()), ("batchnorm", batchnorm(options.root))):
-        record = {"benchmark": f"partial-{name}", "shares": SHARES, "rows": rows, **about}
-        (RECORDS / f"partial-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        record = {"benchmark": f"partial-{name}", "shares": SHARES, "rows": rows, **provenance()}
+        save(record, f"partial-{name}", indent=1)
 
 
 if __name__ == "__main__":

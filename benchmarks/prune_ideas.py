@@ -9,18 +9,14 @@ epochs, its sparse ones have fewer samples. What is worth keeping must beat `pru
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import platform
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from cifar10 import RECORDS, commit, hardware
+from cifar10 import equal, prune_stages, run_parser, run_size
+from record import kind, provenance, save
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -162,7 +158,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sqrt": {"weighting": "sqrt"},
     "unbiased": {"weighting": "unbiased"},
     "topk": {"gate": "topk"},
-    "random": {"significance": lambda losses, *_: torch.ones_like(losses)},
+    "random": {"significance": equal},
 }
 WARMUPS = {"warmup-3": 3, "warmup-5": 5}
 COOLDOWNS = {"cooldown-0": 0, "cooldown-1": 1, "cooldown-4": 4}
@@ -171,7 +167,7 @@ IDEAS = ["prune", "dense", *HISTORIES, *SETTINGS, *WARMUPS, *COOLDOWNS, "average
 
 def schedule(idea: str, rate: float, epochs: int) -> tuple[int, int, float]:
     """Warmup and cooldown in epochs, and the rate that gives the same samples as `prune`'s own schedule."""
-    usual = max(1, epochs // 10), epochs // 8
+    usual = prune_stages(epochs)
     warmup, cooldown = WARMUPS.get(idea, usual[0]), COOLDOWNS.get(idea, usual[1])
     loaded = sum(usual) + rate * (epochs - sum(usual))
     return warmup, cooldown, (loaded - warmup - cooldown) / (epochs - warmup - cooldown)
@@ -179,17 +175,8 @@ def schedule(idea: str, rate: float, epochs: int) -> tuple[int, int, float]:
 
 def main() -> None:
     """Train once and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = run_parser(__doc__, width=8, train_limit=20_000)
     parser.add_argument("--idea", choices=IDEAS, required=True)
-    parser.add_argument("--rate", type=float, default=0.4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--train-limit", type=int, default=20_000)
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--out", type=Path, default=RECORDS)
-    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -241,16 +228,11 @@ def main() -> None:
         "accuracy": round(float(trainer.callback_metrics["val_acc"]), 4),
         "samples_offered": selection.ledger.offered,
         "samples_selected": selection.ledger.selected,
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **provenance(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    size = f"w{options.width}-n{len(LABELS)}-b{options.batch_size}-e{options.epochs}"
-    path = options.out / f"prune-ideas-{kind}-{options.idea}-r{options.rate:g}-{size}-s{options.seed}.json"
-    path.write_text(json.dumps(record) + "\n")
+    size = run_size(options, len(LABELS))
+    name = f"prune-ideas-{kind()}-{options.idea}-r{options.rate:g}-{size}-s{options.seed}"
+    path = save(record, name, folder=options.out)
     print(f"{path}: accuracy {record['accuracy']}")
 
 

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
 import torch
-from cifar10 import RECORDS, commit, hardware
+from record import RECORDS, kind, provenance, save
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -85,10 +82,10 @@ def tiny() -> ImageClassifier:
     return ImageClassifier(net, lr=0.01)
 
 
-def measure(kind: str, rate: float, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(bound_by: str, rate: float, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run: dense, pruned, dense."""
     pl.seed_everything(0, verbose=False)
-    if kind == "compute":
+    if bound_by == "compute":
         model: Any = ResNet9(3, width=options.width)
         data: dict[str, Any] = {
             "datamodule": ImageData("cifar10", str(options.root), batch_size=128, train_limit=options.images)
@@ -112,7 +109,7 @@ def measure(kind: str, rate: float, options: argparse.Namespace, folder: Path) -
     )
     trainer.fit(model, **data)
     row = {
-        "bound_by": kind,
+        "bound_by": bound_by,
         "rate": rate,
         "share": round(statistics.median(times.sparse) / statistics.median(times.dense), 4),
         "dense_seconds": [round(s, 3) for s in times.dense],
@@ -136,27 +133,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_images(options.root, Path(name), options.images // 2)
         rows = [
-            measure(kind, rate, options, Path(name))
+            measure(bound_by, rate, options, Path(name))
             for _ in range(options.rounds)
-            for kind in ("compute", "loader")
+            for bound_by in ("compute", "loader")
             for rate in options.rates
         ]
     record = {
         "benchmark": "prune-time",
         "rows": rows,
         "settings": {"images": options.images, "width": options.width, "workers": options.workers},
-        "hardware": hardware(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **provenance(),
     }
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    path = options.out / f"prune-time-{kind}.json"
-    path.write_text(json.dumps(record) + "\n")
+    path = save(record, f"prune-time-{kind()}", folder=options.out)
     print(path)
 
 

@@ -8,13 +8,10 @@ row-sized ops of `partial`. Writes a record.
 
 from __future__ import annotations
 
-import json
-from datetime import datetime, timezone
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from cifar10 import RECORDS, commit
+from record import provenance, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast import SparseSelectionCallback
@@ -71,12 +68,9 @@ def main() -> None:
         "model": "ResNet-9, width 16, digits 8x8, B=128",
         "steps": STEPS,
         "rows": rows,
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **provenance(),
     }
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    (RECORDS / "step-flops.json").write_text(json.dumps(record, indent=1) + "\n")
+    save(record, "step-flops", indent=1)
 
 
 if __name__ == "__main__":

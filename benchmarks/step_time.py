@@ -12,14 +12,11 @@ case writes a record.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import sysconfig
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
-from cifar10 import RECORDS, commit, hardware
+from record import kind, provenance, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -248,15 +245,10 @@ def main() -> None:
             "size": case.size,
             "batch_size": case.batch,
             "precision": "bf16-mixed" if gpu else "32-true",
-            "hardware": hardware(),
             **measured,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "commit": commit(),
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            **provenance(),
         }
-        RECORDS.mkdir(parents=True, exist_ok=True)
-        path = RECORDS / f"step-time-{'gpu' if gpu else 'cpu'}-{case.name}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        save(record, f"step-time-{kind()}-{case.name}", indent=1)
 
 
 if __name__ == "__main__":

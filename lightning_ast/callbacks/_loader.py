@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from lightning_ast.callbacks._faults import ConfigurationError
 
-__all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators"]
+__all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators", "set_states"]
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
@@ -196,9 +196,14 @@ def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) ->
             [f"{type(sampler).__name__} drew indices outside [0, {facts.dataset_size}), the range of the dataset."]
         )
     after = [generator.get_state() for generator in generators]
-    for generator, state in zip(generators, before, strict=True):
-        generator.set_state(state)
+    set_states(generators, before, strict=True)
     return draws, after
+
+
+def set_states(generators: list[torch.Generator], states: list[Tensor], *, strict: bool = False) -> None:
+    """Put generators where their ``get_state`` found them: as many as there are of both, or (``strict``) all."""
+    for generator, state in zip(generators, states, strict=strict):
+        generator.set_state(state)
 
 
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:

@@ -34,6 +34,7 @@ from lightning_ast.callbacks._loader import (
     draw,
     loader_faults,
     loader_generators,
+    set_states,
 )
 from lightning_ast.callbacks._planned import (
     EpochLengths,
@@ -187,7 +188,8 @@ class PrunedEpochs:
         if self._resumes:
             self._resumes = False
             self._resume(epoch)
-        elif epoch != self.epoch.number:
+            return
+        if epoch != self.epoch.number:
             self._start(epoch)
         self._announce()
 
@@ -203,8 +205,7 @@ class PrunedEpochs:
         share = self._processes.share(epoch.plan.indices)[epoch.resumed_at * self._facts.batch_size :]
         for start in range(0, len(share), _CHUNK):
             yield from share[start : start + _CHUNK].tolist()
-        for generator, state in zip(self._generators(), epoch.drained, strict=False):
-            generator.set_state(state)
+        set_states(self._generators(), epoch.drained)
 
     def _make_plan(self, sampler: Any) -> EpochPlan:
         assert self.history is not None
@@ -321,5 +322,4 @@ class PrunedEpochs:
     def _restore_random_state(self) -> None:
         if self._loaded is not None:
             self._processes.restore_random_states(self._loaded["random"])
-            for generator, saved in zip(self._generators(), self._loaded["generators"], strict=False):
-                generator.set_state(saved)
+            set_states(self._generators(), self._loaded["generators"])

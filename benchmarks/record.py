@@ -1,0 +1,55 @@
+"""Where the benchmarks' records lie, and what every one of them says of the machine and the code that made it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def hardware() -> str:
+    """In words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def commit() -> str:
+    """The commit that was measured, with a mark where the tree had changes."""
+    run = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
+    return run("rev-parse", "--short", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Hardware, versions, commit and day."""
+    return {
+        "hardware": hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def kind() -> str:
+    """``"gpu"`` or ``"cpu"``, for the names of records."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def save(record: dict[str, Any], name: str, *, folder: Path = RECORDS, indent: int | None = None) -> Path:
+    """Write ``<name>.json``; gives its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(record, indent=indent) + "\n")
+    return path
