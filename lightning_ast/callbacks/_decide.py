@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_ast.callbacks._logs import note_first_selection, note_score
+from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
-from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.losses import LossRecord

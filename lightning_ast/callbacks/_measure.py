@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ast.callbacks._step import BatchPlan
+from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
 from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
 

@@ -36,6 +36,7 @@ from lightning_ast.callbacks._loader import (
     loader_generators,
     set_states,
 )
+from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._planned import (
     EpochLengths,
     PlannedRun,
@@ -45,7 +46,6 @@ from lightning_ast.callbacks._planned import (
     size_faults,
 )
 from lightning_ast.callbacks._processes import Processes
-from lightning_ast.callbacks._step import BatchPlan
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch

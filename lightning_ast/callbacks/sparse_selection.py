@@ -10,15 +10,16 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_ast.callbacks._books import Books
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults
 from lightning_ast.callbacks._fit_loop import epochs_done
-from lightning_ast.callbacks._logs import log_step, note_compiled, note_dense_ops
-from lightning_ast.callbacks._measure import FlopCount, StepClock
+from lightning_ast.callbacks._logs import log_step, note_compiled
+from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._prune import PrunedEpochs
 from lightning_ast.callbacks._scoring import ScoringPass
-from lightning_ast.callbacks._step import BatchPlan, StepInterceptor
+from lightning_ast.callbacks._step import StepInterceptor
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
@@ -31,7 +32,7 @@ from lightning_ast.mixin import overrides
 
 __all__ = ["SparseSelectionCallback"]
 
-_LIVE = ("_score", "_decision", "_flops", "_clock", "_scheduler")
+_LIVE = ("_score", "_decision", "_books", "_scheduler")
 
 
 class SparseSelectionCallback(Callback):
@@ -177,8 +178,8 @@ class SparseSelectionCallback(Callback):
         )
         self.ledger = Ledger()
         self.dense_ops.clear()
-        self.stage, self._rate, self._told_ops = "warmup", None, set[str]()
-        self._clock = StepClock()
+        self.stage, self._rate = "warmup", None
+        self._books = Books(self.mode, self.ledger, self.dense_ops)
         self._step = self._interceptor(pl_module, self._selector.weighting, processes, explicit=explicit)
         self._step.install()
         self._epochs = None
@@ -200,13 +201,13 @@ class SparseSelectionCallback(Callback):
             decide=self._decision.select,
             score=self._decision.scores,
             average=processes.mean,
-            forward_context=lambda: self._flops.forward(),  # noqa: PLW0108 - made at the start of training
+            forward_context=self._books.forward,
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
         assert self._step is not None
-        self._flops = FlopCount(pl_module)
+        self._books.open(pl_module)
         if self.mode == "partial" and compiled_parts(pl_module):
             note_compiled()
         self._score = ScoringPass(
@@ -229,7 +230,7 @@ class SparseSelectionCallback(Callback):
         if self._epochs is not None:
             stage = self._epochs.epoch.stage
         if stage != self.stage:
-            self._clock.interrupt()
+            self._books.interrupt()
         self.stage = stage
         if self._epochs is not None:
             samples = self._decision.count(batch), self._decision.indices(batch)
@@ -243,11 +244,11 @@ class SparseSelectionCallback(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
-        self._flops.start_backward(None if self._step is None else self._step.plan)
+        self._books.start_backward(None if self._step is None else self._step.plan)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting."""
-        self._flops.stop_backward()
+        self._books.stop_backward()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -261,12 +262,7 @@ class SparseSelectionCallback(Callback):
                 self._epochs.epoch.batch += 1
             return
         self._step.plan = None
-        dense_ops = self._flops.finish_batch(self.ledger, plan, self.dense_ops)
-        note_dense_ops(dense_ops, self._told_ops)
-        samples = {"offered": plan.offered, "selected": plan.selected}
-        mode = self.mode if plan.sparse or plan.offered != plan.batch_size else None
-        self.ledger.record(self.stage, mode=mode, **samples, dense_share=dense_ops.at_most)
-        self._clock.finish_batch(self.ledger, self.stage, offered=plan.offered)
+        self._books.finish_batch(plan, self.stage)
         self._rate = plan.selected / plan.batch_size if self._epochs is None else self._epochs.epoch.activation_rate
         if batch_idx == 0 or trainer.is_last_batch or trainer._logger_connector.should_update_logs:
             log_step(pl_module, self.ledger, self._selector, stage=self.stage, activation_rate=self._rate)
@@ -276,11 +272,11 @@ class SparseSelectionCallback(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation inside an epoch is not training time."""
         if self._step is not None:
-            self._clock.interrupt()
+            self._books.interrupt()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What happens between epochs is not training time."""
-        self._clock.interrupt()
+        self._books.interrupt()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the module as it was."""
@@ -294,8 +290,7 @@ class SparseSelectionCallback(Callback):
         if self._step is not None:
             self._step.remove()
             self._step = None
-            if hasattr(self, "_flops"):
-                self._flops.close()
+            self._books.close()
             if self._epochs is not None:
                 self._epochs.detach()
             for name in ("_score", "_decision"):

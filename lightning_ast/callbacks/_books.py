@@ -1,0 +1,73 @@
+"""The books of a fit, kept from the callback's hooks: samples, FLOPs and seconds of each batch into the ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+
+from lightning_ast.callbacks._logs import note_dense_ops
+from lightning_ast.callbacks._measure import FlopCount, StepClock
+from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.ledger import Ledger
+
+__all__ = ["Books"]
+
+
+class Books:
+    """Writes a fit's batches into its ledger.
+
+    Args:
+        mode: of the callback.
+        ledger: of the fit.
+        dense_ops: backward ops that ran over all rows so far, and their calls; filled by the backward.
+    """
+
+    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str]) -> None:
+        self._mode = mode
+        self._ledger = ledger
+        self._dense_ops = dense_ops
+        self._clock = StepClock()
+        self._told = set[str]()
+        self._flops: FlopCount | None = None
+
+    def open(self, module: nn.Module) -> None:
+        """The layers are all there: FLOPs can be counted."""
+        self._flops = FlopCount(module)
+
+    def forward(self) -> AbstractContextManager[None]:
+        """Entered around the first training step."""
+        return nullcontext() if self._flops is None else self._flops.forward()
+
+    def start_backward(self, plan: BatchPlan | None) -> None:
+        """Count the FLOPs of the backward that begins, if they are wanted."""
+        if self._flops is not None:
+            self._flops.start_backward(plan)
+
+    def stop_backward(self) -> None:
+        """The backward is over."""
+        if self._flops is not None:
+            self._flops.stop_backward()
+
+    def finish_batch(self, plan: BatchPlan, stage: Stage) -> None:
+        """Count a batch that was trained on."""
+        assert self._flops is not None
+        dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
+        note_dense_ops(dense_ops, self._told)
+        mode = self._mode if plan.sparse or plan.offered != plan.batch_size else None
+        self._ledger.record(
+            stage, mode=mode, offered=plan.offered, selected=plan.selected, dense_share=dense_ops.at_most
+        )
+        self._clock.finish_batch(self._ledger, stage, offered=plan.offered)
+
+    def interrupt(self) -> None:
+        """Something else than training happens now."""
+        self._clock.interrupt()
+
+    def close(self) -> None:
+        """Stop counting wherever an exception left it."""
+        if self._flops is not None:
+            self._flops.close()

@@ -1,0 +1,65 @@
+"""What is to be done with the current batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ast.core.gate import Selection
+
+__all__ = ["BatchPlan"]
+
+
+@dataclass
+class BatchPlan:
+    """What is to be done with the current batch; it lives from its start to its end.
+
+    Attributes:
+        batch_size: samples of the batch.
+        sparse: whether a selection is trained on; False only watches.
+        selection: in ``mask`` and ``partial`` None until the losses are there; then kept, so that an optimizer that
+            evaluates the step several times (LBFGS) sees one objective.
+        sub_batch: the selected samples, for ``subset``.
+        full_loss: scalar, the user's loss of the whole batch, where scoring has seen it.
+        total_count: scalar, the user's denominator over the whole batch, where scoring has seen it.
+        elements: loss elements of a sample, where scoring has seen them.
+        partial: whether the backward computes over the selected rows alone.
+        stands_for: in ``prune``, samples of a dense epoch that the batch stands for; None elsewhere: its own.
+        observe: told the significance ``(B,)`` of the batch as it is trained on, or None.
+        seen: the loss handed to the user's code in the running call, once for each interception.
+    """
+
+    batch_size: int
+    sparse: bool
+    partial: bool = False
+    stands_for: int | None = None
+    observe: Callable[[Tensor], None] | None = None
+    selection: Selection | None = None
+    sub_batch: Any = None
+    full_loss: Tensor | None = None
+    total_count: Tensor | None = None
+    elements: int | None = None
+    seen: list[Tensor] = field(default_factory=list)
+
+    @property
+    def offered(self) -> int:
+        """Samples that a dense run would have trained on here."""
+        return self.batch_size if self.stands_for is None else self.stands_for
+
+    @property
+    def selected(self) -> int:
+        """Samples that are trained on."""
+        return self.batch_size if self.selection is None else self.selection.indices.numel()
+
+    @property
+    def forwarded(self) -> int:
+        """Samples that the step's own forward sees."""
+        return self.batch_size if self.sub_batch is None else self.selected
+
+    @property
+    def spares_rows(self) -> bool:
+        """Whether the backward leaves samples of the forward out."""
+        return self.partial and self.sparse and self.selected < self.batch_size
