@@ -11,9 +11,9 @@ from torch import Tensor
 from lightning_ast.callbacks._logs import note_first_selection, note_score
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
+from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
-from lightning_ast.core.gate import Selection
-from lightning_ast.core.losses import LossRecord
+from lightning_ast.core.losses import LossRecord, mean_without
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
 from lightning_ast.mixin import SparseLossMixin, overrides
@@ -29,19 +29,22 @@ class Decision:
         significance: the callback's; a module's own ``significance`` method wins.
         selector: the rule.
         processes: that train together.
+        quarantine: says which samples may be selected.
 
     Attributes:
         count: ``(batch) -> B``.
         indices: ``(batch) -> (B,)`` dataset indices, or None where they are in the order of drawing.
+        weighting: importance weights of the selection.
+        quarantine: as given.
     """
 
     def __init__(
         self,
         module: pl.LightningModule,
-        *,
         significance: SignificanceName | SignificanceFn,
         selector: SampleSelector,
         processes: Processes,
+        quarantine: Quarantine,
     ) -> None:
         mixed: Any = module if isinstance(module, SparseLossMixin) else None
         self.count: Callable[[Any], int] = mixed.count_samples if mixed else batch_size_of
@@ -49,7 +52,9 @@ class Decision:
         self.indices: Callable[[Any], Tensor | None] = mixed.sample_indices if mixed else lambda batch: None
         self._significance = mixed.significance if overrides(module, "significance") else significance
         self._selector = selector
+        self.weighting = selector.weighting
         self._average = processes.mean if processes.count > 1 else None
+        self.quarantine = quarantine
         self._scored = self._selected = False
 
     def scores(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
@@ -59,13 +64,15 @@ class Decision:
             note_score(record, el2n=self._significance == "el2n")
         return compute_significance(self._significance, record, losses, first_input(batch, losses.numel()))
 
-    def select(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Selection:
-        """The samples of a batch that are trained on; arguments as for :meth:`scores`."""
-        selection = self._selector.select(self.scores(batch, losses, record), average=self._average)
+    def select(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> None:
+        """Choose the samples of a batch that are trained on; other arguments as for :meth:`scores`."""
+        eligible = self.quarantine.eligible(plan, losses)
+        scores = self.scores(batch, losses, record)
+        selection = self._selector.select(scores, eligible=eligible, average=self._average)
+        plan.select(selection)
         if not self._selected:
             self._selected = True
             note_first_selection(self._selector, batch_size=losses.numel(), selection=selection)
-        return selection
 
     def take_subset(
         self, plan: BatchPlan, batch: Any, scored: tuple[Tensor, LossRecord | None] | None, *, explicit: bool
@@ -82,9 +89,11 @@ class Decision:
             plan.sparse = False
             return
         losses, record = scored
-        plan.selection = self.select(batch, losses, record)
+        self.select(plan, batch, losses, record)
+        assert plan.selection is not None
         plan.sub_batch = self._take(batch, plan.selection.indices)
         if record is None or explicit:
-            plan.full_loss = losses.mean()
+            plan.full_loss = mean_without(losses, plan.bad)
         else:
+            record = record.without(plan.bad)
             plan.full_loss, plan.total_count, plan.elements = record.total, record.counts.sum(), record.elements

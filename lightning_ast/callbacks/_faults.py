@@ -8,12 +8,16 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
+from lightning_ast.callbacks._fit_loop import accumulation
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SIGNIFICANCE
+from lightning_ast.mixin import overrides
 
 __all__ = [
     "ConfigurationError",
@@ -22,6 +26,7 @@ __all__ = [
     "rate_faults",
     "run_length_epochs",
     "setting_faults",
+    "training_faults",
     "use_faults",
 ]
 
@@ -57,7 +62,7 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
 
 
 def configuration_faults(
-    callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any], *, explicit: bool
+    callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any]
 ) -> list[str]:
     """Everything that can be known to be wrong before the training data is there.
 
@@ -66,9 +71,8 @@ def configuration_faults(
         trainer: limits of the run.
         module: to be trained.
         schedulers: the trainer's ``TwoStageScheduler`` callbacks.
-        explicit: whether the module brings its own ``per_sample_loss``.
     """
-    faults = setting_faults(callback) + use_faults(module, mode=callback.mode, explicit=explicit)
+    faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     for scheduler in schedulers[:1]:
@@ -107,6 +111,9 @@ def setting_faults(callback: Any) -> list[str]:
             "correct, leave controller=None."
         )
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
+    limit = callback.quarantine_limit
+    if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
+        found.append(f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.")
     return found
 
 
@@ -121,7 +128,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def use_faults(module: pl.LightningModule, *, mode: Any, explicit: bool) -> list[str]:
+def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
     """What is wrong with the module for this mode."""
     found = []
     step: Callable[..., Any] = module.training_step
@@ -135,9 +142,27 @@ def use_faults(module: pl.LightningModule, *, mode: Any, explicit: bool) -> list
             "the LightningModule itself is compiled, so its losses cannot be seen: compile the network inside it "
             "(`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
         )
-    if mode == "subset" and not module.automatic_optimization and not explicit:
+    if mode == "subset" and not module.automatic_optimization and not overrides(module, "per_sample_loss"):
         found.append(
             "mode='subset' scores by running training_step as far as its loss; with manual optimization this would "
             "also run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
+        )
+    return found
+
+
+def training_faults(trainer: pl.Trainer) -> list[str]:
+    """What is wrong with how gradients are accumulated; asked when the optimizers are there."""
+    found: list[str] = []
+    if max(accumulation(trainer).values()) == 1:
+        return found
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+        found.append(
+            "LBFGS evaluates a batch several times, and Lightning adds up the gradients of all evaluations when it "
+            "accumulates: set accumulate_grad_batches=1."
+        )
+    if isinstance(trainer.strategy, DeepSpeedStrategy):
+        found.append(
+            "DeepSpeed accumulates gradients out of sight, so micro-batches that keep different numbers of samples "
+            "cannot be weighted alike: set accumulate_grad_batches=1, or use DDP or FSDP."
         )
     return found

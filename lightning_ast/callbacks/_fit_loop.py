@@ -22,6 +22,7 @@ __all__ = [
     "epochs_done",
     "last_reload",
     "lead",
+    "loaders",
     "reload_as_due",
     "restart_loader",
 ]
@@ -127,6 +128,11 @@ def announce_batches(trainer: pl.Trainer, batches: int) -> None:
     timed = getattr(trainer, "_val_check_time_interval", None) is not None
     if not timed and isinstance(trainer.val_check_interval, float):
         trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+
+
+def loaders(loop: _FitLoop) -> list[Any]:
+    """The user's loaders, as Lightning has set them up; none before."""
+    return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
 
 
 def batches_done(loop: _FitLoop) -> int:

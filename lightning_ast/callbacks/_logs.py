@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -9,16 +11,22 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_ast.callbacks._measure import DenseOps
 from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.core.gate import Selection
-from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 
-__all__ = ["log_step", "note_compiled", "note_dense_ops", "note_first_selection", "note_score"]
+if TYPE_CHECKING:
+    from lightning_ast.callbacks._fit import SparseFit
+
+__all__ = ["log_step", "note_compiled", "note_dense_ops", "note_first_selection", "note_score", "wants_log"]
 
 
-def log_step(
-    module: pl.LightningModule, ledger: Ledger, selector: SampleSelector, *, stage: Stage, activation_rate: float
-) -> None:
+def wants_log(trainer: pl.Trainer, batch_idx: int, stage: Stage) -> bool:
+    """Whether a step is logged: where the loggers write, at the start of each epoch, and where a sparse one ends."""
+    first_or_last = batch_idx == 0 or (stage == "sparse" and trainer.is_last_batch)
+    return first_or_last or trainer._logger_connector.should_update_logs
+
+
+def log_step(module: pl.LightningModule, fit: SparseFit) -> None:
     """Log the step under the ``ast/`` names, activation and savings in the progress bar; leave out what is unknown.
 
     Host tensors for what the host knows: a number would be copied to the device, and waited for. The values are those
@@ -26,20 +34,18 @@ def log_step(
 
     Args:
         module: its ``log_dict`` is called.
-        ledger: of the run so far.
-        selector: with the controller.
-        stage: of the step.
-        activation_rate: of the step, in [0, 1].
+        fit: what it did so far.
     """
-    savings = ledger.savings()
+    savings, selector, activation_rate = fit.ledger.savings(), fit.selector, fit.activation_rate
     values: dict[str, float | None] = {
         "ast/activation_rate": activation_rate,
         "ast/activation_rate_ema": selector.controller.activation_rate_ema,
-        "ast/stage": float(STAGE_CODES[stage]),
+        "ast/stage": float(STAGE_CODES[fit.stage]),
+        "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
         **{f"ast/savings_{name}": share for name, share in savings.items()},
     }
     logged = {name: torch.tensor(value) for name, value in values.items() if value is not None}
-    if stage == "sparse" and selector.last_threshold is not None:
+    if fit.stage == "sparse" and selector.last_threshold is not None:
         logged["ast/threshold"] = selector.last_threshold.float()
     module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
     bar = {"act": activation_rate, "save": savings["samples"] if savings["flops"] is None else savings["flops"]}

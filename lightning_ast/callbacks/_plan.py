@@ -29,6 +29,11 @@ class BatchPlan:
         partial: whether the backward computes over the selected rows alone.
         stands_for: in ``prune``, samples of a dense epoch that the batch stands for; None elsewhere: its own.
         observe: told the significance ``(B,)`` of the batch as it is trained on, or None.
+        indices: ``(B,)`` dataset indices of its samples, where they are known.
+        batch: what is trained on in place of the loaded batch, or None: samples that are not finite are replaced.
+        bad: ``(B,)`` bool, samples that are not finite; None where the host knows of none.
+        leave_out: the selection is every sample but the bad ones; its losses are averaged without weights.
+        void: no sample can be trained on; the selection stands for none, and the step has a gradient of zero.
         seen: the loss handed to the user's code in the running call, once for each interception.
     """
 
@@ -42,6 +47,11 @@ class BatchPlan:
     full_loss: Tensor | None = None
     total_count: Tensor | None = None
     elements: int | None = None
+    indices: Tensor | None = None
+    batch: Any = None
+    bad: Tensor | None = None
+    leave_out: bool = False
+    void: bool = False
     seen: list[Tensor] = field(default_factory=list)
 
     @property
@@ -52,14 +62,32 @@ class BatchPlan:
     @property
     def selected(self) -> int:
         """Samples that are trained on."""
+        if self.void:
+            return 0
         return self.batch_size if self.selection is None else self.selection.indices.numel()
 
     @property
     def forwarded(self) -> int:
         """Samples that the step's own forward sees."""
-        return self.batch_size if self.sub_batch is None else self.selected
+        return self.batch_size if self.sub_batch is None or self.selection is None else self.selection.indices.numel()
 
     @property
     def spares_rows(self) -> bool:
         """Whether the backward leaves samples of the forward out."""
         return self.partial and self.sparse and self.selected < self.batch_size
+
+    @property
+    def known_bad(self) -> bool:
+        """Whether the host knows, without waiting for a device, that samples are not finite."""
+        return self.bad is not None and self.bad.device.type == "cpu"
+
+    def quarantine(self, bad: Tensor) -> None:
+        """These samples ``(B,)`` are not finite, besides those that are known."""
+        self.bad = bad if self.bad is None else bad | self.bad.to(bad.device)
+
+    def select(self, selection: Selection) -> None:
+        """Train on this selection; where it is empty, on nothing."""
+        if selection.indices.numel() == 0:
+            self.void = True
+            selection = Selection(selection.indices.new_zeros(1))
+        self.selection = selection

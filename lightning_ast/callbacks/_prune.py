@@ -238,7 +238,7 @@ class PrunedEpochs:
         planned = self.epoch.next_batch(
             batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share
         )
-        plan = BatchPlan(batch_size, sparse=False, stands_for=planned.stands_for)
+        plan = BatchPlan(batch_size, sparse=False, stands_for=planned.stands_for, indices=planned.indices)
         plan.observe = functools.partial(self.history.observe, planned.indices)
         if planned.weights is not None:
             weights = planned.weights.to(device, non_blocking=True)

@@ -19,14 +19,14 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.core.execution import denominator, report_full_loss, selected_loss
-from lightning_ast.core.gate import Selection, Weighting
-from lightning_ast.core.losses import REMEDY, LossCapture, LossCaptureError, LossRecord, check_losses
+from lightning_ast.core.gate import Selection
+from lightning_ast.core.losses import REMEDY, LossCapture, LossCaptureError, LossRecord, check_losses, mean_without
 
 __all__ = ["StepInterceptor"]
 
-Decide = Callable[[Any, Tensor, LossRecord | None], Selection]
 Keep = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -35,39 +35,38 @@ class StepInterceptor:
 
     Args:
         module: the LightningModule.
+        decision: scores and selects. A first dense batch is scored too, so that a score that cannot be computed fails
+            there and not when the sparse stage begins.
         explicit: whether it brings its own ``per_sample_loss``.
         scored: whether sparse batches are scored before the step, and the step sees the selected samples alone.
-        weighting: importance weights of the selection.
         keep: ``(losses (B,), indices (k,), factors (k,) or None) -> (B,)``, zero where not selected: how ``mask`` and
             ``partial`` differ.
-        decide: ``(batch, losses, record) -> Selection``, for ``mask`` and ``partial``.
-        score: ``(batch, losses, record) -> (B,)``, for batches that are observed. Also called on the first batch where
-            it is a dense one, so that a score that cannot be computed fails there and not when the sparse stage begins.
-        average: mean of a scalar over the processes that train together.
+        keep_finite: the same for batches with samples that are not finite: those must not enter the backward at all.
+        divisor: from a batch's own denominator to the one that all share: over the processes, and over the batches
+            whose gradients are accumulated.
         forward_context: entered around the first call of the user's step, for measurements.
     """
 
     def __init__(
         self,
         module: pl.LightningModule,
+        decision: Decision,
         *,
         explicit: bool,
         scored: bool,
-        weighting: Weighting,
         keep: Keep,
-        decide: Decide,
-        score: Callable[[Any, Tensor, LossRecord | None], Tensor],
-        average: Callable[[Tensor], Tensor],
+        keep_finite: Keep,
+        divisor: Callable[[Tensor], Tensor],
         forward_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        self._decision = decision
+        self._quarantine = decision.quarantine
         self._forward_context = forward_context
         self._module = module
         self._scored = scored
-        self._weighting = weighting
         self._keep = keep
-        self._decide = decide
-        self._score = score
-        self._average = average
+        self._keep_finite = keep_finite
+        self._common_divisor = divisor
         self._installed = False
         self._verified = False
         self._inside = False
@@ -99,10 +98,20 @@ class StepInterceptor:
 
     def _run(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self.plan
-        if plan is None or (self._verified and not plan.sparse and plan.observe is None):
+        if plan is None:
             return self.training_step(batch, *args, **kwargs)
-        if plan.sub_batch is not None:
-            batch = plan.sub_batch
+        if plan.sub_batch is not None or plan.batch is not None:
+            batch = plan.batch if plan.sub_batch is None else plan.sub_batch
+        if not plan.sparse and plan.known_bad:
+            plan.sparse = plan.leave_out = True
+        if self._verified and not plan.sparse and plan.observe is None:
+            output = self.training_step(batch, *args, **kwargs)
+            if not (self._module.automatic_optimization and self._quarantine.lost(output)):
+                return output
+            plan.sparse = plan.leave_out = True  # once more, without the samples whose losses are not finite
+        return self._intercepted(plan, batch, *args, **kwargs)
+
+    def _intercepted(self, plan: BatchPlan, batch: Any, *args: Any, **kwargs: Any) -> Any:
         plan.seen.clear()
         self._inside = True
         try:
@@ -154,33 +163,74 @@ class StepInterceptor:
                 "`select_batch(batch, indices)`."
             )
 
-    def _rewrite(self, plan: BatchPlan, batch: Any, record: LossRecord, compute: Callable[[], Tensor]) -> Tensor:
+    def _rewrite(
+        self,
+        plan: BatchPlan,
+        batch: Any,
+        record: LossRecord,
+        compute: Callable[[], Tensor],
+        graded: Callable[[], LossRecord],
+    ) -> Tensor:
         """Captured losses: the reduced loss of the selection, reporting the full batch's value."""
-        if not plan.sparse:
-            value = compute()
-        else:
-            if plan.selection is None:
-                plan.selection = self._decide(batch, record.losses.detach(), record)
-            kept, counts, full, total = plan.selection, record.counts, record.total.detach(), record.counts.sum()
-            if plan.sub_batch is None:
-                divisor = self._divisor(kept, counts[kept.indices], total, mean=record.mean)
-                selected = self._keep(record.sums, kept.indices, kept.weights).sum() / divisor
-            else:
-                if plan.full_loss is not None and plan.total_count is not None:
-                    full, total = plan.full_loss, plan.total_count
-                divisor = self._divisor(kept, counts, total, mean=record.mean)
-                selected = selected_loss(record.sums, kept, divisor)
-            value = report_full_loss(selected.to(record.dtype), full.to(record.dtype))
-        self._watch(plan, batch, record.losses.detach(), record)
+        losses = record.losses.detach()
+        if not plan.sparse and self._leaves_out(plan, losses):
+            record = graded()
+        value = self._reduced(plan, batch, losses, record) if plan.sparse else compute()
+        self._watch(plan, batch, losses, record)
         plan.seen.append(value)
         return value
+
+    def _reduced(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord) -> Tensor:
+        kept, counts, mean = self._choose(plan, batch, losses, record), record.counts, record.mean
+        whole = record.without(plan.bad) if plan.sub_batch is None else record
+        full, total = whole.total.detach(), whole.counts.sum()
+        if plan.sub_batch is None:
+            divisor = self._divisor(plan, counts[kept.indices], total, mean=mean)
+            selected = self._keeper(plan)(record.sums, kept.indices, kept.weights).sum() / divisor
+        else:
+            if plan.full_loss is not None and plan.total_count is not None:
+                full, total = plan.full_loss, plan.total_count
+            divisor = self._divisor(plan, counts, total, mean=mean)
+            selected = selected_loss(record.sums, kept, divisor)
+        if plan.void:
+            return self._nothing().to(record.dtype)
+        return report_full_loss(selected.to(record.dtype), full.to(record.dtype))
+
+    def _choose(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Selection:
+        """The selection of a batch, which is made once; never with a sample that is not finite."""
+        if plan.selection is None and not plan.leave_out:
+            self._decision.select(plan, batch, losses, record)
+        elif plan.leave_out or plan.stands_for is not None:
+            everything = Selection(torch.arange(plan.batch_size, device=losses.device))
+            eligible = self._quarantine.eligible(plan, losses)
+            if eligible is not None or plan.selection is None:
+                plan.select((plan.selection or everything).among(eligible))
+        assert plan.selection is not None
+        return plan.selection
+
+    def _leaves_out(self, plan: BatchPlan, losses: Tensor) -> bool:
+        """Whether a batch that was to be trained on as a whole must do without some of its samples."""
+        eligible = self._quarantine.eligible(plan, losses)
+        plan.sparse = plan.leave_out = eligible is not None and not bool(eligible.all())
+        return plan.sparse
+
+    def _keeper(self, plan: BatchPlan) -> Keep:
+        """Zeros in a full backward do not silence NaN: where there is one, the backward is over the selected rows."""
+        return self._keep_finite if plan.leave_out or plan.known_bad else self._keep
+
+    def _nothing(self) -> Tensor:
+        """A loss with a gradient of zero for every parameter, so that DDP's processes stay in step."""
+        return torch.stack([p.sum() * 0.0 for p in self._module.parameters() if p.requires_grad]).sum()
 
     def _watch(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> None:
         if plan.observe is not None:
             observe, plan.observe = plan.observe, None  # once a batch, also where the optimizer evaluates it often
-            observe(self._score(batch, losses, record))
+            score = self._decision.scores(batch, losses, record)
+            if plan.bad is not None:
+                score = score.where(~plan.bad.to(score.device), torch.full_like(score, torch.inf))
+            observe(score)
         elif not plan.sparse and not self._verified:
-            self._score(batch, losses, record)
+            self._decision.scores(batch, losses, record)
 
     def _intercept_explicit(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Explicit losses: scaled row by row, so that the user's own mean has the selection's gradient."""
@@ -193,28 +243,37 @@ class StepInterceptor:
         with LossCapture(size, unreduced=True) as capture:
             losses = check_losses(self.per_sample_loss(batch, *args, **kwargs), size)
         record = capture.records[0] if len(capture.records) == 1 else None
+        if plan.sparse or self._leaves_out(plan, losses.detach()):
+            scaled = self._scaled(plan, batch, losses, record)
+        else:
+            scaled = losses
         self._watch(plan, batch, losses.detach(), record)
-        if plan.sparse:
-            losses = self._scaled(plan, batch, losses, record)
-        plan.seen.append(losses)
-        return losses
+        plan.seen.append(scaled)
+        return scaled
 
     def _scaled(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
-        if plan.selection is None:
-            plan.selection = self._decide(batch, losses.detach(), record)
-        kept = plan.selection
+        kept = self._choose(plan, batch, losses.detach(), record)
         ones = torch.ones_like(kept.indices, dtype=losses.dtype)
-        total = torch.full((), float(plan.batch_size), dtype=losses.dtype, device=losses.device)
+        total = losses.new_tensor(float(plan.batch_size)) if plan.bad is None else (~plan.bad).sum().to(losses)
         factors = (ones if kept.weights is None else kept.weights.to(losses.dtype)) * losses.numel()
-        factors = factors / self._divisor(kept, ones, total, mean=True)
+        factors = factors / self._divisor(plan, ones, total, mean=True)
+        if plan.void:
+            return torch.zeros_like(losses) + self._nothing().to(losses.dtype)
         if plan.sub_batch is None:
-            return report_full_loss(self._keep(losses, kept.indices, factors), losses)
+            reported = losses
+            if plan.bad is not None:  # what is left out takes the mean of the others, so that theirs is reported
+                reported = losses.where(~plan.bad.to(losses.device), mean_without(losses, plan.bad))
+            return report_full_loss(self._keeper(plan)(losses, kept.indices, factors), reported)
         full = losses if plan.full_loss is None else plan.full_loss.to(losses.dtype).expand_as(losses)
         return report_full_loss(losses * factors, full)
 
-    def _divisor(self, selection: Selection, counts: Tensor, total: Tensor, *, mean: bool) -> Tensor:
-        """The denominator over all processes, as each one's share: DDP's average then weights every sample alike."""
-        return self._average(denominator(counts, selection, self._weighting, total_count=total, mean=mean))
+    def _divisor(self, plan: BatchPlan, counts: Tensor, total: Tensor, *, mean: bool) -> Tensor:
+        """The common denominator, as each process's share: DDP's average then weights every sample alike."""
+        assert plan.selection is not None
+        if plan.leave_out:  # a dense batch: no other process or micro-batch knows of it
+            return denominator(counts, Selection(plan.selection.indices), "none", total_count=total, mean=mean)
+        own = denominator(counts, plan.selection, self._decision.weighting, total_count=total, mean=mean)
+        return self._common_divisor(own)
 
     def _verify(self, output: Any, seen: Tensor) -> None:
         """Once: what was intercepted must be what is trained on, and explicit losses must be averaged."""

@@ -48,6 +48,13 @@ class Selection:
     indices: Tensor
     weights: Tensor | None = None
 
+    def among(self, eligible: Tensor | None) -> Selection:
+        """Those of the samples that are eligible, ``(B,)`` bool or None for all; reading them waits for the device."""
+        if eligible is None:
+            return self
+        keep = eligible.to(self.indices.device)[self.indices]
+        return Selection(self.indices[keep], None if self.weights is None else self.weights[keep])
+
 
 def keep_probability(
     significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR
@@ -172,6 +179,7 @@ def select(
     min_selected: int | float,
     generator: torch.Generator,
     floor: float = FLOOR,
+    eligible: Tensor | None = None,
 ) -> Selection:
     """Choose the samples of a batch to train on.
 
@@ -188,29 +196,35 @@ def select(
         min_selected: see :func:`minimum_count`.
         generator: CPU generator of the soft gate's draw; the global one is not touched.
         floor: least probability of the soft gate.
+        eligible: ``(B,)`` bool, the samples that may be chosen at all, the others having the least significance; None
+            for all.
 
     Returns:
-        The selection, never empty.
+        The selection, never empty but where no sample is eligible.
     """
     size = significance.numel()
     least = minimum_count(size, min_selected)
     if gate == "topk":
         indices = significance.topk(max(least, round(rate * size))).indices.sort().values
-        return Selection(indices)
+        return Selection(indices).among(eligible)
     probability = keep_probability(significance, threshold, gate, floor=floor)
+    if eligible is not None:
+        probability = probability.where(eligible, torch.zeros_like(probability))
     if gate == "soft":
         indices = systematic_sample(probability, generator)
     else:
         indices = probability.nonzero().squeeze(1)
     if indices.numel() < least:
         boosted = significance / significance.max().clamp_min(torch.finfo(significance.dtype).tiny)
+        if eligible is not None:
+            boosted = boosted.where(eligible, -torch.ones_like(boosted))
         indices = (
             boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0)).topk(least).indices.sort().values
         )
     exponent = _EXPONENTS[weighting]
     if gate != "soft" or exponent == 0:
-        return Selection(indices)
-    return Selection(indices, probability[indices].pow(-exponent))
+        return Selection(indices).among(eligible)
+    return Selection(indices, probability[indices].pow(-exponent)).among(eligible)
 
 
 def _precise(values: Tensor) -> Tensor:

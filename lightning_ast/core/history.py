@@ -52,12 +52,18 @@ class SignificanceHistory:
         """``(N,)`` bool: which samples have a remembered significance."""
         return self._scores >= 0
 
+    @property
+    def quarantined(self) -> Tensor:
+        """``(N,)`` bool: which samples were not finite when they were last trained on."""
+        return self._scores.isinf()
+
     def observe(self, indices: Tensor, significance: Tensor) -> None:
         """Keep the scores of a batch; no device is waited for.
 
         Args:
             indices: ``(B,)`` int64 dataset indices.
-            significance: ``(B,)``, non-negative and finite, on any device.
+            significance: ``(B,)``, non-negative, on any device; infinity marks a sample that must not be planned until
+                it is seen finite.
         """
         significance = significance.detach().float()
         if self._recent.device != significance.device:
@@ -80,9 +86,12 @@ class SignificanceHistory:
         return (self._recent.clone() if maximum is None else maximum(self._recent.clone())).cpu()
 
     def significance(self) -> Tensor:
-        """``(N,)`` on the CPU, as of the last fold; a sample that was never seen has the largest (1 before any)."""
-        most = self._scores.max()
-        return torch.where(self.seen, self._scores, most if most >= 0 else torch.ones_like(most))
+        """``(N,)`` on the CPU, as of the last fold; a sample that was never seen has the largest (1 before any), one in
+        quarantine 0.
+        """
+        scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
+        most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
+        return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
 
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
@@ -185,7 +194,8 @@ def plan_epoch(
 
     Args:
         history: folded.
-        draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice.
+        draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
+            quarantine is not offered where the others suffice.
         epoch: number of the epoch, from 0.
         count: samples to keep, in [1, n]; see :func:`planned_count`.
         selector: gate, weighting and seed.
@@ -195,8 +205,11 @@ def plan_epoch(
         mean loss of a batch estimates that of the whole data set under ``"unbiased"`` (the other weightings divide by
         their sum, which a factor does not change).
     """
+    offered, allowed = draws.numel(), ~history.quarantined[draws]
+    if int(allowed.sum()) >= count:
+        draws = draws[allowed]
     ordered, positions = draws.sort(stable=True)
     kept = selector.plan(history.significance()[ordered], count=count, epoch=epoch)
     chosen, order = positions[kept.indices].sort()
-    weights = None if kept.weights is None else (kept.weights[order] * (count / draws.numel())).float()
-    return EpochPlan(epoch, draws[chosen], draws.numel(), weights)
+    weights = None if kept.weights is None else (kept.weights[order] * (count / offered)).float()
+    return EpochPlan(epoch, draws[chosen], offered, weights)

@@ -6,6 +6,7 @@ would have averaged: per sample, the sum of its elements and their weight in the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_ast.core.loss_functions import REFUSED, RULES, Call, OutputKind
 
-__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses"]
+__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses", "mean_without"]
 
 REMEDY = (
     "Define `per_sample_loss(self, batch, batch_idx)` on your module: return the unreduced losses, shape (B,), and let "
@@ -72,6 +73,19 @@ class LossRecord:
     def total(self) -> Tensor:
         """Scalar: the user's own loss of the whole batch, ``sum(sums) / sum(counts)``, or the plain sum."""
         return self.sums.sum() / self.counts.sum() if self.mean else self.sums.sum()
+
+    def without(self, left_out: Tensor | None) -> LossRecord:
+        """The same batch without some of its samples: they sum and count to 0.
+
+        Args:
+            left_out: ``(B,)`` bool, or None for none.
+        """
+        if left_out is None:
+            return self
+        keep = ~left_out.to(self.sums.device)
+        zero = self.sums.new_zeros(())
+        counts = self.counts.where(keep, zero.to(self.counts.dtype))
+        return dataclasses.replace(self, sums=self.sums.where(keep, zero), counts=counts)
 
 
 _SIGNATURES = {func: inspect.signature(func) for func in RULES}
@@ -139,8 +153,8 @@ class LossCapture(TorchFunctionMode):
 
     Args:
         batch_size: number of samples B in the batch.
-        rewrite: ``(record, compute) -> scalar`` gives what the user's call returns; ``compute()`` is what it would
-            have. None only watches.
+        rewrite: ``(record, compute, graded) -> scalar`` gives what the user's call returns; ``compute()`` is what it
+            would have, ``graded()`` the record with its graph. None only watches.
         stop: raise :class:`LossReached` at the first loss instead of returning to the user's code.
         detached: the records need no graph: their losses are computed without one.
         unreduced: for code that returns its own losses: accept ``reduction="none"``, and pass over what cannot be
@@ -166,7 +180,7 @@ class LossCapture(TorchFunctionMode):
         self,
         batch_size: int,
         *,
-        rewrite: Callable[[LossRecord, Callable[[], Tensor]], Tensor] | None = None,
+        rewrite: Callable[[LossRecord, Callable[[], Tensor], Callable[[], LossRecord]], Tensor] | None = None,
         stop: bool = False,
         detached: bool = False,
         unreduced: bool = False,
@@ -201,7 +215,10 @@ class LossCapture(TorchFunctionMode):
         if self._stop:
             raise LossReached
         compute = functools.partial(func, *args, **kwargs)
-        return compute() if self._rewrite is None else self._rewrite(self.records[-1], compute)
+        if self._rewrite is None:
+            return compute()
+        graded = functools.partial(_record, func, args, kwargs, self._batch_size)
+        return self._rewrite(self.records[-1], compute, graded)
 
     def record(self) -> LossRecord:
         """The one captured loss.
@@ -221,6 +238,14 @@ class LossCapture(TorchFunctionMode):
                 f"say. {REMEDY}"
             )
         return self.records[0]
+
+
+def mean_without(losses: Tensor, left_out: Tensor | None) -> Tensor:
+    """Mean of the losses ``(B,)`` but for those that are left out, ``(B,)`` bool or None; 0 where all are."""
+    if left_out is None:
+        return losses.mean()
+    keep = ~left_out.to(losses.device)
+    return losses.where(keep, losses.new_zeros(())).sum() / keep.sum().clamp_min(1)
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:

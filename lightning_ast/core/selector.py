@@ -71,22 +71,31 @@ class SampleSelector:
         self.activation_rate: float | None = None
         self.last_threshold: Tensor | None = None
 
-    def select(self, significance: Tensor, *, average: Callable[[Tensor], Tensor] | None = None) -> Selection:
+    def select(
+        self,
+        significance: Tensor,
+        *,
+        eligible: Tensor | None = None,
+        average: Callable[[Tensor], Tensor] | None = None,
+    ) -> Selection:
         """Choose the samples of one batch.
 
         Args:
             significance: ``(B,)``, non-negative and finite.
+            eligible: ``(B,)`` bool, the samples that may be chosen at all; None for all.
             average: mean of a tensor over the processes that train together, so that their controllers stay one; None
                 for a single process.
 
         Returns:
-            At least one sample, all of them where the target is 1.
+            At least one sample, all of them where the target is 1; none where none is eligible.
         """
         target, size = self.target_activation_rate, significance.numel()
+        if eligible is not None:
+            significance = significance.where(eligible, torch.zeros_like(significance))
         significance = lift_zeros(significance)
         floor = min(FLOOR, 0.1 * target)
         if target >= 1:
-            selection = Selection(torch.arange(size, device=significance.device))
+            selection = Selection(torch.arange(size, device=significance.device)).among(eligible)
         else:
             self.last_threshold = threshold = self._threshold(significance, floor, average)
             selection = select(
@@ -98,6 +107,7 @@ class SampleSelector:
                 min_selected=self.min_selected,
                 generator=self._generator(self.steps),
                 floor=floor,
+                eligible=eligible,
             )
         kept = selection.indices.numel()
         self.activation_rate = kept / size
@@ -173,8 +183,9 @@ class SampleSelector:
             "controller": self.controller.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any], *, controller: bool = True) -> None:
+        """Restore what :meth:`state_dict` gave; the controller's part only where its threshold means the same."""
         self.steps, self.activation_rate = state["steps"], state["activation_rate"]
         self.last_threshold = state["threshold"]
-        self.controller.load_state_dict(state["controller"])
+        if controller:
+            self.controller.load_state_dict(state["controller"])

@@ -262,7 +262,7 @@ def compute_significance(
     Raises:
         ValueError: the result does not have shape ``(B,)``, or the built-in is not defined for this loss.
     """
-    losses = losses.detach()
+    losses = losses.detach().nan_to_num(0.0, 0.0, 0.0)  # one bad sample must not reach the mean of the batch
     logits = None if record is None else record.logits
     targets = None if record is None else record.targets
     if callable(significance):

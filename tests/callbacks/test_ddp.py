@@ -27,7 +27,7 @@ class Record(pl.Callback):
         self.batches.append(batch)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.kept.append(self.selection._step.plan.selection.indices)
+        self.kept.append(self.selection._fit.step.plan.selection.indices)
         if trainer.global_step == 0 and len(self.kept) == 1:
             self.gradients = [p.grad.clone() for p in pl_module.parameters()]
 

@@ -208,8 +208,8 @@ def test_what_goes_dense_may_change_from_batch_to_batch(
 ) -> None:
     """It is measured when it happens (again), said once, and every batch is booked with its own share."""
 
-    def chosen(self: Decision, batch: Any, losses: Tensor, record: Any) -> Selection:
-        return Selection(torch.arange(sizes[trainer.global_step]), None)
+    def chosen(self: Decision, plan: Any, *_: Any) -> None:
+        plan.selection = Selection(torch.arange(sizes[trainer.global_step]), None)
 
     monkeypatch.setattr(Decision, "select", chosen)
 

@@ -288,8 +288,11 @@ def test_resume_between_loading_and_training(tmp_path: Path, point: Any) -> None
 @pytest.mark.parametrize(
     ("point", "expected"), [(("batch end", 1, 1), [56, 120, SIZE]), (("epoch end", 0, None), [120, 120, SIZE])]
 )
-def test_from_a_run_without_this_callback_or_in_another_mode(tmp_path: Path, point: Any, expected: list[int]) -> None:
+def test_from_a_run_without_this_callback_or_in_another_mode(
+    tmp_path: Path, point: Any, expected: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing is remembered then: the first pruned epoch is a random share."""
+    caplog.set_level("INFO")
     for callbacks in ([], [SparseSelectionCallback(mode="partial")]):
         path = tmp_path / f"{len(callbacks)}.ckpt"
         trainer = quiet_trainer(callbacks=[*callbacks, SaveAt(path, *point)], max_epochs=4)
@@ -297,3 +300,4 @@ def test_from_a_run_without_this_callback_or_in_another_mode(tmp_path: Path, poi
         resumed = fresh()
         fit(resumed, loader(shuffle=True), pruned(), ckpt_path=path)
         assert [len(v) for v in resumed.epochs().values()] == expected
+        assert ("mode was 'partial' and is 'prune'" in caplog.text) == bool(callbacks)

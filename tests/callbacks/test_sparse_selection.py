@@ -70,7 +70,7 @@ def test_soft_gate_gradient_equals_the_weighted_sum_by_hand(digits: Digits, mode
 
     class Spy(pl.Callback):
         def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            plans.append(callback._step.plan.selection)
+            plans.append(callback._fit.step.plan.selection)
             gradients.append([p.grad.clone() for p in pl_module.parameters()])
 
     fit(module, loader(digits), callback, Spy(), max_steps=1)
@@ -96,16 +96,15 @@ def test_subset_leaves_no_trace_of_scoring(digits: Digits) -> None:
 
     class Spy(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
-            picked.append(callback._step.training_step.__self__.net[1].num_batches_tracked.item())
+            picked.append(callback._fit.step.training_step.__self__.net[1].num_batches_tracked.item())
 
     callback = half()
     indices: list[Tensor] = []
     decide = Decision.select
 
-    def remember(self: Decision, *args: Any) -> Any:
-        selection = decide(self, *args)
-        indices.append(selection.indices)
-        return selection
+    def remember(self: Decision, plan: Any, *args: Any) -> None:
+        decide(self, plan, *args)
+        indices.append(plan.selection.indices)
 
     Decision.select = remember
     try:
@@ -292,7 +291,7 @@ def test_lbfgs_sees_one_selection_a_batch(digits: Digits) -> None:
     for mode in ("mask", "subset", "partial"):
         module, callback = fresh(Net, dropout=0.0, batchnorm=False), SparseSelectionCallback(mode=mode, seed=1)
         fit(module, loader(digits), callback, max_steps=2)
-        assert callback._selector.steps == 2
+        assert callback._fit.selector.steps == 2
         assert len(module.seen) > 2, "the optimizer evaluated the step several times a batch"
         assert len(set(module.seen)) <= 2
 
@@ -434,7 +433,7 @@ def test_a_second_fit_starts_its_books_anew(digits: Digits) -> None:
     for _ in range(2):
         fit(fresh(), loader(digits), callback, max_steps=4)
         assert callback.ledger.offered == 4 * 64
-        assert callback._selector.steps == 4
+        assert callback._fit.selector.steps == 4
 
 
 def test_regression_substitutes_the_loss_and_says_so(digits: Digits, caplog: pytest.LogCaptureFixture) -> None:
@@ -810,7 +809,7 @@ def test_a_skipped_batch_and_a_batch_of_none(digits: Digits) -> None:
     for mode in ("mask", "subset", "partial"):
         callback = SparseSelectionCallback(mode=mode)
         fit(fresh(Skips), loader(digits), callback)
-        assert callback._selector.steps == 7, "the skipped batch is not selected from"
+        assert callback._fit.selector.steps == 7, "the skipped batch is not selected from"
 
     x, y = digits
     batches = [None, (x[:64], y[:64])]

@@ -1,0 +1,223 @@
+"""One fit: the parts that live from its setup to its end, and what each hook does with them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from lightning_ast.callbacks._accumulate import AccumulationWindow
+from lightning_ast.callbacks._books import Books
+from lightning_ast.callbacks._decide import Decision
+from lightning_ast.callbacks._faults import ConfigurationError, training_faults
+from lightning_ast.callbacks._logs import note_compiled
+from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._processes import Processes
+from lightning_ast.callbacks._prune import PrunedEpochs
+from lightning_ast.callbacks._quarantine import Quarantine
+from lightning_ast.callbacks._resume import Resumption
+from lightning_ast.callbacks._scoring import ScoringPass
+from lightning_ast.callbacks._step import StepInterceptor
+from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
+from lightning_ast.core.partial import compiled_parts, keep_rows
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.mixin import overrides
+
+__all__ = ["SparseFit"]
+
+
+class SparseFit:
+    """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit.
+
+    Args:
+        callback: its settings, its ledger and its count of dense ops.
+        trainer: of the fit.
+        module: that is trained.
+        schedule: of the stages, or None: every step is sparse.
+
+    Attributes:
+        stage: of the last batch.
+        activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
+    """
+
+    def __init__(
+        self, callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedule: TwoStageScheduler | None
+    ) -> None:
+        self.mode: Mode = callback.mode
+        self.ledger = callback.ledger
+        self.stage: Stage = "warmup"
+        self.activation_rate: float | None = None
+        self._trainer, self._module, self._schedule = trainer, module, schedule
+        self._rule = {"mode": self.mode, "gate": callback.gate, "significance": _named(callback.significance)}
+        self.selector = SampleSelector(
+            target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
+            gate=callback.gate,
+            weighting=resolve_weighting(callback.weighting, mode=callback.mode, gate=callback.gate),
+            controller=callback.controller,
+            min_selected=callback.min_selected,
+            seed=callback.seed,
+            rank=0 if callback.mode == "prune" else trainer.global_rank,
+        )
+        processes = Processes(trainer)
+        self.quarantine = Quarantine(callback.quarantine_limit, processes)
+        self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)
+        self._books = Books(callback.mode, callback.ledger, callback.dense_ops)
+        self._window = AccumulationWindow()
+        keep = functools.partial(keep_rows, batchnorm=callback.batchnorm, dense_ops=callback.dense_ops)
+        self.step = StepInterceptor(
+            module,
+            self.decision,
+            explicit=overrides(module, "per_sample_loss"),
+            scored=callback.mode == "subset",
+            keep=mask_rows if callback.mode == "mask" else keep,
+            keep_finite=keep,
+            divisor=lambda own: self._window.divisor(processes.mean(own)),
+            forward_context=self._books.forward,
+        )
+        self._resumption = Resumption(trainer, processes)
+        self.epochs: PrunedEpochs | None = None
+        if callback.mode == "prune":
+            self.epochs = PrunedEpochs(callback, trainer, self.selector, schedule, processes)
+
+    def attach(self) -> None:
+        """Wrap the training step; in ``prune`` lead the fit loop."""
+        self.step.install()
+        if self.epochs is not None:
+            self.epochs.attach()
+
+    def detach(self) -> None:
+        """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
+        self.step.remove()
+        self._books.close()
+        self._resumption.detach()
+        if self.epochs is not None:
+            self.epochs.detach()
+
+    def start_training(self) -> None:
+        """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
+        self._books.open(self._module)
+        if self.mode == "partial" and compiled_parts(self._module):
+            note_compiled()
+        if self.mode == "subset":
+            self._score = ScoringPass(
+                self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
+            )
+        faults = training_faults(self._trainer)
+        if self.epochs is not None:
+            self.epochs.ensure_installed()
+        elif self._schedule is not None:
+            faults += self._schedule.faults(self._trainer, batches_known=True)
+        if faults:
+            raise ConfigurationError(faults)
+
+    # ------------------------------------------------------------------ a batch
+
+    def start_batch(self, batch: Any, batch_idx: int) -> None:
+        """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
+        self._window.start_batch(self._trainer, batch_idx)
+        stage = self._stage_of(batch_idx)
+        if stage != self.stage:
+            self._books.interrupt()
+        self.stage = stage
+        size, indices = self.decision.count(batch), self.decision.indices(batch)
+        if self.epochs is not None:
+            plan = self.epochs.batch_plan(size, indices, self._module.device)
+        else:
+            sparse = stage == "sparse" and self.selector.target_activation_rate < 1
+            plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
+        self.step.plan = plan
+        batch = self.quarantine.examine(plan, batch)
+        if plan.sparse and self.mode == "subset":
+            scored = self._score(batch, batch_idx, size)
+            self.decision.take_subset(plan, batch, scored, explicit=self.step.per_sample_loss is not None)
+
+    def _stage_of(self, batch_idx: int) -> Stage:
+        if self.epochs is not None:
+            return self.epochs.epoch.stage
+        if self._schedule is None:
+            return "sparse"
+        first = self._window.first_batch(self._trainer, batch_idx)  # a stage begins with an optimizer step
+        return self._schedule.stage(self._trainer, first)
+
+    def start_backward(self) -> None:
+        """A backward begins."""
+        self._books.start_backward(self.step.plan)
+
+    def stop_backward(self) -> None:
+        """A backward is over."""
+        self._books.stop_backward()
+
+    def start_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Weigh accumulated micro-batches as one large batch."""
+        self._window.rescale(optimizer)
+
+    def finish_batch(self, batch_idx: int) -> bool:
+        """Keep the books, let go of the batch.
+
+        Returns:
+            Whether it was trained on.
+        """
+        plan, self.step.plan = self.step.plan, None
+        if plan is None:  # Lightning calls this hook alone where the loader gave None
+            if self.epochs is not None:
+                self.epochs.epoch.batch += 1
+            return False
+        self._books.finish_batch(plan, self.stage)
+        planned = None if self.epochs is None else self.epochs.epoch.activation_rate
+        self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
+        self.quarantine.finish_batch(plan, self._trainer, batch_idx)
+        return True
+
+    def interrupt(self) -> None:
+        """Something else than training happens now: it is not training time."""
+        self._books.interrupt()
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone; every process must ask for it."""
+        place = {"epochs": self.epochs.state_dict()} if self.epochs else {"resumption": self._resumption.state_dict()}
+        return {
+            "rule": self._rule,
+            "selector": self.selector.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "quarantine": self.quarantine.state_dict(),
+            **place,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew."""
+        self.ledger.load_state_dict(state["ledger"])
+        self.quarantine.load_state_dict(state["quarantine"])
+        changed = [
+            f"{name} was {state['rule'][name]!r} and is {value!r}"
+            for name, value in self._rule.items()
+            if state["rule"][name] != value
+        ]
+        if changed:
+            rank_zero_info(
+                f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
+                "what was learned of thresholds and significance begins anew."
+            )
+        self.selector.load_state_dict(state["selector"], controller=not changed)
+        if state["rule"]["mode"] != self.mode:
+            return
+        if self.epochs is not None:
+            self.epochs.load_state_dict(state["epochs"])
+        else:
+            self._resumption.load_state_dict(state["resumption"])
+
+    def expect_resume(self) -> None:
+        """A checkpoint is being loaded, perhaps one without this callback."""
+        if self.epochs is not None:
+            self.epochs.expect_resume()
+        else:
+            self._resumption.expect()
+
+
+def _named(significance: Any) -> str:
+    return significance if isinstance(significance, str) else "callable"

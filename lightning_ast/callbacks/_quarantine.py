@@ -1,0 +1,218 @@
+"""Samples that are not finite: kept out of the training, counted, named, and no more of them than allowed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._processes import Processes
+from lightning_ast.core.batch import first_input
+from lightning_ast.core.quarantine import all_finite, finite_samples, replace_samples
+
+__all__ = ["Quarantine", "QuarantineError", "QuarantinedSample"]
+
+_NAMED = 20
+_UNKNOWN = -1
+
+
+class QuarantineError(RuntimeError):
+    """More samples of an epoch are not finite than ``quarantine_limit`` allows."""
+
+
+@dataclass(frozen=True)
+class QuarantinedSample:
+    """A sample that was left out of a training step.
+
+    Attributes:
+        epoch: from 0.
+        batch: index of its batch in the epoch, in its process.
+        position: in the batch.
+        index: in the data set, or -1 where that is not known.
+    """
+
+    epoch: int
+    batch: int
+    position: int
+    index: int
+
+    def __str__(self) -> str:
+        """As a message names it."""
+        return f"{self.index}" if self.index >= 0 else f"batch {self.batch}, position {self.position}"
+
+
+@dataclass
+class _Pending:
+    """What was found in a batch, on its way from the device."""
+
+    bad: Tensor
+    indices: Tensor | None
+    epoch: int
+    batch: int
+    arrived: Any = None
+
+
+class Quarantine:
+    """Finds the samples that are not finite, by their input ahead of the step and by their loss within it.
+
+    On the CPU both are looked at in every step. On an accelerator a dense step waits for nothing: a sample that is not
+    finite is replaced without the host knowing, and is counted when the news arrives.
+
+    Args:
+        limit: largest share of an epoch's samples, in [0, 1]; None looks at nothing.
+        processes: that train together; the limit holds for each, in the midst of an epoch for a single one.
+    """
+
+    def __init__(self, limit: float | None, processes: Processes) -> None:
+        self.limit = limit
+        self._processes = processes
+        self.samples: list[QuarantinedSample] = []
+        self.count = 0
+        self._offered = self._expected = 0
+        self._epoch = 0
+        self._pending: list[_Pending] = []
+
+    # ------------------------------------------------------------------ within a step
+
+    def examine(self, plan: BatchPlan, batch: Any) -> Any:
+        """Look at the input of a batch, and put other samples in the place of those that are not finite.
+
+        Args:
+            plan: of the batch; told which samples these are.
+            batch: as loaded.
+
+        Returns:
+            The batch to train on: the same object where the host knows that all is well.
+        """
+        values = None if self.limit is None else first_input(batch, plan.batch_size)
+        if values is None or (values.device.type == "cpu" and all_finite(values)):
+            return batch
+        finite = finite_samples(values)
+        plan.quarantine(~finite)
+        plan.batch = apply_to_collection(batch, Tensor, replace_samples, finite, allow_frozen=True)
+        return plan.batch
+
+    def eligible(self, plan: BatchPlan, losses: Tensor) -> Tensor | None:
+        """Which samples may be selected: ``(B,)`` bool, or None where the host knows that all may."""
+        if self.limit is None:
+            return None
+        finite = losses.isfinite()
+        if plan.bad is not None:
+            finite = finite & ~plan.bad.to(finite.device)
+        if losses.device.type == "cpu" and bool(finite.all()):
+            return None
+        plan.quarantine(~finite)
+        return finite
+
+    def lost(self, output: Any) -> bool:
+        """Whether what a dense training step returned is not finite, where the host can tell without waiting."""
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if self.limit is None or not isinstance(loss, Tensor) or loss.device.type != "cpu":
+            return False
+        return not all_finite(loss.detach())
+
+    # ------------------------------------------------------------------ behind it
+
+    def finish_batch(self, plan: BatchPlan, trainer: pl.Trainer, batch_idx: int) -> None:
+        """Count what was found.
+
+        Raises:
+            QuarantineError: it is more than the limit.
+        """
+        if trainer.current_epoch != self._epoch:
+            self._read(wait=True)
+            self._epoch, self.count, self._offered = trainer.current_epoch, 0, 0
+        self._offered += plan.offered
+        if plan.bad is not None:
+            self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
+            _send(self._pending[-1])
+        batches = trainer.num_training_batches
+        self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
+        if self._read() and self._processes.count == 1:
+            self._check(self.count, max(self._offered, self._expected))
+
+    def finish_epoch(self) -> None:
+        """Count what is still on its way, over all processes.
+
+        Raises:
+            QuarantineError: it is more than the limit.
+        """
+        if self.limit is None:
+            return
+        self._read(wait=True)
+        own = torch.tensor([float(self.count), float(max(self._offered, self._expected))])
+        count, offered = (self._processes.mean(own) * self._processes.count).tolist()
+        self._check(round(count), round(offered))
+
+    def _read(self, *, wait: bool = False) -> bool:
+        """Whether samples were found among what has arrived."""
+        before = self.count
+        while self._pending and (wait or self._pending[0].arrived is None or self._pending[0].arrived.query()):
+            found = self._pending.pop(0)
+            if found.arrived is not None:
+                found.arrived.synchronize()
+            self._note(found)
+        return self.count > before
+
+    def _note(self, found: _Pending) -> None:
+        positions = found.bad.nonzero().flatten().tolist()
+        if not positions:
+            return
+        names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
+        new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
+        if not self.samples:
+            warnings.warn(
+                f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {found.epoch}). Such "
+                "samples are left out of the training and counted: see `quarantined` of the callback at the end.",
+                stacklevel=2,
+            )
+        self.samples += new
+        self.count += len(new)
+
+    def _check(self, count: int, total: int) -> None:
+        if self.limit is None or count <= self.limit * total:
+            return
+        latest = [sample for sample in self.samples if sample.epoch == self._epoch]
+        whole = len(latest) > 1 and [s.batch for s in latest[-2:]] == [latest[-1].batch] * 2
+        raise QuarantineError(
+            f"lightning-ast: NaN or infinity in the input or the loss of {count} samples of epoch {self._epoch}, more "
+            f"than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. Mend or remove these samples"
+            + ("; if they are whole batches, the model has diverged: lower the learning rate" if whole else "")
+            + ". If NaN or infinity in a batch is meant, pass quarantine_limit=None; to allow more, a larger one."
+        )
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone."""
+        self._read(wait=True)
+        samples = torch.tensor([astuple(sample) for sample in self.samples], dtype=torch.long).reshape(-1, 4)
+        return {"samples": samples, "epoch": self._epoch, "count": self.count, "offered": self._offered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.samples = [QuarantinedSample(*row) for row in state["samples"].tolist()]
+        self._epoch, self.count, self._offered = state["epoch"], state["count"], state["offered"]
+
+
+def _send(found: _Pending) -> None:
+    """Start the way from the device to the host; on CUDA nothing is waited for."""
+    if found.bad.device.type == "cuda":
+        host = torch.empty(found.bad.shape, dtype=torch.bool, pin_memory=True)
+        found.bad = host.copy_(found.bad, non_blocking=True)
+        found.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        found.arrived.record()
+
+
+def _names(samples: list[QuarantinedSample]) -> str:
+    known = all(sample.index >= 0 for sample in samples)
+    listed = ", ".join(str(s) if known else f"({s})" for s in samples[:_NAMED])
+    more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+    return (f"dataset index {listed}" if known else listed) + more
