@@ -22,6 +22,7 @@ __all__ = [
     "epochs_done",
     "last_reload",
     "lead",
+    "load_loader_states",
     "loaders",
     "reload_as_due",
     "restart_loader",
@@ -184,6 +185,20 @@ def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
         loop._last_train_dl_reload_epoch = last
         if new_epoch:
             loop.setup_data()
+
+
+def load_loader_states(loop: _FitLoop) -> None:
+    """Bring loaders that know their place to it, where Lightning has not.
+
+    It (2.6) does so when it sets them up, for checkpoints from the midst of an epoch; and
+    ``estimated_stepping_batches`` in ``configure_optimizers`` sets them up before the checkpoint is read.
+    """
+    if loop._combined_loader_states_to_load:
+        assert loop._combined_loader is not None
+        assert loop._data_fetcher is not None
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
+        iter(loop._data_fetcher)
 
 
 def restart_loader(loop: _FitLoop) -> None:

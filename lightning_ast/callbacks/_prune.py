@@ -89,6 +89,7 @@ class PrunedEpochs:
         self._facts: LoaderFacts | None = None
         self._pruned: PrunedLoader | None = None
         self._resumes = False
+        self._observes = True
         self._loaded: dict[str, Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
@@ -180,6 +181,7 @@ class PrunedEpochs:
         stage = run.stage(epoch)
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
         self.epoch = RunningEpoch(epoch, stage, sparse, run.sparse if sparse else run.dense)
+        self._observes = not stage == run.stage(epoch + 1) == "warmup"  # the last warmup epoch sees all samples again
 
     def _begin(self, epoch: int) -> None:
         """Lightning is about to run this epoch; the first one's loader has already started."""
@@ -239,7 +241,8 @@ class PrunedEpochs:
             batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share
         )
         plan = BatchPlan(batch_size, sparse=False, stands_for=planned.stands_for, indices=planned.indices)
-        plan.observe = functools.partial(self.history.observe, planned.indices)
+        if self._observes:
+            plan.observe = functools.partial(self.history.observe, planned.indices)
         if planned.weights is not None:
             weights = planned.weights.to(device, non_blocking=True)
             plan.sparse, plan.selection = True, Selection(torch.arange(batch_size, device=device), weights)

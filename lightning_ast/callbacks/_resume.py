@@ -18,6 +18,7 @@ from lightning_ast.callbacks._fit_loop import (
     begin_new_epoch,
     last_reload,
     lead,
+    load_loader_states,
     loaders,
     reload_as_due,
     restart_loader,
@@ -79,6 +80,7 @@ class Resumption:
             return
         within = batches_done(loop) > 0
         self._check(state["data"], within=within)
+        load_loader_states(loop)
         self._processes.restore_random_states(state["random"])
         if not within:
             begin_new_epoch(loop)

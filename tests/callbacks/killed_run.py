@@ -1,9 +1,13 @@
-"""A run that kills itself: ``python -m tests.callbacks.killed_run FOLDER STEP``. It resumes from the last checkpoint."""
+"""A run that kills itself: ``python -m tests.callbacks.killed_run MODE FOLDER STEP``. It resumes from the last
+checkpoint.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import random
 import signal
 import sys
 import warnings
@@ -11,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lightning_ast import TwoStageScheduler
-from tests.callbacks.pruning import Cycle, Indexed, fresh, loader, pruned
-from tests.conftest import quiet_trainer, weights
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from tests.callbacks.pruning import Cycle, Indexed, fresh, loader
+from tests.conftest import quiet_trainer
+
+TIMED = ("seconds", "timed")
 
 
 class KillAt(pl.Callback):
@@ -30,22 +39,54 @@ class KillAt(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(folder: Path, kill_at: int) -> None:
+class Lines(DummyLogger):
+    """One JSON line for each logged step, written at once: what a killed process has logged is there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        kept = {name: value for name, value in metrics.items() if not any(t in name for t in TIMED)}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **kept}) + "\n")
+
+
+class LoggedCycle(Cycle):
+    """Logs its loss, and a validation loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+def run(mode: str, folder: Path, kill_at: int, epochs: int = 10) -> None:
     """Ten epochs with dropout, BatchNorm, momentum, noise in the data and a one-cycle schedule."""
-    module = fresh(Cycle)
+    module = fresh(LoggedCycle)
     torch.manual_seed(11)
+    np.random.seed(11)
+    random.seed(11)
     checkpoints = ModelCheckpoint(folder, save_last=True, every_n_train_steps=3, save_top_k=1)
+    selection = SparseSelectionCallback(mode=mode)  # type: ignore[arg-type]
+    dataset = Indexed(noise=0.1)
+    data: Any = loader(shuffle=True, dataset=dataset)
+    if mode != "prune":  # which restores the place in a plain loader
+        data = StatefulDataLoader(dataset, batch_size=32, shuffle=True)
     trainer = quiet_trainer(
-        max_epochs=10,
+        max_epochs=epochs,
         enable_checkpointing=True,
-        callbacks=[pruned(), TwoStageScheduler(warmup_epochs=2, cooldown_epochs=2), checkpoints, KillAt(kill_at)],
+        logger=Lines(folder / "log.jsonl"),
+        log_every_n_steps=1,
+        callbacks=[selection, TwoStageScheduler(warmup_epochs=2, cooldown_epochs=2), checkpoints, KillAt(kill_at)],
     )
     last = folder / "last.ckpt"
-    trainer.fit(module, loader(shuffle=True, dataset=Indexed(noise=0.1)), ckpt_path=last if last.exists() else None)
-    torch.save(weights(module), folder / "weights.pt")
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None)
+    trainer.save_checkpoint(folder / "end.ckpt")
+    torch.save({"random": torch.get_rng_state(), "seen": module.epochs()}, folder / "end.pt")
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    run(Path(sys.argv[1]), int(sys.argv[2]))
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

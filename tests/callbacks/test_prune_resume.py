@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,8 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.callbacks._faults import ConfigurationError
-from tests.callbacks.killed_run import run as killed_run
 from tests.callbacks.pruning import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, pruned
 from tests.conftest import assert_same_weights, quiet_trainer, weights
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 class SaveAt(pl.Callback):
@@ -142,23 +136,6 @@ def test_resume_around_validation(tmp_path: Path, point: Any) -> None:
     path, images = tmp_path / "run.ckpt", Indexed()
     val = DataLoader(TensorDataset(images.x, images.y), batch_size=150)
     assert_resumes(path, SaveAt(path, *point), val=val, val_check_interval=0.5, num_sanity_val_steps=0)
-
-
-@pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_killed_three_times(tmp_path: Path) -> None:
-    """SIGKILL at three random steps of ten epochs."""
-    (tmp_path / "straight").mkdir()
-    (tmp_path / "killed").mkdir()
-    killed_run(tmp_path / "straight", -1)
-    steps = 4 * 10 + 6 * 4
-    for step in sorted(random.Random(tmp_path.name).sample(range(4, steps), 3)):
-        command = [sys.executable, "-m", "tests.callbacks.killed_run", str(tmp_path / "killed"), str(step)]
-        killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert not (tmp_path / "killed" / "weights.pt").exists()
-    killed_run(tmp_path / "killed", -1)
-    straight, again = (torch.load(tmp_path / name / "weights.pt") for name in ("straight", "killed"))
-    assert_same_weights(straight, again)
 
 
 def test_checkpoint_holds_tensors_and_primitives_alone(tmp_path: Path) -> None:
