@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
@@ -106,6 +106,7 @@ class SparseFit:
             self._score = ScoringPass(
                 self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
             )
+        self.step.reports_full_loss = not any(isinstance(o, LBFGS) for o in self._trainer.optimizers)
         faults = training_faults(self._trainer)
         if self.epochs is not None:
             self.epochs.ensure_installed()

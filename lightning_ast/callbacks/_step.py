@@ -45,6 +45,11 @@ class StepInterceptor:
         divisor: from a batch's own denominator to the one that all share: over the processes, and over the batches
             whose gradients are accumulated.
         forward_context: entered around the first call of the user's step, for measurements.
+
+    Attributes:
+        plan: of the running batch; None: the step is the user's own.
+        reports_full_loss: whether the loss has the full batch's value, or, for an optimizer that compares the values
+            which the closure returns (LBFGS), that of the selection, whose gradient it has.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class StepInterceptor:
         self.training_step: Callable[..., Any] = module.training_step
         self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
         self.plan: BatchPlan | None = None
+        self.reports_full_loss = True
 
     def install(self) -> None:
         """Put the wrappers on the instance."""
@@ -194,7 +200,10 @@ class StepInterceptor:
             selected = selected_loss(record.sums, kept, divisor)
         if plan.void:
             return self._nothing().to(record.dtype)
-        return report_full_loss(selected.to(record.dtype), full.to(record.dtype))
+        return self._reported(selected.to(record.dtype), full.to(record.dtype))
+
+    def _reported(self, selected: Tensor, full: Tensor) -> Tensor:
+        return report_full_loss(selected, full) if self.reports_full_loss else selected
 
     def _choose(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Selection:
         """The selection of a batch, which is made once; never with a sample that is not finite."""
@@ -263,9 +272,9 @@ class StepInterceptor:
             reported = losses
             if plan.bad is not None:  # what is left out takes the mean of the others, so that theirs is reported
                 reported = losses.where(~plan.bad.to(losses.device), mean_without(losses, plan.bad))
-            return report_full_loss(self._keeper(plan)(losses, kept.indices, factors), reported)
+            return self._reported(self._keeper(plan)(losses, kept.indices, factors), reported)
         full = losses if plan.full_loss is None else plan.full_loss.to(losses.dtype).expand_as(losses)
-        return report_full_loss(losses * factors, full)
+        return self._reported(losses * factors, full)
 
     def _divisor(self, plan: BatchPlan, counts: Tensor, total: Tensor, *, mean: bool) -> Tensor:
         """The common denominator, as each process's share: DDP's average then weights every sample alike."""
