@@ -61,9 +61,7 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
     return [] if value in choices else [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}."]
 
 
-def configuration_faults(
-    callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any]
-) -> list[str]:
+def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule, schedulers: list[Any]) -> list[str]:
     """Everything that can be known to be wrong before the training data is there.
 
     Args:
@@ -72,7 +70,16 @@ def configuration_faults(
         module: to be trained.
         schedulers: the trainer's ``TwoStageScheduler`` callbacks.
     """
+    if not isinstance(trainer, pl.Trainer):
+        return [
+            f"the Trainer is {type(trainer).__module__}.{type(trainer).__qualname__}: use lightning.pytorch's "
+            "(`import lightning as L; L.Trainer`), whose hooks these callbacks are made for."
+        ]
     faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    several = sum(isinstance(c, type(callback)) or isinstance(callback, type(c)) for c in callbacks)
+    if several > 1:
+        faults.append(f"expected one SparseSelectionCallback, got {several}: each would select from the other's.")
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     for scheduler in schedulers[:1]:
@@ -87,7 +94,10 @@ def setting_faults(callback: Any) -> list[str]:
     found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
-    if not callable(significance):
+    if callable(significance):
+        if not _takes(significance, 4):
+            found.append("significance: a callable must take (losses, logits, inputs, targets), four arguments.")
+    else:
         found += [
             f.rstrip(".") + ", or a callable." for f in _one_of("significance", significance, tuple(SIGNIFICANCE))
         ]
@@ -117,6 +127,17 @@ def setting_faults(callback: Any) -> list[str]:
     return found
 
 
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether so many positional arguments may be given, as far as can be told."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # built in, without a signature
+        return True
+    return True
+
+
 def rate_faults(name: str, value: Any) -> list[str]:
     """What is wrong with an activation rate."""
     good = is_number(value) and 0 < value <= 1
@@ -137,12 +158,15 @@ def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
         found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
     elif not names:
         found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
+    explicit: Any = module.per_sample_loss if overrides(module, "per_sample_loss") else None
+    if explicit is not None and not _takes(explicit, 2):
+        found.append("per_sample_loss must take (batch, batch_idx): define `per_sample_loss(self, batch, batch_idx)`.")
     if getattr(module, "_compiler_ctx", None) is not None:
         found.append(
             "the LightningModule itself is compiled, so its losses cannot be seen: compile the network inside it "
             "(`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
         )
-    if mode == "subset" and not module.automatic_optimization and not overrides(module, "per_sample_loss"):
+    if mode == "subset" and not module.automatic_optimization and explicit is None:
         found.append(
             "mode='subset' scores by running training_step as far as its loss; with manual optimization this would "
             "also run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."

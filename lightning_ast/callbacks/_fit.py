@@ -13,7 +13,7 @@ from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, training_faults
-from lightning_ast.callbacks._logs import note_compiled
+from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._prune import PrunedEpochs
@@ -62,6 +62,7 @@ class SparseFit:
             seed=callback.seed,
             rank=0 if callback.mode == "prune" else trainer.global_rank,
         )
+        note_unused_methods(module)
         processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)

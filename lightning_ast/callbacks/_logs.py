@@ -13,11 +13,20 @@ from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.mixin import SparseLossMixin
 
 if TYPE_CHECKING:
     from lightning_ast.callbacks._fit import SparseFit
 
-__all__ = ["log_step", "note_compiled", "note_dense_ops", "note_first_selection", "note_score", "wants_log"]
+__all__ = [
+    "log_step",
+    "note_compiled",
+    "note_dense_ops",
+    "note_first_selection",
+    "note_score",
+    "note_unused_methods",
+    "wants_log",
+]
 
 
 def wants_log(trainer: pl.Trainer, batch_idx: int, stage: Stage) -> bool:
@@ -99,6 +108,16 @@ def note_dense_ops(dense_ops: DenseOps, told: set[str]) -> None:
         "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
         f"lies before them: {names}; {cost}. Gradients are exact; if the share is large, mode='subset' saves more."
     )
+
+
+def note_unused_methods(module: pl.LightningModule) -> None:
+    """Say that methods of the mixin's names are not called on a module without the mixin."""
+    names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
+    if names and not isinstance(module, SparseLossMixin):
+        rank_zero_warn(
+            f"lightning-ast: {type(module).__name__} defines {', '.join(names)}, which SparseSelectionCallback calls "
+            "on a SparseLossMixin alone: list it before LightningModule, if they are meant for it."
+        )
 
 
 def note_compiled() -> None:

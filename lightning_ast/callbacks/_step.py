@@ -142,9 +142,12 @@ class StepInterceptor:
         rewrite = functools.partial(self._rewrite, plan, batch)
         with LossCapture(plan.forwarded, rewrite=rewrite, detached=not plan.sparse) as capture:
             output = self.training_step(batch, *args, **kwargs)
-        if output is None and not capture.records and self._module.automatic_optimization:
-            plan.sparse = False  # the step skips this batch
-            return output
+        if output is None and self._module.automatic_optimization:
+            if capture.records and not self._verified:
+                raise LossCaptureError("training_step computes a loss and returns None: let it return the loss.")
+            if not capture.records:
+                plan.sparse = False  # the step skips this batch
+                return output
         record = capture.record()  # raises where there was not exactly one
         if self._scored:
             self._check_scorable(plan, record, capture.passed_over)

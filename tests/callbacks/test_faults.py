@@ -1,0 +1,450 @@
+"""Wrong set-ups: each is refused with what is wrong and what to do, before the first batch or at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.core import BatchError, LossCaptureError
+from tests.callbacks.test_sparse_selection import ExplicitNet, fresh
+from tests.conftest import PlainNet, loader, quiet_trainer, weights
+
+Digits = tuple[Tensor, Tensor]
+
+
+# ---------------------------------------------------------------------- modules
+
+
+class Manual(PlainNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Iterates(PlainNet):
+    def training_step(self, dataloader_iter: Iterator[Any]) -> Tensor:
+        raise AssertionError
+
+
+class NoBatch(PlainNet):
+    def training_step(self) -> Tensor:
+        raise AssertionError
+
+
+class WrongSignature(ExplicitNet):
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        raise AssertionError
+
+
+def step(function: Callable[[PlainNet, Any], Any]) -> type[PlainNet]:
+    """A module with this training step."""
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.seen.append(batch_idx)
+            return function(self, batch)
+
+    return Net
+
+
+def explicit(
+    function: Callable[[PlainNet, Any], Any], reduce: Callable[[Tensor], Tensor] = Tensor.mean
+) -> type[PlainNet]:
+    """A module with these per-sample losses."""
+
+    class Net(SparseLossMixin, PlainNet):
+        def per_sample_loss(self, batch: Any, batch_idx: int) -> Any:
+            self.seen.append(batch_idx)
+            return function(self, batch)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return reduce(self.per_sample_loss(batch, batch_idx))
+
+    return Net
+
+
+class HiddenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        ctx.save_for_backward(scores)
+        return scores.square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (scores,) = ctx.saved_tensors
+        return gradient * 2 * scores / scores.numel()
+
+
+class Lbfgs(PlainNet):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters())
+
+
+def one_hot(batch: Any) -> Tensor:
+    return F.one_hot(batch[1], 10).float()
+
+
+def nothing(module: PlainNet, batch: Any) -> None:
+    F.cross_entropy(module(batch[0]), batch[1])
+
+
+def ctc(module: PlainNet, batch: Any) -> Tensor:
+    logs = module(batch[0]).log_softmax(1).unsqueeze(0)
+    lengths = torch.ones(len(batch[1]), dtype=torch.long)
+    return F.ctc_loss(logs, batch[1].clamp_min(1).unsqueeze(1), lengths, lengths)
+
+
+def unused(module: PlainNet, batch: Any) -> Tensor:
+    F.cross_entropy(module(batch[0]), batch[1])
+    return module(batch[0]).square().mean()
+
+
+def opaque(module: PlainNet, batch: Any) -> Tensor:
+    return F.mse_loss(torch.zeros(3, requires_grad=True), torch.ones(3))
+
+
+# ---------------------------------------------------------------------- data
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield torch.rand(1, 8, 8), torch.tensor(0)
+
+
+class Own(BatchSampler):
+    """Groups by a rule of its own."""
+
+
+def dataset(digits: Digits) -> TensorDataset:
+    return TensorDataset(*digits)
+
+
+def dropping(rows: list[Any]) -> Any:
+    rows = rows[:-1]
+    return torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])
+
+
+# ---------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong set-up.
+
+    Attributes:
+        name: of the fault.
+        says: regular expression of what the message must hold.
+        settings: of the selection callback, beside mode="mask".
+        schedule: of the stages, or None.
+        module: to be trained.
+        data: from the digits to the training data.
+        trainer: options.
+        error: its type.
+        batches: that the module has seen when it is raised.
+    """
+
+    name: str
+    says: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] | None = None
+    module: type[PlainNet] = PlainNet
+    data: Callable[[Digits], Any] = loader
+    trainer: dict[str, Any] = field(default_factory=dict)
+    error: type[Exception] = ConfigurationError
+    batches: int = 0
+
+
+def setting(says: str, **settings: Any) -> Case:
+    (name, value), *_ = settings.items()
+    return Case(f"{name}={value!r}"[:60], says, settings)
+
+
+def schedule(says: str, trainer: dict[str, Any] | None = None, **options: Any) -> Case:
+    return Case(f"schedule {options} {trainer or ''}", says, schedule=options, trainer=trainer or {})
+
+
+def first_batch(name: str, says: str, module: type[PlainNet], seen: int = 1, **options: Any) -> Case:
+    return Case(name, says, module=module, error=options.pop("error", LossCaptureError), batches=seen, **options)
+
+
+def prune(name: str, says: str, data: Callable[[Digits], Any], **options: Any) -> Case:
+    return Case(
+        f"prune: {name}", says, {"mode": "prune"}, options.pop("schedule", {"warmup_epochs": 1}), data=data, **options
+    )
+
+
+RATE = r"target_activation_rate: expected a rate in \(0, 1\], got "
+SUBSET = {"mode": "subset"}
+LONGER = {"max_epochs": 3}
+
+CASES = [
+    setting(RATE + "0", target_activation_rate=0),
+    setting(RATE + "1.5", target_activation_rate=1.5),
+    setting(RATE + "-0.1", target_activation_rate=-0.1),
+    setting(RATE + "nan", target_activation_rate=float("nan")),
+    setting(RATE + "'0.4'", target_activation_rate="0.4"),
+    setting(RATE + "True", target_activation_rate=True),
+    setting("mode: expected one of 'mask', 'subset', 'partial', 'prune', got 'sparse'", mode="sparse"),
+    setting("gate: expected one of 'soft', 'threshold', 'topk', got 'hard'", gate="hard"),
+    setting("significance: expected one of 'el2n', .* or a callable", significance="gradient"),
+    setting("significance: a callable must take .losses, logits, inputs, targets.", significance=lambda losses: losses),
+    setting("weighting: expected one of 'none', 'sqrt', 'unbiased', got 'p'", weighting="p"),
+    setting("weighting='sqrt' needs keep-probabilities, which gate='topk'", weighting="sqrt", gate="topk"),
+    setting("min_selected: expected an int >= 1 or a share of the batch in .0, 1., got 0", min_selected=0),
+    setting("min_selected: .* got 1.5", min_selected=1.5),
+    setting("seed: expected an int, got 1.5", seed=1.5),
+    setting("controller: expected a PIController or None, got 'pi'", controller="pi"),
+    setting("batchnorm: expected one of 'selected', 'exact', got 'all'", batchnorm="all"),
+    setting("quarantine_limit: expected a share .* in .0, 1. or None, got 2", quarantine_limit=2),
+    setting("quarantine_limit: .* got -0.1", quarantine_limit=-0.1),
+    Case("a controller in prune", "leave controller=None", {"mode": "prune", "controller": PIController()}),
+    schedule("warmup_epochs: expected an int >= 0 or a float in .0, 1., got -1", warmup_epochs=-1),
+    schedule("warmup_epochs: .* got 1.5", warmup_epochs=1.5),
+    schedule("cooldown_epochs: .* got True", cooldown_epochs=True),
+    schedule("cooldown_epochs: .* got '1'", cooldown_epochs="1"),
+    schedule(r"TwoStageScheduler\(target_activation_rate\): expected a rate", target_activation_rate=2),
+    schedule("leave no sparse step in a run of 2 epochs: shorten them", {"max_epochs": 2}, warmup_epochs=5),
+    schedule("leave no sparse step", {"max_epochs": 2}, warmup_epochs=1, cooldown_epochs=1),
+    schedule("needs a run of known length: set Trainer", {"max_epochs": -1}, cooldown_epochs=1),
+    schedule("needs a run of known length", {"max_epochs": -1}, warmup_epochs=0.5),
+    Case(
+        "a share of a run without length",
+        "a share of the run needs a dataloader with a length",
+        schedule={"warmup_epochs": 0.5},
+        data=lambda digits: DataLoader(Endless(), batch_size=8),
+        trainer={"max_epochs": 2, "limit_train_batches": 1.0},
+    ),
+    Case(
+        "a cooldown counted in the steps of manual optimization",
+        "with manual optimization max_steps counts every optimizer's steps",
+        schedule={"cooldown_epochs": 1},
+        module=Manual,
+        trainer={"max_epochs": -1, "max_steps": 30},
+    ),
+    Case("scoring a manual step", "with manual optimization .*per_sample_loss", SUBSET, module=Manual),
+    Case("dataloader_iter", "fetches its own batches: take `batch`", module=Iterates),
+    Case("a step without a batch", "training_step takes no batch", module=NoBatch),
+    Case("a signature", r"per_sample_loss must take \(batch, batch_idx\)", module=WrongSignature),
+    Case(
+        "LBFGS under accumulation", "LBFGS .* set accumulate_grad_batches=1", module=Lbfgs,
+        trainer={"accumulate_grad_batches": 2},
+    ),
+    # at the first batch
+    first_batch("by hand", "no torch loss function was called", step(lambda m, b: (m(b[0]) - one_hot(b)).square().mean())),
+    first_batch("hidden in a function of autograd", "no torch loss function", step(lambda m, b: HiddenLoss.apply(m(b[0])))),
+    first_batch(
+        "several", r"2 losses were captured \(cross_entropy, mse_loss\)",
+        step(lambda m, b: F.cross_entropy(m(b[0]), b[1]) + F.mse_loss(m(b[0]), one_hot(b))),
+    ),
+    first_batch(
+        "unreduced", "reduction='none' and averaged by hand",
+        step(lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none").mean()),
+    ),
+    first_batch("not used", "does not depend on the one that was captured", step(unused)),
+    first_batch("computed and not returned", "computes a loss and returns None", step(nothing)),
+    first_batch("ctc", "ctc_loss.* has no per-sample form", step(ctc)),
+    first_batch(
+        "deprecated reduction", "deprecated size_average/reduce",
+        step(lambda m, b: F.cross_entropy(m(b[0]), b[1], reduce=True)),
+    ),
+    first_batch("not of the batch", "to have a leading dimension of 64", step(opaque)),
+    first_batch(
+        "a sum in subset", "reduction='sum'. In mode='subset'", settings=SUBSET, seen=2,
+        module=step(lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="sum")),
+    ),
+    first_batch(
+        "a scalar as losses", r"expected per-sample losses, a floating-point tensor of shape \(64,\), got shape \(\)",
+        explicit(lambda m, b: F.cross_entropy(m(b[0]), b[1])),
+    ),
+    first_batch(
+        "one loss a class", r"of shape \(64,\), got shape \(64, 10\)",
+        explicit(lambda m, b: (m(b[0]) - one_hot(b)).square()),
+    ),
+    first_batch("losses that are no tensor", r"got float", explicit(lambda m, b: 1.0)),
+    first_batch(
+        "losses summed in subset", "sums its per-sample losses", settings=SUBSET, seen=2,
+        module=explicit(lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), Tensor.sum),
+    ),
+    first_batch(
+        "a score of regression", "'confidence' is defined for classification", error=ValueError,
+        settings={"significance": "confidence"}, module=step(lambda m, b: F.mse_loss(m(b[0]), one_hot(b))),
+    ),
+    first_batch(
+        "a score of the wrong shape", r"expected significance of shape \(64,\), one value a sample, got \(10,\)",
+        PlainNet, error=ValueError, settings={"significance": lambda *_: torch.zeros(10)},
+    ),
+    first_batch(
+        "a batch without a batch dimension", "without any. Use SparseLossMixin and override `count_samples", PlainNet, 0,
+        data=lambda digits: DataLoader([1.0, 2.0], batch_size=None), error=BatchError,
+    ),
+    first_batch(
+        "an empty batch", "at least one sample in the batch", PlainNet, 0, error=BatchError,
+        data=lambda digits: DataLoader([(torch.zeros(0, 3), torch.zeros(0))], batch_size=None),
+    ),
+    first_batch(
+        "a packed sequence", "a PackedSequence has no batch dimension", PlainNet, 0, error=BatchError,
+        data=lambda digits: DataLoader([pack_sequence([torch.zeros(3, 2)])], batch_size=None),
+    ),
+    # prune
+    prune("iterable", "an IterableDataset cannot skip", lambda d: DataLoader(Endless(), batch_size=8), trainer=LONGER),
+    prune("no batches", "needs batch_size", lambda d: DataLoader(dataset(d), batch_size=None), trainer=LONGER),
+    prune(
+        "an own batch sampler", "needs torch's own BatchSampler, got Own", trainer=LONGER,
+        data=lambda d: DataLoader(dataset(d), batch_sampler=Own(SequentialSampler(d[1]), 64, False)),
+    ),
+    prune(
+        "two loaders", "needs one training dataloader, got 2", trainer=LONGER,
+        data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}),
+    ),
+    prune(
+        "out of order", "needs in_order=True", trainer=LONGER,
+        data=lambda d: DataLoader(dataset(d), batch_size=64, num_workers=1, in_order=False),
+    ),
+    prune(
+        "a loader that knows its place", "restores its own position", trainer=LONGER,
+        data=lambda d: StatefulDataLoader(dataset(d), batch_size=64),
+    ),
+    prune("no pruned epoch", "no epoch would be pruned", loader, trainer={"max_epochs": 1}, schedule={"warmup_epochs": 0.6}),
+    prune(
+        "a collate function that drops samples", "batch 0 holds 63 samples where 64 indices were drawn", trainer=LONGER,
+        data=lambda d: DataLoader(dataset(d), batch_size=64, collate_fn=dropping),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.set_vital. is deprecated", "ignore:size_average and reduce args will be deprecated"
+)
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_a_wrong_set_up_says_what_to_do(digits: Digits, case: Case) -> None:
+    module = fresh(case.module)
+    callbacks: list[pl.Callback] = [SparseSelectionCallback(**{"mode": "mask", **case.settings})]
+    if case.schedule is not None:
+        callbacks.append(TwoStageScheduler(**case.schedule))
+    with pytest.raises(case.error, match=rf"(?s){case.says}"):
+        quiet_trainer(callbacks=callbacks, **case.trainer).fit(module, case.data(digits))
+    assert len(module.seen) == case.batches
+    assert "training_step" not in module.__dict__, "the module is left as it was"
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) >= 60
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_faults_of_the_first_batch_are_found_in_the_warmup_too(digits: Digits, warm: bool) -> None:
+    for case in CASES:
+        if case.error is LossCaptureError and case.settings != SUBSET:
+            callbacks = [SparseSelectionCallback(mode="partial"), TwoStageScheduler(warmup_epochs=2 if warm else 0)]
+            with pytest.raises(LossCaptureError, match=rf"(?s){case.says}"):
+                quiet_trainer(callbacks=callbacks, max_epochs=4).fit(fresh(case.module), case.data(digits))
+
+
+def test_all_faults_in_one_message(digits: Digits) -> None:
+    callback = SparseSelectionCallback(
+        target_activation_rate=3, mode="subset", gate="topk", weighting="sqrt", seed="x", quarantine_limit=7
+    )
+    callbacks = [callback, Another(), TwoStageScheduler(warmup_epochs=-2), TwoStageScheduler()]
+    with pytest.raises(ConfigurationError) as error:
+        quiet_trainer(callbacks=callbacks).fit(fresh(Manual), loader(digits))
+    named = ("rate", "weighting", "seed", "quarantine_limit", "manual", "one Sparse", "one TwoStage", "warmup_epochs")
+    for name in named:
+        assert sum(name in fault for fault in error.value.faults) >= 1, name
+    assert len(error.value.faults) == len(named)
+    assert all(fault in str(error.value) for fault in error.value.faults)
+
+
+def test_a_schedule_alone(digits: Digits) -> None:
+    with pytest.raises(ConfigurationError, match="has nothing to switch: add a SparseSelectionCallback"):
+        quiet_trainer(callbacks=[TwoStageScheduler()]).fit(fresh(), loader(digits))
+
+
+class Another(SparseSelectionCallback):
+    pass
+
+
+def test_two_selection_callbacks(digits: Digits) -> None:
+    for callbacks in ([SparseSelectionCallback(), Another()], [Another(), SparseSelectionCallback()]):
+        with pytest.raises(ConfigurationError, match="expected one SparseSelectionCallback, got 2"):
+            quiet_trainer(callbacks=callbacks).fit(fresh(), loader(digits))
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `SparseSelectionCallback`"):
+        quiet_trainer(callbacks=[SparseSelectionCallback(), SparseSelectionCallback()])  # Lightning's own
+
+
+def test_a_trainer_of_another_package() -> None:
+    """`pytorch_lightning` and `lightning.pytorch` are two packages with the same names in them."""
+    with pytest.raises(ConfigurationError, match=r"the Trainer is .*Other: use lightning.pytorch's"):
+        SparseSelectionCallback().setup(type("Other", (), {"callbacks": []})(), fresh(), "fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"kp": -1.0}, "kp and ki must be >= 0"),
+        ({"ema_alpha": 0.0}, r"ema_alpha must be in \(0, 1\]"),
+        ({"threshold_bounds": (2.0, 1.0)}, "threshold_bounds must satisfy"),
+        ({"integral_limit": 0.0}, "integral_limit must be > 0"),
+        ({"feedforward_alpha": 2.0}, "feedforward_alpha must be None or in"),
+        ({"initial_threshold": -1.0}, "initial_threshold must be > 0"),
+        ({"kp": -1.0, "ema_alpha": 2.0}, "kp and ki must be >= 0.*; ema_alpha"),
+    ],
+)
+def test_a_wrong_controller(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        PIController(**options)
+
+
+def test_methods_of_the_mixin_without_the_mixin(digits: Digits) -> None:
+    class Net(PlainNet):
+        def select_batch(self, batch: Any, indices: Tensor) -> Any:
+            raise AssertionError("it is not called")
+
+    with pytest.warns(UserWarning, match="Net defines select_batch, which .* calls on a SparseLossMixin alone"):
+        quiet_trainer(callbacks=[SparseSelectionCallback(mode="subset")], max_steps=1).fit(fresh(Net), loader(digits))
+
+
+def test_a_compiled_lightning_module(digits: Digits) -> None:
+    with pytest.raises(ConfigurationError, match="compile the network inside it"):
+        quiet_trainer(callbacks=[SparseSelectionCallback()]).fit(
+            torch.compile(fresh(), backend="eager"), loader(digits)
+        )
+
+
+class CompiledLoss(PlainNet):
+    def __init__(self, compiled: bool = True) -> None:
+        super().__init__(dropout=0.0, batchnorm=False)
+        own = nn.CrossEntropyLoss()
+        self.loss = torch.compile(own, backend="aot_eager") if compiled else own
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(self(batch[0]), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:lightning-ast. a part of the module is compiled")
+@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+def test_a_compiled_loss_is_seen(digits: Digits, mode: str) -> None:
+    """Not a fault after all: torch's compiler traces through the capture."""
+    ends = []
+    for compiled in (False, True):
+        module = fresh(CompiledLoss, compiled=compiled)
+        callback = SparseSelectionCallback(mode=mode)
+        quiet_trainer(callbacks=[callback], max_steps=3).fit(module, loader(digits))
+        assert 0 < callback.ledger.selected < callback.ledger.offered
+        ends.append(weights(module))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
