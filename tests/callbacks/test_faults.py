@@ -435,7 +435,7 @@ class CompiledLoss(PlainNet):
         return self.loss(self(batch[0]), batch[1])
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:lightning-ast. a part of the module is compiled")
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:lightning-ast")
 @pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
 def test_a_compiled_loss_is_seen(digits: Digits, mode: str) -> None:
     """Not a fault after all: torch's compiler traces through the capture."""
