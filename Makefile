@@ -1,4 +1,4 @@
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo test test-all test-oldest wheel check format clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -17,8 +17,22 @@ demo: $(READY)  ## dense against sparse training on scikit-learn's digits, a min
 test: $(READY)  ## the test suite, without what is marked slow
 	$(BIN)/python -m pytest
 
-test-all: $(READY)  ## every test
+test-all: $(READY)  ## every test, those with other people's LightningModules too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
 	$(BIN)/python -m pytest -m ""
+
+test-oldest:  ## the callbacks' tests on the oldest supported torch and Lightning, in an environment of their own
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+	  torch==2.6.0 torchvision==0.21.0 lightning==2.5.0 'numpy<2.3'
+	.venv-oldest/bin/python -m pytest -p no:cacheprovider tests/callbacks tests/core tests/test_support.py
+
+wheel:  ## build the wheel, install it into an empty environment and train with it there
+	rm -rf dist .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd dist && ../.venv-wheel/bin/python ../tests/installed.py
 
 check: $(READY)  ## lint, format, types, README against its records
 	$(BIN)/ruff check .
@@ -31,4 +45,4 @@ format: $(READY)  ## rewrite files in the house format
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-oldest .venv-wheel .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

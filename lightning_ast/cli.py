@@ -60,7 +60,8 @@ def _lightning(arguments: list[str] | None) -> int:
 
         LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
     except ModuleNotFoundError as error:
-        if error.name not in ("jsonargparse", "rich", "docstring_parser", "typeshed_client"):
+        known = ("jsonargparse", "rich", "docstring_parser", "typeshed_client")
+        if error.name not in known and "jsonargparse" not in str(error):  # Lightning's own error has no name
             raise
         return _missing("cli", error)
     return 0

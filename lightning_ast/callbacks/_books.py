@@ -56,7 +56,8 @@ class Books:
         """Count a batch that was trained on."""
         assert self._flops is not None
         dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
-        note_dense_ops(dense_ops, self._told)
+        if dense_ops.calls:
+            note_dense_ops(dense_ops, self._told)
         mode = self._mode if plan.sparse or plan.offered != plan.batch_size else None
         self._ledger.record(
             stage, mode=mode, offered=plan.offered, selected=plan.selected, dense_share=dense_ops.at_most

@@ -46,6 +46,9 @@ class DenseOps:
         return 1.0 if self.share is None else self.share
 
 
+_NONE = DenseOps(Counter())
+
+
 class FlopCount:
     """Counts forward and backward of the first training batch with torch's FlopCounterMode.
 
@@ -119,7 +122,7 @@ class FlopCount:
         executed = self._executed / self._full if self._full else None
         self._full = self._executed = 0
         if not plan.spares_rows:
-            return DenseOps(Counter())
+            return _NONE
         if uncounted(dense_ops):
             ledger.flops = None
         return self._dense_ops(dense_ops, executed, plan.selected / plan.batch_size)

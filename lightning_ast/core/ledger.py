@@ -14,6 +14,9 @@ from lightning_ast.core.execution import Mode
 __all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings"]
 
 
+_MODES = get_args(Mode)
+
+
 @dataclass(frozen=True)
 class FlopsPerSample:
     """Counted cost of one sample in a dense training step.
@@ -91,8 +94,8 @@ class Ledger:
         Raises:
             ValueError: the cost of this mode is not known to the ledger.
         """
-        if mode not in (None, *get_args(Mode)):
-            raise ValueError(f"expected mode None or one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}.")
+        if mode is not None and mode not in _MODES:
+            raise ValueError(f"expected mode None or one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
         totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered

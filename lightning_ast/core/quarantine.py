@@ -6,6 +6,8 @@ statistics of BatchNorm above all) sees it. That the copy is not trained on is t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ def all_finite(values: Tensor) -> bool:
         >>> all_finite(torch.ones(3)), all_finite(torch.tensor([1.0, float("nan")]))
         (True, False)
     """
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())  # the sum of finite values may overflow
+    total = values if values.ndim == 0 else values.sum()
+    return math.isfinite(total.item()) or bool(values.isfinite().all())  # the sum of finite values may overflow
 
 
 def finite_samples(values: Tensor) -> Tensor:
