@@ -1,7 +1,16 @@
 """Lightning glue: one callback per file. Decisions are :mod:`lightning_ast.core`'s; callbacks read, call, write."""
 
+from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.callbacks._quarantine import QuarantinedSample, QuarantineError
 from lightning_ast.callbacks.monitor import SparseTrainingMonitor
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 
-__all__ = ["SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler"]
+__all__ = [
+    "ConfigurationError",
+    "QuarantineError",
+    "QuarantinedSample",
+    "SparseSelectionCallback",
+    "SparseTrainingMonitor",
+    "TwoStageScheduler",
+]

@@ -34,6 +34,7 @@ class Decision:
     Attributes:
         count: ``(batch) -> B``.
         indices: ``(batch) -> (B,)`` dataset indices, or None where they are in the order of drawing.
+        take: ``(batch, indices) -> batch`` of those samples.
         weighting: importance weights of the selection.
         quarantine: as given.
     """
@@ -48,7 +49,7 @@ class Decision:
     ) -> None:
         mixed: Any = module if isinstance(module, SparseLossMixin) else None
         self.count: Callable[[Any], int] = mixed.count_samples if mixed else batch_size_of
-        self._take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
+        self.take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
         self.indices: Callable[[Any], Tensor | None] = mixed.sample_indices if mixed else lambda batch: None
         self._significance = mixed.significance if overrides(module, "significance") else significance
         self._selector = selector
@@ -91,7 +92,7 @@ class Decision:
         losses, record = scored
         self.select(plan, batch, losses, record)
         assert plan.selection is not None
-        plan.sub_batch = self._take(batch, plan.selection.indices)
+        plan.sub_batch = self.take(batch, plan.selection.indices)
         if record is None or explicit:
             plan.full_loss = mean_without(losses, plan.bad)
         else:

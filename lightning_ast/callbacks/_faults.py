@@ -70,13 +70,8 @@ def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule
         module: to be trained.
         schedulers: the trainer's ``TwoStageScheduler`` callbacks.
     """
-    if not isinstance(trainer, pl.Trainer):
-        return [
-            f"the Trainer is {type(trainer).__module__}.{type(trainer).__qualname__}: use lightning.pytorch's "
-            "(`import lightning as L; L.Trainer`), whose hooks these callbacks are made for."
-        ]
     faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.callbacks
     several = sum(isinstance(c, type(callback)) or isinstance(callback, type(c)) for c in callbacks)
     if several > 1:
         faults.append(f"expected one SparseSelectionCallback, got {several}: each would select from the other's.")

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
+from lightning_ast.callbacks._checks import check_order, check_scoring
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, training_faults
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
@@ -79,6 +80,7 @@ class SparseFit:
             divisor=lambda own: self._window.divisor(processes.mean(own)),
             forward_context=self._books.forward,
         )
+        self._ordered = False
         self._resumption = Resumption(trainer, processes)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
@@ -103,10 +105,9 @@ class SparseFit:
         self._books.open(self._module)
         if self.mode == "partial" and compiled_parts(self._module):
             note_compiled()
-        if self.mode == "subset":
-            self._score = ScoringPass(
-                self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
-            )
+        self._score = ScoringPass(
+            self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
+        )
         self.step.reports_full_loss = not any(isinstance(o, LBFGS) for o in self._trainer.optimizers)
         faults = training_faults(self._trainer)
         if self.epochs is not None:
@@ -133,9 +134,15 @@ class SparseFit:
             plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
         self.step.plan = plan
         batch = self.quarantine.examine(plan, batch)
-        if plan.sparse and self.mode == "subset":
-            scored = self._score(batch, batch_idx, size)
-            self.decision.take_subset(plan, batch, scored, explicit=self.step.per_sample_loss is not None)
+        if self.mode == "subset" and (plan.sparse or not self.step.verified):
+            scored = self._scored(batch, batch_idx, size)
+            if plan.sparse:
+                self.decision.take_subset(plan, batch, scored, explicit=self.step.per_sample_loss is not None)
+
+    def _scored(self, batch: Any, batch_idx: int, size: int) -> Any:
+        if self.step.verified:
+            return self._score(batch, batch_idx, size)
+        return check_scoring(self._module, self._score, batch, batch_idx, size)
 
     def _stage_of(self, batch_idx: int) -> Stage:
         if self.epochs is not None:
@@ -157,8 +164,8 @@ class SparseFit:
         """Weigh accumulated micro-batches as one large batch."""
         self._window.rescale(optimizer)
 
-    def finish_batch(self, batch_idx: int) -> bool:
-        """Keep the books, let go of the batch.
+    def finish_batch(self, batch: Any, batch_idx: int) -> bool:
+        """Keep the books, let go of the batch; check the first one whose losses are folded.
 
         Returns:
             Whether it was trained on.
@@ -168,6 +175,10 @@ class SparseFit:
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
             return False
+        if self.step.folded and self._module.automatic_optimization and not self._ordered:
+            self._ordered = True
+            batch = batch if plan.batch is None else plan.batch
+            check_order(self._score, self.decision.take, batch, batch_idx, plan.batch_size)
         self._books.finish_batch(plan, self.stage)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned

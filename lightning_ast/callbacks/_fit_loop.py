@@ -120,7 +120,8 @@ def accumulation(trainer: pl.Trainer) -> dict[int, int]:
 
 
 def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
-    return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
+    """By name: those of the package ``pytorch_lightning`` are other classes."""
+    return [c for c in trainer.callbacks if kind.__name__ in {k.__name__ for k in type(c).__mro__}]  # type: ignore[attr-defined]
 
 
 def announce_batches(trainer: pl.Trainer, batches: int) -> None:

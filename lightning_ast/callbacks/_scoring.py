@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_ast.core.losses import LossCapture, LossReached, LossRecord, check_losses
+from lightning_ast.core.losses import LossCapture, LossCaptureError, LossReached, LossRecord, check_losses
 from lightning_ast.core.scoring import TracelessForward
 
 __all__ = ["ScoringPass"]
@@ -64,6 +64,12 @@ class ScoringPass:
                 output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
             if output is None and not capture.records:
                 return None
+        if not capture.records and self._metrics:
+            raise LossCaptureError(
+                "no torch loss function was called in the training step outside a torchmetrics metric, and metrics are "
+                "held still while scoring: where one of them computes the loss, use mode='partial', or define "
+                "`per_sample_loss(self, batch, batch_idx)`."
+            )
         record = capture.record()
         return record.losses, record
 

@@ -9,8 +9,6 @@ gradient is the selection's.
 from __future__ import annotations
 
 import functools
-import inspect
-import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,11 +17,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_ast.callbacks._checks import check_scorable, check_use, failed_on_subset
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._wrap import method_of
 from lightning_ast.core.execution import denominator, report_full_loss, selected_loss
 from lightning_ast.core.gate import Selection
-from lightning_ast.core.losses import REMEDY, LossCapture, LossCaptureError, LossRecord, check_losses, mean_without
+from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord, check_losses, mean_without
 
 __all__ = ["StepInterceptor"]
 
@@ -48,6 +48,8 @@ class StepInterceptor:
 
     Attributes:
         plan: of the running batch; None: the step is the user's own.
+        verified: whether a first batch has been through, and was found to be usable.
+        folded: whether the last captured loss had more rows than samples.
         reports_full_loss: whether the loss has the full batch's value, or, for an optimizer that compares the values
             which the closure returns (LBFGS), that of the selection, whose gradient it has.
     """
@@ -73,19 +75,20 @@ class StepInterceptor:
         self._keep_finite = keep_finite
         self._common_divisor = divisor
         self._installed = False
-        self._verified = False
-        self._inside = False
+        self.verified = False
+        self._inside = self._sliced = False
         self.training_step: Callable[..., Any] = module.training_step
         self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
         self.plan: BatchPlan | None = None
         self.reports_full_loss = True
+        self.folded = False
 
     def install(self) -> None:
         """Put the wrappers on the instance."""
         self._replaced = {name: self._module.__dict__.get(name) for name in ("training_step", "per_sample_loss")}
-        self._put("training_step", _method(self._module, "training_step", self.training_step, self._run))
+        self._put("training_step", method_of(self._module, "training_step", self.training_step, self._run))
         if self.per_sample_loss is not None:
-            method = _method(self._module, "per_sample_loss", self.per_sample_loss, self._intercept_explicit)
+            method = method_of(self._module, "per_sample_loss", self.per_sample_loss, self._intercept_explicit)
             self._put("per_sample_loss", method)
         self._installed = True
 
@@ -110,7 +113,7 @@ class StepInterceptor:
             batch = plan.batch if plan.sub_batch is None else plan.sub_batch
         if not plan.sparse and plan.known_bad:
             plan.sparse = plan.leave_out = True
-        if self._verified and not plan.sparse and plan.observe is None:
+        if self.verified and not plan.sparse and plan.observe is None:
             output = self.training_step(batch, *args, **kwargs)
             if not (self._module.automatic_optimization and self._quarantine.lost(output)):
                 return output
@@ -123,11 +126,20 @@ class StepInterceptor:
         try:
             with self._forward_context():
                 output = self._watched(plan, batch, *args, **kwargs)
+        except (LossCaptureError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if plan.sub_batch is None or self._sliced:
+                raise
+            raise failed_on_subset(plan, error) from error
         finally:
             self._inside = False
-        if not self._verified and plan.seen:
-            self._verify(output, plan.seen[0])
+        if not self.verified and plan.seen:
+            if self._module.automatic_optimization:
+                check_use(plan, output, explicit=self.per_sample_loss is not None, scored=self._scored)
+            self.verified = True
         plan.seen.clear()
+        self._sliced = self._sliced or plan.sub_batch is not None
         return output
 
     def _watched(self, plan: BatchPlan, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,34 +155,16 @@ class StepInterceptor:
         with LossCapture(plan.forwarded, rewrite=rewrite, detached=not plan.sparse) as capture:
             output = self.training_step(batch, *args, **kwargs)
         if output is None and self._module.automatic_optimization:
-            if capture.records and not self._verified:
+            if capture.records and not self.verified:
                 raise LossCaptureError("training_step computes a loss and returns None: let it return the loss.")
             if not capture.records:
                 plan.sparse = False  # the step skips this batch
                 return output
         record = capture.record()  # raises where there was not exactly one
+        self.folded = record.folded
         if self._scored:
-            self._check_scorable(plan, record, capture.passed_over)
+            check_scorable(plan, record, capture.passed_over)
         return output
-
-    @staticmethod
-    def _check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:
-        if not record.mean:
-            raise LossCaptureError(
-                f"`{record.name}` was called with reduction='sum'. In mode='subset' the step sees fewer samples, so "
-                "what it divides the sum by is not known: use reduction='mean', or mode='mask'."
-            )
-        if passed_over:
-            raise LossCaptureError(
-                "training_step computes a loss without gradient before the one it trains on, and scoring stops at the "
-                "first: move it behind the training loss."
-            )
-        if plan.elements is not None and record.elements > plan.elements:
-            raise LossCaptureError(
-                f"the selected samples have {record.elements} loss elements each where the whole batch had "
-                f"{plan.elements}: the batch was not sliced as a whole. Use SparseLossMixin and override "
-                "`select_batch(batch, indices)`."
-            )
 
     def _rewrite(
         self,
@@ -241,7 +235,7 @@ class StepInterceptor:
             if plan.bad is not None:
                 score = score.where(~plan.bad.to(score.device), torch.full_like(score, torch.inf))
             observe(score)
-        elif not plan.sparse and not self._verified:
+        elif not plan.sparse and not self.verified:
             self._decision.scores(batch, losses, record)
 
     def _intercept_explicit(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -286,40 +280,3 @@ class StepInterceptor:
             return denominator(counts, Selection(plan.selection.indices), "none", total_count=total, mean=mean)
         own = denominator(counts, plan.selection, self._decision.weighting, total_count=total, mean=mean)
         return self._common_divisor(own)
-
-    def _verify(self, output: Any, seen: Tensor) -> None:
-        """Once: what was intercepted must be what is trained on, and explicit losses must be averaged."""
-        loss = output.get("loss") if isinstance(output, dict) else output
-        if self._module.automatic_optimization and isinstance(loss, Tensor) and loss is not seen:
-            share = None
-            if loss.requires_grad and seen.requires_grad:
-                (share,) = torch.autograd.grad(loss.sum(), seen, retain_graph=True, allow_unused=True)
-            if share is None:
-                raise LossCaptureError(
-                    f"the loss that training_step returns does not depend on the one that was captured. {REMEDY}"
-                )
-            if self._scored and seen.numel() > 1 and bool((share == 1).all()):
-                raise LossCaptureError(
-                    "training_step sums its per-sample losses. In mode='subset' it sees fewer of them: train on their "
-                    "mean, `self.per_sample_loss(batch, batch_idx).mean()`, or use mode='mask'."
-                )
-        self._verified = True
-
-
-def _method(
-    module: pl.LightningModule, name: str, original: Callable[..., Any], replacement: Callable[..., Any]
-) -> types.MethodType:
-    """``replacement`` as a method with the name and signature of ``original``, which Lightning inspects.
-
-    A copy of the module that is made within the fit, or a pickled one, has its class's own method.
-    """
-
-    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return replacement(*args, **kwargs) if self is module else getattr(type(self), name)(self, *args, **kwargs)
-
-    functools.update_wrapper(call, original)
-    call.__name__ = name
-    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    rest = inspect.signature(original).parameters.values()
-    call.__signature__ = inspect.Signature([first, *rest])  # type: ignore[attr-defined]
-    return types.MethodType(call, module)

@@ -208,7 +208,7 @@ class SparseSelectionCallback(Callback):
     ) -> None:
         """Keep the books, write the logs, let go of the batch."""
         assert self._fit is not None
-        if self._fit.finish_batch(batch_idx) and wants_log(trainer, batch_idx, self.stage):
+        if self._fit.finish_batch(batch, batch_idx) and wants_log(trainer, batch_idx, self.stage):
             log_step(pl_module, self._fit)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

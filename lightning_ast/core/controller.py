@@ -170,7 +170,8 @@ class PIController:
         else:
             self._level = self._follow(self._level.to(newest.device), newest)
         correction = math.exp(max(-20.0, min(20.0, self.kp * self._error(target) + self.ki * self._integral)))
-        return (self._level.exp() * correction).clamp(*self.threshold_bounds)
+        threshold = (self._level.exp() * correction).clamp(*self.threshold_bounds)
+        return torch.where(newest < _NOTHING, solved.detach().to(threshold.dtype), threshold)  # all alike: any of them
 
     def _follow(self, level: Tensor, newest: Tensor) -> Tensor:
         """The running mean, on the device. A batch without any significance (all labels ignored) teaches nothing, and

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_ast.core.graph import picks_rows
 from lightning_ast.core.loss_functions import REFUSED, RULES, Call, OutputKind
 
 __all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses", "mean_without"]
 
 REMEDY = (
     "Define `per_sample_loss(self, batch, batch_idx)` on your module: return the unreduced losses, shape (B,), and let "
-    "`training_step` use `self.per_sample_loss(batch, batch_idx).mean()`."
+    "`training_step` use `self.per_sample_loss(batch, batch_idx).mean()`. (A loss that only the batch as a whole has, "
+    "contrastive, adversarial or a statistic, cannot be selected from.)"
 )
 
 
@@ -51,6 +53,7 @@ class LossRecord:
         ignore_index: target value that counts for nothing, or None.
         elements: loss elements of a sample: 1, its tokens, its pixels.
         dtype: of the loss that the user's call returns; the sums are at least float32.
+        folded: whether the loss was given more rows than samples, ``(B * T, ...)``, taken as samples outermost.
     """
 
     name: str
@@ -63,6 +66,7 @@ class LossRecord:
     ignore_index: int | None = None
     elements: int = 1
     dtype: torch.dtype = torch.float32
+    folded: bool = False
 
     @property
     def losses(self) -> Tensor:
@@ -91,8 +95,13 @@ class LossRecord:
 _SIGNATURES = {func: inspect.signature(func) for func in RULES}
 
 
-def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
+def _fold(values: Tensor, batch_size: int, name: str, logits: Tensor | None = None) -> Tensor:
     """``(N, ...)`` elements to ``(B,)`` sums, where N is B or B * T with the samples outermost."""
+    if logits is not None and values.ndim > 0 and values.shape[0] != batch_size and picks_rows(logits, batch_size):
+        raise LossCaptureError(
+            f"the rows that `{name}` is given were picked by an index or a mask, so which sample each belongs to is "
+            f"not known: keep all rows and use `ignore_index`. Or: {REMEDY}"
+        )
     if values.ndim == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
             f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "
@@ -118,7 +127,7 @@ def _record(
     if reduction == "none" and not unreduced:
         raise LossCaptureError(f"`{name}` was called with reduction='none' and averaged by hand. {REMEDY}")
     elements = RULES[func](func, call)
-    sums = _fold(elements.values, batch_size, name)
+    sums = _fold(elements.values, batch_size, name, elements.logits)
     mean = reduction != "sum"
     if not mean:
         counts = torch.ones_like(sums)
@@ -137,6 +146,7 @@ def _record(
         ignore_index=elements.ignore_index,
         elements=elements.values.numel() // batch_size,
         dtype=elements.values.dtype,
+        folded=elements.values.shape[0] != batch_size,
     )
 
 

@@ -53,9 +53,10 @@ def loss(
     kind: OutputKind | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """The loss itself, in the loss's own unit; negative values (Gaussian likelihoods) count as 0.
+    """The loss itself, in the loss's own unit; where a batch has negative ones, what each is above the smallest.
 
-    Defined for every loss. Unbounded: one outlier can take a large share of a batch.
+    Defined for every loss: that of a density (a Gaussian likelihood) has no zero of its own. Unbounded: one outlier
+    can take a large share of a batch.
     Source: Selective Backprop, arXiv 1910.00762.
 
     Args:
@@ -69,7 +70,7 @@ def loss(
     Returns:
         ``(B,)`` in [0, inf).
     """
-    return losses.clamp_min(0)
+    return losses - losses.min().clamp_max(0)
 
 
 def el2n(

@@ -386,12 +386,6 @@ def test_two_selection_callbacks(digits: Digits) -> None:
         quiet_trainer(callbacks=[SparseSelectionCallback(), SparseSelectionCallback()])  # Lightning's own
 
 
-def test_a_trainer_of_another_package() -> None:
-    """`pytorch_lightning` and `lightning.pytorch` are two packages with the same names in them."""
-    with pytest.raises(ConfigurationError, match=r"the Trainer is .*Other: use lightning.pytorch's"):
-        SparseSelectionCallback().setup(type("Other", (), {"callbacks": []})(), fresh(), "fit")
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [

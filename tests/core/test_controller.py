@@ -181,7 +181,7 @@ def test_a_batch_without_significance_teaches_nothing(at: int) -> None:
         batch = stream("exponential", 128, generator)
         selector.select(torch.zeros(128) if step == at else batch)
         observed.append(selector.activation_rate)
-    assert at == 0 or observed[at] < 0.05, "nothing to learn: the fallback alone"
+    assert observed[at] == pytest.approx(0.2, abs=0.02), "none matters more than another: a random share"
     for rate in observed[at + 1 : at + 20]:
         assert rate == pytest.approx(0.2, abs=0.06)
 

@@ -73,7 +73,9 @@ def test_el2n_substitutes_the_loss_for_regression() -> None:
 
 
 def test_loss() -> None:
-    assert S.loss(torch.tensor([-1.0, 0.0, 2.5])).tolist() == [0.0, 0.0, 2.5]
+    assert S.loss(torch.tensor([1.0, 0.0, 2.5])).tolist() == [1.0, 0.0, 2.5]
+    assert S.loss(torch.tensor([1.0, 0.5, 2.5])).tolist() == [1.0, 0.5, 2.5]
+    assert S.loss(torch.tensor([-1.0, 0.0, 2.5])).tolist() == [0.0, 1.0, 3.5], "a density's loss has no zero"
 
 
 def test_loss_entropy_is_the_published_formula() -> None:

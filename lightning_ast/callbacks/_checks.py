@@ -1,0 +1,137 @@
+"""What is looked at once, at the first batch: that what is selected from is what is trained on, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._scoring import ScoringPass
+from lightning_ast.core.graph import depends_on_samples
+from lightning_ast.core.losses import REMEDY, LossCaptureError, LossRecord
+
+__all__ = ["check_order", "check_scorable", "check_scoring", "check_use", "failed_on_subset"]
+
+_OTHER = 0.5
+"""Mean difference of one sample's losses, in standard deviations of the batch, from which they are two samples'."""
+
+
+def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:
+    """Whether the loss of the selected samples alone is the same loss, in ``subset``.
+
+    Args:
+        plan: of the batch.
+        record: of its loss.
+        passed_over: losses without gradient that stood before it.
+    """
+    if not record.mean:
+        raise LossCaptureError(
+            f"`{record.name}` was called with reduction='sum'. In mode='subset' the step sees fewer samples, so "
+            "what it divides the sum by is not known: use reduction='mean', or mode='mask'."
+        )
+    if passed_over:
+        raise LossCaptureError(
+            "training_step computes a loss without gradient before the one it trains on, and scoring stops at the "
+            "first: move it behind the training loss."
+        )
+    if plan.elements is not None and record.elements > plan.elements:
+        raise LossCaptureError(
+            f"the selected samples have {record.elements} loss elements each where the whole batch had "
+            f"{plan.elements}: the batch was not sliced as a whole. Use SparseLossMixin and override "
+            "`select_batch(batch, indices)`."
+        )
+
+
+def check_use(plan: BatchPlan, output: Any, *, explicit: bool, scored: bool) -> None:
+    """What was intercepted must be what is trained on, alone, and explicit losses must be averaged.
+
+    Args:
+        plan: of the batch, with what its step was given.
+        output: of the training step.
+        explicit: whether the losses are the module's own.
+        scored: whether the step may see the selected samples alone (``subset``).
+    """
+    loss, seen = output.get("loss") if isinstance(output, dict) else output, plan.seen[0]
+    if not isinstance(loss, Tensor) or loss is seen:
+        return
+    share = None
+    if loss.requires_grad and seen.requires_grad:
+        (share,) = torch.autograd.grad(loss.sum(), seen, retain_graph=True, allow_unused=True)
+    if share is None:
+        raise LossCaptureError(
+            f"the loss that training_step returns does not depend on the one that was captured. {REMEDY}"
+        )
+    if scored and seen.numel() > 1 and bool((share == 1).all()):
+        raise LossCaptureError(
+            "training_step sums its per-sample losses. In mode='subset' it sees fewer of them: train on their "
+            "mean, `self.per_sample_loss(batch, batch_idx).mean()`, or use mode='mask'."
+        )
+    if not explicit and depends_on_samples(loss, seen, plan.forwarded):
+        raise LossCaptureError(
+            "training_step adds a term to the captured loss that depends on the samples too, which would not be "
+            "selected with it. Define `per_sample_loss(self, batch, batch_idx)`: with the term in it, or, where it "
+            "must stay whole, train on `self.per_sample_loss(batch, batch_idx).mean() + term`."
+        )
+
+
+def check_scoring(
+    module: pl.LightningModule, score: ScoringPass, batch: Any, batch_idx: int, size: int
+) -> tuple[Tensor, LossRecord | None] | None:
+    """Score a first batch, a dense one too: what scoring cannot do is known before the warmup.
+
+    Args:
+        module: whose parameters it must not change.
+        score: scores.
+        batch: to be trained on.
+        batch_idx: its index.
+        size: its samples.
+
+    Returns:
+        What ``score`` does.
+    """
+    before = {name: p._version for name, p in module.named_parameters()}
+    scored = score(batch, batch_idx, size)
+    changed = [name for name, p in module.named_parameters() if p._version != before[name]]
+    if changed:
+        raise LossCaptureError(
+            f"what stands before the loss in training_step changes parameters ({', '.join(changed[:3])}), and "
+            "mode='subset' runs it twice. Move it to on_train_batch_end, or use mode='partial'."
+        )
+    return scored
+
+
+def check_order(score: ScoringPass, take: Callable[[Any, Tensor], Any], batch: Any, batch_idx: int, size: int) -> None:
+    """Whether rows ``(B * T, ...)`` are samples outermost: another order of the samples must give their losses alike.
+
+    Args:
+        score: scores.
+        take: ``(batch, indices) -> batch``.
+        batch: as loaded.
+        batch_idx: its index.
+        size: its samples.
+    """
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    scored, again = score(batch, batch_idx, size), score(take(batch, order), batch_idx, size)
+    if scored is None or again is None:
+        return
+    losses, permuted = (s[0].detach().float().cpu().nan_to_num(0.0, 0.0, 0.0) for s in (scored, again))
+    name = "the loss" if scored[1] is None else f"`{scored[1].name}`"
+    if float((losses[order] - permuted).abs().mean()) > _OTHER * float(losses.std()):
+        raise LossCaptureError(
+            f"{name} is given several rows a sample, and in another order of the samples they have other losses: rows "
+            "are not samples outermost (views joined along the batch, time first, ensembles), or the batch cannot be "
+            f"sliced. {REMEDY}"
+        )
+
+
+def failed_on_subset(plan: BatchPlan, error: Exception) -> LossCaptureError:
+    """The error for a training step that cannot run on the first selected samples alone."""
+    return LossCaptureError(
+        f"training_step failed on the {plan.forwarded} selected samples alone ({type(error).__name__}: {error}): "
+        "perhaps it keeps a state of the full batch's size (the hidden state of a recurrent layer), or the batch is "
+        "not sliced as a whole. Use mode='partial', or override SparseLossMixin.select_batch."
+    )

@@ -1,0 +1,227 @@
+"""What the first batch is checked for: that the rows are samples, that the captured loss is the whole of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+import torchmetrics
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_ast import LossCaptureError, SparseSelectionCallback, TwoStageScheduler
+from tests.callbacks.test_sparse_selection import fit, fresh
+from tests.conftest import PlainNet, loader, weights
+
+Digits = tuple[Tensor, Tensor]
+MODES = ["mask", "subset", "partial"]
+WARM = pytest.mark.parametrize("warm", [False, True], ids=["sparse", "warmup"])
+
+
+def run(module: PlainNet, digits: Digits, mode: str, warm: bool = False) -> SparseSelectionCallback:
+    callback = SparseSelectionCallback(mode=mode)
+    fit(module, loader(digits), callback, TwoStageScheduler(warmup_epochs=1 if warm else 0), max_epochs=2)
+    return callback
+
+
+class WithTerm(PlainNet):
+    """A captured loss and a term by hand."""
+
+    kind = ""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        scores = self(batch[0])
+        loss = F.cross_entropy(scores, batch[1])
+        return (
+            loss
+            + {
+                "activations": lambda: 0.1 * scores.abs().mean(),
+                "another forward": lambda: 0.1 * (self(batch[0].flip(3)) ** 2).mean(),
+                "weights": lambda: 0.01 * sum((p**2).sum() for p in self.parameters()),
+                "weights of a layer of the batch's size": lambda: 0.01 * (self.net[5].weight.t() ** 2).sum(),
+                "scaled": lambda: 0.5 * loss,
+            }[self.kind]()
+        )
+
+
+@WARM
+@pytest.mark.parametrize("kind", ["activations", "another forward"])
+@pytest.mark.parametrize("mode", [*MODES, "prune"])
+def test_a_term_that_depends_on_the_samples_is_refused(digits: Digits, mode: str, kind: str, warm: bool) -> None:
+    module = fresh(WithTerm, dropout=0.0)
+    module.kind = kind
+    if mode == "prune" and not warm:
+        pytest.skip("prune begins with a dense batch in any case")
+    with pytest.raises(LossCaptureError, match=r"a term .* that depends on the samples too.*mean\(\) \+ term"):
+        run(module, digits, mode, warm)
+
+
+@pytest.mark.parametrize("kind", ["weights", "weights of a layer of the batch's size", "scaled"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_term_over_parameters_is_not(digits: Digits, mode: str, kind: str) -> None:
+    module = fresh(WithTerm)
+    module.kind = kind
+    assert run(module, digits, mode).ledger.selected < 2 * 512
+
+
+class Rows(PlainNet):
+    """More rows than samples: what each kind makes of them."""
+
+    kind = ""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        scores = self(x)
+        several = torch.stack([scores, self(x.flip(3))])  # (2, B, C)
+        if self.kind == "samples outermost":
+            return F.cross_entropy(several.transpose(0, 1).reshape(-1, 10), y.repeat_interleave(2))
+        if self.kind == "views joined":
+            return F.cross_entropy(torch.cat([scores, self(x.flip(3))]), y.repeat(2))
+        if self.kind == "views first":
+            return F.cross_entropy(several.reshape(-1, 10), y.repeat(2))
+        valid = torch.ones(len(x), 2, dtype=torch.bool)
+        valid[::2] = False
+        return F.cross_entropy(
+            several.transpose(0, 1)[valid].repeat(2, 1), y.repeat_interleave(2)[valid.flatten()].repeat(2)
+        )
+
+
+@WARM
+@pytest.mark.parametrize("kind", ["views joined", "views first"])
+@pytest.mark.parametrize("mode", [*MODES, "prune"])
+def test_rows_that_are_not_samples_outermost_are_refused(digits: Digits, mode: str, kind: str, warm: bool) -> None:
+    module = fresh(Rows, dropout=0.0)
+    module.kind = kind
+    with pytest.raises(LossCaptureError, match="in another order of the samples they have other losses"):
+        run(module, digits, mode, warm or mode == "prune")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_outermost_are_fine(digits: Digits, mode: str) -> None:
+    """With BatchNorm and dropout, and in another order of the batch."""
+    module = fresh(Rows)
+    module.kind = "samples outermost"
+    assert run(module, digits, mode).ledger.selected < 2 * 512
+
+
+@WARM
+@pytest.mark.parametrize("mode", [*MODES, "prune"])
+def test_rows_that_a_mask_picks_are_refused(digits: Digits, mode: str, warm: bool) -> None:
+    module = fresh(Rows, dropout=0.0)
+    module.kind = "mask"
+    with pytest.raises(LossCaptureError, match=r"were picked by an index or a mask.*ignore_index"):
+        run(module, digits, mode, warm or mode == "prune")
+
+
+class Averages(PlainNet):
+    """A momentum encoder, moved ahead of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadow = nn.Linear(512, 10).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            self.shadow.weight.lerp_(self.net[5].weight, 0.5)
+        return super().training_step(batch, batch_idx)
+
+
+@WARM
+def test_scoring_that_would_move_parameters_is_refused(digits: Digits, warm: bool) -> None:
+    with pytest.raises(LossCaptureError, match=r"changes parameters \(shadow.weight\).*mode='partial'"):
+        run(fresh(Averages), digits, "subset", warm)
+    assert run(fresh(Averages), digits, "partial", warm).ledger.offered == 1024
+
+
+class LossMetric(torchmetrics.Metric):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("value", torch.zeros(()))
+
+    def update(self, scores: Tensor, classes: Tensor) -> None:
+        self.value = F.cross_entropy(scores, classes)
+
+    def compute(self) -> Tensor:
+        return self.value
+
+
+class MetricAsLoss(PlainNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = LossMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(self(batch[0]), batch[1])
+
+
+@WARM
+def test_a_metric_that_computes_the_loss(digits: Digits, warm: bool) -> None:
+    with pytest.raises(LossCaptureError, match=r"metrics are held still while scoring.*mode='partial'"):
+        run(fresh(MetricAsLoss), digits, "subset", warm)
+    assert run(fresh(MetricAsLoss), digits, "partial", warm).ledger.offered == 1024
+
+
+class KeepsState(PlainNet):
+    """A hidden state goes on from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head, self.hidden = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 10), None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        out, hidden = self.rnn(batch[0][:, 0], None if self.hidden is None else self.hidden.detach())
+        self.hidden = hidden
+        return F.cross_entropy(self.head(out[:, -1]), batch[1])
+
+
+@WARM
+def test_a_state_of_the_full_batchs_size(digits: Digits, warm: bool) -> None:
+    with pytest.raises(LossCaptureError, match=r"failed on the \d+ selected samples alone .*hidden state"):
+        run(fresh(KeepsState), digits, "subset", warm)
+
+
+class Density(pl.LightningModule):
+    """A likelihood: its loss goes below 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.gaussian_nll_loss(self.layer(batch), batch, torch.full_like(batch, 1e-3))
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_rate_holds_where_the_loss_is_negative(mode: str) -> None:
+    rates = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            rates.append(callback.activation_rate)
+
+    x = torch.randn(1024, 8, generator=torch.Generator().manual_seed(0))
+    callback, module = SparseSelectionCallback(mode=mode), Density()
+    fit(module, DataLoader(x, batch_size=64), callback, Spy(), max_epochs=25)
+    assert max(module.losses[-100:]) < 0, "the test is about negative losses"
+    for start in range(100, 400, 100):  # its scale falls all the time, and the threshold follows
+        assert sum(rates[start : start + 100]) / 100 == pytest.approx(0.4, rel=0.15)
+
+
+def test_scores_of_zero_are_all_alike(digits: Digits) -> None:
+    """Nothing matters: a random share, not the fewest."""
+    callback = SparseSelectionCallback(significance=lambda losses, *_: torch.zeros_like(losses))
+    module = fresh()
+    before = weights(module)
+    fit(module, loader(digits), callback, max_epochs=4)
+    assert callback.ledger.selected / callback.ledger.offered == pytest.approx(0.4, rel=0.1)
+    assert any(not torch.equal(before[name], value) for name, value in weights(module).items())

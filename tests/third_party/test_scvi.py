@@ -1,0 +1,110 @@
+"""scvi-tools: its training plans are LightningModules; their loss is an ELBO written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests.third_party.outcomes import Outcome
+from tests.third_party.trained import (
+    REFUSALS,
+    Case,
+    Watch,
+    check_outcome,
+    check_same_gradients,
+    check_trained,
+    difference,
+    first_gradients,
+    fit,
+    rows,
+    wrong,
+)
+
+scvi = pytest.importorskip("scvi")
+from scvi.dataloaders import AnnDataLoader  # noqa: E402
+from scvi.train import SemiSupervisedTrainingPlan, TrainingPlan  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these backward operations"),
+]
+
+
+def cells(kind: Any, **options: Any) -> Any:
+    scvi.settings.seed = 0
+    adata = scvi.data.synthetic_iid(batch_size=128, n_genes=30, generate_coordinates=False)
+    kind.setup_anndata(adata, **options)
+    return adata
+
+
+def scvi_model() -> Any:
+    return scvi.model.SCVI(cells(scvi.model.SCVI, batch_key="batch"), n_hidden=16, n_latent=4, dropout_rate=0.0)
+
+
+def scanvi_model() -> Any:
+    kind = scvi.model.SCANVI
+    adata = cells(kind, labels_key="labels", unlabeled_category="unknown", batch_key="batch")
+    return kind(adata, n_hidden=16, n_latent=4, dropout_rate=0.0)
+
+
+def scanvi_plan() -> Any:
+    model = scanvi_model()
+    return SemiSupervisedTrainingPlan(model.module, n_classes=model.summary_stats.n_labels - 1)
+
+
+def loader_of(model: Any) -> Any:
+    return AnnDataLoader(model.adata_manager, batch_size=32, shuffle=True)
+
+
+def labelled(model: Any) -> Any:
+    from scvi.dataloaders import ConcatDataLoader
+
+    every = list(range(model.adata.n_obs))
+    return ConcatDataLoader(model.adata_manager, [every, every], batch_size=32, shuffle=True)
+
+
+CASES = {
+    "SCVI TrainingPlan": Case(lambda: TrainingPlan(scvi_model().module), lambda: loader_of(scvi_model())),
+    "SCANVI SemiSupervisedTrainingPlan": Case(scanvi_plan, lambda: labelled(scanvi_model())),
+}
+
+
+@rows("scvi-tools")
+def test_outcome(row: Outcome, mode: str) -> None:
+    check_outcome(CASES[row.module], row, mode)
+
+
+class ExplicitPlan(TrainingPlan):
+    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        found = self.forward(batch, loss_kwargs=self.loss_kwargs)[2]
+        return sum(found.reconstruction_loss.values()) + self.kl_weight * found.kl_local["kl_divergence_z"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.per_sample_loss(batch, batch_idx).mean()
+
+
+REMEDIES = {"SCVI TrainingPlan": Case(lambda: ExplicitPlan(scvi_model().module), lambda: loader_of(scvi_model()))}
+
+
+@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("module", sorted(REMEDIES))
+def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
+    check_trained(REMEDIES[module], mode)
+    if mode in ("partial",):
+        check_same_gradients(REMEDIES[module], mode)
+
+
+@wrong("scvi-tools", "SCANVI SemiSupervisedTrainingPlan")
+def test_the_elbo_is_refused_or_selected_too(module: str, mode: str) -> None:
+    """Only the ELBO trains the decoder: with half of the samples its gradient is not that of the whole batch."""
+    case, dense = CASES[module], Watch()
+    fit(case, dense, max_steps=1, max_epochs=1)
+    try:
+        sparse = first_gradients(case, mode)
+    except REFUSALS:
+        return
+    decoder = {name: t for name, t in dense.gradients.items() if ".decoder." in name}
+    assert decoder
+    assert difference(decoder, {name: sparse[name] for name in decoder}) > 1e-3
