@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
 RECORDS = ROOT / "benchmarks" / "records"
 
 NAMES = {
@@ -280,6 +281,62 @@ def batchnorm_table() -> str:
     return "\n".join(lines)
 
 
+def support_table() -> str:
+    """The support matrix: the rules that its tests hold every set-up to."""
+    from tests.support import markdown
+
+    return markdown()
+
+
+def bad_samples_table() -> str:
+    """Runs with images that hold NaN or infinity."""
+    (record,) = load("bad-samples")
+    settings = record["settings"]
+    lines = [
+        f"CIFAR-10, {settings['train_limit']:,} training images, ResNet-9 of width {settings['width']}, "
+        f"{settings['epochs']} epochs, bf16-mixed, r = {settings['rate']:g}, one seed, {record['hardware']}: "
+        "`benchmarks/bad_samples.py`.",
+        "",
+        "| run | images with NaN or infinity | test accuracy % | parameters finite | left out, by epoch |",
+        "|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        name = "plain Lightning" if r["policy"] == "plain" else f"`{r['policy']}`"
+        finite = "yes" if r["finite"] else "**no**"
+        left_out = "-" if r["policy"] == "plain" else " ".join(map(str, r["quarantined_by_epoch"]))
+        lines.append(f"| {name} | {r['corrupted']} | {100 * r['accuracy']:.1f} | {finite} | {left_out} |")
+    return "\n".join(lines)
+
+
+def warmup_table() -> str:
+    """Cost of the callback where it does nothing."""
+    (record,) = load("warmup-time")
+    modes = list(record["rows"][0]["share"])
+    lines = [
+        f"Time of a warmup step as a share of the plain step, {record['hardware']}, torch "
+        f"{record['versions']['torch']}: median of rounds in turns (least to most).",
+        "",
+        "| ResNet-9, CIFAR-10 | plain step, ms | " + " | ".join(f"`{mode}`" for mode in modes) + " |",
+        "|---|---|" + "---|" * len(modes),
+    ]
+    for r in record["rows"]:
+        shares = " | ".join(f"{r['share'][m]:.3f} ({min(r['shares'][m]):.3f}-{max(r['shares'][m]):.3f})" for m in modes)
+        name = f"width {r['width']}, B = {r['batch_size']}"
+        lines.append(f"| {name} | {1000 * r['plain_seconds']:.1f} | {shares} |")
+    return "\n".join(lines)
+
+
+def third_party_table() -> str:
+    """What happened to other people's LightningModules."""
+    from tests.third_party.outcomes import OUTCOMES
+
+    lines = ["| package | module | modes | outcome | |", "|---|---|---|---|---|"]
+    for o in OUTCOMES:
+        modes = "all" if len(o.modes) == 4 else ", ".join(f"`{mode}`" for mode in o.modes)
+        lines.append(f"| {o.package} | {o.module} | {modes} | {o.outcome} | {o.note} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "accuracy": accuracy_tables,
@@ -288,7 +345,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "prune-time": prune_time_table,
         "parity": parity_table,
         "batchnorm": batchnorm_table,
+        "support": support_table,
+        "bad-samples": bad_samples_table,
+        "warmup-time": warmup_table,
     },
+    "tests/third_party/README.md": {"outcomes": third_party_table},
     "benchmarks/README.md": {"prune-ideas": prune_ideas_table},
 }
 

@@ -11,8 +11,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._quarantine import QuarantineError
@@ -345,3 +347,63 @@ def test_looking_changes_nothing_where_all_is_finite(digits: Digits, mode: str) 
         fit(module, loader(digits), SparseSelectionCallback(mode=mode, quarantine_limit=limit), max_epochs=2)
         ends.append(weights(module))
     assert_same_weights(*ends)
+
+
+class Alternating(pl.LightningDataModule):
+    """Two ranks take turns, in the order of the data."""
+
+    def __init__(self, digits: Digits) -> None:
+        super().__init__()
+        self.digits = digits
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        sampler = DistributedSampler(range(512), num_replicas=2, rank=self.trainer.global_rank, shuffle=False)
+        return loader(self.digits, batch_size=32, sampler=sampler)
+
+
+class Ends(pl.Callback):
+    """Writes down what each rank ended with."""
+
+    def __init__(self, folder: Path, callback: SparseSelectionCallback) -> None:
+        self.folder, self.callback = folder, callback
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = [(s.epoch, s.batch, s.position) for s in self.callback.quarantined]
+        torch.save({"weights": weights(pl_module), "found": found}, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize("where", ["one rank", "a whole batch"])
+@pytest.mark.parametrize("stage", ["warmup", "sparse"])
+@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_two_ranks_stay_in_step(digits: Digits, tmp_path: Path, mode: str, stage: str, where: str) -> None:
+    """Bad samples in one rank alone: nobody waits for ever, and the ranks agree on finite weights."""
+    bad = [0, 2, 130] if where == "one rank" else list(range(0, 64, 2))  # rank 0 has the even samples
+    module = fresh(dropout=0.0)
+    callback = SparseSelectionCallback(mode=mode, quarantine_limit=0.5)
+    trainer = quiet_trainer(
+        devices=2,
+        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"),
+        callbacks=[callback, TwoStageScheduler(warmup_epochs=2 if stage == "warmup" else 1), Ends(tmp_path, callback)],
+        max_epochs=3 if stage == "warmup" else 2,
+    )
+    trainer.fit(module, Alternating(spoiled(digits, where=bad)))
+    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=False) for r in (0, 1)]
+    for name, value in ranks[0]["weights"].items():
+        assert "running" in name or torch.equal(value, ranks[1]["weights"][name]), name
+        assert value.isfinite().all(), name
+    assert ranks[1]["found"] == []
+    assert len([f for f in ranks[0]["found"] if f[0] == 0]) == len(bad)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_limit_holds_over_all_ranks(digits: Digits) -> None:
+    """Twelve of 512, all of them in one rank: both stop at the end of the epoch."""
+    callback = SparseSelectionCallback()
+    trainer = quiet_trainer(
+        devices=2, strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"), callbacks=[callback]
+    )
+    with pytest.raises(
+        ProcessRaisedException, match=r"12 samples of epoch 0, more than quarantine_limit=0.01 of its 512"
+    ):
+        trainer.fit(fresh(), loader(spoiled(digits, where=list(range(0, 480, 40))), batch_size=32))
