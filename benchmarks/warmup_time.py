@@ -79,10 +79,10 @@ def main() -> None:
     """Measure in rounds, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--sizes", default="8x32,16x128", help="width x batch size, comma-separated")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--sizes", default="8x32,8x128", help="width x batch size, comma-separated")
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,10 +13,7 @@ from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.core.graph import depends_on_samples
 from lightning_ast.core.losses import REMEDY, LossCaptureError, LossRecord
 
-__all__ = ["check_order", "check_scorable", "check_scoring", "check_use", "failed_on_subset"]
-
-_OTHER = 0.5
-"""Mean difference of one sample's losses, in standard deviations of the batch, from which they are two samples'."""
+__all__ = ["check_scorable", "check_scoring", "check_use", "failed_on_subset"]
 
 
 def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:
@@ -102,30 +98,6 @@ def check_scoring(
             "mode='subset' runs it twice. Move it to on_train_batch_end, or use mode='partial'."
         )
     return scored
-
-
-def check_order(score: ScoringPass, take: Callable[[Any, Tensor], Any], batch: Any, batch_idx: int, size: int) -> None:
-    """Whether rows ``(B * T, ...)`` are samples outermost: another order of the samples must give their losses alike.
-
-    Args:
-        score: scores.
-        take: ``(batch, indices) -> batch``.
-        batch: as loaded.
-        batch_idx: its index.
-        size: its samples.
-    """
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
-    scored, again = score(batch, batch_idx, size), score(take(batch, order), batch_idx, size)
-    if scored is None or again is None:
-        return
-    losses, permuted = (s[0].detach().float().cpu().nan_to_num(0.0, 0.0, 0.0) for s in (scored, again))
-    name = "the loss" if scored[1] is None else f"`{scored[1].name}`"
-    if float((losses[order] - permuted).abs().mean()) > _OTHER * float(losses.std()):
-        raise LossCaptureError(
-            f"{name} is given several rows a sample, and in another order of the samples they have other losses: rows "
-            "are not samples outermost (views joined along the batch, time first, ensembles), or the batch cannot be "
-            f"sliced. {REMEDY}"
-        )
 
 
 def failed_on_subset(plan: BatchPlan, error: Exception) -> LossCaptureError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
-from lightning_ast.callbacks._checks import check_order, check_scoring
+from lightning_ast.callbacks._checks import check_scoring
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, training_faults
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
@@ -41,6 +42,7 @@ class SparseFit:
         schedule: of the stages, or None: every step is sparse.
 
     Attributes:
+        token: of this fit alone: a state that has it is not another run's.
         stage: of the last batch.
         activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
     """
@@ -48,6 +50,7 @@ class SparseFit:
     def __init__(
         self, callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedule: TwoStageScheduler | None
     ) -> None:
+        self.token: str = trainer.strategy.broadcast(uuid.uuid4().hex)
         self.mode: Mode = callback.mode
         self.ledger = callback.ledger
         self.stage: Stage = "warmup"
@@ -80,7 +83,6 @@ class SparseFit:
             divisor=lambda own: self._window.divisor(processes.mean(own)),
             forward_context=self._books.forward,
         )
-        self._ordered = False
         self._resumption = Resumption(trainer, processes)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
@@ -105,9 +107,10 @@ class SparseFit:
         self._books.open(self._module)
         if self.mode == "partial" and compiled_parts(self._module):
             note_compiled()
-        self._score = ScoringPass(
-            self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
-        )
+        if self.mode == "subset":
+            self._score = ScoringPass(
+                self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
+            )
         self.step.reports_full_loss = not any(isinstance(o, LBFGS) for o in self._trainer.optimizers)
         faults = training_faults(self._trainer)
         if self.epochs is not None:
@@ -164,8 +167,8 @@ class SparseFit:
         """Weigh accumulated micro-batches as one large batch."""
         self._window.rescale(optimizer)
 
-    def finish_batch(self, batch: Any, batch_idx: int) -> bool:
-        """Keep the books, let go of the batch; check the first one whose losses are folded.
+    def finish_batch(self, batch_idx: int) -> bool:
+        """Keep the books, let go of the batch.
 
         Returns:
             Whether it was trained on.
@@ -175,10 +178,6 @@ class SparseFit:
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
             return False
-        if self.step.folded and self._module.automatic_optimization and not self._ordered:
-            self._ordered = True
-            batch = batch if plan.batch is None else plan.batch
-            check_order(self._score, self.decision.take, batch, batch_idx, plan.batch_size)
         self._books.finish_batch(plan, self.stage)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
@@ -195,6 +194,7 @@ class SparseFit:
         """Primitives and tensors alone; every process must ask for it."""
         place = {"epochs": self.epochs.state_dict()} if self.epochs else {"resumption": self._resumption.state_dict()}
         return {
+            "fit": self.token,
             "rule": self._rule,
             "selector": self.selector.state_dict(),
             "ledger": self.ledger.state_dict(),

@@ -49,7 +49,6 @@ class StepInterceptor:
     Attributes:
         plan: of the running batch; None: the step is the user's own.
         verified: whether a first batch has been through, and was found to be usable.
-        folded: whether the last captured loss had more rows than samples.
         reports_full_loss: whether the loss has the full batch's value, or, for an optimizer that compares the values
             which the closure returns (LBFGS), that of the selection, whose gradient it has.
     """
@@ -81,7 +80,6 @@ class StepInterceptor:
         self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
         self.plan: BatchPlan | None = None
         self.reports_full_loss = True
-        self.folded = False
 
     def install(self) -> None:
         """Put the wrappers on the instance."""
@@ -161,7 +159,6 @@ class StepInterceptor:
                 plan.sparse = False  # the step skips this batch
                 return output
         record = capture.record()  # raises where there was not exactly one
-        self.folded = record.folded
         if self._scored:
             check_scorable(plan, record, capture.passed_over)
         return output
@@ -215,8 +212,13 @@ class StepInterceptor:
         return plan.selection
 
     def _leaves_out(self, plan: BatchPlan, losses: Tensor) -> bool:
-        """Whether a batch that was to be trained on as a whole must do without some of its samples."""
+        """Whether a batch that was to be trained on as a whole must do without some of its samples.
+
+        On an accelerator that is not asked in a dense epoch, whose steps wait for nothing.
+        """
         eligible = self._quarantine.eligible(plan, losses)
+        if losses.device.type != "cpu" and plan.offered == plan.batch_size:
+            return False
         plan.sparse = plan.leave_out = eligible is not None and not bool(eligible.all())
         return plan.sparse
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,14 @@ def method_of(
 
     A copy of the module that is made within the fit, or a pickled one, has its class's own method.
     """
+    own, replace = weakref.ref(module), weakref.WeakMethod(replacement)  # a copy must not keep the original alive
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return replacement(*args, **kwargs) if self is module else getattr(type(self), name)(self, *args, **kwargs)
+        replaced = replace() if self is own() else None
+        return getattr(type(self), name)(self, *args, **kwargs) if replaced is None else replaced(*args, **kwargs)
 
     functools.update_wrapper(call, original)
+    del call.__wrapped__  # type: ignore[attr-defined]
     call.__name__ = name
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     rest = inspect.signature(original).parameters.values()

@@ -208,7 +208,7 @@ class SparseSelectionCallback(Callback):
     ) -> None:
         """Keep the books, write the logs, let go of the batch."""
         assert self._fit is not None
-        if self._fit.finish_batch(batch, batch_idx) and wants_log(trainer, batch_idx, self.stage):
+        if self._fit.finish_batch(batch_idx) and wants_log(trainer, batch_idx, self.stage):
             log_step(pl_module, self._fit)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -245,12 +245,13 @@ class SparseSelectionCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was written."""
-        if self._fit is not None and state_dict:
+        if self._fit is not None and state_dict and state_dict.get("fit") != self._fit.token:
             self._fit.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The run is resumed, perhaps from a checkpoint without this callback."""
-        if self._fit is not None:
+        """The run is resumed, perhaps without this callback; but not where a tuner loads what it saved in this fit."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if self._fit is not None and saved.get("fit") != self._fit.token:
             self._fit.expect_resume()

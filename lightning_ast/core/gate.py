@@ -127,8 +127,9 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
     slopes = torch.cat([s, -s])[order].cumsum(0)
     counts = floor * size + torch.cat([s.new_zeros(1), (slopes[:-1] * points.diff()).cumsum(0)])
     after = torch.searchsorted(counts, counts.new_tensor(rate * size)).clamp(1, 2 * size - 1)
-    x = points[after - 1] + (rate * size - counts[after - 1]) / slopes[after - 1].clamp_min(1e-30)
-    return 1 / x
+    before = (after - 1).reshape(1)  # indexing with a tensor without dimensions would read it
+    x = points[before] + (rate * size - counts[before]) / slopes[before].clamp_min(1e-30)
+    return (1 / x).squeeze(0)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,31 +1,56 @@
-"""Step 1b of a batch: what the graph of a loss says about its rows, read from autograd's own nodes."""
+"""Step 1b of a batch: what the graph of a loss says about its rows, read from autograd's own nodes.
+
+Nothing is run for it, and no device is waited for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["depends_on_samples", "picks_rows"]
+__all__ = ["RowOrder", "depends_on_samples", "row_order"]
+
+RowOrder = Literal["samples", "picked", "joined"]
 
 _PICKING = ("IndexBackward0", "MaskedSelectBackward0")
-_LAYERS = ("AddmmBackward0", "BmmBackward0", "ConvolutionBackward0", "EmbeddingBackward0")
+_JOINING = ("CatBackward0", "StackBackward0")
+_RESHAPING = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "CloneBackward0")
+_LAYERS = (
+    "AddmmBackward0",
+    "BmmBackward0",
+    "BaddbmmBackward0",
+    "ConvolutionBackward0",
+    "EmbeddingBackward0",
+    "LinearBackward0",
+    "MkldnnLinearBackward0",
+    "CompiledFunctionBackward",
+)
+_PRODUCTS = ("MmBackward0",)
 
 
-def picks_rows(values: Tensor, batch_size: int) -> bool:
-    """Whether rows were picked out of ``values`` (boolean or integer indexing) since they were one row a sample.
+def row_order(values: Tensor, batch_size: int) -> RowOrder:
+    """How the rows ``(N, ...)`` that a loss is given came from B samples, as far as the graph tells.
+
+    Followed back to where there was one row a sample. Rows that are flattened from the first layer on, and values
+    without a graph, are taken as samples outermost.
 
     Args:
         values: ``(N, ...)`` with its graph, N not the batch size.
         batch_size: B.
 
+    Returns:
+        ``"samples"``: samples outermost, as ``view(-1, C)`` of ``(B, T, C)`` gives; ``"picked"``: by an index or mask;
+        ``"joined"``: several tensors along the batch, or flattened with another dimension first (time, ensembles).
+
     Example:
         >>> import torch
-        >>> x = torch.zeros(4, 3, 2, requires_grad=True)
-        >>> picks_rows((2 * x).view(-1, 2), 4), picks_rows((2 * x)[torch.ones(4, 3, dtype=torch.bool)], 4)
-        (False, True)
+        >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
+        >>> row_order(x.view(-1, 2), 4), row_order(x[x[..., 0] == 0], 4), row_order(x.transpose(0, 1).reshape(-1, 2), 4)
+        ('samples', 'picked', 'joined')
     """
+    rows = values.shape[0]
     pending, seen = [values.grad_fn], set[Any]()
     while pending:
         node = pending.pop()
@@ -33,16 +58,23 @@ def picks_rows(values: Tensor, batch_size: int) -> bool:
             continue
         seen.add(node)
         if node.name() in _PICKING:
-            return True
-        if _leading(node) != batch_size:
-            pending += [parent for parent, _ in node.next_functions]
-    return False
+            return "picked"
+        if _leading(node) == batch_size:
+            continue
+        if node.name() in _JOINING and _saved_dim(node) == 0:
+            return "joined"
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if node.name() in _RESHAPING and any(_leading(p) not in (None, 1, rows, batch_size) for p in parents):
+            return "joined"
+        pending += [p for p in parents if _leading(p) in (1, rows, batch_size)]
+    return "samples"
 
 
 def depends_on_samples(loss: Tensor, captured: Tensor, batch_size: int) -> bool:
     """Whether ``loss`` depends on the batch in another way than through ``captured``: by a term of its own.
 
-    A term over parameters alone (weight decay, the divergence of weights) does not.
+    That is told by layers that worked on a row a sample (or several). A term over parameters alone (weight decay, the
+    divergence of weights) has none.
 
     Args:
         loss: scalar with its graph.
@@ -62,29 +94,33 @@ def depends_on_samples(loss: Tensor, captured: Tensor, batch_size: int) -> bool:
         return False
     forward = set(_nodes(captured.grad_fn, without=None))
     for node in _nodes(loss.grad_fn, without=captured.grad_fn):
-        rows = _leading(node)
-        of_samples = rows is not None and rows >= batch_size and rows % batch_size == 0
-        if of_samples and (node in forward or node.name() in _LAYERS):
+        name, rows = node.name(), _leading(node)
+        layer = name in _LAYERS or (name in _PRODUCTS and node in forward)
+        if layer and rows is not None and rows >= batch_size and rows % batch_size == 0:
             return True
     return False
 
 
 def _nodes(root: Any, *, without: Any) -> Iterator[Any]:
-    """The nodes of a graph, leaves left out, without one node and what lies behind it alone."""
+    """The nodes of a graph, without one node and what lies behind it alone."""
     pending, seen = [root], {without}
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        parents = [parent for parent, _ in node.next_functions]
-        if parents:
-            yield node
-        pending += parents
+        yield node
+        pending += [parent for parent, _ in node.next_functions]
 
 
 def _leading(node: Any) -> int | None:
-    """The leading dimension of what the node computed in the forward."""
+    """The leading dimension of what the node computed in the forward; None where that is not known."""
     metadata = getattr(node, "_input_metadata", None)
     shape: Any = metadata[0].shape if metadata else ()
     return int(shape[0]) if len(shape) > 0 else None
+
+
+def _saved_dim(node: Any) -> int | None:
+    """The dimension along which tensors were joined (autograd keeps it unsigned: a negative one is large)."""
+    dim = getattr(node, "_saved_dim", None)
+    return dim if isinstance(dim, int) else None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_ast.core.graph import picks_rows
+from lightning_ast.core.graph import row_order
 from lightning_ast.core.loss_functions import REFUSED, RULES, Call, OutputKind
 
 __all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses", "mean_without"]
@@ -53,7 +53,6 @@ class LossRecord:
         ignore_index: target value that counts for nothing, or None.
         elements: loss elements of a sample: 1, its tokens, its pixels.
         dtype: of the loss that the user's call returns; the sums are at least float32.
-        folded: whether the loss was given more rows than samples, ``(B * T, ...)``, taken as samples outermost.
     """
 
     name: str
@@ -66,7 +65,6 @@ class LossRecord:
     ignore_index: int | None = None
     elements: int = 1
     dtype: torch.dtype = torch.float32
-    folded: bool = False
 
     @property
     def losses(self) -> Tensor:
@@ -95,13 +93,24 @@ class LossRecord:
 _SIGNATURES = {func: inspect.signature(func) for func in RULES}
 
 
-def _fold(values: Tensor, batch_size: int, name: str, logits: Tensor | None = None) -> Tensor:
-    """``(N, ...)`` elements to ``(B,)`` sums, where N is B or B * T with the samples outermost."""
-    if logits is not None and values.ndim > 0 and values.shape[0] != batch_size and picks_rows(logits, batch_size):
+def _check_rows(logits: Tensor, batch_size: int, name: str) -> None:
+    order = row_order(logits, batch_size)
+    if order == "picked":
         raise LossCaptureError(
             f"the rows that `{name}` is given were picked by an index or a mask, so which sample each belongs to is "
             f"not known: keep all rows and use `ignore_index`. Or: {REMEDY}"
         )
+    if order == "joined":
+        raise LossCaptureError(
+            f"`{name}` is given several rows a sample that do not lie together (views joined along the batch, time "
+            f"first, ensembles): flatten with the samples outermost, `(B, T, C)` to `(B * T, C)`. Or: {REMEDY}"
+        )
+
+
+def _fold(values: Tensor, batch_size: int, name: str, logits: Tensor | None = None) -> Tensor:
+    """``(N, ...)`` elements to ``(B,)`` sums, where N is B or B * T with the samples outermost."""
+    if logits is not None and values.ndim > 0 and values.shape[0] != batch_size:
+        _check_rows(logits, batch_size, name)
     if values.ndim == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
             f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "
@@ -146,7 +155,6 @@ def _record(
         ignore_index=elements.ignore_index,
         elements=elements.values.numel() // batch_size,
         dtype=elements.values.dtype,
-        folded=elements.values.shape[0] != batch_size,
     )
 
 

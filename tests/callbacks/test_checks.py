@@ -95,7 +95,7 @@ class Rows(PlainNet):
 def test_rows_that_are_not_samples_outermost_are_refused(digits: Digits, mode: str, kind: str, warm: bool) -> None:
     module = fresh(Rows, dropout=0.0)
     module.kind = kind
-    with pytest.raises(LossCaptureError, match="in another order of the samples they have other losses"):
+    with pytest.raises(LossCaptureError, match="several rows a sample that do not lie together"):
         run(module, digits, mode, warm or mode == "prune")
 
 

@@ -39,7 +39,7 @@ def untimed(value: Any) -> Any:
         return {
             k: untimed(v)
             for k, v in value.items()
-            if not any(t in str(k) for t in TIMED) and "ModelCheck" not in str(k)
+            if k != "fit" and not any(t in str(k) for t in TIMED) and "ModelCheck" not in str(k)
         }
     return [untimed(part) for part in value] if isinstance(value, (list, tuple)) else value
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["HAND_WRITTEN", "KNOWN_WRONG", "OUTCOMES", "SEVERAL", "Outcome", "Wrong"]
+__all__ = ["OUTCOMES", "Outcome"]
 
 ALL = ("mask", "subset", "partial", "prune")
 HAND_WRITTEN = "no torch loss function was called in the training step"
 UNREDUCED = "was called with reduction='none' and averaged by hand"
 SEVERAL = r"\d losses were captured"
+PICKED = "were picked by an index or a mask"
+JOINED = "several rows a sample that do not lie together"
+TERM = "adds a term to the captured loss that depends on the samples too"
 
 
 class Outcome(NamedTuple):
@@ -37,22 +40,6 @@ class Outcome(NamedTuple):
     note: str = ""
     message: str = ""
     dense: bool = False
-
-
-class Wrong(NamedTuple):
-    """A case that neither trains rightly nor is refused yet; its test is expected to fail.
-
-    Attributes:
-        package: as on PyPI.
-        module: key of the case.
-        modes: in which it is wrong.
-        reason: what happens.
-    """
-
-    package: str
-    module: str
-    modes: tuple[str, ...]
-    reason: str
 
 
 def _batchnorm(package: str, module: str, note: str = "BatchNorm", *, dense: bool = False) -> list[Outcome]:
@@ -93,6 +80,7 @@ OUTCOMES: list[Outcome] = [
     Outcome("lightning", "LightningLSTM", ("mask",), "exact", "hidden state across batches"),
     Outcome("lightning", "LightningLSTM", ("partial",), "exact", "the recurrent layer goes dense", dense=True),
     Outcome("lightning", "LightningLSTM", ("prune",), "exact", "but a hidden state means nothing in pruned batches"),
+    _refused("lightning", "LightningLSTM", "failed on the .* selected samples alone", "the state's size", ("subset",)),
     _refused("lightning tutorials", "GAN", SEVERAL, "two losses of two optimizers: no remedy", ("mask", "partial")),
     _refused("lightning tutorials", "GAN", SEVERAL, "two losses of two optimizers: no remedy", ("prune",)),
     _refused("lightning tutorials", "GAN", "with manual optimization", "two optimizers: no remedy", ("subset",)),
@@ -116,6 +104,10 @@ OUTCOMES: list[Outcome] = [
     Outcome(_LIGHTLY, "LinearClassifier", ALL, "exact", "with pytorch_lightning.Trainer; frozen backbone: saves little"),
     *_drawn(_LIGHTLY, "MAE", "other patches are masked in scoring"),
     Outcome(_LIGHTLY, "MoCo, memory bank", ("mask", "partial", "prune"), "exact"),
+    _refused(_LIGHTLY, "MoCo, memory bank", "changes parameters", "the momentum encoder moves twice", ("subset",)),
+    _refused(_LIGHTLY, "SimCLR, NTXentLoss", JOINED, "contrastive: a sample has no loss of its own"),
+    _refused(_LIGHTLY, "VICRegLoss", TERM, "statistics of the batch: a sample has no loss of its own"),
+    *_batchnorm(_LIGHTLY, "SimSiam, per_sample_loss -cos", "losses below 0; BatchNorm", dense=True),
     _refused(_LIGHTLY, "BarlowTwinsLoss", HAND_WRITTEN, "a statistic of the batch: a sample has no loss of its own"),
     _refused(_LIGHTLY, "DCLLoss", HAND_WRITTEN, "contrastive: a sample has no loss of its own"),
     _refused(_LIGHTLY, "SimSiam", HAND_WRITTEN, "per_sample_loss works"),
@@ -124,9 +116,10 @@ OUTCOMES: list[Outcome] = [
     Outcome(_TU, "ClassificationRoutine, ELBOLoss of 1", ALL, "exact", "the KL of the weights stays whole"),
     _refused(_TU, "ClassificationRoutine, ELBOLoss of 3", SEVERAL, "one loss a draw; per_sample_loss works"),
     Outcome(_TU, "RegressionRoutine", ALL, "exact"),
-    Outcome(_TU, "SegmentationRoutine", ("mask", "subset", "prune"), "exact"),
-    Outcome(_TU, "SegmentationRoutine", ("partial",), "exact", "boolean indexing goes dense", dense=True),
-    _refused(_TU, "SegmentationRoutine, invalid pixels", "a multiple of it", "ignore_index instead of indexing"),
+    _refused(_TU, "ClassificationRoutine, packed ensemble", JOINED, "one row a member, members first"),
+    _refused(_TU, "SegmentationRoutine", PICKED, "per_sample_loss with ignore_index works"),
+    _refused(_TU, "SegmentationRoutine, invalid pixels", f"{PICKED}|a multiple of it", "per_sample_loss works"),
+    _refused(_TU, "SegmentationRoutine, whole images invalid", PICKED, "per_sample_loss with ignore_index works"),
     *_batchnorm(_GEO, "ClassificationTask, ce", dense=True),
     *_batchnorm(_GEO, "ClassificationTask, bce", dense=True),
     _refused(_GEO, "ClassificationTask, focal", UNREDUCED, "smp's FocalLoss"),
@@ -139,7 +132,8 @@ OUTCOMES: list[Outcome] = [
     _refused(_PF, "DeepAR, NormalDistributionLoss", HAND_WRITTEN, "needs per_sample_loss"),
     _refused(_PF, "DecoderMLP, MAE", HAND_WRITTEN, "needs per_sample_loss"),
     Outcome(_PF, "DecoderMLP, MSELoss", ("mask", "partial", "prune"), "exact"),
-    _refused("chemprop", "MPNN", UNREDUCED, "needs the mixin", ("mask", "subset", "partial")),
+    _refused(_PF, "DecoderMLP, MSELoss", "metrics are held still while scoring", "its loss is a metric", ("subset",)),
+    _refused("chemprop", "MPNN", f"{UNREDUCED}|metrics are held still", "the mixin works", ("mask", "subset", "partial")),
     _refused("chemprop", "MPNN", "override SparseLossMixin.count_samples", "needs the mixin", ("prune",)),
     _refused("torch-geometric", "GIN", "got DataBatch without any", "SparseLossMixin works, in each mode"),
     _refused("gluonts", "DeepARLightningModule", HAND_WRITTEN, "per_sample_loss works"),
@@ -151,22 +145,9 @@ OUTCOMES: list[Outcome] = [
         "scvi-tools", "SCVI TrainingPlan", HAND_WRITTEN, "per_sample_loss works", ("mask", "subset", "partial")
     ),
     _refused("scvi-tools", "SCVI TrainingPlan", "needs batch_size", "its loader samples whole batches", ("prune",)),
+    _refused("scvi-tools", "SCANVI SemiSupervisedTrainingPlan", TERM, "the ELBO beside the classifier's loss",
+             ("mask", "subset", "partial")),
     _refused(
         "scvi-tools", "SCANVI SemiSupervisedTrainingPlan", "iterates in a way of its own", "two loaders in one", ("prune",)
     ),
-]  # fmt: skip
-
-_WITHOUT_SUBSET = ("mask", "partial", "prune")
-KNOWN_WRONG: list[Wrong] = [
-    Wrong("lightning", "LightningLSTM", ("subset",), "torch's error about the hidden state's size, without a remedy"),
-    Wrong(_LIGHTLY, "SimCLR, NTXentLoss", ALL, "2B rows of stacked views are folded as if views of a sample were neighbours"),
-    Wrong(_LIGHTLY, "VICRegLoss", ALL, "only the invariance term is selected, the hand-written rest sees all samples"),
-    Wrong(_LIGHTLY, "SimSiam, per_sample_loss -cos", ("mask", "subset", "partial"),
-          "negative losses have no significance: the rate falls to min_selected"),
-    Wrong(_LIGHTLY, "MoCo, memory bank", ("subset",), "scoring updates the momentum encoder too: twice a step"),
-    Wrong(_TU, "ClassificationRoutine, packed ensemble", ALL, "(m b) rows are folded as if (b m)"),
-    Wrong(_TU, "SegmentationRoutine, whole images invalid", ALL, "what is left happens to be a multiple of B rows"),
-    Wrong(_PF, "DecoderMLP, MSELoss", ("subset",), "the loss is a torchmetrics Metric, which scoring silences"),
-    Wrong("scvi-tools", "SCANVI SemiSupervisedTrainingPlan", ("mask", "partial"),
-          "only the classifier's loss is selected, the ELBO sees all samples"),
 ]  # fmt: skip

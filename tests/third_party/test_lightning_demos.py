@@ -17,14 +17,12 @@ from torch.utils.data import TensorDataset
 from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import (
     MODES,
-    REFUSALS,
     Case,
     check_outcome,
     check_same_gradients,
     check_trained,
     loader,
     rows,
-    sparse_fit,
 )
 
 pytestmark = [
@@ -100,12 +98,6 @@ def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None
     check_trained(REMEDIES[module], mode)
     if mode in ("subset", "partial"):
         check_same_gradients(REMEDIES[module], mode)
-
-
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch's own error when the sparse stage begins")
-def test_a_hidden_state_across_batches_is_refused_in_subset() -> None:
-    with pytest.raises(REFUSALS):
-        sparse_fit(CASES["LightningLSTM"], "subset")
 
 
 class GAN(pl.LightningModule):

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 
 from tests.third_party.outcomes import Outcome
-from tests.third_party.trained import MODES, Case, check_outcome, check_same_gradients, check_trained, rows, wrong
+from tests.third_party.trained import MODES, Case, check_outcome, check_same_gradients, check_trained, rows
 
 forecasting = pytest.importorskip("pytorch_forecasting")
 pandas = pytest.importorskip("pandas")
@@ -101,8 +101,3 @@ def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None
     check_trained(REMEDIES[module], mode)
     if mode in ("subset", "partial"):
         check_same_gradients(REMEDIES[module], mode)
-
-
-@wrong("pytorch-forecasting", "DecoderMLP, MSELoss")
-def test_a_metric_as_loss_is_seen_in_scoring(module: str, mode: str) -> None:
-    check_trained(CASES[module], mode)

@@ -15,12 +15,10 @@ from tests.third_party.trained import (
     MODES,
     Case,
     check_outcome,
-    check_refused_or_right,
     check_same_gradients,
     check_trained,
     loader,
     rows,
-    wrong,
 )
 
 pytest.importorskip("torch_uncertainty")
@@ -142,8 +140,3 @@ def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None
     check_trained(REMEDIES[module], mode)
     if mode in ("subset", "partial"):
         check_same_gradients(REMEDIES[module], mode)
-
-
-@wrong("torch-uncertainty", "ClassificationRoutine, packed ensemble", "SegmentationRoutine, whole images invalid")
-def test_refused_or_right(module: str, mode: str) -> None:
-    check_refused_or_right(CASES[module], mode)

@@ -17,7 +17,7 @@ from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core.batch import BatchError
 from lightning_ast.core.losses import LossCaptureError
 from tests.conftest import assert_same_weights, weights
-from tests.third_party.outcomes import KNOWN_WRONG, OUTCOMES, Outcome
+from tests.third_party.outcomes import OUTCOMES, Outcome
 
 MODES = ("mask", "subset", "partial", "prune")
 RATE = 0.5
@@ -158,23 +158,6 @@ def rows(package: str) -> Any:
     return pytest.mark.parametrize(("row", "mode"), found, ids=[f"{row.module}-{mode}" for row, mode in found])
 
 
-def wrong(package: str, *modules: str) -> Any:
-    """Parametrizes a test over what is known to be wrong, mode by mode; it is expected to fail."""
-    found = [row for row in KNOWN_WRONG if row.package == package and row.module in modules]
-    return pytest.mark.parametrize(
-        ("module", "mode"),
-        [
-            pytest.param(
-                row.module,
-                mode,
-                marks=pytest.mark.xfail(strict=True, raises=(AssertionError, LossCaptureError), reason=row.reason),
-            )
-            for row in found
-            for mode in row.modes
-        ],
-    )
-
-
 def check_outcome(case: Case, row: Outcome, mode: str) -> None:
     """The row is true of this case."""
     if row.outcome == "refused":
@@ -187,15 +170,3 @@ def check_outcome(case: Case, row: Outcome, mode: str) -> None:
         check_same_gradients(case, "partial")
     elif mode == "subset" and row.outcome == "exact":
         check_same_gradients(case, "subset")
-
-
-def check_refused_or_right(case: Case, mode: str) -> None:
-    """In each mode that trains, the gradient is that of the selected samples alone: what ``subset`` computes."""
-    try:
-        if mode == "prune":  # observes what the other modes select by: one of them stands for it
-            sparse_fit(case, mode)
-            mode = "mask"
-        left, right = first_gradients(case, "subset"), first_gradients(case, "mask" if mode == "subset" else mode)
-    except REFUSALS:
-        return
-    assert difference(left, right) < 1e-4
