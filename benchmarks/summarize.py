@@ -313,8 +313,10 @@ def warmup_table() -> str:
     (record,) = load("warmup-time")
     modes = list(record["rows"][0]["share"])
     lines = [
-        f"Time of a warmup step as a share of the plain step, {record['hardware']}, torch "
-        f"{record['versions']['torch']}: median of rounds in turns (least to most).",
+        f"Time of a warmup step as a share of the same step without the callback, {record['hardware']}, torch "
+        f"{record['versions']['torch']}: every second step goes without, medians of an epoch, median of the epochs "
+        f"(least to most). A logged step (every {record['log_every_steps']}th) takes "
+        f"{1000 * record['log_seconds']:.1f} ms besides.",
         "",
         "| ResNet-9, CIFAR-10 | plain step, ms | " + " | ".join(f"`{mode}`" for mode in modes) + " |",
         "|---|---|" + "---|" * len(modes),

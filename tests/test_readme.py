@@ -88,3 +88,23 @@ def test_tables_are_the_records() -> None:
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", TEXT, re.M))
 def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_number_of_set_ups_is_that_of_the_matrix() -> None:
+    from tests.support import cells, covered, possible_pairs
+
+    assert f"{len(cells())} set-ups" in TEXT
+    assert set(possible_pairs()) <= covered(list(cells()))
+
+
+def test_what_readme_says_of_bad_samples_and_the_warmup_is_on_record() -> None:
+    records = ROOT / "benchmarks" / "records"
+    rows = json.loads((records / "bad-samples-cpu.json").read_text())["rows"]
+    assert [row["finite"] for row in rows if row["policy"] == "plain"] == [False, True]
+    ours = [row for row in rows if row["policy"] != "plain"]
+    assert all(row["finite"] for row in ours)
+    assert all(max(row["quarantined_by_epoch"]) == row["corrupted"] for row in ours)
+    assert all(row["named"] for row in rows if row["policy"] == "prune")
+    for row in json.loads((records / "warmup-time-cpu.json").read_text())["rows"]:
+        for mode, share in row["share"].items():
+            assert share < 1.01, f"{mode}: {share}"

@@ -128,14 +128,15 @@ class Quarantine:
         """
         if trainer.current_epoch != self._epoch:
             self._read(wait=True)
-            self._epoch, self.count, self._offered = trainer.current_epoch, 0, 0
+            self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
         self._offered += plan.offered
         if plan.bad is not None:
             self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
-        batches = trainer.num_training_batches
-        self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
-        if self._read() and self._processes.count == 1:
+        if self._expected == 0:
+            batches = trainer.num_training_batches
+            self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
+        if self._pending and self._read() and self._processes.count == 1:
             self._check(self.count, max(self._offered, self._expected))
 
     def finish_epoch(self) -> None:

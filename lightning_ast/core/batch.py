@@ -48,7 +48,8 @@ def batch_size_of(batch: Any) -> int:
             f"expected a batch that holds tensors of shape (B, ...), got {type(batch).__name__} without any. Use "
             "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
         )
-    size = Counter(leading).most_common(1)[0][0]
+    alike = leading.count(leading[0]) == len(leading)  # quicker than counting each
+    size = leading[0] if alike else Counter(leading).most_common(1)[0][0]
     if size == 0:
         raise BatchError("expected at least one sample in the batch, got a leading dimension of 0.")
     return int(size)
