@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = ["AccumulationWindow"]
+
+_LEAST = 1e-3
+"""Share of the user's denominator below which a micro-batch's own is not divided by."""
 
 
 class AccumulationWindow:
@@ -14,15 +18,17 @@ class AccumulationWindow:
 
     Lightning adds up the gradients of N micro-batches, each of them a mean: ``1 / N * sum(S_m / D_m)``, with S_m the
     selected, weighted losses of a micro-batch and D_m its own denominator. One large batch is ``sum(S_m) / sum(D_m)``.
-    So all micro-batches are divided by the first one's denominator, and the gradients are multiplied by
-    ``M * D_1 / sum(D_m)`` ahead of clipping, M being the micro-batches that there were. What a training step adds to
-    the captured loss (a penalty) is multiplied by the same factor, which is near 1.
+    So all micro-batches are divided by one number d, the first one's denominator, and the gradients are multiplied by
+    ``M * d / sum(D_m)`` ahead of clipping, M being the micro-batches that there were. Where the first one has next to
+    nothing to train on, d is the user's own denominator: gradients must not overflow on their way. What a training
+    step adds to the captured loss (a penalty) is multiplied by the same factor, which is near 1.
     """
 
     def __init__(self) -> None:
         self._divisors: dict[int, Tensor] = {}
         self._position = 0
         self._open = False
+        self._shared = torch.ones(())
 
     @staticmethod
     def first_batch(trainer: pl.Trainer, batch_idx: int) -> int:
@@ -36,23 +42,27 @@ class AccumulationWindow:
         if self._position == 0:
             self._divisors.clear()
 
-    def divisor(self, own: Tensor) -> Tensor:
+    def divisor(self, own: Tensor, scale: Tensor) -> Tensor:
         """What a sparse micro-batch's loss is divided by.
 
         Args:
-            own: scalar, its own denominator over all processes.
+            own: scalar, its own denominator over all processes; 0 where nothing is trained on.
+            scale: scalar, the user's own denominator over all processes.
         """
         if not self._open:
             return own
+        if not self._divisors:
+            user = scale.where(scale > 0, torch.ones_like(scale))
+            self._shared = own.where(own > _LEAST * user, user)
         self._divisors[self._position] = own
-        return next(iter(self._divisors.values()))
+        return self._shared
 
     def rescale(self, optimizer: Optimizer) -> None:
         """Bring the accumulated gradients to the common denominator; no device is waited for."""
-        if len(self._divisors) < 2:
+        if not self._divisors:
             return
-        first, *others = self._divisors.values()
-        factor = len(self._divisors) * first / sum(others, first)
+        total = torch.stack(list(self._divisors.values())).sum()
+        factor = torch.where(total > 0, len(self._divisors) * self._shared / total, total)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -58,7 +58,7 @@ class Books:
         dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
         if dense_ops.calls:
             note_dense_ops(dense_ops, self._told)
-        mode = self._mode if plan.sparse or plan.offered != plan.batch_size else None
+        mode = self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None
         self._ledger.record(
             stage, mode=mode, offered=plan.offered, selected=plan.selected, dense_share=dense_ops.at_most
         )

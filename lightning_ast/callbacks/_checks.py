@@ -8,12 +8,26 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.core.graph import depends_on_samples
 from lightning_ast.core.losses import REMEDY, LossCaptureError, LossRecord
 
-__all__ = ["check_scorable", "check_scoring", "check_use", "failed_on_subset"]
+__all__ = ["check_indices", "check_scorable", "check_scoring", "check_use", "failed_on_subset"]
+
+
+def check_indices(indices: Any, size: int) -> None:
+    """What ``sample_indices`` gives: ``(B,)`` integers, or None."""
+    if indices is None:
+        return
+    if not isinstance(indices, Tensor) or indices.shape != (size,) or indices.is_floating_point():
+        got = (
+            f"shape {tuple(indices.shape)}, {indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
+        )
+        raise ConfigurationError(
+            [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
+        )
 
 
 def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:

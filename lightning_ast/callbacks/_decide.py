@@ -92,6 +92,8 @@ class Decision:
         losses, record = scored
         self.select(plan, batch, losses, record)
         assert plan.selection is not None
+        if plan.void or (plan.known_bad and plan.selected == 1):
+            return  # the step sees the whole batch: BatchNorm cannot do with one sample
         plan.sub_batch = self.take(batch, plan.selection.indices)
         if record is None or explicit:
             plan.full_loss = mean_without(losses, plan.bad)

@@ -7,14 +7,17 @@ import uuid
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
-from lightning_ast.callbacks._checks import check_scoring
+from lightning_ast.callbacks._checks import check_indices, check_scoring
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, training_faults
+from lightning_ast.callbacks._fit_loop import written_within
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
@@ -80,7 +83,7 @@ class SparseFit:
             scored=callback.mode == "subset",
             keep=mask_rows if callback.mode == "mask" else keep,
             keep_finite=keep,
-            divisor=lambda own: self._window.divisor(processes.mean(own)),
+            divisor=lambda own, scale: self._window.divisor(*processes.mean(torch.stack([own, scale])).unbind()),
             forward_context=self._books.forward,
         )
         self._resumption = Resumption(trainer, processes)
@@ -130,6 +133,7 @@ class SparseFit:
             self._books.interrupt()
         self.stage = stage
         size, indices = self.decision.count(batch), self.decision.indices(batch)
+        check_indices(indices, size)
         if self.epochs is not None:
             plan = self.epochs.batch_plan(size, indices, self._module.device)
         else:
@@ -203,7 +207,12 @@ class SparseFit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew."""
+        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
+
+        A checkpoint that is loaded to validate, test or predict with changes nothing.
+        """
+        if self._trainer.state.fn != TrainerFn.FITTING:
+            return
         self.ledger.load_state_dict(state["ledger"])
         self.quarantine.load_state_dict(state["quarantine"])
         changed = [
@@ -217,15 +226,32 @@ class SparseFit:
                 "what was learned of thresholds and significance begins anew."
             )
         self.selector.load_state_dict(state["selector"], controller=not changed)
-        if state["rule"]["mode"] != self.mode:
-            return
-        if self.epochs is not None:
+        if self.epochs is not None and "epochs" in state:
             self.epochs.load_state_dict(state["epochs"])
-        else:
+        elif self.epochs is None and "resumption" in state:
             self._resumption.load_state_dict(state["resumption"])
 
-    def expect_resume(self) -> None:
-        """A checkpoint is being loaded, perhaps one without this callback."""
+    def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
+        """A checkpoint is being loaded, perhaps one without this callback.
+
+        Args:
+            checkpoint: Lightning's.
+            state: of this callback in it, or empty.
+
+        Raises:
+            ConfigurationError: it is from the midst of an epoch, and only one of the two plans its epochs.
+        """
+        own = state.get("fit") == self.token and hasattr(self._trainer.fit_loop, "is_resuming")
+        if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
+            return
+        mode = state["rule"]["mode"] if state else self.mode
+        if mode != self.mode and "prune" in (mode, self.mode) and written_within(checkpoint):
+            raise ConfigurationError(
+                [
+                    f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={self.mode!r} "
+                    "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
+                ]
+            )
         if self.epochs is not None:
             self.epochs.expect_resume()
         else:

@@ -26,6 +26,7 @@ __all__ = [
     "loaders",
     "reload_as_due",
     "restart_loader",
+    "written_within",
 ]
 
 
@@ -142,6 +143,12 @@ def batches_done(loop: _FitLoop) -> int:
     if not loop.restarted_mid_epoch or _finished_a_batch_last(loop):
         return 0
     return int(loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
+
+
+def written_within(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written in the midst of an epoch."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    return bool(progress) and not progress["is_last_batch"] and progress["current"]["ready"] > 0
 
 
 def _finished_a_batch_last(loop: _FitLoop) -> bool:

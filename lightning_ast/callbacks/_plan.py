@@ -33,6 +33,7 @@ class BatchPlan:
         batch: what is trained on in place of the loaded batch, or None: samples that are not finite are replaced.
         bad: ``(B,)`` bool, samples that are not finite; None where the host knows of none.
         leave_out: the selection is every sample but the bad ones; its losses are averaged without weights.
+        lost: its loss is not finite, and which sample's is not known.
         void: no sample can be trained on; the selection stands for none, and the step has a gradient of zero.
         seen: the loss handed to the user's code in the running call, once for each interception.
     """
@@ -51,6 +52,7 @@ class BatchPlan:
     batch: Any = None
     bad: Tensor | None = None
     leave_out: bool = False
+    lost: bool = False
     void: bool = False
     seen: list[Tensor] = field(default_factory=list)
 

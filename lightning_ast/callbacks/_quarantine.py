@@ -34,7 +34,7 @@ class QuarantinedSample:
     Attributes:
         epoch: from 0.
         batch: index of its batch in the epoch, in its process.
-        position: in the batch.
+        position: in the batch, or -1 where that is not known: the batch was left out as a whole.
         index: in the data set, or -1 where that is not known.
     """
 
@@ -45,7 +45,9 @@ class QuarantinedSample:
 
     def __str__(self) -> str:
         """As a message names it."""
-        return f"{self.index}" if self.index >= 0 else f"batch {self.batch}, position {self.position}"
+        if self.index >= 0:
+            return f"{self.index}"
+        return f"batch {self.batch}, position {self.position}" if self.position >= 0 else f"batch {self.batch}"
 
 
 @dataclass
@@ -130,6 +132,8 @@ class Quarantine:
             self._read(wait=True)
             self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
         self._offered += plan.offered
+        if plan.lost:
+            self._add([QuarantinedSample(self._epoch, batch_idx, _UNKNOWN, _UNKNOWN)])
         if plan.bad is not None:
             self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
@@ -167,11 +171,13 @@ class Quarantine:
         if not positions:
             return
         names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
-        new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
+        self._add([QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions])
+
+    def _add(self, new: list[QuarantinedSample]) -> None:
         if not self.samples:
             warnings.warn(
-                f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {found.epoch}). Such "
-                "samples are left out of the training and counted: see `quarantined` of the callback at the end.",
+                f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {new[0].epoch}). "
+                "Such samples are left out of the training and counted: see `quarantined` of the callback at the end.",
                 stacklevel=2,
             )
         self.samples += new

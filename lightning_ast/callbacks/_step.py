@@ -42,8 +42,8 @@ class StepInterceptor:
         keep: ``(losses (B,), indices (k,), factors (k,) or None) -> (B,)``, zero where not selected: how ``mask`` and
             ``partial`` differ.
         keep_finite: the same for batches with samples that are not finite: those must not enter the backward at all.
-        divisor: from a batch's own denominator to the one that all share: over the processes, and over the batches
-            whose gradients are accumulated.
+        divisor: ``(own, scale) -> shared``: from a batch's own denominator and the scale of the user's to the one that
+            all share, over the processes and over the batches whose gradients are accumulated.
         forward_context: entered around the first call of the user's step, for measurements.
 
     Attributes:
@@ -62,7 +62,7 @@ class StepInterceptor:
         scored: bool,
         keep: Keep,
         keep_finite: Keep,
-        divisor: Callable[[Tensor], Tensor],
+        divisor: Callable[[Tensor, Tensor], Tensor],
         forward_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._decision = decision
@@ -75,7 +75,7 @@ class StepInterceptor:
         self._common_divisor = divisor
         self._installed = False
         self.verified = False
-        self._inside = self._sliced = False
+        self._inside = self._sliced = self._troubled = False
         self.training_step: Callable[..., Any] = module.training_step
         self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
         self.plan: BatchPlan | None = None
@@ -111,12 +111,26 @@ class StepInterceptor:
             batch = plan.batch if plan.sub_batch is None else plan.sub_batch
         if not plan.sparse and plan.known_bad:
             plan.sparse = plan.leave_out = True
-        if self.verified and not plan.sparse and plan.observe is None:
+        if self.verified and not plan.sparse and plan.observe is None and not self._watches_dense():
             output = self.training_step(batch, *args, **kwargs)
-            if not (self._module.automatic_optimization and self._quarantine.lost(output)):
-                return output
-            plan.sparse = plan.leave_out = True  # once more, without the samples whose losses are not finite
+            return self._voided(plan, output) if self._quarantine.lost(output) else output
         return self._intercepted(plan, batch, *args, **kwargs)
+
+    def _watches_dense(self) -> bool:
+        """Whether the losses of dense steps are looked at one by one, which no step runs twice for.
+
+        Where it costs nothing (explicit losses), where a step trains itself (manual optimization), and from the first
+        dense loss on that was not finite.
+        """
+        if self._quarantine.limit is None or self._module.device.type != "cpu":
+            return False
+        return self._troubled or self.per_sample_loss is not None or not self._module.automatic_optimization
+
+    def _voided(self, plan: BatchPlan, output: Any) -> Any:
+        """A dense step whose loss is not finite, nobody knows for which sample: it has a gradient of zero."""
+        self._troubled = plan.void = plan.lost = True
+        nothing = self._nothing()
+        return {**output, "loss": nothing} if isinstance(output, dict) else nothing
 
     def _intercepted(self, plan: BatchPlan, batch: Any, *args: Any, **kwargs: Any) -> Any:
         plan.seen.clear()
@@ -280,5 +294,11 @@ class StepInterceptor:
         assert plan.selection is not None
         if plan.leave_out:  # a dense batch: no other process or micro-batch knows of it
             return denominator(counts, Selection(plan.selection.indices), "none", total_count=total, mean=mean)
-        own = denominator(counts, plan.selection, self._decision.weighting, total_count=total, mean=mean)
-        return self._common_divisor(own)
+        one = torch.ones_like(total)
+        if plan.void:
+            own = torch.zeros_like(total)
+        else:
+            own = denominator(
+                counts, plan.selection, self._decision.weighting, total_count=total.where(total > 0, one), mean=mean
+            )
+        return self._common_divisor(own, total if mean else one)

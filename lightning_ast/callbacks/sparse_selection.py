@@ -233,7 +233,7 @@ class SparseSelectionCallback(Callback):
     # ------------------------------------------------------------------ state
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is this callback with its books, outside the fit that runs."""
+        """A copy is this callback with its ledger, outside the fit that runs."""
         return {**vars(self), "_fit": None}
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,13 +245,12 @@ class SparseSelectionCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was written."""
-        if self._fit is not None and state_dict and state_dict.get("fit") != self._fit.token:
+        if self._fit is not None and state_dict:
             self._fit.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The run is resumed, perhaps without this callback; but not where a tuner loads what it saved in this fit."""
-        saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if self._fit is not None and saved.get("fit") != self._fit.token:
-            self._fit.expect_resume()
+        if self._fit is not None:
+            self._fit.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))

@@ -57,6 +57,8 @@ def batch_size_of(batch: Any) -> int:
 
 def first_input(batch: Any, batch_size: int) -> Tensor | None:
     """The first floating-point tensor of ``batch`` with leading dimension ``batch_size``, e.g. the images; or None."""
+    if _is_list_of_samples(batch):
+        return None
     try:
         return next((t for t in _tensors(batch) if _has_rows(t, batch_size) and t.is_floating_point()), None)
     except BatchError:

@@ -23,6 +23,13 @@ _LAYERS = (
     "BaddbmmBackward0",
     "ConvolutionBackward0",
     "EmbeddingBackward0",
+    "EmbeddingBagBackward0",
+    "NativeBatchNormBackward0",
+    "CudnnBatchNormBackward0",
+    "NativeLayerNormBackward0",
+    "NativeGroupNormBackward0",
+    "MkldnnRnnLayerBackward0",
+    "CudnnRnnBackward0",
     "LinearBackward0",
     "MkldnnLinearBackward0",
     "CompiledFunctionBackward",
@@ -57,24 +64,24 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() in _PICKING:
+        if node.name() in _PICKING and _picks_first(node):
             return "picked"
         if _leading(node) == batch_size:
             continue
         if node.name() in _JOINING and _saved_dim(node) == 0:
             return "joined"
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        parents = [parent for parent, _ in node.next_functions if parent is not None and parent.next_functions]
         if node.name() in _RESHAPING and any(_leading(p) not in (None, 1, rows, batch_size) for p in parents):
             return "joined"
-        pending += [p for p in parents if _leading(p) in (1, rows, batch_size)]
+        pending += [p for p in parents if _leading(p) in (rows, batch_size)]
     return "samples"
 
 
 def depends_on_samples(loss: Tensor, captured: Tensor, batch_size: int) -> bool:
     """Whether ``loss`` depends on the batch in another way than through ``captured``: by a term of its own.
 
-    That is told by layers that worked on a row a sample (or several). A term over parameters alone (weight decay, the
-    divergence of weights) has none.
+    That is told by layers that worked on a row a sample (or several); a term that is made of the batch without any
+    layer is not seen. A term over parameters alone (weight decay, the divergence of weights) has none.
 
     Args:
         loss: scalar with its graph.
@@ -95,7 +102,7 @@ def depends_on_samples(loss: Tensor, captured: Tensor, batch_size: int) -> bool:
     forward = set(_nodes(captured.grad_fn, without=None))
     for node in _nodes(loss.grad_fn, without=captured.grad_fn):
         name, rows = node.name(), _leading(node)
-        layer = name in _LAYERS or (name in _PRODUCTS and node in forward)
+        layer = name in _LAYERS or (name in _PRODUCTS and (node in forward or _multiplies_data(node)))
         if layer and rows is not None and rows >= batch_size and rows % batch_size == 0:
             return True
     return False
@@ -111,6 +118,18 @@ def _nodes(root: Any, *, without: Any) -> Iterator[Any]:
         seen.add(node)
         yield node
         pending += [parent for parent, _ in node.next_functions]
+
+
+def _picks_first(node: Any) -> bool:
+    """Whether the first dimension is indexed (a masked selection picks from all)."""
+    indices = getattr(node, "_saved_indices", None)
+    return indices is None or (len(indices) > 0 and indices[0] is not None)
+
+
+def _multiplies_data(node: Any) -> bool:
+    """Whether a matrix product has a left factor that nothing was learned for."""
+    left = getattr(node, "_saved_self", None)
+    return isinstance(left, Tensor) and not left.requires_grad
 
 
 def _leading(node: Any) -> int | None:

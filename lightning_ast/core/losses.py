@@ -103,7 +103,7 @@ def _check_rows(logits: Tensor, batch_size: int, name: str) -> None:
     if order == "joined":
         raise LossCaptureError(
             f"`{name}` is given several rows a sample that do not lie together (views joined along the batch, time "
-            f"first, ensembles): flatten with the samples outermost, `(B, T, C)` to `(B * T, C)`. Or: {REMEDY}"
+            f"first, ensembles, chunks): flatten with the samples outermost, `(B, T, C)` to `(B * T, C)`. Or: {REMEDY}"
         )
 
 

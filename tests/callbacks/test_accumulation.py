@@ -163,3 +163,43 @@ def test_lbfgs_with_accumulation_is_refused(digits: Digits) -> None:
     with pytest.raises(ConfigurationError, match=r"LBFGS.*accumulate_grad_batches=1"):
         fit(module, loader(digits), SparseSelectionCallback(), accumulate_grad_batches=3)
     assert module.seen == []
+
+
+@pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
+@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("void", [0, 1])
+@pytest.mark.filterwarnings("ignore:lightning-ast. NaN or infinity")
+def test_a_micro_batch_without_a_finite_sample_counts_for_nothing(
+    digits: Digits, mode: str, weighting: str, void: int
+) -> None:
+    spoiled = digits[0].clone()
+    spoiled[64 * void : 64 * void + 64] = torch.nan
+    module, reference = fresh(dropout=0.0, batchnorm=False), fresh(dropout=0.0, batchnorm=False)
+    callback = SparseSelectionCallback(mode=mode, weighting=weighting, quarantine_limit=1.0)
+    steps = Steps(callback)
+    fit(module, loader((spoiled, digits[1])), callback, steps, accumulate_grad_batches=3, limit_train_batches=3)
+    used = [batch for batch in range(3) if batch != void]
+    losses = [losses_of(reference, digits, batch, 64) for batch in used]
+    loss = large_batch(losses, [steps.kept[batch] for batch in used], weighting)
+    want = dict(zip(steps.gradients[0], torch.autograd.grad(loss, list(reference.parameters()))))
+    for name, gradient in steps.gradients[0].items():
+        torch.testing.assert_close(gradient, want[name], rtol=1e-4, atol=1e-6)
+
+
+class Ignores(PlainNet):
+    """Most labels of the first batch count for nothing, and those are what the score prefers."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1], ignore_index=9)
+
+
+def test_a_first_micro_batch_with_a_denominator_of_zero_overflows_nothing(digits: Digits) -> None:
+    y = digits[1].clamp_max(8).clone()
+    y[:32] = 9
+    callback = SparseSelectionCallback(
+        mode="partial", gate="topk", significance=lambda losses, *_: (losses == 0).float(), target_activation_rate=0.4
+    )
+    steps = Steps(callback)
+    fit(fresh(Ignores), loader((digits[0], y)), callback, steps, accumulate_grad_batches=2, limit_train_batches=2)
+    assert (steps.kept[0].indices < 32).all(), "the first selection counts for nothing: the test can fail"
+    assert all(bool(g.isfinite().all()) and float(g.abs().max()) < 100 for g in steps.gradients[0].values())

@@ -12,7 +12,13 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_ast import LossCaptureError, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast import (
+    ConfigurationError,
+    LossCaptureError,
+    SparseLossMixin,
+    SparseSelectionCallback,
+    TwoStageScheduler,
+)
 from tests.callbacks.test_sparse_selection import fit, fresh
 from tests.conftest import PlainNet, loader, weights
 
@@ -32,6 +38,10 @@ class WithTerm(PlainNet):
 
     kind = ""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.other = nn.Linear(64, 4, bias=False)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         scores = self(batch[0])
         loss = F.cross_entropy(scores, batch[1])
@@ -39,6 +49,7 @@ class WithTerm(PlainNet):
             loss
             + {
                 "activations": lambda: 0.1 * scores.abs().mean(),
+                "a layer without bias": lambda: 0.1 * self.other(batch[0].flatten(1)).square().mean(),
                 "another forward": lambda: 0.1 * (self(batch[0].flip(3)) ** 2).mean(),
                 "weights": lambda: 0.01 * sum((p**2).sum() for p in self.parameters()),
                 "weights of a layer of the batch's size": lambda: 0.01 * (self.net[5].weight.t() ** 2).sum(),
@@ -48,7 +59,7 @@ class WithTerm(PlainNet):
 
 
 @WARM
-@pytest.mark.parametrize("kind", ["activations", "another forward"])
+@pytest.mark.parametrize("kind", ["activations", "another forward", "a layer without bias"])
 @pytest.mark.parametrize("mode", [*MODES, "prune"])
 def test_a_term_that_depends_on_the_samples_is_refused(digits: Digits, mode: str, kind: str, warm: bool) -> None:
     module = fresh(WithTerm, dropout=0.0)
@@ -225,3 +236,39 @@ def test_scores_of_zero_are_all_alike(digits: Digits) -> None:
     fit(module, loader(digits), callback, max_epochs=4)
     assert callback.ledger.selected / callback.ledger.offered == pytest.approx(0.4, rel=0.1)
     assert any(not torch.equal(before[name], value) for name, value in weights(module).items())
+
+
+class Tokens(pl.LightningModule):
+    """Rows of tokens, flattened from the first layer on; a learned scale, some of the classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.scale = nn.Embedding(7, 8), nn.Linear(8, 12), nn.Parameter(torch.ones(12))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        scores = self.head(self.embed(batch.reshape(-1))) * self.scale.view(1, -1)
+        return F.cross_entropy(scores[..., torch.arange(7)], batch.reshape(-1))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_are_flattened_from_the_start_are_fine(mode: str) -> None:
+    tokens = torch.randint(0, 7, (64, 5), generator=torch.Generator().manual_seed(0))
+    callback = SparseSelectionCallback(mode=mode)
+    fit(Tokens(), DataLoader(tokens, batch_size=16), callback)
+    assert 0 < callback.ledger.selected < 64
+
+
+@pytest.mark.parametrize(
+    "indices", [[0] * 64, torch.zeros(2, dtype=torch.long), torch.zeros(64)], ids=["list", "short", "float"]
+)
+def test_wrong_sample_indices(digits: Digits, indices: Any) -> None:
+    class Net(SparseLossMixin, PlainNet):
+        def sample_indices(self, batch: Any) -> Any:
+            return indices
+
+    with pytest.raises(ConfigurationError, match=r"an integer tensor of shape \(64,\)"):
+        run(fresh(Net), digits, "partial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def test_two_ranks_equal_one_process_on_the_union(
     selection = SparseSelectionCallback(mode=mode, **options)  # type: ignore[arg-type]
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"),
+        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
         callbacks=[selection, Record(tmp_path, selection, accumulate)],
         max_steps=2,
         accumulate_grad_batches=accumulate,

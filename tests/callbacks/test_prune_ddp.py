@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Record(pl.Callback):
 def two(module: Any, data: Any, folder: Path, *others: pl.Callback, **options: Any) -> list[dict[str, Any]]:
     callback = pruned()
     torch.manual_seed(options.pop("seed", 1))
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120))
     fit(module, data, callback, Record(folder, callback), *others, devices=2, strategy=strategy, **options)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 

@@ -264,13 +264,13 @@ def test_resume_between_loading_and_training(tmp_path: Path, point: Any) -> None
 
 @pytest.mark.parametrize(
     ("point", "expected"), [(("batch end", 1, 1), [56, 120, SIZE]), (("epoch end", 0, None), [120, 120, SIZE])]
-)
+)  # from the midst of an epoch in another mode it is refused: test_resume
 def test_from_a_run_without_this_callback_or_in_another_mode(
     tmp_path: Path, point: Any, expected: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is remembered then: the first pruned epoch is a random share."""
     caplog.set_level("INFO")
-    for callbacks in ([], [SparseSelectionCallback(mode="partial")]):
+    for callbacks in ([], [SparseSelectionCallback(mode="partial")])[: 1 if point[0] == "batch end" else 2]:
         path = tmp_path / f"{len(callbacks)}.ckpt"
         trainer = quiet_trainer(callbacks=[*callbacks, SaveAt(path, *point)], max_epochs=4)
         trainer.fit(fresh(), loader(shuffle=True))

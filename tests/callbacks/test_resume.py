@@ -207,3 +207,39 @@ def test_a_run_without_the_callback_can_go_on_from_its_checkpoint(tmp_path: Path
         trainer.fit(fresh(), loader(), ckpt_path=path)
     trainer.save_checkpoint(path)
     assert torch.load(path, weights_only=True)["callbacks"] == {}
+
+
+@pytest.mark.parametrize(("then", "now"), [("partial", "prune"), ("prune", "partial")])
+def test_the_midst_of_an_epoch_in_another_mode(tmp_path: Path, then: str, now: str) -> None:
+    """One of the two plans its epochs: it cannot go on with the other's."""
+    path = tmp_path / "run.ckpt"
+    schedule = TwoStageScheduler(warmup_epochs=1)
+    trainer = quiet_trainer(
+        callbacks=[SparseSelectionCallback(mode=then), schedule, SaveAt(path, "batch end", 1, 1)], max_epochs=3
+    )
+    trainer.fit(fresh(), loader())
+    with pytest.raises(
+        ConfigurationError, match=f"in the middle of an epoch in mode='{then}', and mode='{now}' cannot"
+    ):
+        quiet_trainer(callbacks=[SparseSelectionCallback(mode=now), schedule], max_epochs=3).fit(
+            fresh(), loader(), ckpt_path=path
+        )
+
+
+@pytest.mark.parametrize("mode", [*MODES, "prune"])
+def test_a_checkpoint_to_test_with_changes_nothing(tmp_path: Path, mode: str) -> None:
+    class Net(Cycle):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("seen", float(len(batch[0])))
+
+    path = tmp_path / "run.ckpt"
+    schedule = TwoStageScheduler(warmup_epochs=1)
+    other = SparseSelectionCallback(mode=mode)
+    quiet_trainer(callbacks=[other, schedule, SaveAt(path, "epoch end", 0)], max_epochs=2).fit(fresh(Net), loader())
+    callback = SparseSelectionCallback(mode=mode)
+    trainer = quiet_trainer(callbacks=[callback, schedule], max_epochs=3)
+    module = fresh(Net)
+    trainer.fit(module, loader())
+    before = untimed(callback.state_dict())
+    trainer.test(module, loader(), ckpt_path=path, verbose=False)
+    assert_same(before, untimed(callback.state_dict()))
