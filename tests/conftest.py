@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +21,14 @@ def digits() -> tuple[Tensor, Tensor]:
     """512 real handwritten digits, ``(512, 1, 8, 8)`` in [0, 1], and their labels."""
     images = load_images("digits")
     return images.train_images[:512].float() / 255, images.train_labels[:512]
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> Iterator[None]:
+    """Else the tests share torch.compile's limit of recompilations, behind which it runs uncompiled."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 class PlainNet(pl.LightningModule):
