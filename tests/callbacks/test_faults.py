@@ -429,7 +429,7 @@ class CompiledLoss(PlainNet):
         return self.loss(self(batch[0]), batch[1])
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:lightning-ast", "ignore:Graph break")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
 def test_a_compiled_loss_is_seen(digits: Digits, mode: str) -> None:
     """Not a fault after all: torch's compiler traces through the capture."""

@@ -559,6 +559,8 @@ def test_the_tuner_finds_what_it_finds_without(
             assert ledger.offered == 3 * 256, "the trials are not in the books"
             assert 256 + 0.4 * 512 < ledger.selected < 256 + 0.6 * 512
     assert found[0] == found[1]
+    if tool.endswith("Finder") and not hasattr(_FitLoop, "is_resuming"):
+        return  # in Lightning 2.5 a finder's own checkpoint resumes the run: another random state, the same samples
     assert_same_weights(ends[0].weights[0], ends[1].weights[0])
     assert ends[0].random[0] == ends[1].random[0]
 
