@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from cifar10 import run_parser
-from record import kind, provenance, save
+from record import QUIET, kind, provenance, save
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo import ImageData, ResNet9
@@ -49,10 +49,7 @@ def measure(policy: str, corrupted: bool, options: argparse.Namespace) -> dict[s
         max_epochs=options.epochs,
         precision="bf16-mixed",
         callbacks=[] if selection is None else [selection, TwoStageScheduler(warmup_epochs=1)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         num_sanity_val_steps=0,
     )
     trainer.fit(model, datamodule=data)

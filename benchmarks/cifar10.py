@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 from infobatch import InfoBatchData, InfoBatchResNet9
 from lightning.pytorch.callbacks import Callback, Timer
-from record import RECORDS, kind, provenance, save
+from record import QUIET, RECORDS, kind, provenance, save
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.demo import ImageData, ResNet9
@@ -157,10 +157,7 @@ def main() -> None:
         precision=options.precision,
         callbacks=[*callbacks, trace, timer, SparseTrainingMonitor()],
         gradient_clip_val=1.0 if options.policy.endswith("clip") else None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=int(infobatch),
     )

@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from record import provenance, save
+from record import QUIET, provenance, save
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -109,10 +109,7 @@ def batchnorm(root: str) -> list[dict[str, Any]]:
         max_epochs=6,
         limit_val_batches=0,
         callbacks=[SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=1), cosines],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     ).fit(ResNet9(3, width=16), datamodule=data)
     return cosines.rows
 

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from cifar10 import equal, prune_stages, run_parser, run_size
-from record import kind, provenance, save
+from record import QUIET, kind, provenance, save
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -205,10 +205,7 @@ def main() -> None:
         precision="bf16-mixed",
         callbacks=[selection, TwoStageScheduler(warmup_epochs=warmup, cooldown_epochs=cooldown), *extra],
         check_val_every_n_epoch=options.epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         num_sanity_val_steps=0,
     )
     trainer.fit(model, datamodule=data)

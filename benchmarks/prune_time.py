@@ -20,7 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from record import RECORDS, kind, provenance, save
+from record import QUIET, RECORDS, kind, provenance, save
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -102,10 +102,7 @@ def measure(bound_by: str, rate: float, options: argparse.Namespace, folder: Pat
         ],
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
         limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(model, **data)
     row = {

@@ -1,4 +1,4 @@
-"""Where the benchmarks' records lie, and what every one of them says of the machine and the code that made it."""
+"""What the benchmarks share: a quiet Trainer, where records lie, what each says of the machine and the code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ import lightning
 import torch
 
 RECORDS = Path(__file__).parent / "records"
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Options of a Trainer that measures and writes nothing itself."""
 
 
 def hardware() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from record import provenance, save
+from record import QUIET, provenance, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast import SparseSelectionCallback
@@ -30,10 +30,7 @@ def flops(callback: SparseSelectionCallback | None) -> int:
         limit_val_batches=0,
         accelerator="cpu",
         callbacks=[] if callback is None else [callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     with FlopCounterMode(display=False) as counter, RowOps():
         trainer.fit(model, datamodule=data)

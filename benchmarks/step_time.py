@@ -24,7 +24,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
-from record import kind, provenance, save
+from record import QUIET, kind, provenance, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -181,10 +181,7 @@ def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argp
         limit_val_batches=0,
         precision="bf16-mixed" if gpu else "32-true",
         callbacks=[times] if selection is None else [selection, times],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(Model(case, channels_last=gpu and case.model.startswith("resnet")), data)
     return statistics.median(times.steps), times.forwards and statistics.median(times.forwards), times.rate

@@ -19,7 +19,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from record import RECORDS, kind, provenance, save
+from record import QUIET, RECORDS, kind, provenance, save
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -94,10 +94,7 @@ def measure(mode: str, data: DataLoader[Any], width: int, epochs: int, folder: s
     trainer = pl.Trainer(
         max_epochs=epochs + 2,
         callbacks=[EverySecond(mode=mode), schedule, StopAfter(epochs), times],  # type: ignore[arg-type]
-        logger=CSVLogger(folder),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **{**QUIET, "logger": CSVLogger(folder)},
     )
     trainer.fit(ResNet9(3, width=width), data)
     medians = [(statistics.median(on), statistics.median(off)) for on, off in times.seconds[1:]]

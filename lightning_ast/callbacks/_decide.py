@@ -34,7 +34,6 @@ class Decision:
     Attributes:
         count: ``(batch) -> B``.
         indices: ``(batch) -> (B,)`` dataset indices, or None where they are in the order of drawing.
-        take: ``(batch, indices) -> batch`` of those samples.
         weighting: importance weights of the selection.
         quarantine: as given.
     """
@@ -49,7 +48,7 @@ class Decision:
     ) -> None:
         mixed: Any = module if isinstance(module, SparseLossMixin) else None
         self.count: Callable[[Any], int] = mixed.count_samples if mixed else batch_size_of
-        self.take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
+        self._take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
         self.indices: Callable[[Any], Tensor | None] = mixed.sample_indices if mixed else lambda batch: None
         self._significance = mixed.significance if overrides(module, "significance") else significance
         self._selector = selector
@@ -94,7 +93,7 @@ class Decision:
         assert plan.selection is not None
         if plan.void or (plan.known_bad and plan.selected == 1):
             return  # the step sees the whole batch: BatchNorm cannot do with one sample
-        plan.sub_batch = self.take(batch, plan.selection.indices)
+        plan.sub_batch = self._take(batch, plan.selection.indices)
         if record is None or explicit:
             plan.full_loss = mean_without(losses, plan.bad)
         else:

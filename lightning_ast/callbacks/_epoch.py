@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.callbacks._faults import ConfigurationError, changes
 from lightning_ast.callbacks._planned import EpochLengths
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.history import EpochPlan
@@ -121,8 +121,7 @@ def check_split(saved: dict[str, Any], now: dict[str, Any]) -> None:
         saved: settings by name, of the checkpoint.
         now: the same of this run.
     """
-    changed = [f"{name} was {saved[name]} and is {value}" for name, value in now.items() if saved[name] != value]
-    if changed:
+    if changed := changes(saved, now):
         raise ConfigurationError(
             [
                 f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "

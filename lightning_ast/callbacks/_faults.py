@@ -21,6 +21,7 @@ from lightning_ast.mixin import overrides
 
 __all__ = [
     "ConfigurationError",
+    "changes",
     "configuration_faults",
     "is_number",
     "rate_faults",
@@ -55,6 +56,11 @@ def run_length_epochs(trainer: pl.Trainer) -> float | None:
     if trainer.max_steps > 0 and math.isfinite(batches) and batches > 0:
         limits.append(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
     return min(limits, default=None)
+
+
+def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
+    """What differs between the settings of a checkpoint and those of this run, each as ``name was x and is y``."""
+    return [f"{name} was {say(saved[name])} and is {say(value)}" for name, value in now.items() if saved[name] != value]
 
 
 def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
 from lightning_ast.callbacks._checks import check_indices, check_scoring
 from lightning_ast.callbacks._decide import Decision
-from lightning_ast.callbacks._faults import ConfigurationError, training_faults
+from lightning_ast.callbacks._faults import ConfigurationError, changes, training_faults
 from lightning_ast.callbacks._fit_loop import written_within
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
@@ -215,11 +215,7 @@ class SparseFit:
             return
         self.ledger.load_state_dict(state["ledger"])
         self.quarantine.load_state_dict(state["quarantine"])
-        changed = [
-            f"{name} was {state['rule'][name]!r} and is {value!r}"
-            for name, value in self._rule.items()
-            if state["rule"][name] != value
-        ]
+        changed = changes(state["rule"], self._rule, repr)
         if changed:
             rank_zero_info(
                 f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "

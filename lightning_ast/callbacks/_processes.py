@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class Processes:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._strategy = trainer.strategy
+        self._state = trainer.state
         self.count = trainer.world_size
         self.rank = trainer.global_rank
 
@@ -54,10 +56,15 @@ class Processes:
         """The part of an interleaved ``(n * count,)`` that is this process's: ``(n,)``."""
         return values[self.rank :: self.count]
 
-    def random_states(self, *, alone: bool) -> list[dict[str, Any]]:
-        """The state of the global generators of each process by rank, or (``alone``) of this one."""
+    @property
+    def failing(self) -> bool:
+        """Whether the run is being interrupted: a process that failed speaks alone."""
+        return self._state.status == TrainerStatus.INTERRUPTED
+
+    def random_states(self) -> list[dict[str, Any]]:
+        """The state of the global generators of each process by rank; of this one alone where the run fails."""
         own = _random_state()
-        if self.count == 1 or alone:
+        if self.count == 1 or self.failing:
             return [own]
         everyone: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(everyone, own)

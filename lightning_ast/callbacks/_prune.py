@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -252,13 +251,13 @@ class PrunedEpochs:
 
     def state_dict(self) -> dict[str, Any]:
         """Scores, plan and random state of all processes; every process must ask for it."""
-        failing = self._trainer.state.status == TrainerStatus.INTERRUPTED  # a process that failed speaks alone
+        maximum = None if self._processes.failing else self._maximum
         return {
-            "history": None if self.history is None else self.history.state_dict(None if failing else self._maximum),
+            "history": None if self.history is None else self.history.state_dict(maximum),
             **self.epoch.state_dict(),
             "split": None if self._facts is None else self._split(self._facts, sparse=self.epoch.sparse),
             "reloaded": last_reload(self._trainer.fit_loop),
-            "random": self._processes.random_states(alone=failing),
+            "random": self._processes.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
         }
 

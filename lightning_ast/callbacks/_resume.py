@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.callbacks._faults import ConfigurationError, changes
 from lightning_ast.callbacks._fit_loop import (
     batches_done,
     begin_new_epoch,
@@ -49,11 +48,10 @@ class Resumption:
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives and tensors alone; every process must ask for it."""
-        failing = self._trainer.state.status == TrainerStatus.INTERRUPTED  # a process that failed speaks alone
         return {
             "data": self._data(),
             "reloaded": last_reload(self._trainer.fit_loop),
-            "random": self._processes.random_states(alone=failing),
+            "random": self._processes.random_states(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -97,7 +95,7 @@ class Resumption:
         }
 
     def _check(self, saved: dict[str, Any], *, within: bool) -> None:
-        changed = [f"{k} was {_said(saved[k])} and is {_said(v)}" for k, v in self._data().items() if saved[k] != v]
+        changed = changes(saved, self._data(), _said)
         if changed and within:
             raise ConfigurationError(
                 [

@@ -6,11 +6,10 @@ would have averaged: per sample, the sum of its elements and their weight in the
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,13 +86,15 @@ class LossRecord:
         keep = ~left_out.to(self.sums.device)
         zero = self.sums.new_zeros(())
         counts = self.counts.where(keep, zero.to(self.counts.dtype))
-        return dataclasses.replace(self, sums=self.sums.where(keep, zero), counts=counts)
+        return replace(self, sums=self.sums.where(keep, zero), counts=counts)
 
 
 _SIGNATURES = {func: inspect.signature(func) for func in RULES}
 
 
-def _check_rows(logits: Tensor, batch_size: int, name: str) -> None:
+def _check_rows(values: Tensor, logits: Tensor, batch_size: int, name: str) -> None:
+    if values.ndim == 0 or values.shape[0] == batch_size:
+        return
     order = row_order(logits, batch_size)
     if order == "picked":
         raise LossCaptureError(
@@ -107,10 +108,8 @@ def _check_rows(logits: Tensor, batch_size: int, name: str) -> None:
         )
 
 
-def _fold(values: Tensor, batch_size: int, name: str, logits: Tensor | None = None) -> Tensor:
+def _fold(values: Tensor, batch_size: int, name: str) -> Tensor:
     """``(N, ...)`` elements to ``(B,)`` sums, where N is B or B * T with the samples outermost."""
-    if logits is not None and values.ndim > 0 and values.shape[0] != batch_size:
-        _check_rows(logits, batch_size, name)
     if values.ndim == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
             f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "
@@ -136,7 +135,8 @@ def _record(
     if reduction == "none" and not unreduced:
         raise LossCaptureError(f"`{name}` was called with reduction='none' and averaged by hand. {REMEDY}")
     elements = RULES[func](func, call)
-    sums = _fold(elements.values, batch_size, name, elements.logits)
+    _check_rows(elements.values, elements.logits, batch_size, name)
+    sums = _fold(elements.values, batch_size, name)
     mean = reduction != "sum"
     if not mean:
         counts = torch.ones_like(sums)

@@ -21,6 +21,7 @@ from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageSche
 from lightning_ast.callbacks._quarantine import QuarantineError
 from tests.callbacks.pruning import Indexed, Witness, pruned
 from tests.callbacks.pruning import fit as fit_pruned
+from tests.callbacks.test_prune_resume import SaveAt
 from tests.callbacks.test_sparse_selection import ExplicitNet, fit, fresh
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
@@ -325,13 +326,8 @@ def test_missing_labels_are_meant(digits: Digits) -> None:
 def test_state_of_the_quarantine_is_saved(digits: Digits, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
 
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 3:
-                trainer.save_checkpoint(path)
-
     counts = []
-    for ckpt_path, callbacks in ((None, [Save()]), (path, [])):
+    for ckpt_path, callbacks in ((None, [SaveAt(path, "batch end", 0, 2)]), (path, [])):
         callback = SparseSelectionCallback()
         trainer = quiet_trainer(callbacks=[callback, *callbacks], max_epochs=1, log_every_n_steps=1)
         trainer.fit(fresh(), loader(spoiled(digits)), ckpt_path=ckpt_path)
