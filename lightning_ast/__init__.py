@@ -2,6 +2,7 @@
 
 from lightning_ast.callbacks import (
     ConfigurationError,
+    EnergyMonitor,
     QuarantineError,
     SparseSelectionCallback,
     SparseTrainingMonitor,
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",
+    "EnergyMonitor",
     "LossCaptureError",
     "PIController",
     "QuarantineError",

@@ -2,12 +2,15 @@
 
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._quarantine import QuarantinedSample, QuarantineError
+from lightning_ast.callbacks.energy_monitor import EnergyMonitor, EpochCosts
 from lightning_ast.callbacks.monitor import SparseTrainingMonitor
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 
 __all__ = [
     "ConfigurationError",
+    "EnergyMonitor",
+    "EpochCosts",
     "QuarantineError",
     "QuarantinedSample",
     "SparseSelectionCallback",

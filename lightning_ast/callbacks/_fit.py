@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +27,7 @@ from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._resume import Resumption
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._step import StepInterceptor
+from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
 from lightning_ast.core.partial import compiled_parts, keep_rows
@@ -48,6 +50,7 @@ class SparseFit:
         token: of this fit alone: a state that has it is not another run's.
         stage: of the last batch.
         activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
+        watchers: other callbacks', told of what is done.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class SparseFit:
         self.ledger = callback.ledger
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
+        self.watchers: list[Watcher] = []
         self._trainer, self._module, self._schedule = trainer, module, schedule
         self._rule = {"mode": self.mode, "gate": callback.gate, "significance": _named(callback.significance)}
         self.selector = SampleSelector(
@@ -131,8 +135,11 @@ class SparseFit:
         stage = self._stage_of(batch_idx)
         if stage != self.stage:
             self._books.interrupt()
+            for watcher in self.watchers:
+                watcher.start_stage(stage)
         self.stage = stage
-        size, indices = self.decision.count(batch), self.decision.indices(batch)
+        size = self.decision.count(batch)
+        indices = self._indices(batch, size)
         check_indices(indices, size)
         if self.epochs is not None:
             plan = self.epochs.batch_plan(size, indices, self._module.device)
@@ -142,9 +149,19 @@ class SparseFit:
         self.step.plan = plan
         batch = self.quarantine.examine(plan, batch)
         if self.mode == "subset" and (plan.sparse or not self.step.verified):
-            scored = self._scored(batch, batch_idx, size)
+            with ExitStack() as sections:
+                for watcher in self.watchers:
+                    sections.enter_context(watcher.scoring())
+                scored = self._scored(batch, batch_idx, size)
             if plan.sparse:
                 self.decision.take_subset(plan, batch, scored, explicit=self.step.per_sample_loss is not None)
+
+    def _indices(self, batch: Any, size: int) -> Any:
+        indices = self.decision.indices(batch)
+        for watcher in self.watchers:
+            drawn = watcher.indices(size)
+            indices = drawn if indices is None else indices
+        return indices
 
     def _scored(self, batch: Any, batch_idx: int, size: int) -> Any:
         if self.step.verified:
@@ -186,6 +203,8 @@ class SparseFit:
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
         self.quarantine.finish_batch(plan, self._trainer, batch_idx)
+        for watcher in self.watchers:
+            watcher.finish_batch(plan)
         return True
 
     def interrupt(self) -> None:

@@ -52,6 +52,14 @@ class Processes:
         torch.distributed.all_gather(everyone, own)
         return torch.stack(everyone, dim=1).reshape(-1).cpu()
 
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process has, by rank; it is pickled."""
+        if self.count == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(everyone, value)
+        return everyone
+
     def share(self, values: Tensor) -> Tensor:
         """The part of an interleaved ``(n * count,)`` that is this process's: ``(n,)``."""
         return values[self.rank :: self.count]
@@ -64,11 +72,7 @@ class Processes:
     def random_states(self) -> list[dict[str, Any]]:
         """The state of the global generators of each process by rank; of this one alone where the run fails."""
         own = _random_state()
-        if self.count == 1 or self.failing:
-            return [own]
-        everyone: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(everyone, own)
-        return everyone
+        return [own] if self.failing else self.gathered(own)
 
     def restore_random_states(self, states: list[dict[str, Any]]) -> None:
         """Put each process's global generators where :meth:`random_states` found them."""

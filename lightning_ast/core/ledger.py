@@ -1,7 +1,7 @@
 """Step 6 of a batch: what was spent, and what a dense run would have spent.
 
-Samples are counted, FLOPs are counted once with torch's FlopCounterMode and scaled, seconds are measured against the
-warmup stage of the same run. What cannot be known is None, never 0.
+Samples are counted, FLOPs are counted once with torch's FlopCounterMode and scaled, seconds and joules are measured
+against the warmup stage of the same run. What cannot be known is None, never 0.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class StageTotals:
             all rows.
         timed_seconds: wall time of the timed steps.
         timed_offered: samples offered in the timed steps.
+        joules: energy measured while training, over all processes.
+        joules_offered: samples offered in this process meanwhile.
     """
 
     steps: int = 0
@@ -57,11 +59,13 @@ class StageTotals:
     backwarded: float = 0
     timed_seconds: float = 0.0
     timed_offered: int = 0
+    joules: float = 0.0
+    joules_offered: int = 0
 
 
 @dataclass
 class Ledger:
-    """Samples, FLOPs and seconds of a run, by stage.
+    """Samples, FLOPs, seconds and joules of a run, by stage.
 
     Attributes:
         flops: counted cost of one sample, or None while it is not known.
@@ -111,6 +115,12 @@ class Ledger:
         totals.timed_seconds += seconds
         totals.timed_offered += offered
 
+    def record_joules(self, stage: str, *, joules: float, offered: int) -> None:
+        """Add the energy of steps that stand for their stage (no validation, no start-up)."""
+        totals = self.stages.setdefault(stage, StageTotals())
+        totals.joules += joules
+        totals.joules_offered += offered
+
     @property
     def offered(self) -> int:
         """Samples offered in the whole run."""
@@ -144,28 +154,31 @@ class Ledger:
 
         Returns:
             ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense,
-            None where unknown (before the first batch; FLOPs not counted; no warmup steps to compare seconds with;
-            joules are not measured by the ledger).
+            None where unknown (before the first batch; FLOPs not counted; no warmup steps to compare seconds and
+            joules with; joules not measured: that is :class:`~lightning_ast.EnergyMonitor`'s).
         """
         spent, dense, rate = self.spent_flops(), self.dense_flops(), self.activation_rate
         return {
             "samples": None if rate is None else 1 - rate,
             "flops": None if spent is None or not dense else 1 - spent / dense,
-            "seconds": self._savings_seconds(),
-            "joules": None,
+            "seconds": self._measured({s: (t.timed_seconds, t.timed_offered) for s, t in self.stages.items()}),
+            "joules": self._measured({s: (t.joules, t.joules_offered) for s, t in self.stages.items()}),
         }
 
-    def _savings_seconds(self) -> float | None:
-        """Measured seconds per sample by stage, weighted with the samples each stage was offered."""
-        baseline = self.stages.get("warmup")
-        if baseline is None or baseline.timed_offered == 0 or self.offered == 0:
+    def _measured(self, costs: dict[str, tuple[float, int]]) -> float | None:
+        """What a sample cost by stage, ``(sum, samples)``, weighted with the samples each stage was offered.
+
+        A stage without a measurement counts as dense.
+        """
+        total, samples = costs.get("warmup", (0.0, 0))
+        if not total or not samples or not self.offered:
             return None
-        dense_rate = baseline.timed_seconds / baseline.timed_offered
-        spent = 0.0
-        for totals in self.stages.values():
-            timed = totals.timed_offered > 0
-            spent += totals.offered * (totals.timed_seconds / totals.timed_offered if timed else dense_rate)
-        return 1 - spent / (dense_rate * self.offered)
+        dense = total / samples
+        spent = sum(
+            totals.offered * (costs[stage][0] / costs[stage][1] if costs[stage][1] else dense)
+            for stage, totals in self.stages.items()
+        )
+        return 1 - spent / (dense * self.offered)
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives alone."""

@@ -1,0 +1,156 @@
+"""``EnergyMonitor``: what each epoch cost, in joules and in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lightning_ast.callbacks._costs import EpochCosts, OpenEpoch
+from lightning_ast.callbacks._joules import EnergyBook
+from lightning_ast.callbacks._processes import Processes
+from lightning_ast.callbacks._sections import clock_of
+from lightning_ast.energy import EnergyMeter
+
+__all__ = ["EnergyMonitor", "EpochCosts"]
+
+
+class EnergyMonitor(Callback):
+    """Measures the joules and seconds of each epoch and of the run, with or without adaptive sparse training.
+
+    Joules come from counters: NVML's of the GPU that each process trains on (``pip install 'lightning-ast[energy]'``),
+    RAPL's of the CPU where the kernel lets this user read them. They are read where epochs, validations and stages
+    begin and end, never in every step (RAPL's, which come round, every few minutes besides). Where there is no counter
+    they are None, which is said once. With a :class:`~lightning_ast.SparseSelectionCallback` the warmup of the same run
+    is the dense baseline of ``ast/savings_joules``: joules of a sample by stage, the first steps of each left out.
+
+    Logged at the end of each epoch: ``energy/epoch_seconds`` and its parts ``energy/loading_seconds``,
+    ``energy/scoring_seconds``, ``energy/forward_backward_seconds``, ``energy/validation_seconds`` and
+    ``energy/other_seconds``; ``energy/gpu_joules``, ``energy/cpu_joules`` and ``energy/epoch_joules``; of the run so
+    far ``energy/total_seconds`` and ``energy/total_joules``.
+
+    Args:
+        meters: of this process's hardware; None takes what the machine has.
+
+    Attributes:
+        epochs: what each finished epoch cost.
+        names: of what this process measures.
+
+    Example:
+        >>> EnergyMonitor().joules is None  # nothing was measured yet
+        True
+    """
+
+    def __init__(self, *, meters: Sequence[EnergyMeter] | None = None) -> None:
+        super().__init__()
+        self.meters = meters
+        self.epochs: list[EpochCosts] = []
+        self.names: list[str] = []
+        self._epoch: OpenEpoch | None = None
+        self._carried: dict[str, Any] = {}
+
+    @property
+    def joules(self) -> float | None:
+        """Of the finished epochs, over all processes; None where those of one are not known."""
+        each = [costs.epoch_joules for costs in self.epochs]
+        return sum(j for j in each if j is not None) if each and None not in each else None
+
+    @property
+    def seconds(self) -> float:
+        """Of the finished epochs."""
+        return sum(costs.epoch_seconds for costs in self.epochs)
+
+    # ------------------------------------------------------------------ the hooks
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the meters; a run that is resumed in mid-epoch goes on from here."""
+        self.epochs = [costs for costs in self.epochs if costs.epoch < trainer.current_epoch]
+        book = EnergyBook(self.meters, trainer.strategy.root_device, Processes(trainer))
+        self.names = book.names
+        self._epoch = OpenEpoch(trainer, book, clock_of(trainer.strategy.root_device))
+        self._epoch.begin(self._carried)
+        if self._epoch.number < trainer.current_epoch:  # the checkpoint was written behind an epoch's last batch
+            self.epochs.append(self._epoch.close())
+        self._carried = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing but logging lies between two epochs."""
+        assert self._epoch is not None
+        self._epoch.sections.restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is loaded."""
+        assert self._epoch is not None
+        self._epoch.sections.start_batch()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A backward is over."""
+        if self._epoch is not None:
+            self._epoch.sections.finish_backward()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is over."""
+        assert self._epoch is not None
+        self._epoch.sections.finish_batch()
+        self._epoch.read_if_due()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training stands still."""
+        if self._epoch is not None:
+            self._epoch.start_validation()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """A long validation has counters come round as well."""
+        if self._epoch is not None:
+            self._epoch.read_if_due()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training goes on."""
+        if self._epoch is not None:
+            self._epoch.end_validation()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch up and log it."""
+        self.finish_epoch(trainer, pl_module)
+
+    def finish_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the running epoch up, once: callbacks that show it need not be listed after this one.
+
+        Every process must call it.
+        """
+        if self._epoch is None or self._epoch.number > trainer.current_epoch:
+            return
+        costs = self._epoch.close()
+        self.epochs.append(costs)
+        values = {name: value for name, value in asdict(costs).items() if name != "epoch"}
+        values |= {"epoch_joules": costs.epoch_joules, "total_seconds": self.seconds, "total_joules": self.joules}
+        logged = {f"energy/{name}": value for name, value in values.items() if value is not None}
+        pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the trainer and the counters."""
+        if stage == "fit":
+            self._epoch = None
+
+    # ------------------------------------------------------------------ state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy measures nothing yet."""
+        return {**vars(self), "_epoch": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Finished epochs, and what the running one cost so far."""
+        running = self._carried if self._epoch is None else self._epoch.state_dict()
+        return {"epochs": [asdict(costs) for costs in self.epochs], "running": running}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to what an interrupted run had cost."""
+        self.epochs = [EpochCosts(**costs) for costs in state_dict["epochs"]]
+        self._carried = state_dict["running"]

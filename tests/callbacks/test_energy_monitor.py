@@ -1,0 +1,349 @@
+"""Joules and seconds of each epoch: from counters that count what the test says, and clocks that the test moves."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from lightning_ast import EnergyMonitor, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.callbacks._measure import SETTLE_STEPS
+from lightning_ast.callbacks._sections import StepSections
+from lightning_ast.energy import EnergyUnavailableError, ReplayedMeter
+from tests.conftest import PlainNet, loader, quiet_trainer
+
+Digits = tuple[Tensor, Tensor]
+BATCHES = 8  # of 64 in 512 digits
+
+
+class Meter:
+    """Counts what steps say that they draw."""
+
+    longest_interval_seconds = math.inf
+
+    def __init__(self, kind: str = "gpu", identity: str = "the GPU") -> None:
+        self.name, self.kind, self.identity = f"{kind} of the test", kind, identity
+        self.joules, self.reads, self.broken = 500.0, 0, False
+
+    def read_joules(self) -> float:
+        if self.broken:
+            raise EnergyUnavailableError("the counter fell off")
+        self.reads += 1
+        return self.joules
+
+
+class Drawing(PlainNet):
+    """Draws 30 J in a dense step, 12 J in a sparse one, 400 J more in the first steps of a stage, 1000 J in validation."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(dropout=0.0)
+        self.meter = meter
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        sparse = self.trainer.current_epoch >= 2
+        self.meter.joules += 12 if sparse else 30
+        if self.trainer.current_epoch in (0, 2) and batch_idx < SETTLE_STEPS:
+            self.meter.joules += 400
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.meter.joules += 1000
+        super().validation_step(batch, batch_idx)
+
+
+def fit(digits: Digits, meter: Meter, *, first: bool, **options: Any) -> tuple[EnergyMonitor, SparseSelectionCallback]:
+    selection = SparseSelectionCallback()
+    energy = EnergyMonitor(meters=[meter])
+    chain = [selection, TwoStageScheduler(warmup_epochs=2)]
+    trainer = quiet_trainer(
+        **{"max_epochs": 4, **options}, callbacks=[energy, *chain] if first else [*chain, energy]
+    )
+    trainer.fit(Drawing(meter), loader(digits, batch_size=64), loader(digits, batch_size=512))
+    return energy, selection
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_savings_are_those_of_settled_training_steps(digits: Digits, first: bool) -> None:
+    energy, selection = fit(digits, Meter(), first=first)
+    settling = 400 * SETTLE_STEPS
+    dense, sparse = 30 * BATCHES, 12 * BATCHES
+    assert [costs.gpu_joules for costs in energy.epochs] == [
+        dense + settling + 1000,
+        dense + 1000,
+        sparse + settling + 1000,
+        sparse + 1000,
+    ]
+    assert [costs.cpu_joules for costs in energy.epochs] == [None] * 4
+    assert energy.joules == 2 * (dense + sparse + settling + 2000)
+    # 12 J instead of 30 J in half of the epochs: neither start-up nor validation is in it
+    assert selection.savings["joules"] == pytest.approx(1 - (30 + 12) / 60)
+    assert selection.ledger.stages["warmup"].joules == 30 * (2 * BATCHES - SETTLE_STEPS)
+    assert selection.ledger.stages["warmup"].joules_offered == 64 * (2 * BATCHES - SETTLE_STEPS)
+
+
+def test_counters_are_read_at_boundaries_alone(digits: Digits) -> None:
+    few, many = Meter(), Meter()
+    fit(digits, few, first=True, limit_train_batches=4)
+    fit(digits, many, first=True)
+    assert few.reads == many.reads
+    assert few.reads <= 1 + 4 * 3 + 3  # begin; an epoch's end and its validation's two ends; stages
+
+
+def test_a_stage_that_begins_within_an_epoch_is_told_apart(digits: Digits) -> None:
+    meter = Meter()
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            meter.joules += 30 if self.trainer.global_step < 12 else 12
+            return super().training_step(batch, batch_idx)
+
+    selection = SparseSelectionCallback()
+    chain = [EnergyMonitor(meters=[meter]), selection, TwoStageScheduler(warmup_epochs=0.5)]
+    quiet_trainer(callbacks=chain, max_epochs=3).fit(Net(), loader(digits, batch_size=64))
+    stages = selection.ledger.stages
+    assert (stages["warmup"].joules, stages["warmup"].joules_offered) == (30 * 9, 64 * 9)
+    assert (stages["sparse"].joules, stages["sparse"].joules_offered) == (12 * 9, 64 * 9)
+
+
+def test_savings_reach_the_event_file(digits: Digits, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    energy, selection = fit(
+        digits, Meter(), first=True, logger=TensorBoardLogger(str(tmp_path), name=""), log_every_n_steps=1
+    )
+    events = EventAccumulator(str(tmp_path / "version_0"))
+    events.Reload()
+    read = {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert read["energy/gpu_joules"] == read["energy/epoch_joules"] == [c.gpu_joules for c in energy.epochs]
+    assert read["energy/total_joules"][-1] == energy.joules
+    assert read["energy/total_seconds"][-1] == pytest.approx(energy.seconds, rel=1e-4)
+    parts = ("loading", "scoring", "forward_backward", "validation", "other")
+    for epoch, whole in enumerate(read["energy/epoch_seconds"]):
+        assert whole == pytest.approx(sum(read[f"energy/{part}_seconds"][epoch] for part in parts), rel=1e-4)
+    assert "energy/cpu_joules" not in read
+    # within the last epoch the ledger knows three: 12 J for 30 J in one of two sparse epochs was measured
+    assert read["ast/savings_joules"][-1] == pytest.approx(0.3)
+
+
+def test_a_plain_run_is_measured_too(digits: Digits) -> None:
+    meter, energy = Meter("cpu"), EnergyMonitor()
+    energy.meters = [meter]
+    quiet_trainer(callbacks=[energy], max_epochs=2).fit(Drawing(meter), loader(digits), loader(digits, batch_size=512))
+    steps = math.ceil(512 / 64)
+    assert energy.epochs[1].cpu_joules == 30 * steps + 1000
+    assert energy.epochs[1].gpu_joules is None
+    assert energy.names == ["cpu of the test"]
+
+
+def test_what_cannot_be_measured_is_none_and_said_once(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_ast.callbacks._joules.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_ast.callbacks._joules.find_meters", lambda device: ([], ["no counter", "nor here"]))
+    energy, selection = EnergyMonitor(), SparseSelectionCallback()
+    chain = [energy, selection, TwoStageScheduler(warmup_epochs=1)]
+    quiet_trainer(callbacks=chain, max_epochs=3).fit(PlainNet(), loader(digits))
+    assert said == ["lightning-ast: energy is not measured: no counter; nor here."]
+    assert energy.joules is None
+    assert [costs.epoch_joules for costs in energy.epochs] == [None] * 3
+    assert selection.savings["joules"] is None
+    assert all(costs.forward_backward_seconds > 0 for costs in energy.epochs)
+
+
+def test_a_counter_that_fails_is_unknown_from_there(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_ast.callbacks._joules.rank_zero_info", said.append)
+    meter = Meter()
+
+    class Breaks(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            meter.broken = trainer.current_epoch >= 1
+
+    energy = EnergyMonitor(meters=[meter])
+    quiet_trainer(callbacks=[energy, Breaks()], max_epochs=3).fit(Drawing(meter), loader(digits))
+    assert energy.epochs[0].gpu_joules is not None
+    assert [costs.gpu_joules for costs in energy.epochs[1:]] == [None, None]
+    assert energy.joules is None, "a sum without two of three epochs would be wrong"
+    assert said == ["lightning-ast: energy is no longer measured: the counter fell off."]
+
+
+def test_a_recording_is_replayed(digits: Digits) -> None:
+    energy = EnergyMonitor(meters=[ReplayedMeter([100.0, 160.0, 175.0, 300.0])])  # begin, validation's ends, end
+    quiet_trainer(callbacks=[energy]).fit(PlainNet(), loader(digits), loader(digits))
+    assert energy.epochs[0].gpu_joules == 200.0
+
+
+def test_counters_that_come_round_are_read_in_time(digits: Digits) -> None:
+    often, energy = Meter(), EnergyMonitor()
+    often.longest_interval_seconds = 0.0
+    energy.meters = [often]
+    quiet_trainer(callbacks=[energy]).fit(Drawing(often), loader(digits, batch_size=64))
+    assert often.reads >= BATCHES
+    assert energy.epochs[0].gpu_joules == 30 * BATCHES + 400 * SETTLE_STEPS
+
+
+@pytest.mark.parametrize("stop", [5, 8], ids=["mid-epoch", "last-batch"])
+def test_an_interrupted_epoch_is_added_up_whole(digits: Digits, tmp_path: Path, stop: int) -> None:
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            meter.joules += 30
+            return super().training_step(batch, batch_idx)
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+                raise KeyboardInterrupt
+
+    meter = Meter()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        quiet_trainer(callbacks=[EnergyMonitor(meters=[meter]), Stop()], max_epochs=2).fit(
+            Net(), loader(digits, batch_size=64)
+        )
+    meter = Meter()  # another counter, that starts anew
+    resumed = EnergyMonitor(meters=[meter])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet_trainer(callbacks=[resumed], max_epochs=2).fit(
+            Net(), loader(digits, batch_size=64), ckpt_path=tmp_path / "mid.ckpt"
+        )
+    assert [costs.epoch for costs in resumed.epochs] == [0, 1]
+    assert [costs.gpu_joules for costs in resumed.epochs] == [30 * BATCHES] * 2
+
+
+class Sum(pl.Callback):
+    """Writes what each rank's monitor found."""
+
+    def __init__(self, folder: Path, energy: EnergyMonitor) -> None:
+        self.folder, self.energy = folder, energy
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = [costs.gpu_joules for costs in self.energy.epochs]
+        torch.save((found, self.energy.names), self.folder / f"rank{trainer.global_rank}.pt")
+
+
+class OwnMeter(Meter):
+    """Of the process that it is read in: rank 1 draws ten times as much; or both are one device."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.shared = shared
+
+    @property
+    def identity(self) -> str:
+        return "one" if self.shared else f"device {torch.distributed.get_rank()}"
+
+    @identity.setter
+    def identity(self, value: str) -> None:
+        pass
+
+
+class RankNet(PlainNet):
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self.meter = meter
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.meter.joules += (1, 10)[self.global_rank]
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("shared", "joules"), [(False, 11.0 * 4), (True, 1.0 * 4)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_every_rank_counts_its_own_device_once(digits: Digits, tmp_path: Path, shared: bool, joules: float) -> None:
+    meter = OwnMeter(shared)
+    energy = EnergyMonitor(meters=[meter])
+    trainer = quiet_trainer(
+        devices=2,
+        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        callbacks=[energy, Sum(tmp_path, energy)],
+        max_epochs=2,
+    )
+    trainer.fit(RankNet(meter), loader(digits, batch_size=64))
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    assert ranks[0][0] == ranks[1][0] == [joules] * 2
+    assert [len(names) for _, names in ranks] == ([1, 0] if shared else [1, 1])
+
+
+class FakeClock:
+    """Moved by the test; like a device, it may be behind."""
+
+    def __init__(self) -> None:
+        self.now, self.known = 0.0, math.inf
+
+    def mark(self) -> float:
+        return self.now
+
+    def seconds(self, start: float, end: float) -> float | None:
+        return end - start if end <= self.known else None
+
+    def wait(self) -> None:
+        self.known = math.inf
+
+
+def step(sections: StepSections, clock: FakeClock, *, scoring: float = 0.0, scored_first: bool = False) -> None:
+    clock.now += 1.0  # loading
+    if not scored_first:
+        sections.start_batch()
+    if scoring:
+        with sections.scoring():
+            clock.now += scoring
+    sections.start_batch()
+    clock.now += 10.0
+    sections.finish_backward()
+    clock.now += 5.0
+    sections.finish_backward()  # the optimizer evaluates twice
+    clock.now += 100.0  # the optimizer
+    sections.finish_batch()
+
+
+@pytest.mark.parametrize("scored_first", [True, False])
+def test_sections_of_a_step(scored_first: bool) -> None:
+    clock = FakeClock()
+    sections = StepSections(clock)
+    sections.restart()
+    step(sections, clock)
+    step(sections, clock, scoring=3.0, scored_first=scored_first)
+    clock.now += 1000.0  # validation
+    sections.restart()
+    step(sections, clock)
+    assert sections.take() == {"loading": 3.0, "scoring": 3.0, "forward_backward": 45.0}
+    assert sections.take() == {}
+
+
+def test_a_step_without_a_backward_is_neither() -> None:
+    clock = FakeClock()
+    sections = StepSections(clock)
+    sections.restart()
+    sections.start_batch()
+    clock.now += 7.0
+    sections.finish_batch()
+    step(sections, clock)
+    assert sections.take() == {"loading": 1.0, "forward_backward": 15.0}
+
+
+def test_a_device_that_is_behind_is_not_waited_for() -> None:
+    clock = FakeClock()
+    sections = StepSections(clock)
+    sections.restart()
+    clock.known = 2.0
+    step(sections, clock)
+    step(sections, clock)
+    assert sections.seconds == {"loading": 1.0}, "what the device has reached"
+    assert sections.take() == {"loading": 2.0, "forward_backward": 30.0}
+
+
+def test_scoring_is_measured_in_subset(digits: Digits) -> None:
+    energy = EnergyMonitor(meters=[])
+    chain = [SparseSelectionCallback(mode="subset"), TwoStageScheduler(warmup_epochs=1), energy]
+    quiet_trainer(callbacks=chain, max_epochs=2).fit(PlainNet(), loader(digits))
+    assert energy.epochs[1].scoring_seconds > 0
+    assert energy.epochs[1].scoring_seconds < energy.epochs[1].forward_backward_seconds
