@@ -68,6 +68,7 @@ class Decision:
         """Choose the samples of a batch that are trained on; other arguments as for :meth:`scores`."""
         eligible = self.quarantine.eligible(plan, losses)
         scores = self.scores(batch, losses, record)
+        plan.note(scores, None if record is None else record.labels)
         selection = self._selector.select(scores, eligible=eligible, average=self._average)
         plan.select(selection)
         if not self._selected:

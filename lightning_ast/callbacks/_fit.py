@@ -77,8 +77,7 @@ class SparseFit:
         processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)
-        self._books = Books(callback.mode, callback.ledger, callback.dense_ops)
-        self._window = AccumulationWindow()
+        self._books, self._window = Books(callback.mode, callback.ledger, callback.dense_ops), AccumulationWindow()
         keep = functools.partial(keep_rows, batchnorm=callback.batchnorm, dense_ops=callback.dense_ops)
         self.step = StepInterceptor(
             module,

@@ -49,6 +49,7 @@ def log_step(module: pl.LightningModule, fit: SparseFit) -> None:
     values: dict[str, float | None] = {
         "ast/activation_rate": activation_rate,
         "ast/activation_rate_ema": selector.controller.activation_rate_ema,
+        "ast/target_activation_rate": selector.target_activation_rate if fit.stage == "sparse" else 1.0,
         "ast/stage": float(STAGE_CODES[fit.stage]),
         "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
         **{f"ast/savings_{name}": share for name, share in savings.items()},

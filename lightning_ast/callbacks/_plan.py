@@ -30,6 +30,8 @@ class BatchPlan:
         stands_for: in ``prune``, samples of a dense epoch that the batch stands for; None elsewhere: its own.
         observe: told the significance ``(B,)`` of the batch as it is trained on, or None.
         indices: ``(B,)`` dataset indices of its samples, where they are known.
+        significance: ``(B,)``, where it was computed.
+        labels: ``(B,)`` class indices, where the loss has them and the significance was computed.
         batch: what is trained on in place of the loaded batch, or None: samples that are not finite are replaced.
         bad: ``(B,)`` bool, samples that are not finite; None where the host knows of none.
         leave_out: the selection is every sample but the bad ones; its losses are averaged without weights.
@@ -49,6 +51,8 @@ class BatchPlan:
     total_count: Tensor | None = None
     elements: int | None = None
     indices: Tensor | None = None
+    significance: Tensor | None = None
+    labels: Tensor | None = None
     batch: Any = None
     bad: Tensor | None = None
     leave_out: bool = False
@@ -86,6 +90,10 @@ class BatchPlan:
     def quarantine(self, bad: Tensor) -> None:
         """These samples ``(B,)`` are not finite, besides those that are known."""
         self.bad = bad if self.bad is None else bad | self.bad.to(bad.device)
+
+    def note(self, significance: Tensor, labels: Tensor | None) -> None:
+        """What the samples ``(B,)`` are worth, and their classes where these are known; for those who watch."""
+        self.significance, self.labels = significance.detach(), labels
 
     def select(self, selection: Selection) -> None:
         """Train on this selection; where it is empty, on nothing."""

@@ -248,6 +248,7 @@ class StepInterceptor:
         if plan.observe is not None:
             observe, plan.observe = plan.observe, None  # once a batch, also where the optimizer evaluates it often
             score = self._decision.scores(batch, losses, record)
+            plan.note(score, None if record is None else record.labels)
             if plan.bad is not None:
                 score = score.where(~plan.bad.to(score.device), torch.full_like(score, torch.inf))
             observe(score)

@@ -1,128 +1,171 @@
-"""``SparseTrainingMonitor``: what a person looks at. One line an epoch, in the original scripts' form."""
+"""``SparseTrainingMonitor``: what a person looks at, in the terminal and in TensorBoard."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
-from torch import Tensor
 
+from lightning_ast.callbacks._drawn import DrawnIndices
+from lightning_ast.callbacks._progress import RunProgress
+from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
+from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
+from lightning_ast.callbacks._watch import watch
+from lightning_ast.callbacks._writers import Writers
+from lightning_ast.callbacks.energy_monitor import EnergyMonitor
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.core.ledger import Ledger
 
-__all__ = ["SparseTrainingMonitor", "format_epoch"]
+__all__ = ["SparseTrainingMonitor"]
 
+_SHARE = 0.01
+"""Of the run's time, for pictures while it goes on."""
+_FIRST_PICTURE_SECONDS = 1.0
+_PERCENTILES = (10, 50, 90)
 
-def format_epoch(
-    epoch: int,
-    max_epochs: int | None,
-    *,
-    loss: float | None,
-    accuracy: float | None,
-    activation_rate: float,
-    flops_savings: float | None = None,
-) -> str:
-    """One line for a finished epoch; what is not known is left out.
-
-    Args:
-        epoch: number of the epoch, from 1.
-        max_epochs: number of epochs in the run, or None where it is open-ended.
-        loss: mean training loss of the epoch.
-        accuracy: validation accuracy in [0, 1].
-        activation_rate: selected / offered in this epoch, in [0, 1]. ``Save`` is its complement: samples, not compute.
-        flops_savings: share of FLOPs saved in this epoch, at most 1.
-
-    Example:
-        >>> format_epoch(1, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081)
-        'Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9%'
-    """
-    fields = [f"Epoch {epoch}" if max_epochs is None else f"Epoch {epoch}/{max_epochs}"]
-    if loss is not None:
-        fields.append(f"Loss: {loss:.4f}")
-    if accuracy is not None:
-        fields.append(f"Val Acc: {accuracy:.2%}")
-    fields += [f"Act: {activation_rate:.1%}", f"Save: {1 - activation_rate:.1%}"]
-    if flops_savings is not None:
-        fields.append(f"FLOPs saved: {flops_savings:.1%}")
-    return " | ".join(fields)
+C = TypeVar("C", bound=Callback)
 
 
 class SparseTrainingMonitor(Callback):
-    """Prints ``Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9%`` after each training epoch.
+    """Shows a run: a line an epoch and a closing summary in the terminal, a page and pictures in TensorBoard.
 
-    ``Loss`` is the mean of what ``training_step`` returned (the full batches' loss), ``Act`` and ``Save`` count
-    samples;
-    the share of FLOPs saved stands behind them where it is known. Works in dense runs too: they activate 100 %.
-    It prints through the progress bar, on rank 0, once an epoch; in between it only adds up a tensor.
+    The line, ``Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9% | ETA: 5m 12s``, has the mean of
+    what ``training_step`` returned (the full batches' loss); ``Act`` and ``Save`` count samples; the share of FLOPs
+    saved and, with an :class:`~lightning_ast.EnergyMonitor`, the joules stand behind them. It goes through the progress
+    bar where there is one, tqdm's or Rich's, and is plain text in a log file. The summary has accuracy, activation, the
+    four savings, what the mode could have saved at best, and where the time went, this callback's own share included.
+
+    A logger that takes histograms, images, text or custom scalars (TensorBoard's) is given: a page "AST" of the
+    ``ast/`` and ``energy/`` scalars; at the end of each sparse epoch histograms of the significance, of that of the
+    selected samples and, where the dataset indices are known, of how often each sample was selected; heatmaps of the
+    activation by class and of the threshold; the samples selected most and least; the quarantined ones. Pictures need
+    matplotlib; while the run goes on they are drawn as often as 1 % of its time allows, and at its end. Percentiles of
+    the significance (``ast/significance_p10``, ``_p50``, ``_p90``) go to every logger. Under DDP it is rank 0's part.
+
+    Dataset indices are known in mode ``prune``, from the mixin's ``sample_indices``, and for one torch DataLoader over
+    a map-style dataset. The samples that are shown are loaded once more, in this process, with random states put back.
 
     Args:
         accuracy: name of the logged validation accuracy; None takes the first logged name with ``acc`` in it that
             belongs to validation (``val``, ``valid``), and leaves the field out where there is none.
+        images: samples shown in each row of the grid; 0 loads none.
 
     Example:
         >>> SparseTrainingMonitor(accuracy="val_acc").accuracy
         'val_acc'
     """
 
-    def __init__(self, *, accuracy: str | None = None) -> None:
+    def __init__(self, *, accuracy: str | None = None, images: int = 8) -> None:
         super().__init__()
         self.accuracy = accuracy
-        self._loss_sum: Tensor | None = None
-        self._steps = 0
-        self._before = (0, 0, 0.0, 0.0)
+        self.images = images
+        self._progress = RunProgress()
+        self._history = SampleHistory()
+        self._drawn: DrawnIndices | None = None
+        self._writers: Writers | None = None
+        self._watcher: SampleWatcher | None = None
+        self._picture_seconds = _FIRST_PICTURE_SECONDS
+        self._pictured = -1
+
+    # ------------------------------------------------------------------ the hooks
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listen to what is drawn, before the loader is started."""
+        selection = _callback(trainer, SparseSelectionCallback)
+        if stage != "fit":
+            return
+        self._writers = Writers(trainer, images=self.images)
+        if self._writers and selection is not None and selection.mode != "prune":
+            self._drawn = DrawnIndices(self, trainer)
+            self._drawn.attach()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watch the selection; lay out the page."""
+        if trainer.current_epoch == 0 and trainer.global_step == 0:
+            self._progress, self._history = RunProgress(), SampleHistory()
+        selection = _callback(trainer, SparseSelectionCallback)
+        if selection is not None and trainer.loggers and trainer.is_global_zero:
+            self._watcher = SampleWatcher(selection, (lambda size: None) if self._drawn is None else self._drawn.take)
+            watch(trainer, self._watcher)
+        if self._writers:
+            self._writers.lay_out()
+        self._progress.begin()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start adding up with an epoch's first batch; the hook for its start is not called after every resume."""
+        """Start adding up with an epoch's first batch."""
         if batch_idx == 0:
-            self._loss_sum, self._steps = None, 0
-            self._before = _totals(trainer)
+            self._progress.start_epoch(_ledger(trainer))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the step's loss, without waiting for the device."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            loss = loss.detach().float()
-            self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
-            self._steps += 1
+        with self._own_time():
+            self._progress.add_loss(outputs)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the line."""
+        """Print the line; show the epoch's samples."""
+        energy, selection = _callback(trainer, EnergyMonitor), _callback(trainer, SparseSelectionCallback)
+        if energy is not None:
+            energy.finish_epoch(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        offered, selected, spent, dense = (now - then for now, then in zip(_totals(trainer), self._before, strict=True))
-        # Lightning divides the step's output by the accumulation; the line shows the user's own loss
-        scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-        line = format_epoch(
-            trainer.current_epoch + 1,
-            trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None,
-            loss=None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps,
-            accuracy=self._accuracy(trainer),
-            activation_rate=selected / offered if offered else 1.0,
-            flops_savings=1 - spent / dense if dense else None,
-        )
-        bar = trainer.progress_bar_callback
-        if isinstance(bar, (TQDMProgressBar, RichProgressBar)) and bar.is_enabled:
-            bar.print(line)
-        else:
-            print(line)  # noqa: T201 - the terminal is what this callback is for
+        with self._own_time():
+            samples = None if self._watcher is None else self._watcher.take()
+            if samples is not None:
+                self._show(samples, trainer, pl_module)
+            stage = "warmup" if selection is None else selection.stage
+            line = self._progress.finish_epoch(trainer, _ledger(trainer), stage, self._accuracy(trainer))
+            joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
+            _say(trainer, format_epoch(**line, joules=joules))
 
-    def state_dict(self) -> dict[str, Any]:
-        """So that an epoch that was interrupted in its middle is summed up whole."""
-        loss = None if self._loss_sum is None else float(self._loss_sum)
-        return {"loss_sum": loss, "steps": self._steps, "before": list(self._before)}
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what has not been drawn, and sum up."""
+        if not trainer.is_global_zero or not self._progress.epochs:
+            return
+        began = time.perf_counter()
+        selection = _callback(trainer, SparseSelectionCallback)
+        if self._writers:
+            if self._history.thresholds and self._pictured < trainer.global_step:
+                self._writers.pictures(self._history, trainer.global_step)
+            if selection is not None and selection.quarantined:
+                self._writers.quarantined(selection.quarantined, trainer.global_step)
+        _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue in the epoch the checkpoint was written in."""
-        loss, self._steps = state_dict["loss_sum"], state_dict["steps"]
-        self._loss_sum = None if loss is None else torch.tensor(loss)
-        offered, selected, spent, dense = state_dict["before"]
-        self._before = (offered, selected, spent, dense)
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the trainer as it was."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the trainer as it was."""
+        if self._drawn is not None:
+            self._drawn.detach()
+        self._drawn = self._writers = self._watcher = None
+
+    # ------------------------------------------------------------------ parts of them
+
+    def _show(self, samples: EpochSamples, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._history.add(trainer.current_epoch, samples)
+        points = torch.tensor([percentile / 100 for percentile in _PERCENTILES])
+        values = samples.significance.float().sort().values  # torch.quantile takes no more than 16 million
+        values = values[((len(values) - 1) * points).round().long()]
+        logged = {f"ast/significance_p{p}": value for p, value in zip(_PERCENTILES, values, strict=True)}
+        module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        if not self._writers:
+            return
+        self._writers.histograms(samples, self._history, trainer.global_step)
+        if self._progress.monitoring_seconds + self._picture_seconds <= _SHARE * self._progress.elapsed:
+            began = time.perf_counter()
+            self._writers.pictures(self._history, trainer.global_step)
+            self._picture_seconds, self._pictured = time.perf_counter() - began, trainer.global_step
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
         metrics = trainer.callback_metrics
@@ -134,11 +177,81 @@ class SparseTrainingMonitor(Callback):
             return None
         return float(value)
 
+    def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
+        progress, energy = self._progress, _callback(trainer, EnergyMonitor)
+        accuracies = progress.accuracies
+        best = max(accuracies, key=lambda epoch: accuracies[epoch], default=None)
+        seconds = sum(sum(each) for each in progress.seconds.values())
+        costs = [] if energy is None else energy.epochs
+        sections = ("loading", "scoring", "forward_backward", "validation", "other")
+        return RunSummary(
+            epochs=progress.epochs,
+            seconds=seconds,
+            accuracy=list(accuracies.values())[-1] if accuracies else None,
+            best_accuracy=None if best is None else accuracies[best],
+            best_epoch=None if best is None else best + 1,
+            sections={name: sum(getattr(c, f"{name}_seconds") for c in costs) for name in sections if costs},
+            joules=None if energy is None else energy.joules,
+            measured=() if energy is None else energy.names,
+            monitoring_seconds=progress.monitoring_seconds,
+            closing_seconds=closing_seconds,
+            **_selected(_callback(trainer, SparseSelectionCallback)),
+        )
 
-def _totals(trainer: pl.Trainer) -> tuple[int, int, float, float]:
-    """Offered, selected, FLOPs spent, FLOPs of a dense run, since the start; zeros in a run without selection."""
-    selection = next((c for c in trainer.callbacks if isinstance(c, SparseSelectionCallback)), None)  # type: ignore[attr-defined]
+    @contextmanager
+    def _own_time(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._progress.monitoring_seconds += time.perf_counter() - began
+
+    # ------------------------------------------------------------------ state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy watches nothing yet."""
+        return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run so far, primitives and tensors alone."""
+        return {"progress": self._progress.state_dict(), "history": self._history.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue in the epoch the checkpoint was written in."""
+        self._progress = RunProgress.from_state_dict(state_dict["progress"])
+        self._history = SampleHistory.from_state_dict(state_dict["history"])
+
+
+def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _ledger(trainer: pl.Trainer) -> Ledger | None:
+    selection = _callback(trainer, SparseSelectionCallback)
+    return None if selection is None else selection.ledger
+
+
+def _selected(selection: SparseSelectionCallback | None) -> dict[str, Any]:
+    """What the summary says of the selection."""
     if selection is None:
-        return 0, 0, 0.0, 0.0
-    ledger = selection.ledger
-    return ledger.offered, ledger.selected, ledger.spent_flops() or 0.0, ledger.dense_flops() or 0.0
+        return {}
+    sparse = selection.ledger.stages.get("sparse")
+    fit = selection._fit
+    return {
+        "mode": selection.mode,
+        "activation_rate": selection.ledger.activation_rate,
+        "sparse_rate": sparse.selected / sparse.offered if sparse is not None and sparse.offered else None,
+        "target_rate": selection.target_activation_rate if fit is None else fit.selector.target_activation_rate,
+        "savings": selection.savings,
+        "best_savings": best_flops_savings(selection.ledger, selection.mode),
+        "quarantined": len(selection.quarantined),
+    }
+
+
+def _say(trainer: pl.Trainer, text: str) -> None:
+    """Print, past the progress bar where there is one."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        bar.progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
+    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+        bar.print(text)
+    else:
+        print(text)  # noqa: T201 - the terminal is what this callback is for

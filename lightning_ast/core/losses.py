@@ -75,6 +75,12 @@ class LossRecord:
         """Scalar: the user's own loss of the whole batch, ``sum(sums) / sum(counts)``, or the plain sum."""
         return self.sums.sum() / self.counts.sum() if self.mean else self.sums.sum()
 
+    @property
+    def labels(self) -> Tensor | None:
+        """``(B,)`` class indices where each sample has one, else None."""
+        hard = self.kind == "multiclass" and self.targets.ndim == 1 and not self.targets.is_floating_point()
+        return self.targets if hard and len(self.targets) == len(self.sums) else None
+
     def without(self, left_out: Tensor | None) -> LossRecord:
         """The same batch without some of its samples: they sum and count to 0.
 

@@ -64,9 +64,7 @@ def fit(digits: Digits, meter: Meter, *, first: bool, **options: Any) -> tuple[E
     selection = SparseSelectionCallback()
     energy = EnergyMonitor(meters=[meter])
     chain = [selection, TwoStageScheduler(warmup_epochs=2)]
-    trainer = quiet_trainer(
-        **{"max_epochs": 4, **options}, callbacks=[energy, *chain] if first else [*chain, energy]
-    )
+    trainer = quiet_trainer(**{"max_epochs": 4, **options}, callbacks=[energy, *chain] if first else [*chain, energy])
     trainer.fit(Drawing(meter), loader(digits, batch_size=64), loader(digits, batch_size=512))
     return energy, selection
 
@@ -117,9 +115,7 @@ def test_a_stage_that_begins_within_an_epoch_is_told_apart(digits: Digits) -> No
 def test_savings_reach_the_event_file(digits: Digits, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    energy, selection = fit(
-        digits, Meter(), first=True, logger=TensorBoardLogger(str(tmp_path), name=""), log_every_n_steps=1
-    )
+    energy, _ = fit(digits, Meter(), first=True, logger=TensorBoardLogger(str(tmp_path), name=""), log_every_n_steps=1)
     events = EventAccumulator(str(tmp_path / "version_0"))
     events.Reload()
     read = {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

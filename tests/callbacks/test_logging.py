@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.callbacks._measure import StepClock
-from lightning_ast.callbacks.monitor import format_epoch
+from lightning_ast.callbacks._summary import format_epoch
 from lightning_ast.core.ledger import Ledger
 from tests.conftest import PlainNet, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]
-ALWAYS = {"ast/activation_rate", "ast/stage", "ast/savings_samples", "ast/savings_flops"}
+ALWAYS = {"ast/activation_rate", "ast/target_activation_rate", "ast/stage", "ast/savings_samples", "ast/savings_flops"}
 
 
 def run(

@@ -1,0 +1,102 @@
+"""Pictures for a logger that takes images: heatmaps, and the samples themselves. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["class_heatmap", "sample_grid", "threshold_heatmap"]
+
+_MOST_CLASSES = 60
+
+
+def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
+    """Activation rate of each class (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
+
+    Args:
+        by_epoch: ``(C,)`` shares in [0, 1], NaN where a class was not offered.
+    """
+    classes = min(max(len(shares) for shares in by_epoch.values()), _MOST_CLASSES)
+    grid, epochs = _grid({epoch: shares[:classes] for epoch, shares in by_epoch.items()}, classes)
+    title = "activation rate by class" + (f" (the first {classes})" if classes == _MOST_CLASSES else "")
+    return _heatmap(grid.T, title=title, bar="share selected", ylabel="class", xlabel="epoch", columns=epochs)
+
+
+def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
+    """Threshold in each part of an epoch (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
+
+    Args:
+        by_epoch: ``(parts,)`` mean thresholds, NaN where it was dense.
+    """
+    parts = len(next(iter(by_epoch.values())))
+    grid, epochs = _grid(by_epoch, parts)
+    return _heatmap(
+        grid.T, title="threshold", bar="significance", ylabel="part of the epoch", xlabel="epoch", columns=epochs
+    )
+
+
+def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor, str]]) -> Any:
+    """The most selected samples above, the least selected below, ``(H, W, 3)`` uint8.
+
+    Args:
+        most: images ``(1 or 3, H, W)`` of any range, each with its caption.
+        least: likewise.
+    """
+    columns = max(len(most), len(least))
+    figure = _figure(1.3 * columns, 3.6)
+    for row, (name, samples) in enumerate((("most selected", most), ("least selected", least))):
+        for column in range(columns):
+            axes = figure.add_subplot(2, columns, row * columns + column + 1)
+            axes.axis("off")
+            if column < len(samples):
+                image, caption = samples[column]
+                axes.imshow(_pixels(image), cmap="gray", interpolation="nearest")
+                axes.set_title(f"{name}\n{caption}" if column == 0 else f"\n{caption}", fontsize=8, loc="left")
+    return _drawn(figure)
+
+
+def _grid(by_epoch: Mapping[int, Tensor], length: int) -> tuple[Any, list[int]]:
+    """``(epochs, length)`` with NaN where nothing is known, and the epochs."""
+    epochs = sorted(by_epoch)
+    grid = np.full((len(epochs), length), np.nan)
+    for row, epoch in enumerate(epochs):
+        values = by_epoch[epoch].double().numpy()
+        grid[row, : len(values)] = values
+    return grid, epochs
+
+
+def _heatmap(grid: Any, *, title: str, bar: str, ylabel: str, xlabel: str, columns: list[int]) -> Any:
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    shown = axes.imshow(np.ma.masked_invalid(grid), aspect="auto", cmap="cividis", interpolation="nearest")
+    figure.colorbar(shown, ax=axes, label=bar)
+    ticks = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), 12)).round().astype(int))
+    axes.set_xticks(ticks, [str(columns[tick]) for tick in ticks])
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return _drawn(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _drawn(figure: Any) -> Any:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _pixels(image: Tensor) -> Any:
+    """``(H, W)`` or ``(H, W, 3)`` in [0, 1]."""
+    image = torch.nan_to_num(image.detach().float().cpu())
+    image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
+    return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()

@@ -1,0 +1,130 @@
+"""What a run has come to, epoch by epoch: loss, accuracy, activation, time. Read for the line and the summary."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks._faults import run_length_epochs
+from lightning_ast.callbacks._summary import seconds_left
+from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.core.ledger import Ledger
+
+__all__ = ["RunProgress"]
+
+
+@dataclass
+class RunProgress:
+    """Adds up steps and epochs; what it holds is primitives.
+
+    Attributes:
+        accuracies: validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
+        seconds: of each finished epoch, by stage.
+        monitoring_seconds: that the monitor took while training went on.
+    """
+
+    accuracies: dict[int, float] = field(default_factory=dict)
+    seconds: dict[Stage, list[float]] = field(default_factory=dict)
+    monitoring_seconds: float = 0.0
+    _loss_sum: Tensor | None = None
+    _steps: int = 0
+    _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    _began: float = 0.0
+    _carried: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """Finished."""
+        return sum(len(each) for each in self.seconds.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the finished epochs and of the running one."""
+        return sum(sum(each) for each in self.seconds.values()) + self._carried + time.perf_counter() - self._began
+
+    def begin(self) -> None:
+        """Time runs from now on."""
+        self._began = time.perf_counter()
+
+    def start_epoch(self, ledger: Ledger | None) -> None:
+        """With its first batch: the hook for its start is not called after every resume."""
+        self._loss_sum, self._steps = None, 0
+        self._before = _totals(ledger)
+
+    def add_loss(self, outputs: Any) -> None:
+        """Add what ``training_step`` returned, without waiting for the device."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            loss = loss.detach().float()
+            self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
+            self._steps += 1
+
+    def finish_epoch(
+        self, trainer: pl.Trainer, ledger: Ledger | None, stage: Stage, accuracy: float | None
+    ) -> dict[str, Any]:
+        """What the epoch's line says: arguments of :func:`~lightning_ast.callbacks._summary.format_epoch`."""
+        now = time.perf_counter()
+        self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
+        self._began, self._carried = now, 0.0
+        if accuracy is not None:
+            self.accuracies[trainer.current_epoch] = accuracy
+        offered, selected, spent, dense = (now - then for now, then in zip(_totals(ledger), self._before, strict=True))
+        # Lightning divides the step's output by the accumulation; the line shows the user's own loss
+        scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+        max_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        left = None if max_epochs is None else seconds_left(self.seconds, _stages_left(trainer, max_epochs, stage))
+        return {
+            "epoch": trainer.current_epoch + 1,
+            "max_epochs": max_epochs,
+            "loss": None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps,
+            "accuracy": accuracy,
+            "activation_rate": selected / offered if offered else 1.0,
+            "flops_savings": 1 - spent / dense if dense else None,
+            "eta_seconds": left or None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """So that an epoch that was interrupted in its middle is summed up whole."""
+        return {
+            "loss_sum": None if self._loss_sum is None else float(self._loss_sum),
+            "steps": self._steps,
+            "before": list(self._before),
+            "accuracies": dict(self.accuracies),
+            "seconds": {stage: list(each) for stage, each in self.seconds.items()},
+            "running": self._carried + (time.perf_counter() - self._began if self._began else 0.0),
+            "monitoring": self.monitoring_seconds,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RunProgress:
+        """What :meth:`state_dict` was made from."""
+        return cls(
+            dict(state["accuracies"]),
+            {stage: list(each) for stage, each in state["seconds"].items()},
+            state["monitoring"],
+            None if state["loss_sum"] is None else torch.tensor(state["loss_sum"]),
+            state["steps"],
+            tuple(state["before"]),
+            _carried=state["running"],
+        )
+
+
+def _totals(ledger: Ledger | None) -> tuple[float, ...]:
+    """Offered, selected, FLOPs spent, FLOPs of a dense run, since the start; zeros in a run without selection."""
+    if ledger is None:
+        return 0.0, 0.0, 0.0, 0.0
+    return ledger.offered, ledger.selected, ledger.spent_flops() or 0.0, ledger.dense_flops() or 0.0
+
+
+def _stages_left(trainer: pl.Trainer, max_epochs: int, stage: Stage) -> list[Stage]:
+    schedule = next((c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)), None)  # type: ignore[attr-defined]
+    length = run_length_epochs(trainer)
+    last = max_epochs if length is None else min(max_epochs, math.ceil(length))
+    epochs = range(trainer.current_epoch + 1, last)
+    return [stage if schedule is None else schedule.stage_at(epoch + 0.5, length) for epoch in epochs]

@@ -1,0 +1,203 @@
+"""What is said in words: the line of an epoch, the time that is left, the closing summary. Numbers in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.ledger import Ledger
+
+__all__ = ["RunSummary", "best_flops_savings", "format_epoch", "format_seconds", "format_summary", "seconds_left"]
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds, the two largest that are not zero.
+
+    Example:
+        >>> format_seconds(4.21), format_seconds(75), format_seconds(7384)
+        ('4.2s', '1m 15s', '2h 03m')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def format_epoch(
+    epoch: int,
+    max_epochs: int | None,
+    *,
+    loss: float | None,
+    accuracy: float | None,
+    activation_rate: float,
+    flops_savings: float | None = None,
+    joules: float | None = None,
+    eta_seconds: float | None = None,
+) -> str:
+    """One line for a finished epoch; what is not known is left out.
+
+    Args:
+        epoch: number of the epoch, from 1.
+        max_epochs: number of epochs in the run, or None where it is open-ended.
+        loss: mean training loss of the epoch.
+        accuracy: validation accuracy in [0, 1].
+        activation_rate: selected / offered in this epoch, in [0, 1]. ``Save`` is its complement: samples, not compute.
+        flops_savings: share of FLOPs saved in this epoch, at most 1.
+        joules: energy of this epoch.
+        eta_seconds: until the end of the run.
+
+    Example:
+        >>> format_epoch(1, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
+        'Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9% | ETA: 5m 12s'
+    """
+    fields = [f"Epoch {epoch}" if max_epochs is None else f"Epoch {epoch}/{max_epochs}"]
+    if loss is not None:
+        fields.append(f"Loss: {loss:.4f}")
+    if accuracy is not None:
+        fields.append(f"Val Acc: {accuracy:.2%}")
+    fields += [f"Act: {activation_rate:.1%}", f"Save: {1 - activation_rate:.1%}"]
+    if flops_savings is not None:
+        fields.append(f"FLOPs saved: {flops_savings:.1%}")
+    if joules is not None:
+        fields.append(f"Energy: {_format_joules(joules)}")
+    if eta_seconds is not None:
+        fields.append(f"ETA: {format_seconds(eta_seconds)}")
+    return " | ".join(fields)
+
+
+def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[Stage]) -> float | None:
+    """Seconds until the end of the run: each epoch that is left takes the mean of its stage's epochs so far.
+
+    Args:
+        taken: seconds of the finished epochs, by stage.
+        stages_left: of the epochs that are left; one of a stage that was not seen yet takes the last stage's mean.
+
+    Returns:
+        None where no epoch is finished.
+
+    Example:
+        >>> seconds_left({"warmup": [10.0, 12.0], "sparse": [6.0]}, ["sparse", "sparse", "warmup"])
+        23.0
+    """
+    means = {stage: sum(each) / len(each) for stage, each in taken.items() if each}
+    if not means:
+        return None
+    latest = list(means.values())[-1]
+    return sum(means.get(stage, latest) for stage in stages_left)
+
+
+def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
+    """The share of FLOPs that the mode could have saved at best: at the rates of the run, with nothing run densely.
+
+    A sparse step costs, with f the forward's share of a dense step and r the rate: ``mask`` 1, ``subset`` f + r,
+    ``partial`` f + (1 - f) r, ``prune`` r.
+
+    Args:
+        ledger: of the run.
+        mode: how the selection was executed.
+
+    Returns:
+        At most 1, or None before the first batch and where FLOPs were not counted.
+    """
+    if ledger.flops is None or not ledger.offered:
+        return None
+    forward = ledger.flops.forward / ledger.flops.dense
+    spent = 0.0
+    for stage, totals in ledger.stages.items():
+        rate = totals.selected / totals.offered if totals.offered else 1.0
+        share = {"mask": 1.0, "subset": forward + rate, "partial": forward + (1 - forward) * rate, "prune": rate}[mode]
+        spent += totals.offered * (share if stage == "sparse" and rate < 1 else 1.0)
+    return 1 - spent / ledger.offered
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is known of a finished run; None is what is not.
+
+    Attributes:
+        epochs: trained.
+        seconds: wall time of them, validation included.
+        accuracy: last validation accuracy in [0, 1].
+        best_accuracy: best of them.
+        best_epoch: in which it was reached, from 1.
+        mode: how selections were executed, or None in a plain run.
+        activation_rate: selected / offered of the run.
+        sparse_rate: the same of its sparse stage.
+        target_rate: of the sparse stage.
+        savings: by what was saved, shares.
+        best_savings: share of FLOPs that the mode could have saved.
+        sections: seconds by name, of all epochs.
+        joules: of all epochs.
+        measured: what the joules are of.
+        quarantined: samples that were left out.
+        monitoring_seconds: that the monitor itself took while training went on.
+        closing_seconds: that it took for pictures at the end.
+    """
+
+    epochs: int
+    seconds: float
+    accuracy: float | None = None
+    best_accuracy: float | None = None
+    best_epoch: int | None = None
+    mode: Mode | None = None
+    activation_rate: float | None = None
+    sparse_rate: float | None = None
+    target_rate: float | None = None
+    savings: Mapping[str, float | None] = field(default_factory=dict)
+    best_savings: float | None = None
+    sections: Mapping[str, float] = field(default_factory=dict)
+    joules: float | None = None
+    measured: Sequence[str] = ()
+    quarantined: int = 0
+    monitoring_seconds: float = 0.0
+    closing_seconds: float = 0.0
+
+
+def format_summary(run: RunSummary) -> str:
+    """The closing summary, several lines; what is not known is left out.
+
+    Example:
+        >>> print(format_summary(RunSummary(2, 8.0, accuracy=0.5, best_accuracy=0.6, best_epoch=1)))
+        lightning-ast: 2 epochs in 8.0s | Val Acc: 50.00%, best 60.00% in epoch 1
+          time         monitoring 0.00%
+    """
+    head = f"lightning-ast: {run.epochs} epochs in {format_seconds(run.seconds)}"
+    if run.accuracy is not None and run.best_accuracy is not None:
+        head += f" | Val Acc: {run.accuracy:.2%}, best {run.best_accuracy:.2%} in epoch {run.best_epoch}"
+    lines = [head]
+    if run.mode is not None and run.activation_rate is not None:
+        rate = f"{run.activation_rate:.1%} of all samples"
+        if run.sparse_rate is not None:
+            rate += f", {run.sparse_rate:.1%} in the sparse stage (target {run.target_rate:.1%})"
+        lines.append(_row("activation", rate))
+        saved = [f"{name if name != 'flops' else 'FLOPs'} {_share(share)}" for name, share in run.savings.items()]
+        best = "" if run.best_savings is None else f" (mode={run.mode!r} at best: FLOPs {run.best_savings:.1%})"
+        lines.append(_row("saved", " | ".join(saved) + best))
+    parts = [f"{name.replace('_', ' ')} {each / run.seconds:.0%}" for name, each in run.sections.items() if run.seconds]
+    share = run.monitoring_seconds / run.seconds if run.seconds else 0.0
+    parts.append(f"monitoring {share:.2%}")
+    if run.closing_seconds >= 0.05:
+        parts.append(f"pictures at the end {format_seconds(run.closing_seconds)}")
+    lines.append(_row("time", " | ".join(parts)))
+    if run.joules is not None:
+        lines.append(_row("energy", f"{_format_joules(run.joules)} ({', '.join(run.measured)})"))
+    if run.quarantined:
+        lines.append(_row("quarantined", f"{run.quarantined} samples that are not finite"))
+    return "\n".join(lines)
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<12} {text}"
+
+
+def _share(share: float | None) -> str:
+    return "not known" if share is None else f"{share:.1%}"
+
+
+def _format_joules(joules: float) -> str:
+    for factor, unit in ((1e6, "MJ"), (1e3, "kJ")):
+        if joules >= factor:
+            return f"{joules / factor:.3g} {unit}"
+    return f"{joules:.3g} J"
