@@ -33,6 +33,7 @@ class Books:
         self._clock = StepClock()
         self._told = set[str]()
         self._flops: FlopCount | None = None
+        self._dense_share = 0.0
 
     def open(self, module: nn.Module) -> None:
         """The layers are all there: FLOPs can be counted."""
@@ -47,10 +48,23 @@ class Books:
         if self._flops is not None:
             self._flops.start_backward(plan)
 
-    def stop_backward(self) -> None:
-        """The backward is over."""
-        if self._flops is not None:
-            self._flops.stop_backward()
+    def stop_backward(self, plan: BatchPlan | None) -> float | None:
+        """The backward is over.
+
+        Returns:
+            FLOPs of the batch, as far as they are known by now.
+        """
+        if self._flops is None:
+            return None
+        self._flops.stop_backward()
+        if plan is None:
+            return None
+        each = self._ledger.flops or self._flops.of_sample(plan)
+        if each is None:
+            return None
+        return each.of_batch(
+            self._mode_of(plan), offered=plan.offered, selected=plan.selected, dense_share=self._dense_share
+        )
 
     def finish_batch(self, plan: BatchPlan, stage: Stage) -> None:
         """Count a batch that was trained on."""
@@ -58,11 +72,18 @@ class Books:
         dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
         if dense_ops.calls:
             note_dense_ops(dense_ops, self._told)
-        mode = self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None
+        self._dense_share = dense_ops.at_most
         self._ledger.record(
-            stage, mode=mode, offered=plan.offered, selected=plan.selected, dense_share=dense_ops.at_most
+            stage,
+            mode=self._mode_of(plan),
+            offered=plan.offered,
+            selected=plan.selected,
+            dense_share=self._dense_share,
         )
         self._clock.finish_batch(self._ledger, stage, offered=plan.offered)
+
+    def _mode_of(self, plan: BatchPlan) -> Mode | None:
+        return self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None
 
     def interrupt(self) -> None:
         """Something else than training happens now."""

@@ -36,6 +36,8 @@ from lightning_ast.mixin import overrides
 
 __all__ = ["SparseFit"]
 
+_FLOPS = "flops_per_batch"
+
 
 class SparseFit:
     """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit.
@@ -89,7 +91,7 @@ class SparseFit:
             divisor=lambda own, scale: self._window.divisor(*processes.mean(torch.stack([own, scale])).unbind()),
             forward_context=self._books.forward,
         )
-        self._resumption = Resumption(trainer, processes)
+        self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
             self.epochs = PrunedEpochs(callback, trainer, self.selector, schedule, processes)
@@ -103,6 +105,8 @@ class SparseFit:
     def detach(self) -> None:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
         self.step.remove()
+        if self._tells_flops:
+            self._module.__dict__.pop(_FLOPS, None)
         self._books.close()
         self._resumption.detach()
         if self.epochs is not None:
@@ -181,7 +185,7 @@ class SparseFit:
 
     def stop_backward(self) -> None:
         """A backward is over."""
-        self._books.stop_backward()
+        self._tell_flops(self._books.stop_backward(self.step.plan))
 
     def start_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh accumulated micro-batches as one large batch."""
@@ -209,6 +213,12 @@ class SparseFit:
     def interrupt(self) -> None:
         """Something else than training happens now: it is not training time."""
         self._books.interrupt()
+        self._tell_flops(None)
+
+    def _tell_flops(self, flops: float | None) -> None:
+        """What Lightning's ThroughputMonitor asks the module for, unless the module has an answer of its own."""
+        if self._tells_flops:
+            self._module.__dict__[_FLOPS] = flops
 
     # ------------------------------------------------------------------ state
 

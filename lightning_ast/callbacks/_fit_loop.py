@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -30,6 +32,16 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Leader:
+    load: Callable[[CombinedLoader], CombinedLoader]
+    begin: Callable[[int], None]
+
+
+_led: WeakKeyDictionary[_FitLoop, tuple[list[_Leader], Callable[[], None]]] = WeakKeyDictionary()
+"""By loop: those that lead it, the first one first, and what puts its class back."""
+
+
 def lead(
     loop: _FitLoop, *, load: Callable[[CombinedLoader], CombinedLoader], begin: Callable[[int], None]
 ) -> Callable[[], None]:
@@ -37,7 +49,8 @@ def lead(
 
     Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
     worker runs. Only what the fetcher gets is replaced: ``trainer.train_dataloader`` stays the user's, and may be
-    looked into at any time. The loop has a class of its own until it is undone.
+    looked into at any time. The loop has a class of its own until it is undone. Several may lead it, each fetches from
+    what those before it made, and they may be undone in any order.
 
     Args:
         loop: of the trainer.
@@ -47,6 +60,23 @@ def lead(
     Returns:
         Undoes it.
     """
+    if loop not in _led:
+        leaders: list[_Leader] = []
+        _led[loop] = leaders, _follow(loop, leaders)
+    leaders, put_back = _led[loop]
+    leader = _Leader(load, begin)
+    leaders.append(leader)
+
+    def undo() -> None:
+        leaders.remove(leader)
+        if not leaders:
+            put_back()
+            del _led[loop]
+
+    return undo
+
+
+def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
     own = type(loop)
 
     def fetcher(self: _FitLoop) -> Any:
@@ -55,10 +85,12 @@ def lead(
     def set_fetcher(self: _FitLoop, value: Any) -> None:
         last, self.__dict__["_data_fetcher"] = self.__dict__["_data_fetcher"], value
         if value is not None:
-            value.setup = lambda combined: set_up(value, last, load(combined))
+            value.setup = lambda combined: set_up(value, last, combined)
 
     def set_up(fetcher: Any, last: Any, loaded: CombinedLoader) -> None:
         del fetcher.setup  # Lightning's own again
+        for leader in leaders:
+            loaded = leader.load(loaded)
         if last is not None and last._combined_loader is not loaded:
             last.combined_loader.reset()  # else its workers live until they are garbage, collected perhaps in another
             last.iterator = None
@@ -70,7 +102,8 @@ def lead(
         epoch = self.epoch_progress.current.processed  # type: ignore[attr-defined]
         for loader in self._combined_loader.flattened:
             _set_sampler_epoch(loader, epoch)
-        begin(epoch)
+        for leader in leaders:
+            leader.begin(epoch)
         own.on_advance_start(self)
 
     return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})

@@ -104,6 +104,12 @@ class FlopCount:
             if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
                 self._expects_backward = False
 
+    def of_sample(self, plan: BatchPlan) -> FlopsPerSample | None:
+        """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
+        if not (self._wants_dense and self._forward and self._backward):
+            return None
+        return FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
+
     def finish_batch(self, ledger: Ledger, plan: BatchPlan, dense_ops: Counter[str]) -> DenseOps:
         """Write the cost of one sample to the ledger, once known.
 
@@ -116,8 +122,8 @@ class FlopCount:
             What ran over all rows in this batch for want of a rule.
         """
         self.close()
-        if self._wants_dense and ledger.flops is None and self._forward and self._backward:
-            ledger.flops = FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
+        if self._wants_dense and ledger.flops is None:
+            ledger.flops = self.of_sample(plan)
         self._wants_dense = False
         executed = self._executed / self._full if self._full else None
         self._full = self._executed = 0

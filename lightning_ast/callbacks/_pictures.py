@@ -35,7 +35,12 @@ def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
     parts = len(next(iter(by_epoch.values())))
     grid, epochs = _grid(by_epoch, parts)
     return _heatmap(
-        grid.T, title="threshold", bar="significance", ylabel="part of the epoch", xlabel="epoch", columns=epochs
+        grid.T,
+        title="threshold",
+        bar="significance",
+        ylabel=f"part of the epoch, of {parts}",
+        xlabel="epoch",
+        columns=epochs,
     )
 
 

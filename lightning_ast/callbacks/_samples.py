@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,12 +147,14 @@ class SampleHistory:
         thresholds: by epoch ``(BINS,)``.
         offered: ``(N,)`` int32, how often each sample of the data set was offered in a sparse batch.
         selected: ``(N,)`` int32, how often it was selected.
+        worth: ``(N,)`` float32, the sum of its significance whenever it was offered.
     """
 
     classes: dict[int, Tensor] = field(default_factory=dict)
     thresholds: dict[int, Tensor] = field(default_factory=dict)
     offered: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
     selected: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
+    worth: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def add(self, epoch: int, samples: EpochSamples) -> None:
         """Add an epoch."""
@@ -161,18 +164,22 @@ class SampleHistory:
         if samples.indices is None:
             return
         length = max(len(self.offered), int(samples.indices.max()) + 1)
-        self.offered = _counted(self.offered, samples.indices, length)
-        self.selected = _counted(self.selected, samples.indices[samples.selected], length)
+        self.offered, self.selected, self.worth = (
+            torch.cat([kept, kept.new_zeros(length - len(kept))]) for kept in (self.offered, self.selected, self.worth)
+        )
+        self.offered.index_add_(0, samples.indices, torch.ones_like(samples.indices, dtype=torch.int32))
+        self.selected.index_add_(0, samples.indices, samples.selected.int())
+        self.worth.index_add_(0, samples.indices, samples.significance.float().nan_to_num())
 
     def extremes(self, count: int) -> tuple[Tensor, Tensor]:
         """Dataset indices of the samples that were selected most and least, ``(<= count,)`` each, of those offered.
 
-        Where several were selected equally often, those that were offered more often count as less selected.
+        Where several were selected equally often, the one of the larger mean significance counts as more selected.
         """
         offered = self.offered.nonzero().flatten()
-        share = self.selected[offered] / self.offered[offered]
-        order = offered[(share * 1e6 - self.offered[offered] / 1e3).argsort(descending=True, stable=True)]
-        return order[:count], order.flip(0)[:count]
+        share, worth = (each[offered] / self.offered[offered] for each in (self.selected, self.worth))
+        order = offered[np.lexsort((worth.numpy(), share.numpy()))]  # by the last key first
+        return order.flip(0)[:count], order[:count]
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives and tensors alone."""
@@ -181,15 +188,11 @@ class SampleHistory:
             "thresholds": dict(self.thresholds),
             "offered": self.offered,
             "selected": self.selected,
+            "worth": self.worth,
         }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> SampleHistory:
         """What :meth:`state_dict` was made from."""
-        return cls(dict(state["classes"]), dict(state["thresholds"]), state["offered"], state["selected"])
-
-
-def _counted(counts: Tensor, indices: Tensor, length: int) -> Tensor:
-    grown = torch.zeros(length, dtype=torch.int32)
-    grown[: len(counts)] = counts
-    return grown + indices.bincount(minlength=length).int()
+        rows = (state["offered"], state["selected"], state["worth"])
+        return cls(dict(state["classes"]), dict(state["thresholds"]), *rows)

@@ -77,11 +77,10 @@ class Writers:
         shown = {"ast/significance": samples.significance}
         if samples.selected.any():
             shown["ast/significance_selected"] = samples.significance[samples.selected]
-        if offered := int((history.offered > 0).sum()):
-            each = history.selected[history.offered > 0]
-            assert len(each) == offered
-            shown["ast/times_selected"] = each
-            shown["ast/selected_share"] = each / history.offered[history.offered > 0]
+        offered = history.offered > 0
+        if offered.any():
+            shown["ast/times_selected"] = history.selected[offered]
+            shown["ast/selected_share"] = history.selected[offered] / history.offered[offered]
         for add in self._with("add_histogram"):
             for tag, values in shown.items():
                 add(tag, values.float(), step)

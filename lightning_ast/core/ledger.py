@@ -34,6 +34,18 @@ class FlopsPerSample:
         """FLOPs of forward and backward."""
         return self.forward + self.backward
 
+    def of_batch(self, mode: Mode | None, *, offered: int, selected: int, dense_share: float = 0.0) -> float:
+        """FLOPs of one training batch, scoring included; arguments as for :meth:`Ledger.record`."""
+        forwarded, backwarded = _passes(mode, offered, selected, dense_share)
+        return forwarded * self.forward + backwarded * self.backward
+
+
+def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) -> tuple[int, float]:
+    """Forwards and backwards of one sample that a batch takes."""
+    forwarded = {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
+    spared = offered - selected if mode in ("subset", "partial", "prune") else 0
+    return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
+
 
 @dataclass
 class StageTotals:
@@ -100,14 +112,13 @@ class Ledger:
         """
         if mode is not None and mode not in _MODES:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
+        forwarded, backwarded = _passes(mode, offered, selected, dense_share)
         totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
-        totals.forwarded += {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
-        totals.backwarded += selected if mode in ("subset", "partial", "prune") else offered
-        if mode == "partial":
-            totals.backwarded += dense_share * (offered - selected)
+        totals.forwarded += forwarded
+        totals.backwarded += backwarded
 
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
