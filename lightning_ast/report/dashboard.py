@@ -124,7 +124,9 @@ def _loss(axes: Axes, run: Run) -> None:
         return
     axes.set_title(f"Training loss: {label(tag, width=20)}")
     axes.set_ylabel("loss")
-    curve(axes, series.steps, series.values, color=COLOURS["grey"], linewidth=0.7, marker="", label="as logged")
+    curve(
+        axes, series.steps, series.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.7, marker="", label="as logged"
+    )
     curve(axes, series.steps, smooth(series.values), color=COLOURS["blue"], label="smoothed")
     _steps(axes, run, series)
     legend(axes)
@@ -137,7 +139,7 @@ def _activation(axes: Axes, run: Run) -> None:
         missing(axes, _DENSE_OR)
         return
     percent_axis(axes)
-    curve(axes, rate.steps, rate.values, color=COLOURS["grey"], linewidth=0.8, label="of the step")
+    curve(axes, rate.steps, rate.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.8, label="of the step")
     lacking = []
     for tag, name, style, colour in (
         ("ast/activation_rate_ema", "moving average", "-", "blue"),
@@ -165,7 +167,7 @@ def _savings(axes: Axes, run: Run) -> None:
     for name, series in found.items():
         colour, style, width = _SAVINGS[name]
         shown = {"flops": "FLOPs"}.get(name, name)
-        text = f"{shown} {series.last:.1%}"
+        text = f"{shown} {series.last:.0%}"
         curve(axes, series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
     axes.axhline(0, color=GREY, linewidth=0.8)
     _steps(axes, run, max(found.values(), key=len))

@@ -194,6 +194,8 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
         places = series.steps[finite].tolist()
         names = [STAGES[int(code)] for code in series.values[finite]]
         end = float(places[-1])
+    if not names:
+        return []
     starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
     ends = [places[i] for i in starts[1:]] + [end]
     return [Span(places[i], stop, names[i]) for i, stop in zip(starts, ends, strict=True)]
