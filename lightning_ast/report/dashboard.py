@@ -10,16 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.report.curves import rebin, smooth
 from lightning_ast.report.derive import (
     accuracy,
-    by_epoch,
-    epoch_costs,
     loss_tag,
-    rebin,
-    smooth,
     stage_of_epochs,
     stage_spans,
 )
+from lightning_ast.report.samples import percentiles
 from lightning_ast.report.series import Histogram, Run, Series
 from lightning_ast.report.style import (
     COLOURS,
@@ -203,21 +201,9 @@ def _significance(axes: Axes, run: Run) -> None:
         _histograms(axes, everything, selected)
         return
     axes.set_title("Significance of the samples")
-    percentiles = {p: by_epoch(run, f"ast/significance_{p}") for p in ("p10", "p50", "p90")}
-    known = {p: epoch_costs(run, f"ast/significance_{p}") for p, series in percentiles.items() if series is not None}
-    if not known:
+    if not percentiles(axes, run):
         missing(axes, "not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return
-    styles = {"p90": (":", "vermilion", "^"), "p50": ("-", "blue", "o"), "p10": ("--", "green", "v")}
-    for p, (style, colour, marker) in styles.items():
-        series = known.get(p)
-        if series is not None:
-            name = {"p90": "90th percentile", "p50": "median", "p10": "10th percentile"}[p]
-            shape = marker if len(series.epochs) <= 40 else ""
-            curve(axes, *series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
-    axes.set_ylabel("significance")
-    epoch_axis(axes, max((series.epochs for series in known.values() if series is not None), key=len))
-    legend(axes)
     note(axes, "the distributions themselves: add a TensorBoardLogger")
 
 

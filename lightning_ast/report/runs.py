@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -124,7 +125,7 @@ def _csv(path: Path) -> dict[str, Series]:
             step = _number(row.pop("step", None))
             for tag, cell in row.items():
                 value = _number(cell)
-                if step is not None and value is not None:
+                if step is not None and math.isfinite(step) and value is not None:
                     steps, values = points.setdefault(tag, ([], []))
                     steps.append(int(step))
                     values.append(value)

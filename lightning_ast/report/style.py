@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lightning_ast.callbacks.two_stage import Stage
-from lightning_ast.report.derive import Span, thin
+from lightning_ast.report.curves import thin
+from lightning_ast.report.derive import Span
 from lightning_ast.report.series import Floats, Ints
 
 __all__ = [

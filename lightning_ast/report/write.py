@@ -77,6 +77,7 @@ def _draw(runs: Sequence[Run], rows: Sequence[Summary], folder: Path) -> list[tu
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard
+    from lightning_ast.report.samples import has_samples, samples
     from lightning_ast.report.style import save
 
     sections: list[tuple[str, list[Picture]]] = []
@@ -85,15 +86,17 @@ def _draw(runs: Sequence[Run], rows: Sequence[Summary], folder: Path) -> list[tu
         save(comparison([run for run in runs if run.scalars]), path)
         sections.append(("The runs side by side", [Picture(path, _COMPARISON, _alt_comparison(rows))]))
     for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
+        kinds = (
+            ("dashboard", dashboard, bool(run.scalars or run.histograms), _DASHBOARD, _alt_dashboard(row)),
+            ("samples", samples, has_samples(run), _SAMPLES, _alt_samples(run)),
+            ("costs", costs, has_costs(run), _COSTS, _alt_costs(run)),
+        )
         pictures: list[Picture] = []
-        if run.scalars:
-            path = folder / f"dashboard-{stem}.png"
-            save(dashboard(run), path)
-            pictures.append(Picture(path, _DASHBOARD, _alt_dashboard(row)))
-        if has_costs(run):
-            path = folder / f"costs-{stem}.png"
-            save(costs(run), path)
-            pictures.append(Picture(path, _COSTS, f"Two panels: seconds and joules of each epoch of {run.name}."))
+        for kind, draw, wanted, caption, alt in kinds:
+            if wanted:
+                path = folder / f"{kind}-{stem}.png"
+                save(draw(run), path)
+                pictures.append(Picture(path, caption, alt))
         sections.append((run.name, pictures))
     return sections
 
@@ -107,6 +110,10 @@ _DASHBOARD = (
     "step, savings so far as shares of a dense run (the share of samples skipped is not compute saved), the gate's "
     "threshold, and how significance was spread when last logged."
 )
+_SAMPLES = (
+    "Significance of the samples by epoch, which is the score that the gate compares with its threshold, and how many "
+    "times samples were selected, as shares of all samples."
+)
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
 
 
@@ -118,6 +125,14 @@ def _alt_dashboard(row: Summary) -> str:
     return f"Six panels about {row.name}: accuracy, loss, activation, savings, threshold, significance; " + ", ".join(
         facts
     )
+
+
+def _alt_samples(run: Run) -> str:
+    return f"Two panels about {run.name}: significance by epoch, and how often samples were selected."
+
+
+def _alt_costs(run: Run) -> str:
+    return f"Two panels about {run.name}: seconds of each epoch, by what they went into, and joules."
 
 
 def _alt_comparison(rows: Sequence[Summary]) -> str:

@@ -39,6 +39,8 @@ class Costs(Callback):
                 significance = torch.linspace(0, 1 + epoch, 101)
                 logger.experiment.add_histogram("ast/significance", significance, trainer.global_step)
                 logger.experiment.add_histogram("ast/significance_selected", significance[60:], trainer.global_step)
+                times = torch.tensor([0.0] * 50 + [1.0] * 30 + [3.0] * 20)
+                logger.experiment.add_histogram("ast/times_selected", times, trainer.global_step)
 
 
 def train(loggers: Any, *callbacks: Callback, epochs: int = EPOCHS, **options: Any) -> pl.Trainer:

@@ -15,6 +15,7 @@ from lightning_ast.report import read_runs
 from lightning_ast.report.comparison import comparison
 from lightning_ast.report.costs import costs, has_costs
 from lightning_ast.report.dashboard import dashboard
+from lightning_ast.report.samples import has_samples, samples
 from lightning_ast.report.series import Run
 from lightning_ast.report.style import GREY, drawing, epoch_axis, joule_unit, label, new_figure, save, second_unit
 from tests.report.conftest import long_run, made
@@ -178,6 +179,21 @@ def test_costs_are_stacked_by_epoch(runs: dict[str, Run], tmp_path: Path) -> Non
         3.0,
     ]  # the epochs' seconds, not their parts
     assert "NVML" in grey_lines(alone.axes[1])[0]
+
+
+def test_samples_are_shown_where_the_dashboard_has_no_room_for_them(runs: dict[str, Run], tmp_path: Path) -> None:
+    assert not has_samples(runs["dense"])
+    assert not has_samples(long_run(2, 2))  # its dashboard shows the percentiles
+    figure = samples(runs["partial"])
+    significance, times = figure.axes
+    assert lines(significance)["90th percentile"].tolist() == pytest.approx([0.5, 1.5, 2.5, 3.5])
+    assert significance.lines[0].get_xdata().tolist() == [0, 1, 2, 3]
+    assert times.patches[0].get_data().values.tolist() == pytest.approx([0.5, 0.3, 0, 0.2])
+    assert times.patches[0].get_data().edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+    image = pixels(figure, tmp_path / "a.png")
+    assert all((np.ptp(inside(axes, image), axis=2) > 0.2).mean() > 1e-3 for axes in figure.axes)
+    without = replace(runs["partial"], scalars={}, histograms={})
+    assert [len(grey_lines(axes)) for axes in samples(without).axes] == [1, 1]
 
 
 def test_runs_are_compared_by_epoch_and_by_cost(runs: dict[str, Run], tmp_path: Path) -> None:
