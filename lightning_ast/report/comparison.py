@@ -43,7 +43,7 @@ def comparison(runs: Sequence[Run]) -> Figure:
     """
     with drawing():
         rows = -(-len(runs) // 3)
-        figure = new_figure(11, 6.9 + 0.22 * rows)
+        figure = new_figure(11, 5.9 + 0.22 * rows)
         axes = figure.subplots(2, 2)
         _by_epoch(axes[0, 0], runs, "Accuracy by epoch", _accuracies(runs), "accuracy")
         percent_axis(axes[0, 0])

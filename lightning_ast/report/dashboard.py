@@ -59,12 +59,12 @@ def dashboard(run: Run) -> Figure:
         run: whatever of it is missing is said in its panel.
 
     Returns:
-        The figure: 11 x 7.2 inches, six axes, by rows; of a run without adaptive sparse training the lower row, which
+        The figure: 11 x 6.4 inches, six axes, by rows; of a run without adaptive sparse training the lower row, which
         has nothing to show, is low.
     """
     sparse = any(tag.startswith("ast/") for tag in (*run.scalars, *run.histograms))
     with drawing(title_pad=16 if run.series("ast/stage") else 6):
-        figure = new_figure(11, 7.2 if sparse else 4.8)
+        figure = new_figure(11, 6.4 if sparse else 4.6)
         panels = figure.subplots(2, 3, height_ratios=(1, 1 if sparse else 0.25)).flat
         draw = (_accuracy, _loss, _activation, _savings, _threshold, _significance)
         for axes, panel in zip(panels, draw, strict=True):

@@ -31,7 +31,7 @@ footer { border-top: 1px solid #ccc; margin-top: 2rem; padding-top: .6rem; overf
   body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; } table { font-size: 9pt; } section { break-before: page; }
   figure { break-inside: avoid; } figure + figure { break-before: page; } h2 { margin-top: 0; break-after: avoid; }
-  img { max-height: 150mm; width: auto; max-width: 100%; margin: 0 auto; }
+  img { max-height: 165mm; width: auto; max-width: 100%; margin: 0 auto; }
 }
 """
 _GONE = "-"
@@ -129,7 +129,9 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
             "multiples."
         )
     if any(row.seconds is not None and not row.seconds_measured for row in rows):
-        text.append("Seconds marked * are from wall times of the event file, start-up included.")
+        text.append(
+            "Seconds marked * are from wall times of the event file, start-up included, and not compared with others."
+        )
     return " ".join([*text, f"{_GONE} stands for what is not in the log."])
 
 
@@ -158,7 +160,8 @@ def _accuracy(name: str) -> Callable[[Summary, Summary | None], str]:
 def _seconds(row: Summary, dense: Summary | None) -> str:
     if row.seconds is None:
         return ""
-    base = None if dense is None or row is dense else dense.seconds
+    alike = dense is not None and row is not dense and row.seconds_measured == dense.seconds_measured
+    base = dense.seconds if dense is not None and alike else None
     return f"{row.seconds:,.1f}{'' if row.seconds_measured else '*'}{_times(row.seconds, base)}"
 
 

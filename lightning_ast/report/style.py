@@ -54,6 +54,8 @@ COLOURS = {
 """Okabe and Ito's palette with a grey, without its yellow, which white paper swallows."""
 
 GREY = "#595959"
+SMALL = 9.2
+"""Points of the smallest text: 9 or more where a figure of 11 inches is printed across A4, which takes 1 % off it."""
 _BANDS: dict[Stage, str] = {"warmup": "#FAEFD8", "sparse": "#FFFFFF", "cooldown": "#E3F1FA"}
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -161,7 +163,7 @@ def note(axes: Axes, text: str) -> None:
     wrapped = "\n".join(textwrap.wrap(text, 52))
     below = (0, -32 if axes.get_xlabel() else -6)
     axes.annotate(
-        wrapped, (0.5, 0), below, "axes fraction", "offset points", ha="center", va="top", color=GREY, fontsize=9
+        wrapped, (0.5, 0), below, "axes fraction", "offset points", ha="center", va="top", color=GREY, fontsize=SMALL
     )
 
 
@@ -169,7 +171,7 @@ def missing(axes: Axes, text: str) -> None:
     """Nothing but the grey line."""
     axes.set_axis_off()
     wrapped = "\n".join(textwrap.wrap(text, 44))
-    axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=9, transform=axes.transAxes)
+    axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=SMALL, transform=axes.transAxes)
 
 
 def legend(axes: Axes) -> None:
@@ -248,5 +250,5 @@ def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
                 ha="center",
                 va="bottom",
                 color=GREY,
-                fontsize=9,
+                fontsize=SMALL,
             )

@@ -53,7 +53,7 @@ def runs(logs: Path) -> dict[str, Run]:
 def test_every_panel_of_a_sparse_run_is_drawn(runs: dict[str, Run], tmp_path: Path) -> None:
     figure = dashboard(runs["partial"])
     image = pixels(figure, tmp_path / "a.png")
-    assert image.shape == (1296, 1980, 3)
+    assert image.shape == (1152, 1980, 3)
     assert len(figure.axes) == 6
     for axes, title in zip(figure.axes, TITLES):
         assert axes.get_title(loc="left").startswith(title)
@@ -157,8 +157,8 @@ def seen(axes: Axes, place: float) -> bool:
 def test_every_text_is_readable_on_paper(runs: dict[str, Run]) -> None:
     for figure in (dashboard(runs["partial"]), costs(runs["partial"]), comparison(list(runs.values()))):
         texts = figure.findobj(mpl.text.Text)
-        printed = min(1.0, 10.9 / figure.get_figwidth())  # A4 across, less its margins
-        assert min(text.get_fontsize() for text in texts) * printed >= 8.9
+        printed = min(277 / (25.4 * figure.get_figwidth()), 165 / (25.4 * figure.get_figheight()))  # A4 across, in mm
+        assert min(text.get_fontsize() for text in texts) * printed >= 9
 
 
 def test_costs_are_stacked_by_epoch(runs: dict[str, Run], tmp_path: Path) -> None:

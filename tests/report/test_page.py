@@ -108,9 +108,8 @@ def test_the_table_holds_the_runs_numbers(report: Path, logs: Path) -> None:
     assert partial["saved: samples"] == f"{row.savings['samples']:.1%}"
     assert partial["saved: FLOPs"] == f"{row.savings['flops']:.1%}"
     assert dense["saved: samples"] == "-"
-    assert partial["seconds"].startswith("60.0")
-    assert partial["seconds"].endswith("\N{MULTIPLICATION SIGN}")
-    assert dense["seconds"].endswith("*")  # wall times
+    assert partial["seconds"] == "60.0"
+    assert dense["seconds"].endswith("*")  # wall times, which are not compared with what EnergyMonitor measured
     assert partial["joules"] == "1,000"  # the dense run's are not known
     assert "mode" not in heads  # of no run
 
