@@ -1,0 +1,228 @@
+"""The dashboard of one run: six panels, those of the original project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.report.curves import rebin, smooth
+from lightning_ast.report.derive import (
+    accuracy,
+    loss_tag,
+    stage_of_epochs,
+    stage_spans,
+)
+from lightning_ast.report.samples import percentiles
+from lightning_ast.report.series import Histogram, Run, Series
+from lightning_ast.report.style import (
+    COLOURS,
+    GREY,
+    count_axis,
+    curve,
+    drawing,
+    epoch_axis,
+    label,
+    legend,
+    legend_above,
+    missing,
+    new_figure,
+    note,
+    percent_axis,
+    stage_bands,
+)
+
+__all__ = ["dashboard"]
+
+_MARKERS: dict[Stage, tuple[str, str]] = {
+    "warmup": ("o", COLOURS["orange"]),
+    "sparse": ("s", COLOURS["blue"]),
+    "cooldown": ("^", COLOURS["sky"]),
+}
+_SAVINGS = {
+    "samples": (COLOURS["orange"], "-", 3.0),
+    "flops": (COLOURS["blue"], "--", 1.6),
+    "seconds": (COLOURS["green"], "-.", 1.6),
+    "joules": (COLOURS["purple"], ":", 2.2),
+}
+_DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trainer"
+
+
+def dashboard(run: Run) -> Figure:
+    """Accuracy, loss, activation, savings, threshold and significance of a run.
+
+    Args:
+        run: whatever of it is missing is said in its panel.
+
+    Returns:
+        The figure: 11 x 6.4 inches, six axes, by rows; of a run without adaptive sparse training the lower row, which
+        has nothing to show, is low.
+    """
+    sparse = any(tag.startswith("ast/") for tag in (*run.scalars, *run.histograms))
+    with drawing(title_pad=16 if run.series("ast/stage") else 6):
+        figure = new_figure(11, 6.4 if sparse else 4.6)
+        panels = figure.subplots(2, 3, height_ratios=(1, 1 if sparse else 0.25)).flat
+        draw = (_accuracy, _loss, _activation, _savings, _threshold, _significance)
+        for axes, panel in zip(panels, draw, strict=True):
+            panel(axes, run)
+    return figure
+
+
+def _accuracy(axes: Axes, run: Run) -> None:
+    found = accuracy(run)
+    if found is None:
+        axes.set_title("Accuracy")
+        missing(axes, 'not logged: self.log("val_acc", ...) in validation_step')
+        return
+    tag, (epochs, values) = found
+    axes.set_title(f"Accuracy: {label(tag, width=16)}, last {values[-1]:.1%}")
+    epoch_axis(axes, np.append(epochs, max(epochs[-1], *stage_of_epochs(run), 0)))
+    percent_axis(axes)
+    curve(axes, epochs, values, color=COLOURS["black"], linewidth=1.1, marker="")
+    stages = stage_of_epochs(run)
+    for stage, (marker, colour) in _MARKERS.items():
+        inside = np.array([stages.get(int(epoch)) == stage for epoch in epochs], dtype=bool)
+        if inside.any():
+            every = max(1, int(np.ceil(len(epochs) / 40)))
+            look: dict[str, Any] = {
+                "color": colour,
+                "markersize": 5,
+                "markeredgecolor": "black",
+                "markeredgewidth": 0.6,
+            }
+            axes.plot(epochs[inside][::every], values[inside][::every], marker, label=stage, **look)
+    if not stages:
+        axes.plot(epochs, values, "o", color=COLOURS["black"], markersize=4 if len(epochs) <= 40 else 0)
+        return
+    stage_bands(axes, stage_spans(run, axis="epochs"))
+    if len(set(stages.values())) > 1:
+        legend(axes)
+
+
+def _steps(axes: Axes, run: Run, series: Series) -> None:
+    count_axis(axes, "training step")
+    first, last = float(series.steps[0]), float(series.steps[-1])
+    if first < last:
+        axes.set_xlim(first, last)
+    stage_bands(axes, [span for span in stage_spans(run, axis="steps") if span.start < last])
+    if first < last:
+        axes.set_xlim(first, last)
+
+
+def _loss(axes: Axes, run: Run) -> None:
+    tag = loss_tag(run.scalars)
+    series = run.series(tag)
+    if tag is None or series is None:
+        axes.set_title("Training loss")
+        missing(axes, 'not logged: self.log("train_loss", loss) in training_step')
+        return
+    axes.set_title(f"Training loss: {label(tag, width=20)}")
+    axes.set_ylabel("loss")
+    curve(
+        axes, series.steps, series.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.7, marker="", label="as logged"
+    )
+    curve(axes, series.steps, smooth(series.values), color=COLOURS["blue"], label="smoothed")
+    _steps(axes, run, series)
+    legend(axes)
+
+
+def _activation(axes: Axes, run: Run) -> None:
+    axes.set_title("Activation rate")
+    rate = run.series("ast/activation_rate")
+    if rate is None:
+        missing(axes, _DENSE_OR)
+        return
+    percent_axis(axes)
+    curve(axes, rate.steps, rate.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.8, label="of the step")
+    lacking = []
+    for tag, name, style, colour in (
+        ("ast/activation_rate_ema", "moving average", "-", "blue"),
+        ("ast/target_activation_rate", "target", "--", "vermilion"),
+    ):
+        series = run.series(tag)
+        if series is None:
+            lacking.append(f"{name} ({tag})")
+        else:
+            curve(axes, series.steps, series.values, linestyle=style, color=COLOURS[colour], marker="", label=name)
+    axes.set_ylim(0, 1.05)
+    _steps(axes, run, rate)
+    legend(axes)
+    if lacking:
+        note(axes, f"not logged: {', '.join(lacking)}; SparseSelectionCallback logs it")
+
+
+def _savings(axes: Axes, run: Run) -> None:
+    axes.set_title("Savings so far, against dense")
+    found = {name: series for name in _SAVINGS if (series := run.series(f"ast/savings_{name}")) is not None}
+    if not found:
+        missing(axes, _DENSE_OR)
+        return
+    percent_axis(axes)
+    for name, series in found.items():
+        colour, style, width = _SAVINGS[name]
+        shown = {"flops": "FLOPs"}.get(name, name)
+        text = f"{shown} {series.last:.0%}"
+        curve(axes, series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    _steps(axes, run, max(found.values(), key=len))
+    legend_above(axes)
+    how = {
+        "flops": "FLOPs (not counted in compiled modules)",
+        "seconds": "seconds (need a warmup: TwoStageScheduler)",
+        "joules": "joules (add EnergyMonitor)",
+    }
+    if lacking := [text for name, text in how.items() if name not in found]:
+        note(axes, f"not logged: {', '.join(lacking)}")
+
+
+def _threshold(axes: Axes, run: Run) -> None:
+    axes.set_title("Threshold")
+    series = run.series("ast/threshold")
+    if series is None:
+        missing(axes, _DENSE_OR)
+        return
+    finite = series.values[np.isfinite(series.values)]
+    curve(axes, series.steps, series.values, color=COLOURS["blue"])
+    axes.set_ylabel("significance")
+    if finite.min() > 0 and finite.max() > 10 * finite.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    whole = run.series("ast/stage")
+    _steps(axes, run, series if whole is None else whole)
+
+
+def _significance(axes: Axes, run: Run) -> None:
+    everything, selected = run.histograms.get("ast/significance"), run.histograms.get("ast/significance_selected")
+    if everything is not None and everything.counts.sum() > 0:
+        _histograms(axes, everything, selected)
+        return
+    axes.set_title("Significance of the samples")
+    if not percentiles(axes, run):
+        missing(axes, "not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
+        return
+    note(axes, "the distributions themselves: add a TensorBoardLogger")
+
+
+def _histograms(axes: Axes, everything: Histogram, selected: Histogram | None) -> None:
+    total = float(everything.counts.sum())
+    low, high = float(everything.edges[0]), float(everything.edges[-1])
+    edges = np.linspace(low, high if high > low else low + 1, 31)
+    axes.set_title("Significance of the samples")
+    axes.stairs(rebin(everything, edges) / total, edges, color=COLOURS["black"], linewidth=1.2, label="all samples")
+    if selected is not None:
+        share = float(selected.counts.sum()) / total
+        axes.stairs(
+            rebin(selected, edges) / total, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"],
+            hatch="////", linewidth=0.8, label=f"selected, {share:.0%}",
+        )  # fmt: skip
+    axes.set_xlabel(f"significance, at step {everything.step:,}")
+    axes.set_ylabel("share of all samples")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.set_ylim(bottom=0)
+    legend(axes)
+    if selected is None:
+        note(axes, "not logged: ast/significance_selected")

@@ -1,0 +1,262 @@
+"""What the figures and the table show, derived from the series of a run. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
+from lightning_ast.report.series import Floats, Ints, Run, Series
+
+__all__ = [
+    "EpochSeries",
+    "Span",
+    "accuracy",
+    "accuracy_tag",
+    "activation_rate_when_sparse",
+    "by_epoch",
+    "clip_to_training",
+    "elapsed_joules",
+    "elapsed_seconds",
+    "epoch_costs",
+    "is_dense",
+    "last_epoch",
+    "loss_tag",
+    "mean_by_epoch",
+    "stage_of_epochs",
+    "stage_spans",
+]
+
+STAGES: dict[int, Stage] = {code: stage for stage, code in STAGE_CODES.items()}
+
+
+class EpochSeries(NamedTuple):
+    """One value an epoch: ``epochs (n,)``, increasing, from 0; ``values (n,)``."""
+
+    epochs: Ints
+    values: Floats
+
+
+class Span(NamedTuple):
+    """A stage, from ``start`` to ``end`` on the axis it was asked for (steps, or epochs from 0)."""
+
+    start: float
+    end: float
+    stage: Stage
+
+
+def loss_tag(tags: Iterable[str]) -> str | None:
+    """The training loss: a tag with ``loss`` and ``train`` in it, not an epoch's mean; else the nearest to that.
+
+    Example:
+        >>> loss_tag(["train_loss_epoch", "train_loss_step", "val_loss"])
+        'train_loss_step'
+    """
+    losses = [tag for tag in _own(tags) if "loss" in tag.lower()]
+
+    def distance(tag: str) -> tuple[bool, bool, bool, str]:
+        name = tag.lower()
+        return "train" not in name, "val" in name or "test" in name, "_epoch" in name or "epoch/" in name, tag
+
+    return min(losses, key=distance, default=None)
+
+
+def accuracy_tag(tags: Iterable[str]) -> str | None:
+    """The validation accuracy; else any accuracy; None where there is none.
+
+    Example:
+        >>> accuracy_tag(["train_acc", "valid/accuracy"])
+        'valid/accuracy'
+    """
+    accuracies = [tag for tag in _own(tags) if "acc" in tag.lower()]
+    return min(accuracies, key=lambda tag: ("val" not in tag.lower(), tag), default=None)
+
+
+def _own(tags: Iterable[str]) -> list[str]:
+    return [tag for tag in tags if not tag.startswith(("ast/", "energy/"))]
+
+
+# ---------------------------------------------------------------------- epochs and stages
+
+
+def clip_to_training(run: Run) -> Run:
+    """Without what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch.
+
+    They log one step past the last one, under the number of the epoch that would be next.
+    """
+    epoch = run.scalars.get("epoch")
+    if epoch is None or len(epoch) < 2 or epoch.values[-1] <= epoch.values[-2]:
+        return run
+    last, before = int(epoch.steps[-1]), int(epoch.steps[-2])
+    earlier = epoch.steps[epoch.values < epoch.values[-2]]
+    steps_an_epoch = before - int(earlier[-1]) if earlier.size else before + 1
+    training = [run.scalars.get(tag) for tag in ("ast/stage", loss_tag(run.scalars)) if tag]
+    trained = any(series is not None and last in series.steps for series in training)
+    if trained or last != before + 1 or steps_an_epoch == 1:
+        return run
+    scalars = {tag: _head(series, last) for tag, series in run.scalars.items() if series.steps[0] < last}
+    # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
+    scalars.update({tag: series for tag, series in run.scalars.items() if tag.startswith(("ast/", "energy/"))})
+    return Run(run.name, run.folder, run.source, scalars, run.histograms, run.mode)
+
+
+def _head(series: Series, end: int) -> Series:
+    kept = series.steps < end
+    clock = series.clock_seconds
+    return Series(series.steps[kept], series.values[kept], None if clock is None else clock[kept])
+
+
+def epochs_at(run: Run, steps: Ints) -> Ints:
+    """The epoch ``(n,)`` of each step, from 0: the last one logged up to there. Without any, each step is an epoch."""
+    epoch = run.series("epoch")
+    if epoch is None:
+        return np.arange(len(steps), dtype=np.int64)
+    at = np.searchsorted(epoch.steps, steps, side="right") - 1
+    return epoch.values[np.clip(at, 0, None)].astype(np.int64)
+
+
+def last_epoch(run: Run) -> int | None:
+    """The last epoch that logged anything, from 0; None where epochs were not logged."""
+    epoch = run.series("epoch")
+    return None if epoch is None or epoch.last is None else int(epoch.last)
+
+
+def by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
+    """The last finite value of each epoch, or None where there is none."""
+    series = run.series(tag)
+    if series is None:
+        return None
+    finite = np.isfinite(series.values)
+    epochs, values = epochs_at(run, series.steps)[finite], series.values[finite]
+    last = np.append(np.diff(epochs) > 0, True)
+    return EpochSeries(epochs[last], values[last])
+
+
+def mean_by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
+    """The mean of each epoch's finite values, or None where there is none."""
+    series = run.series(tag)
+    if series is None:
+        return None
+    finite = np.isfinite(series.values)
+    epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
+    return EpochSeries(epochs, np.bincount(position, series.values[finite]) / np.bincount(position))
+
+
+def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
+    """Tag and values, in [0, 1], of the accuracy by epoch; where any is above 1, they were logged as percentages."""
+    tag = accuracy_tag(tag for tag in run.scalars if run.series(tag) is not None)
+    found = by_epoch(run, tag)
+    if tag is None or found is None:
+        return None
+    return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1 else 1))
+
+
+def stage_of_epochs(run: Run) -> dict[int, Stage]:
+    """The stage of each epoch: that of most of its logged steps, the later one of two equals."""
+    series = run.series("ast/stage")
+    if series is None:
+        return {}
+    epochs = epochs_at(run, series.steps)
+    found: dict[int, Stage] = {}
+    for epoch in np.unique(epochs):
+        codes = series.values[epochs == epoch]
+        codes = codes[np.isfinite(codes)].astype(np.int64)
+        if codes.size:
+            counts = np.bincount(codes)
+            found[int(epoch)] = STAGES[int(len(counts) - 1 - np.argmax(counts[::-1]))]
+    return found
+
+
+def stage_spans(run: Run, *, axis: str) -> list[Span]:
+    """Where each stage begins and ends.
+
+    Args:
+        run: with ``ast/stage``.
+        axis: ``"steps"`` or ``"epochs"``.
+
+    Returns:
+        Spans in order that touch each other; none where no stage was logged.
+    """
+    if axis == "epochs":
+        stages = stage_of_epochs(run)
+        places, names = [epoch - 0.5 for epoch in sorted(stages)], [stages[epoch] for epoch in sorted(stages)]
+        end = max(stages, default=0) + 0.5
+    else:
+        series = run.series("ast/stage")
+        if series is None:
+            return []
+        finite = np.isfinite(series.values)
+        places = series.steps[finite].tolist()
+        names = [STAGES[int(code)] for code in series.values[finite]]
+        end = float(places[-1])
+    if not names:
+        return []
+    starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    ends = [places[i] for i in starts[1:]] + [end]
+    return [Span(places[i], stop, names[i]) for i, stop in zip(starts, ends, strict=True)]
+
+
+# ---------------------------------------------------------------------- costs
+
+
+def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
+    """A series of which each epoch's end logs one value.
+
+    A callback that logs through the logger itself does so at the number of steps done, which is the next epoch's first
+    step: where that puts two values in one epoch, the step before counts.
+    """
+    series = run.series(tag)
+    if series is None:
+        return None
+    epochs = epochs_at(run, series.steps)
+    if np.any(np.diff(epochs) == 0):
+        epochs = epochs_at(run, series.steps - 1)
+    finite = np.isfinite(series.values)
+    epochs, values = epochs[finite], series.values[finite]
+    last = np.append(np.diff(epochs) > 0, True)
+    return EpochSeries(epochs[last], values[last])
+
+
+def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
+    """Seconds from the start to the end of each epoch, and whether ``EnergyMonitor`` measured them.
+
+    Otherwise they are from the wall times of the event file: from its first event to the last of the epoch. None where
+    neither is known.
+    """
+    total = epoch_costs(run, "energy/total_seconds")
+    if total is None and (each := epoch_costs(run, "energy/epoch_seconds")) is not None:
+        total = EpochSeries(each.epochs, np.cumsum(each.values))
+    if total is not None:
+        return total, True
+    epoch = run.series("epoch")
+    if epoch is None or epoch.clock_seconds is None:
+        return None
+    last = np.append(np.diff(epoch.values) > 0, True)
+    return EpochSeries(epoch.values[last].astype(np.int64), epoch.clock_seconds[last]), False
+
+
+def elapsed_joules(run: Run) -> EpochSeries | None:
+    """Joules from the start to the end of each epoch, or None where they were not measured."""
+    total = epoch_costs(run, "energy/total_joules")
+    if total is None and (each := epoch_costs(run, "energy/epoch_joules")) is not None:
+        total = EpochSeries(each.epochs, np.cumsum(each.values))
+    return total
+
+
+def is_dense(run: Run) -> bool:
+    """Whether every logged step trained on all samples."""
+    rate = run.series("ast/activation_rate")
+    return rate is None or bool(np.all(rate.values[np.isfinite(rate.values)] == 1))
+
+
+def activation_rate_when_sparse(run: Run) -> float | None:
+    """Mean of the logged activation rates of sparse steps, in [0, 1]; of all steps where no stage was logged."""
+    rate, stage = run.series("ast/activation_rate"), run.series("ast/stage")
+    if rate is None:
+        return None
+    wanted = np.isfinite(rate.values)
+    if stage is not None:
+        wanted &= np.isin(rate.steps, stage.steps[stage.values == STAGE_CODES["sparse"]])
+    return float(rate.values[wanted].mean()) if wanted.any() else None

@@ -1,0 +1,188 @@
+"""The page: HTML that needs nothing but itself, with the figures inside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from lightning_ast.report.summary import SAVINGS, Summary, relative
+
+__all__ = ["Picture", "render", "table"]
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1100px; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid #ccc; vertical-align: top; }
+th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
+thead th { border-bottom: 2px solid #444; vertical-align: bottom; } tbody th { font-weight: 600; }
+td small, th small { display: block; color: #555; font-weight: 400; white-space: nowrap; }
+figure { margin: 0 0 1.6rem; } img { width: 100%; height: auto; display: block; }
+figcaption, .note, footer { color: #444; font-size: .9rem; }
+footer { border-top: 1px solid #ccc; margin-top: 2rem; padding-top: .6rem; overflow-wrap: anywhere; }
+@page { size: A4 landscape; margin: 10mm; }
+@media print {
+  body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; } table { font-size: 9pt; } section { break-before: page; }
+  figure { break-inside: avoid; } figure + figure { break-before: page; } h2 { margin-top: 0; break-after: avoid; }
+  img { max-height: 165mm; width: auto; max-width: 100%; margin: 0 auto; }
+}
+"""
+_GONE = "-"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page.
+
+    Attributes:
+        path: of its PNG file.
+        caption: one sentence: what is seen, and in what unit.
+        alt: what it shows, for those who cannot see it.
+    """
+
+    path: Path
+    caption: str
+    alt: str
+
+
+def render(
+    rows: Sequence[Summary], dense: Summary | None, sections: Sequence[tuple[str, Sequence[Picture]]], foot: str
+) -> str:
+    """The whole page.
+
+    Args:
+        rows: of the table.
+        dense: the run that the others are held against.
+        sections: a heading and its figures each; one without figures says that its run holds no values.
+        foot: a line of text: versions, folders, date.
+
+    Returns:
+        HTML. Names are escaped.
+    """
+    title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
+    parts = [
+        "<!DOCTYPE html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
+        f"<h1>{escape(title)}</h1>",
+        table(rows, dense),
+    ]
+    for heading, pictures in sections:
+        parts.append(f"<section><h2>{escape(heading)}</h2>")
+        parts += [_figure(picture) for picture in pictures]
+        if not pictures:
+            parts.append('<p class="note">The log of this run holds no values.</p>')
+        parts.append("</section>")
+    parts.append(f"<footer>{escape(foot)}</footer></body></html>")
+    return "\n".join(parts) + "\n"
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}">\n'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def table(rows: Sequence[Summary], dense: Summary | None) -> str:
+    """The runs' table as HTML; columns that no run has anything in are left out.
+
+    Args:
+        rows: a run each.
+        dense: the run whose accuracy, seconds and joules the others' stand against; None: no run's.
+    """
+    columns = [(heading, [cell(row, dense) for row in rows]) for heading, cell in _COLUMNS]
+    shown = [(heading, cells) for heading, cells in columns if any(cells)]
+    head = "".join(f'<th scope="col">{heading}</th>' for heading, _ in shown)
+    lines = []
+    for i, row in enumerate(rows):
+        kind = "dense, the reference" if row is dense else "dense" if row.dense else ""
+        name = escape(row.name) + (f"<small>{kind}</small>" if kind else "")
+        cells = "".join(f"<td>{cells[i] or _GONE}</td>" for _, cells in shown)
+        lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    body = "\n".join(lines)
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">run</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>'
+        f'</table></div>\n<p class="note">{_legend(rows, dense)}</p>'
+    )
+
+
+def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
+    text = [
+        "Savings are those the run logged of itself by its end, against dense training of the same batches; the share "
+        "of samples skipped is not compute saved. The activation rate is the mean of the sparse steps."
+    ]
+    if dense is not None:
+        text.append(
+            f'Small print: against the dense run "{escape(dense.name)}", accuracy in points, seconds and joules as '
+            "multiples."
+        )
+    if any(row.seconds is not None and not row.seconds_measured for row in rows):
+        text.append(
+            "Seconds marked * are from wall times of the event file, start-up included, and not compared with others."
+        )
+    return " ".join([*text, f"{_GONE} stands for what is not in the log."])
+
+
+def _points(value: float | None, base: float | None) -> str:
+    return "" if value is None or base is None else f"<small>{100 * (value - base):+.1f} points</small>"
+
+
+def _times(value: float | None, base: float | None) -> str:
+    quotient = relative(value, base)
+    return "" if quotient is None else f"<small>{quotient:.2f}&times;</small>"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _accuracy(name: str) -> Callable[[Summary, Summary | None], str]:
+    def cell(row: Summary, dense: Summary | None) -> str:
+        value: float | None = getattr(row, name)
+        base: float | None = None if dense is None or row is dense else getattr(dense, name)
+        return _share(value) + _points(value, base)
+
+    return cell
+
+
+def _seconds(row: Summary, dense: Summary | None) -> str:
+    if row.seconds is None:
+        return ""
+    alike = dense is not None and row is not dense and row.seconds_measured == dense.seconds_measured
+    base = dense.seconds if dense is not None and alike else None
+    return f"{row.seconds:,.1f}{'' if row.seconds_measured else '*'}{_times(row.seconds, base)}"
+
+
+def _joules(row: Summary, dense: Summary | None) -> str:
+    if row.joules is None:
+        return ""
+    base = None if dense is None or row is dense else dense.joules
+    return f"{row.joules:,.0f}{_times(row.joules, base)}"
+
+
+def _saved(name: str) -> Callable[[Summary, Summary | None], str]:
+    return lambda row, _: _share(row.savings[name])
+
+
+_COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
+    ("mode", lambda row, _: escape(row.mode or "")),
+    ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
+    ("final accuracy", _accuracy("final_accuracy")),
+    ("best accuracy", _accuracy("best_accuracy")),
+    ("activation rate", lambda row, _: _share(row.activation_rate)),
+    *[(f"saved: {'FLOPs' if name == 'flops' else name}", _saved(name)) for name in SAVINGS],
+    ("seconds", _seconds),
+    ("joules", _joules),
+]

@@ -1,0 +1,92 @@
+"""What became of the samples of one run: their significance over the epochs, and how often each was selected."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightning_ast.report.curves import rebin
+from lightning_ast.report.derive import epoch_costs
+from lightning_ast.report.series import Histogram, Run
+from lightning_ast.report.style import (
+    COLOURS,
+    count_axis,
+    curve,
+    drawing,
+    epoch_axis,
+    legend,
+    missing,
+    new_figure,
+    percent_axis,
+)
+
+__all__ = ["has_samples", "percentiles", "samples"]
+
+_PERCENTILES = {
+    "ast/significance_p90": ("90th percentile", ":", "vermilion", "^"),
+    "ast/significance_p50": ("median", "-", "blue", "o"),
+    "ast/significance_p10": ("10th percentile", "--", "green", "v"),
+}
+
+
+def has_samples(run: Run) -> bool:
+    """Whether there is more to show than the dashboard does: it shows percentiles only where histograms are missing."""
+    both = "ast/significance" in run.histograms and any(run.series(tag) is not None for tag in _PERCENTILES)
+    return both or "ast/times_selected" in run.histograms
+
+
+def samples(run: Run) -> Figure:
+    """Percentiles of the significance by epoch, and how often samples were selected.
+
+    Args:
+        run: what is missing of them is said in the panel.
+
+    Returns:
+        The figure: 11 x 3.6 inches, two axes.
+    """
+    with drawing():
+        figure = new_figure(11, 3.6)
+        left, right = figure.subplots(1, 2)
+        left.set_title("Significance by epoch")
+        if not percentiles(left, run):
+            missing(left, "not logged: add SparseTrainingMonitor to the Trainer")
+        right.set_title("How often samples were selected")
+        times = run.histograms.get("ast/times_selected")
+        if times is None or times.counts.sum() == 0:
+            missing(right, "not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
+        else:
+            _times_selected(right, times)
+    return figure
+
+
+def percentiles(axes: Axes, run: Run) -> bool:
+    """Draw the significance's percentiles by epoch; False where none was logged.
+
+    Args:
+        axes: to draw on.
+        run: with or without ``ast/significance_p10``, ``_p50``, ``_p90``.
+    """
+    known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
+    for tag, series in known.items():
+        name, style, colour, marker = _PERCENTILES[tag]
+        shape = marker if len(series.epochs) <= 40 else ""
+        curve(axes, *series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
+    if not known:
+        return False
+    axes.set_ylabel("significance")
+    epoch_axis(axes, np.unique(np.concatenate([series.epochs for series in known.values()])))
+    legend(axes)
+    return True
+
+
+def _times_selected(axes: Axes, times: Histogram) -> None:
+    """One bin a number of times, as long as they can be told apart."""
+    most = int(np.ceil(times.edges[-1]))
+    width = -(-(most + 1) // 40)
+    edges = np.arange(-0.5, most + 0.5 + width, width)
+    shares = rebin(times, edges) / times.counts.sum()
+    axes.stairs(shares, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"], linewidth=0.8)
+    count_axis(axes, f"times selected, up to step {times.step:,}")
+    axes.set_ylabel("share of all samples")
+    percent_axis(axes)

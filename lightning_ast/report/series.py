@@ -1,0 +1,118 @@
+"""What a run's log holds: series over training steps, histograms, and the run around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Floats", "Histogram", "Ints", "ReportError", "Run", "Series", "Source", "keep_latest"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
+
+
+class ReportError(RuntimeError):
+    """No report can be written; the message says why, and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A scalar over the steps of a run.
+
+    Attributes:
+        steps: ``(n,)``, strictly increasing, from 0.
+        values: ``(n,)``; NaN where NaN was logged.
+        clock_seconds: ``(n,)``, seconds since the run began, without the breaks of a resumed run; None where the log
+            has no times (CSV).
+    """
+
+    steps: Ints
+    values: Floats
+    clock_seconds: Floats | None = None
+
+    @classmethod
+    def of(cls, steps: Sequence[int], values: Sequence[float], clock_seconds: Sequence[float] | None = None) -> Series:
+        """From points in the order they were logged in; of steps that were logged twice, the later counts.
+
+        Example:
+            >>> resumed = Series.of([10, 20, 30, 15, 25], [1.0, 2.0, 3.0, 4.0, 5.0])
+            >>> resumed.steps.tolist(), resumed.values.tolist()
+            ([10, 15, 25], [1.0, 4.0, 5.0])
+        """
+        kept = keep_latest(steps)
+        clock = None if clock_seconds is None else np.asarray(clock_seconds, dtype=np.float64)[kept]
+        return cls(np.asarray(steps, dtype=np.int64)[kept], np.asarray(values, dtype=np.float64)[kept], clock)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def last(self) -> float | None:
+        """The last finite value, or None."""
+        finite = self.values[np.isfinite(self.values)]
+        return float(finite[-1]) if finite.size else None
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts between edges.
+
+    Attributes:
+        step: it was logged at.
+        edges: ``(k + 1,)``, increasing.
+        counts: ``(k,)``, non-negative.
+    """
+
+    step: int
+    edges: Floats
+    counts: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run, as its log tells it.
+
+    Attributes:
+        name: tells it from the other runs.
+        folder: of its log.
+        source: kind of log.
+        scalars: by tag.
+        histograms: the last of each tag.
+        mode: of execution, where a ``config.yaml`` of ``lightning-ast fit`` stands beside the log; else None.
+    """
+
+    name: str
+    folder: Path
+    source: Source
+    scalars: Mapping[str, Series]
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    mode: str | None = None
+
+    def series(self, tag: str | None) -> Series | None:
+        """The series of a tag, or None where it has no finite value."""
+        found = None if tag is None else self.scalars.get(tag)
+        return None if found is None or found.last is None else found
+
+
+def keep_latest(steps: Sequence[int]) -> list[int]:
+    """Positions of the points that count: a run that goes back to an earlier step has undone what came after it.
+
+    Args:
+        steps: in the order they were logged in.
+
+    Example:
+        >>> keep_latest([1, 2, 3, 2, 4])
+        [0, 3, 4]
+    """
+    kept: list[int] = []
+    for position, step in enumerate(steps):
+        while kept and steps[kept[-1]] >= step:
+            kept.pop()
+        kept.append(position)
+    return kept

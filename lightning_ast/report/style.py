@@ -1,0 +1,254 @@
+"""How every figure looks: colours, axes, stage bands, the grey line that says what is missing."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.report.curves import thin
+from lightning_ast.report.derive import Span
+from lightning_ast.report.series import Floats, Ints
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "Unit",
+    "count_axis",
+    "curve",
+    "drawing",
+    "epoch_axis",
+    "joule_unit",
+    "label",
+    "legend",
+    "legend_above",
+    "missing",
+    "new_figure",
+    "note",
+    "percent_axis",
+    "save",
+    "second_unit",
+    "stage_bands",
+]
+
+COLOURS = {
+    "black": "#000000",
+    "grey": "#9A9A9A",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+}
+"""Okabe and Ito's palette with a grey, without its yellow, which white paper swallows."""
+
+GREY = "#595959"
+SMALL = 9.2
+"""Points of the smallest text: 9 or more where a figure of 11 inches is printed across A4, which takes 1 % off it."""
+_BANDS: dict[Stage, str] = {"warmup": "#FAEFD8", "sparse": "#FFFFFF", "cooldown": "#E3F1FA"}
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "hatch.linewidth": 0.6,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+_CHARACTER_INCHES = 0.085
+"""Width of a character of the stage labels, roughly."""
+
+
+class Unit(NamedTuple):
+    """What an axis counts in: ``name``, and how much of the base unit one is."""
+
+    name: str
+    size: float
+
+
+def second_unit(most_seconds: float) -> Unit:
+    """Seconds, minutes or hours, so that the axis shows small numbers.
+
+    Example:
+        >>> second_unit(90).name, second_unit(3600).name
+        ('seconds', 'minutes')
+    """
+    if most_seconds < 300:
+        return Unit("seconds", 1.0)
+    return Unit("minutes", 60.0) if most_seconds < 3 * 3600 else Unit("hours", 3600.0)
+
+
+def joule_unit(most_joules: float) -> Unit:
+    """Joules with a prefix."""
+    for name, size in (("megajoules", 1e6), ("kilojoules", 1e3)):
+        if most_joules >= 3 * size:
+            return Unit(name, size)
+    return Unit("joules", 1.0)
+
+
+@contextmanager
+def drawing(*, title_pad: float = 6) -> Iterator[None]:
+    """The figures' own settings, whatever the user's matplotlibrc says; they end with the block.
+
+    Args:
+        title_pad: points between axes and title; the stages' names need 16.
+    """
+    with style.context(["default", {**_RC, "axes.titlepad": title_pad}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
+        yield
+
+
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure with its own canvas: no window, no global state."""
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.03)  # type: ignore[call-arg]
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, sharp enough for paper."""
+    with drawing():
+        figure.savefig(path, dpi=180, metadata={"Software": None})
+
+
+def curve(axes: Axes, x: Floats | Ints, y: Floats, **look: Any) -> None:
+    """A line through the points, thinned out; where they are few, the points themselves too."""
+    x, y = thin(x, y)
+    look = {"marker": "o" if len(y) < 10 else "", "markersize": 4, **look}
+    axes.plot(x, y, **look)
+
+
+def label(text: str, *, width: int = 44) -> str:
+    """A run's name as it can be drawn: no formulas, no leading underscore (which legends leave out), not too long.
+
+    Example:
+        >>> label("runs/" + "x" * 50, width=16)
+        'runs/xx…xxxxxxxx'
+    """
+    if len(text) > width:
+        text = text[: width // 2 - 1] + "…" + text[len(text) - width // 2 :]
+    return text.replace("$", r"\$").replace("_", " _", 1) if text.startswith("_") else text.replace("$", r"\$")
+
+
+def note(axes: Axes, text: str) -> None:
+    """A small grey line below an axis: what is missing, and how to get it."""
+    wrapped = "\n".join(textwrap.wrap(text, 52))
+    below = (0, -32 if axes.get_xlabel() else -6)
+    axes.annotate(
+        wrapped, (0.5, 0), below, "axes fraction", "offset points", ha="center", va="top", color=GREY, fontsize=SMALL
+    )
+
+
+def missing(axes: Axes, text: str) -> None:
+    """Nothing but the grey line."""
+    axes.set_axis_off()
+    wrapped = "\n".join(textwrap.wrap(text, 44))
+    axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=SMALL, transform=axes.transAxes)
+
+
+def legend(axes: Axes) -> None:
+    """The legend, in a free corner."""
+    axes.legend(loc="best", handlelength=2.4, borderpad=0.3, labelspacing=0.3)
+
+
+def legend_above(axes: Axes) -> None:
+    """The legend in two columns, in room made for it above the curves."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.35 * (high - low))
+    axes.legend(
+        loc="upper left",
+        ncols=2,
+        handlelength=2.1,
+        columnspacing=0.7,
+        borderpad=0.2,
+        labelspacing=0.3,
+        handletextpad=0.5,
+    )
+
+
+def percent_axis(axes: Axes) -> None:
+    """Shares on the y axis as percentages."""
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+
+
+def count_axis(axes: Axes, name: str) -> None:
+    """A number of things on the x axis: integers, thousands as k."""
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def epoch_axis(axes: Axes, epochs: Ints) -> None:
+    """Epochs from 1 on the x axis, each its own place: drawn at its number from 0.
+
+    Args:
+        axes: to set.
+        epochs: from 0, in order, at least one.
+    """
+    axes.set_xlabel("epoch")
+    first, last = int(epochs[0]), int(epochs[-1])
+    axes.set_xlim(first - 0.5, last + 0.5)
+    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first + 1, last + 1)
+    shown = sorted({int(tick) for tick in ticks if first + 1 <= tick <= last + 1 and tick == int(tick)} | {first + 1})
+    if len(shown) > 2 and shown[0] + 0.6 * (shown[2] - shown[1]) > shown[1]:  # 1 beside 2 in 1, 2, 4, 6
+        shown = [tick for tick in shown if tick != shown[1]]
+    axes.set_xticks([tick - 1 for tick in shown])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place + 1:.0f}"))
+
+
+def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
+    """Tint the stages behind the curves, with a dotted line where one ends.
+
+    Each stage's name stands above its band, where the band is wide enough for it.
+
+    Args:
+        axes: with its limits set.
+        spans: of the stages, on the x axis.
+    """
+    low, high = axes.get_xlim()
+    inches = axes.get_position().width * axes.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    for i, span in enumerate(spans):
+        axes.axvspan(span.start, span.end, color=_BANDS[span.stage], zorder=0, linewidth=0)
+        if i:
+            axes.axvline(span.start, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
+        start, end = max(span.start, low), min(span.end, high)
+        if (end - start) / (high - low) * inches > len(span.stage) * _CHARACTER_INCHES:
+            axes.annotate(
+                span.stage,
+                ((start + end) / 2, 1),
+                (0, 2),
+                ("data", "axes fraction"),
+                "offset points",
+                ha="center",
+                va="bottom",
+                color=GREY,
+                fontsize=SMALL,
+            )

@@ -1,0 +1,91 @@
+"""The table's numbers: what a run reached and spent, and the dense run it is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_ast.report.derive import (
+    accuracy,
+    activation_rate_when_sparse,
+    elapsed_joules,
+    elapsed_seconds,
+    is_dense,
+    last_epoch,
+)
+from lightning_ast.report.series import Run
+
+__all__ = ["SAVINGS", "Summary", "reference", "relative", "summarize"]
+
+SAVINGS = ("samples", "flops", "seconds", "joules")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row of the table; None is what the log does not tell.
+
+    Attributes:
+        name: of the run.
+        dense: whether every logged step trained on all samples.
+        mode: of execution.
+        epochs: trained.
+        steps: the last one logged.
+        final_accuracy: of the last epoch that has one, in [0, 1].
+        best_accuracy: of all epochs, in [0, 1].
+        activation_rate: mean of the sparse steps, in [0, 1].
+        savings: shares saved by the end of the run, by what was saved: at most 1, negative where it cost more.
+        seconds: of the whole run.
+        seconds_measured: by ``EnergyMonitor``; otherwise the event file's wall times.
+        joules: of the whole run.
+    """
+
+    name: str
+    dense: bool
+    mode: str | None
+    epochs: int | None
+    steps: int
+    final_accuracy: float | None
+    best_accuracy: float | None
+    activation_rate: float | None
+    savings: Mapping[str, float | None]
+    seconds: float | None
+    seconds_measured: bool
+    joules: float | None
+
+
+def summarize(run: Run) -> Summary:
+    """The row of a run."""
+    found, seconds, joules, last = accuracy(run), elapsed_seconds(run), elapsed_joules(run), last_epoch(run)
+    saved = {name: run.series(f"ast/savings_{name}") for name in SAVINGS}
+    return Summary(
+        name=run.name,
+        dense=is_dense(run),
+        mode=run.mode,
+        epochs=None if last is None else last + 1,
+        steps=max((int(series.steps[-1]) for series in run.scalars.values()), default=0),
+        final_accuracy=None if found is None else float(found[1].values[-1]),
+        best_accuracy=None if found is None else float(found[1].values.max()),
+        activation_rate=activation_rate_when_sparse(run),
+        savings={name: None if series is None else series.last for name, series in saved.items()},
+        seconds=None if seconds is None else float(seconds[0].values[-1]),
+        seconds_measured=seconds is not None and seconds[1],
+        joules=None if joules is None else float(joules.values[-1]),
+    )
+
+
+def reference(rows: Sequence[Summary]) -> Summary | None:
+    """The dense run that the others are held against: the longest; None where none is dense, or there is one run."""
+    dense = [row for row in rows if row.dense and row.epochs is not None]
+    if len(rows) < 2 or not dense:
+        return None
+    return max(dense, key=lambda row: (row.epochs or 0, row.steps))
+
+
+def relative(value: float | None, of: float | None) -> float | None:
+    """Quotient, or None where either is not known or the reference is 0.
+
+    Example:
+        >>> relative(3.0, 4.0), relative(None, 4.0)
+        (0.75, None)
+    """
+    return value / of if value is not None and of else None
