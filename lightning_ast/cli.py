@@ -1,4 +1,4 @@
-"""The command ``lightning-ast``: LightningCLI over any LightningModule, and a demo.
+"""The command ``lightning-ast``: LightningCLI over any LightningModule, a demo, a report of runs, advice before one.
 
 Importing this module makes the callbacks known to LightningCLI by their short names.
 """
@@ -10,16 +10,18 @@ import sys
 from typing import get_args
 
 from lightning_ast import __version__
-from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.callbacks import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core.execution import Mode
 
-__all__ = ["SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler", "main"]
+__all__ = ["EnergyMonitor", "SparseSelectionCallback", "SparseTrainingMonitor", "TwoStageScheduler", "main"]
 
 USAGE = """usage: lightning-ast COMMAND [...]
 
   fit | validate | test | predict   LightningCLI: train any LightningModule (--config FILE, --print_config, --help)
   demo                              dense against sparse training on real images, in two minutes (--help)
+  report LOGDIR [LOGDIR ...]        a page about runs from their TensorBoard or CSV logs (--help)
+  advise --config FILE              what each mode would save on your model and data, in a minute (--help)
   --version                         print the version
 """
 
@@ -41,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     if command == "--version":
         print(f"lightning-ast {__version__}")
         return 0
-    if command == "demo":
-        return _demo(arguments[1:])
+    own = {"demo": _demo, "report": _report, "advise": _advise}
+    if command in own:
+        return own[command](arguments[1:])
     return _lightning(argv)
 
 
@@ -65,6 +68,27 @@ def _lightning(arguments: list[str] | None) -> int:
             raise
         return _missing("cli", error)
     return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("lightning-ast report", description="A page about training runs, from their logs.")
+    parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
+    parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
+    options = parser.parse_args(arguments)
+    from lightning_ast.report import ReportError, write_report
+
+    try:
+        print(write_report(options.logdir, options.out))
+    except ReportError as error:
+        print(f"lightning-ast: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _advise(arguments: list[str]) -> int:
+    from lightning_ast.advice.command import advise_command
+
+    return advise_command(arguments)
 
 
 def _demo(arguments: list[str]) -> int:

@@ -121,7 +121,11 @@ def _over_cost(
         if spent is not None and values is not None:
             curves[i] = at_epochs(spent, values)
     if not any(len(x) for x, _ in curves.values()):
-        missing(axes, "not known: add EnergyMonitor to the Trainer (and log an accuracy)")
+        measured = any("energy/epoch_seconds" in run.scalars for run in runs)
+        remedy = "EnergyMonitor found no counter" if measured else "add EnergyMonitor to the Trainer"
+        missing(
+            axes, f"not known: {remedy}{'' if any(v is not None for v in _accuracies(runs)) else '; log an accuracy'}"
+        )
         return
     unit = unit_of(max(float(x.max()) for x, _ in curves.values() if len(x)))
     for i, (x, y) in curves.items():

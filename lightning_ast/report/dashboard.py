@@ -173,7 +173,7 @@ def _savings(axes: Axes, run: Run) -> None:
     how = {
         "flops": "FLOPs (not counted in compiled modules)",
         "seconds": "seconds (need a warmup: TwoStageScheduler)",
-        "joules": "joules (add EnergyMonitor)",
+        "joules": "joules (no counter)" if "energy/epoch_seconds" in run.scalars else "joules (add EnergyMonitor)",
     }
     if lacking := [text for name, text in how.items() if name not in found]:
         note(axes, f"not logged: {', '.join(lacking)}")
