@@ -328,6 +328,53 @@ def warmup_table() -> str:
     return "\n".join(lines)
 
 
+def monitored_table() -> str:
+    """What watching costs, and where the joules come from."""
+    lines = []
+    for r in load("monitored"):
+        lines += [
+            f"CIFAR-10, ResNet-9 of width {r['width']}, {r['train_limit']:,} training images, {r['epochs']} epochs, "
+            f"B = {r['batch_size']}, r = {r['rate']}, {r['hardware']}: all that both monitors do, timed from outside.",
+            "",
+            "| run | seconds | watching, share of them | a step, ms | pictures at the end, s |",
+            "|---|---|---|---|---|",
+        ]
+        for run in r["runs"]:
+            name = run["mode"] if run["mode"] == "dense" else f"`{run['mode']}`"
+            lines.append(
+                f"| {name} | {run['seconds']:.0f} | {run['watching_share']:.2%} | {run['milliseconds_a_step']:.2f} | "
+                f"{run['pictures_at_the_end_seconds']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def advice_table() -> str:
+    """Predictions beside ordinary runs."""
+    records = load("advice")
+    first = records[0]
+    lines = [
+        f"{first['hardware']}, torch {first['versions']['torch']}, {first['precision']}; medians of "
+        f"{len(first['advise_seconds'])} rounds. A step: seconds predicted / measured, and the error; a run of "
+        f"{first['epochs']} epochs, its first steps and all, likewise.",
+        "",
+        "| model, CIFAR-10 | mode | r | sparse step, s | error | run, s | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        for row in r["rows"]:
+            name = "dense" if row["mode"] == "dense" else f"`{row['mode']}`"
+            cells = [
+                f"{row[f'{part}_predicted_seconds']:.{digits}f} / {row[f'{part}_measured_seconds']:.{digits}f} | "
+                f"{100 * row[f'{part}_error']:+.0f} %"
+                for part, digits in (("step", 3), ("run", 1))
+            ]
+            rate = "-" if row["mode"] == "dense" else row["rate"]
+            lines.append(
+                f"| {r['model']}, {r['size']} px, B = {r['batch_size']} | {name} | {rate} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines)
+
+
 def third_party_table() -> str:
     """What happened to other people's LightningModules."""
     from tests.third_party.outcomes import OUTCOMES
@@ -350,6 +397,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "support": support_table,
         "bad-samples": bad_samples_table,
         "warmup-time": warmup_table,
+        "monitored": monitored_table,
+        "advice": advice_table,
     },
     "tests/third_party/README.md": {"outcomes": third_party_table},
     "benchmarks/README.md": {"prune-ideas": prune_ideas_table},

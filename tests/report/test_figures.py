@@ -95,7 +95,7 @@ def test_the_selected_are_a_share_of_all_samples(runs: dict[str, Run]) -> None:
         ("ast/target_activation_rate", 2, "target (ast/target_activation_rate)"),
         ("ast/savings_flops", 3, "FLOPs (not counted in compiled modules)"),
         ("ast/savings_seconds", 3, "TwoStageScheduler"),
-        ("ast/savings_joules", 3, "add EnergyMonitor"),
+        ("ast/savings_joules", 3, "joules (no counter)"),
         ("ast/threshold", 4, "add SparseSelectionCallback"),
         ("ast/significance_p50", 5, "add SparseTrainingMonitor"),
     ],
@@ -109,6 +109,18 @@ def test_what_is_missing_is_said_in_its_panel(missing: str, panel: int, words: s
     nan = {"x": [(step, float("nan")) for step in range(3)]}  # only NaN is as good as nothing
     (line,) = grey_lines(dashboard(replace(run, scalars={**run.scalars, missing: made(nan).scalars["x"]})).axes[panel])
     assert words in line
+
+
+def test_joules_without_a_counter_and_without_the_monitor_are_told_apart() -> None:
+    run = long_run(3, 4)
+    bare = {tag: series for tag, series in run.scalars.items() if "joules" not in tag and not tag.startswith("energy/")}
+    (line,) = grey_lines(dashboard(replace(run, scalars=bare)).axes[3])
+    assert "joules (add EnergyMonitor)" in line
+    (line,) = grey_lines(comparison([replace(run, scalars=bare)] * 2).axes[2])
+    assert line == "not known: add EnergyMonitor to the Trainer"
+    measured = {tag: series for tag, series in run.scalars.items() if "joules" not in tag}
+    (line,) = grey_lines(comparison([replace(run, scalars=measured)] * 2).axes[2])
+    assert line == "not known: EnergyMonitor found no counter"
 
 
 def test_a_run_of_nothing_is_six_grey_lines(tmp_path: Path) -> None:
