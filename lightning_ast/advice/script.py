@@ -1,0 +1,125 @@
+"""Which steps are probed, in which order and how often: rates and modes take turns, so that drift falls on all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+
+from lightning_ast.advice.measured import Phases
+from lightning_ast.core.execution import Mode
+
+__all__ = ["Block", "Sample", "Timing", "script"]
+
+LEAST_CYCLES = 2
+MOST_CYCLES = 15
+FEW_SAMPLES = 2
+
+_RATES = (0.1, 0.35, 0.6)
+_LONG_SECONDS = 1.0
+_BLOCK_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps that are timed as one.
+
+    Attributes:
+        mode: None is a plain dense step.
+        target: activation rate asked for, in (0, 1].
+        steps: training steps.
+        phases: whether the device is waited for at every phase of a step, which slows it down.
+        few: whether the fewest samples are asked for.
+        settles: not measured: caches fill, FLOPs are counted, regions are compiled.
+        cycle: number of the round; all its blocks train on the same batches.
+    """
+
+    mode: Mode | None = None
+    target: float = 1.0
+    steps: int = 1
+    phases: bool = False
+    few: bool = False
+    settles: bool = False
+    cycle: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a block took.
+
+    Attributes:
+        seconds: of a step.
+        rate: observed activation rate, in (0, 1].
+        phases: of a step, or None where no backward was seen.
+        scoring_seconds: of a step, between its start and the user's code.
+        peak_bytes: of device memory, or None.
+        dense_share: of the backward's FLOPs that ran over all samples, or None.
+    """
+
+    seconds: float
+    rate: float = 1.0
+    phases: Phases | None = None
+    scoring_seconds: float = 0.0
+    peak_bytes: int | None = None
+    dense_share: float | None = None
+
+
+Sample = tuple[Block, Timing]
+
+
+def script(
+    modes: Sequence[Mode], *, batch_size: int, asynchronous: bool, remaining_seconds: Callable[[], float]
+) -> Generator[Block, Timing, int]:
+    """Blocks to run, one after the other; each is answered with what it took.
+
+    Args:
+        modes: to measure, of ``partial`` and ``subset``.
+        batch_size: samples of a batch.
+        asynchronous: whether the device runs behind the host: blocks are then longer, and phases blocks of their own.
+        remaining_seconds: of the budget. Two cycles are run in any case.
+
+    Returns:
+        The number of cycles that were measured.
+    """
+    yield Block(settles=True)
+    dense = (yield Block(settles=True)).seconds
+    for mode in modes:
+        yield Block(mode, _RATES[1], settles=True)
+    steps = min(8, max(3, math.ceil(_BLOCK_SECONDS / max(dense, 1e-6)))) if asynchronous else 1
+    few = FEW_SAMPLES / batch_size
+    blocks = _cycle(modes, few, steps, asynchronous, _RATES)
+    settle = asynchronous or dense < _LONG_SECONDS
+    if _cost(blocks, dense) * (LEAST_CYCLES + settle) > remaining_seconds():
+        blocks = _cycle(modes, few, steps, asynchronous, (_RATES[0], _RATES[-1]))
+    if settle:
+        for block in blocks:
+            yield replace(block, settles=True)
+    cycle, last = 0, 0.0
+    while cycle < LEAST_CYCLES or (cycle < MOST_CYCLES and last < remaining_seconds()):
+        before = remaining_seconds()
+        for block in blocks if cycle % 2 == 0 else reversed(blocks):
+            yield replace(block, cycle=cycle)
+        cycle += 1
+        last = before - remaining_seconds()
+    return cycle
+
+
+def _cycle(
+    modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, rates: Sequence[float]
+) -> list[Block]:
+    blocks = [Block(steps=steps, phases=not asynchronous)]
+    if asynchronous:
+        blocks.append(Block(steps=steps, phases=True))
+    for mode in modes:
+        lowest = few if mode == "subset" else 0.0
+        if mode == "subset":
+            blocks.append(Block(mode, min(1.0, few), steps, phases=True, few=True))
+        wanted = [r for r in rates if r > lowest * 1.25 and (mode != "subset" or r > rates[0] or len(rates) > 2)]
+        blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in wanted]
+    return blocks
+
+
+def _cost(blocks: list[Block], dense_seconds: float) -> float:
+    """Estimated seconds of a cycle, counting forward 1 and backward 2."""
+    shares = {None: lambda r: 1.0, "partial": lambda r: (1 + 2 * r) / 3, "subset": lambda r: (1 + 3 * r) / 3}
+    return sum(b.steps * dense_seconds * shares[b.mode](b.target) for b in blocks)
