@@ -287,5 +287,3 @@ def _device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = f", {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
     return f"{device.type.upper()}{threads}"
-
-

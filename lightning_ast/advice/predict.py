@@ -146,7 +146,10 @@ def _pruned_lengths(run: RunFacts, rate: float, per_batch: float) -> Lengths:
         max_steps=run.max_steps,
     )
     epochs, sparse = plan.total_epochs or 0, plan.sparse_epochs() or 0
-    dense_batches, sparse_batches = (epochs - sparse) * run.batches_per_epoch * per_batch, sparse * count / run.batch_size
+    dense_batches, sparse_batches = (
+        (epochs - sparse) * run.batches_per_epoch * per_batch,
+        sparse * count / run.batch_size,
+    )
     if run.max_steps is not None:  # ends the last epoch early
         most = run.max_steps * run.accumulate[max(run.accumulate)]
         cut = max(0.0, dense_batches + sparse_batches - most)

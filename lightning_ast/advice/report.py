@@ -71,7 +71,7 @@ def render(advice: Advice, *, file: Any = None) -> None:
     for row in _rows(advice):
         table.add_row(*row, style="bold" if _is_recommended(advice, row) else None)
     for part in (*_measured(advice), table, *_conclusion(advice)):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def _is_recommended(advice: Advice, row: tuple[str, ...]) -> bool:
@@ -117,10 +117,11 @@ def _phases(advice: Advice) -> str:
 
 
 def _rows(advice: Advice) -> Iterator[tuple[str, ...]]:
-    for p in (advice.dense, *advice.table):
+    masks = [p for p in advice.table if p.mode == "mask"]
+    for p in (advice.dense, *masks[:1], *(p for p in advice.table if p.mode != "mask")):
         yield (
             p.mode or "dense",
-            f"{p.rate:g}",
+            "any" if p.mode == "mask" else f"{p.rate:g}",
             _time(p.step_seconds),
             f"{p.step_seconds / advice.dense.step_seconds:.2f}",
             "-" if p.memory_bytes is None else _bytes(p.memory_bytes),

@@ -1,4 +1,4 @@
-"""What the user's Trainer, loader and callbacks make of a run: lengths, stages, validations, and what cannot be pruned."""
+"""The run that the user's Trainer, loader and callbacks make: lengths, stages, validations, what cannot be pruned."""
 
 from __future__ import annotations
 

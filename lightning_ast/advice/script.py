@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from lightning_ast.advice.measured import Phases
-from lightning_ast.core.execution import Mode
+from lightning_ast.core.execution import Mode, cost_share
 
 __all__ = ["Block", "Sample", "Timing", "script"]
 
@@ -87,10 +87,10 @@ def script(
         yield Block(mode, _RATES[1], settles=True)
     steps = min(8, max(3, math.ceil(_BLOCK_SECONDS / max(dense, 1e-6)))) if asynchronous else 1
     few = FEW_SAMPLES / batch_size
-    blocks = _cycle(modes, few, steps, asynchronous, _RATES)
+    blocks = _cycle(modes, few, steps, asynchronous, reduced=False)
     settle = asynchronous or dense < _LONG_SECONDS
     if _cost(blocks, dense) * (LEAST_CYCLES + settle) > remaining_seconds():
-        blocks = _cycle(modes, few, steps, asynchronous, (_RATES[0], _RATES[-1]))
+        blocks = _cycle(modes, few, steps, asynchronous, reduced=True)
     if settle:
         for block in blocks:
             yield replace(block, settles=True)
@@ -104,22 +104,29 @@ def script(
     return cycle
 
 
-def _cycle(
-    modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, rates: Sequence[float]
-) -> list[Block]:
+def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *, reduced: bool) -> list[Block]:
+    """The blocks of a round.
+
+    Args:
+        modes: to measure.
+        few: activation rate of the fewest samples.
+        steps: of a block.
+        asynchronous: see :func:`script`.
+        reduced: whether only the ends of each mode's curve are measured.
+    """
     blocks = [Block(steps=steps, phases=not asynchronous)]
     if asynchronous:
         blocks.append(Block(steps=steps, phases=True))
     for mode in modes:
-        lowest = few if mode == "subset" else 0.0
+        rates = _RATES[:: len(_RATES) - 1] if reduced else _RATES
         if mode == "subset":
             blocks.append(Block(mode, min(1.0, few), steps, phases=True, few=True))
-        wanted = [r for r in rates if r > lowest * 1.25 and (mode != "subset" or r > rates[0] or len(rates) > 2)]
-        blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in wanted]
+            rates = tuple(rate for rate in (rates[1:] if reduced else rates) if rate > 1.25 * few)
+        blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in rates]
     return blocks
 
 
 def _cost(blocks: list[Block], dense_seconds: float) -> float:
-    """Estimated seconds of a cycle, counting forward 1 and backward 2."""
-    shares = {None: lambda r: 1.0, "partial": lambda r: (1 + 2 * r) / 3, "subset": lambda r: (1 + 3 * r) / 3}
-    return sum(b.steps * dense_seconds * shares[b.mode](b.target) for b in blocks)
+    """Estimated seconds of a round, from the cost of each mode as counted."""
+    shares = [1.0 if b.mode is None else cost_share(b.mode, b.target) for b in blocks]
+    return sum(b.steps * dense_seconds * share for b, share in zip(blocks, shares, strict=True))

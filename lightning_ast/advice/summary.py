@@ -62,18 +62,24 @@ def _selection_seconds(samples: list[Sample], dense: list[Timing]) -> float | No
 
 
 def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
-    """Medians over the cycles of one mode's blocks, by rising rate; of the blocks that were not slowed by phases.
+    """One mode's steps by rising rate.
+
+    A mode is compared with the dense step of the same cycle, and the median of the quotients is taken: what slows the
+    machine for longer than a cycle then falls out. Blocks that waited for the device at every phase are left out where
+    there are others.
 
     Args:
         samples: measured.
         mode: None is the dense step.
     """
-    own = [(b, t) for b, t in samples if b.mode == mode]
+    plain = [(b, t) for b, t in samples if b.mode is None and not b.phases]
+    dense = {b.cycle: t.seconds for b, t in plain or samples if b.mode is None}
+    typical = statistics.median(dense.values())
     points = []
-    for target in sorted({b.target for b, _ in own}):
-        timings = [(b, t) for b, t in own if b.target == target]
-        plain = [t for b, t in timings if not b.phases] or [t for _, t in timings]
-        peaks = [t.peak_bytes for t in plain if t.peak_bytes is not None]
-        seconds = statistics.median(t.seconds for t in plain)
-        points.append(StepAt(statistics.fmean(t.rate for t in plain), seconds, max(peaks, default=None)))
+    for target in sorted({b.target for b, _ in samples if b.mode == mode}):
+        own = [(b, t) for b, t in samples if (b.mode, b.target) == (mode, target)]
+        own = [(b, t) for b, t in own if not b.phases] or own
+        peaks = [t.peak_bytes for _, t in own if t.peak_bytes is not None]
+        share = statistics.median(t.seconds / dense[b.cycle] for b, t in own)
+        points.append(StepAt(statistics.fmean(t.rate for _, t in own), share * typical, max(peaks, default=None)))
     return tuple(sorted(points, key=lambda p: p.rate))

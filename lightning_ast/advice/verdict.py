@@ -89,7 +89,7 @@ def _held_back(predictions: Predictions) -> list[str]:
             f"which loads less; or load faster (num_workers is {facts.loading.workers})."
         )
     host, few = facts.step.host_share, facts.step.few_samples
-    fresh = [p for mode in ("partial", "subset") if (p := predictions.at(mode, predictions.rate))]  # type: ignore[arg-type]
+    fresh = [p for mode in ("partial", "subset") if (p := predictions.at(mode, predictions.rate))]
     computed = [predictions.sparse_compute(p.mode, p.rate) for p in fresh if p.mode is not None]
     if host is not None and host >= _MUCH and all(c > (1 - LEAST_SAVING) * compute for c in computed):
         found.append(
