@@ -35,7 +35,7 @@ CONFIGURATIONS: list[tuple[str, float]] = [
 ]
 CASES = [
     Case("resnet18-128", "resnet18", 32, 128),
-    Case("vit-s-32", "vit-s", 32, 32),
+    Case("vit-s-32", "vit-s", 16, 32),
     *(case for case in LARGE if case.gpu),
 ]
 EPOCHS = 4

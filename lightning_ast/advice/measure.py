@@ -26,6 +26,7 @@ from lightning_ast.advice.measured import (
     StepFacts,
     ValidationFacts,
 )
+from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
@@ -175,6 +176,7 @@ class Measurement:
         return script(
             modes,
             batch_size=size,
+            wanted=wanted_rates(self._run),
             asynchronous=trainer.strategy.root_device.type != "cpu",
             remaining_seconds=lambda: self._budget - reserved - (self._clock() - self._began),
         )

@@ -14,10 +14,24 @@ from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.history import planned_count
 
-__all__ = ["RATES", "Lengths", "Prediction", "Predictions", "at_rate", "run_lengths", "validations", "with_loading"]
+__all__ = [
+    "DEFAULT_RATE",
+    "RATES",
+    "Lengths",
+    "Prediction",
+    "Predictions",
+    "at_rate",
+    "run_lengths",
+    "validations",
+    "wanted_rates",
+    "with_loading",
+]
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 """Activation rates that are predicted."""
+
+DEFAULT_RATE = 0.4
+"""The selection callback's own default, where the user has none."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,11 @@ def with_loading(compute_seconds: float, loading: LoadingFacts) -> float:
     return loading.seconds_per_batch + compute_seconds
 
 
+def wanted_rates(run: RunFacts) -> tuple[float, ...]:
+    """Rates that are predicted: :data:`RATES`, and the user's own."""
+    return tuple(sorted({*RATES, run.own_rate or DEFAULT_RATE}))
+
+
 def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
     """The lengths of a run.
 
@@ -196,8 +215,8 @@ class Predictions:
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
-        self.rate = facts.run.own_rate or 0.4
-        self.rates = tuple(sorted({*RATES, self.rate}))
+        self.rate = facts.run.own_rate or DEFAULT_RATE
+        self.rates = wanted_rates(facts.run)
 
     @cached_property
     def dense(self) -> Prediction:

@@ -155,4 +155,7 @@ def _time(seconds: float) -> str:
 
 
 def _bytes(size: int) -> str:
-    return f"{size / 2**20:.3g} MiB" if size < 2**30 else f"{size / 2**30:.3g} GiB"
+    for unit, power in (("KiB", 10), ("MiB", 20)):
+        if size < 1000 << power:
+            return f"{size / (1 << power):.3g} {unit}"
+    return f"{size / (1 << 30):.3g} GiB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from lightning_ast.advice.measured import Phases
 from lightning_ast.core.execution import Mode, cost_share
@@ -18,6 +19,7 @@ FEW_SAMPLES = 2
 _RATES = (0.1, 0.35, 0.6)
 _LONG_SECONDS = 1.0
 _BLOCK_SECONDS = 0.15
+_STEP = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ Sample = tuple[Block, Timing]
 
 
 def script(
-    modes: Sequence[Mode], *, batch_size: int, asynchronous: bool, remaining_seconds: Callable[[], float]
+    modes: Sequence[Mode],
+    *,
+    batch_size: int,
+    asynchronous: bool,
+    wanted: Sequence[float],
+    remaining_seconds: Callable[[], float],
 ) -> Generator[Block, Timing, int]:
     """Blocks to run, one after the other; each is answered with what it took.
 
@@ -76,6 +83,8 @@ def script(
         modes: to measure, of ``partial`` and ``subset``.
         batch_size: samples of a batch.
         asynchronous: whether the device runs behind the host: blocks are then longer, and phases blocks of their own.
+        wanted: rates that will be predicted. Those between two measured ones are measured too where ``partial``
+            falls back to all samples at the one and not at the other: there is a step between them, and no line.
         remaining_seconds: of the budget. Two cycles are run in any case.
 
     Returns:
@@ -91,17 +100,29 @@ def script(
     settle = asynchronous or dense < _LONG_SECONDS
     if _cost(blocks, dense) * (LEAST_CYCLES + settle) > remaining_seconds():
         blocks = _cycle(modes, few, steps, asynchronous, reduced=True)
-    if settle:
-        for block in blocks:
-            yield replace(block, settles=True)
+    answers: list[Sample] = []
+    for block in blocks if settle else ():
+        answers.append((block, (yield replace(block, settles=True))))
     cycle, last = 0, 0.0
     while cycle < LEAST_CYCLES or (cycle < MOST_CYCLES and last < remaining_seconds()):
+        if cycle == 0 or not settle:
+            blocks += [block for block in _between(answers, wanted) if block not in blocks]
         before = remaining_seconds()
-        for block in blocks if cycle % 2 == 0 else reversed(blocks):
-            yield replace(block, cycle=cycle)
+        for block in blocks[:: 1 if cycle % 2 == 0 else -1]:
+            answers.append((block, (yield replace(block, cycle=cycle))))
         cycle += 1
         last = before - remaining_seconds()
     return cycle
+
+
+def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
+    """Blocks at wanted rates between neighbours of which one fell back to all samples."""
+    partial = {block: timing.dense_share or 0.0 for block, timing in answers if block.mode == "partial"}
+    found = []
+    for low, high in pairwise(sorted(partial, key=lambda block: block.target)):
+        if abs(partial[low] - partial[high]) > _STEP:
+            found += [replace(low, target=rate) for rate in wanted if low.target < rate < high.target]
+    return found
 
 
 def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *, reduced: bool) -> list[Block]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -22,12 +23,11 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerState
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ast.advice.measured import AdviceError
-from lightning_ast.callbacks._loader import loader_generators, set_states
+from lightning_ast.callbacks._loader import loader_generators
 
 __all__ = ["Twin", "fresh_loops", "make_twin", "out_of_sight"]
 
@@ -155,9 +155,10 @@ def _detached_loader(loader: Any, twin: Twin) -> Any:
 @contextmanager
 def out_of_sight(twin: Twin) -> Iterator[None]:
     """Measure without a trace: random states are put back, nothing is said on the way."""
+    states = _collect_rng_states()  # Lightning's isolate_rng does not put them back where something fails
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
-        with isolate_rng(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name in levels:
                 logging.getLogger(name).setLevel(logging.ERROR)
@@ -165,5 +166,6 @@ def out_of_sight(twin: Twin) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        generators, states = zip(*twin.generators, strict=True) if twin.generators else ((), ())
-        set_states(list(generators), list(states))
+        _set_rng_states(states)
+        for generator, state in twin.generators:
+            generator.set_state(state)
