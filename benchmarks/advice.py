@@ -1,7 +1,7 @@
 """How far `advise` is off: its predictions beside ordinary runs of the same Trainer, model and loader.
 
     python benchmarks/advice.py --root cifar10.npz                            # the cases for this machine
-    python benchmarks/advice.py --root cifar10.npz --case vit-s-32 --rounds 5
+    python benchmarks/advice.py --root cifar10.npz --case vit-s-16 --rounds 5
 
 A round asks `advise`, then runs dense, `partial`, `subset` and `prune` at two rates (in every second round the other
 way about), so that what else the machine does falls on both. A run has a dense first and last epoch; its callback has
@@ -35,7 +35,7 @@ CONFIGURATIONS: list[tuple[str, float]] = [
 ]
 CASES = [
     Case("resnet18-128", "resnet18", 32, 128),
-    Case("vit-s-32", "vit-s", 16, 32),
+    Case("vit-s-16", "vit-s", 16, 16),
     *(case for case in LARGE if case.gpu),
 ]
 EPOCHS = 4
@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data")
     parser.add_argument("--case", action="append", choices=[c.name for c in CASES])
-    parser.add_argument("--batches", type=int, default=40 if gpu else 8, help="of an epoch")
+    parser.add_argument("--batches", type=int, default=40 if gpu else 6, help="of an epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=45.0, help="seconds for advise")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")

@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.advice.measured import AdviceError, LoadingFacts
 
-__all__ = ["CachedBatches", "CachedLoader", "read", "steady_period"]
+__all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
 
 MOST_BATCHES = 8
 MOST_BYTES = 1 << 29
 _ENOUGH = 24
-_ENDLESS = 1 << 40
+ENDLESS = 1 << 40
+"""Batches of an epoch that is ended from within; a number, for code that reckons with it."""
 
 Clock = Callable[[], float]
 
@@ -128,7 +129,7 @@ class CachedBatches:
         self.seconds = 0.0
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return ENDLESS
 
     def __iter__(self) -> Iterator[Any]:
         while True:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import LBFGS
 
-from lightning_ast.advice.loading import CachedBatches, Clock
+from lightning_ast.advice.loading import ENDLESS, CachedBatches, Clock
 from lightning_ast.advice.measured import Phases
 from lightning_ast.advice.script import Block, Sample, Timing
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
@@ -126,7 +126,7 @@ class Probe(Callback):
         self._device = trainer.strategy.root_device
         self._wait = synchronizer(self._device)
         self._script = self._begin(trainer)
-        trainer.fit_loop.max_batches, trainer.limit_val_batches = float("inf"), 0
+        trainer.fit_loop.max_batches, trainer.limit_val_batches = ENDLESS, 0
         trainer.fit_loop.epoch_loop.max_steps = -1
         if pl_module.automatic_optimization:
             trainer.strategy.lr_scheduler_configs = []

@@ -12,6 +12,7 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.advice.measure import Measurement
 from lightning_ast.advice.measured import Facts, Phases, RunFacts
 from lightning_ast.advice.predict import Predictions
+from lightning_ast.advice.script import script
 from tests.advice.clock import BACKWARD, FORWARD, OPTIMIZER, TRANSFER, Clock, TimedNet
 from tests.conftest import loader, quiet_trainer
 
@@ -47,6 +48,25 @@ def test_known_seconds_give_known_facts(digits: tuple[Tensor, Tensor]) -> None:
     assert step.dense_ops_share == 0
     assert 2 <= step.cycles < 15
     assert step.refused == {}
+
+
+def test_a_device_that_runs_behind_gives_the_same_facts(
+    digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behind(modes: Any, **options: Any) -> Any:
+        return script(modes, **{**options, "asynchronous": True})
+
+    selection = SparseSelectionCallback(gate="topk")
+    plain = measured(digits, selection, budget=300.0).step
+    monkeypatch.setattr("lightning_ast.advice.measure.script", behind)
+    step = measured(digits, selection, budget=300.0).step
+    assert step.dense.seconds == pytest.approx(plain.dense.seconds)
+    assert vars(step.phases) == pytest.approx(vars(plain.phases))
+    assert step.host_share == pytest.approx(plain.host_share)
+    for mode in ("partial", "subset"):
+        for got, expected in zip(step.curves[mode], plain.curves[mode], strict=True):
+            assert (got.rate, got.seconds) == pytest.approx((expected.rate, expected.seconds))
+    assert step.selection_seconds is None, "its forward is not timed apart"
 
 
 def test_the_run_its_loader_and_its_validation(digits: tuple[Tensor, Tensor]) -> None:
