@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "lightning_ast"
-LAYERS = ["core", "mixin", "testing", "energy", "callbacks", "report", "demo", "cli"]
+LAYERS = ["core", "mixin", "testing", "energy", "callbacks", "report", "advice", "demo", "cli"]
 
 
 def imports(path: Path) -> set[str]:

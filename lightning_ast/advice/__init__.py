@@ -1,0 +1,60 @@
+"""``advise``: what sparse training would save on your own model, data and machine, measured before you train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_ast.advice.measure import Measurement
+from lightning_ast.advice.measured import AdviceError, Facts
+from lightning_ast.advice.predict import Prediction
+from lightning_ast.advice.report import Advice, render
+from lightning_ast.advice.verdict import Verdict
+
+__all__ = ["Advice", "AdviceError", "Facts", "Prediction", "Verdict", "advise", "render"]
+
+
+def advise(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: Any = None,
+    *,
+    val_data: Any = None,
+    budget_seconds: float = 45.0,
+) -> Advice:
+    """Measure the loader, a training step in every mode and a validation; predict step, memory and whole run.
+
+    It runs on copies of the Trainer, the module and the loaders: yours, and the global random state, stay bitwise as
+    they are, and ``trainer.fit(module, data)`` behind it gives what it would have given. The module's own hooks run
+    on its copy; the Trainer's callbacks and loggers do not, so what they cost is not in the figures. A
+    :class:`~lightning_ast.SparseSelectionCallback` and a :class:`~lightning_ast.TwoStageScheduler` among them say which
+    mode, rate and stages are meant.
+
+    It measures seconds and memory. What a mode does to accuracy it does not know; nor does it account for the first
+    steps of a run, for ``max_time``, or for callbacks that train differently (fine-tuning schedules, weight averaging).
+    Loading with workers and training are taken to run side by side, which holds where they do not share the same cores.
+
+    Args:
+        trainer: as for the run; one process (``devices=1``).
+        module: as for the run.
+        data: training data as ``trainer.fit`` takes it: a LightningDataModule, a loader, a collection of loaders, or
+            None for the module's own.
+        val_data: validation loaders where ``data`` is no datamodule.
+        budget_seconds: for all of it. Two rounds are measured in any case; the report says where that took longer.
+
+    Returns:
+        The advice; ``print`` it, or :func:`render` it.
+
+    Raises:
+        AdviceError: it cannot be measured here; the message says what to change.
+
+    Example:
+        >>> from lightning_ast.demo import ImageData, ResNet9
+        >>> trainer = pl.Trainer(max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> advice = advise(trainer, ResNet9(in_channels=1, width=4), ImageData("digits"), budget_seconds=2)
+        >>> advice.at("prune", 0.4).run_seconds < advice.dense.run_seconds
+        True
+    """
+    measurement = Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds)
+    return Advice.of(measurement.facts())

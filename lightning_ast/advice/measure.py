@@ -1,0 +1,291 @@
+"""The measurement from end to end: load, train in turns, validate, all on stand-ins for what the user has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+
+from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
+from lightning_ast.advice.measured import (
+    AdviceError,
+    Facts,
+    LoadingFacts,
+    MemoryEstimate,
+    RunFacts,
+    StepFacts,
+    ValidationFacts,
+)
+from lightning_ast.advice.predict import wanted_rates
+from lightning_ast.advice.probe import Enough, Probe, SavedBytes, synchronizer
+from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
+from lightning_ast.advice.script import Block, Timing, script
+from lightning_ast.advice.summary import summarize
+from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
+from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.callbacks._fit_loop import lead
+from lightning_ast.core.batch import BatchError, batch_size_of
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.partial import compiled_parts
+from lightning_ast.mixin import SparseLossMixin
+
+__all__ = ["Measurement"]
+
+_LOADING_SHARE = 1 / 6
+_VALIDATION_SHARE = 1 / 11
+
+
+class Measurement:
+    """Measures what a Trainer would do with a module and data.
+
+    Args:
+        trainer: the user's; not changed.
+        module: the user's; not changed.
+        data: training data, as ``trainer.fit`` takes it.
+        val_data: validation data, likewise.
+        budget_seconds: for all of it.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        data: Any,
+        val_data: Any,
+        *,
+        budget_seconds: float,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        if faults := _faults(trainer):
+            raise AdviceError(" ".join(faults))
+        self._user, self._clock, self._budget = trainer, clock, budget_seconds
+        self._began = clock()
+        self._asked = Asked.of(trainer)
+        self._twin = make_twin(trainer, module, data, val_data)
+        self._refused: dict[Mode, str] = {}
+        self._notes: list[str] = []
+        self._loading: LoadingFacts | None = None
+        self._run: RunFacts | None = None
+        self._kept: list[Any] = []
+
+    def facts(self) -> Facts:
+        """Measure.
+
+        Raises:
+            AdviceError: a plain training step fails, or there is nothing to train on.
+        """
+        with out_of_sight(self._twin):
+            probe, saved = self._train()
+            assert self._loading is not None
+            assert self._run is not None
+            step = self._step_facts(probe, saved)
+            validation = self._validate() if self._validates else None
+        seconds = self._clock() - self._began
+        if seconds > 1.1 * self._budget:
+            self._notes.append(f"The budget of {self._budget:g} s was exceeded: {seconds:.0f} s, for two rounds.")
+        return Facts(
+            device=_device(self._twin.trainer.strategy.root_device),
+            run=self._run,
+            loading=self._loading,
+            step=step,
+            validation=validation,
+            notes=tuple(self._notes),
+            seconds=seconds,
+        )
+
+    # ------------------------------------------------------------------ training
+
+    def _train(self) -> tuple[Probe, SavedBytes]:
+        """Probe every mode that can run; one that fails is left out of the next attempt."""
+        twin = self._twin
+        saved = SavedBytes(twin.module)
+        while True:
+            modes: list[Mode] = [mode for mode in ("partial", "subset") if mode not in self._refused]
+            selections = {mode: self._asked.probe(mode) for mode in modes}
+            probe = Probe(selections, begin=self._begin, cache=lambda: self._cache, clock=self._clock)
+            try:
+                with self._fitting(probe):
+                    twin.trainer.fit(twin.module, **twin.data)
+                raise AdviceError("training ends before its first batch: give the Trainer batches and epochs to train.")
+            except Enough:
+                return probe, saved
+            except (AdviceError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                if probe.active is None:
+                    raise AdviceError(
+                        f"a plain training step fails, without any of this package's callbacks: "
+                        f"{type(error).__name__}: {error}. Make trainer.fit(module, data) run first."
+                    ) from error
+                self._refused[probe.active] = _reason(error)
+
+    @contextmanager
+    def _fitting(self, probe: Probe) -> Iterator[None]:
+        """The fit loop of the twin trains on the kept batches, from the start."""
+        trainer: Any = self._twin.trainer
+        fresh_loops(trainer, self._user)
+        limit = trainer.limit_val_batches
+        trainer.callbacks = [probe]
+        undo = lead(trainer.fit_loop, load=self._load, begin=lambda epoch: None)
+        try:
+            yield
+        finally:
+            undo()
+            trainer.limit_val_batches = limit
+
+    def _load(self, combined: CombinedLoader) -> CombinedLoader:
+        """Time the loader, once, and hand the fit loop what was kept of it."""
+        if self._loading is None:
+            seconds = self._budget * _LOADING_SHARE
+            self._loading, self._kept = read(combined, seconds=seconds, clock=self._clock, count=self._count)
+        self._combined = combined
+        copies = self._twin.trainer.strategy.root_device.type == "cpu"
+        self._cache = CachedBatches(self._kept, clock=self._clock, copies=copies)
+        return CachedLoader(combined, self._cache)
+
+    def _count(self, batch: Any) -> int:
+        module = self._twin.module
+        try:
+            return int(module.count_samples(batch) if isinstance(module, SparseLossMixin) else batch_size_of(batch))
+        except BatchError:  # partial and subset will refuse it, each in its words
+            return 1
+
+    def _begin(self, trainer: pl.Trainer) -> Generator[Block, Timing, int]:
+        """Training starts, everything is set up: look at it, and give the script."""
+        module, size = self._twin.module, self._count(self._kept[0])
+        self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
+        self._notes = notes
+        self._batchnorm = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
+        self._compiled = compiled_parts(module)
+        self._validates = trainer.enable_validation
+        if "prune" not in self._refused and (fault := prune_fault(trainer, self._combined, self._asked, self._run)):
+            self._refused["prune"] = fault
+        modes: list[Mode] = [mode for mode in ("partial", "subset") if mode not in self._refused]
+        reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
+        return script(
+            modes,
+            batch_size=size,
+            wanted=wanted_rates(self._run),
+            asynchronous=trainer.strategy.root_device.type != "cpu",
+            remaining_seconds=lambda: self._budget - reserved - (self._clock() - self._began),
+        )
+
+    def _step_facts(self, probe: Probe, saved: SavedBytes) -> StepFacts:
+        if "partial" in self._refused:  # they need each sample's loss in the same way
+            self._refused.setdefault("mask", self._refused["partial"])
+            self._refused.setdefault("prune", self._refused["partial"])
+        facts = summarize(probe.samples, self._refused)
+        static = _static_bytes(self._twin.module, self._twin.trainer.optimizers)
+        known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
+        partial = probe._selections.get("partial")
+        return replace(
+            facts,
+            cycles=probe.cycles,
+            batchnorm_layers=self._batchnorm,
+            dense_ops={} if partial is None else dict(partial.dense_ops),
+            compiled=self._compiled,
+            memory=MemoryEstimate(static, saved.total or 0) if known else None,
+        )
+
+    # ------------------------------------------------------------------ validation
+
+    def _validate(self) -> ValidationFacts | None:
+        twin, timer = self._twin, _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
+        trainer: Any = twin.trainer
+        trainer.callbacks = [timer]
+        data = {name: value for name, value in twin.data.items() if name == "datamodule"}
+        if "val_dataloaders" in twin.data:
+            data["dataloaders"] = twin.data["val_dataloaders"]
+        try:
+            trainer.validate(twin.module, verbose=False, **data)
+        except Enough:
+            pass
+        except Exception as error:
+            self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
+            return None
+        batches = sum(int(n) for n in timer.batches if n < float("inf"))
+        if not batches or timer.seconds_per_batch is None:
+            return None
+        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+
+
+class _ValidationTimer(Callback):
+    """Seconds of a validation batch, for a while."""
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        super().__init__()
+        self._seconds, self._clock = seconds, clock
+        self._ends: list[float] = []
+        self.batches: list[float] = []
+
+    @property
+    def seconds_per_batch(self) -> float | None:
+        """Steady, the first batch left out where three were run; None without any."""
+        first = 1 if len(self._ends) > 3 else 0
+        steps = len(self._ends) - 1 - first
+        return (self._ends[-1] - self._ends[first]) / steps if steps > 0 else None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin."""
+        self.batches = list(trainer.num_val_batches)
+        self._wait = synchronizer(trainer.strategy.root_device)
+        self._ends.append(self._clock())
+
+    def on_validation_batch_end(self, *hook: Any) -> None:
+        """Stop when it is enough."""
+        self._wait()
+        self._ends.append(self._clock())
+        if self._ends[-1] - self._ends[0] >= self._seconds and len(self._ends) > 2:
+            raise Enough
+
+
+def _faults(trainer: pl.Trainer) -> list[str]:
+    """Why nothing can be measured."""
+    settings: Any = trainer
+    found = []
+    if trainer.world_size > 1:
+        found.append(
+            f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "
+            "Trainer(devices=1, num_nodes=1) with the same settings; its predictions are then for one device."
+        )
+    elif isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        found.append("the strategy starts processes of its own: give advise a Trainer(devices=1, strategy='auto').")
+    if settings.fast_dev_run:
+        found.append("fast_dev_run runs a single batch, whose length says nothing: leave it out.")
+    if settings.state.status == TrainerStatus.RUNNING:
+        found.append("the Trainer is running: call advise before fit.")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, ConfigurationError):
+        return error.faults[0]
+    lines = str(error).splitlines() or [""]
+    known = type(error).__module__.startswith("lightning_ast")
+    return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
+
+
+def _static_bytes(module: nn.Module, optimizers: list[Any]) -> int:
+    """Parameters, gradients and optimizer state."""
+    parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
+    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return parameters + sum(v.numel() * v.element_size() for v in states)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = f", {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
+    return f"{device.type.upper()}{threads}"

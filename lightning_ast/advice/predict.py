@@ -1,0 +1,285 @@
+"""From measured facts to predicted steps, memory and runs: arithmetic alone, no model and no clock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import get_args
+
+from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt, ValidationFacts
+from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
+from lightning_ast.callbacks.two_stage import TwoStageScheduler
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.history import planned_count
+
+__all__ = [
+    "DEFAULT_RATE",
+    "RATES",
+    "Lengths",
+    "Prediction",
+    "Predictions",
+    "at_rate",
+    "run_lengths",
+    "validations",
+    "wanted_rates",
+    "with_loading",
+]
+
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Activation rates that are predicted."""
+
+DEFAULT_RATE = 0.4
+"""The selection callback's own default, where the user has none."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One mode at one rate, or dense training.
+
+    Attributes:
+        mode: None is dense training.
+        rate: activation rate in (0, 1].
+        step_seconds: of a sparse step, loading included; in ``prune`` of a step on a whole batch.
+        memory_bytes: peak of a sparse step, or None; measured on CUDA, estimated elsewhere.
+        run_seconds: of the whole run, warmup, cooldown and validation included.
+        validation_seconds: the part of them that is validation.
+        run_share: of the dense run's seconds.
+        batches: of the whole run.
+    """
+
+    mode: Mode | None
+    rate: float
+    step_seconds: float
+    memory_bytes: int | None
+    run_seconds: float
+    validation_seconds: float
+    run_share: float
+    batches: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A run in batches.
+
+    Attributes:
+        epochs: that are begun or, where ``max_steps`` ends the run within one, the fraction.
+        dense_batches: of warmup and cooldown, a short batch as the fraction that it is.
+        sparse_batches: of the sparse stage, likewise.
+        sparse_epochs: epochs of the sparse stage.
+        sparse_batches_per_epoch: of one of its epochs, whole.
+    """
+
+    epochs: float
+    dense_batches: float
+    sparse_batches: float
+    sparse_epochs: float
+    sparse_batches_per_epoch: int
+
+    @property
+    def batches(self) -> float:
+        """Of the whole run."""
+        return self.dense_batches + self.sparse_batches
+
+
+def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
+    """A step at another rate than those measured: linear between two neighbours, and beyond the ends as before them.
+
+    Args:
+        curve: measured, by rising rate, at least one.
+        rate: in (0, 1].
+        dense: joins the curve at rate 1, where the mode becomes the dense step there.
+
+    Returns:
+        Seconds >= 0; memory where both neighbours have it.
+
+    Example:
+        >>> at_rate((StepAt(0.2, 2.0), StepAt(0.6, 4.0)), 0.4).seconds
+        3.0
+    """
+    points = sorted({p.rate: p for p in [*curve, *([dense] if dense else [])]}.values(), key=lambda p: p.rate)
+    if len(points) == 1:
+        return StepAt(rate, points[0].seconds, points[0].peak_bytes)
+    low, high = next((pair for pair in pairwise(points) if rate <= pair[1].rate), (points[-2], points[-1]))
+    position = (rate - low.rate) / (high.rate - low.rate)
+
+    def between(first: float, second: float) -> float:
+        return max(0.0, first + position * (second - first))
+
+    known = low.peak_bytes is not None and high.peak_bytes is not None
+    peak = round(between(low.peak_bytes or 0, high.peak_bytes or 0)) if known else None
+    return StepAt(rate, between(low.seconds, high.seconds), peak)
+
+
+def with_loading(compute_seconds: float, loading: LoadingFacts) -> float:
+    """Seconds of a step, loading included: one after the other without workers, at the same time with them.
+
+    Example:
+        >>> with_loading(2.0, LoadingFacts(3.0)), with_loading(2.0, LoadingFacts(3.0, workers=2))
+        (5.0, 3.0)
+    """
+    if loading.workers:
+        return max(loading.seconds_per_batch, compute_seconds)
+    return loading.seconds_per_batch + compute_seconds
+
+
+def wanted_rates(run: RunFacts) -> tuple[float, ...]:
+    """Rates that are predicted: :data:`RATES`, and the user's own."""
+    return tuple(sorted({*RATES, run.own_rate or DEFAULT_RATE}))
+
+
+def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
+    """The lengths of a run.
+
+    Args:
+        run: of the dense run.
+        mode: None is dense training.
+        rate: of the sparse stage, in (0, 1].
+    """
+    per_batch = run.samples_per_epoch / (run.batch_size * run.batches_per_epoch)  # 1 but for a short last batch
+    if mode == "prune":
+        return _pruned_lengths(run, rate, per_batch)
+    total = run.epochs * run.batches_per_epoch * per_batch
+    dense = sum(_in_epochs(part, run.epochs) for part in (run.warmup_epochs, run.cooldown_epochs))
+    sparse = 0.0 if mode is None else max(0.0, run.epochs - dense) / run.epochs
+    return Lengths(run.epochs, (1 - sparse) * total, sparse * total, sparse * run.epochs, run.batches_per_epoch)
+
+
+def _in_epochs(part: int | float, epochs: float) -> float:
+    return part * epochs if isinstance(part, float) else float(part)
+
+
+def _pruned_lengths(run: RunFacts, rate: float, per_batch: float) -> Lengths:
+    """Whole epochs, the sparse ones shorter; ``max_steps`` then makes more of them."""
+    count = planned_count(
+        run.samples_per_epoch, rate, batch_size=run.batch_size, drop_last=run.drop_last, min_selected=run.min_selected
+    )
+    batches = math.ceil(count / run.batch_size)
+    plan = PlannedRun(
+        schedule=TwoStageScheduler(warmup_epochs=run.warmup_epochs, cooldown_epochs=run.cooldown_epochs),
+        dense=EpochLengths(run.samples_per_epoch, run.batches_per_epoch),
+        sparse=EpochLengths(count, batches),
+        accumulate=run.accumulate,
+        max_epochs=run.max_epochs,
+        max_steps=run.max_steps,
+    )
+    epochs, sparse = plan.total_epochs or 0, plan.sparse_epochs() or 0
+    dense_batches, sparse_batches = (
+        (epochs - sparse) * run.batches_per_epoch * per_batch,
+        sparse * count / run.batch_size,
+    )
+    if run.max_steps is not None:  # ends the last epoch early
+        most = run.max_steps * run.accumulate[max(run.accumulate)]
+        cut = max(0.0, dense_batches + sparse_batches - most)
+        from_dense = min(cut, dense_batches if epochs > sparse else 0.0)
+        dense_batches, sparse_batches = dense_batches - from_dense, sparse_batches - (cut - from_dense)
+    return Lengths(epochs, dense_batches, sparse_batches, sparse, batches)
+
+
+def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, training_seconds: float) -> float:
+    """How often a run is validated.
+
+    Args:
+        facts: when one is due.
+        run: of the dense run.
+        lengths: of this run.
+        training_seconds: of this run.
+    """
+    if facts.every_seconds is not None:
+        return math.floor(training_seconds / facts.every_seconds)
+    if facts.every_batches is not None:
+        return math.floor(lengths.batches / facts.every_batches)
+    every = facts.every_epochs or 1
+
+    def of_epoch(batches: int) -> int:
+        interval = facts.every_batches_of_epoch or max(1, int(batches * (facts.share or 1.0)))
+        return batches // interval
+
+    dense = lengths.epochs - lengths.sparse_epochs
+    often = dense * of_epoch(run.batches_per_epoch) + lengths.sparse_epochs * of_epoch(lengths.sparse_batches_per_epoch)
+    return often / every if every == 1 else often / lengths.epochs * math.floor(lengths.epochs / every)
+
+
+class Predictions:
+    """All that follows from the facts.
+
+    Args:
+        facts: measured.
+
+    Attributes:
+        facts: as given.
+        rate: the user's own activation rate, else 0.4.
+        rates: that are predicted, the user's among them.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.rate = facts.run.own_rate or DEFAULT_RATE
+        self.rates = wanted_rates(facts.run)
+
+    @cached_property
+    def dense(self) -> Prediction:
+        """Dense training."""
+        return self._prediction(None, 1.0)
+
+    @cached_property
+    def table(self) -> tuple[Prediction, ...]:
+        """Every mode that can run, at every rate."""
+        modes = [mode for mode in get_args(Mode) if mode not in self.facts.step.refused]
+        return tuple(self._prediction(mode, rate) for mode in modes for rate in self.rates)
+
+    def at(self, mode: Mode, rate: float) -> Prediction | None:
+        """The prediction for a mode and one of :attr:`rates`, or None where the mode is refused."""
+        return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
+
+    @property
+    def compute_seconds(self) -> float:
+        """A dense step on batches in memory, the optimizer's part shared among the batches it accumulates over."""
+        return self._accumulated(self.facts.step.dense.seconds)
+
+    def _accumulated(self, seconds: float) -> float:
+        phases, factors = self.facts.step.phases, self.facts.run.accumulate
+        factor = factors[max(factors)]
+        return seconds if phases is None else seconds - min(seconds, phases.rest_seconds) * (1 - 1 / factor)
+
+    def sparse_compute(self, mode: Mode, rate: float) -> float:
+        """Seconds of a sparse step on a batch in memory, likewise."""
+        return self._accumulated(self._sparse_step(mode, rate).seconds)
+
+    def _sparse_step(self, mode: Mode, rate: float) -> StepAt:
+        """A step of a mode on batches in memory."""
+        step = self.facts.step
+        if mode in step.curves:
+            return at_rate(step.curves[mode], rate, step.dense if mode == "partial" else None)
+        added = (step.selection_seconds or 0.0) if mode == "mask" else 0.0
+        return StepAt(rate, step.dense.seconds + added, step.dense.peak_bytes)
+
+    def _memory(self, mode: Mode | None, rate: float, measured: int | None) -> int | None:
+        estimate = self.facts.step.memory
+        if measured is not None or estimate is None:
+            return measured
+        return round(estimate.static_bytes + estimate.activation_bytes * (rate if mode == "subset" else 1.0))
+
+    def _prediction(self, mode: Mode | None, rate: float) -> Prediction:
+        facts = self.facts
+        step = facts.step.dense if mode is None else self._sparse_step(mode, rate)
+        dense_seconds = with_loading(self.compute_seconds, facts.loading)
+        step_seconds = with_loading(self._accumulated(step.seconds), facts.loading)
+        lengths = run_lengths(facts.run, mode, rate)
+        starts = lengths.epochs if facts.loading.restarts else 1
+        training = lengths.dense_batches * dense_seconds + lengths.sparse_batches * step_seconds
+        training += starts * facts.loading.start_seconds
+        validation = 0.0
+        if facts.validation is not None:
+            validation = facts.validation.seconds * validations(facts.validation, facts.run, lengths, training)
+        return Prediction(
+            mode=mode,
+            rate=rate,
+            step_seconds=step_seconds,
+            memory_bytes=self._memory(mode, rate, step.peak_bytes),
+            run_seconds=training + validation,
+            validation_seconds=validation,
+            run_share=1.0 if mode is None else (training + validation) / self.dense.run_seconds,
+            batches=math.ceil(lengths.batches - 1e-9),
+        )

@@ -1,0 +1,264 @@
+"""A callback that runs the script's steps inside an ordinary fit, and takes their times."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import LBFGS
+
+from lightning_ast.advice.loading import ENDLESS, CachedBatches, Clock
+from lightning_ast.advice.measured import Phases
+from lightning_ast.advice.script import Block, Sample, Timing
+from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.core.controller import PIController
+from lightning_ast.core.execution import Mode
+
+__all__ = ["Enough", "Probe", "SavedBytes", "synchronizer"]
+
+_FROZEN = 1e-6
+
+
+class Enough(Exception):  # noqa: N818
+    """Ends a fit or a validation from within: nothing went wrong."""
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """Waits until the device has done what it was given; the CPU always has."""
+    return (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
+
+
+class SavedBytes:
+    """Counts what autograd saves for the backward in the first call of a module's training step.
+
+    Args:
+        module: its instance's ``training_step`` is wrapped, for good.
+
+    Attributes:
+        total: bytes of distinct storages, parameters left out; None before the first call.
+    """
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        self.total: int | None = None
+        self._module = module
+        step = module.training_step
+
+        @functools.wraps(step)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self.total is not None:
+                return step(*args, **kwargs)
+            self.total = 0
+            self._seen = {_storage(p)[0] for p in module.parameters()}
+            with saved_tensors_hooks(self._pack, lambda tensor: tensor):
+                return step(*args, **kwargs)
+
+        module.__dict__["training_step"] = counted
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        place, size = _storage(tensor)
+        if place not in self._seen:
+            self._seen.add(place)
+            self.total = (self.total or 0) + size
+        return tensor
+
+
+def _storage(tensor: Tensor) -> tuple[int, int]:
+    try:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have none
+        return id(tensor), tensor.numel() * tensor.element_size()
+
+
+class Probe(Callback):
+    """Runs blocks of plain and of sparse steps in turns, then ends the fit with :class:`Enough`.
+
+    The learning rate is next to nothing, so that nothing diverges on a few batches; schedules of it are left out where
+    Lightning steps them.
+
+    Args:
+        selections: the callbacks that do the sparse steps, by mode; each is set up and takes its turns.
+        begin: called when training starts, with everything set up; gives the script.
+        cache: batches that are trained on.
+        clock: seconds.
+
+    Attributes:
+        active: mode of the running step, or of the set-up that runs; whose fault an exception is.
+        samples: of the blocks that were measured.
+        cycles: that were measured.
+    """
+
+    def __init__(
+        self,
+        selections: dict[Mode, SparseSelectionCallback],
+        *,
+        begin: Callable[[pl.Trainer], Generator[Block, Timing, int]],
+        cache: Callable[[], CachedBatches],
+        clock: Clock,
+    ) -> None:
+        super().__init__()
+        self.active: Mode | None = None
+        self.samples: list[Sample] = []
+        self.cycles = 0
+        self._selections, self._begin, self._cache, self._clock = selections, begin, cache, clock
+        self._controllers: dict[tuple[Mode, float], PIController] = {}
+        self._block = Block()
+
+    # ------------------------------------------------------------------ blocks
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Set every selection up; none has its wrapper on the module yet."""
+        for mode, selection in self._selections.items():
+            self.active = mode
+            selection.setup(trainer, pl_module, stage)
+            assert selection._fit is not None
+            selection._fit.step.remove()
+        self.active = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the fit go on for as long as is wanted, without validation, and begin."""
+        self._device = trainer.strategy.root_device
+        self._wait = synchronizer(self._device)
+        self._script = self._begin(trainer)
+        trainer.fit_loop.max_batches, trainer.limit_val_batches = ENDLESS, 0
+        trainer.fit_loop.epoch_loop.max_steps = -1
+        if pl_module.automatic_optimization:
+            trainer.strategy.lr_scheduler_configs = []
+        for optimizer in trainer.optimizers:
+            for group in [] if isinstance(optimizer, LBFGS) else optimizer.param_groups:
+                group["lr"] = group["lr"] * _FROZEN
+        for mode, selection in self._selections.items():
+            self.active = mode
+            selection.on_train_start(trainer, pl_module)
+        self.active = None
+        self._start(next(self._script))
+
+    def _start(self, block: Block) -> None:
+        """Switch to a block."""
+        self._block, self._left = block, block.steps
+        self._rates: list[float] = []
+        self._gaps, self._scorings, self._forwards, self._backwards, self._rests = ([0.0] for _ in range(5))
+        self.active = block.mode
+        if (selection := self._selected()) is not None:
+            assert selection._fit is not None
+            selector = selection._fit.selector
+            selector.target_activation_rate = block.target
+            selector.controller = self._controllers.setdefault((selection.mode, block.target), PIController())
+            selection._fit.interrupt()
+            selection._fit.step.install()
+        self._books = self._backwarded()
+        cache = self._cache()
+        cache.position = block.cycle
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._fetched = self._fetched_before = cache.seconds
+        self._began = self._ended = self._now(wait=True)
+
+    def _finish(self) -> Timing:
+        """What the block took."""
+        steps, selection = self._block.steps, self._selected()
+        seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
+        parts = [sum(part) / steps for part in (self._gaps, self._forwards, self._backwards, self._rests)]
+        peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+        if selection is not None and selection._fit is not None:
+            selection._fit.step.remove()
+        return Timing(
+            seconds=seconds / steps,
+            rate=sum(self._rates) / steps,
+            phases=Phases(*parts) if len(self._backwards) > 1 else None,
+            scoring_seconds=sum(self._scorings) / steps,
+            peak_bytes=peak,
+            dense_share=self._dense_share(),
+        )
+
+    def _backwarded(self) -> tuple[float, int, int]:
+        """By the books of the active selection: backwards so far, samples selected, and offered."""
+        selection = self._selected()
+        totals = None if selection is None else selection.ledger.stages.get("sparse")
+        return (0, 0, 0) if totals is None else (totals.backwarded, totals.selected, totals.offered)
+
+    def _dense_share(self) -> float | None:
+        """Of the backward's FLOPs that the block spent on all samples; None where they are not counted."""
+        selection = self._selected()
+        if selection is None or selection.mode != "partial" or selection.ledger.flops is None:
+            return None
+        backwarded, selected, offered = (b - a for a, b in zip(self._books, self._backwarded(), strict=True))
+        return (backwarded - selected) / (offered - selected) if offered > selected else 0.0
+
+    def _selected(self) -> SparseSelectionCallback | None:
+        return None if self.active is None else self._selections[self.active]
+
+    def _now(self, *, wait: bool) -> float:
+        if wait:
+            self._wait()
+        return self._clock()
+
+    def _mark(self) -> float:
+        """The time within a step, where its phases are wanted; on a device that runs behind only there."""
+        return self._now(wait=self._block.phases)
+
+    # ------------------------------------------------------------------ steps
+
+    def on_train_epoch_start(self, *hook: Any) -> None:
+        """Pass it on."""
+        self._pass_on("on_train_epoch_start", *hook)
+
+    def on_train_batch_start(self, *hook: Any) -> None:
+        """Score and select, or do nothing."""
+        start, fetched = self._mark(), self._cache().seconds
+        self._gaps.append(start - self._ended - (fetched - self._fetched))
+        self._fetched = fetched
+        self._pass_on("on_train_batch_start", *hook)
+        self._phase = self._mark()
+        self._scorings.append(self._phase - start)
+
+    def on_before_backward(self, *hook: Any) -> None:
+        """The forward is over."""
+        now = self._mark()
+        self._forwards.append(now - self._phase)
+        self._phase = now
+        self._pass_on("on_before_backward", *hook)
+
+    def on_after_backward(self, *hook: Any) -> None:
+        """The backward is over."""
+        self._pass_on("on_after_backward", *hook)
+        now = self._mark()
+        self._backwards.append(now - self._phase)
+        self._phase = now
+
+    def on_before_optimizer_step(self, *hook: Any) -> None:
+        """Pass it on."""
+        self._pass_on("on_before_optimizer_step", *hook)
+
+    def on_train_batch_end(self, *hook: Any) -> None:
+        """The step is over, and perhaps its block."""
+        self._pass_on("on_train_batch_end", *hook)
+        selection = self._selected()
+        self._rates.append(1.0 if selection is None else selection.activation_rate or 1.0)
+        self._ended = self._mark()
+        self._rests.append(self._ended - self._phase)
+        self._left -= 1
+        if self._left == 0:
+            timing = self._finish()
+            if not self._block.settles:
+                self.samples.append((self._block, timing))
+            try:
+                self._start(self._script.send(timing))
+            except StopIteration as end:
+                self.cycles = end.value
+                raise Enough from None
+
+    def on_exception(self, *hook: Any) -> None:
+        """Leave the module as it was."""
+        for selection in self._selections.values():
+            selection.on_exception(*hook)
+
+    def _pass_on(self, name: str, *hook: Any) -> None:
+        if (selection := self._selected()) is not None:
+            getattr(selection, name)(*hook)

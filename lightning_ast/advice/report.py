@@ -1,0 +1,161 @@
+"""Advice as text: for ``str()``, and for the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_ast.advice.measured import Facts
+from lightning_ast.advice.predict import Prediction, Predictions
+from lightning_ast.advice.verdict import Verdict, decide
+
+__all__ = ["Advice", "render"]
+
+_HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was measured, what follows from it, and what to do. ``print`` it.
+
+    Attributes:
+        facts: measured.
+        dense: predicted dense run.
+        table: predictions of every mode that can run, at every rate.
+        verdict: what to do.
+    """
+
+    facts: Facts
+    dense: Prediction
+    table: tuple[Prediction, ...]
+    verdict: Verdict
+
+    @classmethod
+    def of(cls, facts: Facts) -> Advice:
+        """All that follows from the facts."""
+        predictions = Predictions(facts)
+        return cls(facts, predictions.dense, predictions.table, decide(predictions))
+
+    def at(self, mode: str, rate: float) -> Prediction | None:
+        """The prediction of a mode at a rate of the table, or None."""
+        return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
+
+    def __str__(self) -> str:
+        """The report, in lines of about 120 characters."""
+        rows = [_HEADER, *_rows(self)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+        table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*_measured(self), "", *table, "", *_conclusion(self)])
+
+
+def render(advice: Advice, *, file: Any = None) -> None:
+    """Write the report for a person; as a table with rich where that is installed.
+
+    Args:
+        advice: to show.
+        file: to write to; None is the standard output.
+    """
+    out = sys.stdout if file is None else file
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:
+        out.write(f"{advice}\n")
+        return
+    console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 120)
+    table = Table(*_HEADER)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in _rows(advice):
+        table.add_row(*row, style="bold" if _is_recommended(advice, row) else None)
+    for part in (*_measured(advice), table, *_conclusion(advice)):
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def _is_recommended(advice: Advice, row: tuple[str, ...]) -> bool:
+    return row[:2] == (advice.verdict.mode, f"{advice.verdict.rate:g}")
+
+
+def _measured(advice: Advice) -> Iterator[str]:
+    facts, run, step = advice.facts, advice.facts.run, advice.facts.step
+    yield (
+        f"Measured on {facts.device} in {facts.seconds:.0f} s, {step.cycles} round(s): {run.epochs:g} epochs of "
+        f"{run.batches_per_epoch} batches of {run.batch_size}."
+    )
+    yield f"  loading     {_time(facts.loading.seconds_per_batch)} a batch, {facts.loading.workers} worker(s)"
+    yield f"  dense step  {_time(step.dense.seconds)} on batches in memory{_phases(advice)}"
+    if step.host_share is not None:
+        yield f"  host        {step.host_share:.0%} of a dense step is left with {step.few_samples} samples"
+    if facts.validation is not None:
+        share = advice.dense.validation_seconds / advice.dense.run_seconds
+        yield (
+            f"  validation  {_time(facts.validation.seconds)} for {facts.validation.batches} batches, {share:.0%} of "
+            "the dense run"
+        )
+    if step.memory is not None:
+        yield (
+            f"  memory      estimated: {_bytes(step.memory.static_bytes)} of parameters, gradients and optimizer "
+            f"state, {_bytes(step.memory.activation_bytes)} saved for the backward"
+        )
+    yield from facts.notes
+
+
+def _phases(advice: Advice) -> str:
+    phases = advice.facts.step.phases
+    if phases is None:
+        return ""
+    parts = {
+        "forward": phases.forward_seconds,
+        "backward": phases.backward_seconds,
+        "optimizer and rest": phases.rest_seconds,
+        "between": phases.gap_seconds,
+    }
+    whole = sum(parts.values())
+    return ": " + ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items()) if whole else ""
+
+
+def _rows(advice: Advice) -> Iterator[tuple[str, ...]]:
+    masks = [p for p in advice.table if p.mode == "mask"]
+    for p in (advice.dense, *masks[:1], *(p for p in advice.table if p.mode != "mask")):
+        yield (
+            p.mode or "dense",
+            "any" if p.mode == "mask" else f"{p.rate:g}",
+            _time(p.step_seconds),
+            f"{p.step_seconds / advice.dense.step_seconds:.2f}",
+            "-" if p.memory_bytes is None else _bytes(p.memory_bytes),
+            _time(p.run_seconds),
+            f"{p.run_share:.2f}",
+        )
+
+
+def _conclusion(advice: Advice) -> Iterator[str]:
+    verdict, run = advice.verdict, advice.facts.run
+    yield verdict.headline
+    yield from (f"- {reason}" for reason in verdict.reasons)
+    own = None if run.own_mode is None or run.own_rate is None else advice.at(run.own_mode, run.own_rate)
+    if own is not None and own.mode != verdict.mode:
+        yield f"Yours, {own.mode!r} at {own.rate:g}: {_time(own.run_seconds)}, {own.run_share:.0%} of the dense run."
+    if verdict.baseline_epochs is not None and verdict.mode is not None:
+        yield (
+            f"These are seconds, not accuracy. What to beat: dense training for {verdict.baseline_epochs:.1f} epochs, "
+            f"which takes as long as {verdict.mode!r} for {run.epochs:g}."
+        )
+    elif verdict.saving is not None:
+        yield f"To save time, train densely for fewer than {run.epochs:g} epochs: that is what to beat in any case."
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 600:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: int) -> str:
+    for unit, power in (("KiB", 10), ("MiB", 20)):
+        if size < 1000 << power:
+            return f"{size / (1 << power):.3g} {unit}"
+    return f"{size / (1 << 30):.3g} GiB"

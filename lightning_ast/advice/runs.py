@@ -1,0 +1,185 @@
+"""The run that the user's Trainer, loader and callbacks make: lengths, stages, validations, what cannot be pruned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import CombinedLoader
+
+from lightning_ast.advice.measured import RunFacts, ValidationFacts
+from lightning_ast.callbacks._faults import run_length_epochs
+from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit
+from lightning_ast.callbacks._loader import LoaderFacts, loader_faults
+from lightning_ast.callbacks._planned import length_faults, planned_run
+from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.callbacks.two_stage import TwoStageScheduler
+from lightning_ast.core.execution import Mode
+
+__all__ = ["Asked", "due_validations", "prune_fault", "run_facts"]
+
+ASSUMED_EPOCHS = 10
+ASSUMED_BATCHES = 1000
+ASSUMED_DENSE = 0.1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the Trainer's own callbacks ask for.
+
+    Attributes:
+        selection: the first selection callback, or None.
+        schedule: the first schedule, or None.
+        times_out: whether the Trainer has a limit in time.
+    """
+
+    selection: SparseSelectionCallback | None
+    schedule: TwoStageScheduler | None
+    times_out: bool = False
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> Asked:
+        """Of a Trainer."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        return cls(
+            next((c for c in callbacks if isinstance(c, SparseSelectionCallback)), None),
+            next((c for c in callbacks if isinstance(c, TwoStageScheduler)), None),
+            any(isinstance(c, Timer) for c in callbacks),
+        )
+
+    @property
+    def rate(self) -> float | None:
+        """Activation rate that is asked for, or None."""
+        own = None if self.selection is None else self.selection.target_activation_rate
+        return getattr(self.schedule, "target_activation_rate", None) or own
+
+    @property
+    def stages(self) -> TwoStageScheduler:
+        """Their own; without a schedule every step of theirs is sparse; without either, what is assumed."""
+        if self.schedule is not None:
+            return self.schedule
+        part = ASSUMED_DENSE if self.selection is None else 0
+        return TwoStageScheduler(warmup_epochs=part, cooldown_epochs=part)
+
+    def probe(self, mode: Mode) -> SparseSelectionCallback:
+        """A callback for this mode with their settings; a hard gate that its controller moves slowly is measured as
+        ``topk``, which costs the same and has the rate at once.
+        """
+        own = SparseSelectionCallback() if self.selection is None else self.selection
+        return SparseSelectionCallback(
+            mode=mode,
+            gate="soft" if own.gate == "soft" else "topk",
+            significance=own.significance,
+            weighting=own.weighting,
+            min_selected=own.min_selected,
+            batchnorm=own.batchnorm,
+            quarantine_limit=None if own.quarantine_limit is None else 1.0,
+        )
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the assumptions."""
+        found = []
+        if self.schedule is None and self.selection is None:
+            found.append(f"Assumed: a dense warmup and a dense cooldown of {ASSUMED_DENSE:.0%} of the run each.")
+        elif self.schedule is None:
+            found.append("The Trainer has no TwoStageScheduler: every step is sparse.")
+        if self.times_out:
+            found.append("Trainer(max_time) is left out of account.")
+        return found
+
+
+def run_facts(
+    trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, *, batch_size: int, limits: pl.Trainer
+) -> tuple[RunFacts, list[str]]:
+    """The lengths of the run, and what had to be assumed.
+
+    Args:
+        trainer: whose training starts, its loader set up.
+        combined: its loader.
+        asked: by the user's callbacks.
+        batch_size: of the first batch.
+        limits: the user's Trainer, with its accumulation.
+    """
+    notes, factors = asked.notes(), accumulation(limits)
+    known = math.isfinite(trainer.num_training_batches)
+    batches = int(trainer.num_training_batches) if known else 0
+    max_steps = trainer.max_steps if trainer.max_steps > 0 else None
+    if not known:
+        batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
+        notes.append(f"The training loader has no length: an epoch of {batches} batches is assumed.")
+    max_epochs = epoch_limit(limits) or (trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None)
+    epochs = run_length_epochs(trainer)  # its accumulation is 1
+    if max_steps is not None:
+        by_steps = max_steps / math.ceil(batches / factors[max(factors)])
+        epochs = by_steps if max_epochs is None else min(by_steps, float(max_epochs))
+    if epochs is None:
+        epochs, max_epochs = float(ASSUMED_EPOCHS), ASSUMED_EPOCHS
+        notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
+    samples, drop_last = batches * batch_size, False
+    if not loader_faults(combined, processes=1):
+        loader = LoaderFacts.of(combined)
+        batch_size, samples, drop_last = loader.batch_size, loader.offered, loader.drop_last
+    stages, selection = asked.stages, asked.selection
+    facts = RunFacts(
+        epochs=epochs,
+        batches_per_epoch=batches,
+        batch_size=batch_size,
+        samples_per_epoch=samples,
+        drop_last=drop_last,
+        accumulate=factors,
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        warmup_epochs=stages.warmup_epochs,
+        cooldown_epochs=stages.cooldown_epochs,
+        min_selected=2 if selection is None else selection.min_selected,
+        own_mode=None if selection is None else selection.mode,
+        own_rate=asked.rate,
+    )
+    return facts, notes
+
+
+def prune_fault(trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run: RunFacts) -> str | None:
+    """Why this run cannot be pruned, or None.
+
+    Args:
+        trainer: whose training starts, its loader set up.
+        combined: its loader.
+        asked: by the user's callbacks.
+        run: its lengths.
+    """
+    faults = loader_faults(combined, processes=1)
+    if not faults:
+        loader = LoaderFacts.of(combined)
+        plan = planned_run(
+            trainer,
+            loader,
+            schedule=asked.stages,
+            accumulate=run.accumulate,
+            rate=asked.rate or 0.4,
+            min_selected=run.min_selected,
+            processes=1,
+        )
+        faults = length_faults(plan, trainer, loader, remembered=None)
+    return faults[0] if faults else None
+
+
+def due_validations(trainer: pl.Trainer, *, batches: int, seconds_per_batch: float) -> ValidationFacts:
+    """When validations are due.
+
+    Args:
+        trainer: its intervals.
+        batches: of one validation.
+        seconds_per_batch: loading included.
+    """
+    timed = getattr(trainer, "_val_check_time_interval", None)
+    every, interval = trainer.check_val_every_n_epoch, getattr(trainer, "val_check_interval", 1.0)
+    if timed is not None:
+        return ValidationFacts(batches, seconds_per_batch, every_seconds=float(timed))
+    if every is None:
+        return ValidationFacts(batches, seconds_per_batch, every_batches=int(interval))
+    if isinstance(interval, int):
+        return ValidationFacts(batches, seconds_per_batch, every_epochs=every, every_batches_of_epoch=interval)
+    return ValidationFacts(batches, seconds_per_batch, every_epochs=every, share=float(interval))

@@ -1,0 +1,153 @@
+"""Which steps are probed, in which order and how often: rates and modes take turns, so that drift falls on all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from lightning_ast.advice.measured import Phases
+from lightning_ast.core.execution import Mode, cost_share
+
+__all__ = ["Block", "Sample", "Timing", "script"]
+
+LEAST_CYCLES = 2
+MOST_CYCLES = 15
+FEW_SAMPLES = 2
+
+_RATES = (0.1, 0.35, 0.6)
+_LONG_SECONDS = 1.0
+_BLOCK_SECONDS = 0.15
+_STEP = 0.05
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps that are timed as one.
+
+    Attributes:
+        mode: None is a plain dense step.
+        target: activation rate asked for, in (0, 1].
+        steps: training steps.
+        phases: whether the device is waited for at every phase of a step, which slows it down.
+        few: whether the fewest samples are asked for.
+        settles: not measured: caches fill, FLOPs are counted, regions are compiled.
+        cycle: number of the round; all its blocks train on the same batches.
+    """
+
+    mode: Mode | None = None
+    target: float = 1.0
+    steps: int = 1
+    phases: bool = False
+    few: bool = False
+    settles: bool = False
+    cycle: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a block took.
+
+    Attributes:
+        seconds: of a step.
+        rate: observed activation rate, in (0, 1].
+        phases: of a step, or None where no backward was seen.
+        scoring_seconds: of a step, between its start and the user's code.
+        peak_bytes: of device memory, or None.
+        dense_share: of the backward's FLOPs that ran over all samples, or None.
+    """
+
+    seconds: float
+    rate: float = 1.0
+    phases: Phases | None = None
+    scoring_seconds: float = 0.0
+    peak_bytes: int | None = None
+    dense_share: float | None = None
+
+
+Sample = tuple[Block, Timing]
+
+
+def script(
+    modes: Sequence[Mode],
+    *,
+    batch_size: int,
+    asynchronous: bool,
+    wanted: Sequence[float],
+    remaining_seconds: Callable[[], float],
+) -> Generator[Block, Timing, int]:
+    """Blocks to run, one after the other; each is answered with what it took.
+
+    Args:
+        modes: to measure, of ``partial`` and ``subset``.
+        batch_size: samples of a batch.
+        asynchronous: whether the device runs behind the host: blocks are then longer, and phases blocks of their own.
+        wanted: rates that will be predicted. Those between two measured ones are measured too where ``partial``
+            falls back to all samples at the one and not at the other: there is a step between them, and no line.
+        remaining_seconds: of the budget. Two cycles are run in any case.
+
+    Returns:
+        The number of cycles that were measured.
+    """
+    yield Block(settles=True)
+    dense = (yield Block(settles=True)).seconds
+    for mode in modes:
+        yield Block(mode, _RATES[1], settles=True)
+    steps = min(8, max(3, math.ceil(_BLOCK_SECONDS / max(dense, 1e-6)))) if asynchronous else 1
+    few = FEW_SAMPLES / batch_size
+    blocks = _cycle(modes, few, steps, asynchronous, reduced=False)
+    settle = asynchronous or dense < _LONG_SECONDS
+    if _cost(blocks, dense) * (LEAST_CYCLES + settle) > remaining_seconds():
+        blocks = _cycle(modes, few, steps, asynchronous, reduced=True)
+    answers: list[Sample] = []
+    for block in blocks if settle else ():
+        answers.append((block, (yield replace(block, settles=True))))
+    cycle, last = 0, 0.0
+    while cycle < LEAST_CYCLES or (cycle < MOST_CYCLES and last < remaining_seconds()):
+        if cycle == 0 or not settle:
+            blocks += [block for block in _between(answers, wanted) if block not in blocks]
+        before = remaining_seconds()
+        for block in blocks[:: 1 if cycle % 2 == 0 else -1]:
+            answers.append((block, (yield replace(block, cycle=cycle))))
+        cycle += 1
+        last = before - remaining_seconds()
+    return cycle
+
+
+def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
+    """Blocks at wanted rates between neighbours of which one fell back to all samples."""
+    partial = {block: timing.dense_share or 0.0 for block, timing in answers if block.mode == "partial"}
+    found = []
+    for low, high in pairwise(sorted(partial, key=lambda block: block.target)):
+        if abs(partial[low] - partial[high]) > _STEP:
+            found += [replace(low, target=rate) for rate in wanted if low.target < rate < high.target]
+    return found
+
+
+def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *, reduced: bool) -> list[Block]:
+    """The blocks of a round.
+
+    Args:
+        modes: to measure.
+        few: activation rate of the fewest samples.
+        steps: of a block.
+        asynchronous: see :func:`script`.
+        reduced: whether only the ends of each mode's curve are measured.
+    """
+    blocks = [Block(steps=steps, phases=not asynchronous)]
+    if asynchronous:
+        blocks.append(Block(steps=steps, phases=True))
+    for mode in modes:
+        rates = _RATES[:: len(_RATES) - 1] if reduced else _RATES
+        if mode == "subset":
+            blocks.append(Block(mode, min(1.0, few), steps, phases=True, few=True))
+            rates = tuple(rate for rate in (rates[1:] if reduced else rates) if rate > 1.25 * few)
+        blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in rates]
+    return blocks
+
+
+def _cost(blocks: list[Block], dense_seconds: float) -> float:
+    """Estimated seconds of a round, from the cost of each mode as counted."""
+    shares = [1.0 if b.mode is None else cost_share(b.mode, b.target) for b in blocks]
+    return sum(b.steps * dense_seconds * share for b, share in zip(blocks, shares, strict=True))

@@ -1,0 +1,85 @@
+"""From the times of the probed blocks to facts of a step: medians over the cycles."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
+from lightning_ast.advice.script import FEW_SAMPLES, Sample, Timing
+from lightning_ast.core.execution import Mode
+
+__all__ = ["curve_of", "summarize"]
+
+
+def summarize(samples: list[Sample], refused: dict[Mode, str]) -> StepFacts:
+    """Medians over the cycles.
+
+    Args:
+        samples: measured blocks.
+        refused: modes that cannot run, and why.
+    """
+    (dense,) = curve_of(samples, None)
+    curves: dict[Mode, tuple[StepAt, ...]] = {}
+    for mode in ("partial", "subset"):
+        if mode not in refused and (curve := curve_of(samples, mode)):
+            curves[mode] = curve
+    timed = [t for b, t in samples if b.mode is None and b.phases and t.phases is not None]
+    few = [(b, t) for b, t in samples if b.few]
+    host = None
+    if few and timed:
+        whole = statistics.median(t.seconds for b, t in samples if b.mode is None and b.phases)
+        host = min(1.0, statistics.median(t.seconds - t.scoring_seconds for _, t in few) / whole)
+    shares = [t.dense_share for b, t in samples if b.mode == "partial" and b.target == _lowest(samples)]
+    return StepFacts(
+        dense=dense,
+        curves=curves,
+        refused=dict(refused),
+        phases=_median_phases([t.phases for t in timed if t.phases is not None]),
+        host_share=host,
+        few_samples=FEW_SAMPLES if few else None,
+        selection_seconds=_selection_seconds(samples, timed),
+        dense_ops_share=None if not shares or None in shares else statistics.median(s for s in shares if s is not None),
+    )
+
+
+def _lowest(samples: list[Sample]) -> float | None:
+    return min((b.target for b, _ in samples if b.mode == "partial"), default=None)
+
+
+def _median_phases(phases: list[Phases]) -> Phases | None:
+    if not phases:
+        return None
+    names = ("gap_seconds", "forward_seconds", "backward_seconds", "rest_seconds")
+    return Phases(*(statistics.median(getattr(p, name) for p in phases) for name in names))
+
+
+def _selection_seconds(samples: list[Sample], dense: list[Timing]) -> float | None:
+    """What a forward that selects takes longer than one that does not."""
+    selecting = [t.phases.forward_seconds for b, t in samples if b.mode == "partial" and b.phases and t.phases]
+    plain = [t.phases.forward_seconds for t in dense if t.phases]
+    return max(0.0, statistics.median(selecting) - statistics.median(plain)) if selecting and plain else None
+
+
+def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
+    """One mode's steps by rising rate.
+
+    A mode is compared with the dense step of the same cycle, and the median of the quotients is taken: what slows the
+    machine for longer than a cycle then falls out. Blocks that waited for the device at every phase are left out where
+    there are others.
+
+    Args:
+        samples: measured.
+        mode: None is the dense step.
+    """
+    plain = [(b, t) for b, t in samples if b.mode is None and not b.phases]
+    dense = {b.cycle: t.seconds for b, t in plain or samples if b.mode is None}
+    typical = statistics.median(dense.values())
+    points = []
+    for target in sorted({b.target for b, _ in samples if b.mode == mode}):
+        own = [(b, t) for b, t in samples if (b.mode, b.target) == (mode, target)]
+        own = [(b, t) for b, t in own if not b.phases] or own
+        peaks = [t.peak_bytes for _, t in own if t.peak_bytes is not None]
+        share = statistics.median(t.seconds / dense[b.cycle] for b, t in own)
+        points.append(StepAt(statistics.fmean(t.rate for _, t in own), share * typical, max(peaks, default=None)))
+    return tuple(sorted(points, key=lambda p: p.rate))

@@ -1,0 +1,171 @@
+"""A Trainer, module and data that stand in for the user's: probes run on them, and the user's stay as they are."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.prediction_loop import _PredictionLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerState
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_ast.advice.measured import AdviceError
+from lightning_ast.callbacks._loader import loader_generators
+
+__all__ = ["Twin", "fresh_loops", "make_twin", "out_of_sight"]
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+
+
+@dataclass
+class Twin:
+    """Copies to measure on.
+
+    Attributes:
+        trainer: with the settings of the user's, and without its callbacks, loggers, profiler and progress.
+        module: a deep copy.
+        data: arguments of ``trainer.fit`` and, but for the training data, of ``trainer.validate``.
+        generators: torch generators that the user's loaders draw from, and the states to put them back to.
+    """
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    data: dict[str, Any]
+    generators: list[tuple[torch.Generator, torch.Tensor]] = field(default_factory=list)
+
+
+def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_data: Any) -> Twin:
+    """Copy what a fit would change.
+
+    Datasets are shared: loaders and datamodules are copied without them.
+
+    Raises:
+        AdviceError: something cannot be copied.
+    """
+    try:
+        module_twin = copy.deepcopy(module)
+        trainer_twin = _copied(trainer, module_twin)
+    except Exception as error:
+        raise AdviceError(
+            f"the Trainer or the module cannot be copied ({type(error).__name__}: {error}), and advise measures on "
+            "copies: keep what cannot be copied (open files, locks, non-leaf tensors) out of both until fit."
+        ) from error
+    module_twin.__dict__["configure_callbacks"] = list  # ModelCheckpoint and the like: they would write files
+    twin = Twin(trainer_twin, module_twin, {})
+    if isinstance(data, pl.LightningDataModule):
+        twin.data["datamodule"] = datamodule = copy.copy(data)
+        _detach_loaders(datamodule, twin)
+    elif data is not None:
+        twin.data["train_dataloaders"] = _detached(data, twin)
+    if val_data is not None:
+        twin.data["val_dataloaders"] = _detached(val_data, twin)
+    _detach_loaders(module_twin, twin)
+    return twin
+
+
+def _copied(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
+    """A Trainer of its own connectors, strategy and plugins; what an earlier fit left in it is not copied."""
+    strategy: Any = trainer.strategy
+    settings: Any = trainer
+    stand_ins: list[tuple[Any, Any]] = [
+        (settings.callbacks, []),
+        (settings._loggers, [DummyLogger() for _ in settings._loggers[:1]]),
+        (settings.profiler, PassThroughProfiler()),
+        (settings.state, TrainerState()),
+        *((loop, None) for loop in (settings.fit_loop, settings.validate_loop)),
+        *((loop, None) for loop in (settings.test_loop, settings.predict_loop)),
+        *((held, module) for held in (strategy._lightning_module, strategy._model)),
+        *((held, []) for held in (strategy._optimizers, strategy._lightning_optimizers)),
+        *((held, []) for held in (strategy.lr_scheduler_configs,)),
+        (getattr(settings, "datamodule", None), None),
+    ]
+    memo = {id(held): stand_in for held, stand_in in stand_ins if held is not None}
+    twin: Any = copy.deepcopy(trainer, memo)
+    fresh_loops(twin, trainer)
+    twin.should_stop = False
+    twin.num_sanity_val_steps = 0
+    twin.accumulate_grad_batches = 1  # its share of the optimizer is reckoned
+    result: pl.Trainer = twin
+    return result
+
+
+def fresh_loops(twin: Any, trainer: pl.Trainer) -> None:
+    """Give a twin the loops of a Trainer that has not run, with the limits of the user's."""
+    twin.fit_loop = _FitLoop(twin, min_epochs=0, max_epochs=trainer.max_epochs)
+    twin.fit_loop.epoch_loop = _TrainingEpochLoop(twin, max_steps=trainer.max_steps)
+    mode = trainer.validate_loop.inference_mode
+    validating, testing = (TrainerFn.VALIDATING, RunningStage.VALIDATING), (TrainerFn.TESTING, RunningStage.TESTING)
+    twin.validate_loop = _EvaluationLoop(twin, *validating, verbose=False, inference_mode=mode)
+    twin.test_loop = _EvaluationLoop(twin, *testing, inference_mode=mode)
+    twin.predict_loop = _PredictionLoop(twin, inference_mode=mode)
+
+
+def _detach_loaders(owner: Any, twin: Twin) -> None:
+    """Let the loaders that a module or datamodule makes be copies too."""
+    parent = pl.LightningDataModule if isinstance(owner, pl.LightningDataModule) else pl.LightningModule
+    for name in ("train_dataloader", "val_dataloader"):
+        if is_overridden(name, owner, parent=parent):
+            own = getattr(owner, name)
+            owner.__dict__[name] = functools.wraps(own)(lambda own=own: _detached(own(), twin))
+
+
+def _detached(loaders: Any, twin: Twin) -> Any:
+    """Copies that share dataset and sampler, but no iterator and no workers."""
+    if isinstance(loaders, CombinedLoader):
+        copied = copy.copy(loaders)
+        copied._iterator = None
+        copied.flattened = [_detached_loader(loader, twin) for loader in loaders.flattened]
+        return copied
+    return tree_map(lambda loader: _detached_loader(loader, twin), loaders)
+
+
+def _detached_loader(loader: Any, twin: Twin) -> Any:
+    if not isinstance(loader, DataLoader):
+        if hasattr(loader, "__next__"):
+            raise AdviceError(
+                f"the data is an iterator ({type(loader).__name__}), which can be read only once: pass a DataLoader "
+                "or another collection of batches."
+            )
+        return loader
+    known = {id(generator) for generator, _ in twin.generators}
+    twin.generators += [(g, g.get_state()) for g in loader_generators(loader) if id(g) not in known]
+    copied = copy.copy(loader)
+    dataset = copy.deepcopy(loader.dataset) if isinstance(loader.dataset, IterableDataset) else loader.dataset
+    copied.__dict__.update(_iterator=None, dataset=dataset)  # a DataLoader refuses ordinary assignment
+    return copied
+
+
+@contextmanager
+def out_of_sight(twin: Twin) -> Iterator[None]:
+    """Measure without a trace: random states are put back, nothing is said on the way."""
+    states = _collect_rng_states()  # Lightning's isolate_rng does not put them back where something fails
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        _set_rng_states(states)
+        for generator, state in twin.generators:
+            generator.set_state(state)

@@ -1,0 +1,121 @@
+"""Which mode and rate to use, or that sparse training will not help, and why: decided from predictions alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_ast.advice.predict import Prediction, Predictions
+from lightning_ast.core.execution import Mode
+
+__all__ = ["LEAST_SAVING", "Verdict", "decide"]
+
+LEAST_SAVING = 0.05
+"""Share of the run's seconds below which a saving is not worth a change of method."""
+
+_MUCH = 0.5
+_SOME_DENSE = 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do.
+
+    Attributes:
+        mode: to use, or None where none saves at least :data:`LEAST_SAVING` of the run.
+        rate: activation rate that was compared.
+        saving: of the run's seconds, by the mode or, without one, by the best there is; None where all are refused.
+        baseline_epochs: epochs of dense training that take the seconds of the best mode: what it must beat.
+        reasons: what holds savings back, and what to know of the mode, a sentence each.
+        headline: the verdict in a sentence.
+    """
+
+    mode: Mode | None
+    rate: float
+    saving: float | None
+    baseline_epochs: float | None
+    reasons: tuple[str, ...]
+    headline: str
+
+
+def decide(predictions: Predictions) -> Verdict:
+    """The verdict at the user's own rate, else 0.4.
+
+    Args:
+        predictions: of all modes.
+    """
+    rate = predictions.rate
+    at_rate = [p for p in predictions.table if p.rate == rate and p.mode != "mask"]
+    best = min(at_rate, key=lambda p: p.run_seconds, default=None)
+    saving = None if best is None else 1 - best.run_share
+    mode = best.mode if best is not None and saving is not None and saving >= LEAST_SAVING else None
+    reasons = [*_held_back(predictions), *_of_modes(predictions, mode), *_refusals(predictions)]
+    return Verdict(
+        mode=mode,
+        rate=rate,
+        saving=saving,
+        baseline_epochs=None if best is None else predictions.facts.run.epochs * best.run_share,
+        reasons=tuple(reasons),
+        headline=_headline(predictions, mode, best),
+    )
+
+
+def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | None) -> str:
+    if best is None:
+        return "AST cannot run here: every mode is refused."
+    saving = 1 - best.run_share
+    if mode is None:
+        most = f"the best mode, {best.mode!r} at {best.rate:g}, would change the run by {-saving:+.0%}"
+        return f"AST will not help here: {most}."
+    return (
+        f"Use mode={mode!r}, target_activation_rate={best.rate:g}: it saves {saving:.0%} of the run's seconds "
+        f"({predictions.dense.run_seconds:.4g} s to {best.run_seconds:.4g} s)."
+    )
+
+
+def _held_back(predictions: Predictions) -> list[str]:
+    """What bounds the run."""
+    facts, dense = predictions.facts, predictions.dense
+    found = []
+    validation = dense.validation_seconds / dense.run_seconds
+    if validation >= _MUCH:
+        found.append(
+            f"{validation:.0%} of the run is validation, which no mode shortens: validate less often "
+            "(check_val_every_n_epoch), or on less (limit_val_batches)."
+        )
+    loading, compute = facts.loading.seconds_per_batch, predictions.compute_seconds
+    if loading >= compute:
+        found.append(
+            f"Loader-bound: a batch takes {loading:.3g} s to load and {compute:.3g} s to train on. Only 'prune' helps, "
+            f"which loads less; or load faster (num_workers is {facts.loading.workers})."
+        )
+    host, few = facts.step.host_share, facts.step.few_samples
+    fresh = [p for mode in ("partial", "subset") if (p := predictions.at(mode, predictions.rate))]
+    computed = [predictions.sparse_compute(p.mode, p.rate) for p in fresh if p.mode is not None]
+    if host is not None and host >= _MUCH and all(c > (1 - LEAST_SAVING) * compute for c in computed):
+        found.append(
+            f"Host-bound at this batch size: a step on {few} of {facts.run.batch_size} samples takes {host:.0%} of a "
+            "dense step, so 'partial' and 'subset' have little to save: use larger batches."
+        )
+    return found
+
+
+def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
+    """What to know of the modes that can run."""
+    step, found = predictions.facts.step, []
+    if "partial" not in step.refused and step.compiled:
+        found.append("A part of the module is compiled: 'partial' runs its whole backward and gains nothing there.")
+    share = step.dense_ops_share
+    if "partial" not in step.refused and step.dense_ops and (share is None or share >= _SOME_DENSE):
+        names = ", ".join(sorted(step.dense_ops))
+        cost = "a share of the backward that was not counted" if share is None else f"{share:.0%} of the backward"
+        found.append(f"'partial' spends {cost} on every sample, for want of a rule: {names}.")
+    if step.batchnorm_layers and mode in ("partial", "subset"):
+        how = "its backward is an approximation" if mode == "partial" else "it sees the selected samples alone"
+        found.append(f"{step.batchnorm_layers} BatchNorm layer(s) train: in {mode!r} {how}.")
+    if mode == "prune" and predictions.facts.run.max_steps is not None:
+        found.append("max_steps ends the run: 'prune' then sees more epochs in the same steps.")
+    return found
+
+
+def _refusals(predictions: Predictions) -> list[str]:
+    return [f"{mode!r} cannot run here: {reason}" for mode, reason in predictions.facts.step.refused.items()]

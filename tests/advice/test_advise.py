@@ -1,0 +1,313 @@
+"""``advise`` on ordinary modules and data: it leaves no trace, and takes what ``trainer.fit`` takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.advice import Advice, AdviceError, advise
+from lightning_ast.demo import ImageData
+from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
+
+QUICK = 0.2
+"""Seconds: two rounds of a small network."""
+
+
+class Data(pl.LightningDataModule):
+    """Counts what is done to it; its batches are normalised after the transfer."""
+
+    def __init__(self, digits: tuple[Tensor, Tensor], workers: int = 0) -> None:
+        super().__init__()
+        self.digits, self.workers = digits, workers
+        self.calls: list[str] = []
+        self.draws = torch.Generator().manual_seed(3)
+
+    def setup(self, stage: str) -> None:
+        self.calls = [*self.calls, f"setup {stage}"]
+        self.train = TensorDataset(*self.digits)
+
+    def train_dataloader(self) -> Any:
+        options = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        self.kept = DataLoader(self.train, 64, shuffle=True, generator=self.draws, **options)
+        return self.kept
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.train, 128)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        return (x - 0.3).mul_(1 + 0.1 * torch.rand(())), y
+
+
+def random_states() -> list[Any]:
+    return [torch.get_rng_state(), random.getstate(), str(np.random.get_state())]
+
+
+def trained(digits: tuple[Tensor, Tensor], *, advised: bool, bare: bool = False) -> tuple[Any, int, Any, list[int]]:
+    pl.seed_everything(1, verbose=False)
+    module = PlainNet(dropout=0.3)
+    selection = SparseSelectionCallback(target_activation_rate=0.4)
+    trainer = quiet_trainer(max_epochs=3, callbacks=[selection, TwoStageScheduler(warmup_epochs=1)])
+    draws = torch.Generator().manual_seed(9)
+    data: Any = loader(digits, shuffle=True, generator=draws) if bare else Data(digits)
+    val = DataLoader(TensorDataset(*digits), 128, shuffle=True, generator=draws) if bare else None
+    if advised:
+        before, weighed, own, kept = random_states(), weights(module), dict(vars(trainer)), list(trainer.callbacks)
+        advice = advise(trainer, module, data, val_data=val, budget_seconds=QUICK)
+        assert {p.mode for p in advice.table} == {"mask", "subset", "partial", "prune"}
+        assert advice.facts.validation is not None
+        after = random_states()
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+        assert_same_weights(weighed, weights(module))
+        assert module.seen == [], "not one step of it ran"
+        assert vars(trainer).keys() == own.keys()
+        assert all(vars(trainer)[name] is value for name, value in own.items())
+        assert trainer.callbacks == kept
+        assert module._trainer is None
+        assert selection._fit is None
+    trainer.fit(module, data, **({"val_dataloaders": val} if bare else {}))
+    return weights(module), trainer.global_step, random_states(), module.seen
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["datamodule", "loaders"])
+def test_a_fit_behind_it_is_bitwise_the_same(digits: tuple[Tensor, Tensor], bare: bool) -> None:
+    plain, advised = (trained(digits, advised=a, bare=bare) for a in (False, True))
+    assert_same_weights(plain[0], advised[0])
+    assert plain[1] == advised[1] == 24
+    assert torch.equal(plain[2][0], advised[2][0])
+    assert plain[3] == advised[3]
+
+
+def test_a_datamodule_and_its_workers_stay_as_they_are(digits: tuple[Tensor, Tensor]) -> None:
+    data, trainer = Data(digits, workers=1), quiet_trainer(max_epochs=2)
+    before = data.draws.get_state()
+    advice = advise(trainer, PlainNet(), data, budget_seconds=QUICK)
+    assert advice.facts.loading.workers == 1
+    assert data.calls == []
+    assert not hasattr(data, "kept")
+    assert data.trainer is None
+    assert torch.equal(data.draws.get_state(), before)
+
+
+def test_behind_a_fit_and_between_two(digits: tuple[Tensor, Tensor]) -> None:
+    module, data = PlainNet(), Data(digits)
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(module, data)
+    before, step = weights(module), trainer.global_step
+    advice = advise(trainer, module, data, budget_seconds=QUICK)
+    assert advice.facts.run.epochs == 2
+    assert_same_weights(before, weights(module))
+    assert trainer.global_step == step
+    assert trainer.datamodule is data  # type: ignore[attr-defined]
+    assert module.trainer is trainer
+    trainer.validate(module, data, verbose=False)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
+def test_batches_of_every_kind(digits: tuple[Tensor, Tensor], kind: str) -> None:
+    advice = advise(quiet_trainer(max_epochs=2), PlainNet(), loader(digits, kind=kind), budget_seconds=QUICK)
+    assert advice.facts.step.refused == {}
+    assert advice.facts.run.batch_size == 64
+    assert advice.facts.step.batchnorm_layers == 1
+    rates = [point.rate for point in advice.facts.step.curves["partial"]]
+    assert rates[0] == pytest.approx(0.1, abs=0.08)
+    assert rates[-1] == pytest.approx(0.6, abs=0.08)
+
+
+def test_loaders_of_the_module_and_its_callbacks(digits: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+    class Whole(PlainNet):
+        def train_dataloader(self) -> Any:
+            return loader(digits)
+
+        def configure_callbacks(self) -> Any:
+            return [ModelCheckpoint(tmp_path / "own", save_top_k=-1, every_n_train_steps=1)]
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.logger.experiment.add_scalar("x", 1)  # type: ignore[union-attr]
+
+    logger = CSVLogger(tmp_path / "logs")
+    trainer = quiet_trainer(max_epochs=2, logger=logger, callbacks=[ModelCheckpoint(tmp_path, every_n_train_steps=1)],
+                            enable_checkpointing=True)  # fmt: skip
+    advise(trainer, Whole(), budget_seconds=QUICK)
+    assert list(tmp_path.iterdir()) == []
+    assert trainer.logger is logger
+
+
+def test_collections_of_loaders_cannot_be_pruned(digits: tuple[Tensor, Tensor]) -> None:
+    class Two(PlainNet):
+        def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+            return batch["a"]
+
+    given = CombinedLoader({"a": loader(digits), "b": loader(digits, batch_size=32)}, "min_size")
+    advice = advise(quiet_trainer(max_epochs=2), Two(), given, budget_seconds=QUICK)
+    assert advice.facts.run.batches_per_epoch == 8
+    assert advice.facts.step.refused.keys() >= {"prune"}
+    assert "one training dataloader, got 2" in advice.facts.step.refused["prune"]
+    assert given._iterator is None
+    assert given.limits is None
+
+
+class Stream(IterableDataset[Any]):
+    """Continues where it stopped."""
+
+    def __init__(self, digits: tuple[Tensor, Tensor]) -> None:
+        self.digits, self.position = digits, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.position < len(self.digits[0]):
+            yield self.digits[0][self.position], self.digits[1][self.position]
+            self.position += 1
+
+
+def test_a_stream_is_not_consumed_and_cannot_be_pruned(digits: tuple[Tensor, Tensor]) -> None:
+    stream = Stream(digits)
+    trainer = quiet_trainer(max_epochs=1, max_steps=40)
+    advice = advise(trainer, PlainNet(), DataLoader(stream, 64), budget_seconds=QUICK)
+    assert stream.position == 0
+    assert "map-style" in advice.facts.step.refused["prune"]
+    assert advice.facts.run.batches_per_epoch == 40
+    assert "has no length" in advice.facts.notes[1]
+    assert {p.mode for p in advice.table} == {"mask", "subset", "partial"}
+
+
+class Manual(PlainNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        x, y = self.unpack(batch)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self(x), y))
+        optimizer.step()
+
+
+def test_manual_optimization_has_no_subset(digits: tuple[Tensor, Tensor]) -> None:
+    advice = advise(quiet_trainer(max_epochs=2), Manual(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused.keys() == {"subset"}
+    assert "manual optimization" in advice.facts.step.refused["subset"]
+    assert advice.facts.step.host_share is None
+    assert advice.facts.step.phases is not None
+    assert advice.at("partial", 0.4) is not None
+
+
+def test_a_loss_that_cannot_be_seen_leaves_the_dense_step(digits: tuple[Tensor, Tensor]) -> None:
+    class Hidden(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x, y = self.unpack(batch)
+            return -self(x).log_softmax(1)[torch.arange(len(y)), y].mean()
+
+    advice = advise(quiet_trainer(max_epochs=2), Hidden(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused.keys() == {"mask", "partial", "subset", "prune"}
+    assert advice.table == ()
+    assert advice.dense.run_seconds > 0
+    assert advice.verdict.headline == "AST cannot run here: every mode is refused."
+
+
+def test_prune_needs_an_epoch_to_prune(digits: tuple[Tensor, Tensor]) -> None:
+    callbacks = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=0.6)]
+    advice = advise(quiet_trainer(max_epochs=1, callbacks=callbacks), PlainNet(), loader(digits), budget_seconds=QUICK)
+    assert "no epoch would be pruned" in advice.facts.step.refused["prune"]
+
+
+def test_explicit_losses_and_a_schedule_of_the_rate(digits: tuple[Tensor, Tensor]) -> None:
+    class Explicit(SparseLossMixin, PlainNet):  # type: ignore[misc]
+        def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            x, y = self.unpack(batch)
+            return F.cross_entropy(self(x), y, reduction="none")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.per_sample_loss(batch, batch_idx).mean()
+
+    callbacks = [SparseSelectionCallback(mode="subset"), TwoStageScheduler(target_activation_rate=0.15)]
+    advice = advise(quiet_trainer(max_epochs=2, callbacks=callbacks), Explicit(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused == {}
+    assert advice.verdict.rate == 0.15
+    assert advice.at("subset", 0.15) is not None
+
+
+def test_one_cycle_schedules_and_bf16(digits: tuple[Tensor, Tensor]) -> None:
+    class OneCycle(PlainNet):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.Adam(self.parameters())
+            steps = int(self.trainer.estimated_stepping_batches)
+            assert steps == 10, "the length of the user's run"
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    trainer = quiet_trainer(max_epochs=5, precision="bf16-mixed")
+    advice = advise(trainer, OneCycle(), ImageData("digits", batch_size=512), budget_seconds=QUICK)
+    assert advice.facts.run.drop_last
+    assert advice.facts.run.samples_per_epoch == 2 * 512
+    assert advice.facts.step.cycles >= 2
+    assert advice.facts.step.memory is not None
+    parameters = sum(p.numel() for p in PlainNet().parameters())
+    assert advice.facts.step.memory.static_bytes == 4 * (4 * parameters) + 6 * 4, "with Adam's moments and counts"
+    assert isinstance(advice, Advice)
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"devices": 2, "strategy": "ddp"}, "2 processes.*devices=1"),
+        ({"strategy": "ddp_spawn"}, "strategy='auto'"),
+        ({"fast_dev_run": True}, "leave it out"),
+        ({"max_epochs": 0}, "before its first batch"),
+    ],
+)
+def test_what_cannot_be_measured(digits: tuple[Tensor, Tensor], options: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(AdviceError, match=remedy):
+        advise(quiet_trainer(**options), PlainNet(), loader(digits), budget_seconds=QUICK)
+
+
+def test_a_step_that_fails_is_the_users_to_mend_and_leaves_no_trace(digits: tuple[Tensor, Tensor]) -> None:
+    class Broken(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            torch.rand(1)
+            raise ValueError("five is not six")
+
+    trainer, module = quiet_trainer(), Broken()
+    before = random_states()
+    with pytest.raises(AdviceError, match=r"plain training step fails.*five is not six"):
+        advise(trainer, module, loader(digits), budget_seconds=QUICK)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert module._trainer is None
+    with pytest.raises(AdviceError, match="read only once"):
+        advise(trainer, PlainNet(), iter([(digits[0][:8], digits[1][:8])]), budget_seconds=QUICK)
+
+
+def test_a_validation_that_fails_is_left_out_and_said(digits: tuple[Tensor, Tensor]) -> None:
+    class Broken(PlainNet):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            raise ValueError("five is not six")
+
+    advice = advise(
+        quiet_trainer(max_epochs=2), Broken(), loader(digits), val_data=loader(digits), budget_seconds=QUICK
+    )
+    assert advice.facts.validation is None
+    said = "Validation could not be measured, and is left out: ValueError: five is not six"
+    assert said in advice.facts.notes
+
+
+def test_compiled_networks_are_measured_and_not_counted(digits: tuple[Tensor, Tensor]) -> None:
+    module = PlainNet()
+    module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
+    advice = advise(quiet_trainer(max_epochs=2), module, loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.compiled
+    assert advice.facts.step.memory is None
+    assert any("compiled" in reason for reason in advice.verdict.reasons)

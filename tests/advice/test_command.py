@@ -1,0 +1,115 @@
+"""``advise`` for the configuration files that ``fit`` takes, on real digits."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import lightning_ast.cli  # noqa: F401  # makes the callbacks' short names known
+from lightning_ast.advice import Advice, render
+from lightning_ast.advice.command import advise_command
+from tests.advice.test_predict import facts
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+DIGITS = ["--data.init_args.data", "digits", "--model.init_args.in_channels", "1", "--model.init_args.width", "4"]
+QUICK = ["--budget_seconds", "0.2", "--trainer.accelerator", "cpu"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6's use of it
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet9.yaml", "cifar10_resnet9_prune.yaml"])
+def test_the_examples(name: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(EXAMPLES / name), *DIGITS, *QUICK, "--trainer.max_epochs", "20"]
+    assert advise_command(arguments) == 0
+    out = capsys.readouterr().out
+    assert "20 epochs of 5 batches of 256" in out
+    own = "'partial' at 0.4" if name == "cifar10_resnet9.yaml" else "target_activation_rate=0.5"
+    assert own in out, "the rate of the file"
+    for mode in ("dense", "mask", "subset", "partial", "prune"):
+        assert f"│ {mode} " in out
+    assert list(work.iterdir()) == [], "no logs, no checkpoints"
+
+
+def test_a_config_for_several_devices_is_measured_on_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load((EXAMPLES / "cifar10_resnet9.yaml").read_text())
+    config["trainer"] |= {"devices": 4, "strategy": "ddp", "logger": True}
+    config["trainer"]["callbacks"].append({"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"})
+    config["trainer"]["callbacks"].append({"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"})
+    config["ckpt_path"] = None  # as in the file that a fit saves
+    (work / "config.yaml").write_text(yaml.safe_dump(config))
+    assert advise_command(["--config=config.yaml", *DIGITS, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "asks for devices=4, num_nodes=1: what follows is for one device" in out
+    assert [path.name for path in work.iterdir()] == ["config.yaml"]
+
+
+def test_what_cannot_be_measured_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(EXAMPLES / "cifar10_resnet9.yaml")
+    assert advise_command(["--config", config, *DIGITS, *QUICK, "--trainer.fast_dev_run", "true"]) == 1
+    assert "fast_dev_run runs a single batch" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as wrong:
+        advise_command(["--config", config, "--model.init_args.depth", "3"])
+    assert wrong.value.code == 2
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert advise_command([]) == 2
+    assert advise_command(["--help"]) == 0
+    assert capsys.readouterr().out.count("usage: lightning-ast advise --config FILE") == 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "several"),
+    [("auto", False), (1, False), ("1", False), (2, True), ("2", True), ("0,1", True), ("3,", False), ([0], False),
+     ([0, 1], True), (None, False)],
+)  # fmt: skip
+def test_devices_in_every_notation(devices: Any, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_ast.advice import command
+
+    monkeypatch.setattr(command.torch.accelerator, "device_count", lambda: 0)
+    assert command._several(devices) is several
+    monkeypatch.setattr(command.torch.accelerator, "device_count", lambda: 4)
+    assert command._several("auto")
+
+
+def test_the_rendered_report_is_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = Advice.of(facts())
+    file = io.StringIO()
+    render(advice, file=file)
+    rich = file.getvalue()
+    assert advice.verdict.headline in rich
+    (row,) = [line for line in rich.splitlines() if line.startswith("│ partial │  0.4 ")]
+    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["2.3 s", "0.66", "4.88 KiB", "42.3 min", "0.73"]
+    real = builtins.__import__
+
+    def without_rich(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("rich"):
+            raise ModuleNotFoundError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_rich)
+    plain = io.StringIO()
+    render(advice, file=plain)
+    assert plain.getvalue() == f"{advice}\n"
+
+
+def test_importing_needs_no_optional_package() -> None:
+    code = (
+        "import sys, lightning.pytorch; before = set(sys.modules);"
+        "import lightning_ast.advice.command;"
+        "assert not {'rich.table', 'jsonargparse', 'torchvision', 'sklearn'} & (set(sys.modules) - before)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
