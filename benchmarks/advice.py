@@ -7,7 +7,8 @@ A round asks `advise`, then runs dense, `partial`, `subset` and `prune` at two r
 way about), so that what else the machine does falls on both. A run has a dense first and last epoch; its callback has
 its defaults, its loader collates real CIFAR-10 images. Compared: seconds of a sparse step, loading included (median),
 and of the whole training (wall clock, its first steps and all). The error is predicted over measured less one, the
-median of the rounds. Each case writes a record.
+median of the rounds; beside it that of the share of dense, from which a machine that is slower now than before falls
+out. Each case writes a record.
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ def measure(case: Case, data: DataLoader[Any], options: argparse.Namespace) -> d
             row[f"{name}_measured_seconds"] = round(statistics.median(m for _, m in pairs), 4)
             row[f"{name}_error"] = round(statistics.median(errors), 3)
             row[f"{name}_error_by_round"] = [round(error, 3) for error in errors]
+            dense = zip(predicted["dense", 1.0], measured["dense", 1.0], strict=True)
+            against = [(p / d[index]) / (m / n[index]) - 1 for (p, m), (d, n) in zip(pairs, dense, strict=True)]
+            row[f"{name}_share_of_dense_error"] = round(statistics.median(against), 3)
         rows.append(row)
         print(case.name, row, flush=True)
     worst = {name: max(abs(row[f"{name}_error"]) for row in rows) for name in ("step", "run")}
