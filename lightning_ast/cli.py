@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import get_args
 
 from lightning_ast import __version__
@@ -57,17 +58,25 @@ def _missing(extra: str, error: ImportError) -> int:
     return 2
 
 
-def _lightning(arguments: list[str] | None) -> int:
+def _needs_cli(command: Callable[[], int]) -> int:
+    """Run a command of LightningCLI's; where its packages are missing, say which."""
     try:
-        from lightning.pytorch.cli import LightningCLI
-
-        LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
+        return command()
     except ModuleNotFoundError as error:
         known = ("jsonargparse", "rich", "docstring_parser", "typeshed_client")
         if error.name not in known and "jsonargparse" not in str(error):  # Lightning's own error has no name
             raise
         return _missing("cli", error)
-    return 0
+
+
+def _lightning(arguments: list[str] | None) -> int:
+    def run() -> int:
+        from lightning.pytorch.cli import LightningCLI
+
+        LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
+        return 0
+
+    return _needs_cli(run)
 
 
 def _report(arguments: list[str]) -> int:
@@ -88,7 +97,7 @@ def _report(arguments: list[str]) -> int:
 def _advise(arguments: list[str]) -> int:
     from lightning_ast.advice.command import advise_command
 
-    return advise_command(arguments)
+    return _needs_cli(lambda: advise_command(arguments))
 
 
 def _demo(arguments: list[str]) -> int:

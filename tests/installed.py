@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_ast
-from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.advice import advise
 
 
 class Net(pl.LightningModule):
@@ -47,16 +48,20 @@ def main() -> None:
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
-            callbacks=[callback, TwoStageScheduler(warmup_epochs=1), SparseTrainingMonitor()],
+            callbacks=[callback, TwoStageScheduler(warmup_epochs=1), SparseTrainingMonitor(), EnergyMonitor()],
         )
         trainer.fit(Net(), data)
         rate = callback.ledger.stages["sparse"].selected / callback.ledger.stages["sparse"].offered
         assert 0.3 < rate < 0.5, (mode, rate)
+    advice = advise(pl.Trainer(max_epochs=3, accelerator="cpu", logger=False), Net(), data, budget_seconds=1)
+    assert advice.at("prune", 0.4) is not None, advice
+    Path("metrics.csv").write_text("epoch,step,train_loss\n0,1,0.5\n")
     script = Path(sys.executable).parent / "lightning-ast"
-    for command in ("fit", "demo"):
-        done = subprocess.run([str(script), command], capture_output=True, text=True, check=False)
+    commands = {"fit": "cli", "demo": "cli", "advise --config none.yaml": "cli", "report .": "report"}
+    for command, extra in commands.items():
+        done = subprocess.run([str(script), *command.split()], capture_output=True, text=True, check=False)
         assert done.returncode != 0
-        assert "pip install 'lightning-ast[cli" in done.stderr, done.stderr
+        assert f"pip install 'lightning-ast[{extra}" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr, done.stderr
     print("the wheel works in an empty environment")  # noqa: T201
 

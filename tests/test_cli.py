@@ -145,7 +145,35 @@ def test_demo_with_an_impossible_rate(tmp_path: Path) -> None:
     assert "epochs" not in done.stdout, "not after the dense run"
 
 
+def test_report_of_what_fit_logged(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    run("fit", "--config", "config.yaml", cwd=tmp_path)
+    done = run("report", "logs", "--out", "page", cwd=tmp_path)
+    assert Path(done.stdout.split()[-1]) == Path("page/report.html")
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "mask" in page, "the mode is read from the configuration that fit saves beside its logs"
+    assert (tmp_path / "page" / "report.html").stat().st_size > 50_000, "the figures are in it"
+    empty = run("report", "page", cwd=tmp_path, check=False)
+    assert empty.returncode == 1
+    assert empty.stderr.startswith("lightning-ast: ")
+    assert "events.out.tfevents" in empty.stderr, "it says what it looked for"
+    assert "Traceback" not in empty.stderr
+
+
+def test_advice_on_what_fit_would_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    done = run("advise", "--config", "config.yaml", "--budget_seconds", "1", cwd=tmp_path)
+    assert re.search(r"2 epochs of \d+ batches of 256", done.stdout)
+    assert "'mask' at 0.3" in done.stdout, "the file's own mode and rate"
+    assert not (tmp_path / "logs").exists(), "nothing is written"
+    missing = run("advise", "--config", "none.yaml", cwd=tmp_path, check=False)
+    assert missing.returncode == 2
+    assert "none.yaml" in missing.stderr
+
+
 def test_help_and_version(tmp_path: Path) -> None:
     assert "fit | validate | test" in run("--help", cwd=tmp_path).stdout
     assert run("--version", cwd=tmp_path).stdout.startswith("lightning-ast 0.")
     assert "--rate" in run("demo", "--help", cwd=tmp_path).stdout
+    assert "logdir" in run("report", "--help", cwd=tmp_path).stdout
+    assert "--budget_seconds" in run("advise", "--help", cwd=tmp_path).stdout
