@@ -23,6 +23,7 @@ __all__ = [
 EnergyKind = Literal["gpu", "cpu"]
 
 _POWERCAP = Path("/sys/class/powercap")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MOST_WATTS = 1000.0
 """A CPU package or its memory draws less: how soon a RAPL counter can come round."""
 
@@ -84,6 +85,9 @@ class NvmlMeter:
             raise EnergyUnavailableError(f"NVML does not know {uuid}: {error}") from error
         self.read_joules()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.identity,)
+
     @classmethod
     def of(cls, device: torch.device) -> NvmlMeter:
         """The meter of a CUDA device of this process, whatever ``CUDA_VISIBLE_DEVICES`` says."""
@@ -120,7 +124,7 @@ class RaplMeter:
         if not domains:
             raise EnergyUnavailableError("the kernel shows no RAPL counters (virtual machines rarely do)")
         self.name = f"CPU, {len(domains)} RAPL counters" if len(domains) > 1 else "CPU (RAPL)"
-        self.identity = f"cpu of {socket.gethostname()}"
+        self.identity = f"cpu of {_machine()}"
         try:
             self._ranges = {zone: int((zone / "max_energy_range_uj").read_text()) for zone in domains}
             self._last = {zone: _microjoules(zone) for zone in domains}
@@ -128,6 +132,10 @@ class RaplMeter:
             raise EnergyUnavailableError(
                 f"RAPL counters are readable by root alone: sudo chmod a+r {root}/intel-rapl:*/energy_uj"
             ) from error
+        except (OSError, ValueError) as error:  # virtual machines show counters that cannot be read
+            raise EnergyUnavailableError(f"the kernel's RAPL counters cannot be read: {error}") from error
+        if min(self._ranges.values()) <= 0:
+            raise EnergyUnavailableError("the kernel's RAPL counters have no range")
         self.longest_interval_seconds = min(self._ranges.values()) / 1e6 / _MOST_WATTS
         self._microjoules = 0
 
@@ -136,7 +144,7 @@ class RaplMeter:
         for zone, last in self._last.items():
             try:
                 now = _microjoules(zone)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise EnergyUnavailableError(f"{self.name} can no longer be read: {error}") from error
             self._microjoules += now - last + (self._ranges[zone] if now < last else 0)
             self._last[zone] = now
@@ -200,6 +208,14 @@ def find_meters(device: torch.device) -> tuple[list[EnergyMeter], list[str]]:
     except EnergyUnavailableError as error:
         missing.append(str(error))
     return meters, missing
+
+
+def _machine() -> str:
+    """The same for all processes, and containers, that one kernel runs."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _counts(zone: Path) -> bool:

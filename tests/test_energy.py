@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -140,6 +141,24 @@ def test_rapl_that_root_alone_may_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("lightning_ast.energy._microjoules", refused)
     with pytest.raises(EnergyUnavailableError, match=r"root alone: sudo chmod a\+r .*energy_uj"):
         RaplMeter(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["missing range", "empty", "no range"])
+def test_rapl_that_a_virtual_machine_only_shows(tmp_path: Path, broken: str) -> None:
+    folder = zone(tmp_path, "intel-rapl:0", "package-0", 1, most=0 if broken == "no range" else 100)
+    if broken == "missing range":
+        (folder / "max_energy_range_uj").unlink()
+    elif broken == "empty":
+        (folder / "energy_uj").write_text("")
+    with pytest.raises(EnergyUnavailableError, match=r"cannot be read|have no range"):
+        RaplMeter(tmp_path)
+
+
+def test_a_meter_goes_to_another_process_and_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = install(monkeypatch, FakeNvml([1_000, 2_000, 3_000]))
+    meter = pickle.loads(pickle.dumps(NvmlMeter(UUID)))
+    assert (meter.identity, meter.read_joules()) == (UUID, 3.0)
+    assert nvml.readings == []
 
 
 def test_a_recording_ends() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ast.callbacks._joules import Activity, EnergyBook
 from lightning_ast.callbacks._measure import SETTLE_STEPS
@@ -79,12 +80,18 @@ class OpenEpoch(Watcher):
         self._steps = dict.fromkeys(STAGE_CODES, 0)
         self._kinds: set[EnergyKind] | None = None
         self._began = self._validation_began = time.perf_counter()
-        self._validates = False
+        self._validates = self._pauses = False
         self._seconds = self._validation_seconds = 0.0
 
     @property
     def _offered(self) -> int:
         return 0 if self._selection is None else self._selection.ledger.offered
+
+    @property
+    def savings(self) -> float | None:
+        """Share of the joules that was saved so far, or None."""
+        saved: float | None = None if self._selection is None else self._selection.savings["joules"]
+        return saved
 
     @property
     def _activity(self) -> Activity:
@@ -95,13 +102,33 @@ class OpenEpoch(Watcher):
         self._book.begin(self._offered)
         if carried:
             self.number = carried["epoch"]
-            self._book.load_state_dict(carried["book"])
+            self._resume(carried["book"])
             self.sections.seconds = dict(carried["sections"])
             self._seconds, self._validation_seconds = carried["seconds"]
         self._began = time.perf_counter()
         self.sections.restart()
 
+    def _resume(self, book: dict[str, Any]) -> None:
+        if (
+            self._selection is not None
+            and book["meters"] != self._book.names
+            and self._selection.ledger.forget_joules()
+        ):
+            rank_zero_warn(
+                f"lightning-ast: the interrupted run measured {book['meters'] or 'no'} energy and this one "
+                f"{self._book.names or 'none'}: there are no ast/savings_joules."
+            )
+            self._kinds = set()
+        self._book.load_state_dict(book)
+
     # ------------------------------------------------------------------ told by the fit
+
+    def start_batch(self) -> None:
+        """A batch is loaded; where something else lay before it, it is training from here on."""
+        if self._pauses:
+            self._pauses = False
+            self._book.read(self._activity, offered=self._offered)
+        self.sections.start_batch()
 
     def start_stage(self, stage: Stage) -> None:
         """What was counted so far is the last stage's."""
@@ -137,15 +164,20 @@ class OpenEpoch(Watcher):
         if not self._validates:
             return
         self._clock.wait()
-        self._book.read(self._activity, offered=self._offered)
+        self._pause()
         self._validation_seconds += time.perf_counter() - self._validation_began
         self._validates = False
         self.sections.restart()
 
+    def _pause(self) -> None:
+        """What comes now, up to the next batch, stands for no stage."""
+        self._book.read("settling", offered=self._offered)
+        self._pauses = True
+
     def close(self) -> EpochCosts:
         """What the epoch cost, over all processes; the next one begins."""
         sections = self.sections.take()
-        self._book.read(self._activity, offered=self._offered)
+        self._pause()
         joules = self._book.close()
         self._record(joules)
         now = time.perf_counter()
@@ -168,7 +200,11 @@ class OpenEpoch(Watcher):
         """Into the ledger: what the steps cost that stand for their stage, as long as the same is measured."""
         offered, self._book.offered = self._book.offered, {}
         self._kinds = set(joules) if self._kinds is None else self._kinds
-        if self._selection is None or not joules or self._kinds != set(joules):
+        if self._selection is None or not self._kinds:
+            return
+        if self._kinds != set(joules):
+            self._selection.ledger.forget_joules()
+            self._kinds = set()
             return
         for stage in STAGE_CODES:
             if offered.get(stage):
@@ -177,7 +213,7 @@ class OpenEpoch(Watcher):
 
     def state_dict(self) -> dict[str, Any]:
         """What the epoch cost so far."""
-        self._clock.wait()
+        self.sections.settle()
         self._book.read(offered=self._offered)
         now = time.perf_counter()
         validation = self._validation_seconds + (now - self._validation_began if self._validates else 0.0)

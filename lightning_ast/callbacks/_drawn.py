@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections import deque
+from array import array
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,18 +11,21 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils.data import default_collate, default_convert
 
-from lightning_ast.callbacks._fit_loop import lead
-from lightning_ast.callbacks._loader import PrunedLoader, PrunedSampler, loader_faults
+from lightning_ast.callbacks._fit_loop import batches_handed, change_class, lead
+from lightning_ast.callbacks._loader import loader_faults
 
 __all__ = ["DrawnIndices"]
 
 
 class DrawnIndices:
-    """Passes on what the user's sampler draws, and remembers it until the batch arrives.
+    """Listens to what the user's sampler yields, and finds the part of it that a batch was made of.
 
-    Needs what mode ``prune`` needs of a loader (one torch DataLoader over a map-style dataset, in order); with any
-    other nothing is known, and nothing is changed.
+    Needs what mode ``prune`` needs of a loader (one torch DataLoader over a map-style dataset, in order), and a
+    ``collate_fn`` that keeps the order of the samples for certain: torch's own, or one that gives back what it gets.
+    With any other nothing is known. The loader is the user's own, and stays as it is; its sampler has a class of its
+    own until this is detached.
 
     Args:
         owner: the callback that wants to know; a tuner's trials go on without it.
@@ -33,47 +34,65 @@ class DrawnIndices:
 
     def __init__(self, owner: Callback, trainer: pl.Trainer) -> None:
         self._owner, self._trainer = owner, trainer
-        self._queue: deque[int] = deque()
+        self._drawn = array("q")
         self._batch_size: int | None = None
+        self._loader: Any = None
+        self._sampler: Any = None
         self._undo: Callable[[], None] | None = None
+        self._put_back: Callable[[], None] | None = None
 
     def attach(self) -> None:
         """From here on, every training loader that Lightning sets up is listened to."""
         self._undo = lead(self._trainer.fit_loop, load=self._load, begin=lambda epoch: None)
 
     def detach(self) -> None:
-        """Leave the trainer as it was. Safe to call twice."""
+        """Leave trainer and sampler as they were. Safe to call twice."""
+        self._let_go()
         if self._undo is not None:
             self._undo()
         self._undo = None
 
     def take(self, batch_size: int) -> Tensor | None:
-        """``(B,)`` dataset indices of the batch that has arrived, or None; called once for each batch, in order."""
-        if self._batch_size is None:
+        """``(B,)`` dataset indices of the batch that was handed out last, or None where they are not known."""
+        if self._batch_size is None or self._loader.batch_sampler.sampler is not self._sampler:
             return None
-        drawn = [self._queue.popleft() for _ in range(min(self._batch_size, len(self._queue)))]
-        if len(drawn) != batch_size:  # a collate_fn drops or adds samples
-            self._batch_size = None
-            return None
-        return torch.tensor(drawn)
+        start = (batches_handed(self._trainer.fit_loop) - 1) * self._batch_size
+        drawn = self._drawn[start : start + self._batch_size]
+        return torch.tensor(drawn) if start >= 0 and len(drawn) == batch_size else None
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
-        self._batch_size = None
+        self._let_go()
         watched = self._owner in self._trainer.callbacks  # type: ignore[attr-defined]
-        if not watched or loader_faults(combined, processes=self._trainer.world_size):
-            return combined
-        sampler = combined.flattened[0].batch_sampler
-        self._batch_size = sampler.batch_size
-        length = functools.partial(len, sampler.sampler)
-        loader = PrunedLoader(combined, functools.partial(PrunedSampler, indices=self._draw, length=length))
-        loader.limits = combined.limits
-        return loader
+        if watched and not loader_faults(combined, processes=self._trainer.world_size):
+            self._loader = combined.flattened[0]
+            self._sampler = self._loader.batch_sampler.sampler
+            own = type(self._sampler)
+            if isinstance(getattr(self._sampler, "__dict__", None), dict):  # a list, say, cannot be listened to
+                self._put_back = change_class(self._sampler, {"__iter__": lambda sampler: self._draw(own, sampler)})
+        return combined
 
-    def _draw(self, sampler: Any) -> Iterator[Any]:
-        self._queue.clear()
-        for index in islice(sampler, None):
-            if not hasattr(index, "__index__"):
-                self._batch_size = None
+    def _let_go(self) -> None:
+        if self._put_back is not None:
+            self._put_back()
+        self._put_back = self._loader = self._sampler = self._batch_size = None
+
+    def _draw(self, own: Any, sampler: Any) -> Iterator[Any]:
+        """An epoch begins; the settings of the loader are those of this moment."""
+        drawn = self._drawn = array("q")
+        self._batch_size = self._loader.batch_sampler.batch_size if _keeps_order(self._loader.collate_fn) else None
+        for index in own.__iter__(sampler):
+            if hasattr(index, "__index__"):
+                drawn.append(index.__index__())
             else:
-                self._queue.append(index.__index__())
+                self._batch_size = None
             yield index
+
+
+def _keeps_order(collate: Any) -> bool:
+    if collate in (default_collate, default_convert):
+        return True
+    samples = [object()]
+    try:
+        return collate(samples) is samples
+    except Exception:  # it wants to look at them, which tells nothing of their order
+        return False

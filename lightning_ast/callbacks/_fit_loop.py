@@ -18,6 +18,7 @@ __all__ = [
     "accumulation",
     "announce_batches",
     "batches_done",
+    "batches_handed",
     "begin_new_epoch",
     "change_class",
     "epoch_limit",
@@ -26,6 +27,7 @@ __all__ = [
     "lead",
     "load_loader_states",
     "loaders",
+    "logged_step",
     "reload_as_due",
     "restart_loader",
     "written_within",
@@ -169,6 +171,17 @@ def announce_batches(trainer: pl.Trainer, batches: int) -> None:
 def loaders(loop: _FitLoop) -> list[Any]:
     """The user's loaders, as Lightning has set them up; none before."""
     return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+
+
+def batches_handed(loop: _FitLoop) -> int:
+    """Batches that the loop was given since its loader was started last, skipped ones and the running one included."""
+    fetcher: Any = loop._data_fetcher
+    return int(fetcher.fetched) - len(getattr(fetcher, "batches", ()))
+
+
+def logged_step(loop: _FitLoop) -> int:
+    """The step that Lightning's loggers give to what is logged at an epoch's end."""
+    return max(loop.epoch_loop._batches_that_stepped - 1, 0)
 
 
 def batches_done(loop: _FitLoop) -> int:

@@ -16,7 +16,7 @@ from lightning_ast.energy import EnergyKind, EnergyMeter, EnergyUnavailableError
 __all__ = ["Activity", "EnergyBook"]
 
 Activity = Literal["warmup", "sparse", "cooldown", "settling", "validation"]
-"""A stage's steps that stand for it; those that do not, with what is between epochs; validation."""
+"""A stage's steps that stand for it; those that do not, and what lies between epochs; validation."""
 
 _ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 _KINDS: tuple[EnergyKind, ...] = get_args(EnergyKind)
@@ -103,19 +103,22 @@ class EnergyBook:
             if not any(math.isnan(joules) for joules in row)
         }
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """What was counted and not closed."""
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted and not closed, by all processes; each of them must ask, unless the run fails."""
+        own = {f"{kind}/{activity}": joules for (kind, activity), joules in self._joules.items()}
+        each = [own] if self._processes.failing else self._processes.gathered(own)
         return {
-            "joules": {f"{kind}/{activity}": joules for (kind, activity), joules in self._joules.items()},
+            "joules": {key: sum(others.get(key, 0.0) for others in each) for others in each for key in others},
             "offered": {str(activity): samples for activity, samples in self.offered.items()},
+            "meters": self.names,
         }
 
-    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Count on from there."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Count on from there; one process does, for all."""
         self._joules = {
             (kind, activity): state["joules"][f"{kind}/{activity}"]
             for kind in _KINDS
             for activity in _ACTIVITIES
-            if f"{kind}/{activity}" in state["joules"]
+            if f"{kind}/{activity}" in state["joules"] and self._processes.rank == 0
         }
         self.offered = {activity: int(state["offered"].get(activity, 0)) for activity in _ACTIVITIES}

@@ -27,11 +27,15 @@ class RunProgress:
         accuracies: validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
         seconds: of each finished epoch, by stage.
         monitoring_seconds: that the monitor took while training went on.
+        stage: of the last batch.
+        validated: whether a validation has ended since the last epoch's line.
     """
 
     accuracies: dict[int, float] = field(default_factory=dict)
     seconds: dict[Stage, list[float]] = field(default_factory=dict)
     monitoring_seconds: float = 0.0
+    stage: Stage = "warmup"
+    validated: bool = False
     _loss_sum: Tensor | None = None
     _steps: int = 0
     _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -65,10 +69,9 @@ class RunProgress:
             self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
             self._steps += 1
 
-    def finish_epoch(
-        self, trainer: pl.Trainer, ledger: Ledger | None, stage: Stage, accuracy: float | None
-    ) -> dict[str, Any]:
+    def finish_epoch(self, trainer: pl.Trainer, ledger: Ledger | None, accuracy: float | None) -> dict[str, Any]:
         """What the epoch's line says: arguments of :func:`~lightning_ast.callbacks._summary.format_epoch`."""
+        stage, self.validated = self.stage, False
         now = time.perf_counter()
         self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
         self._began, self._carried = now, 0.0
@@ -79,10 +82,12 @@ class RunProgress:
         scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         max_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         left = None if max_epochs is None else seconds_left(self.seconds, _stages_left(trainer, max_epochs, stage))
+        loss = None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps
+        self.start_epoch(ledger)  # the next one's first batch may be skipped
         return {
             "epoch": trainer.current_epoch + 1,
             "max_epochs": max_epochs,
-            "loss": None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps,
+            "loss": loss,
             "accuracy": accuracy,
             "activation_rate": selected / offered if offered else 1.0,
             "flops_savings": 1 - spent / dense if dense else None,
@@ -99,6 +104,8 @@ class RunProgress:
             "seconds": {stage: list(each) for stage, each in self.seconds.items()},
             "running": self._carried + (time.perf_counter() - self._began if self._began else 0.0),
             "monitoring": self.monitoring_seconds,
+            "stage": self.stage,
+            "validated": int(self.validated),
         }
 
     @classmethod
@@ -108,6 +115,8 @@ class RunProgress:
             dict(state["accuracies"]),
             {stage: list(each) for stage, each in state["seconds"].items()},
             state["monitoring"],
+            state["stage"],
+            bool(state["validated"]),
             None if state["loss_sum"] is None else torch.tensor(state["loss_sum"]),
             state["steps"],
             tuple(state["before"]),

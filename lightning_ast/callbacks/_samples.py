@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,11 +55,16 @@ class SampleWatcher(Watcher):
     Args:
         selection: the :class:`~lightning_ast.SparseSelectionCallback` of the fit.
         indices: ``(batch_size) -> (B,)`` dataset indices of the batch that arrives, or None.
+        size: samples of the data set, or None where it has no length: nothing is counted by index then.
+
+    Attributes:
+        seconds: that watching took.
     """
 
-    def __init__(self, selection: Any, indices: Any) -> None:
+    def __init__(self, selection: Any, indices: Callable[[int], Tensor | None], *, size: int | None) -> None:
         self._selection = selection
-        self._indices = indices
+        self._indices, self._size = indices, size
+        self.seconds = 0.0
         self._stage: Stage = "warmup"
         self._labels = torch.empty(0, dtype=torch.long)
         self._start()
@@ -74,22 +81,30 @@ class SampleWatcher(Watcher):
 
     def indices(self, batch_size: int) -> Tensor | None:
         """Of the batch that arrives."""
-        drawn: Tensor | None = self._indices(batch_size)
+        began = time.perf_counter()
+        drawn = self._indices(batch_size)
+        self.seconds += time.perf_counter() - began
         return drawn
 
     def finish_batch(self, plan: BatchPlan) -> None:
         """Keep what the selection was made from."""
+        began = time.perf_counter()
+        self._keep(plan)
+        self.seconds += time.perf_counter() - began
+
+    def _keep(self, plan: BatchPlan) -> None:
         self._batches += 1
         if self._stage == "sparse" and (threshold := self._selection._fit.selector.last_threshold) is not None:
             self._thresholds.append((self._batches, threshold))
-        if plan.labels is not None and plan.indices is not None:
-            self._seen.append((plan.indices, plan.labels))
+        labels = None if plan.labels is None else plan.labels.clone()  # a view would keep what it is a view of
+        if labels is not None and plan.indices is not None and self._selection.mode == "prune":
+            self._seen.append((plan.indices, labels))
         if self._stage != "sparse" or self._selection.mode == "prune" or plan.significance is None:
             return
         selected = torch.ones_like(plan.significance, dtype=torch.bool)
         if plan.selection is not None:
             selected = torch.zeros_like(selected).index_fill_(0, plan.selection.indices, not plan.void)
-        self._rows.append((plan.significance, selected, plan.labels, plan.indices))
+        self._rows.append((plan.significance, selected, labels, plan.indices))
 
     def take(self) -> EpochSamples | None:
         """What was collected, and begin anew; None where no batch was sparse."""
@@ -104,7 +119,10 @@ class SampleWatcher(Watcher):
             return None
         significance, selected, labels, indices = zip(*rows, strict=True)
         scores, kept = torch.cat(significance).cpu(), torch.cat(selected).cpu()
-        return EpochSamples(scores, kept, _all(labels), _all(indices), binned)
+        known = _all(indices)
+        if known is not None and (self._size is None or int(known.min()) < 0 or int(known.max()) >= self._size):
+            known = None  # names of samples, and not places in the data set
+        return EpochSamples(scores, kept, _all(labels), known, binned)
 
     def _planned(self, thresholds: Tensor) -> EpochSamples:
         epochs = self._selection._fit.epochs

@@ -96,6 +96,7 @@ class StepSections:
 
     def restart(self) -> None:
         """Training goes on now, after something else."""
+        self._start = self._ready = self._backward = None
         self._idle = self._clock.mark()
 
     def start_batch(self) -> None:
@@ -127,10 +128,14 @@ class StepSections:
 
     def take(self) -> dict[Section, float]:
         """The seconds so far, all of them; begins anew."""
-        self._clock.wait()
-        self._collect()
+        self.settle()
         taken, self.seconds = self.seconds, {}
         return taken
+
+    def settle(self) -> None:
+        """Wait until all that was marked is in :attr:`seconds`."""
+        self._clock.wait()
+        self._collect()
 
     def _add(self, section: Section, start: Any, end: Any) -> None:
         if start is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,17 +56,34 @@ class Writers:
 
     def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
         self._trainer, self._images = trainer, images
-        experiments = [logger.experiment for logger in trainer.loggers] if trainer.is_global_zero else []  # type: ignore[attr-defined]
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        experiments = [getattr(logger, "experiment", None) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = bool(self._with("add_image")) and _has_matplotlib()
         self._told = False
+        self._refused: list[Any] = []
 
     def __bool__(self) -> bool:
         """Whether there is one."""
         return bool(self._all)
 
     def _with(self, method: str) -> list[Any]:
-        return [getattr(experiment, method) for experiment in self._all if hasattr(experiment, method)]
+        found = [getattr(experiment, method) for experiment in self._all if hasattr(experiment, method)]
+        return [functools.partial(self._asked, experiment_method) for experiment_method in found]
+
+    def _asked(self, method: Any, *arguments: Any, **options: Any) -> None:
+        """Ask a logger; one that has the name, but not what TensorBoard means by it, does not end the training."""
+        owner = getattr(method, "__self__", None)
+        if any(owner is refused for refused in self._refused):
+            return
+        try:
+            method(*arguments, **options)
+        except Exception as error:
+            self._refused.append(owner)
+            rank_zero_info(
+                f"lightning-ast: {type(owner).__name__}.{method.__name__} is not TensorBoard's and is not asked again: "
+                f"{type(error).__name__}: {error}"
+            )
 
     def lay_out(self) -> None:
         """Arrange the scalars on a page."""

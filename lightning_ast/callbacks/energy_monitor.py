@@ -29,8 +29,8 @@ class EnergyMonitor(Callback):
 
     Logged at the end of each epoch: ``energy/epoch_seconds`` and its parts ``energy/loading_seconds``,
     ``energy/scoring_seconds``, ``energy/forward_backward_seconds``, ``energy/validation_seconds`` and
-    ``energy/other_seconds``; ``energy/gpu_joules``, ``energy/cpu_joules`` and ``energy/epoch_joules``; of the run so
-    far ``energy/total_seconds`` and ``energy/total_joules``.
+    ``energy/other_seconds`` (rank 0's); ``energy/gpu_joules``, ``energy/cpu_joules`` and ``energy/epoch_joules``;
+    of the run so far ``energy/total_seconds`` and ``energy/total_joules``.
 
     Args:
         meters: of this process's hardware; None takes what the machine has.
@@ -86,7 +86,7 @@ class EnergyMonitor(Callback):
     ) -> None:
         """The batch is loaded."""
         assert self._epoch is not None
-        self._epoch.sections.start_batch()
+        self._epoch.start_batch()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A backward is over."""
@@ -132,7 +132,9 @@ class EnergyMonitor(Callback):
         values = {name: value for name, value in asdict(costs).items() if name != "epoch"}
         values |= {"epoch_joules": costs.epoch_joules, "total_seconds": self.seconds, "total_joules": self.joules}
         logged = {f"energy/{name}": value for name, value in values.items() if value is not None}
-        pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
+        if (saved := self._epoch.savings) is not None:
+            logged["ast/savings_joules"] = saved
+        pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and the counters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from tqdm.auto import tqdm
 
 from lightning_ast.callbacks._drawn import DrawnIndices
+from lightning_ast.callbacks._fit_loop import logged_step
 from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
@@ -49,11 +52,15 @@ class SparseTrainingMonitor(Callback):
     the significance (``ast/significance_p10``, ``_p50``, ``_p90``) go to every logger. Under DDP it is rank 0's part.
 
     Dataset indices are known in mode ``prune``, from the mixin's ``sample_indices``, and for one torch DataLoader over
-    a map-style dataset. The samples that are shown are loaded once more, in this process, with random states put back.
+    a map-style dataset whose ``collate_fn`` is torch's own, or gives back what it gets. Of an epoch that was resumed in
+    its midst, what came before is not in the histograms.
+
+    The samples that are shown are loaded once more, in this process, with random states put back.
 
     Args:
-        accuracy: name of the logged validation accuracy; None takes the first logged name with ``acc`` in it that
-            belongs to validation (``val``, ``valid``), and leaves the field out where there is none.
+        accuracy: name of the logged validation accuracy, in [0, 1] or (where it is above 1) in percent; None takes the
+            first logged name that has the words ``val`` (``valid``, ``validation``) and ``acc`` (``accuracy``) in it,
+            and leaves the field out where there is none.
         images: samples shown in each row of the grid; 0 loads none.
 
     Example:
@@ -72,6 +79,7 @@ class SparseTrainingMonitor(Callback):
         self._watcher: SampleWatcher | None = None
         self._picture_seconds = _FIRST_PICTURE_SECONDS
         self._pictured = -1
+        self._resumed = False
 
     # ------------------------------------------------------------------ the hooks
 
@@ -91,10 +99,14 @@ class SparseTrainingMonitor(Callback):
             self._progress, self._history = RunProgress(), SampleHistory()
         selection = _callback(trainer, SparseSelectionCallback)
         if selection is not None and trainer.loggers and trainer.is_global_zero:
-            self._watcher = SampleWatcher(selection, (lambda size: None) if self._drawn is None else self._drawn.take)
+            drawn = (lambda size: None) if self._drawn is None else self._drawn.take
+            self._watcher = SampleWatcher(selection, drawn, size=_dataset_size(trainer))
             watch(trainer, self._watcher)
         if self._writers:
             self._writers.lay_out()
+        if not self._resumed:
+            self._progress.start_epoch(_ledger(trainer))
+        self._resumed = False
         self._progress.begin()
 
     def on_train_batch_start(
@@ -110,10 +122,16 @@ class SparseTrainingMonitor(Callback):
         """Add the step's loss, without waiting for the device."""
         with self._own_time():
             self._progress.add_loss(outputs)
+            selection = _callback(trainer, SparseSelectionCallback)
+            self._progress.stage = "warmup" if selection is None else selection.stage
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """There is an accuracy to show."""
+        self._progress.validated = self._progress.validated or not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line; show the epoch's samples."""
-        energy, selection = _callback(trainer, EnergyMonitor), _callback(trainer, SparseSelectionCallback)
+        energy = _callback(trainer, EnergyMonitor)
         if energy is not None:
             energy.finish_epoch(trainer, pl_module)
         if not trainer.is_global_zero:
@@ -122,8 +140,7 @@ class SparseTrainingMonitor(Callback):
             samples = None if self._watcher is None else self._watcher.take()
             if samples is not None:
                 self._show(samples, trainer, pl_module)
-            stage = "warmup" if selection is None else selection.stage
-            line = self._progress.finish_epoch(trainer, _ledger(trainer), stage, self._accuracy(trainer))
+            line = self._progress.finish_epoch(trainer, _ledger(trainer), self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
             _say(trainer, format_epoch(**line, joules=joules))
 
@@ -132,12 +149,12 @@ class SparseTrainingMonitor(Callback):
         if not trainer.is_global_zero or not self._progress.epochs:
             return
         began = time.perf_counter()
-        selection = _callback(trainer, SparseSelectionCallback)
+        selection, step = _callback(trainer, SparseSelectionCallback), logged_step(trainer.fit_loop)
         if self._writers:
-            if self._history.thresholds and self._pictured < trainer.global_step:
-                self._writers.pictures(self._history, trainer.global_step)
+            if self._history.thresholds and self._pictured < step:
+                self._writers.pictures(self._history, step)
             if selection is not None and selection.quarantined:
-                self._writers.quarantined(selection.quarantined, trainer.global_step)
+                self._writers.quarantined(selection.quarantined, step)
         _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -161,21 +178,22 @@ class SparseTrainingMonitor(Callback):
         module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
         if not self._writers:
             return
-        self._writers.histograms(samples, self._history, trainer.global_step)
+        step = logged_step(trainer.fit_loop)
+        self._writers.histograms(samples, self._history, step)
         if self._progress.monitoring_seconds + self._picture_seconds <= _SHARE * self._progress.elapsed:
             began = time.perf_counter()
-            self._writers.pictures(self._history, trainer.global_step)
-            self._picture_seconds, self._pictured = time.perf_counter() - began, trainer.global_step
+            self._writers.pictures(self._history, step)
+            self._picture_seconds, self._pictured = time.perf_counter() - began, step
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
-        metrics = trainer.callback_metrics
-        name = self.accuracy
-        if name is None:
-            name = next((n for n in metrics if "val" in n.lower() and "acc" in n.lower()), None)
-        value = metrics.get(name) if name is not None else None
-        if value is None or not math.isfinite(float(torch.as_tensor(value))):
+        if not self._progress.validated:
             return None
-        return float(value)
+        metrics = trainer.callback_metrics
+        name = next(filter(_names_accuracy, metrics), None) if self.accuracy is None else self.accuracy
+        value = None if name is None or name not in metrics else float(torch.as_tensor(metrics[name]))
+        if value is None or not math.isfinite(value):
+            return None
+        return value / 100 if value > 1 else value
 
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
         progress, energy = self._progress, _callback(trainer, EnergyMonitor)
@@ -193,7 +211,7 @@ class SparseTrainingMonitor(Callback):
             sections={name: sum(getattr(c, f"{name}_seconds") for c in costs) for name in sections if costs},
             joules=None if energy is None else energy.joules,
             measured=() if energy is None else energy.names,
-            monitoring_seconds=progress.monitoring_seconds,
+            monitoring_seconds=progress.monitoring_seconds + (0.0 if self._watcher is None else self._watcher.seconds),
             closing_seconds=closing_seconds,
             **_selected(_callback(trainer, SparseSelectionCallback)),
         )
@@ -216,6 +234,9 @@ class SparseTrainingMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue in the epoch the checkpoint was written in."""
+        if "progress" not in state_dict:  # an older release's: it only sums up an epoch
+            return
+        self._resumed = True
         self._progress = RunProgress.from_state_dict(state_dict["progress"])
         self._history = SampleHistory.from_state_dict(state_dict["history"])
 
@@ -227,6 +248,19 @@ def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
 def _ledger(trainer: pl.Trainer) -> Ledger | None:
     selection = _callback(trainer, SparseSelectionCallback)
     return None if selection is None else selection.ledger
+
+
+def _names_accuracy(name: str) -> bool:
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})
+
+
+def _dataset_size(trainer: pl.Trainer) -> int | None:
+    """Samples of the training data set, where it is one and has a length."""
+    try:
+        return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+    except (AttributeError, TypeError):
+        return None
 
 
 def _selected(selection: SparseSelectionCallback | None) -> dict[str, Any]:
@@ -252,6 +286,6 @@ def _say(trainer: pl.Trainer, text: str) -> None:
     if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
         bar.progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
     elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-        bar.print(text)
+        tqdm.write(text)  # works behind the bars' end too
     else:
         print(text)  # noqa: T201 - the terminal is what this callback is for

@@ -132,6 +132,13 @@ class Ledger:
         totals.joules += joules
         totals.joules_offered += offered
 
+    def forget_joules(self) -> bool:
+        """What was measured is not what will be: leave energy out. Whether there was any."""
+        known = any(totals.joules_offered for totals in self.stages.values())
+        for totals in self.stages.values():
+            totals.joules, totals.joules_offered = 0.0, 0
+        return known
+
     @property
     def offered(self) -> int:
         """Samples offered in the whole run."""
@@ -165,8 +172,9 @@ class Ledger:
 
         Returns:
             ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense,
-            None where unknown (before the first batch; FLOPs not counted; no warmup steps to compare seconds and
-            joules with; joules not measured: that is :class:`~lightning_ast.EnergyMonitor`'s).
+            None where unknown: before the first batch; FLOPs not counted; no warmup steps to compare seconds and joules
+            with, or no sparse ones measured yet; joules not measured, which is
+            :class:`~lightning_ast.EnergyMonitor`'s to do.
         """
         spent, dense, rate = self.spent_flops(), self.dense_flops(), self.activation_rate
         return {
@@ -179,10 +187,11 @@ class Ledger:
     def _measured(self, costs: dict[str, tuple[float, int]]) -> float | None:
         """What a sample cost by stage, ``(sum, samples)``, weighted with the samples each stage was offered.
 
-        A stage without a measurement counts as dense.
+        A cooldown without a measurement counts as dense, which it is.
         """
         total, samples = costs.get("warmup", (0.0, 0))
-        if not total or not samples or not self.offered:
+        sparse = self.stages.get("sparse", StageTotals())
+        if not total or not samples or not self.offered or (sparse.offered and not costs["sparse"][1]):
             return None
         dense = total / samples
         spent = sum(

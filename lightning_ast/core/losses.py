@@ -77,9 +77,13 @@ class LossRecord:
 
     @property
     def labels(self) -> Tensor | None:
-        """``(B,)`` class indices where each sample has one, else None."""
+        """``(B,)`` class indices where each sample has one, else None; -1 where it is to be ignored."""
         hard = self.kind == "multiclass" and self.targets.ndim == 1 and not self.targets.is_floating_point()
-        return self.targets if hard and len(self.targets) == len(self.sums) else None
+        if not hard or len(self.targets) != len(self.sums):
+            return None
+        if self.ignore_index is None:
+            return self.targets
+        return self.targets.where(self.targets != self.ignore_index, torch.full_like(self.targets, -1))
 
     def without(self, left_out: Tensor | None) -> LossRecord:
         """The same batch without some of its samples: they sum and count to 0.

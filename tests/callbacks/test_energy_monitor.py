@@ -93,7 +93,7 @@ def test_counters_are_read_at_boundaries_alone(digits: Digits) -> None:
     fit(digits, few, first=True, limit_train_batches=4)
     fit(digits, many, first=True)
     assert few.reads == many.reads
-    assert few.reads <= 1 + 4 * 3 + 3  # begin; an epoch's end and its validation's two ends; stages
+    assert few.reads <= 1 + 4 * 4 + 3  # begin; an epoch's first batch and end, its validation's two ends; stages
 
 
 def test_a_stage_that_begins_within_an_epoch_is_told_apart(digits: Digits) -> None:
@@ -126,8 +126,9 @@ def test_savings_reach_the_event_file(digits: Digits, tmp_path: Path) -> None:
     for epoch, whole in enumerate(read["energy/epoch_seconds"]):
         assert whole == pytest.approx(sum(read[f"energy/{part}_seconds"][epoch] for part in parts), rel=1e-4)
     assert "energy/cpu_joules" not in read
-    # within the last epoch the ledger knows three: 12 J for 30 J in one of two sparse epochs was measured
-    assert read["ast/savings_joules"][-1] == pytest.approx(0.3)
+    assert read["ast/savings_joules"] == pytest.approx([0.0, 0.0, 1 - (30 * 2 + 12) / 90, 0.3]), (
+        "as of each epoch's end"
+    )
 
 
 def test_a_plain_run_is_measured_too(digits: Digits) -> None:
@@ -215,6 +216,86 @@ def test_an_interrupted_epoch_is_added_up_whole(digits: Digits, tmp_path: Path, 
     assert [costs.gpu_joules for costs in resumed.epochs] == [30 * BATCHES] * 2
 
 
+class Gap(pl.Callback):
+    """Draws joules between the epochs, as writing a checkpoint does."""
+
+    def __init__(self, meter: Meter, joules: float) -> None:
+        self.meter, self.joules = meter, joules
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.meter.joules += self.joules if trainer.current_epoch else 0
+
+
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_what_lies_between_epochs_is_in_no_stage(digits: Digits, warmup: int) -> None:
+    meter = Meter()
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            meter.joules += 10
+            return super().training_step(batch, batch_idx)
+
+    energy, selection = EnergyMonitor(meters=[meter]), SparseSelectionCallback(mode="mask")
+    chain = [energy, selection, TwoStageScheduler(warmup_epochs=warmup), Gap(meter, 20.0)]
+    quiet_trainer(callbacks=chain, max_epochs=5).fit(Net(), loader(digits, batch_size=64))
+    assert selection.savings["joules"] == 0.0
+    assert energy.joules == 5 * 10 * BATCHES + 4 * 20, "they are spent nevertheless"
+
+
+def resumed(digits: Digits, folder: Path, *meters: list[Meter]) -> tuple[EnergyMonitor, SparseSelectionCallback]:
+    """A run of four epochs, the first two dense, that is interrupted after two; with these meters before and after."""
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            for meter in present:
+                meter.joules += 10
+            return super().training_step(batch, batch_idx)
+
+    for part, present in enumerate(meters):
+        energy, selection = EnergyMonitor(meters=present), SparseSelectionCallback(mode="mask")
+        trainer = quiet_trainer(
+            callbacks=[energy, selection, TwoStageScheduler(warmup_epochs=2)], max_epochs=4 if part else 2
+        )
+        if not part:
+            trainer = quiet_trainer(
+                callbacks=[energy, selection, TwoStageScheduler(warmup_epochs=2), StopAt(folder)], max_epochs=4
+            )
+        trainer.fit(Net(), loader(digits, batch_size=64), ckpt_path=folder / "two.ckpt" if part else None)
+    return energy, selection
+
+
+class StopAt(pl.Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.folder / "two.ckpt")
+            trainer.should_stop = True
+
+
+def test_savings_go_on_with_the_same_meters_and_not_with_others(digits: Digits, tmp_path: Path) -> None:
+    def both() -> list[Meter]:
+        return [Meter("gpu"), Meter("cpu", "the CPU")]
+
+    _, selection = resumed(digits, tmp_path, both(), both())
+    assert selection.savings["joules"] == 0.0
+    with pytest.warns(UserWarning, match=r"measured \['gpu of the test', 'cpu of the test'\] energy and this one"):
+        energy, selection = resumed(digits, tmp_path, both(), [Meter("gpu")])
+    assert selection.savings["joules"] is None, "20 J a step before and 10 J after are no saving"
+    assert [costs.gpu_joules for costs in energy.epochs] == [10 * BATCHES] * 4
+
+
+def test_no_measurement_of_the_sparse_stage_is_no_saving(digits: Digits) -> None:
+    selection = SparseSelectionCallback(mode="prune")
+    trainer = quiet_trainer(
+        callbacks=[selection, TwoStageScheduler(warmup_epochs=1)], max_epochs=2, val_check_interval=0.25
+    )
+    trainer.fit(PlainNet(), loader(digits, batch_size=64), loader(digits, batch_size=512))
+    assert selection.ledger.stages["sparse"].timed_offered == 0
+    assert selection.savings["seconds"] is None
+
+
 class Sum(pl.Callback):
     """Writes what each rank's monitor found."""
 
@@ -250,6 +331,35 @@ class RankNet(PlainNet):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.meter.joules += (1, 10)[self.global_rank]
         return super().training_step(batch, batch_idx)
+
+
+class SaveAtThree(pl.Callback):
+    """Writes a checkpoint in the midst of an epoch, and stops there or goes on."""
+
+    def __init__(self, path: Path, *, stop: bool) -> None:
+        self.path, self.stop = path, stop
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.stop and trainer.global_step == 3:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_shared_hardware_is_counted_once_after_a_resume_too(digits: Digits, tmp_path: Path) -> None:
+    for part in (0, 1):
+        meter = OwnMeter(shared=True)
+        energy = EnergyMonitor(meters=[meter])
+        trainer = quiet_trainer(
+            devices=2,
+            strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+            callbacks=[energy, SaveAtThree(tmp_path / "mid.ckpt", stop=not part), Sum(tmp_path, energy)],
+            max_epochs=1,
+            min_epochs=0,
+        )
+        path = tmp_path / "mid.ckpt" if part else None
+        trainer.fit(RankNet(meter), loader(digits, batch_size=64), ckpt_path=path)
+    assert [torch.load(tmp_path / f"rank{rank}.pt")[0] for rank in (0, 1)] == [[4.0], [4.0]]
 
 
 @pytest.mark.parametrize(("shared", "joules"), [(False, 11.0 * 4), (True, 1.0 * 4)])
@@ -313,6 +423,17 @@ def test_sections_of_a_step(scored_first: bool) -> None:
     step(sections, clock)
     assert sections.take() == {"loading": 3.0, "scoring": 3.0, "forward_backward": 45.0}
     assert sections.take() == {}
+
+
+def test_a_batch_that_was_skipped_leaves_nothing_behind() -> None:
+    clock = FakeClock()
+    sections = StepSections(clock)
+    sections.restart()
+    sections.start_batch()  # on_train_batch_start gave -1: there is no end
+    clock.now += 50.0
+    sections.restart()
+    step(sections, clock)
+    assert sections.take() == {"loading": 1.0, "forward_backward": 15.0}
 
 
 def test_a_step_without_a_backward_is_neither() -> None:

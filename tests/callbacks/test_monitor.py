@@ -20,7 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast import (
+    EnergyMonitor,
+    SparseLossMixin,
+    SparseSelectionCallback,
+    SparseTrainingMonitor,
+    TwoStageScheduler,
+)
 from lightning_ast.callbacks import _writers
 from lightning_ast.callbacks._samples import BINS, EpochSamples, SampleHistory
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_summary, seconds_left
@@ -184,10 +190,11 @@ def test_watching_changes_nothing(digits: Digits, tmp_path: Path, mode: str) -> 
 
 
 def test_the_event_file_holds_what_was_counted(digits: Digits, tmp_path: Path) -> None:
-    _, spy, trainer = run(digits, tmp_path, "partial")
+    _, spy, _ = run(digits, tmp_path, "partial")
     read = events(tmp_path)
     tags = read.Tags()
-    steps = [8 * epoch for epoch in range(WARMUP + 1, EPOCHS + 1)]
+    steps = [event.step for event in read.Scalars("val_acc")][WARMUP:]
+    assert steps == [8 * epoch - 1 for epoch in range(WARMUP + 1, EPOCHS + 1)]
     for tag in ("ast/significance", "ast/significance_selected", "ast/times_selected", "ast/selected_share"):
         assert [event.step for event in read.Histograms(tag)] == steps, tag
     last = {tag: read.Histograms(tag)[-1].histogram_value for tag in tags["histograms"]}
@@ -204,7 +211,7 @@ def test_the_event_file_holds_what_was_counted(digits: Digits, tmp_path: Path) -
     for tag in ("ast/class_activation", "ast/threshold_by_epoch", "ast/most_and_least_selected"):
         image = np.asarray(Image.open(io.BytesIO(read.Images(tag)[-1].encoded_image_string)))
         assert image.std() > 10, f"{tag} is not blank"
-        assert read.Images(tag)[-1].step == trainer.global_step
+        assert read.Images(tag)[-1].step == steps[-1]
 
 
 def test_the_custom_scalars_page_names_what_is_logged(digits: Digits, tmp_path: Path) -> None:
@@ -285,7 +292,8 @@ def test_regression_has_no_classes(digits: Digits, tmp_path: Path) -> None:
     flat = (digits[0].flatten(1), digits[1])
     module = Regression()
     module.net = torch.nn.Linear(64, 10)
-    quiet_trainer(max_epochs=3, callbacks=callbacks, logger=logger).fit(module, loader(flat))
+    data = DataLoader(torch.utils.data.TensorDataset(*flat), batch_size=64)
+    quiet_trainer(max_epochs=3, callbacks=callbacks, logger=logger).fit(module, data)
     tags = events(tmp_path).Tags()
     assert "ast/class_activation" not in tags["images"]
     assert "ast/threshold_by_epoch" in tags["images"]
@@ -352,9 +360,8 @@ def test_a_logger_is_asked_for_what_it_has(digits: Digits, tmp_path: Path) -> No
 
     csv, shy = CSVLogger(str(tmp_path), name="csv"), ShyLogger(str(tmp_path), name="shy")
     _, callbacks = chain("partial", SparseTrainingMonitor())
-    quiet_trainer(max_epochs=4, callbacks=callbacks, logger=[csv, shy], log_every_n_steps=1).fit(
-        PlainNet(), loader(digits)
-    )
+    trainer = quiet_trainer(max_epochs=4, callbacks=callbacks, logger=[csv, shy], log_every_n_steps=1)
+    trainer.fit(PlainNet(), DataLoader(torch.utils.data.TensorDataset(*digits), batch_size=64))
     assert set(shy.shy.tags) == {
         "ast/significance", "ast/significance_selected", "ast/times_selected", "ast/selected_share"
     }  # fmt: skip
@@ -397,27 +404,221 @@ def test_pictures_wait_for_their_share_of_the_time(digits: Digits, monkeypatch: 
 
     class At:
         current_epoch = 0
-        global_step = 0
+        fit_loop = None
+
+    step = [0]
+    monkeypatch.setattr("lightning_ast.callbacks.monitor.logged_step", lambda loop: step[0])
 
     class Module:
         def log_dict(self, *args: Any, **kwargs: Any) -> None: ...
 
     for now, spent in ((99.0, 0.0), (101.0, 0.0), (101.0, 2.0), (250.0, 2.0)):
-        At.global_step += 1
+        step[0] += 1
         elapsed[0], monitor._progress.monitoring_seconds = now, spent
         monitor._show(samples, At(), Module())  # type: ignore[arg-type]
     # a second is 1 % of 101 s, not of 99; what was spent counts; then the pictures were quick
     assert drawn == [2, 4]
 
 
+class Ramp(pl.Callback):
+    """Larger batches and another collate_fn from epoch to epoch, as a curriculum does."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.train_dataloader.batch_sampler.batch_size *= 2
+        if trainer.current_epoch == 3:
+            trainer.train_dataloader.collate_fn = Sorting()
+
+
+class Sorting:
+    """Orders a batch by its labels."""
+
+    def __call__(self, rows: list[Any]) -> Any:
+        return torch.utils.data.default_collate(sorted(rows, key=lambda row: int(row[1])))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_loader_that_is_changed_on_the_way_is_the_users_own(digits: Digits, tmp_path: Path, watched: bool) -> None:
+    monitor = SparseTrainingMonitor()
+    selection, callbacks = chain("partial", *([monitor] if watched else []))
+    spy = Spy(selection, 512)
+    sizes: list[int] = []
+
+    class Sizes(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            sizes.append(len(batch[1]))
+
+    logger = TensorBoardLogger(str(tmp_path), name="")
+    trainer = quiet_trainer(max_epochs=5, callbacks=[*callbacks, spy, Sizes(), Ramp()], logger=logger)
+    trainer.fit(Net(), DataLoader(Numbered(digits), batch_size=16, shuffle=True))
+    assert [sizes.count(size) for size in (16, 32, 64, 128, 256)] == [32, 16, 8, 4, 2]
+    if watched:  # the last epoch is in an order that is not known, and is not counted
+        assert int(monitor._history.offered.sum()) == 2 * 512
+        assert set(monitor._history.thresholds) == {2, 3, 4}
+
+
+class Gone(Dropping):
+    """A whole batch is missing now and then: Lightning skips None."""
+
+    def __call__(self, rows: list[Any]) -> Any:
+        return None if rows[0][2] % 3 == 0 else torch.utils.data.default_collate(rows)
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None")
+def test_skipped_batches_do_not_shift_what_is_known(digits: Digits, tmp_path: Path) -> None:
+    class Skips(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            taken.append((None if monitor._drawn is None else monitor._drawn.take(len(batch[2])), batch[2]))
+
+    for collate in (Gone(), None):
+        taken: list[Any] = []
+        monitor = SparseTrainingMonitor()
+        _, callbacks = chain("partial", monitor)
+        logger = TensorBoardLogger(str(tmp_path), name="")
+        trainer = quiet_trainer(max_epochs=3, callbacks=[*callbacks, Skips()], logger=logger)
+        trainer.fit(Net(), DataLoader(Numbered(digits), batch_size=64, shuffle=True, collate_fn=collate))
+        if collate is None:
+            assert len(taken) == 24
+            assert all(torch.equal(known, truth) for known, truth in taken)
+        else:
+            assert all(known is None for known, _ in taken), "a collate_fn of one's own may do anything"
+
+
+def test_names_of_samples_are_not_places(digits: Digits, tmp_path: Path) -> None:
+    class Named(SparseLossMixin, Net):
+        def sample_indices(self, batch: Any) -> Tensor:
+            return batch[2] + 10**11
+
+    monitor = SparseTrainingMonitor()
+    _, callbacks = chain("partial", monitor)
+    logger = TensorBoardLogger(str(tmp_path), name="")
+    trainer = quiet_trainer(max_epochs=3, callbacks=callbacks, logger=logger)
+    trainer.fit(Named(), DataLoader(Numbered(digits), batch_size=64))
+    assert len(monitor._history.offered) == 0
+    assert monitor._history.classes.keys() == {2}
+
+
+def test_a_logger_that_is_not_what_it_seems_does_not_end_the_training(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(_writers, "rank_zero_info", said.append)
+
+    class Foreign:
+        def add_histogram(self, name: str) -> None: ...
+
+    class Odd(CSVLogger):
+        foreign: Any = Foreign()
+
+        @property
+        def experiment(self) -> Any:
+            if self.foreign is None:
+                raise AttributeError("experiment")
+            return self.foreign
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None: ...
+
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def save(self) -> None: ...
+
+        def finalize(self, status: str) -> None: ...
+
+    class Bare(Odd):
+        foreign = None
+
+    _, callbacks = chain("partial", SparseTrainingMonitor())
+    loggers = [Odd(str(tmp_path)), Bare(str(tmp_path))]
+    trainer = quiet_trainer(max_epochs=4, callbacks=callbacks, logger=loggers)
+    trainer.fit(PlainNet(), loader(digits))
+    assert len(said) == 1, "asked once, in two sparse epochs"
+    assert said[0].startswith("lightning-ast: Foreign.add_histogram is not TensorBoard's and is not asked again")
+
+
 # ---------------------------------------------------------------------- the terminal
 
 
+def test_an_epoch_without_validation_shows_no_accuracy(digits: Digits, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = quiet_trainer(callbacks=[SparseTrainingMonitor()], max_epochs=4, check_val_every_n_epoch=2)
+    trainer.fit(PlainNet(), loader(digits), loader(digits))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
+    assert ["Val Acc" in line for line in lines] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("name", "found"), [("retrieval_acc", False), ("val_acc", True), ("valid/accuracy", True)])
+def test_which_name_is_a_validation_accuracy(
+    digits: Digits, capsys: pytest.CaptureFixture[str], name: str, found: bool
+) -> None:
+    class Named(PlainNet):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log(name, 93.2)
+
+    quiet_trainer(callbacks=[SparseTrainingMonitor()]).fit(Named(), loader(digits), loader(digits))
+    assert ("Val Acc: 93.20%" in capsys.readouterr().out) is found
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None")
+def test_the_line_starts_anew_where_the_first_batch_is_skipped(
+    digits: Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class First(pl.Callback):
+        def __init__(self) -> None:
+            self.lines: list[float] = []
+
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+            if outputs:
+                self.lines.append(float(outputs["loss"]))
+
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.lines.clear()
+
+    class Missing:
+        calls = 0
+
+        def __call__(self, rows: list[Any]) -> Any:
+            self.calls += 1
+            return None if self.calls == 9 else torch.utils.data.default_collate(rows)
+
+    spy = First()
+    trainer = quiet_trainer(callbacks=[SparseTrainingMonitor(), spy], max_epochs=2)
+    data = DataLoader(torch.utils.data.TensorDataset(*digits), batch_size=64, collate_fn=Missing())
+    trainer.fit(PlainNet(), data)
+    line = re.search(r"Epoch 2/2 \| Loss: (\S+)", capsys.readouterr().out)
+    assert len(spy.lines) == 7
+    assert float(line[1]) == pytest.approx(np.mean(spy.lines), abs=1e-4)
+
+
+def test_a_checkpoint_without_the_monitor_or_of_an_older_one(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 20:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    _, callbacks = chain("partial", Save())
+    quiet_trainer(max_epochs=4, callbacks=callbacks).fit(PlainNet(), loader(digits, batch_size=64))
+    checkpoint = torch.load(tmp_path / "mid.ckpt", weights_only=True)
+    for older in (False, True):
+        if older:
+            key = SparseTrainingMonitor().state_key
+            checkpoint["callbacks"][key] = {"loss_sum": 3.0, "steps": 4, "before": [1024, 900, 0.0, 0.0]}
+            torch.save(checkpoint, tmp_path / "mid.ckpt")
+        _, callbacks = chain("partial", SparseTrainingMonitor())
+        trainer = quiet_trainer(max_epochs=4, callbacks=callbacks)
+        trainer.fit(PlainNet(), loader(digits, batch_size=64), ckpt_path=tmp_path / "mid.ckpt")
+        (rate,) = re.findall(r"Epoch 3/4 .* Act: (\S+)%", capsys.readouterr().out)
+        assert float(rate) < 40, "of the epoch's rest, and not of the run"
+
+
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("bar", [None, TQDMProgressBar, RichProgressBar])
-def test_lines_and_summary_with_each_progress_bar(digits: Digits, capfd: pytest.CaptureFixture[str], bar: Any) -> None:
+def test_lines_and_summary_with_each_progress_bar(
+    digits: Digits, capfd: pytest.CaptureFixture[str], bar: Any, first: bool
+) -> None:
     selection, callbacks = chain("partial", SparseTrainingMonitor(), EnergyMonitor(meters=[]))
     extra = [] if bar is None else [bar()]
-    trainer = quiet_trainer(max_epochs=4, callbacks=[*callbacks, *extra], enable_progress_bar=bar is not None)
+    ordered = [*extra, *callbacks] if first else [*callbacks, *extra]
+    trainer = quiet_trainer(max_epochs=4, callbacks=ordered, enable_progress_bar=bar is not None)
     trainer.fit(PlainNet(), loader(digits, batch_size=32), loader(digits, batch_size=512))
     out = capfd.readouterr().out
     lines = re.findall(r"Epoch (\d)/4 \| Loss: .* \| Val Acc: .* \| Act: .* \| FLOPs saved: \S+(.*)", out)
