@@ -52,6 +52,22 @@ def test_what_the_docstring_says_of_batchnorm_is_on_record() -> None:
     assert "within half a point" in said
 
 
+def test_what_readme_says_of_the_monitors_and_of_advice_is_on_record() -> None:
+    def records(benchmark: str) -> list[dict[str, object]]:
+        read = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob(f"{benchmark}-*.json")]
+        assert read
+        return read
+
+    assert "What the two monitors cost, below 1 % of the training" in TEXT
+    assert all(run["watching_share"] < 0.01 for record in records("monitored") for run in record["runs"])
+    logged = {tag for record in records("monitored") for run in record["runs"] for tag in run["series"]["scalars"]}
+    assert logged >= {f"ast/{name}" for name in ("activation_rate", "target_activation_rate", "threshold", "stage")}
+    assert logged >= {f"ast/savings_{name}" for name in ("samples", "flops", "seconds")}
+    assert "Its predictions beside ordinary runs, all within 15 %" in TEXT
+    assert {record["model"] for record in records("advice")} >= {"resnet18", "vit-s"}
+    assert all(max(record["largest_error"].values()) < 0.15 for record in records("advice"))
+
+
 def test_what_readme_says_of_prune_is_on_record() -> None:
     def accuracy(policy: str, rate: str, epochs: int) -> float:
         name = f"cifar10-cpu-{policy}-r{rate}-w8-n20000-b256-e{epochs}-s*.json"

@@ -111,12 +111,12 @@ class OpenEpoch(Watcher):
     def _resume(self, book: dict[str, Any]) -> None:
         if (
             self._selection is not None
-            and book["meters"] != self._book.names
+            and book["meters"] != self._book.measured
             and self._selection.ledger.forget_joules()
         ):
             rank_zero_warn(
                 f"lightning-ast: the interrupted run measured {book['meters'] or 'no'} energy and this one "
-                f"{self._book.names or 'none'}: there are no ast/savings_joules."
+                f"{self._book.measured or 'none'}: there are no ast/savings_joules."
             )
             self._kinds = set()
         self._book.load_state_dict(book)

@@ -33,6 +33,7 @@ class EnergyBook:
 
     Attributes:
         names: of what this process measures.
+        measured: of what all of them measure.
         offered: samples offered in this process by activity, since the last :meth:`close`.
     """
 
@@ -46,6 +47,7 @@ class EnergyBook:
         self._kinds: set[EnergyKind] = {meter.kind for meter in found}
         self._processes = processes
         self.names = [meter.name for meter in self._meters]
+        self.measured = sorted(name for names in processes.gathered(self.names) for name in names)
         self._longest = min((meter.longest_interval_seconds for meter in found), default=math.inf) * _MARGIN
         self._joules: dict[tuple[EnergyKind, Activity], float] = {}
         self.offered: dict[Activity, int] = {}
@@ -110,7 +112,7 @@ class EnergyBook:
         return {
             "joules": {key: sum(others.get(key, 0.0) for others in each) for others in each for key in others},
             "offered": {str(activity): samples for activity, samples in self.offered.items()},
-            "meters": self.names,
+            "meters": self.measured,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

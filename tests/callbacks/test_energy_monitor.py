@@ -280,7 +280,7 @@ def test_savings_go_on_with_the_same_meters_and_not_with_others(digits: Digits, 
 
     _, selection = resumed(digits, tmp_path, both(), both())
     assert selection.savings["joules"] == 0.0
-    with pytest.warns(UserWarning, match=r"measured \['gpu of the test', 'cpu of the test'\] energy and this one"):
+    with pytest.warns(UserWarning, match=r"measured \['cpu of the test', 'gpu of the test'\] energy and this one"):
         energy, selection = resumed(digits, tmp_path, both(), [Meter("gpu")])
     assert selection.savings["joules"] is None, "20 J a step before and 10 J after are no saving"
     assert [costs.gpu_joules for costs in energy.epochs] == [10 * BATCHES] * 4
