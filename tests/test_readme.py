@@ -60,6 +60,10 @@ def test_what_readme_says_of_the_monitors_and_of_advice_is_on_record() -> None:
 
     assert "What the two monitors cost, below 1 % of the training" in TEXT
     assert all(run["watching_share"] < 0.01 for record in records("monitored") for run in record["runs"])
+    saved = next(run for run in records("monitored")[0]["runs"] if run["mode"] == "partial")["savings"]
+    percent = {name: f"{saved[name]:.0%}".replace("%", " %") for name in ("samples", "flops", "seconds")}
+    said = f"{percent['samples']} of the samples are skipped, {percent['flops']} of the FLOPs and {percent['seconds']} of the"
+    assert said in " ".join(TEXT.split())
     logged = {tag for record in records("monitored") for run in record["runs"] for tag in run["series"]["scalars"]}
     assert logged >= {f"ast/{name}" for name in ("activation_rate", "target_activation_rate", "threshold", "stage")}
     assert logged >= {f"ast/savings_{name}" for name in ("samples", "flops", "seconds")}
