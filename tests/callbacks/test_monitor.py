@@ -126,21 +126,21 @@ def events(folder: Path) -> Any:
     return accumulator
 
 
-@pytest.mark.parametrize("mode", ["partial", "subset", "mask"])
+DROPPED: dict[str, Any] = {"batch_size": 60, "drop_last": True}
+WORKERS: dict[str, Any] = {"num_workers": 2, "persistent_workers": True}
+
+
 @pytest.mark.parametrize(
-    ("loading", "options"),
+    ("mode", "loading", "options"),
     [
-        ({}, {}),
-        ({"batch_size": 60, "drop_last": True}, {"limit_train_batches": 5}),
-        ({"num_workers": 2, "persistent_workers": True}, {}),
+        *((mode, {}, {}) for mode in ("partial", "subset", "mask")),
+        *((mode, DROPPED, {"limit_train_batches": 5}) for mode in ("partial", "subset", "mask")),
+        ("partial", WORKERS, {}),  # the loader does not know the mode
     ],
-    ids=["plain", "dropped and limited", "workers"],
 )
 def test_each_sample_is_counted_as_the_step_saw_it(
     digits: Digits, tmp_path: Path, mode: str, loading: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    if mode != "partial" and loading.get("num_workers"):
-        pytest.skip("the loader does not know the mode")
     monitor, spy, _ = run(digits, tmp_path, mode, trainer_options=options, **loading)
     history = monitor._history
     size = len(history.offered)
