@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.strategies import DDPStrategy
+from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -615,6 +616,8 @@ def test_a_checkpoint_without_the_monitor_or_of_an_older_one(
 def test_lines_and_summary_with_each_progress_bar(
     digits: Digits, capfd: pytest.CaptureFixture[str], bar: Any, first: bool
 ) -> None:
+    if bar is RichProgressBar and not RequirementCache("lightning>=2.6"):
+        pytest.skip("Lightning's bar of then does not work with the Rich of now")
     selection, callbacks = chain("partial", SparseTrainingMonitor(), EnergyMonitor(meters=[]))
     extra = [] if bar is None else [bar()]
     ordered = [*extra, *callbacks] if first else [*callbacks, *extra]
