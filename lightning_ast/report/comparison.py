@@ -97,7 +97,7 @@ def _by_epoch(axes: Axes, runs: Sequence[Run], title: str, found: Sequence[Epoch
     axes.set_title(title)
     known = [series for series in found if series is not None]
     if not known:
-        missing(axes, f"no run logged a tag with '{what[:4]}' in its name")
+        missing(axes, f"no run logged a tag with '{what}' in its name")
         return
     for i, series in enumerate(found):
         if series is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -64,14 +65,19 @@ def loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
-    """The validation accuracy; else any accuracy; None where there is none.
+    """The validation accuracy; else any accuracy, which is a tag with the word acc or accuracy; None without any.
 
     Example:
         >>> accuracy_tag(["train_acc", "valid/accuracy"])
         'valid/accuracy'
     """
-    accuracies = [tag for tag in _own(tags) if "acc" in tag.lower()]
+    accuracies = [tag for tag in _own(tags) if _words(tag) & {"acc", "accuracy"}]
     return min(accuracies, key=lambda tag: ("val" not in tag.lower(), tag), default=None)
+
+
+def _words(tag: str) -> set[str]:
+    """Its words in lower case: letters between other characters, or from one capital to the next."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", tag)}
 
 
 def _own(tags: Iterable[str]) -> list[str]:
@@ -145,12 +151,15 @@ def mean_by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
-    """Tag and values, in [0, 1], of the accuracy by epoch; where any is above 1, they were logged as percentages."""
+    """Tag and values, in [0, 1], of the accuracy by epoch; where any is above 1.5, they were logged as percentages.
+
+    A share may be above 1 by its rounding.
+    """
     tag = accuracy_tag(tag for tag in run.scalars if run.series(tag) is not None)
     found = by_epoch(run, tag)
     if tag is None or found is None:
         return None
-    return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1 else 1))
+    return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1.5 else 1))
 
 
 def stage_of_epochs(run: Run) -> dict[int, Stage]:

@@ -24,8 +24,8 @@ th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
 thead th { border-bottom: 2px solid #444; vertical-align: bottom; } tbody th { font-weight: 600; }
 td small, th small { display: block; color: #555; font-weight: 400; white-space: nowrap; }
 figure { margin: 0 0 1.6rem; } img { width: 100%; height: auto; display: block; }
-figcaption, .note, footer { color: #444; font-size: .9rem; }
-footer { border-top: 1px solid #ccc; margin-top: 2rem; padding-top: .6rem; overflow-wrap: anywhere; }
+figcaption, .note, footer { color: #444; font-size: .9rem; overflow-wrap: anywhere; }
+footer { border-top: 1px solid #ccc; margin-top: 2rem; padding-top: .6rem; }
 @page { size: A4 landscape; margin: 10mm; }
 @media print {
   body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
@@ -53,7 +53,11 @@ class Picture:
 
 
 def render(
-    rows: Sequence[Summary], dense: Summary | None, sections: Sequence[tuple[str, Sequence[Picture]]], foot: str
+    rows: Sequence[Summary],
+    dense: Summary | None,
+    sections: Sequence[tuple[str, Sequence[Picture]]],
+    foot: str,
+    left_out: Sequence[str] = (),
 ) -> str:
     """The whole page.
 
@@ -62,6 +66,7 @@ def render(
         dense: the run that the others are held against.
         sections: a heading and its figures each; one without figures says that its run holds no values.
         foot: a line of text: versions, folders, date.
+        left_out: a line for each log that is not in the report.
 
     Returns:
         HTML. Names are escaped.
@@ -73,6 +78,7 @@ def render(
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
         f"<h1>{escape(title)}</h1>",
         table(rows, dense),
+        *(f'<p class="note">Left out: {escape(line)}.</p>' for line in left_out),
     ]
     for heading, pictures in sections:
         parts.append(f"<section><h2>{escape(heading)}</h2>")

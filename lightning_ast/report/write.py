@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from lightning_ast.report.derive import clip_to_training
 from lightning_ast.report.page import Picture, render
-from lightning_ast.report.runs import read_runs
+from lightning_ast.report.runs import read_logs
 from lightning_ast.report.series import ReportError, Run
 from lightning_ast.report.summary import Summary, reference, summarize
 
@@ -21,6 +22,7 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
     r"""Write ``report.html`` about every run at or below some folders, and its figures as PNG files beside it.
 
     It reads the logs alone: TensorBoard's event files and CSVLogger's ``metrics.csv``. The page needs no other file.
+    It names the logs that could not be read. Pictures of an earlier page in ``out`` are replaced or removed.
 
     Args:
         log_dirs: folders with logs in them, at any depth.
@@ -30,7 +32,7 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        ReportError: a folder holds no logs, a log cannot be read, or a package is missing.
+        ReportError: a folder holds no logs, none can be read, ``out`` cannot be written to, or a package is missing.
 
     Example:
         >>> import tempfile
@@ -39,20 +41,38 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
         >>> write_report([folder], folder / "report").name
         'report.html'
     """
-    runs = [clip_to_training(run) for run in read_runs(log_dirs)]
+    read, left_out = read_logs(log_dirs)
+    runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
-    dense = reference(rows)
     folder = Path(out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "report.html"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        old = _pictures_of(page)
         sections = _draw(runs, rows, folder)
+        page.write_text(render(rows, reference(rows), sections, _foot(log_dirs), left_out), encoding="utf-8")
+        for path in old - {picture.path for _, pictures in sections for picture in pictures}:
+            path.unlink(missing_ok=True)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
         raise ReportError(f"figures need matplotlib ({error}): pip install 'lightning-ast[report]'.") from error
-    page = folder / "report.html"
-    page.write_text(render(rows, dense, sections, _foot(log_dirs)), encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"cannot write the report to {out}: {error}.") from error
     return page
+
+
+def _pictures_of(page: Path) -> set[Path]:
+    """The files beside an earlier page that hold its pictures: what is not on it may be somebody else's."""
+    if not page.is_file():
+        return set()
+    shown = set(re.findall(r'src="data:image/png;base64,([^"]*)"', page.read_text(encoding="utf-8", errors="replace")))
+    return {
+        path
+        for kind in ("comparison", "dashboard-*", "samples-*", "costs-*")
+        for path in page.parent.glob(f"{kind}.png")
+        if path.is_file() and base64.b64encode(path.read_bytes()).decode("ascii") in shown
+    }
 
 
 def file_stems(names: Sequence[str]) -> list[str]:

@@ -50,6 +50,19 @@ def test_the_accuracy_is_found_by_name() -> None:
     assert accuracy_tag(["train_loss", "ast/acc"]) is None
 
 
+@pytest.mark.parametrize(
+    "tag",
+    ["acc", "top1_acc", "acc1", "Acc@1", "valid/accuracy", "MulticlassAccuracy", "valAcc", "val_ACC", "ACCTop1", "testAccuracy"],
+)  # fmt: skip
+def test_accuracy_is_a_word_of_the_tag(tag: str) -> None:
+    assert accuracy_tag(["loss", tag]) == tag
+
+
+def test_a_word_with_acc_in_it_is_no_accuracy() -> None:
+    assert accuracy_tag(["grad_accumulation", "accelerator_bytes", "vaccine", "AccumulateSteps"]) is None
+    assert accuracy(made({"epoch": EPOCH, "grad_accumulation": [(2, 4.0)]})) is None
+
+
 def test_one_value_an_epoch_is_the_last_finite_one() -> None:
     run = made(
         {
@@ -77,7 +90,7 @@ def test_without_epochs_each_value_is_one() -> None:
 
 
 def test_percentages_become_shares() -> None:
-    for values, shares in (([50.0, 100.0], [0.5, 1.0]), ([0.5, 1.0], [0.5, 1.0])):
+    for values, shares in (([50.0, 100.0], [0.5, 1.0]), ([0.5, 1.0], [0.5, 1.0]), ([0.5, 1.0000001], [0.5, 1.0000001])):
         found = accuracy(made({"epoch": EPOCH, "val_acc": [(2, values[0]), (5, values[1])]}))
         assert found is not None
         assert (found[0], found[1].values.tolist()) == ("val_acc", shares)

@@ -167,6 +167,43 @@ def test_a_dense_run_alone_and_a_run_of_nothing_work(tmp_path: Path) -> None:
     assert page.texts["p"][-1] == "The log of this run holds no values."
 
 
+def test_the_page_names_what_was_left_out(tmp_path: Path) -> None:
+    for name, text in (("run", "epoch,step,val_acc\n0,1,0.5\n"), ("<data>", "name,score\na,1\n")):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / "metrics.csv").write_text(text)
+    page = Page(write_report([tmp_path / "logs"], tmp_path / "out").read_text())
+    (line,) = [text for text in page.texts["p"] if text.startswith("Left out: ")]
+    assert line.endswith("/<data>/metrics.csv: has no column 'step', so CSVLogger did not write it.")
+    assert page.texts["title"] == ["Training report: run"]
+
+
+def test_a_place_that_cannot_be_written_to_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,val_acc\n0,1,0.5\n")
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ReportError, match=r"cannot write the report to .*file"):
+            write_report([tmp_path], out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_pictures_of_an_earlier_page_go_and_others_stay(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / "metrics.csv").write_text("epoch,step,val_acc\n0,1,0.5\n")
+    out = tmp_path / "out"
+    write_report([tmp_path / "logs"], out)
+    assert {"comparison.png", "dashboard-one.png", "dashboard-two.png"} < {path.name for path in out.iterdir()}
+    (out / "samples-holiday.png").write_bytes(b"not of the page")
+    (out / "notes.txt").write_text("mine")
+    write_report([tmp_path / "logs" / "two"], out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dashboard-two.png",
+        "notes.txt",
+        "report.html",
+        "samples-holiday.png",
+    ]
+
+
 def test_files_of_different_runs_have_different_names() -> None:
     assert file_stems(["a/b", "a b", "A-B", "..", "é"]) == ["a-b", "a-b-2", "A-B-3", "run", "run-2"]
     assert file_stems(["x" * 300]) == ["x" * 80]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_ast.report import ReportError, Run, read_runs
-from lightning_ast.report.runs import find_runs, run_names, session_offsets
+from lightning_ast.report.runs import read_logs, session_offsets, undone_from
+from lightning_ast.report.summary import summarize
 from tests.report.conftest import EPOCHS, PARTS, train
 
 
@@ -88,6 +91,144 @@ def test_breaks_and_undone_steps_are_not_on_the_clock() -> None:
     assert session_offsets([]) == []
 
 
+def write_session(folder: Path, points: dict[str, list[tuple[int, float]]], began: float) -> None:
+    writer = SummaryWriter(folder, filename_suffix=f".{began:.0f}")
+    for tag, series in points.items():
+        for step, value in series:
+            writer.add_scalar(tag, value, step, walltime=began + step)
+    writer.close()
+
+
+def test_a_session_undoes_all_that_was_logged_after_its_first_step(tmp_path: Path) -> None:
+    write_session(
+        tmp_path,
+        {
+            "epoch": [(4, 0), (9, 0), (19, 1), (29, 2)],
+            "train_loss": [(9, 3.0), (19, 2.0), (29, 1.0)],
+            "val_acc": [(9, 0.5), (19, 0.7), (29, 0.99)],
+            "energy/epoch_seconds": [(10, 1.0), (20, 2.0), (30, 3.0)],
+            "late": [(29, 1.0)],
+        },
+        1e9,
+    )
+    write_session(tmp_path, {"hp_metric": [(0, -1.0)], "epoch": [(10, 1), (14, 1)], "train_loss": [(14, 2.5)]}, 2e9)
+    (run,) = read_runs([tmp_path])
+    assert (run.scalars["val_acc"].steps.tolist(), run.scalars["val_acc"].last) == ([9], 0.5)
+    assert run.scalars["train_loss"].values.tolist() == [3.0, 2.5]
+    assert run.scalars["energy/epoch_seconds"].values.tolist() == [1.0]  # after 10 steps, of which none is undone
+    assert "late" not in run.scalars
+    row = summarize(run)
+    assert (row.final_accuracy, row.best_accuracy, row.steps) == (0.5, 0.5, 14)
+    write_session(tmp_path, {"epoch": [(0, 0)], "test_acc": [(0, 0.4)]}, 3e9)  # trainer.test: not a training from anew
+    (run,) = read_runs([tmp_path])
+    assert run.scalars["val_acc"].values.tolist() == [0.5]
+    assert run.scalars["train_loss"].values.tolist() == [3.0, 2.5]
+
+
+def test_an_undone_histogram_is_not_the_last(tmp_path: Path) -> None:
+    for began, step, values in ((1e9, 10, [1.0, 2.0]), (1e9, 30, [5.0, 6.0, 7.0])):
+        writer = SummaryWriter(tmp_path, filename_suffix=f".{step}")
+        writer.add_scalar("epoch", 0, step, walltime=began + step)
+        writer.add_histogram("ast/significance", np.array(values), step, walltime=began + step)
+        writer.close()
+    write_session(tmp_path, {"epoch": [(11, 1), (12, 1)], "train_loss": [(11, 1.0)]}, 2e9)
+    assert read_runs([tmp_path])[0].histograms["ast/significance"].counts.sum() == 2
+
+
+def test_the_earliest_later_session_undoes() -> None:
+    sessions: list[tuple[list[int], bool]] = [([9, 29], True), ([19, 25], True), ([14], True), ([], True), ([0], False)]
+    assert undone_from(sessions) == [14, 14, *[float("inf")] * 3]
+
+
+def test_what_add_scalars_writes_beside_a_run_is_no_run(tmp_path: Path) -> None:
+    writer = SummaryWriter(tmp_path / "run")
+    writer.add_scalar("epoch", 0, 1)
+    writer.add_scalar("val_acc", 0.5, 1)
+    writer.add_scalars("loss", {"train": 0.2, "val": 0.3}, 1)
+    writer.close()
+    write_session(tmp_path / "run" / "nested", {"epoch": [(1, 0)], "val_acc": [(1, 0.7)]}, 1e9)
+    read = read_logs([tmp_path])
+    assert [(run.name, run.scalars["val_acc"].last) for run in read.runs] == [
+        ("nested", pytest.approx(0.7)),
+        ("run", 0.5),
+    ]
+    (line,) = read.left_out
+    assert all(part in line for part in ("loss_train", "loss_val", "add_scalars"))
+    alone = read_logs([tmp_path / "run" / "loss_val"])  # asked for, it is shown
+    assert ([run.name for run in alone.runs], alone.left_out) == (["loss_val"], [])
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"\x80\xff\xfe\n", b"\0\0\0\0\n", b'"' + b"\xff" * 200_000, b"1e300,1e300\n", b"0,-1,9\n"],
+    ids=["binary", "NUL", "no end", "huge", "negative"],
+)
+def test_what_a_crash_leaves_at_the_end_of_a_table_is_passed_over(tmp_path: Path, tail: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(b"epoch,step,val_acc\n0,1,0.5\n0,2,0.75\n" + tail)
+    read = read_logs([tmp_path])
+    series = read.runs[0].scalars["val_acc"]
+    assert (series.steps.tolist(), series.values.tolist(), read.left_out) == ([1, 2], [0.5, 0.75], [])
+
+
+def test_a_log_that_cannot_be_read_is_left_out_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("good", "locked", "gone", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("step,val_acc\n1,0.5\n")
+    (tmp_path / "data" / "metrics.csv").write_text("name,score\na,1\n")
+    (tmp_path / "gone" / "metrics.csv").unlink()
+    (tmp_path / "gone" / "metrics.csv").symlink_to(tmp_path / "not-fetched")
+    whole = Path.open
+
+    def locked(path: Path, *args: Any, **options: Any) -> Any:
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", locked)
+    read = read_logs([tmp_path])
+    assert [run.name for run in read.runs] == ["good"]
+    assert read.left_out == [
+        f"{tmp_path}/data/metrics.csv: has no column 'step', so CSVLogger did not write it",
+        f"{tmp_path}/gone/metrics.csv: cannot be read (No such file or directory)",
+        f"{tmp_path}/locked/metrics.csv: cannot be read (Permission denied)",
+    ]
+    with pytest.warns(UserWarning, match=r"Left out of the runs: .*metrics\.csv") as warned:
+        assert len(read_runs([tmp_path])) == 1
+    assert len(warned) == 3
+
+
+def test_event_files_of_garbage_and_with_a_foreign_table_beside(logs: Path, tmp_path: Path) -> None:
+    shutil.copytree(logs / "tb" / "dense" / "version_0", tmp_path / "dense")
+    (tmp_path / "dense" / "metrics.csv").write_text("name,score\na,1\n")
+    (tmp_path / "dense" / "config.yaml").write_bytes(b"\xff\xfe\x80")
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / "events.out.tfevents.1.host").write_bytes(bytes(range(256)) * 8)
+    read = read_logs([tmp_path])
+    assert [(run.name, run.source, len(run.scalars) > 0) for run in read.runs] == [
+        ("dense", "TensorBoard", True),
+        ("garbage", "TensorBoard", False),
+    ]
+    assert len(read.left_out) == 1
+
+
+def test_runs_whose_files_link_into_one_store_stay_apart(logs: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store" / "cas"
+    store.mkdir(parents=True)
+    for name in ("dense", "partial"):
+        (path,) = (logs / "tb" / name).rglob("events.*")
+        shutil.copy(path, store / f"{path.name}.{name}")
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / path.name).symlink_to(store / f"{path.name}.{name}")
+    shutil.copy(logs / "csv" / "partial" / "version_0" / "metrics.csv", store / "abc")
+    (tmp_path / "logs" / "table").mkdir()
+    (tmp_path / "logs" / "table" / "metrics.csv").symlink_to(store / "abc")
+    runs = by_name(tmp_path / "logs")
+    assert list(runs) == ["dense", "partial", "table"]
+    for name, original in (("dense", "tb/dense"), ("partial", "tb/partial"), ("table", "csv/partial")):
+        (whole,) = read_runs([logs / original])
+        assert runs[name].scalars["val_acc"].values.tolist() == whole.scalars["val_acc"].values.tolist()
+
+
 def test_a_file_that_was_cut_off_is_read_up_to_there(logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs / "tb" / "dense", tmp_path / "cut")
     (path,) = (tmp_path / "cut").rglob("events.*")
@@ -120,28 +261,6 @@ def test_nan_empty_and_cut_off_cells_break_nothing(tmp_path: Path) -> None:
     assert run.series("note") is None
 
 
-def test_folders_are_found_at_any_depth_and_once(logs: Path) -> None:
-    found = find_runs([logs, logs / "tb", str(logs / "tb" / "dense")])
-    assert found == sorted(
-        (logs / kind / name / "version_0").resolve() for kind in ("tb", "csv") for name in ("dense", "partial", "prune")
-    )
-
-
-@pytest.mark.parametrize(
-    ("folders", "names"),
-    [
-        (["/a/dense/version_0", "/a/prune/version_0"], ["dense", "prune"]),
-        (["/a/dense/version_0", "/a/dense/version_1"], ["version_0", "version_1"]),
-        (["/a/x/version_0", "/a/x/version_1", "/a/y/version_0"], ["x/version_0", "x/version_1", "y/version_0"]),
-        (["/a/b", "/a/b/c"], ["b", "c"]),
-        (["/a/b/1/tb/v", "/a/c/1/tb/v"], ["b", "c"]),
-        (["/a"], ["a"]),
-    ],
-)
-def test_names_are_short_and_tell_the_runs_apart(folders: list[str], names: list[str]) -> None:
-    assert run_names([Path(folder) for folder in folders]) == names
-
-
 def test_the_mode_is_read_from_the_configuration_beside_the_log(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,val_acc\n1,0.5\n")
     configuration = tmp_path / "config.yaml"
@@ -165,7 +284,7 @@ def test_errors_say_what_to_do(tmp_path: Path, logs: Path, monkeypatch: pytest.M
         read_runs([])
     other = tmp_path / "metrics.csv"
     other.write_text("name,score\na,1\n")
-    with pytest.raises(ReportError, match=r"metrics\.csv has no column 'step'"):
+    with pytest.raises(ReportError, match=r"no log can be read: .*metrics\.csv: has no column 'step'"):
         read_runs([tmp_path])
     with pytest.raises(ReportError, match="is a file"):
         read_runs([other])

@@ -1,0 +1,115 @@
+"""Find the folders below others that hold a run's log, and name them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from lightning_ast.report.series import ReportError
+
+__all__ = ["CSV", "EVENTS", "find_runs", "run_names"]
+
+EVENTS = "events.out.tfevents.*"
+CSV = "metrics.csv"
+
+
+def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Folders at or below ``log_dirs`` that hold a log, each once, and what could not be looked into.
+
+    Links to folders are followed, as TensorBoard does; a run that is also there without a link has its own path.
+
+    Args:
+        log_dirs: to look in.
+
+    Returns:
+        Absolute paths in order, and a line for each folder that could not be read.
+
+    Raises:
+        ReportError: one of them is no folder, or there is no log in or below it.
+    """
+    if not log_dirs:
+        raise ReportError("expected at least one folder with logs, got none.")
+    found: dict[Path, Path] = {}
+    lines: dict[str, None] = {}
+    for given in log_dirs:
+        root = Path(given).expanduser()
+        logs, unreadable = _walk(_absolute(root, given))
+        if not logs and not unreadable:
+            raise ReportError(
+                f"no logs in or below {given}: looked for {EVENTS} (TensorBoardLogger) and {CSV} (CSVLogger). "
+                "Pass one of these loggers to the Trainer, and its save_dir to the report."
+            )
+        lines.update(dict.fromkeys(unreadable))
+        for real, path in logs.items():
+            if path == real or real not in found:
+                found[real] = path
+    return sorted(found.values()), list(lines)
+
+
+def _absolute(root: Path, given: str | Path) -> Path:
+    try:
+        if not root.is_dir():
+            what = "a file" if root.exists() else "not there"
+            raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
+        # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
+        return root.resolve() if ".." in root.parts else root.absolute()
+    except OSError as error:
+        raise ReportError(f"cannot look into {given}: {error.strerror}.") from error
+
+
+def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
+    """Paths of folders with logs, by the real ones, and a line for each that cannot be listed: links come last."""
+    found: dict[Path, Path] = {}
+    lines: list[str] = []
+    visited: set[Path] = set()
+    waiting = [root]
+
+    def refused(error: OSError) -> None:
+        lines.append(f"{error.filename}: cannot be listed ({error.strerror})")
+
+    for start in waiting:  # grows by the links that are found
+        for name, folders, files in os.walk(start, onerror=refused):
+            folder = Path(name)
+            real = folder.resolve()
+            if real in visited:  # a link into what was seen, or above itself
+                folders.clear()
+                continue
+            visited.add(real)
+            if any(file == CSV or fnmatchcase(file, EVENTS) for file in files):
+                found[real] = folder
+            folders.sort()
+            waiting += [folder / below for below in folders if _is_link(folder / below)]
+    return found, lines
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # in a folder that can be listed but not entered
+        return False
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Short names: the path from the common parent on, without the last parts where those of all runs are the same.
+
+    Args:
+        folders: absolute, no two the same.
+
+    Example:
+        >>> run_names([Path("/logs/dense/version_0"), Path("/logs/prune/version_0")])
+        ['dense', 'prune']
+        >>> run_names([Path("/logs/dense/version_0")])
+        ['version_0']
+    """
+    if not folders:
+        return []
+    parents = [folder.parent for folder in folders]
+    common = Path(os.path.commonpath(folders if len(folders) > 1 else parents))
+    parts = [folder.relative_to(common).parts or (folder.name,) for folder in folders]
+    if len(set(parts)) < len(parts):  # dup and dup/dup: the parent tells them apart
+        parts = [folder.relative_to(common.parent).parts for folder in folders]
+    while min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]
