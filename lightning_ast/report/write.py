@@ -9,6 +9,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from lightning_ast import __version__
 from lightning_ast.report.derive import clip_to_training
 from lightning_ast.report.page import Picture, render
 from lightning_ast.report.runs import read_logs
@@ -161,6 +162,6 @@ def _alt_comparison(rows: Sequence[Summary]) -> str:
 
 
 def _foot(log_dirs: Sequence[str | Path]) -> str:
-    packages = [f"lightning-ast {version('lightning-ast')}", f"matplotlib {version('matplotlib')}"]
+    packages = [f"lightning-ast {__version__}", f"matplotlib {version('matplotlib')}"]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     return f"Written {when} by {', '.join(packages)} from {', '.join(str(given) for given in log_dirs)}."
