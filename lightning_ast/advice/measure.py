@@ -41,6 +41,7 @@ from lightning_ast.mixin import SparseLossMixin
 
 __all__ = ["Measurement"]
 
+_PROBED: tuple[Mode, ...] = ("partial", "subset", "mask")
 _LOADING_SHARE = 1 / 6
 _VALIDATION_SHARE = 1 / 11
 
@@ -111,7 +112,7 @@ class Measurement:
         twin = self._twin
         saved = SavedBytes(twin.module)
         while True:
-            modes: list[Mode] = [mode for mode in ("partial", "subset") if mode not in self._refused]
+            modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
             selections = {mode: self._asked.probe(mode) for mode in modes}
             probe = Probe(selections, begin=self._begin, cache=lambda: self._cache, clock=self._clock)
             try:
@@ -125,8 +126,8 @@ class Measurement:
             except Exception as error:
                 if probe.active is None:
                     raise AdviceError(
-                        f"a plain training step fails, without any of this package's callbacks: "
-                        f"{type(error).__name__}: {error}. Make trainer.fit(module, data) run first."
+                        f"a plain training step fails: {type(error).__name__}: {error}. (The Trainer's callbacks and "
+                        "loggers are not there during the measurement: stand-ins take what is logged.)"
                     ) from error
                 self._refused[probe.active] = _reason(error)
 
@@ -171,7 +172,7 @@ class Measurement:
         self._validates = trainer.enable_validation
         if "prune" not in self._refused and (fault := prune_fault(trainer, self._combined, self._asked, self._run)):
             self._refused["prune"] = fault
-        modes: list[Mode] = [mode for mode in ("partial", "subset") if mode not in self._refused]
+        modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
         return script(
             modes,
@@ -182,10 +183,9 @@ class Measurement:
         )
 
     def _step_facts(self, probe: Probe, saved: SavedBytes) -> StepFacts:
-        if "partial" in self._refused:  # they need each sample's loss in the same way
-            self._refused.setdefault("mask", self._refused["partial"])
-            self._refused.setdefault("prune", self._refused["partial"])
-        facts = summarize(probe.samples, self._refused)
+        if "mask" in self._refused:  # it needs each sample's loss in the same way
+            self._refused.setdefault("prune", self._refused["mask"])
+        facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
         static = _static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
         partial = probe._selections.get("partial")

@@ -139,7 +139,8 @@ class StepFacts:
         host_share: step on a few samples over dense step, in [0, 1]: what does not shrink with the samples. None where
             ``subset`` is refused.
         few_samples: how many these were.
-        selection_seconds: what scoring and selecting add to a forward that keeps its losses, >= 0; None if unknown.
+        selection_seconds: what scoring and selecting add to a step that computes everything else too (``mask`` less
+            the dense step), >= 0; None where ``mask`` is refused.
         cycles: over which the medians were taken.
         batchnorm_layers: BatchNorm layers that train.
         dense_ops: backward ops of ``partial`` that ran over all samples, and their calls in the probe.

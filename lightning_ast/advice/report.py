@@ -92,8 +92,8 @@ def _measured(advice: Advice) -> Iterator[str]:
     if facts.validation is not None:
         share = advice.dense.validation_seconds / advice.dense.run_seconds
         yield (
-            f"  validation  {time_words(facts.validation.seconds)} for {facts.validation.batches} batches, {share:.0%} of "
-            "the dense run"
+            f"  validation  {time_words(facts.validation.seconds)} for {facts.validation.batches} batches, "
+            f"{share:.0%} of the dense run"
         )
     if step.memory is not None:
         yield (
@@ -137,7 +137,8 @@ def _conclusion(advice: Advice) -> Iterator[str]:
     yield from (f"- {reason}" for reason in verdict.reasons)
     own = None if run.own_mode is None or run.own_rate is None else advice.at(run.own_mode, run.own_rate)
     if own is not None and own.mode != verdict.mode:
-        yield f"Yours, {own.mode!r} at {own.rate:g}: {time_words(own.run_seconds)}, {own.run_share:.0%} of the dense run."
+        seconds = time_words(own.run_seconds)
+        yield f"Yours, {own.mode!r} at {own.rate:g}: {seconds}, {own.run_share:.0%} of the dense run."
     if verdict.baseline_epochs is not None and verdict.mode is not None:
         yield (
             f"These are seconds, not accuracy. What to beat: dense training for {verdict.baseline_epochs:.1f} epochs, "

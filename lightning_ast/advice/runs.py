@@ -121,7 +121,8 @@ def run_facts(
     samples, drop_last = batches * batch_size, False
     if not loader_faults(combined, processes=1):
         loader = LoaderFacts.of(combined)
-        batch_size, samples, drop_last = loader.batch_size, loader.offered, loader.drop_last
+        samples, drop_last = loader.offered, loader.drop_last
+        batch_size = min(loader.batch_size, samples)  # a smaller data set is one batch, which was measured
     stages, selection = asked.stages, asked.selection
     facts = RunFacts(
         epochs=epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -259,6 +260,76 @@ def test_one_cycle_schedules_and_bf16(digits: tuple[Tensor, Tensor]) -> None:
     parameters = sum(p.numel() for p in PlainNet().parameters())
     assert advice.facts.step.memory.static_bytes == 4 * (4 * parameters) + 6 * 4, "with Adam's moments and counts"
     assert isinstance(advice, Advice)
+
+
+class AsksForItsSchedule(PlainNet):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("lr", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        every = {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": every}
+
+
+class WritesBesideItsLogs(PlainNet):
+    def on_train_start(self) -> None:
+        with open(os.path.join(self.trainer.log_dir, "notes.txt"), "w") as file:  # type: ignore[arg-type]
+            file.write("begun")
+
+
+class UsesItsSecondLogger(PlainNet):
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.loggers[1].experiment.add_scalar("x", 1)  # type: ignore[attr-defined]
+
+
+class LooksItsStepsUp(PlainNet):
+    def on_train_start(self) -> None:
+        assert self.trainer.num_training_batches == 8
+        self.table = torch.zeros(int(self.trainer.num_training_batches))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.table[batch_idx] += 1
+
+
+class Lazy(PlainNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [AsksForItsSchedule, WritesBesideItsLogs, UsesItsSecondLogger, LooksItsStepsUp, Lazy])
+def test_ordinary_modules_are_measured(kind: type[PlainNet], digits: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+    loggers = [CSVLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")]
+    advice = advise(quiet_trainer(max_epochs=2, logger=loggers), kind(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused == {}
+    assert list(tmp_path.iterdir()) == []
+    assert advice.facts.step.memory is not None
+    if kind is Lazy:
+        parameters = advice.facts.step.memory.static_bytes
+        assert parameters == 4 * 3 * 650, "parameters, gradients and momentum"
+        assert advice.facts.step.memory.activation_bytes < parameters + 64 * 64 * 4, "its weights are not counted again"
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.from_numpy(gradient.numpy() * 2)
+
+
+def test_a_backward_that_partial_cannot_run_is_no_reason_against_the_others(digits: tuple[Tensor, Tensor]) -> None:
+    class Custom(PlainNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return _Doubled.apply(super().forward(x))  # type: ignore[no-any-return]
+
+    advice = advise(quiet_trainer(max_epochs=2), Custom(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused.keys() == {"partial"}
+    assert {p.mode for p in advice.table} == {"mask", "subset", "prune"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_device_that_runs_behind_gives_the_same_facts(
     for mode in ("partial", "subset"):
         for got, expected in zip(step.curves[mode], plain.curves[mode], strict=True):
             assert (got.rate, got.seconds) == pytest.approx((expected.rate, expected.seconds))
-    assert step.selection_seconds is None, "its forward is not timed apart"
+    assert step.selection_seconds == pytest.approx(0.0), "known here too"
 
 
 def test_the_run_its_loader_and_its_validation(digits: tuple[Tensor, Tensor]) -> None:
@@ -135,6 +135,15 @@ def test_when_validations_are_due(
 
 def test_no_validation_is_none(digits: tuple[Tensor, Tensor]) -> None:
     assert measured(digits, budget=10.0, limit_val_batches=0).validation is None
+
+
+def test_a_batch_size_beyond_the_data_set_is_that_of_the_batch(digits: tuple[Tensor, Tensor]) -> None:
+    clock = Clock()
+    data = loader(digits, batch_size=4096)
+    facts = Measurement(quiet_trainer(), TimedNet(clock), data, None, budget_seconds=100, clock=clock).facts()
+    assert (facts.run.batch_size, facts.run.samples_per_epoch, facts.run.batches_per_epoch) == (512, 512, 1)
+    dense = FIXED + (FORWARD + BACKWARD) * 512
+    assert Predictions(facts).dense.run_seconds == pytest.approx(dense)
 
 
 def test_accumulated_batches_share_their_optimizer_step(digits: tuple[Tensor, Tensor]) -> None:
