@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ast.advice import advise, render
 from lightning_ast.advice.measured import AdviceError

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -167,10 +168,14 @@ class Measurement:
         module, size = self._twin.module, self._count(self._kept[0])
         self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         self._notes = notes
+        if done := self._user.current_epoch:
+            self._notes.append(f"The Trainer has trained {done} epochs: what follows is a run from the start.")
         self._batchnorm = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
-        if "prune" not in self._refused and (fault := prune_fault(trainer, self._combined, self._asked, self._run)):
+        if "prune" not in self._refused and (
+            fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=max(wanted_rates(self._run)))
+        ):
             self._refused["prune"] = fault
         modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
@@ -207,17 +212,25 @@ class Measurement:
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
         if "val_dataloaders" in twin.data:
             data["dataloaders"] = twin.data["val_dataloaders"]
+        loop = trainer.validate_loop
+        loop.reset = timer.timed(loop.reset)  # there the loaders start their workers
+        ended = False
         try:
             trainer.validate(twin.module, verbose=False, **data)
+            ended = True
         except Enough:
             pass
         except Exception as error:
             self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
             return None
-        batches = sum(int(n) for n in timer.batches if n < float("inf"))
+        known = all(math.isfinite(n) for n in timer.batches)
+        batches = timer.done if ended else sum(int(n) for n in timer.batches) if known else 0
+        if timer.batches and not known and not ended:
+            self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
         if not batches or timer.seconds_per_batch is None:
             return None
-        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+        due = due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+        return replace(due, start_seconds=timer.start_seconds)
 
 
 class _ValidationTimer(Callback):
@@ -227,7 +240,31 @@ class _ValidationTimer(Callback):
         super().__init__()
         self._seconds, self._clock = seconds, clock
         self._ends: list[float] = []
+        self._reset_seconds = 0.0
+        self._starts_workers = False
         self.batches: list[float] = []
+
+    @property
+    def done(self) -> int:
+        """Batches that were run."""
+        return max(0, len(self._ends) - 1)
+
+    @property
+    def start_seconds(self) -> float:
+        """What workers take to start, and to bring the first batch; 0 where none start anew each time."""
+        if not self._starts_workers or len(self._ends) < 2:
+            return 0.0
+        return self._reset_seconds + max(0.0, self._ends[1] - self._ends[0] - (self.seconds_per_batch or 0.0))
+
+    def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
+        """The loop's ``reset``, with its seconds noted."""
+
+        def noted() -> None:
+            begin = self._clock()
+            reset()
+            self._reset_seconds = self._clock() - begin
+
+        return noted
 
     @property
     def seconds_per_batch(self) -> float | None:
@@ -239,6 +276,11 @@ class _ValidationTimer(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin."""
         self.batches = list(trainer.num_val_batches)
+        loaders: Any = trainer.validate_loop._combined_loader
+        self._starts_workers = any(
+            getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
+            for each in loaders.flattened
+        )
         self._wait = synchronizer(trainer.strategy.root_device)
         self._ends.append(self._clock())
 

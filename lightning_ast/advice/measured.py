@@ -167,7 +167,7 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class ValidationFacts:
-    """What a validation takes, and when one is due. One of the last four says when; the others are None.
+    """What a validation takes, and when one is due. One of ``every_*`` says when; the others are None.
 
     Attributes:
         batches: of one validation.
@@ -177,6 +177,7 @@ class ValidationFacts:
         every_batches_of_epoch: batches from one to the next, counted anew in each epoch; with ``every_epochs``.
         every_batches: batches from one to the next, counted over the run.
         every_seconds: seconds from one to the next.
+        start_seconds: of each validation, besides its batches: workers that start.
     """
 
     batches: int
@@ -186,11 +187,12 @@ class ValidationFacts:
     every_batches_of_epoch: int | None = None
     every_batches: int | None = None
     every_seconds: float | None = None
+    start_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of one validation."""
-        return self.batches * self.seconds_per_batch
+        return self.start_seconds + self.batches * self.seconds_per_batch
 
 
 @dataclass(frozen=True)

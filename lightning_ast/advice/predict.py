@@ -245,11 +245,20 @@ class Predictions:
     def table(self) -> tuple[Prediction, ...]:
         """Every mode that can run, at every rate."""
         modes = [mode for mode in get_args(Mode) if mode not in self.facts.step.refused]
-        return tuple(self._prediction(mode, rate) for mode in modes for rate in self.rates)
+        return tuple(
+            self._prediction(mode, rate) for mode in modes for rate in self.rates if self._validated(mode, rate)
+        )
 
     def at(self, mode: Mode, rate: float) -> Prediction | None:
-        """The prediction for a mode and one of :attr:`rates`, or None where the mode is refused."""
+        """The prediction for a mode and one of :attr:`rates`, or None where the mode, or this rate, is refused."""
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
+
+    def _validated(self, mode: Mode, rate: float) -> bool:
+        """Whether an epoch reaches its first validation, which ``prune`` insists on."""
+        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
+        if mode != "prune" or interval is None:
+            return True
+        return run_lengths(self.facts.run, mode, rate).sparse_batches_per_epoch >= interval
 
     @property
     def compute_seconds(self) -> float:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
-from lightning_ast.advice.script import FEW_SAMPLES, Sample, Timing
+from lightning_ast.advice.script import FEW_SAMPLES, Sample
 from lightning_ast.core.execution import Mode
 
 __all__ = ["curve_of", "summarize"]

@@ -137,4 +137,8 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
 
 
 def _refusals(predictions: Predictions) -> list[str]:
-    return [f"{mode!r} cannot run here: {reason}" for mode, reason in predictions.facts.step.refused.items()]
+    refused, rate = predictions.facts.step.refused, predictions.rate
+    found = [f"{mode!r} cannot run here: {reason}" for mode, reason in refused.items()]
+    if "prune" not in refused and predictions.at("prune", rate) is None:
+        found.append(f"'prune' cannot run at {rate:g}: val_check_interval is more than the batches of a pruned epoch.")
+    return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -111,6 +113,7 @@ def test_behind_a_fit_and_between_two(digits: tuple[Tensor, Tensor]) -> None:
     before, step = weights(module), trainer.global_step
     advice = advise(trainer, module, data, budget_seconds=QUICK)
     assert advice.facts.run.epochs == 2
+    assert "The Trainer has trained 2 epochs: what follows is a run from the start." in advice.facts.notes
     assert_same_weights(before, weights(module))
     assert trainer.global_step == step
     assert trainer.datamodule is data  # type: ignore[attr-defined]
@@ -275,8 +278,8 @@ class AsksForItsSchedule(PlainNet):
 
 class WritesBesideItsLogs(PlainNet):
     def on_train_start(self) -> None:
-        with open(os.path.join(self.trainer.log_dir, "notes.txt"), "w") as file:  # type: ignore[arg-type]
-            file.write("begun")
+        (Path(str(self.trainer.log_dir)) / "notes.txt").write_text("begun")
+        os.path.join(self.trainer.log_dir, "notes.txt")  # type: ignore[arg-type]  # noqa: PTH118
 
 
 class UsesItsSecondLogger(PlainNet):
@@ -373,6 +376,21 @@ def test_a_validation_that_fails_is_left_out_and_said(digits: tuple[Tensor, Tens
     assert advice.facts.validation is None
     said = "Validation could not be measured, and is left out: ValueError: five is not six"
     assert said in advice.facts.notes
+
+
+@pytest.mark.parametrize(("budget", "batches"), [(30.0, 8), (QUICK, None)])
+def test_a_validation_without_a_length(digits: tuple[Tensor, Tensor], budget: float, batches: int | None) -> None:
+    class Slow(PlainNet):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            time.sleep(0.02)
+
+    val = DataLoader(Stream(digits), 64)
+    trainer = quiet_trainer(max_epochs=2)
+    advice = advise(trainer, Slow(), loader(digits, num_workers=0), val_data=val, budget_seconds=budget / 10)
+    found = advice.facts.validation
+    assert (None if found is None else found.batches) == batches
+    said = "The validation loader has no length, and did not end by itself: it is left out."
+    assert (said in advice.facts.notes) == (batches is None)
 
 
 def test_compiled_networks_are_measured_and_not_counted(digits: tuple[Tensor, Tensor]) -> None:

@@ -18,6 +18,7 @@ from lightning_ast.advice.measured import (
     ValidationFacts,
 )
 from lightning_ast.advice.predict import RATES, Predictions, at_rate, run_lengths, validations, with_loading
+from lightning_ast.advice.verdict import decide
 
 RUN = RunFacts(
     epochs=10, batches_per_epoch=100, batch_size=50, samples_per_epoch=5000, max_epochs=10, warmup_epochs=1,
@@ -202,6 +203,17 @@ def test_how_often_a_run_is_validated(when: dict[str, Any], mode: Any, count: fl
     due = ValidationFacts(4, 2.5, **when)
     assert due.seconds == 10
     assert validations(due, RUN, run_lengths(RUN, mode, 0.4), 3500.0) == pytest.approx(count)
+
+
+def test_a_rate_whose_epochs_are_never_validated_is_left_out() -> None:
+    predictions = Predictions(facts(validation=ValidationFacts(4, 2.5, every_epochs=1, every_batches_of_epoch=45)))
+    assert [p.rate for p in predictions.table if p.mode == "prune"] == [0.5, 0.6]
+    assert "'prune' cannot run at 0.4" in decide(predictions).reasons[-1]
+
+
+def test_workers_of_a_validation_start_each_time() -> None:
+    due = ValidationFacts(4, 2.5, every_epochs=1, share=1.0, start_seconds=1.5)
+    assert Predictions(facts(validation=due)).dense.validation_seconds == 10 * (1.5 + 4 * 2.5)
 
 
 def test_validation_is_part_of_the_run() -> None:
