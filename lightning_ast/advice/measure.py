@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import (
@@ -28,7 +28,7 @@ from lightning_ast.advice.measured import (
     ValidationFacts,
 )
 from lightning_ast.advice.predict import wanted_rates
-from lightning_ast.advice.probe import Enough, Probe, SavedBytes, synchronizer
+from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import summarize
@@ -191,7 +191,7 @@ class Measurement:
         if "mask" in self._refused:  # it needs each sample's loss in the same way
             self._refused.setdefault("prune", self._refused["mask"])
         facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
-        static = _static_bytes(self._twin.module, self._twin.trainer.optimizers)
+        static = static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
         partial = probe._selections.get("partial")
         return replace(
@@ -317,13 +317,6 @@ def _reason(error: Exception) -> str:
     lines = str(error).splitlines() or [""]
     known = type(error).__module__.startswith("lightning_ast")
     return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
-
-
-def _static_bytes(module: nn.Module, optimizers: list[Any]) -> int:
-    """Parameters, gradients and optimizer state."""
-    parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
-    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return parameters + sum(v.numel() * v.element_size() for v in states)
 
 
 def _device(device: torch.device) -> str:

@@ -20,7 +20,7 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
 
-__all__ = ["Enough", "Probe", "SavedBytes", "synchronizer"]
+__all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
 _FROZEN = 1e-6
 
@@ -76,6 +76,13 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
         return id(tensor), tensor.numel() * tensor.element_size()
     except ValueError:  # a lazy parameter that no call has made yet
         return id(tensor), 0
+
+
+def static_bytes(module: pl.LightningModule, optimizers: list[Any]) -> int:
+    """Parameters, gradients and optimizer state."""
+    parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
+    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return parameters + sum(v.numel() * v.element_size() for v in states)
 
 
 class Probe(Callback):
