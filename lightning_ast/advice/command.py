@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ast.advice import advise, render
 from lightning_ast.advice.measured import AdviceError
@@ -40,10 +41,10 @@ def advise_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("lightning-ast advise", add_help=False, allow_abbrev=False)
     parser.add_argument("--budget_seconds", type=float, default=45.0)
     options, configuration = parser.parse_known_args(arguments)
-    cli = _configured(configuration)
     try:
+        cli = _configured(configuration)
         advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=options.budget_seconds)
-    except AdviceError as error:
+    except (AdviceError, MisconfigurationException) as error:
         sys.stderr.write(f"lightning-ast: {error}\n")
         return 1
     if cli.said is not None:
@@ -69,7 +70,8 @@ def _configured(arguments: list[str]) -> Any:
                     f"The configuration asks for devices={asked['devices']!r}, num_nodes={asked['num_nodes']!r}: what "
                     "follows is for one device, with the whole training data."
                 )
-            self.logs = trainer["logger"] is not False
+            asked_loggers = trainer["logger"]
+            self.loggers = len(asked_loggers) if isinstance(asked_loggers, list) else int(asked_loggers is not False)
             forced = {"devices": 1, "num_nodes": 1, "logger": False}
             for name, value in {**forced, "enable_progress_bar": False, "enable_model_summary": False}.items():
                 trainer[name] = value
@@ -77,8 +79,8 @@ def _configured(arguments: list[str]) -> Any:
                 trainer["strategy"] = "auto"
 
         def after_instantiate_classes(self) -> None:
-            """A logger that takes everything and writes nothing, where the module may use one."""
-            self.trainer.loggers = [DummyLogger()] if self.logs else []
+            """Loggers that take everything and write nothing, where the module may use some."""
+            self.trainer.loggers = [DummyLogger() for _ in range(self.loggers)]
 
         def _run_subcommand(self, subcommand: str) -> None:
             """Nothing is trained."""

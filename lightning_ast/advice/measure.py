@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import (
@@ -27,7 +28,7 @@ from lightning_ast.advice.measured import (
     ValidationFacts,
 )
 from lightning_ast.advice.predict import wanted_rates
-from lightning_ast.advice.probe import Enough, Probe, SavedBytes, synchronizer
+from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import summarize
@@ -41,6 +42,7 @@ from lightning_ast.mixin import SparseLossMixin
 
 __all__ = ["Measurement"]
 
+_PROBED: tuple[Mode, ...] = ("partial", "subset", "mask")
 _LOADING_SHARE = 1 / 6
 _VALIDATION_SHARE = 1 / 11
 
@@ -111,7 +113,7 @@ class Measurement:
         twin = self._twin
         saved = SavedBytes(twin.module)
         while True:
-            modes: list[Mode] = [mode for mode in ("partial", "subset") if mode not in self._refused]
+            modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
             selections = {mode: self._asked.probe(mode) for mode in modes}
             probe = Probe(selections, begin=self._begin, cache=lambda: self._cache, clock=self._clock)
             try:
@@ -125,8 +127,8 @@ class Measurement:
             except Exception as error:
                 if probe.active is None:
                     raise AdviceError(
-                        f"a plain training step fails, without any of this package's callbacks: "
-                        f"{type(error).__name__}: {error}. Make trainer.fit(module, data) run first."
+                        f"a plain training step fails: {type(error).__name__}: {error}. (The Trainer's callbacks and "
+                        "loggers are not there during the measurement: stand-ins take what is logged.)"
                     ) from error
                 self._refused[probe.active] = _reason(error)
 
@@ -166,12 +168,16 @@ class Measurement:
         module, size = self._twin.module, self._count(self._kept[0])
         self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         self._notes = notes
+        if done := self._user.current_epoch:
+            self._notes.append(f"The Trainer has trained {done} epochs: what follows is a run from the start.")
         self._batchnorm = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
-        if "prune" not in self._refused and (fault := prune_fault(trainer, self._combined, self._asked, self._run)):
+        if "prune" not in self._refused and (
+            fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=max(wanted_rates(self._run)))
+        ):
             self._refused["prune"] = fault
-        modes: list[Mode] = [mode for mode in ("partial", "subset") if mode not in self._refused]
+        modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
         return script(
             modes,
@@ -182,11 +188,10 @@ class Measurement:
         )
 
     def _step_facts(self, probe: Probe, saved: SavedBytes) -> StepFacts:
-        if "partial" in self._refused:  # they need each sample's loss in the same way
-            self._refused.setdefault("mask", self._refused["partial"])
-            self._refused.setdefault("prune", self._refused["partial"])
-        facts = summarize(probe.samples, self._refused)
-        static = _static_bytes(self._twin.module, self._twin.trainer.optimizers)
+        if "mask" in self._refused:  # it needs each sample's loss in the same way
+            self._refused.setdefault("prune", self._refused["mask"])
+        facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
+        static = static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
         partial = probe._selections.get("partial")
         return replace(
@@ -207,17 +212,25 @@ class Measurement:
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
         if "val_dataloaders" in twin.data:
             data["dataloaders"] = twin.data["val_dataloaders"]
+        loop = trainer.validate_loop
+        loop.reset = timer.timed(loop.reset)  # there the loaders start their workers
+        ended = False
         try:
             trainer.validate(twin.module, verbose=False, **data)
+            ended = True
         except Enough:
             pass
         except Exception as error:
             self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
             return None
-        batches = sum(int(n) for n in timer.batches if n < float("inf"))
+        known = all(math.isfinite(n) for n in timer.batches)
+        batches = timer.done if ended else sum(int(n) for n in timer.batches) if known else 0
+        if timer.batches and not known and not ended:
+            self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
         if not batches or timer.seconds_per_batch is None:
             return None
-        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+        due = due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+        return replace(due, start_seconds=timer.start_seconds)
 
 
 class _ValidationTimer(Callback):
@@ -227,7 +240,31 @@ class _ValidationTimer(Callback):
         super().__init__()
         self._seconds, self._clock = seconds, clock
         self._ends: list[float] = []
+        self._reset_seconds = 0.0
+        self._starts_workers = False
         self.batches: list[float] = []
+
+    @property
+    def done(self) -> int:
+        """Batches that were run."""
+        return max(0, len(self._ends) - 1)
+
+    @property
+    def start_seconds(self) -> float:
+        """What workers take to start, and to bring the first batch; 0 where none start anew each time."""
+        if not self._starts_workers or len(self._ends) < 2:
+            return 0.0
+        return self._reset_seconds + max(0.0, self._ends[1] - self._ends[0] - (self.seconds_per_batch or 0.0))
+
+    def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
+        """The loop's ``reset``, with its seconds noted."""
+
+        def noted() -> None:
+            begin = self._clock()
+            reset()
+            self._reset_seconds = self._clock() - begin
+
+        return noted
 
     @property
     def seconds_per_batch(self) -> float | None:
@@ -239,6 +276,11 @@ class _ValidationTimer(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin."""
         self.batches = list(trainer.num_val_batches)
+        loaders: Any = trainer.validate_loop._combined_loader
+        self._starts_workers = any(
+            getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
+            for each in loaders.flattened
+        )
         self._wait = synchronizer(trainer.strategy.root_device)
         self._ends.append(self._clock())
 
@@ -275,13 +317,6 @@ def _reason(error: Exception) -> str:
     lines = str(error).splitlines() or [""]
     known = type(error).__module__.startswith("lightning_ast")
     return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
-
-
-def _static_bytes(module: nn.Module, optimizers: list[Any]) -> int:
-    """Parameters, gradients and optimizer state."""
-    parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
-    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return parameters + sum(v.numel() * v.element_size() for v in states)
 
 
 def _device(device: torch.device) -> str:

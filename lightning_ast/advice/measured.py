@@ -139,7 +139,8 @@ class StepFacts:
         host_share: step on a few samples over dense step, in [0, 1]: what does not shrink with the samples. None where
             ``subset`` is refused.
         few_samples: how many these were.
-        selection_seconds: what scoring and selecting add to a forward that keeps its losses, >= 0; None if unknown.
+        selection_seconds: what scoring and selecting add to a step that computes everything else too (``mask`` less
+            the dense step), >= 0; None where ``mask`` is refused.
         cycles: over which the medians were taken.
         batchnorm_layers: BatchNorm layers that train.
         dense_ops: backward ops of ``partial`` that ran over all samples, and their calls in the probe.
@@ -166,7 +167,7 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class ValidationFacts:
-    """What a validation takes, and when one is due. One of the last four says when; the others are None.
+    """What a validation takes, and when one is due. One of ``every_*`` says when; the others are None.
 
     Attributes:
         batches: of one validation.
@@ -176,6 +177,7 @@ class ValidationFacts:
         every_batches_of_epoch: batches from one to the next, counted anew in each epoch; with ``every_epochs``.
         every_batches: batches from one to the next, counted over the run.
         every_seconds: seconds from one to the next.
+        start_seconds: of each validation, besides its batches: workers that start.
     """
 
     batches: int
@@ -185,11 +187,12 @@ class ValidationFacts:
     every_batches_of_epoch: int | None = None
     every_batches: int | None = None
     every_seconds: float | None = None
+    start_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of one validation."""
-        return self.batches * self.seconds_per_batch
+        return self.start_seconds + self.batches * self.seconds_per_batch
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, 
 from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
+from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.history import planned_count
 
 __all__ = [
@@ -41,7 +42,7 @@ class Prediction:
     Attributes:
         mode: None is dense training.
         rate: activation rate in (0, 1].
-        step_seconds: of a sparse step, loading included; in ``prune`` of a step on a whole batch.
+        step_seconds: of a sparse step, loading included; in ``prune`` of a step on a whole batch, its scoring included.
         memory_bytes: peak of a sparse step, or None; measured on CUDA, estimated elsewhere.
         run_seconds: of the whole run, warmup, cooldown and validation included.
         validation_seconds: the part of them that is validation.
@@ -65,10 +66,13 @@ class Lengths:
 
     Attributes:
         epochs: that are begun or, where ``max_steps`` ends the run within one, the fraction.
-        dense_batches: of warmup and cooldown, a short batch as the fraction that it is.
+        dense_batches: of warmup and cooldown, a short batch counted as one.
         sparse_batches: of the sparse stage, likewise.
         sparse_epochs: epochs of the sparse stage.
-        sparse_batches_per_epoch: of one of its epochs, whole.
+        sparse_batches_per_epoch: of one of its epochs.
+        dense_missing: what the short ones among the dense batches lack, in batches, >= 0.
+        sparse_missing: likewise, of the sparse stage.
+        unscored_batches: dense batches of ``prune`` that it does not score: of every warmup epoch but the last.
     """
 
     epochs: float
@@ -76,6 +80,9 @@ class Lengths:
     sparse_batches: float
     sparse_epochs: float
     sparse_batches_per_epoch: int
+    dense_missing: float = 0.0
+    sparse_missing: float = 0.0
+    unscored_batches: float = 0.0
 
     @property
     def batches(self) -> float:
@@ -84,7 +91,9 @@ class Lengths:
 
 
 def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
-    """A step at another rate than those measured: linear between two neighbours, and beyond the ends as before them.
+    """A step at another rate than those measured: linear between two neighbours.
+
+    Below the lowest it is the lowest, which is measured; above the highest it goes on as before, and never falls.
 
     Args:
         curve: measured, by rising rate, at least one.
@@ -99,13 +108,13 @@ def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
         3.0
     """
     points = sorted({p.rate: p for p in [*curve, *([dense] if dense else [])]}.values(), key=lambda p: p.rate)
-    if len(points) == 1:
+    if len(points) == 1 or rate <= points[0].rate:
         return StepAt(rate, points[0].seconds, points[0].peak_bytes)
     low, high = next((pair for pair in pairwise(points) if rate <= pair[1].rate), (points[-2], points[-1]))
     position = (rate - low.rate) / (high.rate - low.rate)
 
     def between(first: float, second: float) -> float:
-        return max(0.0, first + position * (second - first))
+        return max(second, first + position * (second - first)) if position > 1 else first + position * (second - first)
 
     known = low.peak_bytes is not None and high.peak_bytes is not None
     peak = round(between(low.peak_bytes or 0, high.peak_bytes or 0)) if known else None
@@ -137,20 +146,20 @@ def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
         mode: None is dense training.
         rate: of the sparse stage, in (0, 1].
     """
-    per_batch = run.samples_per_epoch / (run.batch_size * run.batches_per_epoch)  # 1 but for a short last batch
+    missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
     if mode == "prune":
-        return _pruned_lengths(run, rate, per_batch)
-    total = run.epochs * run.batches_per_epoch * per_batch
+        return _pruned_lengths(run, rate, missing)
     dense = sum(_in_epochs(part, run.epochs) for part in (run.warmup_epochs, run.cooldown_epochs))
-    sparse = 0.0 if mode is None else max(0.0, run.epochs - dense) / run.epochs
-    return Lengths(run.epochs, (1 - sparse) * total, sparse * total, sparse * run.epochs, run.batches_per_epoch)
+    sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
+    dense, batches = run.epochs - sparse, run.batches_per_epoch
+    return Lengths(run.epochs, dense * batches, sparse * batches, sparse, batches, dense * missing, sparse * missing)
 
 
 def _in_epochs(part: int | float, epochs: float) -> float:
     return part * epochs if isinstance(part, float) else float(part)
 
 
-def _pruned_lengths(run: RunFacts, rate: float, per_batch: float) -> Lengths:
+def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
     """Whole epochs, the sparse ones shorter; ``max_steps`` then makes more of them."""
     count = planned_count(
         run.samples_per_epoch, rate, batch_size=run.batch_size, drop_last=run.drop_last, min_selected=run.min_selected
@@ -165,16 +174,25 @@ def _pruned_lengths(run: RunFacts, rate: float, per_batch: float) -> Lengths:
         max_steps=run.max_steps,
     )
     epochs, sparse = plan.total_epochs or 0, plan.sparse_epochs() or 0
-    dense_batches, sparse_batches = (
-        (epochs - sparse) * run.batches_per_epoch * per_batch,
-        sparse * count / run.batch_size,
-    )
+    warmup, _ = plan._sparse_range(epochs)
+    dense_batches, sparse_batches = (epochs - sparse) * run.batches_per_epoch, sparse * batches
+    kept = 1.0
     if run.max_steps is not None:  # ends the last epoch early
         most = run.max_steps * run.accumulate[max(run.accumulate)]
-        cut = max(0.0, dense_batches + sparse_batches - most)
-        from_dense = min(cut, dense_batches if epochs > sparse else 0.0)
+        cut = max(0, dense_batches + sparse_batches - most)
+        from_dense = min(cut, dense_batches if epochs > sparse else 0)
+        kept = 1 - cut / max(1, dense_batches + sparse_batches)
         dense_batches, sparse_batches = dense_batches - from_dense, sparse_batches - (cut - from_dense)
-    return Lengths(epochs, dense_batches, sparse_batches, sparse, batches)
+    return Lengths(
+        epochs,
+        dense_batches,
+        sparse_batches,
+        sparse,
+        batches,
+        dense_missing=kept * (epochs - sparse) * missing,
+        sparse_missing=kept * sparse * (batches - count / run.batch_size),
+        unscored_batches=min(dense_batches, max(0, warmup - 1) * run.batches_per_epoch),
+    )
 
 
 def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, training_seconds: float) -> float:
@@ -227,16 +245,31 @@ class Predictions:
     def table(self) -> tuple[Prediction, ...]:
         """Every mode that can run, at every rate."""
         modes = [mode for mode in get_args(Mode) if mode not in self.facts.step.refused]
-        return tuple(self._prediction(mode, rate) for mode in modes for rate in self.rates)
+        return tuple(
+            self._prediction(mode, rate) for mode in modes for rate in self.rates if self._validated(mode, rate)
+        )
 
     def at(self, mode: Mode, rate: float) -> Prediction | None:
-        """The prediction for a mode and one of :attr:`rates`, or None where the mode is refused."""
+        """The prediction for a mode and one of :attr:`rates`, or None where the mode, or this rate, is refused."""
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
+
+    def _validated(self, mode: Mode, rate: float) -> bool:
+        """Whether an epoch reaches its first validation, which ``prune`` insists on."""
+        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
+        if mode != "prune" or interval is None:
+            return True
+        return run_lengths(self.facts.run, mode, rate).sparse_batches_per_epoch >= interval
 
     @property
     def compute_seconds(self) -> float:
         """A dense step on batches in memory, the optimizer's part shared among the batches it accumulates over."""
         return self._accumulated(self.facts.step.dense.seconds)
+
+    @property
+    def _host_seconds(self) -> float:
+        """Of a short batch, what its missing samples do not spare; none where loading sets the pace."""
+        hidden = self.facts.loading.workers > 0 and self.facts.loading.seconds_per_batch >= self.compute_seconds
+        return 0.0 if hidden else (self.facts.step.host_share or 0.0) * self.compute_seconds
 
     def _accumulated(self, seconds: float) -> float:
         phases, factors = self.facts.step.phases, self.facts.run.accumulate
@@ -251,9 +284,10 @@ class Predictions:
         """A step of a mode on batches in memory."""
         step = self.facts.step
         if mode in step.curves:
+            size = self.facts.run.batch_size
+            rate = max(rate, minimum_count(size, self.facts.run.min_selected) / size)
             return at_rate(step.curves[mode], rate, step.dense if mode == "partial" else None)
-        added = (step.selection_seconds or 0.0) if mode == "mask" else 0.0
-        return StepAt(rate, step.dense.seconds + added, step.dense.peak_bytes)
+        return StepAt(rate, step.dense.seconds + (step.selection_seconds or 0.0), step.dense.peak_bytes)
 
     def _memory(self, mode: Mode | None, rate: float, measured: int | None) -> int | None:
         estimate = self.facts.step.memory
@@ -268,7 +302,12 @@ class Predictions:
         step_seconds = with_loading(self._accumulated(step.seconds), facts.loading)
         lengths = run_lengths(facts.run, mode, rate)
         starts = lengths.epochs if facts.loading.restarts else 1
-        training = lengths.dense_batches * dense_seconds + lengths.sparse_batches * step_seconds
+        unscored = lengths.unscored_batches if mode == "prune" else lengths.dense_batches
+        scored = lengths.batches - unscored
+        unscored_missing = lengths.dense_missing * unscored / max(1.0, lengths.dense_batches)
+        scored_missing = lengths.dense_missing + lengths.sparse_missing - unscored_missing
+        training = (unscored - unscored_missing) * dense_seconds + (scored - scored_missing) * step_seconds
+        training += (unscored_missing + scored_missing) * self._host_seconds
         training += starts * facts.loading.start_seconds
         validation = 0.0
         if facts.validation is not None:

@@ -20,7 +20,7 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
 
-__all__ = ["Enough", "Probe", "SavedBytes", "synchronizer"]
+__all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
 _FROZEN = 1e-6
 
@@ -46,7 +46,7 @@ class SavedBytes:
 
     def __init__(self, module: pl.LightningModule) -> None:
         self.total: int | None = None
-        self._module = module
+        self._saved: dict[int, int] = {}
         step = module.training_step
 
         @functools.wraps(step)
@@ -54,17 +54,17 @@ class SavedBytes:
             if self.total is not None:
                 return step(*args, **kwargs)
             self.total = 0
-            self._seen = {_storage(p)[0] for p in module.parameters()}
             with saved_tensors_hooks(self._pack, lambda tensor: tensor):
-                return step(*args, **kwargs)
+                output = step(*args, **kwargs)
+            own = {_storage(p)[0] for p in module.parameters()}  # now, where lazy ones have been made
+            self.total = sum(size for place, size in self._saved.items() if place not in own)
+            return output
 
         module.__dict__["training_step"] = counted
 
     def _pack(self, tensor: Tensor) -> Tensor:
         place, size = _storage(tensor)
-        if place not in self._seen:
-            self._seen.add(place)
-            self.total = (self.total or 0) + size
+        self._saved[place] = size
         return tensor
 
 
@@ -74,6 +74,15 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
         return storage.data_ptr(), storage.nbytes()
     except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have none
         return id(tensor), tensor.numel() * tensor.element_size()
+    except ValueError:  # a lazy parameter that no call has made yet
+        return id(tensor), 0
+
+
+def static_bytes(module: pl.LightningModule, optimizers: list[Any]) -> int:
+    """Parameters, gradients and optimizer state."""
+    parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
+    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return parameters + sum(v.numel() * v.element_size() for v in states)
 
 
 class Probe(Callback):
@@ -126,10 +135,11 @@ class Probe(Callback):
         self._device = trainer.strategy.root_device
         self._wait = synchronizer(self._device)
         self._script = self._begin(trainer)
-        trainer.fit_loop.max_batches, trainer.limit_val_batches = ENDLESS, 0
+        trainer.limit_val_batches = 0
         trainer.fit_loop.epoch_loop.max_steps = -1
         if pl_module.automatic_optimization:
-            trainer.strategy.lr_scheduler_configs = []
+            for schedule in trainer.lr_scheduler_configs:
+                schedule.frequency = ENDLESS  # it is there to be asked
         for optimizer in trainer.optimizers:
             for group in [] if isinstance(optimizer, LBFGS) else optimizer.param_groups:
                 group["lr"] = group["lr"] * _FROZEN
@@ -236,13 +246,14 @@ class Probe(Callback):
         """Pass it on."""
         self._pass_on("on_before_optimizer_step", *hook)
 
-    def on_train_batch_end(self, *hook: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *hook: Any) -> None:
         """The step is over, and perhaps its block."""
-        self._pass_on("on_train_batch_end", *hook)
+        self._pass_on("on_train_batch_end", trainer, *hook)
         selection = self._selected()
         self._rates.append(1.0 if selection is None else selection.activation_rate or 1.0)
         self._ended = self._mark()
         self._rests.append(self._ended - self._phase)
+        self._begin_again(trainer)
         self._left -= 1
         if self._left == 0:
             timing = self._finish()
@@ -253,6 +264,12 @@ class Probe(Callback):
             except StopIteration as end:
                 self.cycles = end.value
                 raise Enough from None
+
+    def _begin_again(self, trainer: pl.Trainer) -> None:
+        """Count batches from 0 where the user's epoch would end: ``batch_idx`` stays within its length."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.current
+        if done.ready >= trainer.num_training_batches:
+            done.reset()
 
     def on_exception(self, *hook: Any) -> None:
         """Leave the module as it was."""

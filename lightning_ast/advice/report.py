@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_ast.advice.measured import Facts
 from lightning_ast.advice.predict import Prediction, Predictions
+from lightning_ast.advice.units import size_words, time_words
 from lightning_ast.advice.verdict import Verdict, decide
 
 __all__ = ["Advice", "render"]
@@ -84,20 +85,20 @@ def _measured(advice: Advice) -> Iterator[str]:
         f"Measured on {facts.device} in {facts.seconds:.0f} s, {step.cycles} round(s): {run.epochs:g} epochs of "
         f"{run.batches_per_epoch} batches of {run.batch_size}."
     )
-    yield f"  loading     {_time(facts.loading.seconds_per_batch)} a batch, {facts.loading.workers} worker(s)"
-    yield f"  dense step  {_time(step.dense.seconds)} on batches in memory{_phases(advice)}"
+    yield f"  loading     {time_words(facts.loading.seconds_per_batch)} a batch, {facts.loading.workers} worker(s)"
+    yield f"  dense step  {time_words(step.dense.seconds)} on batches in memory{_phases(advice)}"
     if step.host_share is not None:
         yield f"  host        {step.host_share:.0%} of a dense step is left with {step.few_samples} samples"
     if facts.validation is not None:
         share = advice.dense.validation_seconds / advice.dense.run_seconds
         yield (
-            f"  validation  {_time(facts.validation.seconds)} for {facts.validation.batches} batches, {share:.0%} of "
-            "the dense run"
+            f"  validation  {time_words(facts.validation.seconds)} for {facts.validation.batches} batches, "
+            f"{share:.0%} of the dense run"
         )
     if step.memory is not None:
         yield (
-            f"  memory      estimated: {_bytes(step.memory.static_bytes)} of parameters, gradients and optimizer "
-            f"state, {_bytes(step.memory.activation_bytes)} saved for the backward"
+            f"  memory      estimated: {size_words(step.memory.static_bytes)} of parameters, gradients and optimizer "
+            f"state, {size_words(step.memory.activation_bytes)} saved for the backward"
         )
     yield from facts.notes
 
@@ -122,10 +123,10 @@ def _rows(advice: Advice) -> Iterator[tuple[str, ...]]:
         yield (
             p.mode or "dense",
             "any" if p.mode == "mask" else f"{p.rate:g}",
-            _time(p.step_seconds),
+            time_words(p.step_seconds),
             f"{p.step_seconds / advice.dense.step_seconds:.2f}",
-            "-" if p.memory_bytes is None else _bytes(p.memory_bytes),
-            _time(p.run_seconds),
+            "-" if p.memory_bytes is None else size_words(p.memory_bytes),
+            time_words(p.run_seconds),
             f"{p.run_share:.2f}",
         )
 
@@ -136,7 +137,8 @@ def _conclusion(advice: Advice) -> Iterator[str]:
     yield from (f"- {reason}" for reason in verdict.reasons)
     own = None if run.own_mode is None or run.own_rate is None else advice.at(run.own_mode, run.own_rate)
     if own is not None and own.mode != verdict.mode:
-        yield f"Yours, {own.mode!r} at {own.rate:g}: {_time(own.run_seconds)}, {own.run_share:.0%} of the dense run."
+        seconds = time_words(own.run_seconds)
+        yield f"Yours, {own.mode!r} at {own.rate:g}: {seconds}, {own.run_share:.0%} of the dense run."
     if verdict.baseline_epochs is not None and verdict.mode is not None:
         yield (
             f"These are seconds, not accuracy. What to beat: dense training for {verdict.baseline_epochs:.1f} epochs, "
@@ -144,18 +146,3 @@ def _conclusion(advice: Advice) -> Iterator[str]:
         )
     elif verdict.saving is not None:
         yield f"To save time, train densely for fewer than {run.epochs:g} epochs: that is what to beat in any case."
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 600:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(size: int) -> str:
-    for unit, power in (("KiB", 10), ("MiB", 20)):
-        if size < 1000 << power:
-            return f"{size / (1 << power):.3g} {unit}"
-    return f"{size / (1 << 30):.3g} GiB"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ast.advice.measured import RunFacts, ValidationFacts
@@ -34,11 +34,13 @@ class Asked:
         selection: the first selection callback, or None.
         schedule: the first schedule, or None.
         times_out: whether the Trainer has a limit in time.
+        stops_early: whether it may stop before its limits.
     """
 
     selection: SparseSelectionCallback | None
     schedule: TwoStageScheduler | None
     times_out: bool = False
+    stops_early: bool = False
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
@@ -48,6 +50,7 @@ class Asked:
             next((c for c in callbacks if isinstance(c, SparseSelectionCallback)), None),
             next((c for c in callbacks if isinstance(c, TwoStageScheduler)), None),
             any(isinstance(c, Timer) for c in callbacks),
+            any(isinstance(c, EarlyStopping) for c in callbacks),
         )
 
     @property
@@ -88,6 +91,8 @@ class Asked:
             found.append("The Trainer has no TwoStageScheduler: every step is sparse.")
         if self.times_out:
             found.append("Trainer(max_time) is left out of account.")
+        if self.stops_early:
+            found.append("EarlyStopping is left out of account: the run is taken to reach its limits.")
         return found
 
 
@@ -121,7 +126,8 @@ def run_facts(
     samples, drop_last = batches * batch_size, False
     if not loader_faults(combined, processes=1):
         loader = LoaderFacts.of(combined)
-        batch_size, samples, drop_last = loader.batch_size, loader.offered, loader.drop_last
+        samples, drop_last = loader.offered, loader.drop_last
+        batch_size = min(loader.batch_size, samples)  # a smaller data set is one batch, which was measured
     stages, selection = asked.stages, asked.selection
     facts = RunFacts(
         epochs=epochs,
@@ -141,7 +147,9 @@ def run_facts(
     return facts, notes
 
 
-def prune_fault(trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run: RunFacts) -> str | None:
+def prune_fault(
+    trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run: RunFacts, *, rate: float
+) -> str | None:
     """Why this run cannot be pruned, or None.
 
     Args:
@@ -149,6 +157,7 @@ def prune_fault(trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run
         combined: its loader.
         asked: by the user's callbacks.
         run: its lengths.
+        rate: the highest that is predicted: lower ones make shorter epochs, and may fail where it does not.
     """
     faults = loader_faults(combined, processes=1)
     if not faults:
@@ -158,7 +167,7 @@ def prune_fault(trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run
             loader,
             schedule=asked.stages,
             accumulate=run.accumulate,
-            rate=asked.rate or 0.4,
+            rate=rate,
             min_selected=run.min_selected,
             processes=1,
         )

@@ -80,7 +80,7 @@ def script(
     """Blocks to run, one after the other; each is answered with what it took.
 
     Args:
-        modes: to measure, of ``partial`` and ``subset``.
+        modes: to measure, of ``partial``, ``subset`` and ``mask``, which takes the same at every rate.
         batch_size: samples of a batch.
         asynchronous: whether the device runs behind the host: blocks are then longer, and phases blocks of their own.
         wanted: rates that will be predicted. Those between two measured ones are measured too where ``partial``
@@ -143,6 +143,7 @@ def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *,
         if mode == "subset":
             blocks.append(Block(mode, min(1.0, few), steps, phases=True, few=True))
             rates = tuple(rate for rate in (rates[1:] if reduced else rates) if rate > 1.25 * few)
+        rates = _RATES[1:2] if mode == "mask" else rates
         blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in rates]
     return blocks
 

@@ -6,18 +6,19 @@ import statistics
 from collections.abc import Sequence
 
 from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
-from lightning_ast.advice.script import FEW_SAMPLES, Sample, Timing
+from lightning_ast.advice.script import FEW_SAMPLES, Sample
 from lightning_ast.core.execution import Mode
 
 __all__ = ["curve_of", "summarize"]
 
 
-def summarize(samples: list[Sample], refused: dict[Mode, str]) -> StepFacts:
+def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: int) -> StepFacts:
     """Medians over the cycles.
 
     Args:
         samples: measured blocks.
         refused: modes that cannot run, and why.
+        batch_size: samples of a batch.
     """
     (dense,) = curve_of(samples, None)
     curves: dict[Mode, tuple[StepAt, ...]] = {}
@@ -37,8 +38,8 @@ def summarize(samples: list[Sample], refused: dict[Mode, str]) -> StepFacts:
         refused=dict(refused),
         phases=_median_phases([t.phases for t in timed if t.phases is not None]),
         host_share=host,
-        few_samples=FEW_SAMPLES if few else None,
-        selection_seconds=_selection_seconds(samples, timed),
+        few_samples=min(FEW_SAMPLES, batch_size) if few else None,
+        selection_seconds=_selection_seconds(samples, dense),
         dense_ops_share=None if not shares or None in shares else statistics.median(s for s in shares if s is not None),
     )
 
@@ -54,11 +55,10 @@ def _median_phases(phases: list[Phases]) -> Phases | None:
     return Phases(*(statistics.median(getattr(p, name) for p in phases) for name in names))
 
 
-def _selection_seconds(samples: list[Sample], dense: list[Timing]) -> float | None:
-    """What a forward that selects takes longer than one that does not."""
-    selecting = [t.phases.forward_seconds for b, t in samples if b.mode == "partial" and b.phases and t.phases]
-    plain = [t.phases.forward_seconds for t in dense if t.phases]
-    return max(0.0, statistics.median(selecting) - statistics.median(plain)) if selecting and plain else None
+def _selection_seconds(samples: list[Sample], dense: StepAt) -> float | None:
+    """What a step that scores and selects, and computes all the rest, takes longer than a dense one."""
+    curve = curve_of(samples, "mask")
+    return max(0.0, curve[0].seconds - dense.seconds) if curve else None
 
 
 def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,19 @@ class Twin:
     generators: list[tuple[torch.Generator, torch.Tensor]] = field(default_factory=list)
 
 
+class _StandInLogger(DummyLogger):
+    """Takes everything and writes nothing; what a module writes beside it goes to a folder that is removed."""
+
+    folder = ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder; ``trainer.log_dir`` is it too."""
+        return self.folder
+
+    log_dir = root_dir = save_dir
+
+
 def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_data: Any) -> Twin:
     """Copy what a fit would change.
 
@@ -86,7 +100,7 @@ def _copied(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
     settings: Any = trainer
     stand_ins: list[tuple[Any, Any]] = [
         (settings.callbacks, []),
-        (settings._loggers, [DummyLogger() for _ in settings._loggers[:1]]),
+        (settings._loggers, [_StandInLogger() for _ in settings._loggers]),
         (settings.profiler, PassThroughProfiler()),
         (settings.state, TrainerState()),
         *((loop, None) for loop in (settings.fit_loop, settings.validate_loop)),
@@ -158,8 +172,10 @@ def out_of_sight(twin: Twin) -> Iterator[None]:
     states = _collect_rng_states()  # Lightning's isolate_rng does not put them back where something fails
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
+            for logger in twin.trainer.loggers:
+                logger.folder = folder  # type: ignore[attr-defined]
             for name in levels:
                 logging.getLogger(name).setLevel(logging.ERROR)
             yield

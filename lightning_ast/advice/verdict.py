@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_ast.advice.predict import Prediction, Predictions
+from lightning_ast.advice.units import time_words
 from lightning_ast.core.execution import Mode
 
 __all__ = ["LEAST_SAVING", "Verdict", "decide"]
@@ -48,7 +49,7 @@ def decide(predictions: Predictions) -> Verdict:
     best = min(at_rate, key=lambda p: p.run_seconds, default=None)
     saving = None if best is None else 1 - best.run_share
     mode = best.mode if best is not None and saving is not None and saving >= LEAST_SAVING else None
-    reasons = [*_held_back(predictions), *_of_modes(predictions, mode), *_refusals(predictions)]
+    reasons = [*_held_back(predictions, best), *_of_modes(predictions, mode), *_refusals(predictions)]
     return Verdict(
         mode=mode,
         rate=rate,
@@ -68,28 +69,30 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
         return f"AST will not help here: {most}."
     return (
         f"Use mode={mode!r}, target_activation_rate={best.rate:g}: it saves {saving:.0%} of the run's seconds "
-        f"({predictions.dense.run_seconds:.4g} s to {best.run_seconds:.4g} s)."
+        f"({time_words(predictions.dense.run_seconds)} to {time_words(best.run_seconds)})."
     )
 
 
-def _held_back(predictions: Predictions) -> list[str]:
+def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
     """What bounds the run."""
     facts, dense = predictions.facts, predictions.dense
     found = []
     validation = dense.validation_seconds / dense.run_seconds
     if validation >= _MUCH:
+        shorter = best is not None and best.validation_seconds < (1 - LEAST_SAVING) * dense.validation_seconds
+        how = f"of which {best.mode!r} needs less" if best is not None and shorter else "which no mode shortens"
         found.append(
-            f"{validation:.0%} of the run is validation, which no mode shortens: validate less often "
-            "(check_val_every_n_epoch), or on less (limit_val_batches)."
+            f"{validation:.0%} of the run is validation, {how}: validate less often (check_val_every_n_epoch), or on "
+            "less (limit_val_batches)."
         )
     loading, compute = facts.loading.seconds_per_batch, predictions.compute_seconds
     if loading >= compute:
         found.append(
-            f"Loader-bound: a batch takes {loading:.3g} s to load and {compute:.3g} s to train on. Only 'prune' helps, "
-            f"which loads less; or load faster (num_workers is {facts.loading.workers})."
+            f"Loader-bound: a batch takes {time_words(loading)} to load and {time_words(compute)} to train on. "
+            f"{_remedy(predictions)} (num_workers is {facts.loading.workers})."
         )
     host, few = facts.step.host_share, facts.step.few_samples
-    fresh = [p for mode in ("partial", "subset") if (p := predictions.at(mode, predictions.rate))]
+    fresh = _at_rate(predictions, "partial", "subset")
     computed = [predictions.sparse_compute(p.mode, p.rate) for p in fresh if p.mode is not None]
     if host is not None and host >= _MUCH and all(c > (1 - LEAST_SAVING) * compute for c in computed):
         found.append(
@@ -97,6 +100,19 @@ def _held_back(predictions: Predictions) -> list[str]:
             "dense step, so 'partial' and 'subset' have little to save: use larger batches."
         )
     return found
+
+
+def _at_rate(predictions: Predictions, *modes: Mode) -> list[Prediction]:
+    return [p for mode in modes if (p := predictions.at(mode, predictions.rate))]
+
+
+def _remedy(predictions: Predictions) -> str:
+    """Against a loader that sets the pace."""
+    if not any(p.run_share <= 1 - LEAST_SAVING for p in _at_rate(predictions, "prune")):
+        return "Load faster"
+    others = any(p.run_share <= 1 - LEAST_SAVING for p in _at_rate(predictions, "partial", "subset"))
+    only = "'prune' loads less" if others else "Only 'prune' helps, which loads less"
+    return f"{only}; or load faster"
 
 
 def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
@@ -112,10 +128,17 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
     if step.batchnorm_layers and mode in ("partial", "subset"):
         how = "its backward is an approximation" if mode == "partial" else "it sees the selected samples alone"
         found.append(f"{step.batchnorm_layers} BatchNorm layer(s) train: in {mode!r} {how}.")
-    if mode == "prune" and predictions.facts.run.max_steps is not None:
+    limited = predictions.facts.run.max_steps is not None
+    if mode == "prune" and limited:
         found.append("max_steps ends the run: 'prune' then sees more epochs in the same steps.")
+    elif limited and any(p.batches >= predictions.dense.batches for p in _at_rate(predictions, "prune")):
+        found.append("max_steps fixes the number of steps: 'prune' saves no seconds; set max_epochs.")
     return found
 
 
 def _refusals(predictions: Predictions) -> list[str]:
-    return [f"{mode!r} cannot run here: {reason}" for mode, reason in predictions.facts.step.refused.items()]
+    refused, rate = predictions.facts.step.refused, predictions.rate
+    found = [f"{mode!r} cannot run here: {reason}" for mode, reason in refused.items()]
+    if "prune" not in refused and predictions.at("prune", rate) is None:
+        found.append(f"'prune' cannot run at {rate:g}: val_check_interval is more than the batches of a pruned epoch.")
+    return found

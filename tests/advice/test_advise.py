@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -110,6 +113,7 @@ def test_behind_a_fit_and_between_two(digits: tuple[Tensor, Tensor]) -> None:
     before, step = weights(module), trainer.global_step
     advice = advise(trainer, module, data, budget_seconds=QUICK)
     assert advice.facts.run.epochs == 2
+    assert "The Trainer has trained 2 epochs: what follows is a run from the start." in advice.facts.notes
     assert_same_weights(before, weights(module))
     assert trainer.global_step == step
     assert trainer.datamodule is data  # type: ignore[attr-defined]
@@ -261,6 +265,76 @@ def test_one_cycle_schedules_and_bf16(digits: tuple[Tensor, Tensor]) -> None:
     assert isinstance(advice, Advice)
 
 
+class AsksForItsSchedule(PlainNet):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("lr", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        every = {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": every}
+
+
+class WritesBesideItsLogs(PlainNet):
+    def on_train_start(self) -> None:
+        (Path(str(self.trainer.log_dir)) / "notes.txt").write_text("begun")
+        os.path.join(self.trainer.log_dir, "notes.txt")  # type: ignore[arg-type]  # noqa: PTH118
+
+
+class UsesItsSecondLogger(PlainNet):
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.loggers[1].experiment.add_scalar("x", 1)  # type: ignore[attr-defined]
+
+
+class LooksItsStepsUp(PlainNet):
+    def on_train_start(self) -> None:
+        assert self.trainer.num_training_batches == 8
+        self.table = torch.zeros(int(self.trainer.num_training_batches))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.table[batch_idx] += 1
+
+
+class Lazy(PlainNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [AsksForItsSchedule, WritesBesideItsLogs, UsesItsSecondLogger, LooksItsStepsUp, Lazy])
+def test_ordinary_modules_are_measured(kind: type[PlainNet], digits: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+    loggers = [CSVLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")]
+    advice = advise(quiet_trainer(max_epochs=2, logger=loggers), kind(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused == {}
+    assert list(tmp_path.iterdir()) == []
+    assert advice.facts.step.memory is not None
+    if kind is Lazy:
+        parameters = advice.facts.step.memory.static_bytes
+        assert parameters == 4 * 3 * 650, "parameters, gradients and momentum"
+        assert advice.facts.step.memory.activation_bytes < parameters + 64 * 64 * 4, "its weights are not counted again"
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.from_numpy(gradient.numpy() * 2)
+
+
+def test_a_backward_that_partial_cannot_run_is_no_reason_against_the_others(digits: tuple[Tensor, Tensor]) -> None:
+    class Custom(PlainNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return _Doubled.apply(super().forward(x))  # type: ignore[no-any-return]
+
+    advice = advise(quiet_trainer(max_epochs=2), Custom(), loader(digits), budget_seconds=QUICK)
+    assert advice.facts.step.refused.keys() == {"partial"}
+    assert {p.mode for p in advice.table} == {"mask", "subset", "prune"}
+
+
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
@@ -302,6 +376,21 @@ def test_a_validation_that_fails_is_left_out_and_said(digits: tuple[Tensor, Tens
     assert advice.facts.validation is None
     said = "Validation could not be measured, and is left out: ValueError: five is not six"
     assert said in advice.facts.notes
+
+
+@pytest.mark.parametrize(("budget", "batches"), [(30.0, 8), (QUICK, None)])
+def test_a_validation_without_a_length(digits: tuple[Tensor, Tensor], budget: float, batches: int | None) -> None:
+    class Slow(PlainNet):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            time.sleep(0.02)
+
+    val = DataLoader(Stream(digits), 64)
+    trainer = quiet_trainer(max_epochs=2)
+    advice = advise(trainer, Slow(), loader(digits, num_workers=0), val_data=val, budget_seconds=budget / 10)
+    found = advice.facts.validation
+    assert (None if found is None else found.batches) == batches
+    said = "The validation loader has no length, and did not end by itself: it is left out."
+    assert (said in advice.facts.notes) == (batches is None)
 
 
 def test_compiled_networks_are_measured_and_not_counted(digits: tuple[Tensor, Tensor]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import lightning_ast.cli  # noqa: F401  # makes the callbacks' short names known
@@ -54,6 +55,13 @@ def test_a_config_for_several_devices_is_measured_on_one(work: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "asks for devices=4, num_nodes=1: what follows is for one device" in out
     assert [path.name for path in work.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is one")
+def test_an_accelerator_that_is_not_there_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(EXAMPLES / "cifar10_resnet9.yaml")
+    assert advise_command(["--config", config, *DIGITS, "--trainer.accelerator", "gpu"]) == 1
+    assert capsys.readouterr().err.startswith("lightning-ast: No supported gpu backend found!")
 
 
 def test_what_cannot_be_measured_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

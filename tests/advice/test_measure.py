@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -66,12 +66,14 @@ def test_a_device_that_runs_behind_gives_the_same_facts(
     for mode in ("partial", "subset"):
         for got, expected in zip(step.curves[mode], plain.curves[mode], strict=True):
             assert (got.rate, got.seconds) == pytest.approx((expected.rate, expected.seconds))
-    assert step.selection_seconds is None, "its forward is not timed apart"
+    assert step.selection_seconds == pytest.approx(0.0), "known here too"
 
 
 def test_the_run_its_loader_and_its_validation(digits: tuple[Tensor, Tensor]) -> None:
     schedule = TwoStageScheduler(warmup_epochs=2, cooldown_epochs=0.1, target_activation_rate=0.3)
-    facts = measured(digits, SparseSelectionCallback(mode="prune"), schedule, Timer("00:01:00:00"))
+    facts = measured(
+        digits, SparseSelectionCallback(mode="prune"), schedule, Timer("00:01:00:00"), EarlyStopping("loss")
+    )
     assert facts.run == RunFacts(
         epochs=10, batches_per_epoch=8, batch_size=64, samples_per_epoch=512, max_epochs=10, warmup_epochs=2,
         cooldown_epochs=0.1, own_mode="prune", own_rate=0.3,
@@ -81,7 +83,10 @@ def test_the_run_its_loader_and_its_validation(digits: tuple[Tensor, Tensor]) ->
     assert facts.validation is not None
     assert (facts.validation.batches, facts.validation.every_epochs, facts.validation.share) == (4, 1, 1.0)
     assert facts.validation.seconds_per_batch == pytest.approx(2.0 + TRANSFER)
-    assert facts.notes == ("Trainer(max_time) is left out of account.",)
+    assert facts.notes == (
+        "Trainer(max_time) is left out of account.",
+        "EarlyStopping is left out of account: the run is taken to reach its limits.",
+    )
     assert facts.device.startswith("CPU")
     assert facts.step.memory is not None
     assert facts.step.memory.static_bytes == 4 * 2 * 650, "parameters and gradients; SGD without momentum has no state"
@@ -135,6 +140,15 @@ def test_when_validations_are_due(
 
 def test_no_validation_is_none(digits: tuple[Tensor, Tensor]) -> None:
     assert measured(digits, budget=10.0, limit_val_batches=0).validation is None
+
+
+def test_a_batch_size_beyond_the_data_set_is_that_of_the_batch(digits: tuple[Tensor, Tensor]) -> None:
+    clock = Clock()
+    data = loader(digits, batch_size=4096)
+    facts = Measurement(quiet_trainer(), TimedNet(clock), data, None, budget_seconds=100, clock=clock).facts()
+    assert (facts.run.batch_size, facts.run.samples_per_epoch, facts.run.batches_per_epoch) == (512, 512, 1)
+    dense = FIXED + (FORWARD + BACKWARD) * 512
+    assert Predictions(facts).dense.run_seconds == pytest.approx(dense)
 
 
 def test_accumulated_batches_share_their_optimizer_step(digits: tuple[Tensor, Tensor]) -> None:

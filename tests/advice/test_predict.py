@@ -18,6 +18,7 @@ from lightning_ast.advice.measured import (
     ValidationFacts,
 )
 from lightning_ast.advice.predict import RATES, Predictions, at_rate, run_lengths, validations, with_loading
+from lightning_ast.advice.verdict import decide
 
 RUN = RunFacts(
     epochs=10, batches_per_epoch=100, batch_size=50, samples_per_epoch=5000, max_epochs=10, warmup_epochs=1,
@@ -46,10 +47,10 @@ def test_rates_between_and_beyond_those_measured() -> None:
     assert at_rate(curve, 0.2) == StepAt(0.2, 1.5, 150)
     assert at_rate(curve, 0.3) == StepAt(0.3, 2.0, 200)
     assert at_rate(curve, 0.5).seconds == pytest.approx(2.2)
-    assert at_rate(curve, 0.06).seconds == pytest.approx(0.8), "beyond the end as before it"
+    assert at_rate(curve, 0.06) == StepAt(0.06, 1.0, 100), "no less than was measured"
     assert at_rate(curve, 0.8).seconds == pytest.approx(2.5)
     assert at_rate(curve, 0.8, StepAt(1.0, 4.3)).seconds == pytest.approx(3.3), "joined by the dense step"
-    assert at_rate((StepAt(0.5, 1.0), StepAt(0.6, 9.0)), 0.1).seconds == 0.0, "never negative"
+    assert at_rate((StepAt(0.5, 1.0), StepAt(0.53, 0.9)), 0.6).seconds == 0.9, "noise does not become a slope"
     assert at_rate((StepAt(0.5, 7.0, 3),), 0.1) == StepAt(0.1, 7.0, 3)
     assert at_rate((StepAt(0.1, 1.0), StepAt(0.3, 2.0, 200)), 0.2).peak_bytes is None
 
@@ -69,12 +70,13 @@ def test_every_mode_step_and_run() -> None:
     assert predictions.dense.batches == 1000
     got = {p.mode: p for p in predictions.table if p.rate == 0.4}
     assert list(got) == ["mask", "subset", "partial", "prune"]
-    steps = {"mask": 3.6, "subset": 2.7, "partial": 2.3, "prune": 3.5}
+    steps = {"mask": 3.6, "subset": 2.7, "partial": 2.3, "prune": 3.6}
     for mode, step in steps.items():
         batches = 320 if mode == "prune" else 800
         assert got[mode].step_seconds == pytest.approx(step)
-        assert got[mode].run_seconds == pytest.approx(200 * 3.5 + batches * step)
-        assert got[mode].run_share == pytest.approx((700 + batches * step) / 3500)
+        dense = 3.6 if mode == "prune" else 3.5  # which scores its last warmup epoch and its cooldown too
+        assert got[mode].run_seconds == pytest.approx(200 * dense + batches * step)
+        assert got[mode].run_share == pytest.approx((200 * dense + batches * step) / 3500)
         assert got[mode].batches == 200 + batches
         assert got[mode].validation_seconds == 0
     assert {mode: p.memory_bytes for mode, p in got.items()} == {
@@ -121,14 +123,48 @@ def test_accumulation_shares_the_optimizer_among_its_batches() -> None:
     assert predictions.at("partial", 0.6).step_seconds == pytest.approx(0.5 + 2.2 - 0.6)
 
 
-def test_a_pruned_epoch_is_rounded_and_its_short_batch_counts_as_it_is() -> None:
+def test_prune_scores_every_batch_but_those_of_the_earlier_warmup_epochs() -> None:
+    predictions = Predictions(facts(run={"warmup_epochs": 3, "cooldown_epochs": 1}))
+    assert run_lengths(predictions.facts.run, "prune", 0.4).unscored_batches == 200
+    got = predictions.at("prune", 0.4)
+    assert got.run_seconds == pytest.approx(200 * 3.5 + (200 + 6 * 40) * 3.6)
+    never = Predictions(facts(run={"warmup_epochs": 0, "cooldown_epochs": 0}))
+    assert never.at("prune", 0.4).run_seconds == pytest.approx(10 * 40 * 3.6)
+
+
+def test_a_pruned_epoch_is_rounded_and_its_short_batch_is_counted_whole() -> None:
     run = replace(RUN, samples_per_epoch=4980)  # the last batch holds 30
-    assert run_lengths(run, None, 1.0).batches == pytest.approx(996)
+    dense = run_lengths(run, None, 1.0)
+    assert (dense.batches, dense.dense_missing) == (1000, pytest.approx(10 * 0.4))
     pruned = run_lengths(run, "prune", 0.25)
-    assert pruned.sparse_batches == pytest.approx(8 * 1250 / 50), "25 whole batches are within half a per cent"
+    assert pruned.sparse_batches == 8 * 25, "25 whole batches are within half a per cent"
     assert pruned.sparse_batches_per_epoch == 25
-    assert pruned.dense_batches == pytest.approx(2 * 99.6)
-    assert run_lengths(run, "prune", 0.01).sparse_batches == pytest.approx(8 * 1)
+    assert pruned.sparse_missing == 0
+    assert (pruned.dense_batches, pruned.dense_missing) == (200, pytest.approx(2 * 0.4))
+    short = run_lengths(run, "prune", 0.255)  # 1270 samples, 20 of them in the last batch
+    assert (short.sparse_batches, short.sparse_missing) == (8 * 26, pytest.approx(8 * 0.6))
+    assert run_lengths(run, "prune", 0.01).sparse_batches == 8
+    tiny = replace(RUN, batches_per_epoch=3, batch_size=512, samples_per_epoch=1437, warmup_epochs=0, cooldown_epochs=0)
+    assert run_lengths(tiny, "prune", 0.1).batches == 10, "ten epochs of one batch"
+
+
+def test_a_short_batch_takes_the_hosts_part_of_a_step_and_its_share_of_the_rest() -> None:
+    run = {"samples_per_epoch": 4980, "warmup_epochs": 0, "cooldown_epochs": 0}
+    got = Predictions(facts(run=run, step={"host_share": 0.5}))
+    assert got.dense.batches == 1000
+    short = 0.6 * 0.5 + (0.5 + 0.5 * 0.6) * 3.0  # it loads 30 of 50 samples
+    assert got.dense.run_seconds == pytest.approx(990 * 3.5 + 10 * short)
+    hidden = Predictions(facts(run=run, step={"host_share": 0.5}, loading=LoadingFacts(4.0, workers=2)))
+    assert hidden.dense.run_seconds == pytest.approx((990 + 10 * 0.6) * 4.0), "loading sets the pace"
+
+
+def test_no_fewer_samples_than_the_fallback_keeps() -> None:
+    curves = {"partial": (StepAt(0.5, 2.0), StepAt(0.75, 2.5)), "subset": (StepAt(0.5, 2.2), StepAt(0.75, 2.7))}
+    got = Predictions(facts(run={"batch_size": 4, "samples_per_epoch": 400}, step={"curves": curves}))
+    assert {got.at("partial", rate).step_seconds for rate in (0.1, 0.3, 0.5)} == {2.5}
+    assert {got.at("subset", rate).step_seconds for rate in (0.1, 0.3, 0.5)} == {2.7}
+    eight = Predictions(facts(run={"batch_size": 8, "samples_per_epoch": 800, "min_selected": 4}))
+    assert eight.at("partial", 0.1).step_seconds == pytest.approx(0.5 + 2.0), "half of the samples"
 
 
 def test_shares_of_the_run_are_whole_epochs_in_prune_alone() -> None:
@@ -167,6 +203,17 @@ def test_how_often_a_run_is_validated(when: dict[str, Any], mode: Any, count: fl
     due = ValidationFacts(4, 2.5, **when)
     assert due.seconds == 10
     assert validations(due, RUN, run_lengths(RUN, mode, 0.4), 3500.0) == pytest.approx(count)
+
+
+def test_a_rate_whose_epochs_are_never_validated_is_left_out() -> None:
+    predictions = Predictions(facts(validation=ValidationFacts(4, 2.5, every_epochs=1, every_batches_of_epoch=45)))
+    assert [p.rate for p in predictions.table if p.mode == "prune"] == [0.5, 0.6]
+    assert "'prune' cannot run at 0.4" in decide(predictions).reasons[-1]
+
+
+def test_workers_of_a_validation_start_each_time() -> None:
+    due = ValidationFacts(4, 2.5, every_epochs=1, share=1.0, start_seconds=1.5)
+    assert Predictions(facts(validation=due)).dense.validation_seconds == 10 * (1.5 + 4 * 2.5)
 
 
 def test_validation_is_part_of_the_run() -> None:

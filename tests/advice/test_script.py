@@ -84,6 +84,8 @@ def test_a_device_that_runs_behind_has_longer_blocks_and_phases_of_their_own() -
 def test_small_batches_and_a_mode_alone() -> None:
     blocks, _ = played(("subset",), seconds=lambda b: 0.01, budget=1.0, batch_size=16)
     assert [b.target for b in blocks[3:7]] == [1.0, 0.125, 0.35, 0.6], "a tenth would be fewer than two samples"
+    blocks, _ = played(("mask",), seconds=lambda b: 0.01, budget=1.0)
+    assert [(b.mode, b.target) for b in blocks[3:5]] == [(None, 1.0), ("mask", 0.35)], "the same at every rate"
     blocks, cycles = played((), seconds=lambda b: 2.0, budget=1.0)
     assert len(blocks) == 2 + cycles
     assert cycles == 2
@@ -117,16 +119,19 @@ def test_modes_are_compared_with_the_dense_step_of_their_own_cycle() -> None:
         samples.append(
             (block("partial", 0.1, cycle), Timing(2.0 * slow, 0.1 + cycle / 100, selecting, dense_share=0.2 * cycle))
         )
+        samples.append((block("mask", 0.35, cycle), Timing(5.0 * slow, 0.35)))
         samples.append((block("subset", 0.02, cycle, few=True), Timing(1.5 * slow, 0.02, scoring_seconds=0.9 * slow)))
     assert curve_of(samples, None) == (StepAt(1.0, 8.0),)
     (partial,) = curve_of(samples, "partial")
     assert partial.rate == pytest.approx(0.11)
     assert partial.seconds == pytest.approx(0.5 * 8.0)
-    facts = summarize(samples, {"prune": "no"})
+    facts = summarize(samples, {"prune": "no"}, batch_size=100)
     assert facts.phases == Phases(0.2, 2.0, 4.0, 0.8)
     assert facts.host_share == pytest.approx(1.2 / 8.0), "the median of 0.6, 6 and 1.2 over that of the dense step"
     assert facts.few_samples == 2
-    assert facts.selection_seconds == pytest.approx(0.5)
+    assert facts.selection_seconds == pytest.approx(0.25 * 8.0)
+    assert summarize([s for s in samples if s[0].mode != "mask"], {}, batch_size=1).selection_seconds is None
+    assert summarize(samples, {}, batch_size=1).few_samples == 1
     assert facts.dense_ops_share == pytest.approx(0.2)
     assert facts.refused == {"prune": "no"}
 
@@ -138,7 +143,7 @@ def test_blocks_slowed_by_phases_stand_back_behind_plain_ones() -> None:
         (block("partial", 0.1, 0, phases=False), Timing(0.5, 0.1, peak_bytes=7)),
         (block("subset", 0.02, 0, few=True), Timing(1.0, 0.02, scoring_seconds=0.4)),
     ]
-    facts = summarize(samples, {})
+    facts = summarize(samples, {}, batch_size=100)
     assert facts.dense == StepAt(1.0, 1.0, 10)
     assert facts.curves == {"partial": (StepAt(0.1, 0.5, 7),), "subset": (StepAt(0.02, 1.0),)}
     assert facts.host_share == pytest.approx(0.6 / 3.0), "both with phases"
