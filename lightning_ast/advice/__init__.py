@@ -25,11 +25,11 @@ def advise(
 ) -> Advice:
     """Measure the loader, a training step in every mode and a validation; predict step, memory and whole run.
 
-    It runs on copies of the Trainer, the module and the loaders: yours, and the global random state, stay bitwise as
-    they are, and ``trainer.fit(module, data)`` behind it gives what it would have given. Shared, and not put back, are
-    map-style datasets, samplers with a state of their own, and what a datamodule holds (random generators that none of
-    its loaders draws from). The module's own hooks run on its copy;
-    the Trainer's callbacks and loggers do not, so what they cost is not in the figures. A
+    It runs on copies of the Trainer, the module and the loaders: the Trainer, the module and the global random state
+    stay bitwise as they are, and ``trainer.fit(module, data)`` behind it gives what it would have given, unless the
+    data has a state of its own: map-style datasets, samplers that count or draw from something other than torch's
+    generators, and what a datamodule keeps for itself are shared, and not put back. The module's own hooks run on its
+    copy; the Trainer's callbacks and loggers do not, so what they cost is not in the figures. A
     :class:`~lightning_ast.SparseSelectionCallback` and a :class:`~lightning_ast.TwoStageScheduler` among them say which
     mode, rate and stages are meant.
 
