@@ -31,9 +31,11 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit that was measured, with a mark where the tree had changes."""
+    """The commit that was measured, with a mark where the tree had changes, but for records."""
     run = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short", "HEAD") + ("+changes" if run("status", "--porcelain", "-uno") else "")
+    return run("rev-parse", "--short", "HEAD") + (
+        "+changes" if run("status", "--porcelain", "-uno", "--", ":!benchmarks/records") else ""
+    )
 
 
 def provenance() -> dict[str, Any]:
