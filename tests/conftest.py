@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -96,6 +98,11 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
         "devices": 1,
     }
     return pl.Trainer(**{**defaults, **options})
+
+
+def gloo() -> DDPStrategy:
+    """Forked processes that talk through gloo; one that hangs fails after two minutes."""
+    return DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120))
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

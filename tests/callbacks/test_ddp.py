@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_ast import PIController, SparseSelectionCallback
-from tests.conftest import PlainNet, loader, quiet_trainer, weights
+from tests.conftest import PlainNet, gloo, loader, quiet_trainer, weights
 
 
 class Record(pl.Callback):
@@ -51,7 +49,7 @@ def test_two_ranks_equal_one_process_on_the_union(digits: Any, tmp_path: Path, m
     selection = SparseSelectionCallback(mode=mode, gate="threshold", significance="loss", controller=fixed)
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        strategy=gloo(),
         callbacks=[selection, Record(tmp_path, selection)],
         max_steps=2,
     )

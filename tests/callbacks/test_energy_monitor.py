@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._measure import SETTLE_STEPS
 from lightning_ast.callbacks._sections import StepSections
 from lightning_ast.energy import EnergyUnavailableError, ReplayedMeter
-from tests.conftest import PlainNet, loader, quiet_trainer
+from tests.conftest import PlainNet, gloo, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]
 BATCHES = 8  # of 64 in 512 digits
@@ -352,7 +350,7 @@ def test_shared_hardware_is_counted_once_after_a_resume_too(digits: Digits, tmp_
         energy = EnergyMonitor(meters=[meter])
         trainer = quiet_trainer(
             devices=2,
-            strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+            strategy=gloo(),
             callbacks=[energy, SaveAtThree(tmp_path / "mid.ckpt", stop=not part), Sum(tmp_path, energy)],
             max_epochs=1,
             min_epochs=0,
@@ -369,7 +367,7 @@ def test_every_rank_counts_its_own_device_once(digits: Digits, tmp_path: Path, s
     energy = EnergyMonitor(meters=[meter])
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        strategy=gloo(),
         callbacks=[energy, Sum(tmp_path, energy)],
         max_epochs=2,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback
 from lightning_ast.core import SampleSelector, partial_mean, selected_mean
 from lightning_ast.core.execution import denominator, mask_rows
 from lightning_ast.core.gate import FLOOR, Selection
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
+from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial"]
@@ -272,7 +270,7 @@ def test_two_ranks_equal_one_process_on_the_union(
     selection = SparseSelectionCallback(mode=mode, **options)  # type: ignore[arg-type]
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        strategy=gloo(),
         callbacks=[selection, Record(tmp_path, selection, accumulate)],
         max_steps=2,
         accumulate_grad_batches=accumulate,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
-from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from torch import Tensor
@@ -33,7 +31,7 @@ from lightning_ast.callbacks._samples import BINS, EpochSamples, SampleHistory
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_summary, seconds_left
 from lightning_ast.callbacks._writers import LAYOUT
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
+from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
 EPOCHS, WARMUP = 5, 2
@@ -712,7 +710,7 @@ def test_two_ranks_show_the_first_ones_part(digits: Digits, tmp_path: Path) -> N
     spy = Spy(selection, 512)
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        strategy=gloo(),
         callbacks=[*callbacks, spy, Check()],
         logger=TensorBoardLogger(str(tmp_path), name=""),
         max_epochs=3,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
@@ -18,7 +16,7 @@ from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core import planned_count
 from tests.callbacks.pruning import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, plan_by_hand, pruned
 from tests.callbacks.test_prune_resume import SaveAt
-from tests.conftest import assert_same_weights, weights
+from tests.conftest import assert_same_weights, gloo, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -47,7 +45,7 @@ class Record(pl.Callback):
 def two(module: Any, data: Any, folder: Path, *others: pl.Callback, **options: Any) -> list[dict[str, Any]]:
     callback = pruned()
     torch.manual_seed(options.pop("seed", 1))
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120))
+    strategy = gloo()
     fit(module, data, callback, Record(folder, callback), *others, devices=2, strategy=strategy, **options)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 

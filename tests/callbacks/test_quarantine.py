@@ -23,7 +23,7 @@ from tests.callbacks.pruning import Indexed, Witness, pruned
 from tests.callbacks.pruning import fit as fit_pruned
 from tests.callbacks.test_prune_resume import SaveAt
 from tests.callbacks.test_sparse_selection import ExplicitNet, fit, fresh
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
+from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial"]
@@ -380,7 +380,7 @@ def test_two_ranks_stay_in_step(digits: Digits, tmp_path: Path, mode: str, stage
     callback = SparseSelectionCallback(mode=mode, quarantine_limit=0.5)
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        strategy=gloo(),
         callbacks=[callback, TwoStageScheduler(warmup_epochs=2 if stage == "warmup" else 1), Ends(tmp_path, callback)],
         max_epochs=3 if stage == "warmup" else 2,
     )
@@ -399,7 +399,7 @@ def test_the_limit_holds_over_all_ranks(digits: Digits) -> None:
     callback = SparseSelectionCallback()
     trainer = quiet_trainer(
         devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=120)),
+        strategy=gloo(),
         callbacks=[callback],
     )
     with pytest.raises(
