@@ -334,7 +334,8 @@ def monitored_table() -> str:
     for r in load("monitored"):
         lines += [
             f"CIFAR-10, ResNet-9 of width {r['width']}, {r['train_limit']:,} training images, {r['epochs']} epochs, "
-            f"B = {r['batch_size']}, r = {r['rate']}, {r['hardware']}: all that both monitors do, timed from outside.",
+            f"B = {r['batch_size']}, r = {r['rate']}, {r['hardware']}: what both monitors do, "
+            "timed from outside (but for noting each index as it is drawn).",
             "",
             "| run | seconds | watching, share of them | a step, ms | pictures at the end, s |",
             "|---|---|---|---|---|",
