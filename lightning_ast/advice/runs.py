@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, Timer
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ast.advice.measured import RunFacts, ValidationFacts
 from lightning_ast.callbacks._faults import run_length_epochs
-from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit
+from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
 from lightning_ast.callbacks._loader import LoaderFacts, loader_faults
 from lightning_ast.callbacks._planned import length_faults, planned_run
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
@@ -45,12 +44,11 @@ class Asked:
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
         """Of a Trainer."""
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         return cls(
-            next((c for c in callbacks if isinstance(c, SparseSelectionCallback)), None),
-            next((c for c in callbacks if isinstance(c, TwoStageScheduler)), None),
-            any(isinstance(c, Timer) for c in callbacks),
-            any(isinstance(c, EarlyStopping) for c in callbacks),
+            first_callback(trainer, SparseSelectionCallback),
+            first_callback(trainer, TwoStageScheduler),
+            times_out=first_callback(trainer, Timer) is not None,
+            stops_early=first_callback(trainer, EarlyStopping) is not None,
         )
 
     @property

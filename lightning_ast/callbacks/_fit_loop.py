@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
@@ -23,6 +23,7 @@ __all__ = [
     "change_class",
     "epoch_limit",
     "epochs_done",
+    "first_callback",
     "last_reload",
     "lead",
     "load_loader_states",
@@ -32,6 +33,9 @@ __all__ = [
     "restart_loader",
     "written_within",
 ]
+
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +162,11 @@ def accumulation(trainer: pl.Trainer) -> dict[int, int]:
 def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
     """By name: those of the package ``pytorch_lightning`` are other classes."""
     return [c for c in trainer.callbacks if kind.__name__ in {k.__name__ for k in type(c).__mro__}]  # type: ignore[attr-defined]
+
+
+def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    """The Trainer's first callback of a kind, or None."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def announce_batches(trainer: pl.Trainer, batches: int) -> None:

@@ -52,9 +52,7 @@ def log_step(module: pl.LightningModule, fit: SparseFit) -> None:
         "ast/target_activation_rate": selector.target_activation_rate if fit.stage == "sparse" else 1.0,
         "ast/stage": float(STAGE_CODES[fit.stage]),
         "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
-        **{
-            f"ast/savings_{name}": share for name, share in savings.items() if name != "joules"
-        },  # known at epochs' ends
+        **{f"ast/savings_{name}": savings[name] for name in ("samples", "flops", "seconds")},  # joules: EnergyMonitor
     }
     logged = {name: torch.tensor(value) for name, value in values.items() if value is not None}
     if fit.stage == "sparse" and selector.last_threshold is not None:

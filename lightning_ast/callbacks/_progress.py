@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.callbacks._faults import run_length_epochs
+from lightning_ast.callbacks._fit_loop import first_callback
 from lightning_ast.callbacks._summary import seconds_left
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.ledger import Ledger
@@ -132,7 +133,7 @@ def _totals(ledger: Ledger | None) -> tuple[float, ...]:
 
 
 def _stages_left(trainer: pl.Trainer, max_epochs: int, stage: Stage) -> list[Stage]:
-    schedule = next((c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)), None)  # type: ignore[attr-defined]
+    schedule = first_callback(trainer, TwoStageScheduler)
     length = run_length_epochs(trainer)
     last = max_epochs if length is None else min(max_epochs, math.ceil(length))
     epochs = range(trainer.current_epoch + 1, last)

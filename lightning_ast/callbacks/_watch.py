@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_ast.callbacks._fit_loop import first_callback
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks.two_stage import Stage
 
@@ -39,7 +40,7 @@ def watch(trainer: pl.Trainer, watcher: Watcher) -> Any:
     """
     from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 
-    selection = next((c for c in trainer.callbacks if isinstance(c, SparseSelectionCallback)), None)  # type: ignore[attr-defined]
+    selection = first_callback(trainer, SparseSelectionCallback)
     if selection is not None and selection._fit is not None:
         selection._fit.watchers.append(watcher)
     return selection

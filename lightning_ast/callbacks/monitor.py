@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressB
 from tqdm.auto import tqdm
 
 from lightning_ast.callbacks._drawn import DrawnIndices
-from lightning_ast.callbacks._fit_loop import logged_step
+from lightning_ast.callbacks._fit_loop import first_callback, logged_step
 from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
@@ -31,8 +31,6 @@ _SHARE = 0.01
 """Of the run's time, for pictures while it goes on."""
 _FIRST_PICTURE_SECONDS = 1.0
 _PERCENTILES = (10, 50, 90)
-
-C = TypeVar("C", bound=Callback)
 
 
 class SparseTrainingMonitor(Callback):
@@ -77,6 +75,7 @@ class SparseTrainingMonitor(Callback):
         self._drawn: DrawnIndices | None = None
         self._writers: Writers | None = None
         self._watcher: SampleWatcher | None = None
+        self._selection: SparseSelectionCallback | None = None
         self._picture_seconds = _FIRST_PICTURE_SECONDS
         self._pictured = -1
         self._resumed = False
@@ -85,9 +84,9 @@ class SparseTrainingMonitor(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what is drawn, before the loader is started."""
-        selection = _callback(trainer, SparseSelectionCallback)
         if stage != "fit":
             return
+        selection = first_callback(trainer, SparseSelectionCallback)
         self._writers = Writers(trainer, images=self.images)
         if self._writers and selection is not None and selection.mode != "prune":
             self._drawn = DrawnIndices(self, trainer)
@@ -97,7 +96,7 @@ class SparseTrainingMonitor(Callback):
         """Watch the selection; lay out the page."""
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self._progress, self._history = RunProgress(), SampleHistory()
-        selection = _callback(trainer, SparseSelectionCallback)
+        self._selection = selection = first_callback(trainer, SparseSelectionCallback)
         if selection is not None and trainer.loggers and trainer.is_global_zero:
             drawn = (lambda size: None) if self._drawn is None else self._drawn.take
             self._watcher = SampleWatcher(selection, drawn, size=_dataset_size(trainer))
@@ -105,7 +104,7 @@ class SparseTrainingMonitor(Callback):
         if self._writers:
             self._writers.lay_out()
         if not self._resumed:
-            self._progress.start_epoch(_ledger(trainer))
+            self._progress.start_epoch(self._ledger)
         self._resumed = False
         self._progress.begin()
 
@@ -114,7 +113,7 @@ class SparseTrainingMonitor(Callback):
     ) -> None:
         """Start adding up with an epoch's first batch."""
         if batch_idx == 0:
-            self._progress.start_epoch(_ledger(trainer))
+            self._progress.start_epoch(self._ledger)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,8 +121,7 @@ class SparseTrainingMonitor(Callback):
         """Add the step's loss, without waiting for the device."""
         with self._own_time():
             self._progress.add_loss(outputs)
-            selection = _callback(trainer, SparseSelectionCallback)
-            self._progress.stage = "warmup" if selection is None else selection.stage
+            self._progress.stage = "warmup" if self._selection is None else self._selection.stage
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There is an accuracy to show."""
@@ -131,7 +129,7 @@ class SparseTrainingMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line; show the epoch's samples."""
-        energy = _callback(trainer, EnergyMonitor)
+        energy = first_callback(trainer, EnergyMonitor)
         if energy is not None:
             energy.finish_epoch(trainer, pl_module)
         if not trainer.is_global_zero:
@@ -140,7 +138,7 @@ class SparseTrainingMonitor(Callback):
             samples = None if self._watcher is None else self._watcher.take()
             if samples is not None:
                 self._show(samples, trainer, pl_module)
-            line = self._progress.finish_epoch(trainer, _ledger(trainer), self._accuracy(trainer))
+            line = self._progress.finish_epoch(trainer, self._ledger, self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
             _say(trainer, format_epoch(**line, joules=joules))
 
@@ -149,7 +147,7 @@ class SparseTrainingMonitor(Callback):
         if not trainer.is_global_zero or not self._progress.epochs:
             return
         began = time.perf_counter()
-        selection, step = _callback(trainer, SparseSelectionCallback), logged_step(trainer.fit_loop)
+        selection, step = self._selection, logged_step(trainer.fit_loop)
         if self._writers:
             if self._history.thresholds and self._pictured < step:
                 self._writers.pictures(self._history, step)
@@ -165,9 +163,13 @@ class SparseTrainingMonitor(Callback):
         """Leave the trainer as it was."""
         if self._drawn is not None:
             self._drawn.detach()
-        self._drawn = self._writers = self._watcher = None
+        self._drawn = self._writers = self._watcher = self._selection = None
 
     # ------------------------------------------------------------------ parts of them
+
+    @property
+    def _ledger(self) -> Ledger | None:
+        return None if self._selection is None else self._selection.ledger
 
     def _show(self, samples: EpochSamples, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._history.add(trainer.current_epoch, samples)
@@ -196,7 +198,7 @@ class SparseTrainingMonitor(Callback):
         return value / 100 if value > 1 else value
 
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
-        progress, energy = self._progress, _callback(trainer, EnergyMonitor)
+        progress, energy = self._progress, first_callback(trainer, EnergyMonitor)
         accuracies = progress.accuracies
         best = max(accuracies, key=lambda epoch: accuracies[epoch], default=None)
         seconds = sum(sum(each) for each in progress.seconds.values())
@@ -213,7 +215,7 @@ class SparseTrainingMonitor(Callback):
             measured=() if energy is None else energy.names,
             monitoring_seconds=progress.monitoring_seconds + (0.0 if self._watcher is None else self._watcher.seconds),
             closing_seconds=closing_seconds,
-            **_selected(_callback(trainer, SparseSelectionCallback)),
+            **_selected(self._selection),
         )
 
     @contextmanager
@@ -226,7 +228,7 @@ class SparseTrainingMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy watches nothing yet."""
-        return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None}
+        return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
 
     def state_dict(self) -> dict[str, Any]:
         """The run so far, primitives and tensors alone."""
@@ -239,15 +241,6 @@ class SparseTrainingMonitor(Callback):
         self._resumed = True
         self._progress = RunProgress.from_state_dict(state_dict["progress"])
         self._history = SampleHistory.from_state_dict(state_dict["history"])
-
-
-def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
-    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
-
-
-def _ledger(trainer: pl.Trainer) -> Ledger | None:
-    selection = _callback(trainer, SparseSelectionCallback)
-    return None if selection is None else selection.ledger
 
 
 def _names_accuracy(name: str) -> bool:

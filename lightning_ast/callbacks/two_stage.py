@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks._faults import ConfigurationError, is_number, rate_faults, run_length_epochs
+from lightning_ast.callbacks._fit_loop import first_callback
 
 __all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "stage_at"]
 
@@ -87,7 +88,7 @@ class TwoStageScheduler(Callback):
         """Refuse to run alone; all other faults are reported by the selection callback."""
         from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 
-        if stage == "fit" and not any(isinstance(c, SparseSelectionCallback) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if stage == "fit" and first_callback(trainer, SparseSelectionCallback) is None:
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 
     def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
