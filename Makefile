@@ -1,7 +1,8 @@
-.PHONY: help demo test test-all test-oldest wheel check format clean
+.PHONY: help demo test test-all test-slow test-oldest wheel check format clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PARALLEL := --numprocesses auto --dist worksteal
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -14,12 +15,16 @@ $(READY): pyproject.toml
 demo: $(READY)  ## dense against sparse training on scikit-learn's digits, a minute or two
 	$(BIN)/lightning-ast demo
 
-test: $(READY)  ## the test suite, without what is marked slow
-	$(BIN)/python -m pytest
+test: $(READY)  ## the test suite, without what is marked slow, on all cores
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY)  ## every test, those with other people's LightningModules too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
+
+test-slow: $(READY)  ## what is marked slow alone, other people's LightningModules included
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-oldest:  ## the callbacks' tests on the oldest supported torch and Lightning, in an environment of their own
 	$(PYTHON) -m venv .venv-oldest

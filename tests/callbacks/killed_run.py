@@ -1,16 +1,11 @@
-"""A run that kills itself: ``python -m tests.callbacks.killed_run MODE FOLDER STEP``. It resumes from the last
-checkpoint.
-"""
+"""A run that kills its own process, and resumes from its last checkpoint when it is started again."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import signal
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +80,3 @@ def run(mode: str, folder: Path, kill_at: int, epochs: int = 10) -> None:
     trainer.save_checkpoint(folder / "end.ckpt")
     torch.save({"random": torch.get_rng_state(), "seen": module.epochs()}, folder / "end.pt")
 
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -101,7 +101,7 @@ def test_resume(tmp_path: Path, point: tuple[str, int, int | None], limits: dict
         {"drop_last": True},
         {"shuffle": None, "sampler": RandomSampler(range(SIZE), replacement=True)},
     ],
-    ids=str,
+    ids=["workers", "persistent workers", "drop_last", "sampler"],
 )
 @pytest.mark.parametrize("point", [("epoch end", 1, None), ("batch end", 2, 1)], ids=str)
 def test_resume_with_other_loaders(tmp_path: Path, point: Any, loading: dict[str, Any]) -> None:

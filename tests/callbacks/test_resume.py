@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tests.callbacks.pruning import Cycle, Indexed, fresh, loader
 from tests.callbacks.test_prune_resume import SaveAt
 from tests.conftest import assert_same_weights, quiet_trainer, weights
 
-ROOT = Path(__file__).parent.parent.parent
+FORK = multiprocessing.get_context("fork")  # a fresh interpreter would import torch and Lightning anew, three times a test
 MODES = ["mask", "subset", "partial"]
 EPOCH = 10  # batches of a dense epoch
 
@@ -76,9 +75,10 @@ def test_killed_three_times(tmp_path: Path, mode: str) -> None:
     killed_run(mode, folders[0], -1)
     steps = 4 * EPOCH + 6 * (4 if mode == "prune" else EPOCH)
     for step in sorted(random.Random(tmp_path.name).sample(range(4, steps), 3)):
-        command = [sys.executable, "-m", "tests.callbacks.killed_run", mode, str(folders[1]), str(step)]
-        killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        killed = FORK.Process(target=killed_run, args=(mode, folders[1], step))
+        killed.start()
+        killed.join(timeout=300)
+        assert killed.exitcode == -signal.SIGKILL
         assert not (folders[1] / "end.pt").exists()
     killed_run(mode, folders[1], -1)
 
