@@ -38,6 +38,15 @@ def _forget_compiled() -> Iterator[None]:
         torch.compiler.reset()
 
 
+@pytest.fixture(autouse=True)
+def _restore_environment() -> Iterator[None]:
+    """Else ``seed_everything`` of one test sets the order of the samples of a later one (Lightning's PL_GLOBAL_SEED)."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 class PlainNet(pl.LightningModule):
     """What a user writes who has never heard of sparse training. BatchNorm and dropout included."""
 

@@ -9,17 +9,25 @@ from lightning_ast.testing import check_partial_backward
 from tests.core.partial.models import MODELS, B, build, class_losses
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_equal_exact_masking(name: str) -> None:
+LARGE = ("resnet50", "convnext_tiny", "densenet121", "swin_t", "vit_b_16")
+"""Models of which the fast tests check one number of rows: all four take half a minute."""
+
+
+def rows_of(name: str) -> list[object]:
+    """Numbers of rows out of ``B`` to select, the slow ones marked."""
+    slow = [pytest.mark.slow] if name in LARGE else []
+    return [pytest.param(name, k, marks=slow if k != 4 else []) for k in (1, 2, 4, B)]
+
+
+@pytest.mark.parametrize(("name", "selected"), [case for name in MODELS for case in rows_of(name)])
+def test_gradients_equal_exact_masking(name: str, selected: int) -> None:
     make, data, dense = MODELS[name]
-    module, batch = build(make), data()
-    for selected in (1, max(1, B // 10) + 1, 4 * B // 10, B):
-        indices = torch.randperm(B)[:selected].sort().values
-        check = check_partial_backward(module, batch, indices=indices, losses=class_losses)
-        assert check.relative_error < 1e-5, check
-        assert set(check.dense_ops) == (dense if selected < B else set()), check
-        if not dense:
-            assert check.flops_share == pytest.approx(selected / B, rel=0.02), check
+    indices = torch.randperm(B)[:selected].sort().values
+    check = check_partial_backward(build(make), data(), indices=indices, losses=class_losses)
+    assert check.relative_error < 1e-5, check
+    assert set(check.dense_ops) == (dense if selected < B else set()), check
+    if not dense:
+        assert check.flops_share == pytest.approx(selected / B, rel=0.02), check
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "unet"])
