@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "forget_step_values",
     "last_logged",
     "remove_shown",
+    "repaint",
     "running_step",
     "show",
     "will_write",
@@ -78,6 +80,17 @@ def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
     """Take values out of the progress bar."""
     for name in names:
         trainer._logger_connector._progress_bar_metrics.pop(name, None)
+
+
+def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Have a progress bar that stopped in the midst of an epoch show the values as they are now.
+
+    At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
+    """
+    bar, within_epoch = trainer.progress_bar_callback, trainer._logger_connector._first_loop_iter is not None
+    for kind in (TQDMProgressBar, RichProgressBar):
+        if isinstance(bar, kind) and bar.is_enabled and within_epoch:
+            kind.on_train_epoch_end(bar, trainer, module)
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults
 from lightning_ast.callbacks._fit import SparseFit
 from lightning_ast.callbacks._fit_loop import epochs_done
-from lightning_ast.callbacks._logger_connector import error_told
+from lightning_ast.callbacks._logger_connector import error_told, repaint
 from lightning_ast.callbacks._quarantine import QuarantinedSample
 from lightning_ast.callbacks._step_log import StepLog
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
@@ -240,6 +240,7 @@ class SparseSelectionCallback(Callback):
         if self._log is not None:
             with error_told():
                 self._log.close()
+                repaint(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
