@@ -89,7 +89,7 @@ def _measured(advice: Advice) -> Iterator[str]:
     workers = counted(facts.loading.workers, "worker")
     yield f"  loading     {time_words(facts.loading.seconds_per_batch)} a batch, {workers}"
     yield f"  dense step  {time_words(step.dense.seconds)} on batches in memory{_phases(advice)}"
-    if step.host_share is not None:
+    if step.host_share is not None and step.few_samples is not None:
         yield f"  host        {step.host_share:.0%} of a dense step is left with {counted(step.few_samples, 'sample')}"
     if facts.validation is not None:
         share = advice.dense.validation_seconds / advice.dense.run_seconds

@@ -37,7 +37,8 @@ def batches_completed(trainer: pl.Trainer) -> int:
 def will_write(trainer: pl.Trainer) -> bool:
     """Whether Lightning will write what this batch logs, asked in ``on_train_batch_end``."""
     accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
-    return not accumulates and (trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run))
+    writes = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]
+    return bool(writes) and not accumulates
 
 
 def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:
@@ -88,9 +89,8 @@ def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
     """
     bar, within_epoch = trainer.progress_bar_callback, trainer._logger_connector._first_loop_iter is not None
-    for kind in (TQDMProgressBar, RichProgressBar):
-        if isinstance(bar, kind) and bar.is_enabled and within_epoch:
-            kind.on_train_epoch_end(bar, trainer, module)
+    if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
+        bar.on_train_epoch_end(trainer, module)
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:

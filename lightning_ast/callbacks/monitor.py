@@ -268,13 +268,14 @@ def _selected(selection: SparseSelectionCallback | None, *, measures_joules: boo
         return {}
     sparse, fit, savings = selection.ledger.stages.get("sparse"), selection._fit, selection.savings
     target = selection.target_activation_rate if fit is None else fit.selector.target_activation_rate
-    selected = sparse is not None and sparse.offered and (target < 1 or sparse.selected < sparse.offered)
+    rate = sparse.selected / sparse.offered if sparse is not None and sparse.offered else None
+    selected = rate is not None and min(rate, target) < 1
     if savings["joules"] is None and not measures_joules:
         del savings["joules"]
     return {
         "mode": selection.mode,
         "activation_rate": selection.ledger.activation_rate,
-        "sparse_rate": sparse.selected / sparse.offered if selected else None,
+        "sparse_rate": rate if selected else None,
         "target_rate": target,
         "savings": savings,
         "best_savings": best_flops_savings(selection.ledger, selection.mode) if selected else None,
