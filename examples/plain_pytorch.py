@@ -38,4 +38,4 @@ for epoch in range(10):
     model.eval()
     accuracy = (model(test[0]).argmax(1) == test[1]).float().mean()
     model.train()
-    print(f"epoch {epoch + 1}: accuracy {accuracy:.2%}, trained on {selected / offered:.1%} of {offered} samples")
+    print(f"epoch {epoch}: accuracy {accuracy:.2%}, trained on {selected / offered:.1%} of {offered} samples")

@@ -19,6 +19,7 @@ from lightning_ast.core.execution import mask_rows
 from lightning_ast.core.losses import LossCapture, LossReached, check_losses
 from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, keep_rows, uncounted
 from lightning_ast.mixin import SparseLossMixin, overrides
+from lightning_ast.words import counted
 
 __all__ = ["PartialBackwardCheck", "check_partial_backward"]
 
@@ -56,7 +57,7 @@ class PartialBackwardCheck:
         share = "not counted" if self.flops_share is None else f"{self.flops_share:.1%}"
         return "\n".join(
             [
-                f"{self.selected} of {self.batch_size} samples selected",
+                f"{self.selected} of {counted(self.batch_size, 'sample')} selected",
                 f"relative error of the gradients {self.relative_error:.1e}, cosine {self.cosine:.6f}",
                 f"backward FLOPs, as a share of dense: {share} (selected: {self.selected / self.batch_size:.1%})",
                 f"ops over all rows: {dense}",
@@ -111,7 +112,7 @@ def check_partial_backward(
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(size, generator=generator)[: max(1, round(0.4 * size))].sort().values
     if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-        raise ValueError(f"expected indices of the batch's {size} samples, got {indices.tolist()}.")
+        raise ValueError(f"expected indices of the batch's {counted(size, 'sample')}, got {indices.tolist()}.")
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
     dense_ops: Counter[str] = Counter()

@@ -25,7 +25,7 @@ def test_python_blocks_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
-    ends = ("Epoch 4/4 | Loss:", "relative error of the gradients", "What to beat: dense training")
+    ends = ("Epoch 3/3 | Loss:", "relative error of the gradients", "What to beat: dense training")
     shown = capsys.readouterr().out
     assert any(end in shown for end in ends), shown
 

@@ -39,6 +39,7 @@ from lightning_ast.core.batch import BatchError, batch_size_of
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.mixin import SparseLossMixin
+from lightning_ast.words import counted
 
 __all__ = ["Measurement"]
 
@@ -169,7 +170,9 @@ class Measurement:
         self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         self._notes = notes
         if done := self._user.current_epoch:
-            self._notes.append(f"The Trainer has trained {done} epochs: what follows is a run from the start.")
+            self._notes.append(
+                f"The Trainer has trained {counted(done, 'epoch')}: what follows is a run from the start."
+            )
         self._batchnorm = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
@@ -322,5 +325,5 @@ def _reason(error: Exception) -> str:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = f", {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     return f"{device.type.upper()}{threads}"

@@ -11,6 +11,7 @@ from lightning_ast.advice.measured import Facts
 from lightning_ast.advice.predict import Prediction, Predictions
 from lightning_ast.advice.units import size_words, time_words
 from lightning_ast.advice.verdict import Verdict, decide
+from lightning_ast.words import counted
 
 __all__ = ["Advice", "render"]
 
@@ -82,17 +83,18 @@ def _is_recommended(advice: Advice, row: tuple[str, ...]) -> bool:
 def _measured(advice: Advice) -> Iterator[str]:
     facts, run, step = advice.facts, advice.facts.run, advice.facts.step
     yield (
-        f"Measured on {facts.device} in {facts.seconds:.0f} s, {step.cycles} round(s): {run.epochs:g} epochs of "
-        f"{run.batches_per_epoch} batches of {run.batch_size}."
+        f"Measured on {facts.device} in {facts.seconds:.0f} s, {counted(step.cycles, 'round')}: "
+        f"{counted(run.epochs, 'epoch')} of {counted(run.batches_per_epoch, 'batch')} of {run.batch_size}."
     )
-    yield f"  loading     {time_words(facts.loading.seconds_per_batch)} a batch, {facts.loading.workers} worker(s)"
+    workers = counted(facts.loading.workers, "worker")
+    yield f"  loading     {time_words(facts.loading.seconds_per_batch)} a batch, {workers}"
     yield f"  dense step  {time_words(step.dense.seconds)} on batches in memory{_phases(advice)}"
-    if step.host_share is not None:
-        yield f"  host        {step.host_share:.0%} of a dense step is left with {step.few_samples} samples"
+    if step.host_share is not None and step.few_samples is not None:
+        yield f"  host        {step.host_share:.0%} of a dense step is left with {counted(step.few_samples, 'sample')}"
     if facts.validation is not None:
         share = advice.dense.validation_seconds / advice.dense.run_seconds
         yield (
-            f"  validation  {time_words(facts.validation.seconds)} for {facts.validation.batches} batches, "
+            f"  validation  {time_words(facts.validation.seconds)} for {counted(facts.validation.batches, 'batch')}, "
             f"{share:.0%} of the dense run"
         )
     if step.memory is not None:
@@ -145,4 +147,5 @@ def _conclusion(advice: Advice) -> Iterator[str]:
             f"which takes as long as {verdict.mode!r} for {run.epochs:g}."
         )
     elif verdict.saving is not None:
-        yield f"To save time, train densely for fewer than {run.epochs:g} epochs: that is what to beat in any case."
+        epochs = counted(run.epochs, "epoch")
+        yield f"To save time, train densely for fewer than {epochs}: that is what to beat in any case."

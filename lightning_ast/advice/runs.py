@@ -17,6 +17,7 @@ from lightning_ast.callbacks._planned import length_faults, planned_run
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
+from lightning_ast.words import counted
 
 __all__ = ["Asked", "due_validations", "prune_fault", "run_facts"]
 
@@ -112,7 +113,7 @@ def run_facts(
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None
     if not known:
         batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
-        notes.append(f"The training loader has no length: an epoch of {batches} batches is assumed.")
+        notes.append(f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed.")
     max_epochs = epoch_limit(limits) or (trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None)
     epochs = run_length_epochs(trainer)  # its accumulation is 1
     if max_steps is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lightning_ast.advice.predict import Prediction, Predictions
 from lightning_ast.advice.units import time_words
 from lightning_ast.core.execution import Mode
+from lightning_ast.words import counted
 
 __all__ = ["LEAST_SAVING", "Verdict", "decide"]
 
@@ -96,8 +97,8 @@ def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
     computed = [predictions.sparse_compute(p.mode, p.rate) for p in fresh if p.mode is not None]
     if host is not None and host >= _MUCH and all(c > (1 - LEAST_SAVING) * compute for c in computed):
         found.append(
-            f"Host-bound at this batch size: a step on {few} of {facts.run.batch_size} samples takes {host:.0%} of a "
-            "dense step, so 'partial' and 'subset' have little to save: use larger batches."
+            f"Host-bound at this batch size: a step on {few} of {counted(facts.run.batch_size, 'sample')} takes "
+            f"{host:.0%} of a dense step, so 'partial' and 'subset' have little to save: use larger batches."
         )
     return found
 
@@ -127,7 +128,7 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
         found.append(f"'partial' spends {cost} on every sample, for want of a rule: {names}.")
     if step.batchnorm_layers and mode in ("partial", "subset"):
         how = "its backward is an approximation" if mode == "partial" else "it sees the selected samples alone"
-        found.append(f"{step.batchnorm_layers} BatchNorm layer(s) train: in {mode!r} {how}.")
+        found.append(f"{counted(step.batchnorm_layers, 'BatchNorm layer')} in training mode: in {mode!r} {how}.")
     limited = predictions.facts.run.max_steps is not None
     if mode == "prune" and limited:
         found.append("max_steps ends the run: 'prune' then sees more epochs in the same steps.")

@@ -13,6 +13,7 @@ from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.core.graph import depends_on_samples
 from lightning_ast.core.losses import REMEDY, LossCaptureError, LossRecord
+from lightning_ast.words import counted
 
 __all__ = ["check_indices", "check_scorable", "check_scoring", "check_use", "failed_on_subset"]
 
@@ -50,7 +51,7 @@ def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> Non
         )
     if plan.elements is not None and record.elements > plan.elements:
         raise LossCaptureError(
-            f"the selected samples have {record.elements} loss elements each where the whole batch had "
+            f"the selected samples have {counted(record.elements, 'loss element')} each where the whole batch had "
             f"{plan.elements}: the batch was not sliced as a whole. Use SparseLossMixin and override "
             "`select_batch(batch, indices)`."
         )
@@ -117,7 +118,8 @@ def check_scoring(
 def failed_on_subset(plan: BatchPlan, error: Exception) -> LossCaptureError:
     """The error for a training step that cannot run on the first selected samples alone."""
     return LossCaptureError(
-        f"training_step failed on the {plan.forwarded} selected samples alone ({type(error).__name__}: {error}): "
-        "perhaps it keeps a state of the full batch's size (the hidden state of a recurrent layer), or the batch is "
-        "not sliced as a whole. Use mode='partial', or override SparseLossMixin.select_batch."
+        f"training_step failed on the {counted(plan.forwarded, 'selected sample')} alone "
+        f"({type(error).__name__}: {error}): perhaps it keeps a state of the full batch's size (the hidden state of "
+        "a recurrent layer), or the batch is not sliced as a whole. Use mode='partial', or "
+        "override SparseLossMixin.select_batch."
     )

@@ -13,6 +13,7 @@ from lightning_ast.callbacks._faults import ConfigurationError, changes
 from lightning_ast.callbacks._planned import EpochLengths
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.history import EpochPlan
+from lightning_ast.words import counted
 
 __all__ = ["PlannedBatch", "RunningEpoch", "check_split"]
 
@@ -135,9 +136,9 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
     if batch_size != len(drawn):
         raise ConfigurationError(
             [
-                f"batch {number} holds {batch_size} samples where {len(drawn)} indices were drawn for it: mode='prune' "
-                "cannot tell which samples these are. Use a collate_fn that neither drops nor adds samples (filter the "
-                "dataset instead); where the first dimension does not count samples, override "
+                f"batch {number} holds {counted(batch_size, 'sample')} where {len(drawn)} were drawn for it: "
+                "mode='prune' cannot tell which samples these are. Use a collate_fn that neither drops nor "
+                "adds samples (filter the dataset instead); where the first dimension does not count samples, override "
                 "SparseLossMixin.count_samples; or use mode='partial'."
             ]
         )

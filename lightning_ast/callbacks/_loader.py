@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.words import counted
 
 __all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators", "set_states"]
 
@@ -187,8 +188,8 @@ def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) ->
         raise ConfigurationError(
             [
                 f"{type(sampler).__name__} drew {'more than ' * (len(draws) > facts.draws)}"
-                f"{min(len(draws), facts.draws)} samples where its length was {facts.draws}: mode='prune' needs a "
-                "sampler whose __len__ is true and stays the same."
+                f"{counted(min(len(draws), facts.draws), 'sample')} where its length was {facts.draws}: "
+                "mode='prune' needs a sampler whose __len__ is true and stays the same."
             ]
         )
     if len(draws) and not 0 <= int(draws.min()) <= int(draws.max()) < facts.dataset_size:

@@ -1,66 +1,24 @@
-"""What the selection callback writes: scalars for the loggers and the progress bar, notes for the person."""
+"""What the selection callback tells the person."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ast.callbacks._measure import DenseOps
-from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import SparseLossMixin
-
-if TYPE_CHECKING:
-    from lightning_ast.callbacks._fit import SparseFit
+from lightning_ast.words import counted
 
 __all__ = [
-    "log_step",
     "note_compiled",
     "note_dense_ops",
     "note_first_selection",
     "note_score",
     "note_unused_methods",
-    "wants_log",
 ]
-
-
-def wants_log(trainer: pl.Trainer, batch_idx: int, stage: Stage) -> bool:
-    """Whether a step is logged: where the loggers write, at the start of each epoch, and where a sparse one ends."""
-    first_or_last = batch_idx == 0 or (stage == "sparse" and trainer.is_last_batch)
-    return first_or_last or trainer._logger_connector.should_update_logs
-
-
-def log_step(module: pl.LightningModule, fit: SparseFit) -> None:
-    """Log the step under the ``ast/`` names, activation and savings in the progress bar; leave out what is unknown.
-
-    Host tensors for what the host knows: a number would be copied to the device, and waited for. The values are those
-    of this process.
-
-    Args:
-        module: its ``log_dict`` is called.
-        fit: what it did so far.
-    """
-    savings, selector, activation_rate = fit.ledger.savings(), fit.selector, fit.activation_rate
-    values: dict[str, float | None] = {
-        "ast/activation_rate": activation_rate,
-        "ast/activation_rate_ema": selector.controller.activation_rate_ema,
-        "ast/target_activation_rate": selector.target_activation_rate if fit.stage == "sparse" else 1.0,
-        "ast/stage": float(STAGE_CODES[fit.stage]),
-        "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
-        **{f"ast/savings_{name}": savings[name] for name in ("samples", "flops", "seconds")},  # joules: EnergyMonitor
-    }
-    logged = {name: torch.tensor(value) for name, value in values.items() if value is not None}
-    if fit.stage == "sparse" and selector.last_threshold is not None:
-        logged["ast/threshold"] = selector.last_threshold.float()
-    module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
-    bar = {"act": activation_rate, "save": savings["samples"] if savings["flops"] is None else savings["flops"]}
-    shown = {name: torch.tensor(value) for name, value in bar.items() if value is not None}
-    module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1, prog_bar=True, logger=False)
 
 
 def note_score(record: LossRecord | None, *, el2n: bool) -> None:
@@ -86,8 +44,8 @@ def note_first_selection(selector: SampleSelector, *, batch_size: int, selection
     target, least = selector.target_activation_rate, selector.least(batch_size)
     if least > target * batch_size and selection.indices.numel() == least:
         rank_zero_warn(
-            f"lightning-ast: min_selected keeps {least} of {batch_size} samples, so the activation rate cannot fall to "
-            f"its target of {target:g}: use larger batches or a smaller min_selected."
+            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the activation rate "
+            f"cannot fall to its target of {target:g}: use larger batches or a smaller min_selected."
         )
 
 

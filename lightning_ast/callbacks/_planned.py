@@ -13,6 +13,7 @@ from lightning_ast.callbacks._fit_loop import change_class, epoch_limit
 from lightning_ast.callbacks._loader import LoaderFacts
 from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage, TwoStageScheduler
 from lightning_ast.core.history import planned_count
+from lightning_ast.words import counted
 
 __all__ = ["EpochLengths", "PlannedRun", "length_faults", "planned_run", "promise_steps", "size_faults"]
 
@@ -148,8 +149,8 @@ def size_faults(then: int, now: int) -> list[str]:
     if then == now:
         return []
     return [
-        f"the data set had {then} samples and has {now} now: mode='prune' remembers samples by their index, so the "
-        "data set must stay the same."
+        f"the data set had {counted(then, 'sample')} and has {now} now: mode='prune' remembers samples by their "
+        "index, so the data set must stay the same."
     ]
 
 
@@ -173,8 +174,8 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if type(interval) is int and by_epoch and pruned and batches < interval <= facts.batches:
         found.append(
-            f"val_check_interval={interval} is more than the {batches} batches of a pruned epoch, which would never be "
-            "validated: use a share (a float), or check_val_every_n_epoch=None."
+            f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
+            "would never be validated: use a share (a float), or check_val_every_n_epoch=None."
         )
     return found
 

@@ -12,6 +12,8 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.words import counted
+
 __all__ = ["Processes"]
 
 
@@ -80,9 +82,9 @@ class Processes:
             _restore_random_state(states[self.rank])
             return
         rank_zero_warn(
-            f"lightning-ast: this checkpoint holds the random state of {len(states)} process(es), for {self.count}: it "
-            "was written with another number of them, or by one alone while the run failed. Training goes on, but not "
-            "bit for bit as it would have."
+            f"lightning-ast: this checkpoint holds the random state of {counted(len(states), 'process')}, for "
+            f"{self.count}: it was written with another number of them, or by one alone while the run "
+            "failed. Training goes on, but not bit for bit as it would have."
         )
 
 

@@ -86,7 +86,7 @@ class RunProgress:
         loss = None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps
         self.start_epoch(ledger)  # the next one's first batch may be skipped
         return {
-            "epoch": trainer.current_epoch + 1,
+            "epoch": trainer.current_epoch,
             "max_epochs": max_epochs,
             "loss": loss,
             "accuracy": accuracy,

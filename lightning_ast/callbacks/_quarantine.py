@@ -16,6 +16,7 @@ from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.core.batch import first_input
 from lightning_ast.core.quarantine import all_finite, finite_samples, replace_samples
+from lightning_ast.words import counted
 
 __all__ = ["Quarantine", "QuarantineError", "QuarantinedSample"]
 
@@ -189,8 +190,9 @@ class Quarantine:
         latest = [sample for sample in self.samples if sample.epoch == self._epoch]
         whole = len(latest) > 1 and [s.batch for s in latest[-2:]] == [latest[-1].batch] * 2
         raise QuarantineError(
-            f"lightning-ast: NaN or infinity in the input or the loss of {count} samples of epoch {self._epoch}, more "
-            f"than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. Mend or remove these samples"
+            f"lightning-ast: NaN or infinity in the input or the loss of {counted(count, 'sample')} of epoch "
+            f"{self._epoch}, more than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. "
+            "Mend or remove these samples"
             + ("; if they are whole batches, the model has diverged: lower the learning rate" if whole else "")
             + ". If NaN or infinity in a batch is meant, pass quarantine_limit=None; to allow more, a larger one."
         )

@@ -24,6 +24,7 @@ from lightning_ast.callbacks._wrap import method_of
 from lightning_ast.core.execution import denominator, report_full_loss, selected_loss
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord, check_losses, mean_without
+from lightning_ast.words import counted
 
 __all__ = ["StepInterceptor"]
 
@@ -160,7 +161,8 @@ class StepInterceptor:
             if len(plan.seen) != 1:
                 raise LossCaptureError(
                     "the module defines `per_sample_loss`: training_step must call it once and train on its mean, "
-                    f"`loss = self.per_sample_loss(batch, batch_idx).mean()`. It called it {len(plan.seen)} times."
+                    "`loss = self.per_sample_loss(batch, batch_idx).mean()`. "
+                    f"It called it {counted(len(plan.seen), 'time')}."
                 )
             return output
         rewrite = functools.partial(self._rewrite, plan, batch)

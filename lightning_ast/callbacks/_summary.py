@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.words import counted
 
 __all__ = ["RunSummary", "best_flops_savings", "format_epoch", "format_seconds", "format_summary", "seconds_left"]
 
@@ -39,25 +40,25 @@ def format_epoch(
     """One line for a finished epoch; what is not known is left out.
 
     Args:
-        epoch: number of the epoch, from 1.
-        max_epochs: number of epochs in the run, or None where it is open-ended.
+        epoch: The number of the epoch, from 0, as Lightning's progress bars count.
+        max_epochs: The number of epochs in the run, or None where it is open-ended; the last epoch is one less.
         loss: mean training loss of the epoch.
         accuracy: validation accuracy in [0, 1].
-        activation_rate: selected / offered in this epoch, in [0, 1]. ``Save`` is its complement: samples, not compute.
+        activation_rate: selected / offered in this epoch, in [0, 1]; the line has its complement too.
         flops_savings: share of FLOPs saved in this epoch, at most 1.
         joules: energy of this epoch.
         eta_seconds: until the end of the run.
 
     Example:
-        >>> format_epoch(1, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
-        'Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9% | ETA: 5m 12s'
+        >>> format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
+        'Epoch 0/39 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Skipped: 91.9% | ETA: 5m 12s'
     """
-    fields = [f"Epoch {epoch}" if max_epochs is None else f"Epoch {epoch}/{max_epochs}"]
+    fields = [f"Epoch {epoch}" if max_epochs is None else f"Epoch {epoch}/{max_epochs - 1}"]
     if loss is not None:
         fields.append(f"Loss: {loss:.4f}")
     if accuracy is not None:
         fields.append(f"Val Acc: {accuracy:.2%}")
-    fields += [f"Act: {activation_rate:.1%}", f"Save: {1 - activation_rate:.1%}"]
+    fields += [f"Act: {activation_rate:.1%}", f"Skipped: {1 - activation_rate:.1%}"]
     if flops_savings is not None:
         fields.append(f"FLOPs saved: {flops_savings:.1%}")
     if joules is not None:
@@ -121,13 +122,13 @@ class RunSummary:
         seconds: wall time of them, validation included.
         accuracy: last validation accuracy in [0, 1].
         best_accuracy: best of them.
-        best_epoch: in which it was reached, from 1.
+        best_epoch: The epoch in which it was reached, from 0.
         mode: how selections were executed, or None in a plain run.
         activation_rate: selected / offered of the run.
-        sparse_rate: the same of its sparse stage.
+        sparse_rate: the same of its sparse stage, or None where every step was dense.
         target_rate: of the sparse stage.
-        savings: by what was saved, shares.
-        best_savings: share of FLOPs that the mode could have saved.
+        savings: Shares by what was saved; one that is None is shown as not known.
+        best_savings: share of FLOPs that the mode could have saved; None leaves it out.
         sections: seconds by name, of all epochs.
         joules: of all epochs.
         measured: what the joules are of.
@@ -159,11 +160,11 @@ def format_summary(run: RunSummary) -> str:
     """The closing summary, several lines; what is not known is left out.
 
     Example:
-        >>> print(format_summary(RunSummary(2, 8.0, accuracy=0.5, best_accuracy=0.6, best_epoch=1)))
-        lightning-ast: 2 epochs in 8.0s | Val Acc: 50.00%, best 60.00% in epoch 1
+        >>> print(format_summary(RunSummary(2, 8.0, accuracy=0.5, best_accuracy=0.6, best_epoch=0)))
+        lightning-ast: 2 epochs in 8.0s | Val Acc: 50.00%, best 60.00% in epoch 0
           time         monitoring 0.00%
     """
-    head = f"lightning-ast: {run.epochs} epochs in {format_seconds(run.seconds)}"
+    head = f"lightning-ast: {counted(run.epochs, 'epoch')} in {format_seconds(run.seconds)}"
     if run.accuracy is not None and run.best_accuracy is not None:
         head += f" | Val Acc: {run.accuracy:.2%}, best {run.best_accuracy:.2%} in epoch {run.best_epoch}"
     lines = [head]
@@ -184,8 +185,12 @@ def format_summary(run: RunSummary) -> str:
     if run.joules is not None:
         lines.append(_row("energy", f"{_format_joules(run.joules)} ({', '.join(run.measured)})"))
     if run.quarantined:
-        lines.append(_row("quarantined", f"{run.quarantined} samples that are not finite"))
+        lines.append(_row("quarantined", _not_finite(run.quarantined)))
     return "\n".join(lines)
+
+
+def _not_finite(samples: int) -> str:
+    return f"{counted(samples, 'sample')} that {'is' if samples == 1 else 'are'} not finite"
 
 
 def _row(name: str, text: str) -> str:

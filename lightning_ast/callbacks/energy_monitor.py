@@ -10,7 +10,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks._costs import EpochCosts, OpenEpoch
+from lightning_ast.callbacks._fit_loop import logged_step
 from lightning_ast.callbacks._joules import EnergyBook
+from lightning_ast.callbacks._logger_connector import error_told, write
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._sections import clock_of
 from lightning_ast.energy import EnergyMeter
@@ -51,6 +53,7 @@ class EnergyMonitor(Callback):
         self.names: list[str] = []
         self._epoch: OpenEpoch | None = None
         self._carried: dict[str, Any] = {}
+        self._logged: dict[str, float] = {}
 
     @property
     def joules(self) -> float | None:
@@ -132,9 +135,17 @@ class EnergyMonitor(Callback):
         values = {name: value for name, value in asdict(costs).items() if name != "epoch"}
         values |= {"epoch_joules": costs.epoch_joules, "total_seconds": self.seconds, "total_joules": self.joules}
         logged = {f"energy/{name}": value for name, value in values.items() if value is not None}
+        self._logged = dict(logged)
         if (saved := self._epoch.savings) is not None:
             logged["ast/savings_joules"] = saved
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Log an epoch that was added up, where another callback failed before Lightning could write it."""
+        if self._logged and self.epochs[-1].epoch == trainer.current_epoch:
+            with error_told():
+                write(trainer, self._logged, step=logged_step(trainer.fit_loop), epoch=trainer.current_epoch)
+        self._logged = {}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and the counters."""

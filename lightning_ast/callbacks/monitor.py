@@ -36,11 +36,12 @@ _PERCENTILES = (10, 50, 90)
 class SparseTrainingMonitor(Callback):
     """Shows a run: a line an epoch and a closing summary in the terminal, a page and pictures in TensorBoard.
 
-    The line, ``Epoch 1/40 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Save: 91.9% | ETA: 5m 12s``, has the mean of
-    what ``training_step`` returned (the full batches' loss); ``Act`` and ``Save`` count samples; the share of FLOPs
-    saved and, with an :class:`~lightning_ast.EnergyMonitor`, the joules stand behind them. It goes through the progress
-    bar where there is one, tqdm's or Rich's, and is plain text in a log file. The summary has accuracy, activation, the
-    four savings, what the mode could have saved at best, and where the time went, this callback's own share included.
+    The line, ``Epoch 0/39 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Skipped: 91.9% | ETA: 5m 12s``, counts epochs
+    from 0, as Lightning's progress bars do. It has the mean of what ``training_step`` returned (full batches' loss);
+    ``Act`` and ``Skipped`` count samples; the share of FLOPs saved and, with an :class:`~lightning_ast.EnergyMonitor`,
+    the joules stand behind them. It goes through the progress bar where there is one, tqdm's or Rich's, and is plain
+    text in a log file. The summary has accuracy, activation, the savings, what the mode could have saved at best, and
+    where the time went, this callback's own share included.
 
     A logger that takes histograms, images, text or custom scalars (TensorBoard's) is given: a page "AST" of the
     ``ast/`` and ``energy/`` scalars; at the end of each sparse epoch histograms of the significance, of that of the
@@ -209,13 +210,13 @@ class SparseTrainingMonitor(Callback):
             seconds=seconds,
             accuracy=list(accuracies.values())[-1] if accuracies else None,
             best_accuracy=None if best is None else accuracies[best],
-            best_epoch=None if best is None else best + 1,
+            best_epoch=best,
             sections={name: sum(getattr(c, f"{name}_seconds") for c in costs) for name in sections if costs},
             joules=None if energy is None else energy.joules,
             measured=() if energy is None else energy.names,
             monitoring_seconds=progress.monitoring_seconds + (0.0 if self._watcher is None else self._watcher.seconds),
             closing_seconds=closing_seconds,
-            **_selected(self._selection),
+            **_selected(self._selection, measures_joules=energy is not None),
         )
 
     @contextmanager
@@ -256,19 +257,28 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
         return None
 
 
-def _selected(selection: SparseSelectionCallback | None) -> dict[str, Any]:
-    """What the summary says of the selection."""
+def _selected(selection: SparseSelectionCallback | None, *, measures_joules: bool) -> dict[str, Any]:
+    """What the summary says of the selection.
+
+    Args:
+        selection: The selection callback of the run, or None.
+        measures_joules: Whether there is an ``EnergyMonitor``; without one nobody asked for joules.
+    """
     if selection is None:
         return {}
-    sparse = selection.ledger.stages.get("sparse")
-    fit = selection._fit
+    sparse, fit, savings = selection.ledger.stages.get("sparse"), selection._fit, selection.savings
+    target = selection.target_activation_rate if fit is None else fit.selector.target_activation_rate
+    rate = sparse.selected / sparse.offered if sparse is not None and sparse.offered else None
+    selected = rate is not None and min(rate, target) < 1
+    if savings["joules"] is None and not measures_joules:
+        del savings["joules"]
     return {
         "mode": selection.mode,
         "activation_rate": selection.ledger.activation_rate,
-        "sparse_rate": sparse.selected / sparse.offered if sparse is not None and sparse.offered else None,
-        "target_rate": selection.target_activation_rate if fit is None else fit.selector.target_activation_rate,
-        "savings": selection.savings,
-        "best_savings": best_flops_savings(selection.ledger, selection.mode),
+        "sparse_rate": rate if selected else None,
+        "target_rate": target,
+        "savings": savings,
+        "best_savings": best_flops_savings(selection.ledger, selection.mode) if selected else None,
         "quarantined": len(selection.quarantined),
     }
 

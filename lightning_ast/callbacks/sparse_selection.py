@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults
 from lightning_ast.callbacks._fit import SparseFit
 from lightning_ast.callbacks._fit_loop import epochs_done
-from lightning_ast.callbacks._logs import log_step, wants_log
+from lightning_ast.callbacks._logger_connector import error_told, repaint
 from lightning_ast.callbacks._quarantine import QuarantinedSample
+from lightning_ast.callbacks._step_log import StepLog
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
@@ -106,6 +107,7 @@ class SparseSelectionCallback(Callback):
         self.dense_ops: Counter[str] = Counter()
         self.ledger = Ledger()
         self._fit: SparseFit | None = None
+        self._log: StepLog | None = None
 
     # ------------------------------------------------------------------ readable while it runs
 
@@ -166,6 +168,7 @@ class SparseSelectionCallback(Callback):
         self.ledger = Ledger()
         self.dense_ops.clear()
         self._fit = SparseFit(self, trainer, pl_module, next(iter(schedulers), None))
+        self._log = StepLog(self._fit, trainer, pl_module)
         self._fit.attach()
         self.load_state_dict(before)
 
@@ -208,13 +211,24 @@ class SparseSelectionCallback(Callback):
     ) -> None:
         """Keep the books, write the logs, let go of the batch."""
         assert self._fit is not None
-        if self._fit.finish_batch(batch_idx) and wants_log(trainer, batch_idx, self.stage):
-            log_step(pl_module, self._fit)
+        assert self._log is not None
+        trained = True
+        try:
+            trained = self._fit.finish_batch(batch_idx)
+        finally:  # what the quarantine ends the run with stands behind a batch that is in the ledger
+            self._log.finish_batch(batch_idx, trained=trained)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare what was left out with what is allowed, over all processes."""
         assert self._fit is not None
+        assert self._log is not None
         self._fit.quarantine.finish_epoch()
+        self._log.finish_epoch()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the loggers the last values, which need not be those of the last step that was logged."""
+        assert self._log is not None
+        self._log.close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation inside an epoch is not training time."""
@@ -222,7 +236,11 @@ class SparseSelectionCallback(Callback):
             self._fit.interrupt()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
+        """Give the loggers the last values; leave the module as it was."""
+        if self._log is not None:
+            with error_told():
+                self._log.close()
+                repaint(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -234,7 +252,7 @@ class SparseSelectionCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is this callback with its ledger, outside the fit that runs."""
-        return {**vars(self), "_fit": None}
+        return {**vars(self), "_fit": None, "_log": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Controller, books, quarantine and random state; in ``prune`` scores and plan. Primitives and tensors alone.

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks._faults import ConfigurationError, is_number, rate_faults, run_length_epochs
 from lightning_ast.callbacks._fit_loop import first_callback
+from lightning_ast.words import counted
 
 __all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "stage_at"]
 
@@ -147,6 +148,6 @@ class TwoStageScheduler(Callback):
             if dense >= total:
                 fault = (
                     f"warmup_epochs={self.warmup_epochs!r} and cooldown_epochs={self.cooldown_epochs!r} leave no "
-                    f"sparse step in a run of {total:g} epochs: shorten them, or train longer."
+                    f"sparse step in a run of {counted(total, 'epoch')}: shorten them, or train longer."
                 )
         return [] if fault is None else [fault]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.words import counted
 
 __all__ = ["EpochPlan", "SignificanceHistory", "plan_epoch", "planned_count"]
 
@@ -105,8 +106,8 @@ class SignificanceHistory:
         """
         if state["scores"].numel() != len(self):
             raise ValueError(
-                f"expected the remembered significance of {len(self)} samples, got that of {state['scores'].numel()}: "
-                "the data set is not the one that the checkpoint was written with."
+                f"expected the remembered significance of {counted(len(self), 'sample')}, got that of "
+                f"{state['scores'].numel()}: the data set is not the one that the checkpoint was written with."
             )
         self._scores, self._recent = state["scores"].clone(), state["recent"].clone()
 

@@ -18,6 +18,7 @@ from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.demo.data import DataName, ImageData
 from lightning_ast.demo.models import ImageClassifier, ResNet9
+from lightning_ast.words import counted
 
 __all__ = ["RunResult", "run_demo", "train"]
 
@@ -141,7 +142,7 @@ def run_demo(
         return ResNet9(settings["channels"], width=width or settings["width"], lr=settings["lr"])
 
     def run(name: str, length: int, *callbacks: Callback) -> RunResult:
-        print(f"\n{name}: {length} epochs")
+        print(f"\n{name}: {counted(length, 'epoch')}")
         return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=list(callbacks))
 
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
@@ -157,7 +158,8 @@ def run_demo(
 
 def print_table(results: list[RunResult], title: str) -> None:
     """The comparison: every saving is named by what was saved, against the first run."""
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = counted(torch.get_num_threads(), "thread")
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads}"
     table = Table(title=f"{title}, {hardware}")
     columns = (
         "run",

@@ -34,7 +34,7 @@ def test_partial_is_best_where_prune_is_refused() -> None:
     assert got.mode == "partial"
     assert got.saving == pytest.approx(1 - (700 + 800 * 2.3) / 3500)
     assert got.reasons == (
-        "2 BatchNorm layer(s) train: in 'partial' its backward is an approximation.",
+        "2 BatchNorm layers in training mode: in 'partial' its backward is an approximation.",
         "'prune' cannot run here: an IterableDataset",
     )
 
@@ -142,8 +142,8 @@ def test_the_report_in_words() -> None:
             )
         )
     ).splitlines()
-    assert text[0] == "Measured on CPU in 40 s, 1 round(s): 10 epochs of 100 batches of 50."
-    assert text[1:3] == ["  loading     500 ms a batch, 0 worker(s)", "  dense step  3 s on batches in memory"]
+    assert text[0] == "Measured on CPU in 40 s, 1 round: 10 epochs of 100 batches of 50."
+    assert text[1:3] == ["  loading     500 ms a batch, 0 workers", "  dense step  3 s on batches in memory"]
     assert "  validation  10 s for 4 batches, 3% of the dense run" in text
     assert "A note." in text
     rows = [line.split() for line in text if line.strip().startswith(("mask", "partial"))]

@@ -321,7 +321,7 @@ CASES = [
     ),
     prune("no pruned epoch", "no epoch would be pruned", loader, trainer={"max_epochs": 1}, schedule={"warmup_epochs": 0.6}),
     prune(
-        "a collate function that drops samples", "batch 0 holds 63 samples where 64 indices were drawn", trainer=LONGER,
+        "a collate function that drops samples", "batch 0 holds 63 samples where 64 were drawn", trainer=LONGER,
         data=lambda d: DataLoader(dataset(d), batch_size=64, collate_fn=dropping),
     ),
 ]  # fmt: skip

@@ -543,7 +543,7 @@ REFUSED = [
     (lambda: loader(sampler=Beyond()), r"Beyond drew indices outside \[0, 300\)"),
     (
         lambda: loader(collate_fn=lambda rows: torch.utils.data.default_collate(rows[1:])),
-        "batch 0 holds 31 samples where 32 indices were drawn",
+        "batch 0 holds 31 samples where 32 were drawn",
     ),
 ]
 

@@ -251,7 +251,7 @@ def test_more_than_the_limit_stops_the_run(digits: Digits, mode: str) -> None:
 
 
 def test_a_limit_of_zero_and_one(digits: Digits) -> None:
-    with pytest.raises(QuarantineError, match="1 samples"):
+    with pytest.raises(QuarantineError, match="1 sample of"):
         fit(fresh(), loader(spoiled(digits)), SparseSelectionCallback(quarantine_limit=0))
     module = fresh()
     fit(module, loader(spoiled(digits, where=list(range(0, 512, 2)))), SparseSelectionCallback(quarantine_limit=1.0))

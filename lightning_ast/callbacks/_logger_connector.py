@@ -1,0 +1,118 @@
+"""What is read and written of Lightning's logger connector, private parts included: all of it is in this file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_info
+
+__all__ = [
+    "batches_completed",
+    "error_told",
+    "forget_step_values",
+    "last_logged",
+    "remove_shown",
+    "repaint",
+    "running_step",
+    "show",
+    "will_write",
+    "write",
+]
+
+
+def running_step(trainer: pl.Trainer) -> int:
+    """The step under which Lightning's loggers put what the running batch logs."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def batches_completed(trainer: pl.Trainer) -> int:
+    """Batches of the run that went through all their hooks; Lightning writes a batch's values right after that."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+
+
+def will_write(trainer: pl.Trainer) -> bool:
+    """Whether Lightning will write what this batch logs, asked in ``on_train_batch_end``."""
+    accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
+    writes = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]
+    return bool(writes) and not accumulates
+
+
+def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:
+    """Let Lightning not write the values of an earlier step again under the number of this one.
+
+    Lightning keeps what a step logged until the same name is logged once more, and writes it where a stop that was
+    asked for in the meantime makes an extra step a logging step. The progress bar and ``callback_metrics`` keep theirs.
+    """
+    for result in trainer.fit_loop.epoch_loop._results.values():
+        if result.meta.on_step and result.meta.name in names:
+            result.has_reset = True
+
+
+def last_logged(trainer: pl.Trainer, name: str) -> float | None:
+    """The value that Lightning wrote last under a name that is logged by epoch, or None.
+
+    The public ``trainer.logged_metrics`` reduces the metrics of the running epoch over the processes, which hangs where
+    one of them fails alone.
+    """
+    value = trainer._logger_connector._logged_metrics.get(name)
+    return None if value is None else float(value)
+
+
+def show(trainer: pl.Trainer, logged: Mapping[str, float], *, bar: Mapping[str, float]) -> None:
+    """Put values where callbacks, users and the progress bar read them, ``module.log`` being over.
+
+    Args:
+        trainer: The trainer of this fit.
+        logged: Values for ``callback_metrics`` and ``logged_metrics``.
+        bar: Values for the progress bar.
+    """
+    connector = trainer._logger_connector
+    tensors = {name: torch.tensor(value) for name, value in logged.items()}
+    connector._callback_metrics.update(tensors)
+    connector._logged_metrics.update(tensors)
+    connector._progress_bar_metrics.update(bar)
+
+
+def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
+    """Take values out of the progress bar."""
+    for name in names:
+        trainer._logger_connector._progress_bar_metrics.pop(name, None)
+
+
+def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Have a progress bar that stopped in the midst of an epoch show the values as they are now.
+
+    At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
+    """
+    bar, within_epoch = trainer.progress_bar_callback, trainer._logger_connector._first_loop_iter is not None
+    if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
+        bar.on_train_epoch_end(trainer, module)
+
+
+def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:
+    """Give values to every logger, with the epoch that Lightning adds to whatever it logs.
+
+    Args:
+        trainer: The trainer of this fit.
+        values: Values by name; without any, nothing is written.
+        step: The step on the axis of :func:`running_step`.
+        epoch: The epoch that the step belongs to, from 0.
+    """
+    if not values or not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        logger.log_metrics({**values, "epoch": epoch}, step=step)
+        logger.save()
+
+
+@contextmanager
+def error_told() -> Iterator[None]:
+    """Tell of an error instead of raising it, which would hide the one that the run fails with."""
+    try:
+        yield
+    except Exception as error:
+        rank_zero_info(f"lightning-ast: the last values were not logged: {type(error).__name__}: {error}")
