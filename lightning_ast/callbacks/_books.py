@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_ast.callbacks._logs import note_dense_ops
 from lightning_ast.callbacks._measure import FlopCount, StepClock
@@ -24,12 +24,14 @@ class Books:
         mode: of the callback.
         ledger: of the fit.
         dense_ops: backward ops that ran over all rows so far, and their calls; filled by the backward.
+        count_flops: Whether FLOPs are counted.
     """
 
-    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str]) -> None:
+    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
         self._mode = mode
         self._ledger = ledger
         self._dense_ops = dense_ops
+        self._count_flops = count_flops
         self._clock = StepClock()
         self._told = set[str]()
         self._flops: FlopCount | None = None
@@ -37,16 +39,16 @@ class Books:
 
     def open(self, module: nn.Module) -> None:
         """The layers are all there: FLOPs can be counted."""
-        self._flops = FlopCount(module)
+        self._flops = FlopCount(module, enabled=self._count_flops)
 
     def forward(self) -> AbstractContextManager[None]:
         """Entered around the first training step."""
         return nullcontext() if self._flops is None else self._flops.forward()
 
-    def start_backward(self, plan: BatchPlan | None) -> None:
+    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
         """Count the FLOPs of the backward that begins, if they are wanted."""
         if self._flops is not None:
-            self._flops.start_backward(plan)
+            self._flops.start_backward(plan, loss)
 
     def stop_backward(self, plan: BatchPlan | None) -> float | None:
         """The backward is over.
