@@ -204,7 +204,7 @@ class SparseFit:
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
             return False
-        self._books.finish_batch(plan, self.stage)
+        self._books.finish_batch(plan, self.stage, target_rate=self.selector.target_activation_rate)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
         self.quarantine.finish_batch(plan, self._trainer, batch_idx)

@@ -80,7 +80,7 @@ class SparseSelectionCallback(Callback):
         True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         *,
         target_activation_rate: float = 0.4,

@@ -189,7 +189,7 @@ MODULES: dict[str, type[Step]] = {
         Custom,
         Distilled,
         Subclassed,
-    )  # fmt: skip
+    )
 }
 
 
