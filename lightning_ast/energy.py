@@ -201,11 +201,11 @@ def find_meters(device: torch.device) -> tuple[list[EnergyMeter], list[str]]:
     elif device.type == "cuda":
         try:
             meters.append(NvmlMeter.of(device))
-        except EnergyUnavailableError as error:
+        except Exception as error:  # a driver or its library may fail in any way
             missing.append(str(error))
     try:
         meters.append(RaplMeter())
-    except EnergyUnavailableError as error:
+    except Exception as error:
         missing.append(str(error))
     return meters, missing
 

@@ -135,7 +135,7 @@ def check_partial_backward(
         cosine=float(torch.nn.functional.cosine_similarity(all_want, all_got, dim=0)),
         relative_error_by_parameter={name: _relative(want[name], got[name]) for name in want},
         dense_ops=dict(dense_ops),
-        flops_share=None if flops is None or not flops.full or uncounted(dense_ops) else flops.executed / flops.full,
+        flops_share=None if flops is None or uncounted(dense_ops) else flops.executed_share,
     )
 
 

@@ -41,23 +41,28 @@ class SavedBytes:
         module: its instance's ``training_step`` is wrapped, for good.
 
     Attributes:
-        total: bytes of distinct storages, parameters left out; None before the first call.
+        total: bytes of distinct storages, parameters left out; None before the first call, and where torch does not let
+            them be counted.
     """
 
     def __init__(self, module: pl.LightningModule) -> None:
         self.total: int | None = None
+        self._wanted = True
         self._saved: dict[int, int] = {}
         step = module.training_step
 
         @functools.wraps(step)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if self.total is not None:
+            if not self._wanted:
                 return step(*args, **kwargs)
-            self.total = 0
-            with saved_tensors_hooks(self._pack, lambda tensor: tensor):
-                output = step(*args, **kwargs)
-            own = {_storage(p)[0] for p in module.parameters()}  # now, where lazy ones have been made
-            self.total = sum(size for place, size in self._saved.items() if place not in own)
+            self._wanted = False
+            try:
+                with saved_tensors_hooks(self._pack, lambda tensor: tensor):
+                    output = step(*args, **kwargs)
+                own = {_storage(p)[0] for p in module.parameters()}  # now, where lazy ones have been made
+                self.total = sum(size for place, size in self._saved.items() if place not in own)
+            except Exception:  # torch.func's transforms refuse such hooks; a step that fails by itself fails again
+                return step(*args, **kwargs)
             return output
 
         module.__dict__["training_step"] = counted

@@ -79,6 +79,7 @@ class Asked:
             min_selected=own.min_selected,
             batchnorm=own.batchnorm,
             quarantine_limit=None if own.quarantine_limit is None else 1.0,
+            count_flops=own.count_flops,
         )
 
     def notes(self) -> list[str]:

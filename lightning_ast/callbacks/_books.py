@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_ast.callbacks._logs import note_dense_ops
+from lightning_ast.callbacks._logs import note_dense_ops, note_poor_savings
 from lightning_ast.callbacks._measure import FlopCount, StepClock
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks.two_stage import Stage
@@ -24,29 +24,32 @@ class Books:
         mode: of the callback.
         ledger: of the fit.
         dense_ops: backward ops that ran over all rows so far, and their calls; filled by the backward.
+        count_flops: Whether FLOPs are counted.
     """
 
-    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str]) -> None:
+    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
         self._mode = mode
         self._ledger = ledger
         self._dense_ops = dense_ops
+        self._count_flops = count_flops
         self._clock = StepClock()
         self._told = set[str]()
         self._flops: FlopCount | None = None
         self._dense_share = 0.0
+        self._judged = False
 
     def open(self, module: nn.Module) -> None:
         """The layers are all there: FLOPs can be counted."""
-        self._flops = FlopCount(module)
+        self._flops = FlopCount(module, enabled=self._count_flops)
 
     def forward(self) -> AbstractContextManager[None]:
         """Entered around the first training step."""
         return nullcontext() if self._flops is None else self._flops.forward()
 
-    def start_backward(self, plan: BatchPlan | None) -> None:
+    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
         """Count the FLOPs of the backward that begins, if they are wanted."""
         if self._flops is not None:
-            self._flops.start_backward(plan)
+            self._flops.start_backward(plan, loss)
 
     def stop_backward(self, plan: BatchPlan | None) -> float | None:
         """The backward is over.
@@ -66,21 +69,25 @@ class Books:
             self._mode_of(plan), offered=plan.offered, selected=plan.selected, dense_share=self._dense_share
         )
 
-    def finish_batch(self, plan: BatchPlan, stage: Stage) -> None:
-        """Count a batch that was trained on."""
+    def finish_batch(self, plan: BatchPlan, stage: Stage, *, target_rate: float) -> None:
+        """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
         assert self._flops is not None
+        mode = self._mode_of(plan)
         dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
         if dense_ops.calls:
             note_dense_ops(dense_ops, self._told)
         self._dense_share = dense_ops.at_most
         self._ledger.record(
             stage,
-            mode=self._mode_of(plan),
+            mode=mode,
             offered=plan.offered,
             selected=plan.selected,
             dense_share=self._dense_share,
         )
         self._clock.finish_batch(self._ledger, stage, offered=plan.offered)
+        if mode is not None and self._ledger.flops is not None and not self._judged:
+            self._judged = True
+            note_poor_savings(mode, self._ledger.flops, rate=target_rate)
 
     def _mode_of(self, plan: BatchPlan) -> Mode | None:
         return self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate, default_convert
 
 from lightning_ast.callbacks._fit_loop import batches_handed, change_class, lead
+from lightning_ast.callbacks._guard import Guard
 from lightning_ast.callbacks._loader import loader_faults
 
 __all__ = ["DrawnIndices"]
@@ -34,6 +36,7 @@ class DrawnIndices:
 
     def __init__(self, owner: Callback, trainer: pl.Trainer) -> None:
         self._owner, self._trainer = owner, trainer
+        self._guard = Guard("listening to the sampler")
         self._drawn = array("q")
         self._batch_size: int | None = None
         self._loader: Any = None
@@ -62,6 +65,11 @@ class DrawnIndices:
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         self._let_go()
+        with self._guard():
+            self._listen(combined)
+        return combined
+
+    def _listen(self, combined: CombinedLoader) -> None:
         watched = self._owner in self._trainer.callbacks  # type: ignore[attr-defined]
         if watched and not loader_faults(combined, processes=self._trainer.world_size):
             self._loader = combined.flattened[0]
@@ -69,7 +77,6 @@ class DrawnIndices:
             own = type(self._sampler)
             if isinstance(getattr(self._sampler, "__dict__", None), dict):  # a list, say, cannot be listened to
                 self._put_back = change_class(self._sampler, {"__iter__": lambda sampler: self._draw(own, sampler)})
-        return combined
 
     def _let_go(self) -> None:
         if self._put_back is not None:
@@ -81,9 +88,9 @@ class DrawnIndices:
         drawn = self._drawn = array("q")
         self._batch_size = self._loader.batch_sampler.batch_size if _keeps_order(self._loader.collate_fn) else None
         for index in own.__iter__(sampler):
-            if hasattr(index, "__index__"):
-                drawn.append(index.__index__())
-            else:
+            try:
+                drawn.append(operator.index(index))
+            except Exception:  # a key, several indices at once, more than 64 bits: no place in a data set
                 self._batch_size = None
             yield index
 

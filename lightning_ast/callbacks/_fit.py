@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
@@ -79,7 +80,8 @@ class SparseFit:
         processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)
-        self._books, self._window = Books(callback.mode, callback.ledger, callback.dense_ops), AccumulationWindow()
+        self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
+        self._window = AccumulationWindow()
         keep = functools.partial(keep_rows, batchnorm=callback.batchnorm, dense_ops=callback.dense_ops)
         self.step = StepInterceptor(
             module,
@@ -179,9 +181,9 @@ class SparseFit:
         first = self._window.first_batch(self._trainer, batch_idx)  # a stage begins with an optimizer step
         return self._schedule.stage(self._trainer, first)
 
-    def start_backward(self) -> None:
-        """A backward begins."""
-        self._books.start_backward(self.step.plan)
+    def start_backward(self, loss: Tensor) -> None:
+        """Count the backward of this loss, if that is wanted."""
+        self._books.start_backward(self.step.plan, loss)
 
     def stop_backward(self) -> None:
         """A backward is over."""
@@ -202,7 +204,7 @@ class SparseFit:
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
             return False
-        self._books.finish_batch(plan, self.stage)
+        self._books.finish_batch(plan, self.stage, target_rate=self.selector.target_activation_rate)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
         self.quarantine.finish_batch(plan, self._trainer, batch_idx)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.energy import EnergyKind, EnergyMeter, EnergyUnavailableError, find_meters
@@ -78,10 +78,15 @@ class EnergyBook:
         for position, meter in enumerate(self._meters):
             key = (meter.kind, self._running)
             try:
-                now = meter.read_joules()
-            except EnergyUnavailableError as error:
+                now = float(meter.read_joules())
+                if now < self._last.get(position, now):
+                    raise EnergyUnavailableError(f"{meter.name} fell from {self._last[position]} to {now} joules")
+            except Exception as error:  # a meter may be anybody's; whatever it does, training goes on
                 if meter.kind in self._kinds:
-                    rank_zero_info(f"lightning-ast: energy is no longer measured: {error}.")
+                    reason = f"{type(error).__name__}: {error}"
+                    if isinstance(error, EnergyUnavailableError):
+                        reason = str(error)
+                    rank_zero_warn(f"lightning-ast: energy is no longer measured: {reason}.")
                     self._kinds.discard(meter.kind)
                 now = math.nan
             self._joules[key] = self._joules.get(key, 0.0) + now - self._last.get(position, now)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ast.callbacks._measure import DenseOps
+from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import Selection
+from lightning_ast.core.ledger import FlopsPerSample, saves_too_little, step_cost
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import SparseLossMixin
@@ -16,6 +20,7 @@ __all__ = [
     "note_compiled",
     "note_dense_ops",
     "note_first_selection",
+    "note_poor_savings",
     "note_score",
     "note_unused_methods",
 ]
@@ -66,6 +71,31 @@ def note_dense_ops(dense_ops: DenseOps, told: set[str]) -> None:
     rank_zero_warn(
         "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
         f"lies before them: {names}; {cost}. Gradients are exact; if the share is large, mode='subset' saves more."
+    )
+
+
+def note_poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float) -> None:
+    """Warn where this mode saves next to nothing with this module, and say which would.
+
+    Args:
+        mode: How selections are executed.
+        flops: The counted cost of a sample.
+        rate: The target activation rate.
+    """
+    forward = flops.forward / flops.dense
+    if not saves_too_little(mode, rate, forward=forward):
+        return
+    cost = functools.partial(step_cost, rate=rate, forward=forward)
+    others = ["prune", "partial"] if mode == "subset" and cost("partial") < 0.95 else ["prune"]
+    alternatives = " and ".join(f"mode={other!r} would cost {cost(other):.0%}" for other in others)
+    promised = step_cost(mode, rate)
+    reason = "scoring all samples takes more than it spares at so high a rate"
+    if promised <= 1:
+        reason = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
+    rank_zero_warn(
+        f"lightning-ast: mode={mode!r} at an activation rate of {rate:.0%} costs {cost(mode):.1%} of the FLOPs of "
+        f"dense training, as counted in this run ({promised:.0%} where all parameters are trained): {reason}. "
+        f"{alternatives}."
     )
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
 from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.core.graph import runs_compiled
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
 from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
 
@@ -50,29 +50,35 @@ _NONE = DenseOps(Counter())
 
 
 class FlopCount:
-    """Counts forward and backward of the first training batch with torch's FlopCounterMode.
+    """Counts forward and backward of the first training batch.
 
     It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
     counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
     what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. An
     optimizer that evaluates the step often (LBFGS) has its first evaluation counted. A module with compiled parts is
-    not counted (a counter would switch compilation off): the ledger's FLOPs then stay None, which is said once.
+    not counted (the ops of fused kernels are not seen): the ledger's FLOPs then stay None, which is said once. So they
+    do where a step has operations that cannot be counted.
 
     Args:
-        module: the LightningModule.
+        module: The LightningModule.
+        enabled: Whether anything is counted.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._counts = self._wants_dense = self._wants_share = not compiled_parts(module)
+    def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
+        self._counts = self._wants_dense = self._wants_share = enabled and not compiled_parts(module)
         self._open = ExitStack()
         self._counter: BackwardFlops | None = None
+        self._before: tuple[int, int | None] | None = None
         self._forward: int | None = None
-        self._backward = self._full = self._executed = 0
+        self._backward: int | None = None
+        self._full = 0
+        self._executed: int | None = 0
+        self._failure: str | None = None
         self._expects_backward = False
         self._calls: Counter[str] = Counter()
         self._shares: dict[frozenset[str], float] = {frozenset(): 0.0}
         self._seen: Counter[frozenset[str]] = Counter()
-        if not self._counts:
+        if enabled and not self._counts:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
     @contextmanager
@@ -83,30 +89,51 @@ class FlopCount:
             yield
             return
         self._expects_backward = True
-        with FlopCounterMode(display=False) as counter:
+        with self._counting() as counter:
             yield
-        self._forward = counter.get_total_flops() - self._executed
+        self._forward = counter.full - self._full
 
-    def start_backward(self, plan: BatchPlan | None) -> None:
+    @contextmanager
+    def _counting(self) -> Iterator[BackwardFlops]:
+        with BackwardFlops() as counter:
+            self._counter = counter
+            try:
+                yield counter
+            finally:
+                self._counter = None
+                self._failure = self._failure or counter.failure
+
+    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
         """Begin to count a backward, if that of this batch is to be counted."""
         partial = plan is not None and plan.spares_rows
-        wanted = (self._wants_dense and self._expects_backward) or (partial and self._wants_share)
-        if wanted and self._counter is None:
-            self._counter = self._open.enter_context(BackwardFlops())
+        if not ((self._wants_dense and self._expects_backward) or (partial and self._wants_share)):
+            return
+        counter = self._counter or self._open.enter_context(self._counting())
+        self._before = counter.full, counter.executed
+        if runs_compiled(loss):
+            self._failure = "the step calls a function that torch.compile made"
 
     def stop_backward(self) -> None:
         """End the backward's count."""
-        if (counter := self._counter) is not None:
-            self.close()
-            self._executed += counter.executed
-            self._full += counter.full
-            self._backward += counter.full if self._wants_dense and self._expects_backward else 0
-            if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
-                self._expects_backward = False
+        counter, before, self._before = self._counter, self._before, None
+        if counter is None or before is None:
+            return
+        full = counter.full - before[0]
+        self._full += full
+        if self._executed is not None and counter.executed is not None and before[1] is not None:
+            self._executed += counter.executed - before[1]
+        else:
+            self._executed = None
+        self.close()
+        if self._wants_dense and self._expects_backward:
+            self._backward = full + (self._backward or 0)
+        if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
+            self._expects_backward = False
 
     def of_sample(self, plan: BatchPlan) -> FlopsPerSample | None:
         """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
-        if not (self._wants_dense and self._forward and self._backward):
+        known = self._wants_dense and self._failure is None and self._forward and plan.forwarded
+        if not known or self._forward is None or self._backward is None:
             return None
         return FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
 
@@ -114,9 +141,9 @@ class FlopCount:
         """Write the cost of one sample to the ledger, once known.
 
         Args:
-            ledger: its FLOPs are left alone where it knows them already (restored from a checkpoint).
-            plan: of the batch that ends.
-            dense_ops: backward ops that ran over all rows so far, and their calls.
+            ledger: Its FLOPs are left alone where it knows them already (restored from a checkpoint).
+            plan: The plan of the batch that ends.
+            dense_ops: Backward ops that ran over all rows so far, and their calls.
 
         Returns:
             What ran over all rows in this batch for want of a rule.
@@ -124,9 +151,17 @@ class FlopCount:
         self.close()
         if self._wants_dense and ledger.flops is None:
             ledger.flops = self.of_sample(plan)
+        if self._wants_dense and self._failure is not None:
+            self._counts = self._wants_share = False
+            rank_zero_warn(
+                f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {self._failure}. Training "
+                "is not affected; SparseSelectionCallback(count_flops=False) does not try."
+            )
         self._wants_dense = False
-        executed = self._executed / self._full if self._full else None
+        known = self._failure is None and self._full and self._executed is not None
+        executed = self._executed / self._full if known and self._executed is not None else None
         self._full = self._executed = 0
+        self._failure = None
         if not plan.spares_rows:
             return _NONE
         if uncounted(dense_ops):
@@ -146,7 +181,6 @@ class FlopCount:
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
         self._open.close()
-        self._counter = None
 
 
 class StepClock:

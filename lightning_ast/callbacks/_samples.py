@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ast.callbacks._guard import Guard
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import Stage
@@ -65,6 +66,7 @@ class SampleWatcher(Watcher):
         self._selection = selection
         self._indices, self._size = indices, size
         self.seconds = 0.0
+        self._guard = Guard("watching the samples")
         self._stage: Stage = "warmup"
         self._labels = torch.empty(0, dtype=torch.long)
         self._start()
@@ -81,15 +83,17 @@ class SampleWatcher(Watcher):
 
     def indices(self, batch_size: int) -> Tensor | None:
         """Of the batch that arrives."""
-        began = time.perf_counter()
-        drawn = self._indices(batch_size)
+        began, drawn = time.perf_counter(), None
+        with self._guard():
+            drawn = self._indices(batch_size)
         self.seconds += time.perf_counter() - began
         return drawn
 
     def finish_batch(self, plan: BatchPlan) -> None:
         """Keep what the selection was made from."""
         began = time.perf_counter()
-        self._keep(plan)
+        with self._guard():
+            self._keep(plan)
         self.seconds += time.perf_counter() - began
 
     def _keep(self, plan: BatchPlan) -> None:

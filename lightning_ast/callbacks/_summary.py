@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.execution import Mode
-from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.ledger import Ledger, step_cost
 from lightning_ast.words import counted
 
 __all__ = ["RunSummary", "best_flops_savings", "format_epoch", "format_seconds", "format_summary", "seconds_left"]
@@ -92,9 +92,6 @@ def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[S
 def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
     """The share of FLOPs that the mode could have saved at best: at the rates of the run, with nothing run densely.
 
-    A sparse step costs, with f the forward's share of a dense step and r the rate: ``mask`` 1, ``subset`` f + r,
-    ``partial`` f + (1 - f) r, ``prune`` r.
-
     Args:
         ledger: of the run.
         mode: how the selection was executed.
@@ -108,8 +105,7 @@ def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
     spent = 0.0
     for stage, totals in ledger.stages.items():
         rate = totals.selected / totals.offered if totals.offered else 1.0
-        share = {"mask": 1.0, "subset": forward + rate, "partial": forward + (1 - forward) * rate, "prune": rate}[mode]
-        spent += totals.offered * (share if stage == "sparse" and rate < 1 else 1.0)
+        spent += totals.offered * (step_cost(mode, rate, forward=forward) if stage == "sparse" and rate < 1 else 1.0)
     return 1 - spent / ledger.offered
 
 

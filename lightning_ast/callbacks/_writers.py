@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -57,7 +57,7 @@ class Writers:
     def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
         self._trainer, self._images = trainer, images
         loggers = trainer.loggers if trainer.is_global_zero else []
-        experiments = [getattr(logger, "experiment", None) for logger in loggers]
+        experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = bool(self._with("add_image")) and _has_matplotlib()
         self._told = False
@@ -80,8 +80,8 @@ class Writers:
             method(*arguments, **options)
         except Exception as error:
             self._refused.append(owner)
-            rank_zero_info(
-                f"lightning-ast: {type(owner).__name__}.{method.__name__} is not TensorBoard's and is not asked again: "
+            rank_zero_warn(
+                f"lightning-ast: {type(owner).__name__}.{method.__name__} failed and is not asked again: "
                 f"{type(error).__name__}: {error}"
             )
 
@@ -151,6 +151,13 @@ class Writers:
                 rank_zero_info(f"lightning-ast: no pictures of samples: {type(error).__name__}: {error}")
             self._told = True
             return None
+
+
+def _experiment(logger: Any) -> Any:
+    try:
+        return logger.experiment
+    except Exception:  # it has none, or cannot open one: Lightning will say so where it logs
+        return None
 
 
 def _images_of(batch: Any, size: int) -> list[Tensor] | None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from lightning_ast.callbacks._drawn import DrawnIndices
 from lightning_ast.callbacks._fit_loop import first_callback, logged_step
+from lightning_ast.callbacks._guard import Guard
 from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
@@ -80,6 +81,7 @@ class SparseTrainingMonitor(Callback):
         self._picture_seconds = _FIRST_PICTURE_SECONDS
         self._pictured = -1
         self._resumed = False
+        self._guard = Guard("SparseTrainingMonitor")
 
     # ------------------------------------------------------------------ the hooks
 
@@ -139,6 +141,7 @@ class SparseTrainingMonitor(Callback):
             samples = None if self._watcher is None else self._watcher.take()
             if samples is not None:
                 self._show(samples, trainer, pl_module)
+        with self._own_time():
             line = self._progress.finish_epoch(trainer, self._ledger, self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
             _say(trainer, format_epoch(**line, joules=joules))
@@ -150,11 +153,13 @@ class SparseTrainingMonitor(Callback):
         began = time.perf_counter()
         selection, step = self._selection, logged_step(trainer.fit_loop)
         if self._writers:
-            if self._history.thresholds and self._pictured < step:
-                self._writers.pictures(self._history, step)
+            with self._guard():
+                if self._history.thresholds and self._pictured < step:
+                    self._writers.pictures(self._history, step)
             if selection is not None and selection.quarantined:
                 self._writers.quarantined(selection.quarantined, step)
-        _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
+        with self._guard():
+            _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was."""
@@ -222,7 +227,8 @@ class SparseTrainingMonitor(Callback):
     @contextmanager
     def _own_time(self) -> Iterator[None]:
         began = time.perf_counter()
-        yield
+        with self._guard():
+            yield
         self._progress.monitoring_seconds += time.perf_counter() - began
 
     # ------------------------------------------------------------------ state
@@ -253,7 +259,7 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
     """Samples of the training data set, where it is one and has a length."""
     try:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-    except (AttributeError, TypeError):
+    except Exception:  # the user's code: NotImplementedError is common
         return None
 
 

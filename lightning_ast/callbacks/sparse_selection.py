@@ -63,6 +63,8 @@ class SparseSelectionCallback(Callback):
         quarantine_limit: samples whose input (the batch's first floating-point tensor) or loss holds NaN or infinity
             are not trained on; more of them than this share of an epoch's samples, in [0, 1], stop the run. None: they
             are not looked for.
+        count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for the savings; training is the
+            same either way. False leaves ``savings["flops"]`` and ``ast/savings_flops`` out.
 
     Attributes:
         ledger: samples, FLOPs and seconds of the run.
@@ -79,7 +81,7 @@ class SparseSelectionCallback(Callback):
         True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         *,
         target_activation_rate: float = 0.4,
@@ -92,6 +94,7 @@ class SparseSelectionCallback(Callback):
         seed: int = 0,
         batchnorm: BatchNormBackward = "selected",
         quarantine_limit: float | None = 0.01,
+        count_flops: bool = True,
     ) -> None:
         super().__init__()
         self.target_activation_rate = target_activation_rate
@@ -104,6 +107,7 @@ class SparseSelectionCallback(Callback):
         self.seed = seed
         self.batchnorm: BatchNormBackward = batchnorm
         self.quarantine_limit = quarantine_limit
+        self.count_flops = count_flops
         self.dense_ops: Counter[str] = Counter()
         self.ledger = Ledger()
         self._fit: SparseFit | None = None
@@ -192,7 +196,7 @@ class SparseSelectionCallback(Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
         assert self._fit is not None
-        self._fit.start_backward()
+        self._fit.start_backward(loss)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["RowOrder", "depends_on_samples", "row_order"]
+__all__ = ["RowOrder", "depends_on_samples", "row_order", "runs_compiled"]
 
 RowOrder = Literal["samples", "picked", "joined"]
 
@@ -106,6 +106,11 @@ def depends_on_samples(loss: Tensor, captured: Tensor, batch_size: int) -> bool:
         if layer and rows is not None and rows >= batch_size and rows % batch_size == 0:
             return True
     return False
+
+
+def runs_compiled(loss: Tensor) -> bool:
+    """Whether a function that ``torch.compile`` made lies between the parameters and a loss."""
+    return any(node.name().startswith("CompiledFunction") for node in _nodes(loss.grad_fn, without=None))
 
 
 def _nodes(root: Any, *, without: Any) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Step 6 of a batch: what was spent, and what a dense run would have spent.
 
-Samples are counted, FLOPs are counted once with torch's FlopCounterMode and scaled, seconds and joules are measured
+Samples are counted, FLOPs are counted once with torch's formulas and scaled, seconds and joules are measured
 against the warmup stage of the same run. What cannot be known is None, never 0.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from lightning_ast.core.execution import Mode
 
-__all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings"]
+__all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings", "saves_too_little", "step_cost"]
 
 
 _MODES = get_args(Mode)
@@ -45,6 +45,35 @@ def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) 
     forwarded = {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
     spared = offered - selected if mode in ("subset", "partial", "prune") else 0
     return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
+
+
+def step_cost(mode: Mode, rate: float, *, forward: float = 1 / 3) -> float:
+    """Compute the FLOPs of a sparse step as a share of a dense one, where nothing runs densely for want of a rule.
+
+    Args:
+        mode: How the selection is executed.
+        rate: The activation rate, in (0, 1].
+        forward: The forward's share of a dense step; a third where all parameters are trained, more where layers are
+            frozen.
+
+    Example:
+        >>> round(step_cost("subset", 0.4), 3), round(step_cost("subset", 0.4, forward=0.9), 3)
+        (0.733, 1.3)
+    """
+    return {"mask": 1.0, "subset": forward + rate, "partial": forward + (1 - forward) * rate, "prune": rate}[mode]
+
+
+def saves_too_little(mode: Mode, rate: float, *, forward: float) -> bool:
+    """Decide whether a mode costs more than dense training, or saves less than a tenth of what its formula promises.
+
+    ``mask``, which saves nothing by design, is never blamed. Arguments are those of :func:`step_cost`.
+
+    Example:
+        >>> saves_too_little("partial", 0.4, forward=0.98), saves_too_little("partial", 0.4, forward=0.4)
+        (True, False)
+    """
+    cost, promised = step_cost(mode, rate, forward=forward), step_cost(mode, rate)
+    return mode != "mask" and (cost > 1 + 1e-9 or 1 - cost < 0.1 * (1 - promised))
 
 
 @dataclass

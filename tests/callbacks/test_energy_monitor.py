@@ -155,7 +155,7 @@ def test_what_cannot_be_measured_is_none_and_said_once(digits: Digits, monkeypat
 
 def test_a_counter_that_fails_is_unknown_from_there(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("lightning_ast.callbacks._joules.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_ast.callbacks._joules.rank_zero_warn", said.append)
     meter = Meter()
 
     class Breaks(pl.Callback):

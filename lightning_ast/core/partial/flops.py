@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch._dynamo.eval_frame import OptimizedModule
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import GradientMemory
 
 __all__ = ["BackwardFlops", "RowOps", "compiled_parts", "uncounted"]
+
+_COMPOSED = DispatchKey.CompositeImplicitAutograd
 
 
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -26,7 +30,7 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Example:
         >>> import torch
-        >>> from torch.utils.flop_counter import FlopCounterMode
+        >>> from torch.utils.flop_counter import flop_registry
         >>> from lightning_ast.core import select_rows
         >>> layer = torch.nn.Linear(8, 8)
         >>> losses = layer(torch.randn(10, 8)).square().sum(1)
@@ -51,12 +55,17 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
-class BackwardFlops:
-    """Counts a backward twice: as autograd sees it, at full shapes, and as it is run.
+class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what runs inside, a backward twice: as autograd sees it, at full shapes, and as it is run.
+
+    The ops and their results are what they are without it. It counts with torch's own formulas, but without the module
+    hooks of torch's FlopCounterMode, under which ``torch.autograd.grad`` fails for leaves.
 
     Attributes:
-        full: FLOPs of the backward over every row (a multiply-add counts as 2), once the context is left.
-        executed: FLOPs that were run: the row-sized ops, and those that ran over all rows.
+        full: FLOPs of the backward over every row (a multiply-add counts as 2).
+        executed: FLOPs that were run: the row-sized ops, and those that ran over all rows. None where another dispatch
+            mode is active around it, which must not see other ops than without this one.
+        failure: why not everything was counted, or None.
 
     Example:
         >>> import torch
@@ -69,21 +78,95 @@ class BackwardFlops:
         (128, 1280)
     """
 
+    supports_higher_order_operators = True  # else torch refuses them (flex_attention, cond) while this is active
+
     def __init__(self) -> None:
-        self.full = self.executed = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.full = 0
+        self.executed: int | None = 0
+        self.failure: str | None = None
+        self._in_rows = 0
 
-    def __enter__(self) -> BackwardFlops:
-        """Begin to count."""
-        self._open = ExitStack()
-        executed = self._open.enter_context(FlopCounterMode(display=False))
-        self._open.enter_context(RowOps())
-        self._counters = executed, self._open.enter_context(FlopCounterMode(display=False))
-        return self
+    @property
+    def executed_share(self) -> float | None:
+        """Of the full backward's FLOPs; None where either is not known."""
+        known = self.failure is None and self.executed is not None and self.full > 0
+        return self.executed / self.full if known and self.executed is not None else None
 
-    def __exit__(self, *exception: Any) -> None:
-        """Stop, and take the totals."""
-        self.executed, self.full = (counter.get_total_flops() for counter in self._counters)
-        self._open.close()
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Leave torch.compile on: under other modes compiled functions run uncompiled, with other rounding."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the op as it would run without this mode, then count it."""
+        kwargs = kwargs or {}
+        alone = torch._C._len_torch_dispatch_stack() == 0  # this mode is off the stack while it handles an op
+        types = [each for each in types if each.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl]
+        rows = bool(types) and types[0] in (RowGradient, GradientMemory)
+        composed = not types and _is_composed(func, args, kwargs)
+        if alone and types and not rows:
+            return NotImplemented  # torch asks the subclass then, and its ops come here (a jagged tensor's)
+        if alone and composed:
+            with self:
+                return func._op_dk(_COMPOSED, *args, **kwargs)
+        if alone and rows:
+            result = self._run_rows(func, types, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
+        if composed or (types and not rows):
+            self.failure = self.failure or f"{func} under another dispatch mode"
+        self._add(self._flops_of(func, args, kwargs, result), rows=rows, alone=alone)
+        return result
+
+    def _run_rows(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hand row gradients to their rules, and see the ops that these run."""
+        self._in_rows += 1
+        try:
+            with self:
+                return types[0].__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._in_rows -= 1
+
+    def _add(self, flops: int, *, rows: bool, alone: bool) -> None:
+        if not self._in_rows:
+            self.full += flops
+        if rows and not alone:
+            self.executed = None
+        elif not rows and self.executed is not None:
+            self.executed += flops
+
+    def _flops_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+        """By torch's formula; 0 for ops that have none, as torch counts them."""
+        formula = flop_registry.get(getattr(func, "_overloadpacket", func))
+        try:
+            if formula is not None:
+                return int(formula(*args, **kwargs, out_val=result))
+            if isinstance(func, HigherOrderOperator) or any(_is_opaque(argument) for argument in args):
+                raise NotImplementedError("the operations inside are not seen")
+        except Exception as error:  # a formula that does not fit must not end the training
+            self.failure = self.failure or f"{func}: {type(error).__name__}: {error}"
+        return 0
+
+
+def _is_opaque(argument: Any) -> bool:
+    """Whether this is a nested tensor of the strided kind, whose kernels show nothing of what they run."""
+    return isinstance(argument, Tensor) and argument.is_nested and argument.layout is torch.strided
+
+
+def _is_composed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an op runs as a sequence of others, on these tensors: so they come in inference mode."""
+    if isinstance(func, HigherOrderOperator) or not torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), _COMPOSED
+    ):
+        return False
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if any(_is_opaque(tensor) for tensor in tensors):
+        return False
+    excluded = torch._C._dispatch_tls_local_exclude_set()  # autocast's kernels, where it is off
+    return not any(func.has_kernel_for_any_dispatch_key(torch._C._dispatch_keys(t) - excluded) for t in tensors)
 
 
 def uncounted(dense_ops: Iterable[str]) -> bool:
@@ -96,5 +179,5 @@ def uncounted(dense_ops: Iterable[str]) -> bool:
 
 
 def compiled_parts(module: nn.Module) -> bool:
-    """Whether something inside is compiled by ``torch.compile``: a counter would switch that off."""
+    """Whether something inside is compiled by ``torch.compile``: a counter does not see the ops of fused kernels."""
     return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())

@@ -1,0 +1,37 @@
+"""What only measures or shows may fail without an effect on the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """Catches the failures of a part that training does not need, and warns of the first.
+
+    Nothing that all processes must call together belongs inside: a process that fails would leave the others waiting.
+
+    Args:
+        part: Its name in the warning.
+    """
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+        self._warned = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Run what is inside as far as it goes."""
+        try:
+            yield
+        except Exception as error:  # whatever it is: a full disk, a closed terminal, a data set of an unusual kind
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"lightning-ast: {self._part} failed, and training goes on without it: "
+                    f"{type(error).__name__}: {error}"
+                )

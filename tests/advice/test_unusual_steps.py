@@ -1,0 +1,33 @@
+"""Advice for steps that differentiate by themselves, and for jagged tensors: measuring them must not make them fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_ast import SparseSelectionCallback
+from lightning_ast.advice.measure import Measurement
+from lightning_ast.advice.measured import Facts
+from tests.callbacks.differentiating import MODULES, data, fresh
+from tests.conftest import quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's forward AD
+
+
+def facts(name: str, selection: SparseSelectionCallback) -> Facts:
+    trainer = quiet_trainer(max_epochs=4, callbacks=[selection])
+    return Measurement(trainer, fresh(name), data(), None, budget_seconds=0.5).facts()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_mode_can_be_measured(name: str) -> None:
+    step = facts(name, SparseSelectionCallback(gate="topk")).step
+    assert step.refused == {}
+    assert step.dense.seconds > 0
+    assert step.dense_ops_share is not None, "FLOPs were counted"
+    assert (step.memory is None) == (name == "Transforms"), "torch.func refuses hooks on saved tensors"
+
+
+def test_flops_are_not_counted_where_the_callback_does_not() -> None:
+    step = facts("Pinn", SparseSelectionCallback(gate="topk", count_flops=False)).step
+    assert step.refused == {}
+    assert step.dense_ops_share is None
