@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "lightning_ast"
-LAYERS = ["core", "mixin", "testing", "energy", "callbacks", "report", "advice", "demo", "cli"]
+LAYERS = [
+    "core",
+    "run_length",
+    "schedule",
+    "mixin",
+    "testing",
+    "energy",
+    "callbacks",
+    "report",
+    "advice",
+    "demo",
+    "cli",
+]
 
 
 def imports(path: Path) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -25,7 +24,6 @@ __all__ = [
     "configuration_faults",
     "is_number",
     "rate_faults",
-    "run_length_epochs",
     "setting_faults",
     "training_faults",
     "use_faults",
@@ -45,17 +43,6 @@ class ConfigurationError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.faults,)
-
-
-def run_length_epochs(trainer: pl.Trainer) -> float | None:
-    """Length of the run in epochs from ``max_epochs`` and ``max_steps``, or None where neither bounds it (yet)."""
-    limits = []
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        limits.append(float(trainer.max_epochs))
-    batches = trainer.num_training_batches
-    if trainer.max_steps > 0 and math.isfinite(batches) and batches > 0:
-        limits.append(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
-    return min(limits, default=None)
 
 
 def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
@@ -84,7 +71,7 @@ def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     for scheduler in schedulers[:1]:
-        faults += scheduler.faults(trainer, batches_known=False)
+        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
     return faults
 
 
