@@ -49,6 +49,11 @@ class RunProgress:
         return sum(len(each) for each in self.seconds.values())
 
     @property
+    def begun(self) -> bool:
+        """Tell whether the run has begun, here or before it was resumed."""
+        return bool(self._began or self._carried or self.seconds)
+
+    @property
     def elapsed(self) -> float:
         """Seconds of the finished epochs and of the running one."""
         return sum(sum(each) for each in self.seconds.values()) + self._carried + time.perf_counter() - self._began

@@ -72,7 +72,8 @@ def test_real_runs(digits: Digits) -> None:
 def test_target_of_the_scheduler_wins(digits: Digits) -> None:
     selection = SparseSelectionCallback(target_activation_rate=0.9)
     scheduler = TwoStageScheduler(warmup_epochs=0, target_activation_rate=0.25)
-    quiet_trainer(callbacks=[selection, scheduler]).fit(PlainNet(), loader(digits, batch_size=128))
+    with pytest.warns(UserWarning, match="TwoStageScheduler counts, 0.25"):
+        quiet_trainer(callbacks=[selection, scheduler]).fit(PlainNet(), loader(digits, batch_size=128))
     assert selection.ledger.selected / 512 == pytest.approx(0.25, abs=0.04)
 
 
