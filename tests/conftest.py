@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast.demo.data import load_images
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one test process on each core: threads of torch's own would get in each other's way
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one test process on each core: threads of torch's own would get in each other's way
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 

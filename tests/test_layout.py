@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "lightning_ast"
-LAYERS = ["words", "core", "mixin", "testing", "energy", "callbacks", "report", "advice", "demo", "cli"]
+LAYERS = [
+    "words",
+    "core",
+    "run_length",
+    "schedule",
+    "mixin",
+    "testing",
+    "energy",
+    "callbacks",
+    "report",
+    "advice",
+    "demo",
+    "cli",
+]
 
 
 def imports(path: Path) -> set[str]:

@@ -10,10 +10,10 @@ from typing import get_args
 
 from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt, ValidationFacts
 from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
-from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.history import planned_count
+from lightning_ast.schedule import Schedule
 
 __all__ = [
     "DEFAULT_RATE",
@@ -166,7 +166,7 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
     )
     batches = math.ceil(count / run.batch_size)
     plan = PlannedRun(
-        schedule=TwoStageScheduler(warmup_epochs=run.warmup_epochs, cooldown_epochs=run.cooldown_epochs),
+        schedule=Schedule(warmup_epochs=run.warmup_epochs, cooldown_epochs=run.cooldown_epochs),
         dense=EpochLengths(run.samples_per_epoch, run.batches_per_epoch),
         sparse=EpochLengths(count, batches),
         accumulate=run.accumulate,

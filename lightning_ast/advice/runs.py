@@ -10,13 +10,14 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ast.advice.measured import RunFacts, ValidationFacts
-from lightning_ast.callbacks._faults import run_length_epochs
 from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
 from lightning_ast.callbacks._loader import LoaderFacts, loader_faults
 from lightning_ast.callbacks._planned import length_faults, planned_run
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
-from lightning_ast.callbacks.two_stage import TwoStageScheduler
+from lightning_ast.callbacks.two_stage import TwoStageScheduler, run_length
 from lightning_ast.core.execution import Mode
+from lightning_ast.run_length import RunLength
+from lightning_ast.schedule import Schedule
 from lightning_ast.words import counted
 
 __all__ = ["Asked", "due_validations", "prune_fault", "run_facts"]
@@ -116,7 +117,7 @@ def run_facts(
         batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
         notes.append(f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed.")
     max_epochs = epoch_limit(limits) or (trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None)
-    epochs = run_length_epochs(trainer)  # its accumulation is 1
+    epochs = run_length(trainer).epochs  # its accumulation is 1
     if max_steps is not None:
         by_steps = max_steps / math.ceil(batches / factors[max(factors)])
         epochs = by_steps if max_epochs is None else min(by_steps, float(max_epochs))
@@ -128,7 +129,7 @@ def run_facts(
         loader = LoaderFacts.of(combined)
         samples, drop_last = loader.offered, loader.drop_last
         batch_size = min(loader.batch_size, samples)  # a smaller data set is one batch, which was measured
-    stages, selection = asked.stages, asked.selection
+    warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
         epochs=epochs,
         batches_per_epoch=batches,
@@ -138,13 +139,22 @@ def run_facts(
         accumulate=factors,
         max_epochs=max_epochs,
         max_steps=max_steps,
-        warmup_epochs=stages.warmup_epochs,
-        cooldown_epochs=stages.cooldown_epochs,
-        min_selected=2 if selection is None else selection.min_selected,
-        own_mode=None if selection is None else selection.mode,
+        warmup_epochs=warmup,
+        cooldown_epochs=cooldown,
+        min_selected=2 if asked.selection is None else asked.selection.min_selected,
+        own_mode=None if asked.selection is None else asked.selection.mode,
         own_rate=asked.rate,
     )
     return facts, notes
+
+
+def _stage_lengths(schedule: Schedule, epochs: float, dense: RunLength) -> tuple[int | float, int | float]:
+    """Return warmup and cooldown as ints (epochs) or floats (shares of the run); those in steps become shares."""
+    warmup, cooldown = schedule.dense_epochs(epochs, dense)
+    return (
+        warmup / epochs if schedule.warmup_epochs is None else schedule.warmup_epochs,
+        cooldown / epochs if schedule.cooldown_epochs is None else schedule.cooldown_epochs,
+    )
 
 
 def prune_fault(
@@ -165,7 +175,7 @@ def prune_fault(
         plan = planned_run(
             trainer,
             loader,
-            schedule=asked.stages,
+            schedule=asked.stages.schedule,
             accumulate=run.accumulate,
             rate=rate,
             min_selected=run.min_selected,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -23,13 +23,18 @@ __all__ = [
     "ConfigurationError",
     "changes",
     "configuration_faults",
+    "doubtful_settings",
     "is_number",
+    "not_logged",
     "rate_faults",
-    "run_length_epochs",
     "setting_faults",
     "training_faults",
     "use_faults",
 ]
+
+
+_DEFAULT_TARGET = 0.4
+"""Cannot be told from a target that was not given."""
 
 
 class ConfigurationError(ValueError):
@@ -47,24 +52,61 @@ class ConfigurationError(ValueError):
         return type(self), (self.faults,)
 
 
-def run_length_epochs(trainer: pl.Trainer) -> float | None:
-    """Length of the run in epochs from ``max_epochs`` and ``max_steps``, or None where neither bounds it (yet)."""
-    limits = []
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        limits.append(float(trainer.max_epochs))
-    batches = trainer.num_training_batches
-    if trainer.max_steps > 0 and math.isfinite(batches) and batches > 0:
-        limits.append(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
-    return min(limits, default=None)
-
-
 def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
     """What differs between the settings of a checkpoint and those of this run, each as ``name was x and is y``."""
     return [f"{name} was {say(saved[name])} and is {say(value)}" for name, value in now.items() if saved[name] != value]
 
 
+def not_logged(name: str, logged: Iterable[str]) -> str:
+    """Describe a metric that is not logged, with the names that are: similar ones first.
+
+    Args:
+        name: The name that was asked for.
+        logged: The names of the logged metrics.
+    """
+    own = ("act", "save")  # in the progress bar
+    others = [other for other in logged if other not in own and not other.startswith(("ast/", "energy/"))]
+    similar = get_close_matches(name, others, n=3, cutoff=0.5)
+    ordered = [*similar, *sorted(set(others) - set(similar))]
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
+
+
+def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
+    """Find settings that have no effect in this set-up, each with what counts in its place.
+
+    Args:
+        callback: The ``SparseSelectionCallback``.
+        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
+        module: The module to be trained.
+    """
+    found = []
+    mode, own = callback.mode, callback.target_activation_rate
+    if mode != "partial" and callback.batchnorm != "selected":
+        found.append(
+            f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
+        )
+    if callback.gate == "topk" and callback.controller is not None:
+        found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
+    if callback.significance != "el2n" and overrides(module, "significance"):
+        found.append(
+            f"significance={callback.significance!r} has no effect: the module's own significance method counts."
+        )
+    for target in (scheduler.target_activation_rate for scheduler in schedulers):
+        if target is not None and own not in (target, _DEFAULT_TARGET):
+            found.append(
+                f"SparseSelectionCallback(target_activation_rate={own:g}) has no effect: the target of the "
+                f"TwoStageScheduler counts, {target:g}. Give one of them."
+            )
+    return found
+
+
 def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
-    return [] if value in choices else [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}."]
+    if value in choices:
+        return []
+    similar = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.{hint}"]
 
 
 def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule, schedulers: list[Any]) -> list[str]:
@@ -77,14 +119,10 @@ def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule
         schedulers: the trainer's ``TwoStageScheduler`` callbacks.
     """
     faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
-    callbacks: list[Any] = trainer.callbacks
-    several = sum(isinstance(c, type(callback)) or isinstance(callback, type(c)) for c in callbacks)
-    if several > 1:
-        faults.append(f"expected one SparseSelectionCallback, got {several}: each would select from the other's.")
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     for scheduler in schedulers[:1]:
-        faults += scheduler.faults(trainer, batches_known=False)
+        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
     return faults
 
 
@@ -100,7 +138,8 @@ def setting_faults(callback: Any) -> list[str]:
             found.append("significance: a callable must take (losses, logits, inputs, targets), four arguments.")
     else:
         found += [
-            f.rstrip(".") + ", or a callable." for f in _one_of("significance", significance, tuple(SIGNIFICANCE))
+            fault.replace(", got", ", or a callable, got", 1)
+            for fault in _one_of("significance", significance, tuple(SIGNIFICANCE))
         ]
     if weighting is not None:
         found += _one_of("weighting", weighting, get_args(Weighting))
@@ -111,7 +150,8 @@ def setting_faults(callback: Any) -> list[str]:
             )
     whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
     if not whole and not (isinstance(least, float) and 0 < least < 1):
-        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.")
+        hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
+        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}")
     if not isinstance(callback.seed, int):
         found.append(f"seed: expected an int, got {callback.seed!r}.")
     if callback.controller is not None and not isinstance(callback.controller, PIController):
@@ -124,7 +164,10 @@ def setting_faults(callback: Any) -> list[str]:
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
     limit = callback.quarantine_limit
     if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
-        found.append(f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.")
+        hint = _percent_hint(limit)
+        found.append(
+            f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
+        )
     return found
 
 
@@ -142,7 +185,11 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 def rate_faults(name: str, value: Any) -> list[str]:
     """What is wrong with an activation rate."""
     good = is_number(value) and 0 < value <= 1
-    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}."]
+    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
+
+
+def _percent_hint(value: Any) -> str:
+    return f" Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
 
 
 def is_number(value: Any) -> bool:

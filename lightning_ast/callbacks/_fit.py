@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import uuid
 from contextlib import ExitStack
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_ast.callbacks._faults import ConfigurationError, changes, trainin
 from lightning_ast.callbacks._fit_loop import written_within
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._planned import rounded_stages
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._prune import PrunedEpochs
 from lightning_ast.callbacks._quarantine import Quarantine
@@ -29,11 +31,13 @@ from lightning_ast.callbacks._resume import Resumption
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._step import StepInterceptor
 from lightning_ast.callbacks._watch import Watcher
-from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.callbacks.two_stage import TwoStageScheduler, run_length
 from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
 from lightning_ast.core.partial import compiled_parts, keep_rows
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import overrides
+from lightning_ast.run_length import Point
+from lightning_ast.schedule import Schedule, Stage
 
 __all__ = ["SparseFit"]
 
@@ -96,7 +100,7 @@ class SparseFit:
         self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
-            self.epochs = PrunedEpochs(callback, trainer, self.selector, schedule, processes)
+            self.epochs = PrunedEpochs(callback, trainer, self.selector, _kept(schedule, trainer), processes)
 
     def attach(self) -> None:
         """Wrap the training step; in ``prune`` lead the fit loop."""
@@ -127,6 +131,8 @@ class SparseFit:
         faults = training_faults(self._trainer)
         if self.epochs is not None:
             self.epochs.ensure_installed()
+            if rounded := rounded_stages(self.epochs.run):
+                rank_zero_info(f"lightning-ast: {rounded}")
         elif self._schedule is not None:
             faults += self._schedule.faults(self._trainer, batches_known=True)
         if faults:
@@ -180,6 +186,19 @@ class SparseFit:
             return "sparse"
         first = self._window.first_batch(self._trainer, batch_idx)  # a stage begins with an optimizer step
         return self._schedule.stage(self._trainer, first)
+
+    def stages_ahead(self) -> list[Stage] | None:
+        """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
+        following = self._trainer.current_epoch + 1
+        if self.epochs is not None:
+            return self.epochs.run.stages_from(following)
+        run = run_length(self._trainer)
+        if run.epochs is None:
+            return None
+        schedule = _kept(self._schedule, self._trainer)
+        middles = (epoch + 0.5 for epoch in range(following, math.ceil(run.epochs)))
+        now = self._trainer.global_step
+        return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]
 
     def start_backward(self, loss: Tensor) -> None:
         """Count the backward of this loss, if that is wanted."""
@@ -282,6 +301,11 @@ class SparseFit:
             self.epochs.expect_resume()
         else:
             self._resumption.expect()
+
+
+def _kept(schedule: TwoStageScheduler | None, trainer: pl.Trainer) -> Schedule:
+    """Return the schedule that the run keeps; without a scheduler every step is sparse."""
+    return Schedule() if schedule is None else schedule.schedule_of(trainer)
 
 
 def _named(significance: Any) -> str:

@@ -11,11 +11,20 @@ import lightning.pytorch as pl
 
 from lightning_ast.callbacks._fit_loop import change_class, epoch_limit
 from lightning_ast.callbacks._loader import LoaderFacts
-from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage, TwoStageScheduler
 from lightning_ast.core.history import planned_count
+from lightning_ast.run_length import RunLength
+from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
 from lightning_ast.words import counted
 
-__all__ = ["EpochLengths", "PlannedRun", "length_faults", "planned_run", "promise_steps", "size_faults"]
+__all__ = [
+    "EpochLengths",
+    "PlannedRun",
+    "length_faults",
+    "planned_run",
+    "promise_steps",
+    "rounded_stages",
+    "size_faults",
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class PlannedRun:
     """Stages and lengths of the epochs of a pruned run. A stage is that of a whole epoch, of its middle.
 
     Attributes:
-        schedule: warmup and cooldown, or None where every epoch is sparse.
+        schedule: Warmup and cooldown.
         dense: length of a dense epoch.
         sparse: length of a pruned epoch.
         accumulate: batches to an optimizer step from each of these epochs on, the first of which is 0.
@@ -44,12 +53,17 @@ class PlannedRun:
         max_steps: limit of the run in optimizer steps, or None.
     """
 
-    schedule: TwoStageScheduler | None
+    schedule: Schedule
     dense: EpochLengths
     sparse: EpochLengths
     accumulate: dict[int, int]
     max_epochs: int | None
     max_steps: int | None
+
+    @property
+    def dense_run(self) -> RunLength:
+        """Return the length of a dense epoch, for stages that are given in steps."""
+        return RunLength(batches=self.dense.batches, accumulate=self.accumulate)
 
     @property
     def total_epochs(self) -> int | None:
@@ -70,6 +84,11 @@ class PlannedRun:
         """The stage of an epoch, counted from 0; one behind the end is dense."""
         total = self.total_epochs
         return "cooldown" if total is not None and epoch >= total else self._stage(epoch, total)
+
+    def stages_from(self, epoch: int) -> list[Stage] | None:
+        """List the stages of this epoch and of all that follow it; None where nothing limits the run."""
+        total = self.total_epochs
+        return None if total is None else [self._stage(number, total) for number in range(epoch, total)]
 
     def sparse_epochs(self) -> int | None:
         """Epochs that are pruned, or None where nothing limits the run."""
@@ -98,14 +117,14 @@ class PlannedRun:
         return bisect_left(range(total), 1, key=code), bisect_left(range(total), 2, key=code)
 
     def _stage(self, epoch: int, total: int | None) -> Stage:
-        return "sparse" if self.schedule is None else self.schedule.stage_at(epoch + 0.5, total)
+        return self.schedule.stage_at(epoch + 0.5, total, dense=self.dense_run)
 
 
 def planned_run(
     trainer: pl.Trainer,
     facts: LoaderFacts,
     *,
-    schedule: TwoStageScheduler | None,
+    schedule: Schedule,
     accumulate: dict[int, int],
     rate: float,
     min_selected: int | float,
@@ -116,7 +135,7 @@ def planned_run(
     Args:
         trainer: its limits.
         facts: of the dense epoch.
-        schedule: warmup and cooldown, or None.
+        schedule: Warmup and cooldown.
         accumulate: batches to an optimizer step from each of these epochs on.
         rate: target activation rate in (0, 1].
         min_selected: fewest samples of a pruned epoch, a count or a share.
@@ -141,6 +160,26 @@ def planned_run(
         accumulate=accumulate,
         max_epochs=epoch_limit(trainer),
         max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+    )
+
+
+def rounded_stages(run: PlannedRun) -> str | None:
+    """Describe the stages of a run that are not what was asked for because they are whole epochs; None where they are.
+
+    Args:
+        run: The run as planned.
+    """
+    total = run.total_epochs
+    if total is None:
+        return None
+    asked = run.schedule.dense_epochs(total, run.dense_run)
+    first, end = run._sparse_range(total)
+    planned = (first, total - end)
+    if all(abs(one - other) < 1e-6 for one, other in zip(asked, planned, strict=True)):
+        return None
+    return (
+        f"mode='prune' works in whole epochs: of {total} epochs the first {planned[0]} are the warmup and the last "
+        f"{planned[1]} the cooldown ({run.schedule.dense} would be {asked[0]:.3g} and {asked[1]:.3g})."
     )
 
 

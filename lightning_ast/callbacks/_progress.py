@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks._faults import run_length_epochs
 from lightning_ast.callbacks._fit_loop import first_callback
 from lightning_ast.callbacks._summary import seconds_left
-from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.callbacks.two_stage import Stage, run_length
 from lightning_ast.core.ledger import Ledger
 
 __all__ = ["RunProgress"]
@@ -47,6 +47,11 @@ class RunProgress:
     def epochs(self) -> int:
         """Finished."""
         return sum(len(each) for each in self.seconds.values())
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether the run has begun, here or before it was resumed."""
+        return bool(self._began or self._carried or self.seconds)
 
     @property
     def elapsed(self) -> float:
@@ -82,7 +87,8 @@ class RunProgress:
         # Lightning divides the step's output by the accumulation; the line shows the user's own loss
         scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         max_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        left = None if max_epochs is None else seconds_left(self.seconds, _stages_left(trainer, max_epochs, stage))
+        stages_ahead = _stages_ahead(trainer, stage)
+        left = None if stages_ahead is None else seconds_left(self.seconds, stages_ahead)
         loss = None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps
         self.start_epoch(ledger)  # the next one's first batch may be skipped
         return {
@@ -132,9 +138,10 @@ def _totals(ledger: Ledger | None) -> tuple[float, ...]:
     return ledger.offered, ledger.selected, ledger.spent_flops() or 0.0, ledger.dense_flops() or 0.0
 
 
-def _stages_left(trainer: pl.Trainer, max_epochs: int, stage: Stage) -> list[Stage]:
-    schedule = first_callback(trainer, TwoStageScheduler)
-    length = run_length_epochs(trainer)
-    last = max_epochs if length is None else min(max_epochs, math.ceil(length))
-    epochs = range(trainer.current_epoch + 1, last)
-    return [stage if schedule is None else schedule.stage_at(epoch + 0.5, length) for epoch in epochs]
+def _stages_ahead(trainer: pl.Trainer, stage: Stage) -> list[Stage] | None:
+    """List the stages of the epochs that are still to come; a run without selection keeps the stage that it has."""
+    selection = first_callback(trainer, SparseSelectionCallback)
+    if selection is not None and selection._fit is not None:
+        return selection._fit.stages_ahead()
+    length = run_length(trainer).epochs
+    return None if length is None else [stage] * (math.ceil(length) - trainer.current_epoch - 1)

@@ -45,10 +45,10 @@ from lightning_ast.callbacks._planned import (
     size_faults,
 )
 from lightning_ast.callbacks._processes import Processes
-from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
 
@@ -65,7 +65,7 @@ class PrunedEpochs:
         owner: the selection callback.
         trainer: of this fit.
         selector: gate, weighting, seed and target.
-        schedule: warmup and cooldown, or None.
+        schedule: Warmup and cooldown.
         processes: that train together.
     """
 
@@ -74,7 +74,7 @@ class PrunedEpochs:
         owner: Callback,
         trainer: pl.Trainer,
         selector: SampleSelector,
-        schedule: TwoStageScheduler | None,
+        schedule: Schedule,
         processes: Processes,
     ) -> None:
         self._owner = owner
@@ -128,7 +128,7 @@ class PrunedEpochs:
         if not faults:
             self._facts = LoaderFacts.of(combined)
             remembered = None if self.history is None else len(self.history)
-            faults = length_faults(self._run, self._trainer, self._facts, remembered=remembered)
+            faults = length_faults(self.run, self._trainer, self._facts, remembered=remembered)
         if faults:
             raise ConfigurationError(faults)
         assert self._facts is not None
@@ -146,7 +146,8 @@ class PrunedEpochs:
     # ------------------------------------------------------------------ lengths
 
     @property
-    def _run(self) -> PlannedRun:
+    def run(self) -> PlannedRun:
+        """Return the run that the trainer's limits make."""
         assert self._facts is not None
         return planned_run(
             self._trainer,
@@ -162,7 +163,7 @@ class PrunedEpochs:
         """Optimizer steps of the whole run; sets the loader up where that was not done yet."""
         if self._facts is None:
             self._trainer.fit_loop.setup_data()
-        return math.inf if self._facts is None else self._run.steps
+        return math.inf if self._facts is None else self.run.steps
 
     def _samples(self) -> int:
         return self.epoch.lengths.samples
@@ -176,7 +177,7 @@ class PrunedEpochs:
     # ------------------------------------------------------------------ an epoch
 
     def _start(self, epoch: int) -> None:
-        run = self._run
+        run = self.run
         stage = run.stage(epoch)
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
         self.epoch = RunningEpoch(epoch, stage, sparse, run.sparse if sparse else run.dense)

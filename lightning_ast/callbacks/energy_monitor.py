@@ -10,14 +10,18 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks._costs import EpochCosts, OpenEpoch
+from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._fit_loop import logged_step
 from lightning_ast.callbacks._joules import EnergyBook
 from lightning_ast.callbacks._logger_connector import error_told, write
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._sections import clock_of
+from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
 from lightning_ast.energy import EnergyMeter
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
+
+_WHY_ONE = "each would log the same names"
 
 
 class EnergyMonitor(Callback):
@@ -67,6 +71,14 @@ class EnergyMonitor(Callback):
         return sum(costs.epoch_seconds for costs in self.epochs)
 
     # ------------------------------------------------------------------ the hooks
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a second monitor, and a second fit at the same time."""
+        if stage != "fit":
+            return
+        if faults := duplicate_faults(trainer, EnergyMonitor, _WHY_ONE):
+            raise ConfigurationError(faults)
+        begin_use(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the meters; a run that is resumed in mid-epoch goes on from here."""
@@ -141,7 +153,12 @@ class EnergyMonitor(Callback):
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Log an epoch that was added up, where another callback failed before Lightning could write it."""
+        """Log an epoch that was added up, where another callback failed before Lightning could write it.
+
+        What the running epoch cost so far can still be saved; another fit may use this object from now on.
+        """
+        if not end_use(self, trainer):
+            return
         if self._logged and self.epochs[-1].epoch == trainer.current_epoch:
             with error_told():
                 write(trainer, self._logged, step=logged_step(trainer.fit_loop), epoch=trainer.current_epoch)
@@ -149,7 +166,7 @@ class EnergyMonitor(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and the counters."""
-        if stage == "fit":
+        if stage == "fit" and end_use(self, trainer):
             self._epoch = None
 
     # ------------------------------------------------------------------ state
@@ -158,8 +175,20 @@ class EnergyMonitor(Callback):
         """A copy measures nothing yet."""
         return {**vars(self), "_epoch": None}
 
+    @property
+    def state_key(self) -> str:
+        """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
+        key = super().state_key
+        return key if self._measured else sole_key(self, key, _WHY_ONE)
+
+    @property
+    def _measured(self) -> bool:
+        return bool(self.epochs or self._carried or self._epoch is not None)
+
     def state_dict(self) -> dict[str, Any]:
-        """Finished epochs, and what the running one cost so far."""
+        """Finished epochs, and what the running one cost so far; empty before the first."""
+        if not self._measured:
+            return {}
         running = self._carried if self._epoch is None else self._epoch.state_dict()
         return {"epochs": [asdict(costs) for costs in self.epochs], "running": running}
 

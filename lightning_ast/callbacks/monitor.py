@@ -12,14 +12,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from lightning_ast.callbacks._drawn import DrawnIndices
+from lightning_ast.callbacks._faults import ConfigurationError, not_logged
 from lightning_ast.callbacks._fit_loop import first_callback, logged_step
 from lightning_ast.callbacks._guard import Guard
 from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
+from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
 from lightning_ast.callbacks._watch import watch
 from lightning_ast.callbacks._writers import Writers
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
@@ -31,6 +34,7 @@ __all__ = ["SparseTrainingMonitor"]
 _SHARE = 0.01
 """Of the run's time, for pictures while it goes on."""
 _FIRST_PICTURE_SECONDS = 1.0
+_WHY_ONE = "each would print every line and draw every picture again"
 _PERCENTILES = (10, 50, 90)
 
 
@@ -82,6 +86,7 @@ class SparseTrainingMonitor(Callback):
         self._pictured = -1
         self._resumed = False
         self._guard = Guard("SparseTrainingMonitor")
+        self._checked = False
 
     # ------------------------------------------------------------------ the hooks
 
@@ -89,6 +94,10 @@ class SparseTrainingMonitor(Callback):
         """Listen to what is drawn, before the loader is started."""
         if stage != "fit":
             return
+        if faults := duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE):
+            raise ConfigurationError(faults)
+        begin_use(self, trainer)
+        self._checked = False
         selection = first_callback(trainer, SparseSelectionCallback)
         self._writers = Writers(trainer, images=self.images)
         if self._writers and selection is not None and selection.mode != "prune":
@@ -137,6 +146,7 @@ class SparseTrainingMonitor(Callback):
             energy.finish_epoch(trainer, pl_module)
         if not trainer.is_global_zero:
             return
+        self._check_accuracy(trainer)
         with self._own_time():
             samples = None if self._watcher is None else self._watcher.take()
             if samples is not None:
@@ -167,6 +177,8 @@ class SparseTrainingMonitor(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the trainer as it was."""
+        if stage != "fit" or not end_use(self, trainer):
+            return
         if self._drawn is not None:
             self._drawn.detach()
         self._drawn = self._writers = self._watcher = self._selection = None
@@ -192,6 +204,15 @@ class SparseTrainingMonitor(Callback):
             began = time.perf_counter()
             self._writers.pictures(self._history, step)
             self._picture_seconds, self._pictured = time.perf_counter() - began, step
+
+    def _check_accuracy(self, trainer: pl.Trainer) -> None:
+        """Warn of an accuracy that is not logged, behind the first validation."""
+        if self.accuracy is None or self._checked or not self._progress.validated:
+            return
+        self._checked = True
+        if self.accuracy not in trainer.callback_metrics:
+            missing = not_logged(self.accuracy, trainer.callback_metrics)
+            rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows no accuracy: {missing}")
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
         if not self._progress.validated:
@@ -237,8 +258,16 @@ class SparseTrainingMonitor(Callback):
         """A copy watches nothing yet."""
         return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
 
+    @property
+    def state_key(self) -> str:
+        """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
+        key = super().state_key
+        return key if self._progress.begun else sole_key(self, key, _WHY_ONE)
+
     def state_dict(self) -> dict[str, Any]:
-        """The run so far, primitives and tensors alone."""
+        """The run so far, primitives and tensors alone; empty before it begins."""
+        if not self._progress.begun:
+            return {}
         return {"progress": self._progress.state_dict(), "history": self._history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

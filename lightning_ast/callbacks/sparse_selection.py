@@ -7,15 +7,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults
+from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults, doubtful_settings
 from lightning_ast.callbacks._fit import SparseFit
 from lightning_ast.callbacks._fit_loop import epochs_done
 from lightning_ast.callbacks._logger_connector import error_told, repaint
 from lightning_ast.callbacks._quarantine import QuarantinedSample
 from lightning_ast.callbacks._step_log import StepLog
+from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, serves, sole_key
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
@@ -25,6 +27,8 @@ from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 
 __all__ = ["SparseSelectionCallback"]
+
+_WHY_ONE = "each would select from the other's"
 
 
 class SparseSelectionCallback(Callback):
@@ -112,6 +116,7 @@ class SparseSelectionCallback(Callback):
         self.ledger = Ledger()
         self._fit: SparseFit | None = None
         self._log: StepLog | None = None
+        self._loads_foreign = False
 
     # ------------------------------------------------------------------ readable while it runs
 
@@ -163,8 +168,12 @@ class SparseSelectionCallback(Callback):
         if stage != "fit":
             return
         schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
-        if faults := configuration_faults(self, trainer, pl_module, schedulers):
+        faults = duplicate_faults(trainer, SparseSelectionCallback, _WHY_ONE)
+        if faults := faults + configuration_faults(self, trainer, pl_module, schedulers):
             raise ConfigurationError(faults)
+        self._begin_use(trainer)
+        for doubt in doubtful_settings(self, schedulers, pl_module):
+            rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._fit is not None and self._fit.mode == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
         if self.controller is not None:
@@ -241,18 +250,39 @@ class SparseSelectionCallback(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the loggers the last values; leave the module as it was."""
-        if self._log is not None:
+        if self._log is not None and serves(self, trainer):
             with error_told():
                 self._log.close()
                 repaint(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the module as it was."""
+        """Leave the module as it was, where the fit that ends is the one that this callback serves."""
+        if stage == "fit" and end_use(self, trainer):
+            if self.controller is not None:
+                end_use(self.controller, trainer)
+            if self._fit is not None:
+                self._fit.detach()
+
+    def _begin_use(self, trainer: pl.Trainer) -> None:
+        begin_use(self, trainer)
+        self._loads_foreign = False
         if self._fit is not None:
-            self._fit.detach()
+            self._fit.detach()  # an interrupted fit may not have come to its end
+        if self.controller is not None:
+            try:
+                begin_use(self.controller, trainer)
+            except ConfigurationError:
+                end_use(self, trainer)
+                raise
 
     # ------------------------------------------------------------------ state
+
+    @property
+    def state_key(self) -> str:
+        """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
+        key = super().state_key
+        return sole_key(self, key, _WHY_ONE) if self._fit is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is this callback with its ledger, outside the fit that runs."""
@@ -267,12 +297,17 @@ class SparseSelectionCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was written."""
-        if self._fit is not None and state_dict:
+        foreign, self._loads_foreign = self._loads_foreign, False
+        if self._fit is not None and state_dict and not foreign:
             self._fit.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The run is resumed, perhaps without this callback; but not where a tuner loads what it saved in this fit."""
-        if self._fit is not None:
+        """The run is resumed, perhaps without this callback; but not where a tuner loads what it saved in this fit.
+
+        What another Trainer loads while this fit goes on (to test, say) is not for this fit.
+        """
+        self._loads_foreign = not serves(self, trainer)
+        if self._fit is not None and not self._loads_foreign:
             self._fit.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))

@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.callbacks._faults import ConfigurationError, is_number, rate_faults, run_length_epochs
-from lightning_ast.callbacks._fit_loop import first_callback
-from lightning_ast.words import counted
+from lightning_ast.callbacks._faults import ConfigurationError, rate_faults
+from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
+from lightning_ast.run_length import Point, RunLength
+from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
 
-__all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "stage_at"]
-
-Stage = Literal["warmup", "sparse", "cooldown"]
-STAGE_CODES: dict[Stage, int] = {"warmup": 0, "sparse": 1, "cooldown": 2}
-
-
-def stage_at(
-    epoch: float, total_epochs: float | None, *, warmup_epochs: int | float, cooldown_epochs: int | float
-) -> Stage:
-    """The stage at a point of the run.
-
-    Args:
-        epoch: epochs done so far, with the share of the running one, >= 0.
-        total_epochs: length of the run in epochs, or None where it is open-ended.
-        warmup_epochs: an int counts epochs, a float in (0, 1) is a share of the run.
-        cooldown_epochs: likewise, at the end of the run.
-
-    Returns:
-        The stage; warmup wins where the two overlap.
-
-    Example:
-        >>> [stage_at(e, 10, warmup_epochs=2, cooldown_epochs=0.1) for e in (1.99, 2.0, 9.0)]
-        ['warmup', 'sparse', 'cooldown']
-    """
-    rounding = 1e-9
-    if epoch + rounding < _in_epochs(warmup_epochs, total_epochs):
-        return "warmup"
-    if total_epochs is not None and cooldown_epochs:
-        start = total_epochs - _in_epochs(cooldown_epochs, total_epochs)
-        if epoch + rounding >= start:
-            return "cooldown"
-    return "sparse"
+__all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "run_length"]
 
 
-def _in_epochs(length: int | float, total_epochs: float | None) -> float:
-    if not isinstance(length, float):
-        return length
-    return length * (math.inf if total_epochs is None else total_epochs) if length else 0.0
+def run_length(trainer: pl.Trainer) -> RunLength:
+    """Read what limits a run; the batches of an epoch are known once the training loader is set up."""
+    batches = trainer.num_training_batches
+    return RunLength(
+        max_epochs=epoch_limit(trainer),
+        max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        batches=int(batches) if math.isfinite(batches) and batches > 0 else None,
+        accumulate=accumulation(trainer) if trainer.lightning_module.automatic_optimization else None,
+    )
 
 
 class TwoStageScheduler(Callback):
@@ -59,95 +36,157 @@ class TwoStageScheduler(Callback):
     matter. Without this callback every step is sparse; without a :class:`SparseSelectionCallback` it is an error.
     The stage follows from the position of each batch in the run, so a run resumed in mid-epoch is in the right one.
 
+    The run ends with the first of the Trainer's ``max_epochs`` and ``max_steps``. Optimizer steps are those that
+    ``trainer.global_step`` counts: under accumulation each has several batches; under manual optimization the steps of
+    every optimizer count. A stage begins with an optimizer step. Mode ``prune`` rounds the stages to whole epochs. With
+    ``fast_dev_run`` there is no warmup and no cooldown: every batch of the smoke test is a sparse one.
+
     Args:
-        warmup_epochs: an int counts epochs, a float in (0, 1) is a share of the run.
-        cooldown_epochs: likewise, at the end. An int needs a run of known length, as does any float.
-        target_activation_rate: takes the place of the selection callback's target, in (0, 1]; None keeps it.
+        warmup_epochs: An int counts epochs, a float in [0, 1) is a share of the run. Without it and ``warmup_steps``
+            the warmup is 1 epoch.
+        cooldown_epochs: The same at the end. It needs a run of known length. Without it and ``cooldown_steps`` there is
+            no cooldown.
+        target_activation_rate: The target in place of the selection callback's, in (0, 1]; None keeps that one.
+        warmup_steps: The warmup in optimizer steps, in place of ``warmup_epochs``.
+        cooldown_steps: The cooldown in optimizer steps, in place of ``cooldown_epochs``.
 
     Raises:
-        ConfigurationError: at setup, together with every other fault: negative lengths, floats outside [0, 1), a run
-            without a sparse step, an open-ended run with a cooldown or a share.
+        ConfigurationError: At setup or before the first batch, together with every other fault: negative lengths,
+            floats outside [0, 1), one stage in epochs and in steps, a run without a sparse step, an open-ended run with
+            a cooldown or a share. Where it cannot be known beforehand that no step will be sparse, a warning is given
+            once it is certain.
 
     Example:
-        >>> TwoStageScheduler(warmup_epochs=10, cooldown_epochs=0.1).cooldown_epochs
+        >>> TwoStageScheduler(warmup_steps=500, cooldown_epochs=0.1).cooldown_epochs
         0.1
     """
 
     def __init__(
         self,
         *,
-        warmup_epochs: int | float = 1,
-        cooldown_epochs: int | float = 0,
+        warmup_epochs: int | float | None = None,
+        cooldown_epochs: int | float | None = None,
         target_activation_rate: float | None = None,
+        warmup_steps: int | None = None,
+        cooldown_steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.warmup_epochs = warmup_epochs
-        self.cooldown_epochs = cooldown_epochs
+        self.warmup_epochs = 1 if warmup_epochs is None and warmup_steps is None else warmup_epochs
+        self.cooldown_epochs = 0 if cooldown_epochs is None and cooldown_steps is None else cooldown_epochs
         self.target_activation_rate = target_activation_rate
+        self.warmup_steps = warmup_steps
+        self.cooldown_steps = cooldown_steps
+        self._warned = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse to run alone; all other faults are reported by the selection callback."""
-        from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+    @property
+    def schedule(self) -> Schedule:
+        """Return the settings as a :class:`~lightning_ast.schedule.Schedule`."""
+        return Schedule(
+            warmup_epochs=self.warmup_epochs,
+            cooldown_epochs=self.cooldown_epochs,
+            warmup_steps=self.warmup_steps,
+            cooldown_steps=self.cooldown_steps,
+        )
 
-        if stage == "fit" and first_callback(trainer, SparseSelectionCallback) is None:
-            raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
+    def schedule_of(self, trainer: pl.Trainer) -> Schedule:
+        """Return the schedule that this run keeps: a smoke test has neither warmup nor cooldown."""
+        return Schedule() if trainer.fast_dev_run else self.schedule  # type: ignore[attr-defined]
 
     def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
-        """The stage of a training batch.
+        """Return the stage of a training batch.
 
         Args:
-            trainer: its progress and limits.
-            batch_idx: index of the batch in the running epoch.
+            trainer: Its progress and limits are read.
+            batch_idx: The index of the batch in the running epoch.
         """
-        batches = trainer.num_training_batches
-        done = trainer.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
-        return self.stage_at(done, run_length_epochs(trainer))
+        run = run_length(trainer)
+        within = 0.0 if run.batches is None else batch_idx / run.batches
+        return self.schedule_of(trainer).stage(Point(trainer.current_epoch + within, trainer.global_step), run)
 
     def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
-        """The stage at a point of the run; see :func:`stage_at`."""
-        return stage_at(epoch, total_epochs, warmup_epochs=self.warmup_epochs, cooldown_epochs=self.cooldown_epochs)
+        """Return the stage at a point that is known in epochs alone; see
+        :meth:`lightning_ast.schedule.Schedule.stage_at`.
+        """
+        return self.schedule.stage_at(epoch, total_epochs)
 
-    def faults(self, trainer: pl.Trainer, *, batches_known: bool) -> list[str]:
-        """Everything wrong with this schedule that can be known.
+    def faults(self, trainer: pl.Trainer, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
+        """Find everything wrong with this schedule that can be known.
 
         Args:
-            trainer: limits of the run.
-            batches_known: whether the dataloader has been looked at (before the first batch) or not yet (at setup).
+            trainer: Its limits are read.
+            batches_known: Whether the dataloader has been looked at (before the first batch) or not yet (at setup).
+            whole_epochs: Whether the stages are rounded to whole epochs, as mode ``prune`` does.
         """
-        found = []
-        for name, length in (("warmup_epochs", self.warmup_epochs), ("cooldown_epochs", self.cooldown_epochs)):
-            if not is_number(length) or length < 0 or (isinstance(length, float) and not 0 <= length < 1):
-                found.append(f"{name}: expected an int >= 0 or a float in [0, 1), got {length!r}.")
+        found = self.schedule.setting_faults()
         rate = self.target_activation_rate
         if rate is not None:
             found += rate_faults("TwoStageScheduler(target_activation_rate)", rate)
-        return found or self._length_faults(trainer, batches_known)
+        if found:
+            return found
+        return self.schedule_of(trainer).length_faults(
+            run_length(trainer), batches_known=batches_known, whole_epochs=whole_epochs
+        )
 
-    def _length_faults(self, trainer: pl.Trainer, batches_known: bool) -> list[str]:
-        total = run_length_epochs(trainer)
-        needs_length = bool(self.cooldown_epochs) or isinstance(self.warmup_epochs, float)
-        shares = [n for n in ("warmup_epochs", "cooldown_epochs") if isinstance(getattr(self, n), float)]
-        by_steps = trainer.max_steps > 0
-        fault = None
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a smoke test of one batch has no stages to keep
-            pass
-        elif needs_length and by_steps and not trainer.lightning_module.automatic_optimization:
-            fault = (
-                "with manual optimization max_steps counts every optimizer's steps, so the end of the run is not known "
-                "in epochs: set Trainer(max_epochs=...) instead of max_steps, or use a whole warmup without cooldown."
+    # ------------------------------------------------------------------ the hooks
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse to run alone; all other faults are reported by the selection callback."""
+        if stage != "fit":
+            return
+        self._warned = False
+        if self._selection(trainer) is None:
+            raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell what becomes of the stages where that is not what was asked for."""
+        whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
+        if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
+            without_scores = " The epoch is planned without scores." if self._selection(trainer).mode == "prune" else ""
+            rank_zero_info(
+                f"lightning-ast: fast_dev_run trains every batch sparsely, without {self.schedule.dense}, to test the "
+                f"selection.{without_scores}"
             )
-        elif shares and batches_known and math.isinf(trainer.num_training_batches):
-            fault = f"{' and '.join(shares)}: a share of the run needs a dataloader with a length: give whole epochs."
-        elif total is None and needs_length and (batches_known or not by_steps):
-            fault = (
-                "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...), or "
-                "max_steps with a dataloader that has a length."
+        elif whole_warmup and run_length(trainer).epochs is None and math.isinf(trainer.num_training_batches):
+            rank_zero_info(
+                f"lightning-ast: the dataloader has no length, so when warmup_epochs={self.warmup_epochs} ends is not "
+                "known: warmup_steps, or a share of max_steps (a float), do not depend on it."
             )
-        elif total is not None:
-            dense = _in_epochs(self.warmup_epochs, total) + _in_epochs(self.cooldown_epochs, total)
-            if dense >= total:
-                fault = (
-                    f"warmup_epochs={self.warmup_epochs!r} and cooldown_epochs={self.cooldown_epochs!r} leave no "
-                    f"sparse step in a run of {counted(total, 'epoch')}: shorten them, or train longer."
-                )
-        return [] if fault is None else [fault]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn as soon as an epoch has shown that the run will not come to its sparse stage."""
+        run, steps = run_length(trainer), trainer.global_step
+        if run.max_steps is None or steps >= run.max_steps or run.steps_at(1) is not None or self._warned:
+            return
+        per_epoch = math.ceil(steps / (trainer.current_epoch + 1))
+        measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
+        if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):
+            self._warn(
+                f"an epoch has {per_epoch} optimizer steps, so {self.schedule.dense} will leave no sparse step in this "
+                f"run of {measured}"
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of a run that ended before its sparse stage."""
+        stages = self._stages(trainer)
+        cools_down = self.cooldown_epochs or self.cooldown_steps
+        if stages and "sparse" not in stages and not self._warned:
+            self._warn(f"the run ended after {trainer.global_step} optimizer steps without a sparse one")
+        elif "sparse" in stages and "cooldown" not in stages and cools_down and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info("lightning-ast: the run ended before its cooldown began.")
+
+    def _warn(self, fact: str) -> None:
+        self._warned = True
+        rank_zero_warn(
+            f"lightning-ast: {fact}: all of it is dense. Shorten the warmup (warmup_steps=...), or train longer."
+        )
+
+    def _stages(self, trainer: pl.Trainer) -> set[str]:
+        """Return the stages that the run has had, the part before a resumption included."""
+        selection = self._selection(trainer)
+        return set() if selection is None else set(selection.ledger.stages)
+
+    @staticmethod
+    def _selection(trainer: pl.Trainer) -> Any:
+        from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+
+        return first_callback(trainer, SparseSelectionCallback)

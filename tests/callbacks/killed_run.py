@@ -79,4 +79,3 @@ def run(mode: str, folder: Path, kill_at: int, epochs: int = 10) -> None:
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
     trainer.save_checkpoint(folder / "end.ckpt")
     torch.save({"random": torch.get_rng_state(), "seen": module.epochs()}, folder / "end.pt")
-

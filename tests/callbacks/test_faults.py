@@ -388,8 +388,6 @@ def test_two_selection_callbacks(digits: Digits) -> None:
     for callbacks in ([SparseSelectionCallback(), Another()], [Another(), SparseSelectionCallback()]):
         with pytest.raises(ConfigurationError, match="expected one SparseSelectionCallback, got 2"):
             quiet_trainer(callbacks=callbacks).fit(fresh(), loader(digits))
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `SparseSelectionCallback`"):
-        quiet_trainer(callbacks=[SparseSelectionCallback(), SparseSelectionCallback()])  # Lightning's own
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def trained(
 ) -> tuple[pl.LightningModule, SparseSelectionCallback]:
     torch.manual_seed(0)
     module = cls()
-    callback = SparseSelectionCallback(mode=mode, target_activation_rate=rate, batchnorm="exact")
+    batchnorm: Any = "exact" if mode == "partial" else "selected"
+    callback = SparseSelectionCallback(mode=mode, target_activation_rate=rate, batchnorm=batchnorm)
     torch.manual_seed(1)  # dropout
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*ran over the whole batch.*")

@@ -46,6 +46,7 @@ from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
 from lightning_ast.core import planned_count
+from lightning_ast.schedule import Schedule
 from tests.callbacks.pruning import (
     SIZE,
     Cycle,
@@ -841,7 +842,7 @@ def test_planned_steps_are_not_known_before_the_fit() -> None:
 @pytest.mark.parametrize("schedule", [None, (2, 3), (0.25, 0.25), (0, 1)])
 def test_the_planned_run_is_that_of_its_epochs(accumulate: dict[int, int], schedule: Any) -> None:
     """Against a count epoch by epoch, and at once for a run without a foreseeable end."""
-    stages = None if schedule is None else TwoStageScheduler(warmup_epochs=schedule[0], cooldown_epochs=schedule[1])
+    stages = Schedule() if schedule is None else Schedule(warmup_epochs=schedule[0], cooldown_epochs=schedule[1])
     dense, sparse = EpochLengths(100, 10), EpochLengths(40, 4)
 
     def run(**limits: Any) -> PlannedRun:

@@ -23,7 +23,9 @@ from tests.callbacks.pruning import Cycle, Indexed, fresh, loader
 from tests.callbacks.test_prune_resume import SaveAt
 from tests.conftest import assert_same_weights, quiet_trainer, weights
 
-FORK = multiprocessing.get_context("fork")  # a fresh interpreter would import torch and Lightning anew, three times a test
+FORK = multiprocessing.get_context(
+    "fork"
+)  # a fresh interpreter would import torch and Lightning anew, three times a test
 MODES = ["mask", "subset", "partial"]
 EPOCH = 10  # batches of a dense epoch
 

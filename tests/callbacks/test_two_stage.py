@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks.two_stage import stage_at
+from lightning_ast.schedule import Schedule
 from tests.conftest import PlainNet, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]
@@ -26,12 +26,14 @@ Digits = tuple[Tensor, Tensor]
     ],
 )
 def test_stages_by_epoch(warmup: float, cooldown: float, total: float | None, expected: str) -> None:
-    got = [stage_at(e, total, warmup_epochs=warmup, cooldown_epochs=cooldown) for e in range(len(expected))]
+    schedule = Schedule(warmup_epochs=warmup, cooldown_epochs=cooldown)
+    got = [schedule.stage_at(epoch, total) for epoch in range(len(expected))]
     assert "".join(stage[0] for stage in got) == expected
 
 
 def test_shares_end_within_an_epoch() -> None:
-    stages = [stage_at(step / 8, 2, warmup_epochs=0.25, cooldown_epochs=0.125) for step in range(16)]
+    schedule = Schedule(warmup_epochs=0.25, cooldown_epochs=0.125)
+    stages = [schedule.stage_at(step / 8, 2) for step in range(16)]
     assert stages == ["warmup"] * 4 + ["sparse"] * 10 + ["cooldown"] * 2
 
 
@@ -70,7 +72,8 @@ def test_real_runs(digits: Digits) -> None:
 def test_target_of_the_scheduler_wins(digits: Digits) -> None:
     selection = SparseSelectionCallback(target_activation_rate=0.9)
     scheduler = TwoStageScheduler(warmup_epochs=0, target_activation_rate=0.25)
-    quiet_trainer(callbacks=[selection, scheduler]).fit(PlainNet(), loader(digits, batch_size=128))
+    with pytest.warns(UserWarning, match="TwoStageScheduler counts, 0.25"):
+        quiet_trainer(callbacks=[selection, scheduler]).fit(PlainNet(), loader(digits, batch_size=128))
     assert selection.ledger.selected / 512 == pytest.approx(0.25, abs=0.04)
 
 

@@ -124,7 +124,7 @@ def first_gradients(case: Case, mode: str) -> dict[str, Tensor]:
         target_activation_rate=RATE,
         gate="topk",
         significance="loss",
-        batchnorm="exact",
+        batchnorm="exact" if mode == "partial" else "selected",
     )
     watch = Watch(callback)
     fit(case, callback, watch, max_steps=1, max_epochs=1)

@@ -8,7 +8,6 @@ import torch
 from lightning_ast.testing import check_partial_backward
 from tests.core.partial.models import MODELS, B, build, class_losses
 
-
 LARGE = ("resnet50", "convnext_tiny", "densenet121", "swin_t", "vit_b_16")
 """Models of which the fast tests check one number of rows: all four take half a minute."""
 

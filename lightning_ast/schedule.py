@@ -1,0 +1,241 @@
+"""The schedule of a run: which stage a point of the run belongs to, and what is wrong with the schedule as text.
+
+Decisions alone: nothing here knows Lightning. The callbacks read the trainer and ask.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_ast.run_length import Point, RunLength
+
+__all__ = ["STAGE_CODES", "Schedule", "Stage"]
+
+Stage = Literal["warmup", "sparse", "cooldown"]
+STAGE_CODES: dict[Stage, int] = {"warmup": 0, "sparse": 1, "cooldown": 2}
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Warmup on all samples, the sparse stage, cooldown on all samples.
+
+    Attributes:
+        warmup_epochs: An int counts epochs, a float in [0, 1) is a share of the run. None: see ``warmup_steps``.
+        cooldown_epochs: The same at the end of the run.
+        warmup_steps: Optimizer steps in place of ``warmup_epochs``, or None.
+        cooldown_steps: Optimizer steps in place of ``cooldown_epochs``, or None.
+
+    Example:
+        >>> schedule = Schedule(warmup_epochs=0.1, cooldown_steps=30)
+        >>> run = RunLength(max_steps=100)  # over an endless loader
+        >>> [schedule.stage(Point(0, step), run) for step in (9, 10, 69, 70)]
+        ['warmup', 'sparse', 'sparse', 'cooldown']
+    """
+
+    warmup_epochs: int | float | None = None
+    cooldown_epochs: int | float | None = None
+    warmup_steps: int | None = None
+    cooldown_steps: int | None = None
+
+    @property
+    def dense(self) -> str:
+        """Name the warmup and the cooldown, as they were given."""
+        names = ("warmup_steps", "warmup_epochs", "cooldown_steps", "cooldown_epochs")
+        given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name)]
+        return " and ".join(given)
+
+    # ------------------------------------------------------------------ the stage
+
+    def stage(self, at: Point, run: RunLength) -> Stage:
+        """Return the stage of the optimizer step that begins at a point of the run; warmup wins over cooldown."""
+        if self._warms_up(at, run):
+            return "warmup"
+        return "cooldown" if self._cools_down(at, run) else "sparse"
+
+    def stage_at(self, epochs: float, total_epochs: float | None, *, dense: RunLength | None = None) -> Stage:
+        """Return the stage at a point that is known in epochs alone.
+
+        Args:
+            epochs: Epochs done, with the share of the running one, >= 0.
+            total_epochs: The length of the run in epochs, or None where it is open-ended.
+            dense: The length of a dense epoch; needed by stages that are given in steps.
+
+        Example:
+            >>> schedule = Schedule(warmup_epochs=2, cooldown_epochs=0.1)
+            >>> [schedule.stage_at(epochs, 10) for epochs in (1.99, 2.0, 9.0)]
+            ['warmup', 'sparse', 'cooldown']
+        """
+        warmup, cooldown = self.dense_epochs(total_epochs, dense)
+        if epochs + _ROUNDING < warmup:
+            return "warmup"
+        if total_epochs is not None and cooldown and epochs + _ROUNDING >= total_epochs - cooldown:
+            return "cooldown"
+        return "sparse"
+
+    def dense_epochs(self, total_epochs: float | None, dense: RunLength | None = None) -> tuple[float, float]:
+        """Convert warmup and cooldown to epochs; a share of an open-ended run is infinite.
+
+        Args:
+            total_epochs: The length of the run in epochs, or None where it is open-ended.
+            dense: The length of a dense epoch; needed by stages that are given in steps.
+        """
+        warmup, cooldown = (_in_epochs(part, total_epochs) for part in (self.warmup_epochs, self.cooldown_epochs))
+        if (self.warmup_steps or self.cooldown_steps) and (dense is None or dense.batches is None):
+            raise ValueError("stages in optimizer steps are not known in epochs: ask for the stage of a batch.")
+        if dense is not None and self.warmup_steps:
+            warmup = dense.epochs_at(self.warmup_steps) or 0.0
+        if dense is not None and self.cooldown_steps and total_epochs is not None:
+            cooldown = self.cooldown_steps / dense.steps_per_epoch(math.ceil(total_epochs) - 1)
+        return warmup, cooldown
+
+    def _warms_up(self, at: Point, run: RunLength) -> bool:
+        if self.warmup_steps is not None:
+            return at.steps < self.warmup_steps
+        if isinstance(self.warmup_epochs, float):
+            return (run.share_done(at) or 0.0) + _ROUNDING < self.warmup_epochs
+        return at.epochs + _ROUNDING < (self.warmup_epochs or 0)
+
+    def _cools_down(self, at: Point, run: RunLength) -> bool:
+        left: float | None
+        if self.cooldown_steps is not None:
+            left, length = run.steps_left(at), float(self.cooldown_steps)
+        elif isinstance(self.cooldown_epochs, float):
+            done = run.share_done(at)
+            left, length = None if done is None else 1 - done, self.cooldown_epochs
+        else:
+            left, length = run.epochs_left(at), float(self.cooldown_epochs or 0)
+        return length > 0 and left is not None and left <= length + _ROUNDING
+
+    # ------------------------------------------------------------------ what is wrong with it
+
+    def setting_faults(self) -> list[str]:
+        """Find what is wrong with the settings on their own."""
+        found = []
+        for stage in ("warmup", "cooldown"):
+            epochs, steps = getattr(self, f"{stage}_epochs"), getattr(self, f"{stage}_steps")
+            if epochs is not None and steps is not None:
+                found.append(
+                    f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one of them, got both: leave one "
+                    "out."
+                )
+            if epochs is not None and not _is_length(epochs):
+                whole = isinstance(epochs, float) and epochs >= 1 and epochs.is_integer()
+                hint = f" Did you mean {int(epochs)} (epochs)?" if whole else ""
+                found.append(f"{stage}_epochs: expected an int >= 0 or a float in [0, 1), got {epochs!r}.{hint}")
+            if steps is not None and not _is_count(steps):
+                found.append(f"{stage}_steps: expected an int >= 0 (optimizer steps), got {steps!r}.")
+        return found
+
+    def length_faults(self, run: RunLength, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
+        """Find what is wrong with the schedule in this run, as far as it can be known.
+
+        Args:
+            run: The length of the run.
+            batches_known: Whether the loader has been looked at: then ``batches=None`` means that it has no length.
+            whole_epochs: Whether the stages are rounded to whole epochs (mode ``prune``, whose loader has a length).
+        """
+        fault = self._manual_fault(run) if whole_epochs and run.accumulate is None else None
+        fault = fault or self._end_fault(run, batches_known=batches_known)
+        if fault is None and self.never_sparse(run):
+            fault = f"{self.dense} would leave no sparse step in a run of {run}: shorten them, or train longer."
+        return [] if fault is None else [fault]
+
+    def never_sparse(self, run: RunLength) -> bool:
+        """Tell whether it is certain that the run has no sparse step."""
+        if run.steps is not None and run.batches is not None and run.accumulate is not None:
+            return self._all_dense(run.steps, lambda step: Point(run.epochs_at(step) or 0.0, step), run)
+        ends_by_epochs = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
+        if run.max_steps is not None and not ends_by_epochs:
+            steps_alone = RunLength(max_steps=run.max_steps)
+            if self._all_dense(run.max_steps, lambda step: Point(0.0, step), steps_alone):
+                return True
+        parts = (self.warmup_epochs, self.cooldown_epochs)
+        return run.max_epochs is not None and (
+            sum(_in_epochs(part, run.max_epochs) for part in parts) + _ROUNDING >= run.max_epochs
+        )
+
+    def _all_dense(self, steps: int, point: Callable[[int], Point], run: RunLength) -> bool:
+        """Tell whether no step is sparse; the stages follow one another, so that few steps need a look."""
+
+        def code(step: int) -> int:
+            return STAGE_CODES[self.stage(point(step), run)]
+
+        first = bisect_left(range(steps), STAGE_CODES["sparse"], key=code)
+        return first == steps or code(first) != STAGE_CODES["sparse"]
+
+    def _end_fault(self, run: RunLength, *, batches_known: bool) -> str | None:
+        """Find what needs to know where the run ends, and cannot."""
+        shares = [name for name in ("warmup_epochs", "cooldown_epochs") if _is_share(getattr(self, name))]
+        whole_cooldown = bool(self.cooldown_epochs) and not _is_share(self.cooldown_epochs)
+        needs_end = bool(shares or self.cooldown_epochs or self.cooldown_steps)
+        manual, no_length = run.accumulate is None, batches_known and run.batches is None
+        by_steps, by_epochs = run.max_steps is not None, run.max_epochs is not None
+        possible = (
+            (
+                needs_end and not by_steps and not by_epochs,
+                "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...) or "
+                "Trainer(max_steps=...) (max_time does not tell how many steps there will be).",
+            ),
+            (
+                whole_cooldown and by_steps and manual,
+                f"cooldown_epochs={self.cooldown_epochs!r}: {_MANUAL}: give a share of the run, or cooldown_steps.",
+            ),
+            (
+                whole_cooldown and not by_epochs and no_length,
+                f"cooldown_epochs={self.cooldown_epochs!r} needs a dataloader with a length: give a share of the run, "
+                "or cooldown_steps.",
+            ),
+            (
+                bool(shares) and not by_steps and no_length,
+                f"{' and '.join(shares)}: a share of the run needs a dataloader with a length, or "
+                "Trainer(max_steps=...): set it, or give whole epochs.",
+            ),
+            (
+                bool(self.cooldown_steps) and not by_steps and (manual or no_length),
+                f"cooldown_steps={self.cooldown_steps!r} needs to know the optimizer steps of the run: set "
+                "Trainer(max_steps=...), or give cooldown_epochs.",
+            ),
+        )
+        return next((fault for wrong, fault in possible if wrong), None)
+
+    def _manual_fault(self, run: RunLength) -> str | None:
+        """Find what whole epochs cannot do under manual optimization."""
+        if self.warmup_steps or self.cooldown_steps:
+            return (
+                f"{self.dense}: mode='prune' works in whole epochs, and how many steps manual optimization makes in "
+                "one is not known: give epochs."
+            )
+        if run.max_steps is not None and (self.cooldown_epochs or _is_share(self.warmup_epochs)):
+            return (
+                f"{self.dense}: {_MANUAL}: set Trainer(max_epochs=...) instead of max_steps, or use a whole warmup "
+                "without cooldown."
+            )
+        return None
+
+
+_MANUAL = (
+    "with manual optimization max_steps counts every optimizer's steps, so the end of the run is not known in epochs"
+)
+
+
+def _in_epochs(part: int | float | None, total_epochs: float | None) -> float:
+    if not isinstance(part, float):
+        return part or 0.0
+    return part * (math.inf if total_epochs is None else total_epochs) if part else 0.0
+
+
+def _is_share(part: int | float | None) -> bool:
+    return isinstance(part, float) and part > 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_length(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, float) and 0 <= value < 1)
