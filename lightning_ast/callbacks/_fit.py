@@ -115,6 +115,7 @@ class SparseFit:
     def start_training(self) -> None:
         """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
         self._books.open(self._module)
+        self._resumption.start_training()
         if self.mode == "partial" and compiled_parts(self._module):
             note_compiled()
         if self.mode == "subset":

@@ -24,12 +24,15 @@ __all__ = [
     "epoch_limit",
     "epochs_done",
     "first_callback",
+    "hold_reload",
     "last_reload",
+    "last_validation_reload",
     "lead",
     "load_loader_states",
     "loaders",
     "logged_step",
     "reload_as_due",
+    "reload_validation_as_due",
     "restart_loader",
     "written_within",
 ]
@@ -234,6 +237,40 @@ def last_reload(loop: _FitLoop) -> int | None:
     """The epoch in which the loaders were set up, or None before."""
     epoch = loop._last_train_dl_reload_epoch
     return int(epoch) if math.isfinite(epoch) else None
+
+
+def last_validation_reload(loop: _FitLoop) -> int | None:
+    """The epoch in which the validation loaders were set up, or None before."""
+    epoch = loop.epoch_loop.val_loop._last_val_dl_reload_epoch
+    return int(epoch) if math.isfinite(epoch) else None
+
+
+def hold_reload(loop: _FitLoop) -> None:
+    """Keep the loaders that a resumed run has just set up until :func:`reload_as_due` decides.
+
+    A reload draws random numbers: it has to wait until the random state is that of the interrupted run.
+    """
+    loop._last_train_dl_reload_epoch = loop.trainer.current_epoch
+
+
+def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
+    """Set the validation loaders up at the epochs where the uninterrupted run would.
+
+    That run has had them since its first validation. They are made here, ahead of the random state's restoration: what
+    they draw while they are made would else be drawn twice.
+
+    Args:
+        loop: The fit loop, whose Lightning would count from the resumption on.
+        last: :func:`last_validation_reload` of the checkpoint.
+    """
+    trainer, validation = loop.trainer, loop.epoch_loop.val_loop
+    if last is None or not trainer.enable_validation:
+        return
+    if validation._combined_loader is None:
+        trainer.validating = True
+        validation.setup_data()
+        trainer.training = True
+    validation._last_val_dl_reload_epoch = last
 
 
 def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:

@@ -21,9 +21,12 @@ from lightning_ast.callbacks._fit_loop import (
     batches_done,
     begin_new_epoch,
     epochs_done,
+    hold_reload,
     last_reload,
+    last_validation_reload,
     lead,
     reload_as_due,
+    reload_validation_as_due,
     restart_loader,
 )
 from lightning_ast.callbacks._loader import (
@@ -118,6 +121,8 @@ class PrunedEpochs:
         if self._facts is None:
             loop._combined_loader = None
             loop.setup_data()
+        if self._resumes and self._loaded is not None:
+            hold_reload(loop)
         self._announce()
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
@@ -257,6 +262,7 @@ class PrunedEpochs:
             **self.epoch.state_dict(),
             "split": None if self._facts is None else self._split(self._facts, sparse=self.epoch.sparse),
             "reloaded": last_reload(self._trainer.fit_loop),
+            "validation_reloaded": last_validation_reload(self._trainer.fit_loop),
             "random": self._processes.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
         }
@@ -292,6 +298,8 @@ class PrunedEpochs:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
         loop, state = self._trainer.fit_loop, self._loaded
         self._start(epoch)
+        if state is not None:
+            reload_validation_as_due(loop, state.get("validation_reloaded"))
         if state is not None and state["plan"] is not None and state["plan"]["epoch"] == epoch:
             assert self._facts is not None
             check_split(state["split"], self._split(self._facts, sparse=bool(state["sparse"])))

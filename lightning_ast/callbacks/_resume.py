@@ -15,11 +15,14 @@ from lightning_ast.callbacks._faults import ConfigurationError, changes
 from lightning_ast.callbacks._fit_loop import (
     batches_done,
     begin_new_epoch,
+    hold_reload,
     last_reload,
+    last_validation_reload,
     lead,
     load_loader_states,
     loaders,
     reload_as_due,
+    reload_validation_as_due,
     restart_loader,
 )
 from lightning_ast.callbacks._processes import Processes
@@ -51,6 +54,7 @@ class Resumption:
         return {
             "data": self._data(),
             "reloaded": last_reload(self._trainer.fit_loop),
+            "validation_reloaded": last_validation_reload(self._trainer.fit_loop),
             "random": self._processes.random_states(),
         }
 
@@ -63,6 +67,11 @@ class Resumption:
         self.detach()
         self._loaded = None
         self._undo = lead(self._trainer.fit_loop, load=lambda combined: combined, begin=self._begin)
+
+    def start_training(self) -> None:
+        """Leave the decision whether loaders are reloaded to :meth:`_begin`."""
+        if self._undo is not None and self._loaded is not None:
+            hold_reload(self._trainer.fit_loop)
 
     def detach(self) -> None:
         """Leave the trainer as it was. Safe to call twice."""
@@ -79,10 +88,12 @@ class Resumption:
         within = batches_done(loop) > 0
         self._check(state["data"], within=within)
         load_loader_states(loop)
+        reload_validation_as_due(loop, state.get("validation_reloaded"))
         self._processes.restore_random_states(state["random"])
         if not within:
             begin_new_epoch(loop)
-            reload_as_due(loop, state["reloaded"], new_epoch=True)
+        reload_as_due(loop, state["reloaded"], new_epoch=not within)
+        if not within:
             restart_loader(loop)
 
     def _data(self) -> dict[str, Any]:
