@@ -25,8 +25,7 @@ __all__ = [
     "epochs_done",
     "first_callback",
     "hold_reload",
-    "last_reload",
-    "last_validation_reload",
+    "last_reloads",
     "lead",
     "load_loader_states",
     "loaders",
@@ -233,16 +232,13 @@ def begin_new_epoch(loop: _FitLoop) -> None:
         part._restarting = False
 
 
-def last_reload(loop: _FitLoop) -> int | None:
-    """The epoch in which the loaders were set up, or None before."""
-    epoch = loop._last_train_dl_reload_epoch
-    return int(epoch) if math.isfinite(epoch) else None
-
-
-def last_validation_reload(loop: _FitLoop) -> int | None:
-    """The epoch in which the validation loaders were set up, or None before."""
-    epoch = loop.epoch_loop.val_loop._last_val_dl_reload_epoch
-    return int(epoch) if math.isfinite(epoch) else None
+def last_reloads(loop: _FitLoop) -> dict[str, int | None]:
+    """Name the epochs in which the training and the validation loaders were set up, None before."""
+    epochs = {
+        "reloaded": loop._last_train_dl_reload_epoch,
+        "validation_reloaded": loop.epoch_loop.val_loop._last_val_dl_reload_epoch,
+    }
+    return {name: int(epoch) if math.isfinite(epoch) else None for name, epoch in epochs.items()}
 
 
 def hold_reload(loop: _FitLoop) -> None:
@@ -261,7 +257,7 @@ def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
 
     Args:
         loop: The fit loop, whose Lightning would count from the resumption on.
-        last: :func:`last_validation_reload` of the checkpoint.
+        last: ``validation_reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none.
     """
     trainer, validation = loop.trainer, loop.epoch_loop.val_loop
     if last is None or not trainer.enable_validation:
@@ -278,7 +274,7 @@ def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
 
     Args:
         loop: whose Lightning would count from the resumption on.
-        last: :func:`last_reload` of the checkpoint.
+        last: ``reloaded`` of the checkpoint's :func:`last_reloads`.
         new_epoch: whether an epoch begins here: a reload may be due, which draws from the generators.
     """
     if last is not None:

@@ -16,8 +16,7 @@ from lightning_ast.callbacks._fit_loop import (
     batches_done,
     begin_new_epoch,
     hold_reload,
-    last_reload,
-    last_validation_reload,
+    last_reloads,
     lead,
     load_loader_states,
     loaders,
@@ -53,8 +52,7 @@ class Resumption:
         """Primitives and tensors alone; every process must ask for it."""
         return {
             "data": self._data(),
-            "reloaded": last_reload(self._trainer.fit_loop),
-            "validation_reloaded": last_validation_reload(self._trainer.fit_loop),
+            **last_reloads(self._trainer.fit_loop),
             "random": self._processes.random_states(),
         }
 
@@ -122,7 +120,7 @@ def _batch_size(loader: Any) -> int | None:
     size = getattr(loader, "batch_size", None)
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return size if isinstance(size, int) else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _length(dataset: Any) -> int | None:
