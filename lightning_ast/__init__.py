@@ -1,6 +1,7 @@
 """Adaptive Sparse Training for PyTorch Lightning: score the samples of a batch, train on those that teach most."""
 
 from lightning_ast.callbacks import (
+    CheckpointError,
     ConfigurationError,
     EnergyMonitor,
     QuarantineError,
@@ -14,6 +15,7 @@ from lightning_ast.mixin import SparseLossMixin
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "ConfigurationError",
     "EnergyMonitor",
     "LossCaptureError",

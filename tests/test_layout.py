@@ -59,6 +59,8 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_the_core_is_walked_in_one_direction() -> None:
     order = [
+        "state",
+        "state_checks",
         "batch",
         "graph",
         "loss_functions",

@@ -6,8 +6,10 @@ from lightning_ast.callbacks.energy_monitor import EnergyMonitor, EpochCosts
 from lightning_ast.callbacks.monitor import SparseTrainingMonitor
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
+from lightning_ast.core.state import CheckpointError
 
 __all__ = [
+    "CheckpointError",
     "ConfigurationError",
     "EnergyMonitor",
     "EpochCosts",

@@ -120,6 +120,9 @@ class OpenEpoch(Watcher):
             )
             self._kinds = set()
         self._book.load_state_dict(book)
+        if self._offered == 0 and any(self._book.offered.values()):
+            self._book.offered.clear()  # the checkpoint had no state of the selection: its ledger begins anew
+            self._kinds = set()
 
     # ------------------------------------------------------------------ told by the fit
 

@@ -29,6 +29,7 @@ from lightning_ast.callbacks._prune import PrunedEpochs
 from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._resume import Resumption
 from lightning_ast.callbacks._scoring import ScoringPass
+from lightning_ast.callbacks._state_selection import SELECTION_STATE
 from lightning_ast.callbacks._step import StepInterceptor
 from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, run_length
@@ -69,7 +70,7 @@ class SparseFit:
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.watchers: list[Watcher] = []
-        self._trainer, self._module, self._schedule = trainer, module, schedule
+        self._trainer, self._module, self._schedule, self._owner = trainer, module, schedule, callback.state_key
         self._rule = {"mode": self.mode, "gate": callback.gate, "significance": _named(callback.significance)}
         self.selector = SampleSelector(
             target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
@@ -121,6 +122,7 @@ class SparseFit:
     def start_training(self) -> None:
         """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
         self._books.open(self._module)
+        self._resumption.start_training()
         if self.mode == "partial" and compiled_parts(self._module):
             note_compiled()
         if self.mode == "subset":
@@ -246,7 +248,7 @@ class SparseFit:
     def state_dict(self) -> dict[str, Any]:
         """Primitives and tensors alone; every process must ask for it."""
         place = {"epochs": self.epochs.state_dict()} if self.epochs else {"resumption": self._resumption.state_dict()}
-        return {
+        state = {
             "fit": self.token,
             "rule": self._rule,
             "selector": self.selector.state_dict(),
@@ -254,14 +256,19 @@ class SparseFit:
             "quarantine": self.quarantine.state_dict(),
             **place,
         }
+        return SELECTION_STATE.stamped(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
 
         A checkpoint that is loaded to validate, test or predict with changes nothing.
+
+        Raises:
+            CheckpointError: It is damaged, or a later release's; nothing of it was applied.
         """
         if self._trainer.state.fn != TrainerFn.FITTING:
             return
+        SELECTION_STATE.require(state, owner=self._owner)
         self.ledger.load_state_dict(state["ledger"])
         self.quarantine.load_state_dict(state["quarantine"])
         changed = changes(state["rule"], self._rule, repr)
@@ -284,8 +291,11 @@ class SparseFit:
             state: of this callback in it, or empty.
 
         Raises:
+            CheckpointError: The state is damaged, or a later release's.
             ConfigurationError: it is from the midst of an epoch, and only one of the two plans its epochs.
         """
+        if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
+            SELECTION_STATE.require(state, owner=self._owner)
         own = state.get("fit") == self.token and hasattr(self._trainer.fit_loop, "is_resuming")
         if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
             return

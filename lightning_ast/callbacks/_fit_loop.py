@@ -24,12 +24,14 @@ __all__ = [
     "epoch_limit",
     "epochs_done",
     "first_callback",
-    "last_reload",
+    "hold_reload",
+    "last_reloads",
     "lead",
     "load_loader_states",
     "loaders",
     "logged_step",
     "reload_as_due",
+    "reload_validation_as_due",
     "restart_loader",
     "written_within",
 ]
@@ -230,10 +232,41 @@ def begin_new_epoch(loop: _FitLoop) -> None:
         part._restarting = False
 
 
-def last_reload(loop: _FitLoop) -> int | None:
-    """The epoch in which the loaders were set up, or None before."""
-    epoch = loop._last_train_dl_reload_epoch
-    return int(epoch) if math.isfinite(epoch) else None
+def last_reloads(loop: _FitLoop) -> dict[str, int | None]:
+    """Name the epochs in which the training and the validation loaders were set up, None before."""
+    epochs = {
+        "reloaded": loop._last_train_dl_reload_epoch,
+        "validation_reloaded": loop.epoch_loop.val_loop._last_val_dl_reload_epoch,
+    }
+    return {name: int(epoch) if math.isfinite(epoch) else None for name, epoch in epochs.items()}
+
+
+def hold_reload(loop: _FitLoop) -> None:
+    """Keep the loaders that a resumed run has just set up until :func:`reload_as_due` decides.
+
+    A reload draws random numbers: it has to wait until the random state is that of the interrupted run.
+    """
+    loop._last_train_dl_reload_epoch = loop.trainer.current_epoch
+
+
+def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
+    """Set the validation loaders up at the epochs where the uninterrupted run would.
+
+    That run has had them since its first validation. They are made here, ahead of the random state's restoration: what
+    they draw while they are made would else be drawn twice.
+
+    Args:
+        loop: The fit loop, whose Lightning would count from the resumption on.
+        last: ``validation_reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none.
+    """
+    trainer, validation = loop.trainer, loop.epoch_loop.val_loop
+    if last is None or not trainer.enable_validation:
+        return
+    if validation._combined_loader is None:
+        trainer.validating = True
+        validation.setup_data()
+        trainer.training = True
+    validation._last_val_dl_reload_epoch = last
 
 
 def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
@@ -241,7 +274,7 @@ def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
 
     Args:
         loop: whose Lightning would count from the resumption on.
-        last: :func:`last_reload` of the checkpoint.
+        last: ``reloaded`` of the checkpoint's :func:`last_reloads`.
         new_epoch: whether an epoch begins here: a reload may be due, which draws from the generators.
     """
     if last is not None:

@@ -89,7 +89,9 @@ class EnergyBook:
                     rank_zero_warn(f"lightning-ast: energy is no longer measured: {reason}.")
                     self._kinds.discard(meter.kind)
                 now = math.nan
-            self._joules[key] = self._joules.get(key, 0.0) + now - self._last.get(position, now)
+            spent = now - self._last.get(position, now)
+            spent = math.nan if spent < 0 else spent  # the counter began anew: what it had counted is not known
+            self._joules[key] = self._joules.get(key, 0.0) + spent
             self._last[position] = now
         self.offered[self._running] = self.offered.get(self._running, 0) + offered - self._last_offered
         self._last_offered = offered

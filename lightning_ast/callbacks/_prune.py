@@ -21,9 +21,11 @@ from lightning_ast.callbacks._fit_loop import (
     batches_done,
     begin_new_epoch,
     epochs_done,
-    last_reload,
+    hold_reload,
+    last_reloads,
     lead,
     reload_as_due,
+    reload_validation_as_due,
     restart_loader,
 )
 from lightning_ast.callbacks._loader import (
@@ -118,6 +120,8 @@ class PrunedEpochs:
         if self._facts is None:
             loop._combined_loader = None
             loop.setup_data()
+        if self._resumes and self._loaded is not None:
+            hold_reload(loop)
         self._announce()
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
@@ -257,7 +261,7 @@ class PrunedEpochs:
             "history": None if self.history is None else self.history.state_dict(maximum),
             **self.epoch.state_dict(),
             "split": None if self._facts is None else self._split(self._facts, sparse=self.epoch.sparse),
-            "reloaded": last_reload(self._trainer.fit_loop),
+            **last_reloads(self._trainer.fit_loop),
             "random": self._processes.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
         }
@@ -291,27 +295,26 @@ class PrunedEpochs:
 
     def _resume(self, epoch: int) -> None:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
-        loop, state = self._trainer.fit_loop, self._loaded
+        loop, state = self._trainer.fit_loop, self._loaded or {}
         self._start(epoch)
-        if state is not None and state["plan"] is not None and state["plan"]["epoch"] == epoch:
+        reload_validation_as_due(loop, state.get("validation_reloaded"))
+        goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
+        if goes_on:
             assert self._facts is not None
             check_split(state["split"], self._split(self._facts, sparse=bool(state["sparse"])))
             self.epoch = RunningEpoch.resumed(state, batches_done(loop))
             rank_zero_info(
                 f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, on its planned samples."
             )
-            reload_as_due(loop, state["reloaded"], new_epoch=False)
-            self._announce()
-            restart_loader(loop)
+        else:
+            self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()
-            return
-        self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
-        self._restore_random_state()
-        begin_new_epoch(loop)
-        if state is not None:
-            reload_as_due(loop, state["reloaded"], new_epoch=True)
+            begin_new_epoch(loop)
+        reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
         self._announce()
         restart_loader(loop)
+        if goes_on:
+            self._restore_random_state()
 
     def _split(self, facts: LoaderFacts, *, sparse: bool) -> dict[str, Any]:
         """What decides how a plan is dealt out and weighted."""

@@ -15,11 +15,13 @@ from lightning_ast.callbacks._faults import ConfigurationError, changes
 from lightning_ast.callbacks._fit_loop import (
     batches_done,
     begin_new_epoch,
-    last_reload,
+    hold_reload,
+    last_reloads,
     lead,
     load_loader_states,
     loaders,
     reload_as_due,
+    reload_validation_as_due,
     restart_loader,
 )
 from lightning_ast.callbacks._processes import Processes
@@ -50,7 +52,7 @@ class Resumption:
         """Primitives and tensors alone; every process must ask for it."""
         return {
             "data": self._data(),
-            "reloaded": last_reload(self._trainer.fit_loop),
+            **last_reloads(self._trainer.fit_loop),
             "random": self._processes.random_states(),
         }
 
@@ -63,6 +65,11 @@ class Resumption:
         self.detach()
         self._loaded = None
         self._undo = lead(self._trainer.fit_loop, load=lambda combined: combined, begin=self._begin)
+
+    def start_training(self) -> None:
+        """Leave the decision whether loaders are reloaded to :meth:`_begin`."""
+        if self._undo is not None and self._loaded is not None:
+            hold_reload(self._trainer.fit_loop)
 
     def detach(self) -> None:
         """Leave the trainer as it was. Safe to call twice."""
@@ -79,10 +86,12 @@ class Resumption:
         within = batches_done(loop) > 0
         self._check(state["data"], within=within)
         load_loader_states(loop)
+        reload_validation_as_due(loop, state.get("validation_reloaded"))
         self._processes.restore_random_states(state["random"])
         if not within:
             begin_new_epoch(loop)
-            reload_as_due(loop, state["reloaded"], new_epoch=True)
+        reload_as_due(loop, state["reloaded"], new_epoch=not within)
+        if not within:
             restart_loader(loop)
 
     def _data(self) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def _batch_size(loader: Any) -> int | None:
     size = getattr(loader, "batch_size", None)
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return size if isinstance(size, int) else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _length(dataset: Any) -> int | None:

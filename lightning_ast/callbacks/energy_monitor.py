@@ -16,7 +16,9 @@ from lightning_ast.callbacks._joules import EnergyBook
 from lightning_ast.callbacks._logger_connector import error_told, write
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._sections import clock_of
+from lightning_ast.callbacks._state_monitors import ENERGY_STATE
 from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.core.state import known_fields
 from lightning_ast.energy import EnergyMeter
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
@@ -190,9 +192,16 @@ class EnergyMonitor(Callback):
         if not self._measured:
             return {}
         running = self._carried if self._epoch is None else self._epoch.state_dict()
-        return {"epochs": [asdict(costs) for costs in self.epochs], "running": running}
+        return ENERGY_STATE.stamped({"epochs": [asdict(costs) for costs in self.epochs], "running": running})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to what an interrupted run had cost."""
-        self.epochs = [EpochCosts(**costs) for costs in state_dict["epochs"]]
+        """Add to what an interrupted run had cost.
+
+        Raises:
+            CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
+        """
+        if state_dict == {}:  # it was saved before the first epoch
+            return
+        ENERGY_STATE.require(state_dict, owner=self.state_key)
+        self.epochs = [known_fields(EpochCosts, costs) for costs in state_dict["epochs"]]
         self._carried = state_dict["running"]

@@ -21,6 +21,7 @@ from lightning_ast.callbacks._fit_loop import first_callback, logged_step
 from lightning_ast.callbacks._guard import Guard
 from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
+from lightning_ast.callbacks._state_monitors import MONITOR_STATE
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
 from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
 from lightning_ast.callbacks._watch import watch
@@ -268,12 +269,17 @@ class SparseTrainingMonitor(Callback):
         """The run so far, primitives and tensors alone; empty before it begins."""
         if not self._progress.begun:
             return {}
-        return {"progress": self._progress.state_dict(), "history": self._history.state_dict()}
+        return MONITOR_STATE.stamped({"progress": self._progress.state_dict(), "history": self._history.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue in the epoch the checkpoint was written in."""
-        if "progress" not in state_dict:  # an older release's: it only sums up an epoch
-            return
+        """Continue in the epoch the checkpoint was written in.
+
+        Raises:
+            CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
+        """
+        if isinstance(state_dict, dict) and not {"progress", "history", "version"} & state_dict.keys():
+            return  # an older release's: it only sums up an epoch
+        MONITOR_STATE.require(state_dict, owner=self.state_key)
         self._resumed = True
         self._progress = RunProgress.from_state_dict(state_dict["progress"])
         self._history = SampleHistory.from_state_dict(state_dict["history"])

@@ -77,6 +77,7 @@ class SparseSelectionCallback(Callback):
     Raises:
         ConfigurationError: at setup, every fault of the configuration together.
         LossCaptureError: at the first batch, where the module's losses cannot be had per sample.
+        CheckpointError: where a checkpoint is loaded whose state is damaged, or a later release's.
         QuarantineError: after a batch, when more samples are not finite than ``quarantine_limit`` allows.
 
     Example:
@@ -296,9 +297,13 @@ class SparseSelectionCallback(Callback):
         return {} if self._fit is None else self._fit.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the checkpoint was written."""
+        """Continue where the checkpoint was written.
+
+        Raises:
+            CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
+        """
         foreign, self._loads_foreign = self._loads_foreign, False
-        if self._fit is not None and state_dict and not foreign:
+        if self._fit is not None and state_dict != {} and not foreign:  # empty: it was saved outside a fit
             self._fit.load_state_dict(state_dict)
 
     def on_load_checkpoint(

@@ -139,10 +139,13 @@ class PIController:
         """Forget everything learned: the state before the first sparse step."""
         self.activation_rate_ema: float | None = None
         self._integral = 0.0
-        self._level: Tensor | None = None
-        if self.initial_threshold is not None:
-            start = torch.tensor(float(self.initial_threshold), dtype=torch.float64)
-            self._level = start.log() if self.uses_feedforward else start
+        self._level = self._first_level()
+
+    def _first_level(self) -> Tensor | None:
+        if self.initial_threshold is None:
+            return None
+        start = torch.tensor(float(self.initial_threshold), dtype=torch.float64)
+        return start.log() if self.uses_feedforward else start
 
     def threshold(self, solved: Tensor | None, *, target: float) -> Tensor:
         """The threshold to gate this batch with.
@@ -222,10 +225,16 @@ class PIController:
             "activation_rate_ema": self.activation_rate_ema,
             "integral": self._integral,
             "level": None if self._level is None else self._level.detach().cpu(),
+            "feedforward": self.uses_feedforward,
+            "integral_limit": float(self.integral_limit),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave, as far as it means the same with this controller's settings."""
+        self.reset()
         self.activation_rate_ema = state["activation_rate_ema"]
-        self._integral = state["integral"]
-        self._level = state["level"]
+        if state.get("feedforward", self.uses_feedforward) != self.uses_feedforward:
+            return  # a logarithm is no threshold, and relative errors are not absolute ones
+        self._integral = max(-self.integral_limit, min(self.integral_limit, state["integral"]))
+        level = state["level"]
+        self._level = self._first_level() if level is None else level

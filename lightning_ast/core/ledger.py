@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from lightning_ast.core.execution import Mode
+from lightning_ast.core.state import known_fields
 
 __all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings", "saves_too_little", "step_cost"]
 
@@ -238,8 +239,8 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self.flops = None if state["flops"] is None else FlopsPerSample(**state["flops"])
-        self.stages = {stage: StageTotals(**totals) for stage, totals in state["stages"].items()}
+        self.flops = None if state["flops"] is None else known_fields(FlopsPerSample, state["flops"])
+        self.stages = {stage: known_fields(StageTotals, totals) for stage, totals in state["stages"].items()}
 
 
 def estimated_energy_savings(

@@ -1,0 +1,77 @@
+"""The random states in a checkpoint: whether the generators would take them, tried on generators of our own."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ast.core.state import Check, Faults
+from lightning_ast.core.state_checks import (
+    choice,
+    listing,
+    maybe,
+    number,
+    positional,
+    record,
+    tensor,
+    whole,
+)
+
+__all__ = ["GENERATOR_STATE", "RANDOM_STATES", "one_for_each"]
+
+
+def _accepted(restore: Any, *states: Any) -> bool:
+    """Whether a generator that nobody else uses takes the state."""
+    try:
+        restore(*states)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _bytes(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1 and value.device.type == "cpu"
+
+
+def _is_cuda_state(value: Any) -> bool:
+    if not _bytes(value):
+        return False
+    return not torch.cuda.is_available() or _accepted(torch.Generator("cuda").set_state, value)
+
+
+GENERATOR_STATE = Check(
+    "the state of a torch.Generator", lambda v: _bytes(v) and _accepted(torch.Generator().set_state, v)
+)
+_cuda_state = Check("the state of a CUDA generator", _is_cuda_state)
+_words = functools.partial(tensor, torch.int64, values="values in [0, 2**32)", allowed=lambda v: (v >= 0) & (v < 2**32))
+_NUMPY = positional(choice("MT19937"), _words(shape=(624,)), whole(0, 624), whole(0, 1), number())
+_PYTHON = positional(choice(random.Random().getstate()[0]), _words(shape=(625,)), maybe(number()))
+
+
+def _takes_numpy(state: dict[str, Any]) -> Faults:
+    """Try numpy's and Python's states on generators of our own."""
+    name, keys, *rest = state["numpy"]
+    if not _accepted(np.random.RandomState(0).set_state, (name, keys.numpy().astype(np.uint32), *rest)):
+        yield "numpy", "the state of numpy's generator", state["numpy"]
+    version, internal, gauss = state["python"]
+    if not _accepted(random.Random(0).setstate, (version, tuple(internal.tolist()), gauss)):
+        yield "python", "the state of Python's generator", state["python"]
+
+
+RANDOM_STATES = listing(
+    record(
+        {"torch": GENERATOR_STATE, "cuda": maybe(_cuda_state), "numpy": _NUMPY, "python": _PYTHON}, None, _takes_numpy
+    ),
+    least=1,
+)
+
+
+def one_for_each(states: list[Any], processes: int) -> Faults:
+    """Check that each process has a state; one that failed wrote its own alone."""
+    if len(states) not in (1, processes):
+        yield "random", f"1 state or {processes}, one for each process", states
