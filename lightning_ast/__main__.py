@@ -98,6 +98,8 @@ def _refuse(line: str) -> int:
 
 def _explain(error: Exception) -> int:
     """Tell a user's error in a line; leave any other to Python's traceback."""
+    if isinstance(error, OSError) and "torch" not in sys.modules:  # no command has begun
+        return _refuse(str(error))
     from lightning_ast.commands.messages import plain_lines, users_error
 
     lines = plain_lines(error)
@@ -142,7 +144,6 @@ def _current_folder_importable() -> Iterator[None]:
 
 def _lightning(arguments: list[str]) -> int:
     with _current_folder_importable():
-        import lightning_ast.cli  # noqa: F401 - makes the callbacks known by their short names
         from lightning_ast.commands.fit import CommandLine
 
         CommandLine(arguments)
@@ -156,7 +157,6 @@ def _advise(arguments: list[str]) -> int:
     if not arguments:
         return _refuse("advise: expected --config FILE (see lightning-ast advise --help)")
     with _current_folder_importable():
-        import lightning_ast.cli  # noqa: F401 - makes the callbacks known by their short names
         from lightning_ast.advice.command import advise_command
 
         advise_command(arguments)

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 __all__ = ["SavedConfig", "is_written_by_a_run", "marked"]
 
