@@ -163,14 +163,9 @@ def run_demo(
     epochs = settings["epochs"] if epochs is None else epochs
     width = settings["width"] if width is None else width
     batch_size = settings["batch_size"]
-    faults = [
-        *setting_faults(sparse),
-        *_range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS),
-        *_range_faults("width", width, 1, _MOST_WIDTH),
-        *_range_faults("seed", seed, 0, _MOST_SEED),
-        *_range_faults("train_limit", train_limit, batch_size, None),
-    ]
-    if faults:
+    faults = setting_faults(sparse) + _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
+    faults += _range_faults("width", width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
+    if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
         raise ConfigurationError(faults)  # before the dense run, not after it
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
     images.setup("fit")
