@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent / "lightning_ast"
 LAYERS = [
     "words",
     "core",
+    "__about__",
+    "extras",
     "run_length",
     "schedule",
     "mixin",
@@ -20,10 +22,11 @@ LAYERS = [
     "energy",
     "callbacks",
     "report",
+    "commands",
     "advice",
     "demo",
-    "cli",
 ]
+LAYERS += ["__main__", "cli"]
 
 
 def imports(path: Path) -> set[str]:
@@ -103,7 +106,7 @@ def test_importing_has_no_side_effects() -> None:
     code = (
         "import sys, lightning.pytorch, torchmetrics; before = set(sys.modules);"
         "import torch, random; torch.manual_seed(0); random.seed(0); a = torch.get_rng_state(); b = random.getstate();"
-        "import lightning_ast, lightning_ast.core;"
+        "from lightning_ast import *; import lightning_ast.core;"
         "assert torch.equal(a, torch.get_rng_state()) and b == random.getstate();"
         "assert not {'torchvision', 'sklearn', 'tensorboard', 'matplotlib', 'rich.table', 'jsonargparse'} & (set(sys.modules) - before)"
     )

@@ -3,62 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-import warnings
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ast.advice import advise, render
-from lightning_ast.advice.measured import AdviceError
+from lightning_ast.callbacks import ConfigurationError
 
 __all__ = ["advise_command"]
 
-_USAGE = """usage: lightning-ast advise --config FILE [--OPTION VALUE ...] [--budget_seconds 45]
 
-Measures a run on this machine without training it, and says what each mode would save. FILE and the options are those
-of `lightning-ast fit` (see its --help).
-"""
-
-
-def advise_command(arguments: list[str]) -> int:
+def advise_command(arguments: list[str]) -> None:
     """Run ``lightning-ast advise``; the report goes to the standard output.
 
     Args:
-        arguments: those of ``lightning-ast fit``, without the command, and ``--budget_seconds``.
-
-    Returns:
-        The exit status: 0, 1 where nothing can be measured, 2 where no configuration was given.
+        arguments: Those of ``lightning-ast fit``, without the command, and ``--budget_seconds``.
 
     Raises:
-        ModuleNotFoundError: jsonargparse is not installed (``pip install 'lightning-ast[cli]'``).
-        SystemExit: an argument is wrong; with status 2, behind its message.
+        AdviceError: Nothing can be measured.
+        ConfigurationError: The budget is not a number of seconds.
+        MissingPackageError: jsonargparse is not installed.
+        UsageError: An argument or the configuration is wrong.
     """
-    if not arguments or {"-h", "--help"} & set(arguments):
-        sys.stdout.write(_USAGE)
-        return 0 if arguments else 2
     parser = argparse.ArgumentParser("lightning-ast advise", add_help=False, allow_abbrev=False)
-    parser.add_argument("--budget_seconds", type=float, default=45.0)
+    parser.add_argument("--budget_seconds", default="45")
     options, configuration = parser.parse_known_args(arguments)
+    budget_seconds = _seconds(options.budget_seconds)
+    cli = _configured(configuration)
     try:
-        cli = _configured(configuration)
-        advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=options.budget_seconds)
-    except (AdviceError, MisconfigurationException) as error:
-        sys.stderr.write(f"lightning-ast: {error}\n")
-        return 1
+        advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
+    except ConfigurationError as error:
+        raise cli.with_owners(error) from error
     if cli.said is not None:
         sys.stdout.write(f"{cli.said}\n")
     render(advice)
-    return 0
 
 
 def _configured(arguments: list[str]) -> Any:
     """Everything that ``fit`` would make of the arguments, for one device, with nothing that writes files."""
-    from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers.logger import DummyLogger
 
-    class Configured(LightningCLI):
+    from lightning_ast.commands.fit import CommandLine
+
+    class Configured(CommandLine):
         said: str | None = None
 
         def before_instantiate_classes(self) -> None:
@@ -85,9 +74,18 @@ def _configured(arguments: list[str]) -> Any:
         def _run_subcommand(self, subcommand: str) -> None:
             """Nothing is trained."""
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        return Configured(args=["fit", *arguments], save_config_callback=None)
+    return Configured(["fit", *arguments], save_config_callback=None)
+
+
+def _seconds(text: str) -> float:
+    """Read a positive number of seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigurationError([f"budget_seconds: expected a number of seconds above 0, got {text!r}."])
+    return seconds
 
 
 def _several(devices: Any) -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ast.advice.measured import RunFacts, ValidationFacts
+from lightning_ast.callbacks._faults import ConfigurationError, setting_faults
 from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
 from lightning_ast.callbacks._loader import LoaderFacts, loader_faults
 from lightning_ast.callbacks._planned import length_faults, planned_run
@@ -45,9 +46,16 @@ class Asked:
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
-        """Of a Trainer."""
+        """Read them from a Trainer.
+
+        Raises:
+            ConfigurationError: A setting of the selection callback cannot be used.
+        """
+        selection = first_callback(trainer, SparseSelectionCallback)
+        if selection is not None and (faults := setting_faults(selection)):
+            raise ConfigurationError(faults)
         return cls(
-            first_callback(trainer, SparseSelectionCallback),
+            selection,
             first_callback(trainer, TwoStageScheduler),
             times_out=first_callback(trainer, Timer) is not None,
             stops_early=first_callback(trainer, EarlyStopping) is not None,

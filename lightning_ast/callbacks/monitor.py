@@ -187,6 +187,11 @@ class SparseTrainingMonitor(Callback):
     # ------------------------------------------------------------------ parts of them
 
     @property
+    def seconds(self) -> float:
+        """Wall seconds of the finished epochs, validation included, as the closing summary shows them."""
+        return sum(sum(each) for each in self._progress.seconds.values())
+
+    @property
     def _ledger(self) -> Ledger | None:
         return None if self._selection is None else self._selection.ledger
 
@@ -229,12 +234,11 @@ class SparseTrainingMonitor(Callback):
         progress, energy = self._progress, first_callback(trainer, EnergyMonitor)
         accuracies = progress.accuracies
         best = max(accuracies, key=lambda epoch: accuracies[epoch], default=None)
-        seconds = sum(sum(each) for each in progress.seconds.values())
         costs = [] if energy is None else energy.epochs
         sections = ("loading", "scoring", "forward_backward", "validation", "other")
         return RunSummary(
             epochs=progress.epochs,
-            seconds=seconds,
+            seconds=self.seconds,
             accuracy=list(accuracies.values())[-1] if accuracies else None,
             best_accuracy=None if best is None else accuracies[best],
             best_epoch=best,

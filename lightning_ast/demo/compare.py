@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Timer
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.callbacks._faults import ConfigurationError, setting_faults
@@ -18,9 +15,14 @@ from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.demo.data import DataName, ImageData
 from lightning_ast.demo.models import ImageClassifier, ResNet9
+from lightning_ast.extras import needs
 from lightning_ast.words import counted
 
-__all__ = ["RunResult", "run_demo", "train"]
+with needs("cli,vision", "rich"):
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["RunResult", "equal_work_epochs", "run_demo", "train"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class RunResult:
     Attributes:
         name: of the run.
         accuracy: test accuracy after the last epoch, in [0, 1].
-        seconds: wall time of training, validation excluded.
+        seconds: Wall time of the epochs, validation included, as the summary of the run shows it.
         epochs: epochs trained.
         offered: samples offered.
         selected: samples trained on.
@@ -69,18 +71,16 @@ def train(
         trainer_options: further arguments of the Trainer.
     """
     pl.seed_everything(seed, verbose=False)
-    timer = Timer()
+    monitor = SparseTrainingMonitor()
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     options.update(trainer_options or {})
-    trainer = pl.Trainer(
-        max_epochs=max_epochs, callbacks=[*callbacks, SparseTrainingMonitor(), timer], num_sanity_val_steps=0, **options
-    )
+    trainer = pl.Trainer(max_epochs=max_epochs, callbacks=[*callbacks, monitor], num_sanity_val_steps=0, **options)
     trainer.fit(model, datamodule=data)
     ledger: Ledger = next(c.ledger for c in callbacks if isinstance(c, SparseSelectionCallback))
     return RunResult(
         name=name,
         accuracy=float(trainer.callback_metrics["val_acc"]),
-        seconds=timer.time_elapsed("train") - timer.time_elapsed("validate"),
+        seconds=monitor.seconds,
         epochs=max_epochs,
         offered=ledger.offered,
         selected=ledger.selected,
@@ -88,11 +88,43 @@ def train(
     )
 
 
+def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | None) -> int | None:
+    """Find how long a dense run of the same work is, to the nearest epoch.
+
+    Args:
+        epochs: Length of the dense run and of the sparse run.
+        flops: Spent by the sparse run, or None where they were not counted.
+        dense_flops: Spent by the dense run, or None.
+
+    Returns:
+        At least 1, or None where it is no shorter than the dense run, or not known.
+
+    Example:
+        >>> equal_work_epochs(5, 4003.0, 5000.0), equal_work_epochs(5, 4900.0, 5000.0)
+        (4, None)
+    """
+    if not flops or not dense_flops:
+        return None
+    nearest = max(1, round(epochs * flops / dense_flops))
+    return nearest if nearest < epochs else None
+
+
+_MOST_EPOCHS = 10_000
+_MOST_WIDTH = 1024
+_MOST_SEED = 2**32 - 1
+"""The largest that torch, numpy and Python all take."""
+
 _SETTINGS: dict[DataName, dict[str, Any]] = {
     "digits": {"epochs": 16, "batch_size": 128, "width": 48, "channels": 1, "lr": 0.1},
     "fashion_mnist": {"epochs": 6, "batch_size": 256, "width": 8, "channels": 1, "lr": 0.2},
     "cifar10": {"epochs": 16, "batch_size": 256, "width": 64, "channels": 3, "lr": 0.2},
 }
+
+
+def _settings(data: DataName) -> dict[str, Any]:
+    """The settings of a run that is worth its time on this machine."""
+    shortened = {"epochs": 6, "width": 16} if data == "cifar10" and not torch.cuda.is_available() else {}
+    return {**_SETTINGS[data], **shortened}
 
 
 def run_demo(
@@ -121,39 +153,48 @@ def run_demo(
         train_limit: use only the first so many training images.
 
     Returns:
-        The results, after printing them as a table; without the third where the sparse run saves less than an epoch.
+        The results, after printing them as a table; without the third where no shorter dense run has the same work.
 
     Raises:
-        ConfigurationError: the rate or the mode cannot be.
+        ConfigurationError: An argument is out of its range.
         DataNotFoundError: the images are not there and cannot be downloaded.
     """
     sparse = SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed)
-    if faults := setting_faults(sparse):  # said before the dense run, not after it
-        raise ConfigurationError(faults)
-    settings = dict(_SETTINGS[data])
-    if data == "cifar10" and not torch.cuda.is_available():
-        settings.update(epochs=6, width=16)
+    settings = _settings(data)
     epochs = settings["epochs"] if epochs is None else epochs
-    images = ImageData(data, root=root, batch_size=settings["batch_size"], train_limit=train_limit)
+    width = settings["width"] if width is None else width
+    batch_size = settings["batch_size"]
+    faults = setting_faults(sparse) + _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
+    faults += _range_faults("width", width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
+    if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
+        raise ConfigurationError(faults)  # before the dense run, not after it
+    images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
     images.setup("fit")
-
-    def fresh() -> ImageClassifier:
-        pl.seed_everything(seed, verbose=False)
-        return ResNet9(settings["channels"], width=width or settings["width"], lr=settings["lr"])
 
     def run(name: str, length: int, *callbacks: Callback) -> RunResult:
         print(f"\n{name}: {counted(length, 'epoch')}")
-        return train(name, fresh(), images, max_epochs=length, seed=seed, callbacks=list(callbacks))
+        pl.seed_everything(seed, verbose=False)
+        model = ResNet9(settings["channels"], width=width, lr=settings["lr"])
+        own = list(callbacks) or [SparseSelectionCallback(target_activation_rate=1.0)]  # it keeps the books
+        return train(name, model, images, max_epochs=length, seed=seed, callbacks=own)
 
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
-    full = run("dense", epochs, SparseSelectionCallback(target_activation_rate=1.0))
-    ast = run(f"AST, {mode}, r = {target_activation_rate:g}", epochs, sparse, schedule)
-    results = [full, ast]
-    affordable = math.ceil(epochs * ast.flops / full.flops) if full.flops and ast.flops else epochs
-    if affordable < epochs:
-        results.append(run("dense, shortened", affordable, SparseSelectionCallback(target_activation_rate=1.0)))
-    print_table(results, f"{data}, ResNet-9 of width {width or settings['width']}, seed {seed}")
+    results = [run("dense", epochs), run(f"AST, {mode}, r = {target_activation_rate:g}", epochs, sparse, schedule)]
+    shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
+    if shortened is not None:
+        results.append(run("dense, shortened", shortened))
+    print_table(results, f"{data}, ResNet-9 of width {width}, seed {seed}")
     return results
+
+
+def _range_faults(name: str, value: int | None, least: int, most: int | None) -> list[str]:
+    """Tell what is wrong with a whole number that must be in a range, the ends included, where it is given."""
+    if value is None:
+        return []
+    if isinstance(value, int) and least <= value and (most is None or value <= most):
+        return []
+    wanted = f"an int >= {least}" if most is None else f"an int from {least} to {most}"
+    return [f"{name}: expected {wanted}, got {value!r}."]
 
 
 def print_table(results: list[RunResult], title: str) -> None:
@@ -193,7 +234,17 @@ def print_table(results: list[RunResult], title: str) -> None:
     console.print()
     console.print(table)
     console.print(
-        "samples: those trained on. GFLOPs: forward, backward and scoring, counted. Savings: against the dense run;\n"
-        "samples skipped are not compute saved. The shortened dense run has the sparse run's FLOPs, rounded up to an\n"
-        "epoch: it is the baseline to beat."
+        "seconds: of the epochs, validation included. samples: those trained on. GFLOPs: forward, backward and\n"
+        f"scoring, counted. Savings: against the dense run; samples skipped are not compute saved.{_baseline(results)}"
+    )
+
+
+def _baseline(results: list[RunResult]) -> str:
+    """What to compare the sparse run with, and how equal the two are."""
+    gigaflops = [result.flops / 1e9 for result in results if result.flops is not None]
+    if len(gigaflops) < 3:
+        return ""
+    return (
+        "\nThe shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch\n"
+        f"({gigaflops[2]:,.4g} against {gigaflops[1]:,.4g} GFLOPs)."
     )

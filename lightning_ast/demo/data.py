@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_ast.extras import MissingPackageError, needs
+
 __all__ = ["DataName", "DataNotFoundError", "ImageData", "Images", "load_images"]
 
 DataName = Literal["digits", "fashion_mnist", "cifar10"]
@@ -52,6 +54,7 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
 
     Raises:
         DataNotFoundError: nothing was found and the download failed.
+        MissingPackageError: ``digits`` needs scikit-learn.
     """
     loaders: dict[DataName, Callable[[Path], Images]] = {
         "digits": _digits,
@@ -62,7 +65,8 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
 
 
 def _digits(root: Path) -> Images:
-    from sklearn.datasets import load_digits
+    with needs("vision", "sklearn"):
+        from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     images = torch.from_numpy((bunch.images * 15.9375).astype(np.uint8)).unsqueeze(1)  # 0..16 to 0..255
@@ -78,7 +82,8 @@ def _fashion_mnist(root: Path) -> Images:
             return _idx_images(folder)
 
     def download() -> Images:
-        from torchvision.datasets import FashionMNIST
+        with needs("vision", "torchvision"):
+            from torchvision.datasets import FashionMNIST
 
         FashionMNIST(str(root), download=True)
         return _idx_images(root / "FashionMNIST" / "raw")
@@ -119,7 +124,8 @@ def _cifar10(root: Path) -> Images:
             return _npz_images(path)
 
     def download() -> Images:
-        from torchvision.datasets import CIFAR10
+        with needs("vision", "torchvision"):
+            from torchvision.datasets import CIFAR10
 
         def pair(train: bool) -> tuple[Tensor, Tensor]:
             dataset = CIFAR10(str(root), train=train, download=True)
@@ -151,11 +157,12 @@ def _npz_images(path: Path) -> Images:
 def _or_explain(download: Callable[[], Images], name: str, choices: Sequence[str]) -> Images:
     try:
         return download()
-    except ImportError as error:
-        reason = "torchvision is not installed (pip install 'lightning-ast[vision]')"
+    except MissingPackageError as error:
+        reason = str(error)
         cause: Exception = error
     except Exception as error:  # torchvision and urllib raise many kinds
-        reason, cause = f"the download failed ({type(error).__name__}: {error})", error
+        reason = f"the download failed ({type(error).__name__}: {error})"
+        cause = error
     steps = "\n".join(f"  - {choice}" for choice in choices)
     raise DataNotFoundError(
         f"{name} was not found, and {reason}. Do one of these:\n{steps}\n"

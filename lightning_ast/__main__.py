@@ -1,0 +1,211 @@
+"""The command ``lightning-ast``, also ``python -m lightning_ast``. Only a command that runs imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_ast.__about__ import __version__
+
+__all__ = ["DATA_SETS", "MODES", "main"]
+
+USAGE = """usage: lightning-ast COMMAND [...]
+
+  fit | validate | test | predict   LightningCLI: train any LightningModule (--config FILE, --print_config, --help)
+  demo                              dense against sparse training on real images, in two minutes (--help)
+  report LOGDIR [LOGDIR ...]        a page about runs from their TensorBoard or CSV logs (--help)
+  advise --config FILE              what each mode would save on your model and data, in a minute (--help)
+  --version                         print the version
+"""
+
+ADVISE_USAGE = """usage: lightning-ast advise --config FILE [--OPTION VALUE ...] [--budget_seconds 45]
+
+Measures a run on this machine without training it, and says what each mode would save. FILE and the options are those
+of `lightning-ast fit` (see its --help).
+"""
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+
+# copies of what lightning_ast.core and the demo define: those modules import torch
+DATA_SETS = ("digits", "fashion_mnist", "cifar10")
+MODES = ("mask", "subset", "partial", "prune")
+
+WRONG_USE = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0; 2 for what the user can mend, behind a line on the standard error that tells it; 130 after
+        an interrupt.
+
+    Raises:
+        SystemExit: An option of ``demo`` or ``report`` is wrong (status 2), or help was asked for (status 0).
+        Exception: Any other failure, a programming error in the user's own module above all.
+    """
+    _open_closed_streams()
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # else a closed output is found only when the interpreter ends
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (Exception, SystemExit) as error:
+        if fault := _output_fault(error):
+            return _refuse(f"the output could not be written: {fault}")
+        if isinstance(error, SystemExit):
+            raise
+        return _explain(error)
+
+
+def _open_closed_streams() -> None:
+    """Write to nowhere where the standard output is closed, and never fail on a character that it cannot show."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _output_fault(error: BaseException) -> str | None:
+    """Why the standard output takes no more, or None where it does."""
+    try:
+        sys.stdout.flush()  # what could not be written is still in the buffer
+    except OSError as fault:
+        with suppress(OSError):  # the interpreter flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fault.strerror
+    cause = error.__context__  # Rich raises SystemExit for a closed pipe
+    return cause.strerror if isinstance(error, SystemExit) and isinstance(cause, BrokenPipeError) else None
+
+
+def _refuse(line: str) -> int:
+    print(f"lightning-ast: {line}", file=sys.stderr)
+    return WRONG_USE
+
+
+def _explain(error: Exception) -> int:
+    """Tell a user's error in a line; leave any other to Python's traceback."""
+    if isinstance(error, OSError) and "torch" not in sys.modules:  # no command has begun
+        return _refuse(str(error))
+    from lightning_ast.commands.messages import plain_lines, users_error
+
+    lines = plain_lines(error)
+    if lines is None:
+        raise users_error(error) or error
+    for line in lines:
+        _refuse(line)
+    return WRONG_USE
+
+
+def _run(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"lightning-ast {__version__}")
+        return 0
+    own = {"demo": _demo, "report": _report, "advise": _advise}
+    if command in own:
+        return own[command](arguments[1:])
+    if command in LIGHTNING_COMMANDS or (command.startswith("-") and set(LIGHTNING_COMMANDS) & set(arguments)):
+        return _lightning(arguments)
+    known = ", ".join((*LIGHTNING_COMMANDS, *own))
+    return _refuse(f"expected a command, one of {known}, got {command!r} (see lightning-ast --help)")
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Find modules in the current folder first, as ``python -m`` does."""
+    folder = os.getcwd()  # noqa: PTH109 - a string, as the entries of sys.path are
+    if getattr(sys.flags, "safe_path", False) or folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _lightning(arguments: list[str]) -> int:
+    with _current_folder_importable():
+        from lightning_ast.commands.fit import CommandLine
+
+        CommandLine(arguments)
+    return 0
+
+
+def _advise(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(ADVISE_USAGE, end="")
+        return 0
+    if not arguments:
+        return _refuse("advise: expected --config FILE (see lightning-ast advise --help)")
+    with _current_folder_importable():
+        from lightning_ast.advice.command import advise_command
+
+        advise_command(arguments)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _Parser("lightning-ast report", description="A page about training runs, from their logs.")
+    parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
+    parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
+    options = parser.parse_args(arguments)
+    from lightning_ast.report import write_report
+
+    print(write_report(options.logdir, options.out))
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    parser = _Parser("lightning-ast demo", description="Dense against sparse training on real images.")
+    parser.add_argument("--data", choices=DATA_SETS, default="digits")
+    parser.add_argument("--root", default="data", help="folder (or .npz file) with the images, and to download them to")
+    parser.add_argument("--mode", choices=MODES, default="partial")
+    parser.add_argument("--rate", type=float, default=0.4, help="target activation rate in (0, 1]")
+    parser.add_argument("--epochs", type=int, help="length of the runs (default: by data set)")
+    parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-limit", type=int, help="use only the first so many training images")
+    options = parser.parse_args(arguments)
+    from lightning_ast.demo.compare import run_demo
+
+    run_demo(
+        options.data,
+        root=options.root,
+        mode=options.mode,
+        target_activation_rate=options.rate,
+        epochs=options.epochs,
+        width=options.width,
+        seed=options.seed,
+        train_limit=options.train_limit,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

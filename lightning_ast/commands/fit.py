@@ -1,0 +1,139 @@
+"""LightningCLI as the command ``fit``, ``validate``, ``test`` or ``predict``, with errors that tell what to change."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_ast.callbacks import ConfigurationError
+from lightning_ast.commands.messages import UsageError, condensed
+from lightning_ast.commands.saved_config import SavedConfig
+from lightning_ast.extras import needs
+
+__all__ = ["CommandLine", "CommandLineParser"]
+
+
+class CommandLineParser(LightningArgumentParser):
+    """A parser that raises an error of one line instead of printing all options that there are."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse the arguments."""
+        if not self.exit_on_error:
+            raise argparse.ArgumentError(None, message) from ex
+        raise UsageError(condensed(message)) from ex
+
+
+class CommandLine(LightningCLI):
+    """Parse the arguments, make the objects and run the command.
+
+    Args:
+        arguments: Those of the command line, the command first.
+        options: As LightningCLI's.
+
+    Raises:
+        UsageError: The arguments, a configuration file or an argument of a class is wrong.
+        MissingPackageError: jsonargparse or a package that it needs is not installed.
+        ConfigurationError: The set-up cannot be run; faults of a callback's settings name the callback.
+    """
+
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        self._arguments = list(arguments)
+        defaults: dict[str, Any] = {
+            "parser_class": CommandLineParser,
+            "parser_kwargs": {"prog": "lightning-ast"},
+            "save_config_callback": SavedConfig,
+        }
+        super().__init__(args=self._arguments, **{**defaults, **options})
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser, where its packages are installed."""
+        with needs("cli", "jsonargparse", "docstring_parser", "typeshed_client"):
+            return super().init_parser(**kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; where that fails, find the file or the callback that is at fault."""
+        from lightning_ast.commands.listed import faulty_file, faulty_item
+
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+                super().parse_arguments(parser, args)
+        except Exception as error:
+            text = _told(error)
+            found = faulty_file(self._arguments)
+            if found is None and "trainer.callbacks" in text:
+                found = faulty_item(self._arguments)
+            raise UsageError(found or text) from error
+        parsed = [self.config, self.config.get(self.config.get("subcommand") or "", {})]
+        files = [file for each in parsed for file in each.get("config") or [] if file is not None]
+        self.save_config_kwargs.setdefault("inputs", [str(file.absolute) for file in files])
+
+    def _parse_ckpt_path(self) -> None:
+        try:
+            super()._parse_ckpt_path()
+        except UsageError as error:
+            raise UsageError(f"ckpt_path: the checkpoint was saved with other hyperparameters: {error}") from error
+        except Exception as error:
+            raise UsageError(f"ckpt_path: expected a checkpoint of a Trainer, got {type(error).__name__}") from error
+
+    def instantiate_classes(self) -> None:
+        """Make the objects; where a callback cannot be made, tell which."""
+        from lightning_ast.commands.listed import named
+
+        made: Counter[type] = Counter()
+        failed: list[tuple[type, Exception]] = []
+
+        def make(kind: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                instance = kind(*args, **kwargs)
+            except Exception as error:
+                failed.append((kind, error))
+                raise
+            made[kind] += 1
+            return instance
+
+        self.parser.add_instantiator(make, Callback)
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if not failed:
+                raise UsageError(_told(error)) from error
+            kind, cause = failed[0]
+            index = self._place_of(kind, made[kind])
+            owner = kind.__name__ if index is None else named(index, kind.__name__)
+            raise UsageError(f"{owner}: {_told(cause)}") from error
+
+    def _place_of(self, kind: type, earlier: int) -> int | None:
+        """The place in ``trainer.callbacks`` of the next callback of a class, ``earlier`` of which were made."""
+        listed = self._get(self.config, "trainer.callbacks") or []
+        items = listed if isinstance(listed, list) else [listed]
+        places = [i for i, item in enumerate(items) if item["class_path"].rpartition(".")[2] == kind.__name__]
+        return places[earlier] if earlier < len(places) else None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except ConfigurationError as error:
+            raise self.with_owners(error) from error
+
+    def with_owners(self, error: ConfigurationError) -> ConfigurationError:
+        """Name the callback of each fault that is one of a callback's settings."""
+        from lightning_ast.commands.listed import with_owner
+
+        listed = self._get(self.config_init, "trainer").get("callbacks") or []
+        callbacks = listed if isinstance(listed, list) else [listed]
+        return ConfigurationError([with_owner(fault, callbacks, self.trainer) for fault in error.faults])
+
+
+def _told(error: Exception) -> str:
+    """What an error tells, with its type where the message alone would not be understood."""
+    text = condensed(str(error))
+    clear = (UsageError, MisconfigurationException, ValueError, TypeError, RuntimeError, OSError, ImportError)
+    return text if text and isinstance(error, clear) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,0 +1,146 @@
+"""Which errors a user can mend, told in a line each, and which need a traceback."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_ast.callbacks import ConfigurationError
+
+__all__ = ["UsageError", "condensed", "plain_lines", "users_error"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
+_LONGEST_VALUE = 60
+_WORDS = {
+    r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
+    r"\ba typing\.Literal\[(.*?)\]": r"one of \1",
+    r"\. Got value: ": ", got ",
+    r"(: | or )Expected ": r"\1expected ",
+    r"\ba (?=int\b|object\b)": "an ",
+    r"Not a valid subclass of (\w+).*?implicit class_path\)": r"expected the class path of a \1",
+    r"(?:E|e)xpected a dot import path string: (\S+?)(?:, got .*)?$": (
+        r"no class \1 is known: give its full path, such as package.module.\1"
+    ),
+}
+"""What jsonargparse writes, and what a user understands."""
+
+
+class UsageError(Exception):
+    """The arguments or the configuration cannot be used; the message is one line."""
+
+
+def plain_lines(error: Exception) -> list[str] | None:
+    """Tell an error that the user can mend without looking into code.
+
+    These are the errors of this package, and those of the configuration, of files and of Lightning's checks, unless the
+    user's own code stands in their traceback.
+
+    Args:
+        error: The error that ended a command.
+
+    Returns:
+        The lines to show, or None where the traceback is needed.
+    """
+    if isinstance(error, ConfigurationError):
+        return [" ".join(fault.split()) for fault in error.faults]
+    if not isinstance(error, UsageError) and any(_is_ours(kind.__module__) for kind in type(error).__mro__):
+        return [str(error)]
+    mendable = isinstance(error, (UsageError, MisconfigurationException, OSError, ImportError))
+    if not mendable or users_error(error) is not None or "Traceback" in str(error):  # a loading process's traceback
+        return None
+    return [" ".join(str(error).split()) or type(error).__name__]
+
+
+def users_error(error: BaseException) -> BaseException | None:
+    """Find the error that arose in the user's own code, among an error and those that led to it."""
+    for each in _chain(error):
+        if isinstance(each, SyntaxError) and each.filename is not None and _is_users(each.filename):
+            return each
+        if any(_is_users(name) for name in _files(each.__traceback__)):
+            return each
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _files(traceback: TracebackType | None) -> Iterator[str]:
+    while traceback is not None:
+        yield traceback.tb_frame.f_code.co_filename
+        traceback = traceback.tb_next
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == _PACKAGE.name
+
+
+def _is_users(file: str) -> bool:
+    """Whether a source file belongs to no installed package, to Python itself or to this package."""
+    path = Path(file)
+    if not path.is_absolute():  # "<frozen importlib>", and what Cython leaves
+        return False
+    path = path.resolve()
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and not path.is_relative_to(_STANDARD_LIBRARY) and not path.is_relative_to(_PACKAGE)
+
+
+def condensed(message: str) -> str:
+    r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line.
+
+    Args:
+        message: As jsonargparse gives it.
+
+    Returns:
+        The key, and of the alternatives those that tell something.
+
+    Example:
+        >>> condensed('Parser key "a.b":\n  Expected a typing.Literal["x"]. Got value: y')
+        'a.b: expected one of "x", got y'
+    """
+    text = " ".join(_condense(message).split())
+    for pattern, words in _WORDS.items():
+        text = re.sub(pattern, words, text)
+    return text
+
+
+def _condense(text: str) -> str:
+    if match := re.match(r'Parser key "([^"]*)":\s*', text):
+        return f"{match[1]}: {_condense(_dedented(text[match.end() :]))}"
+    if match := re.match(r"Problem with given class_path '([^']*)':\s*", text):
+        return f"{match[1]}: {_condense(_dedented(text[match.end() :]))}"
+    _, union, alternatives = text.partition("Does not validate against any of the Union subtypes")
+    if not union:
+        return text
+    errors, _, value = alternatives.partition("Errors:\n")[2].rpartition("Given value type:")
+    told = _telling([_condense(_dedented(item)) for item in re.split(r"(?m)^- ", textwrap.dedent(errors))[1:]])
+    given = value.partition("Given value: ")[2].strip()
+    if not told or "got" in told.lower() or len(given) > _LONGEST_VALUE or re.match(r"[\[{]|\w+\(", given):
+        return told or text
+    return f"{told}, got {given}"
+
+
+def _dedented(text: str) -> str:
+    """Take the indentation off all lines but the first, which has none."""
+    first, _, rest = text.partition("\n")
+    return f"{first}\n{textwrap.dedent(rest)}"
+
+
+def _telling(reasons: list[str]) -> str:
+    """Join the reasons of the alternatives without those that only name a type that was never meant."""
+    empty = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a path", "Expected a dot import")
+    meant = [reason for reason in reasons if not reason.startswith(empty)] or reasons[:1]
+    about_class = [reason for reason in meant if re.match(r"[\w.]+\.\w+: ", reason)]
+    return " or ".join(dict.fromkeys(about_class[:1] or [reason.strip() for reason in meant]))

@@ -1,0 +1,120 @@
+"""The configuration that a run saves beside its logs never replaces a file that no run wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from fsspec.implementations.local import LocalFileSystem
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+__all__ = ["SavedConfig", "is_written_by_a_run", "marked"]
+
+_MARK = "# Saved by a run of lightning-ast; sha256 of the lines below: "
+
+
+def marked(text: str) -> str:
+    r"""Put a line before a configuration that tells later whether anybody has changed it.
+
+    Example:
+        >>> is_written_by_a_run(marked("trainer: {}\n").encode())
+        True
+        >>> is_written_by_a_run(marked("trainer: {}\n").encode() + b"# mine\n")
+        False
+    """
+    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def is_written_by_a_run(content: bytes) -> bool:
+    """Whether a file is what a run has saved, down to the last byte: then nothing of a person's is in it."""
+    first, _, rest = content.partition(b"\n")
+    return first == f"{_MARK}{hashlib.sha256(rest).hexdigest()}".encode()
+
+
+class SavedConfig(SaveConfigCallback):
+    """Save the configuration of a run as ``config.yaml`` in its log directory.
+
+    A ``config.yaml`` that is there already is replaced only where an earlier run saved it, nobody has changed it since,
+    and it is not itself a configuration of this run. A link is never followed. In any other case the next free name of
+    ``config_1.yaml``, ``config_2.yaml`` ... is taken, and the run tells which.
+
+    Args:
+        parser: As Lightning's.
+        config: As Lightning's.
+        inputs: The configuration files of this run.
+        options: As Lightning's.
+    """
+
+    def __init__(self, parser: Any, config: Any, *, inputs: Iterable[str] = (), **options: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False, **options)
+        self.inputs = tuple(inputs)
+        self._log_dir = ""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save, once."""
+        if not self.already_saved:
+            self._log_dir = trainer.log_dir or trainer.default_root_dir  # every process asks: this broadcasts
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file; Lightning calls this in the first process alone."""
+        text = marked(self.parser.dump(self.config, skip_none=False))
+        system = get_filesystem(self._log_dir)
+        system.makedirs(self._log_dir, exist_ok=True)
+        folder = self._log_dir
+        names = self._names()
+        wanted = path = os.path.join(folder, next(names))  # noqa: PTH118 - it may be an address such as s3://...
+        local = isinstance(system, LocalFileSystem)
+        while not (_local_is_free(path, text, self.inputs) if local else _remote_is_free(system, path)):
+            path = os.path.join(folder, next(names))  # noqa: PTH118
+        if local:
+            _replace(Path(path), text)
+        else:
+            system.pipe_file(path, text.encode())
+        if path != wanted:
+            rank_zero_info(
+                f"lightning-ast: the configuration of this run is saved as {path}: {wanted} is not a file that an "
+                "earlier run saved, so it stays as it is."
+            )
+
+    def _names(self) -> Iterator[str]:
+        stem, ending = os.path.splitext(self.config_filename)  # noqa: PTH122 - a name, not a path
+        yield self.config_filename
+        yield from (f"{stem}_{number}{ending}" for number in count(1))
+
+
+def _local_is_free(path: str, text: str, inputs: Iterable[str]) -> bool:
+    """Whether a file may be written, or holds what would be written already."""
+    if not os.path.lexists(path):
+        return True
+    if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114
+        return False
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    if not is_written_by_a_run(content):
+        return False
+    is_input = any(os.path.exists(name) and os.path.samefile(name, path) for name in inputs)  # noqa: PTH110, PTH121
+    return not is_input or content == text.encode()
+
+
+def _remote_is_free(system: Any, path: str) -> bool:
+    return not system.exists(path) or (system.isfile(path) and is_written_by_a_run(system.cat_file(path)))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all; another name of the file that was there keeps the old content."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(text.encode())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

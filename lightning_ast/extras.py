@@ -1,0 +1,42 @@
+"""Optional packages: the error for one that is not installed names the extra to install."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["MissingPackageError", "needs"]
+
+
+class MissingPackageError(ModuleNotFoundError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+@contextmanager
+def needs(extra: str, *packages: str) -> Iterator[None]:
+    """Import optional packages inside this; where one of them is not installed, the error names the extra.
+
+    Args:
+        extra: The extra of ``lightning-ast`` that brings the packages, or several with commas between them.
+        packages: The modules that the extra brings. Any other missing module is left to Python's own error.
+
+    Raises:
+        MissingPackageError: One of the packages is not installed.
+
+    Example:
+        >>> with needs("vision", "no_such_package"):
+        ...     import no_such_package
+        Traceback (most recent call last):
+        ...
+        lightning_ast.extras.MissingPackageError: no_such_package is missing: pip install 'lightning-ast[vision]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        named = (error.name or "").partition(".")[0]
+        # Lightning's own error about jsonargparse has a message, but no name
+        missing = named if error.name else next((name for name in packages if name in str(error)), "")
+        if missing not in packages:
+            raise
+        message = f"{missing} is missing: pip install 'lightning-ast[{extra}]'"
+        raise MissingPackageError(message, name=error.name) from error
