@@ -1,0 +1,44 @@
+"""The command ``lightning-ast report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from lightning_ast.report.series import ReportError
+from lightning_ast.report.texts import readable
+from lightning_ast.report.write import make_report
+
+__all__ = ["report_command"]
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """Write a report; print where it is, and what was left out of it.
+
+    Args:
+        arguments: What follows the command's name.
+
+    Returns:
+        The exit status: 0, or 2 where no report was written.
+    """
+    parser = argparse.ArgumentParser("lightning-ast report", description="A page about training runs, from their logs.")
+    parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
+    parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
+    options = parser.parse_args(arguments)
+    try:
+        page, left_out = make_report(options.logdir, options.out, progress=True)
+    except ReportError as error:
+        _print(f"lightning-ast: {error}", sys.stderr)
+        return 2
+    for line in left_out:
+        _print(f"lightning-ast: left out: {line}", sys.stderr)
+    _print(str(page), sys.stdout)
+    return 0
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print a line whose names the stream's encoding may not know."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(readable(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
