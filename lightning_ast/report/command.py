@@ -34,11 +34,14 @@ def report_command(arguments: Sequence[str]) -> int:
         return 2
     for line in left_out:
         _print(f"lightning-ast: left out: {line}", sys.stderr)
-    _print(str(page), sys.stdout)
+    try:
+        print(page)
+    except UnicodeEncodeError:  # a name that the terminal's encoding does not know
+        _print(str(page), sys.stdout)
     return 0
 
 
 def _print(text: str, stream: TextIO) -> None:
-    """Print a line whose names the stream's encoding may not know."""
+    """Print a line of names that may be of any bytes, none of which is to command the terminal."""
     encoding = stream.encoding or "utf-8"
-    stream.write(readable(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    print(readable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.report.curves import rebin, smooth
@@ -224,7 +224,7 @@ def _histograms(axes: Axes, everything: Histogram, selected: Histogram | None) -
         )  # fmt: skip
     axes.set_xlabel(f"significance, at step {everything.step:,}")
     axes.set_ylabel("share of all samples")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    percent_axis(axes)
     axes.set_ylim(bottom=0)
     legend(axes)
     if selected is None:

@@ -20,7 +20,7 @@ from lightning_ast.report.curves import thin
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
 from lightning_ast.report.series import Floats, Ints
-from lightning_ast.report.texts import readable
+from lightning_ast.report.texts import percent, readable
 
 __all__ = [
     "COLOURS",
@@ -201,7 +201,14 @@ def legend_above(axes: Axes) -> None:
 
 def percent_axis(axes: Axes) -> None:
     """Shares on the y axis as percentages."""
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.yaxis.set_major_formatter(_Percentages(xmax=1))
+
+
+class _Percentages(PercentFormatter):
+    """Matplotlib's, but not with a hundred digits where a run has gone out of bounds."""
+
+    def format_pct(self, x: float, display_range: float) -> str:
+        return percent(x) if abs(x) >= 100 else str(super().format_pct(x, display_range))
 
 
 def count_axis(axes: Axes, name: str) -> None:
