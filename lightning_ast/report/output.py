@@ -6,30 +6,36 @@ import base64
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_ast.report.page import GENERATOR, SOFTWARE
 from lightning_ast.report.series import ReportError
 
-__all__ = ["check_file", "write_files"]
+__all__ = ["check_files", "write_files"]
 
 _MARKS = {".html": GENERATOR.encode(), ".png": b"Software\0" + SOFTWARE.encode()}
 _HEAD_BYTES = 1024
 
 
-def check_file(path: Path) -> None:
-    """Refuse a path at which something stands that is not a report's own file.
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to write where something stands that is not a report's own file.
 
     Links are refused too: through them a file elsewhere would be replaced, or would no longer be the same file.
 
     Args:
-        path: Where a page or a picture is to be written.
+        folder: Where to; it need not be there.
+        names: Those of a page and its pictures.
 
     Raises:
         ReportError: It says what stands there.
         OSError: It cannot be looked at.
     """
+    for name in names:
+        _check(folder / name)
+
+
+def _check(path: Path) -> None:
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -59,13 +65,12 @@ def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, by
         ReportError: A file that is not a report's own stands in the way; nothing was written.
         OSError: Writing fails.
     """
+    files = {**pictures, page[0]: page[1]}
+    check_files(folder, files)
     folder.mkdir(parents=True, exist_ok=True)
-    name, content = page
-    for path in (folder / name for name in (*pictures, name)):
-        check_file(path)
-    earlier = _pictures_of(folder / name)
-    for path, data in ((folder / name, data) for name, data in (*pictures.items(), (name, content))):
-        _replace(path, data)
+    earlier = _pictures_of(folder / page[0])
+    for name, content in files.items():
+        _replace(folder / name, content)
     for path in earlier - {folder / name for name in pictures}:
         path.unlink(missing_ok=True)
 

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lightning_ast.callbacks.two_stage import Stage
@@ -56,6 +58,7 @@ COLOURS = {
 """Okabe and Ito's palette with a grey, without its yellow, which white paper swallows."""
 
 GREY = "#595959"
+_DPI = 180
 SMALL = 9.2
 """Points of the smallest text: 9 or more where a figure of 11 inches is printed across A4, which takes 1 % off it."""
 _BANDS: dict[Stage, str] = {"warmup": "#FAEFD8", "sparse": "#FFFFFF", "cooldown": "#E3F1FA"}
@@ -136,10 +139,17 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """A PNG, sharp enough for paper, with the mark by which a report knows its own pictures."""
+    """A PNG, sharp enough for paper, with the mark by which a report knows its own pictures.
+
+    Figure.savefig would draw it twice, the first time for its layout alone.
+    """
     file = BytesIO()
+    canvas = cast(FigureCanvasAgg, figure.canvas)
+    figure.set_dpi(_DPI)
     with drawing():
-        figure.savefig(file, dpi=180, metadata={"Software": SOFTWARE})
+        canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    imsave(file, pixels, format="png", origin="upper", dpi=_DPI, metadata={"Software": SOFTWARE})
     return file.getvalue()
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
 from lightning_ast import __version__
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.output import check_file, write_files
+from lightning_ast.report.output import check_files, write_files
 from lightning_ast.report.page import Picture, render
 from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import ReportError, Run
 from lightning_ast.report.summary import Summary, reference, summarize
 from lightning_ast.report.texts import percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Written", "file_stems", "make_report", "write_report"]
 
@@ -74,12 +78,14 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     """
     folder = Path(out).expanduser()
     with _errors(out):
-        check_file(folder / _PAGE)  # before what takes time
+        check_files(folder, [_PAGE])  # before what takes time
     read, left_out = read_logs(log_dirs, progress=progress)
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
     with _errors(out):
-        sections = _draw(runs, rows, progress=progress)
+        plan = _plan(runs, rows)
+        check_files(folder, [figure.name for _, figures in plan for figure in figures])
+        sections = _drawn(plan, progress=progress)
         page = render(rows, reference(rows), sections, _foot(log_dirs), left_out)
         pictures = {picture.name: picture.png for _, own in sections for picture in own}
         write_files(folder, pictures, (_PAGE, page.encode("utf-8")))
@@ -117,32 +123,49 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return stems
 
 
-def _draw(runs: Sequence[Run], rows: Sequence[Summary], *, progress: bool) -> list[tuple[str, list[Picture]]]:
+class _Figure(NamedTuple):
+    """A figure to be drawn, with the name of its file."""
+
+    name: str
+    draw: Callable[[], Figure]
+    caption: str
+    alt: str
+
+
+def _plan(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[_Figure]]]:
+    """The sections of the page: a heading and its figures each."""
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard
     from lightning_ast.report.samples import has_samples, samples
-    from lightning_ast.report.style import png
 
-    sections: list[tuple[str, list[Picture]]] = []
+    sections: list[tuple[str, list[_Figure]]] = []
     if len(runs) > 1 and any(run.scalars for run in runs):
-        image = png(comparison([run for run in runs if run.scalars]))
-        picture = Picture("comparison.png", image, _COMPARISON, _alt_comparison(rows))
-        sections.append(("The runs side by side", [picture]))
-    each = list(zip(runs, rows, file_stems([run.name for run in runs]), strict=True))
-    for run, row, stem in tqdm(each, "Drawing", unit="run", disable=not progress or len(runs) < MANY_RUNS):
+        draw = partial(comparison, [run for run in runs if run.scalars])
+        figure = _Figure("comparison.png", draw, _COMPARISON, _alt_comparison(rows))
+        sections.append(("The runs side by side", [figure]))
+    for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
         kinds = (
             ("dashboard", dashboard, bool(run.scalars or run.histograms), _DASHBOARD, _alt_dashboard(row)),
             ("samples", samples, has_samples(run), _SAMPLES, _alt_samples(run)),
             ("costs", costs, has_costs(run), _COSTS, _alt_costs(run)),
         )
-        pictures = [
-            Picture(f"{kind}-{stem}.png", png(draw(run)), caption, alt)
-            for kind, draw, wanted, caption, alt in kinds
+        figures = [
+            _Figure(f"{kind}-{stem}.png", partial(function, run), caption, alt)
+            for kind, function, wanted, caption, alt in kinds
             if wanted
         ]
-        sections.append((run.name, pictures))
+        sections.append((run.name, figures))
     return sections
+
+
+def _drawn(plan: Sequence[tuple[str, list[_Figure]]], *, progress: bool) -> list[tuple[str, list[Picture]]]:
+    from lightning_ast.report.style import png
+
+    return [
+        (heading, [Picture(name, png(draw()), caption, alt) for name, draw, caption, alt in figures])
+        for heading, figures in tqdm(plan, "Drawing", unit="run", disable=not progress or len(plan) < MANY_RUNS)
+    ]
 
 
 _COMPARISON = (
