@@ -175,10 +175,9 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
     parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
     options = parser.parse_args(arguments)
-    from lightning_ast.report import write_report
+    from lightning_ast.report.command import report_command
 
-    print(write_report(options.logdir, options.out))
-    return 0
+    return report_command(options.logdir, options.out)
 
 
 def _demo(arguments: list[str]) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import EpochSeries, accuracy, elapsed_joules, elapsed_seconds, loss_tag, mean_by_epoch
+from lightning_ast.report.derive import EpochSeries, accuracy, elapsed_joules, elapsed_seconds, training_loss_tag
+from lightning_ast.report.epoch_means import behind_each, epoch_means
 from lightning_ast.report.series import Floats, Run
 from lightning_ast.report.style import (
     COLOURS,
@@ -27,6 +28,7 @@ from lightning_ast.report.style import (
 
 __all__ = ["at_epochs", "comparison"]
 
+_MOST_REMARKS = 3
 _COLOURS = ("black", "blue", "vermilion", "green", "orange", "purple", "sky")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vP*X<>"
@@ -36,24 +38,27 @@ def comparison(runs: Sequence[Run]) -> Figure:
     """The runs side by side.
 
     Args:
-        runs: at least two; those that lack what a panel shows are named below it.
+        runs: At least two. Those that lack what a panel shows are named below it.
 
     Returns:
-        The figure: 11 inches wide, four axes, by rows, and the legend below them.
+        The figure: 11 inches wide, four axes by rows, or three in one row where no run has joules; the legend is below.
     """
+    joules = [elapsed_joules(run) for run in runs]
+    measured = any(spent is not None and spent.values.max() > 0 for spent in joules)
     with drawing():
-        rows = -(-len(runs) // 3)
-        figure = new_figure(11, 5.9 + 0.22 * rows)
-        axes = figure.subplots(2, 2)
-        _by_epoch(axes[0, 0], runs, "Accuracy by epoch", _accuracies(runs), "accuracy")
-        percent_axis(axes[0, 0])
-        _over_cost(axes[0, 1], runs, "Accuracy by training seconds", _seconds, second_unit)
-        _over_cost(axes[1, 0], runs, "Accuracy by joules", elapsed_joules, joule_unit)
-        losses = [mean_by_epoch(run, loss_tag(run.scalars)) for run in runs]
-        _by_epoch(axes[1, 1], runs, "Training loss by epoch (means)", losses, "loss")
-        if any(not measured for found in map(elapsed_seconds, runs) if found for measured in found[1:]):
-            note(axes[0, 1], "where EnergyMonitor is missing, from wall times of the event file")
-        handles = [axes[0, 0].plot([], [], **_look(i))[0] for i in range(len(runs))]
+        legend_inches = 0.22 * -(-len(runs) // 3)
+        figure = new_figure(11, (5.9 if measured else 3.6) + legend_inches)
+        panels = iter(figure.subplots(*((2, 2) if measured else (1, 3))).flat)
+        first = next(panels)
+        first.set_title("Accuracy by epoch")
+        _remark(first, _by_epoch(first, runs, _accuracies(runs), "accuracy"))
+        percent_axis(first)
+        _by_seconds(next(panels), runs)
+        if measured:
+            by_joules = next(panels)
+            _remark(by_joules, _over_cost(by_joules, runs, "Accuracy by joules", joules, joule_unit))
+        _losses(next(panels), runs)
+        handles = [first.plot([], [], **_look(i))[0] for i in range(len(runs))]
         figure.legend(handles, [label(run.name, width=34) for run in runs], loc="outside lower center", ncols=3,
                       handlelength=3.5, frameon=False)  # fmt: skip
     return figure
@@ -84,49 +89,69 @@ def _accuracies(runs: Sequence[Run]) -> list[EpochSeries | None]:
     return [None if (found := accuracy(run)) is None else found[1] for run in runs]
 
 
-def _seconds(run: Run) -> EpochSeries | None:
-    found = elapsed_seconds(run)
-    return None if found is None else found[0]
-
-
 def _draw(axes: Axes, i: int, x: Floats, y: Floats) -> None:
     curve(axes, x, y, **_look(i), markevery=max(1, -(-len(y) // 25)))
 
 
-def _by_epoch(axes: Axes, runs: Sequence[Run], title: str, found: Sequence[EpochSeries | None], what: str) -> None:
-    axes.set_title(title)
+def _by_epoch(axes: Axes, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
+    """Draw a curve a run; return what is to be said below the panel."""
     known = [series for series in found if series is not None]
     if not known:
         missing(axes, f"no run logged a tag with '{what}' in its name")
-        return
+        return []
     for i, series in enumerate(found):
         if series is not None:
             _draw(axes, i, series.epochs.astype(np.float64), series.values)
     axes.set_ylabel(what)
     epoch_axis(axes, np.unique(np.concatenate([series.epochs for series in known])))
-    _name_missing(axes, [run.name for run, series in zip(runs, found, strict=True) if series is None])
+    lacking = [run.name for run, series in zip(runs, found, strict=True) if series is None]
+    return [f"not known of {_listed(lacking)}"] if lacking else []
+
+
+def _losses(axes: Axes, runs: Sequence[Run]) -> None:
+    """The training loss, with what stands behind each point where that is not a whole epoch."""
+    found = [epoch_means(run, training_loss_tag(run.scalars)) for run in runs]
+    behind = [None if means is None else behind_each(means) for means in found]
+    axes.set_title("Training loss by epoch" + ("" if any(behind) else " (means)"))
+    remarks = _by_epoch(axes, runs, [None if means is None else means.means for means in found], "loss")
+    if len({text for text in behind if text}) > _MOST_REMARKS:
+        names = [run.name for run, text in zip(runs, behind, strict=True) if text]
+        remarks.append(f"not of whole epochs, but of the steps that were logged: {_listed(names)}")
+    else:
+        for text in dict.fromkeys(filter(None, behind)):
+            names = [run.name for run, own in zip(runs, behind, strict=True) if own == text]
+            remarks.append(f"{text}: {_listed(names)}")
+    _remark(axes, remarks)
+
+
+def _by_seconds(axes: Axes, runs: Sequence[Run]) -> None:
+    found = [elapsed_seconds(run) for run in runs]
+    seconds = [None if each is None else each[0] for each in found]
+    remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, second_unit)
+    if any(not each[1] for each in found if each is not None):
+        remarks.append("where EnergyMonitor is missing, from wall times of the event file")
+    _remark(axes, remarks)
 
 
 def _over_cost(
     axes: Axes,
     runs: Sequence[Run],
     title: str,
-    cost: Callable[[Run], EpochSeries | None],
+    costs: Sequence[EpochSeries | None],
     unit_of: Callable[[float], Unit],
-) -> None:
+) -> list[str]:
+    """Draw the accuracies over a cost; return what is to be said below the panel."""
     axes.set_title(title)
-    curves: dict[int, tuple[Floats, Floats]] = {}
-    for i, (run, values) in enumerate(zip(runs, _accuracies(runs), strict=True)):
-        spent = cost(run)
-        if spent is not None and values is not None:
-            curves[i] = at_epochs(spent, values)
+    accuracies = _accuracies(runs)
+    curves = {
+        i: at_epochs(spent, values)
+        for i, (spent, values) in enumerate(zip(costs, accuracies, strict=True))
+        if spent is not None and values is not None
+    }
     if not any(len(x) for x, _ in curves.values()):
-        measured = any("energy/epoch_seconds" in run.scalars for run in runs)
-        remedy = "EnergyMonitor found no counter" if measured else "add EnergyMonitor to the Trainer"
-        missing(
-            axes, f"not known: {remedy}{'' if any(v is not None for v in _accuracies(runs)) else '; log an accuracy'}"
-        )
-        return
+        known = any(values is not None for values in accuracies)
+        missing(axes, f"not known: add EnergyMonitor to the Trainer{'' if known else '; log an accuracy'}")
+        return []
     unit = unit_of(max(float(x.max()) for x, _ in curves.values() if len(x)))
     for i, (x, y) in curves.items():
         _draw(axes, i, x / unit.size, y)
@@ -134,10 +159,15 @@ def _over_cost(
     percent_axis(axes)
     axes.set_xlabel(unit.name)
     axes.set_xlim(left=0)
-    _name_missing(axes, [run.name for i, run in enumerate(runs) if i not in curves])
+    lacking = [run.name for i, run in enumerate(runs) if i not in curves]
+    return [f"not known of {_listed(lacking)}"] if lacking else []
 
 
-def _name_missing(axes: Axes, names: list[str]) -> None:
-    if names:
-        shown = ", ".join(label(name, width=20) for name in names[:3])
-        note(axes, f"not known of {shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+def _remark(axes: Axes, remarks: list[str]) -> None:
+    if remarks:
+        note(axes, "; ".join(remarks))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(label(name, width=20) for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

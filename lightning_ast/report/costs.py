@@ -9,14 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_ast.report.derive import EpochSeries, epoch_costs
-from lightning_ast.report.series import Floats, Ints, Run
+from lightning_ast.report.series import Floats, Run
 from lightning_ast.report.style import (
     COLOURS,
     Unit,
     drawing,
     epoch_axis,
     joule_unit,
-    missing,
     new_figure,
     note,
     second_unit,
@@ -48,56 +47,58 @@ _WHOLE_JOULES = _Part("energy/epoch_joules", "together", "green", "")
 
 
 def has_costs(run: Run) -> bool:
-    """Whether ``EnergyMonitor`` logged anything of the run."""
-    return any(run.series(part.tag) is not None for part in (*_SECONDS, _WHOLE_SECONDS, *_JOULES, _WHOLE_JOULES))
+    """Whether ``EnergyMonitor`` logged anything of the run that can be drawn."""
+    return bool(_found(run, _SECONDS, _WHOLE_SECONDS) or _found(run, _JOULES, _WHOLE_JOULES))
 
 
 def costs(run: Run) -> Figure:
     """Seconds and joules of each epoch, stacked.
 
     Args:
-        run: with ``energy/`` series; what is missing of them is said in the panel.
+        run: A run with ``energy/`` series. What it has none of gets no axes, but a line below the other ones.
 
     Returns:
-        The figure: 11 x 4 inches, two axes.
+        The figure: 11 x 4 inches, one or two axes.
     """
+    seconds, joules = _found(run, _SECONDS, _WHOLE_SECONDS), _found(run, _JOULES, _WHOLE_JOULES)
     with drawing():
         figure = new_figure(11, 4)
-        left, right = figure.subplots(1, 2)
-        left.set_title("Seconds of an epoch")
-        found = _found(run, _SECONDS, _WHOLE_SECONDS)
-        if found:
-            _stack(left, found, second_unit(max(float(series.values.max()) for _, series in found)))
-        else:
-            missing(left, "not logged: add EnergyMonitor to the Trainer")
-        right.set_title("Joules of an epoch")
-        found = _found(run, _JOULES, _WHOLE_JOULES)
-        if found:
-            _stack(right, found, joule_unit(max(float(series.values.max()) for _, series in found)))
+        axes = iter(np.atleast_1d(figure.subplots(1, sum(map(bool, (seconds, joules))))))
+        if seconds:
+            left = next(axes)
+            left.set_title("Seconds of an epoch")
+            _stack(left, seconds, second_unit(_most(seconds)))
+            if not joules:
+                note(left, "joules not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
+        if joules:
+            right = next(axes)
+            right.set_title("Joules of an epoch")
+            _stack(right, joules, joule_unit(_most(joules)))
             if lacking := [part.name for part in _JOULES if run.series(part.tag) is None]:
                 note(right, f"not measured: {', '.join(lacking)}")
-        else:
-            missing(right, "not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
     return figure
 
 
+def _most(found: list[tuple[_Part, EpochSeries]]) -> float:
+    return max(float(series.values.max()) for _, series in found)
+
+
 def _found(run: Run, parts: tuple[_Part, ...], whole: _Part) -> list[tuple[_Part, EpochSeries]]:
+    """The parts that were logged, else the whole; nothing where all of it is 0, which would be an empty chart."""
     found = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
     if not found and (series := epoch_costs(run, whole.tag)) is not None:
-        return [(whole, series)]
-    return found
+        found = [(whole, series)]
+    return found if any(np.any(series.values > 0) for _, series in found) else []
 
 
 def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> None:
-    first = min(int(series.epochs[0]) for _, series in found)
-    last = max(int(series.epochs[-1]) for _, series in found)
-    epochs = np.arange(first, last + 1, dtype=np.int64)
-    bottom: Floats = np.zeros(len(epochs))
-    gap = "white" if len(epochs) <= 60 else "none"
+    epochs = np.unique(np.concatenate([series.epochs for _, series in found]))
+    edges = np.unique(np.concatenate([epochs - 0.5, epochs + 0.5]))  # what is between two of them may be a gap
+    bottom: Floats = np.zeros(len(edges) - 1)
     for part, series in found:
-        height: Floats = np.zeros(len(epochs))
-        height[series.epochs - first] = series.values / unit.size
-        _blocks(axes, epochs, bottom, bottom + height, part, gap)
+        height: Floats = np.zeros(len(edges) - 1)
+        height[np.searchsorted(edges, series.epochs) - 1] = series.values / unit.size
+        _blocks(axes, edges, bottom, bottom + height, part)
         bottom = bottom + height
     axes.set_ylabel(unit.name)
     epoch_axis(axes, epochs)
@@ -107,12 +108,12 @@ def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> No
     )  # in the order in which they are stacked
 
 
-def _blocks(axes: Axes, epochs: Ints, bottom: Floats, top: Floats, part: _Part, gap: str) -> None:
+def _blocks(axes: Axes, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:
     """One step patch a part, not one bar an epoch: a long run has thousands."""
-    edges = np.append(epochs - 0.5, epochs[-1] + 0.5)
+    few = len(edges) <= 61
     axes.stairs(
         top, edges, baseline=bottom, fill=True, facecolor=COLOURS[part.colour], hatch=part.hatch or None,
-        edgecolor="white" if gap == "white" else "none", linewidth=0.6, label=part.name,
+        edgecolor="white" if few else "none", linewidth=0.6, label=part.name,
     )  # fmt: skip
-    if gap == "white":
+    if few:
         axes.vlines(edges[1:-1], bottom[1:], top[1:], color="white", linewidth=2)

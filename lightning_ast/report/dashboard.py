@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.report.curves import rebin, smooth
@@ -16,6 +16,7 @@ from lightning_ast.report.derive import (
     loss_tag,
     stage_of_epochs,
     stage_spans,
+    training_loss_tag,
 )
 from lightning_ast.report.samples import percentiles
 from lightning_ast.report.series import Histogram, Run, Series
@@ -35,6 +36,7 @@ from lightning_ast.report.style import (
     percent_axis,
     stage_bands,
 )
+from lightning_ast.report.texts import percent
 
 __all__ = ["dashboard"]
 
@@ -79,11 +81,11 @@ def _accuracy(axes: Axes, run: Run) -> None:
         missing(axes, 'not logged: self.log("val_acc", ...) in validation_step')
         return
     tag, (epochs, values) = found
-    axes.set_title(f"Accuracy: {label(tag, width=16)}, last {values[-1]:.1%}")
-    epoch_axis(axes, np.append(epochs, max(epochs[-1], *stage_of_epochs(run), 0)))
+    axes.set_title(f"Accuracy: {label(tag, width=16)}, last {percent(values[-1])}")
+    stages = stage_of_epochs(run)
+    epoch_axis(axes, np.append(epochs, max(epochs[-1], *stages, 0)))
     percent_axis(axes)
     curve(axes, epochs, values, color=COLOURS["black"], linewidth=1.1, marker="")
-    stages = stage_of_epochs(run)
     for stage, (marker, colour) in _MARKERS.items():
         inside = np.array([stages.get(int(epoch)) == stage for epoch in epochs], dtype=bool)
         if inside.any():
@@ -120,7 +122,8 @@ def _loss(axes: Axes, run: Run) -> None:
         axes.set_title("Training loss")
         missing(axes, 'not logged: self.log("train_loss", loss) in training_step')
         return
-    axes.set_title(f"Training loss: {label(tag, width=20)}")
+    what = "Training loss" if tag == training_loss_tag(run.scalars) else "Loss"
+    axes.set_title(f"{what}: {label(tag, width=20)}")
     axes.set_ylabel("loss")
     curve(
         axes, series.steps, series.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.7, marker="", label="as logged"
@@ -156,7 +159,7 @@ def _activation(axes: Axes, run: Run) -> None:
 
 
 def _savings(axes: Axes, run: Run) -> None:
-    axes.set_title("Savings so far, against dense")
+    axes.set_title("Savings so far, and samples skipped")
     found = {name: series for name in _SAVINGS if (series := run.series(f"ast/savings_{name}")) is not None}
     if not found:
         missing(axes, _DENSE_OR)
@@ -164,8 +167,8 @@ def _savings(axes: Axes, run: Run) -> None:
     percent_axis(axes)
     for name, series in found.items():
         colour, style, width = _SAVINGS[name]
-        shown = {"flops": "FLOPs"}.get(name, name)
-        text = f"{shown} {series.last:.0%}"
+        shown = {"flops": "FLOPs", "samples": "skipped"}.get(name, name)
+        text = f"{shown} {percent(series.last or 0.0, 0)}"
         curve(axes, series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
     axes.axhline(0, color=GREY, linewidth=0.8)
     _steps(axes, run, max(found.values(), key=len))
@@ -221,7 +224,7 @@ def _histograms(axes: Axes, everything: Histogram, selected: Histogram | None) -
         )  # fmt: skip
     axes.set_xlabel(f"significance, at step {everything.step:,}")
     axes.set_ylabel("share of all samples")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    percent_axis(axes)
     axes.set_ylim(bottom=0)
     legend(axes)
     if selected is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.report.series import Floats, Ints, Run, Series
@@ -22,12 +23,14 @@ __all__ = [
     "elapsed_joules",
     "elapsed_seconds",
     "epoch_costs",
+    "epochs_at",
     "is_dense",
     "last_epoch",
+    "last_of_each",
     "loss_tag",
-    "mean_by_epoch",
     "stage_of_epochs",
     "stage_spans",
+    "training_loss_tag",
 ]
 
 STAGES: dict[int, Stage] = {code: stage for stage, code in STAGE_CODES.items()}
@@ -64,6 +67,19 @@ def loss_tag(tags: Iterable[str]) -> str | None:
     return min(losses, key=distance, default=None)
 
 
+def training_loss_tag(tags: Iterable[str]) -> str | None:
+    """As ``loss_tag``, but never the loss of a validation or a test.
+
+    Example:
+        >>> training_loss_tag(["val_loss"]), training_loss_tag(["interval_loss"])
+        (None, 'interval_loss')
+    """
+    tag = loss_tag(tags)
+    if tag is None or "train" in tag.lower():
+        return tag
+    return None if _words(tag) & {"val", "valid", "validation", "eval", "test"} else tag
+
+
 def accuracy_tag(tags: Iterable[str]) -> str | None:
     """The validation accuracy; else any accuracy, which is a tag with the word acc or accuracy; None without any.
 
@@ -98,8 +114,9 @@ def clip_to_training(run: Run) -> Run:
     last, before = int(epoch.steps[-1]), int(epoch.steps[-2])
     earlier = epoch.steps[epoch.values < epoch.values[-2]]
     steps_an_epoch = before - int(earlier[-1]) if earlier.size else before + 1
-    training = [run.scalars.get(tag) for tag in ("ast/stage", loss_tag(run.scalars)) if tag]
-    trained = any(series is not None and last in series.steps for series in training)
+    # a callback writes its last stage at the number of steps done, which is this step, so that the loss decides
+    training = run.scalars.get(training_loss_tag(run.scalars) or "ast/stage")
+    trained = training is not None and last in training.steps
     if trained or last != before + 1 or steps_an_epoch == 1:
         return run
     scalars = {tag: _head(series, last) for tag, series in run.scalars.items() if series.steps[0] < last}
@@ -135,19 +152,13 @@ def by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
     if series is None:
         return None
     finite = np.isfinite(series.values)
-    epochs, values = epochs_at(run, series.steps)[finite], series.values[finite]
-    last = np.append(np.diff(epochs) > 0, True)
-    return EpochSeries(epochs[last], values[last])
+    return last_of_each(epochs_at(run, series.steps)[finite], series.values[finite])
 
 
-def mean_by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
-    """The mean of each epoch's finite values, or None where there is none."""
-    series = run.series(tag)
-    if series is None:
-        return None
-    finite = np.isfinite(series.values)
-    epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
-    return EpochSeries(epochs, np.bincount(position, series.values[finite]) / np.bincount(position))
+def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
+    """The last value of each epoch; the epochs of a damaged log need not rise."""
+    found, from_the_end = np.unique(epochs[::-1], return_index=True)
+    return EpochSeries(found, values[::-1][from_the_end])
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
@@ -167,15 +178,16 @@ def stage_of_epochs(run: Run) -> dict[int, Stage]:
     series = run.series("ast/stage")
     if series is None:
         return {}
-    epochs = epochs_at(run, series.steps)
-    found: dict[int, Stage] = {}
-    for epoch in np.unique(epochs):
-        codes = series.values[epochs == epoch]
-        codes = codes[np.isfinite(codes)].astype(np.int64)
-        if codes.size:
-            counts = np.bincount(codes)
-            found[int(epoch)] = STAGES[int(len(counts) - 1 - np.argmax(counts[::-1]))]
-    return found
+    known = _is_stage(series)
+    epochs, position = np.unique(epochs_at(run, series.steps)[known], return_inverse=True)
+    counts = np.zeros((len(epochs), max(STAGES) + 1), dtype=np.int64)
+    np.add.at(counts, (position, series.values[known].astype(np.int64)), 1)
+    latest = counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)
+    return {epoch: STAGES[code] for epoch, code in zip(epochs.tolist(), latest.tolist(), strict=True)}
+
+
+def _is_stage(series: Series) -> NDArray[np.bool_]:
+    return np.isin(series.values, list(STAGES))
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
@@ -196,10 +208,10 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
         series = run.series("ast/stage")
         if series is None:
             return []
-        finite = np.isfinite(series.values)
-        places = series.steps[finite].tolist()
-        names = [STAGES[int(code)] for code in series.values[finite]]
-        end = float(places[-1])
+        known = _is_stage(series)
+        places = series.steps[known].tolist()
+        names = [STAGES[int(code)] for code in series.values[known]]
+        end = float(series.steps[-1])
     if not names:
         return []
     starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
@@ -223,9 +235,7 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
     if np.any(np.diff(epochs) == 0):
         epochs = epochs_at(run, series.steps - 1)
     finite = np.isfinite(series.values)
-    epochs, values = epochs[finite], series.values[finite]
-    last = np.append(np.diff(epochs) > 0, True)
-    return EpochSeries(epochs[last], values[last])
+    return last_of_each(epochs[finite], series.values[finite])
 
 
 def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
@@ -242,8 +252,7 @@ def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
     epoch = run.series("epoch")
     if epoch is None or epoch.clock_seconds is None:
         return None
-    last = np.append(np.diff(epoch.values) > 0, True)
-    return EpochSeries(epoch.values[last].astype(np.int64), epoch.clock_seconds[last]), False
+    return last_of_each(epoch.values.astype(np.int64), epoch.clock_seconds), False
 
 
 def elapsed_joules(run: Run) -> EpochSeries | None:

@@ -21,7 +21,7 @@ def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     Links to folders are followed, as TensorBoard does; a run that is also there without a link has its own path.
 
     Args:
-        log_dirs: to look in.
+        log_dirs: The folders to look in.
 
     Returns:
         Absolute paths in order, and a line for each folder that could not be read.
@@ -55,8 +55,8 @@ def _absolute(root: Path, given: str | Path) -> Path:
             raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
         # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
         return root.resolve() if ".." in root.parts else root.absolute()
-    except OSError as error:
-        raise ReportError(f"cannot look into {given}: {error.strerror}.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, up to Python 3.12
+        raise ReportError(f"cannot look into {given}: {getattr(error, 'strerror', error)}.") from error
 
 
 def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
@@ -65,6 +65,7 @@ def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
     lines: list[str] = []
     visited: set[Path] = set()
     waiting = [root]
+    top = root.resolve()
 
     def refused(error: OSError) -> None:
         lines.append(f"{error.filename}: cannot be listed ({error.strerror})")
@@ -77,10 +78,13 @@ def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
                 folders.clear()
                 continue
             visited.add(real)
-            if any(file == CSV or fnmatchcase(file, EVENTS) for file in files):
+            # a folder with the name of a log is no log, but whoever reads this one says so
+            if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
                 found[real] = folder
             folders.sort()
-            waiting += [folder / below for below in folders if _is_link(folder / below)]
+            links = [folder / below for below in folders if _is_link(folder / below)]
+            # never up and out of the folder that was given: a link to / would list the whole machine
+            waiting += [link for link in links if not top.is_relative_to(link.resolve())]
     return found, lines
 
 

@@ -6,11 +6,15 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from lightning_ast.report.summary import SAVINGS, Summary, relative
+from lightning_ast.report.texts import percent, readable
 
-__all__ = ["Picture", "render", "table"]
+__all__ = ["GENERATOR", "SOFTWARE", "Picture", "render", "table"]
+
+SOFTWARE = "lightning-ast report"
+"""In a page and in a picture the mark of a report, by which a later one knows that it may replace them."""
+GENERATOR = f'<meta name="generator" content="{SOFTWARE}">'
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -42,12 +46,14 @@ class Picture:
     """A figure of the page.
 
     Attributes:
-        path: of its PNG file.
-        caption: one sentence: what is seen, and in what unit.
-        alt: what it shows, for those who cannot see it.
+        name: The name of its PNG file.
+        png: What is in the file.
+        caption: What is seen, and in what unit.
+        alt: What it shows, for those who cannot see it.
     """
 
-    path: Path
+    name: str
+    png: bytes
     caption: str
     alt: str
 
@@ -74,27 +80,33 @@ def render(
     title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
     parts = [
         "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>',
-        f"<h1>{escape(title)}</h1>",
+        f'<html lang="en"><head><meta charset="utf-8">{GENERATOR}',
+        f"<title>{_escaped(title)}</title>",
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>{_escaped(title)}</h1>",
         table(rows, dense),
-        *(f'<p class="note">Left out: {escape(line)}.</p>' for line in left_out),
+        *(f'<p class="note">Left out: {_escaped(line)}.</p>' for line in left_out),
     ]
     for heading, pictures in sections:
-        parts.append(f"<section><h2>{escape(heading)}</h2>")
+        parts.append(f"<section><h2>{_escaped(heading)}</h2>")
         parts += [_figure(picture) for picture in pictures]
         if not pictures:
             parts.append('<p class="note">The log of this run holds no values.</p>')
         parts.append("</section>")
-    parts.append(f"<footer>{escape(foot)}</footer></body></html>")
+    parts.append(f"<footer>{_escaped(foot)}</footer></body></html>")
     return "\n".join(parts) + "\n"
 
 
+def _escaped(text: str) -> str:
+    return escape(readable(text))
+
+
 def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    data = base64.b64encode(picture.png).decode("ascii")
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}">\n'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+        f'<figure><img src="data:image/png;base64,{data}" alt="{_escaped(picture.alt)}">\n'
+        f"<figcaption>{_escaped(picture.caption)}</figcaption></figure>"
     )
 
 
@@ -114,7 +126,7 @@ def table(rows: Sequence[Summary], dense: Summary | None) -> str:
     lines = []
     for i, row in enumerate(rows):
         kind = "dense, the reference" if row is dense else "dense" if row.dense else ""
-        name = escape(row.name) + (f"<small>{kind}</small>" if kind else "")
+        name = _escaped(row.name) + (f"<small>{kind}</small>" if kind else "")
         cells = "".join(f"<td>{cells[i] or _GONE}</td>" for _, cells in shown)
         lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     body = "\n".join(lines)
@@ -126,12 +138,13 @@ def table(rows: Sequence[Summary], dense: Summary | None) -> str:
 
 def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
     text = [
-        "Savings are those the run logged of itself by its end, against dense training of the same batches; the share "
-        "of samples skipped is not compute saved. The activation rate is the mean of the sparse steps."
+        "Savings are those that the run logged last, against dense training of the same batches; the share of samples "
+        "skipped is not compute saved. The activation rate is the mean of the logged sparse steps. Epochs are numbered "
+        "from 0, as in Lightning's progress bar."
     ]
     if dense is not None:
         text.append(
-            f'Small print: against the dense run "{escape(dense.name)}", accuracy in points, seconds and joules as '
+            f'Small print: against the dense run "{_escaped(dense.name)}", accuracy in points, seconds and joules as '
             "multiples."
         )
     if any(row.seconds is not None and not row.seconds_measured for row in rows):
@@ -142,16 +155,20 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
 
 
 def _points(value: float | None, base: float | None) -> str:
-    return "" if value is None or base is None else f"<small>{100 * (value - base):+.1f} points</small>"
+    return "" if value is None or base is None else f"<small>{_number(100 * (value - base), 1, '+')} points</small>"
 
 
 def _times(value: float | None, base: float | None) -> str:
     quotient = relative(value, base)
-    return "" if quotient is None else f"<small>{quotient:.2f}&times;</small>"
+    return "" if quotient is None else f"<small>{_number(quotient, 2)}&times;</small>"
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return f"{value:{sign},.{digits}f}" if abs(value) < 1e12 else f"{value:{sign}.3g}"
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+    return "" if value is None else percent(value)
 
 
 def _accuracy(name: str) -> Callable[[Summary, Summary | None], str]:
@@ -168,27 +185,33 @@ def _seconds(row: Summary, dense: Summary | None) -> str:
         return ""
     alike = dense is not None and row is not dense and row.seconds_measured == dense.seconds_measured
     base = dense.seconds if dense is not None and alike else None
-    return f"{row.seconds:,.1f}{'' if row.seconds_measured else '*'}{_times(row.seconds, base)}"
+    return f"{_number(row.seconds, 1)}{'' if row.seconds_measured else '*'}{_times(row.seconds, base)}"
 
 
 def _joules(row: Summary, dense: Summary | None) -> str:
     if row.joules is None:
         return ""
     base = None if dense is None or row is dense else dense.joules
-    return f"{row.joules:,.0f}{_times(row.joules, base)}"
+    return f"{_number(row.joules, 0)}{_times(row.joules, base)}"
 
 
 def _saved(name: str) -> Callable[[Summary, Summary | None], str]:
     return lambda row, _: _share(row.savings[name])
 
 
+_HEADINGS = {
+    "samples": "samples skipped",
+    "flops": "saved: FLOPs",
+    "seconds": "saved: seconds",
+    "joules": "saved: joules",
+}
 _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
-    ("mode", lambda row, _: escape(row.mode or "")),
+    ("mode", lambda row, _: _escaped(row.mode or "")),
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
     ("final accuracy", _accuracy("final_accuracy")),
     ("best accuracy", _accuracy("best_accuracy")),
     ("activation rate", lambda row, _: _share(row.activation_rate)),
-    *[(f"saved: {'FLOPs' if name == 'flops' else name}", _saved(name)) for name in SAVINGS],
+    *[(_HEADINGS[name], _saved(name)) for name in SAVINGS],
     ("seconds", _seconds),
     ("joules", _joules),
 ]

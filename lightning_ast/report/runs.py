@@ -1,23 +1,32 @@
-"""Read the logs of runs: TensorBoard's event files, Lightning's ``metrics.csv``."""
+"""Read the runs below some folders, each from its event files and its table."""
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import numpy as np
+from tqdm import tqdm
 
+from lightning_ast.report.configuration import read_mode
+from lightning_ast.report.events import Point, Session, read_session
+from lightning_ast.report.files import UnreadableError
 from lightning_ast.report.find import CSV, EVENTS, find_runs, run_names
 from lightning_ast.report.series import Histogram, ReportError, Run, Series, Source
+from lightning_ast.report.table import read_table
+from lightning_ast.report.texts import readable
 
-__all__ = ["Logs", "read_logs", "read_runs", "session_offsets", "undone_from"]
+__all__ = ["MANY_RUNS", "Logs", "read_logs", "read_runs", "session_offsets", "undone_from"]
+
+MANY_RUNS = 10
+"""From so many on, a report may show how far it is."""
+
+Content = TypeVar("Content")
 
 
 class Logs(NamedTuple):
@@ -47,18 +56,19 @@ def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
-def read_logs(log_dirs: Sequence[str | Path]) -> Logs:
+def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> Logs:
     """As ``read_runs``, but what was left out is returned.
 
     Args:
         log_dirs: folders with logs in them, at any depth.
+        progress: Whether to show a bar on the standard error stream, where there are many runs.
 
     Raises:
         ReportError: as ``read_runs``.
     """
     folders, left_out = find_runs(log_dirs)
     read: dict[Path, Run] = {}
-    for folder in folders:
+    for folder in tqdm(folders, "Reading", unit="run", disable=not progress or len(folders) < MANY_RUNS):
         run, lines = _read(folder)
         left_out += lines
         if run is not None:
@@ -70,7 +80,7 @@ def read_logs(log_dirs: Sequence[str | Path]) -> Logs:
         )
     if not runs:
         raise ReportError(f"no log can be read: {'; '.join(left_out)}. Give the folders that a logger wrote to.")
-    named = [replace(run, name=name) for run, name in zip(runs.values(), run_names(list(runs)), strict=True)]
+    named = [replace(run, name=readable(name)) for run, name in zip(runs.values(), run_names(list(runs)), strict=True)]
     return Logs(sorted(named, key=lambda run: run.name), left_out)
 
 
@@ -118,132 +128,66 @@ def undone_from(sessions: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
 
 
 def _read(folder: Path) -> tuple[Run | None, list[str]]:
-    """The run of a folder, None where no log in it can be read, and a line for each that cannot."""
+    """Read the run of a folder, None where no log in it can be read; and a line for each file that is left out."""
     lines: list[str] = []
-    files = sorted(folder.iterdir())  # links that lead nowhere are among them
-    events = [path for path in files if fnmatchcase(path.name, EVENTS) and _opens(path, lines)]
-    scalars, histograms = _events(events) if events else ({}, {})
-    table = folder / CSV
-    from_csv: dict[str, Series] | None = None
-    if table in files and _opens(table, lines):
-        from_csv = _csv(table)
-        if from_csv is None:
-            lines.append(f"{table}: has no column 'step', so CSVLogger did not write it")
-    if not events and from_csv is None:
-        return None, lines
-    source: Source = "CSV" if not events else "TensorBoard" if from_csv is None else "TensorBoard and CSV"
-    scalars = {**(from_csv or {}), **scalars}
-    return Run(folder.name, folder, source, scalars, histograms, _mode(folder / "config.yaml")), lines
-
-
-def _opens(path: Path, lines: list[str]) -> bool:
     try:
-        with path.open("rb"):
-            return True
+        files = sorted(folder.iterdir())  # links that lead nowhere are among them
     except OSError as error:
-        lines.append(f"{path}: cannot be read ({error.strerror})")
-        return False
+        return None, [f"{folder}: cannot be listed ({error.strerror})"]
+    events = [found for path in files if fnmatchcase(path.name, EVENTS) for found in _try(read_session, path, lines)]
+    tables = [found for path in files if path.name == CSV for found in _try(read_table, path, lines)]
+    if not events and not tables:
+        return None, lines
+    modes = _try(read_mode, folder / "config.yaml", lines)
+    scalars, histograms = _joined([session for session in events if session is not None])
+    source: Source = "CSV" if not events else "TensorBoard and CSV" if tables else "TensorBoard"
+    together = {tag: series for found in [*tables, scalars] for tag, series in found.items()}
+    return Run(folder.name, folder, source, together, histograms, modes[0] if modes else None), lines
 
 
-def _csv(path: Path) -> dict[str, Series] | None:
-    """None where CSVLogger did not write it. A crash can leave anything at its end, which is passed over."""
-    points: dict[str, tuple[list[int], list[float]]] = {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = csv.DictReader(line.replace("\0", "") for line in file)
-        try:
-            if "step" not in (rows.fieldnames or ("step",)):  # an empty file is a run that logged nothing
-                return None
-            for row in rows:
-                step = _number(row.pop("step", None))
-                for tag, cell in row.items():
-                    value = _number(cell)
-                    if step is not None and 0 <= step < 2**62 and value is not None:
-                        steps, values = points.setdefault(tag, ([], []))
-                        steps.append(int(step))
-                        values.append(value)
-        except csv.Error:  # a field without an end: what was read before it counts
-            pass
-    return {tag: Series.of(steps, values) for tag, (steps, values) in points.items()}
-
-
-def _number(cell: Any) -> float | None:
+def _try(read: Callable[[Path], tuple[Content, str | None]], path: Path, lines: list[str]) -> list[Content]:
+    """Read a file: one content, or none; add a line about what is left out of it."""
     try:
-        return float(cell)
-    except (TypeError, ValueError):  # empty, cut off, or text
-        return None
+        content, left_out = read(path)
+    except UnreadableError as error:
+        lines.append(f"{path}: {error}")
+        return []
+    if left_out:
+        lines.append(f"{path}: {left_out}")
+    return [content]
 
 
-def _events(paths: Iterable[Path]) -> tuple[dict[str, Series], dict[str, Histogram]]:
-    try:
-        from tensorboard.backend.event_processing import event_accumulator as tensorboard
-    except ModuleNotFoundError as error:
-        raise ReportError(
-            f"event files need TensorBoard to be read ({error}): pip install 'lightning-ast[report]'."
-        ) from error
-    sessions = []
-    for path in paths:
-        session = tensorboard.EventAccumulator(str(path), tensorboard.STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
-        if session.Tags()["scalars"] or session.Tags()["histograms"]:
-            sessions.append(session)
-    sessions.sort(key=lambda session: float(session.FirstEventTimestamp()))
+def _joined(sessions: Sequence[Session]) -> tuple[dict[str, Series], dict[str, Histogram]]:
+    """Join what the processes of a run wrote: its series, and the last histogram of each tag."""
+    sessions = sorted((s for s in sessions if s.scalars or s.histograms), key=lambda session: session.began)
     times = [_times(session) for session in sessions]
     ends = undone_from([(steps, _trained(s, steps)) for s, (_, steps, _) in zip(sessions, times, strict=True)])
-    return _joined(sessions, session_offsets(times), ends)
-
-
-def _joined(
-    sessions: Sequence[Any], offsets: Sequence[float], ends: Sequence[float]
-) -> tuple[dict[str, Series], dict[str, Histogram]]:
-    points: dict[str, tuple[list[int], list[float], list[float]]] = {}
+    points: dict[str, list[Point]] = {}
     histograms: dict[str, Histogram] = {}
-    for session, offset, end in zip(sessions, offsets, ends, strict=True):
-        start = session.FirstEventTimestamp()
-        for tag in session.Tags()["scalars"]:
-            for event in _counting(session.Scalars(tag), tag, end):
-                steps, values, clock = points.setdefault(tag, ([], [], []))
-                steps.append(event.step)
-                values.append(event.value)
-                clock.append(event.wall_time - start + offset)
-        for tag in session.Tags()["histograms"]:
-            for last in _counting(session.Histograms(tag), tag, end)[-1:]:
-                histograms[tag] = _histogram(last.step, last.histogram_value)
-    return {tag: Series.of(*columns) for tag, columns in points.items()}, histograms
+    for session, offset, end in zip(sessions, session_offsets(times), ends, strict=True):
+        for tag, logged in session.scalars.items():
+            points.setdefault(tag, []).extend(
+                Point(step, value, wall_time - session.began + offset)
+                for step, value, wall_time in logged
+                if _counts(tag, step, end)
+            )
+        for tag, found in session.histograms.items():
+            if kept := [histogram for histogram in found if _counts(tag, histogram.step, end)]:
+                histograms[tag] = kept[-1]
+    return {tag: Series.of(*zip(*logged, strict=True)) for tag, logged in points.items() if logged}, histograms
 
 
-def _counting(events: Sequence[Any], tag: str, end: float) -> list[Any]:
-    """Those that were not undone; what callbacks log themselves stands at the number of steps done, one further on."""
-    by_callback = tag.startswith(("ast/", "energy/"))
-    return [event for event in events if event.step < end or (by_callback and event.step == end)]
+def _counts(tag: str, step: int, end: float) -> bool:
+    """Whether it was not undone; what callbacks log themselves stands at the number of steps done, one further on."""
+    return step < end or (step == end and tag.startswith(("ast/", "energy/")))
 
 
-def _trained(session: Any, steps: Sequence[int]) -> bool:
+def _trained(session: Session, steps: Sequence[int]) -> bool:
     """Not a test or a validation alone: those log once, and no training loss."""
-    return len(set(steps)) > 1 or any("train" in tag or tag.startswith("ast/") for tag in session.Tags()["scalars"])
+    return len(set(steps)) > 1 or any("train" in tag or tag.startswith("ast/") for tag in session.scalars)
 
 
-def _times(session: Any) -> tuple[float, list[int], list[float]]:
+def _times(session: Session) -> tuple[float, list[int], list[float]]:
     """The steps at which Lightning logged: it adds the epoch to all but what a logger writes when it is made."""
-    events = session.Scalars("epoch") if "epoch" in session.Tags()["scalars"] else []
-    return session.FirstEventTimestamp(), [event.step for event in events], [event.wall_time for event in events]
-
-
-def _histogram(step: int, value: Any) -> Histogram:
-    """TensorBoard stores the right edges of the buckets, the outermost of which reach beyond the values."""
-    edges = np.clip(np.asarray([value.min, *value.bucket_limit], dtype=np.float64), value.min, value.max)
-    return Histogram(step, edges, np.asarray(value.bucket, dtype=np.float64))
-
-
-def _mode(config: Path) -> str | None:
-    """The mode of ``SparseSelectionCallback`` in the configuration that LightningCLI saves."""
-    if not config.is_file():
-        return None
-    import yaml
-
-    try:
-        callbacks = yaml.safe_load(config.read_text(encoding="utf-8", errors="replace"))["trainer"]["callbacks"]
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            if callback["class_path"].rsplit(".", 1)[-1] == "SparseSelectionCallback":
-                return str(callback["init_args"]["mode"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):  # somebody else's config.yaml
-        return None
-    return None
+    epochs = session.scalars.get("epoch", [])
+    return session.began, [point.step for point in epochs], [point.wall_time for point in epochs]

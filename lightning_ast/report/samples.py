@@ -82,7 +82,7 @@ def percentiles(axes: Axes, run: Run) -> bool:
 
 def _times_selected(axes: Axes, times: Histogram) -> None:
     """One bin a number of times, as long as they can be told apart."""
-    most = int(np.ceil(times.edges[-1]))
+    most = max(0, int(np.ceil(times.edges[-1])))
     width = -(-(most + 1) // 40)
     edges = np.arange(-0.5, most + 0.5 + width, width)
     shares = rebin(times, edges) / times.counts.sum()

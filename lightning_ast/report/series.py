@@ -10,11 +10,27 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "Histogram", "Ints", "ReportError", "Run", "Series", "Source", "keep_latest"]
+__all__ = [
+    "Floats",
+    "Histogram",
+    "Ints",
+    "ReportError",
+    "Run",
+    "Series",
+    "Source",
+    "is_point",
+    "keep_latest",
+    "tame",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
+
+_MOST_STEPS = 2**53
+_MOST_EPOCHS = 10**7
+_LARGEST = 1e100
+"""What is above is as good as infinite: sums and the axes of a figure overflow not far from it."""
 
 
 class ReportError(RuntimeError):
@@ -27,7 +43,7 @@ class Series:
 
     Attributes:
         steps: ``(n,)``, strictly increasing, from 0.
-        values: ``(n,)``; NaN where NaN was logged.
+        values: ``(n,)``; NaN where NaN was logged, infinite where the number is above any that can be drawn.
         clock_seconds: ``(n,)``, seconds since the run began, without the breaks of a resumed run; None where the log
             has no times (CSV).
     """
@@ -47,7 +63,7 @@ class Series:
         """
         kept = keep_latest(steps)
         clock = None if clock_seconds is None else np.asarray(clock_seconds, dtype=np.float64)[kept]
-        return cls(np.asarray(steps, dtype=np.int64)[kept], np.asarray(values, dtype=np.float64)[kept], clock)
+        return cls(np.asarray(steps, dtype=np.int64)[kept], tame(np.asarray(values, dtype=np.float64)[kept]), clock)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -116,3 +132,24 @@ def keep_latest(steps: Sequence[int]) -> list[int]:
             kept.pop()
         kept.append(position)
     return kept
+
+
+def tame(values: Floats) -> Floats:
+    """Make values infinite that are too large to be added up or drawn.
+
+    Example:
+        >>> tame(np.array([1.0, -1e300, np.nan])).tolist()
+        [1.0, -inf, nan]
+    """
+    return np.where(np.abs(values) > _LARGEST, np.copysign(np.inf, values), values)
+
+
+def is_point(tag: str, value: float) -> bool:
+    """Whether a value can be what its tag says: any number for most, but steps and epochs are counted from 0.
+
+    Example:
+        >>> is_point("step", -1), is_point("epoch", 1e300), is_point("loss", float("nan"))
+        (False, False, True)
+    """
+    most = {"step": _MOST_STEPS, "epoch": _MOST_EPOCHS}.get(tag)
+    return most is None or 0 <= value <= most

@@ -6,19 +6,23 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from io import BytesIO
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.report.curves import thin
 from lightning_ast.report.derive import Span
+from lightning_ast.report.page import SOFTWARE
 from lightning_ast.report.series import Floats, Ints
+from lightning_ast.report.texts import percent, readable
 
 __all__ = [
     "COLOURS",
@@ -36,7 +40,7 @@ __all__ = [
     "new_figure",
     "note",
     "percent_axis",
-    "save",
+    "png",
     "second_unit",
     "stage_bands",
 ]
@@ -54,6 +58,7 @@ COLOURS = {
 """Okabe and Ito's palette with a grey, without its yellow, which white paper swallows."""
 
 GREY = "#595959"
+_DPI = 180
 SMALL = 9.2
 """Points of the smallest text: 9 or more where a figure of 11 inches is printed across A4, which takes 1 % off it."""
 _BANDS: dict[Stage, str] = {"warmup": "#FAEFD8", "sparse": "#FFFFFF", "cooldown": "#E3F1FA"}
@@ -133,10 +138,19 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, sharp enough for paper."""
+def png(figure: Figure) -> bytes:
+    """A PNG, sharp enough for paper, with the mark by which a report knows its own pictures.
+
+    Figure.savefig would draw it twice, the first time for its layout alone.
+    """
+    file = BytesIO()
+    canvas = cast(FigureCanvasAgg, figure.canvas)
+    figure.set_dpi(_DPI)
     with drawing():
-        figure.savefig(path, dpi=180, metadata={"Software": None})
+        canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    imsave(file, pixels, format="png", origin="upper", dpi=_DPI, metadata={"Software": SOFTWARE})
+    return file.getvalue()
 
 
 def curve(axes: Axes, x: Floats | Ints, y: Floats, **look: Any) -> None:
@@ -153,6 +167,7 @@ def label(text: str, *, width: int = 44) -> str:
         >>> label("runs/" + "x" * 50, width=16)
         'runs/xx…xxxxxxxx'
     """
+    text = readable(text)
     if len(text) > width:
         text = text[: width // 2 - 1] + "…" + text[len(text) - width // 2 :]
     return text.replace("$", r"\$").replace("_", " _", 1) if text.startswith("_") else text.replace("$", r"\$")
@@ -196,7 +211,14 @@ def legend_above(axes: Axes) -> None:
 
 def percent_axis(axes: Axes) -> None:
     """Shares on the y axis as percentages."""
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.yaxis.set_major_formatter(_Percentages(xmax=1))
+
+
+class _Percentages(PercentFormatter):
+    """Matplotlib's, but not with a hundred digits where a run has gone out of bounds."""
+
+    def format_pct(self, x: float, display_range: float) -> str:
+        return percent(x) if abs(x) >= 100 else str(super().format_pct(x, display_range))
 
 
 def count_axis(axes: Axes, name: str) -> None:
@@ -207,21 +229,21 @@ def count_axis(axes: Axes, name: str) -> None:
 
 
 def epoch_axis(axes: Axes, epochs: Ints) -> None:
-    """Epochs from 1 on the x axis, each its own place: drawn at its number from 0.
+    """Epochs on the x axis, numbered from 0 as in Lightning's progress bar and in the logs.
 
     Args:
-        axes: to set.
-        epochs: from 0, in order, at least one.
+        axes: The axes to set.
+        epochs: In order, at least one.
     """
     axes.set_xlabel("epoch")
     first, last = int(epochs[0]), int(epochs[-1])
     axes.set_xlim(first - 0.5, last + 0.5)
-    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first + 1, last + 1)
-    shown = sorted({int(tick) for tick in ticks if first + 1 <= tick <= last + 1 and tick == int(tick)} | {first + 1})
+    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first, last)
+    shown = sorted({int(tick) for tick in ticks if first <= tick <= last and tick == int(tick)} | {first})
     if len(shown) > 2 and shown[0] + 0.6 * (shown[2] - shown[1]) > shown[1]:  # 1 beside 2 in 1, 2, 4, 6
         shown = [tick for tick in shown if tick != shown[1]]
-    axes.set_xticks([tick - 1 for tick in shown])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place + 1:.0f}"))
+    axes.set_xticks(shown)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:.0f}"))
 
 
 def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tqdm import tqdm
 
 from lightning_ast import __version__
 from lightning_ast.report.derive import clip_to_training
+from lightning_ast.report.output import check_files, write_files
 from lightning_ast.report.page import Picture, render
-from lightning_ast.report.runs import read_logs
+from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import ReportError, Run
 from lightning_ast.report.summary import Summary, reference, summarize
+from lightning_ast.report.texts import percent
 
-__all__ = ["file_stems", "write_report"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Written", "file_stems", "make_report", "write_report"]
+
+_PAGE = "report.html"
+
+
+class Written(NamedTuple):
+    """The page, and a line for each log that was left out of it."""
+
+    page: Path
+    left_out: list[str]
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
     r"""Write ``report.html`` about every run at or below some folders, and its figures as PNG files beside it.
 
     It reads the logs alone: TensorBoard's event files and CSVLogger's ``metrics.csv``. The page needs no other file.
-    It names the logs that could not be read. Pictures of an earlier page in ``out`` are replaced or removed.
+    It names the logs that could not be read. The page and the pictures of an earlier report in ``out`` are replaced or
+    removed; no other file is, and none is written through a link.
 
     Args:
         log_dirs: folders with logs in them, at any depth.
@@ -33,7 +52,8 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        ReportError: a folder holds no logs, none can be read, ``out`` cannot be written to, or a package is missing.
+        ReportError: a folder holds no logs, none can be read, ``out`` cannot be written to, a file of another origin
+            stands in the way, or a package is missing.
 
     Example:
         >>> import tempfile
@@ -42,38 +62,47 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
         >>> write_report([folder], folder / "report").name
         'report.html'
     """
-    read, left_out = read_logs(log_dirs)
+    return make_report(log_dirs, out).page
+
+
+def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> Written:
+    """As ``write_report``, but what was left out is returned too.
+
+    Args:
+        log_dirs: folders with logs in them, at any depth.
+        out: folder to write to; made where it is not there.
+        progress: Whether to show a bar on the standard error stream, where there are many runs.
+
+    Raises:
+        ReportError: as ``write_report``.
+    """
+    folder = Path(out).expanduser()
+    with _errors(out):
+        check_files(folder, [_PAGE])  # before what takes time
+    read, left_out = read_logs(log_dirs, progress=progress)
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
-    folder = Path(out).expanduser()
-    page = folder / "report.html"
+    with _errors(out):
+        plan = _plan(runs, rows)
+        check_files(folder, [figure.name for _, figures in plan for figure in figures])
+        sections = _drawn(plan, progress=progress)
+        page = render(rows, reference(rows), sections, _foot(log_dirs), left_out)
+        pictures = {picture.name: picture.png for _, own in sections for picture in own}
+        write_files(folder, pictures, (_PAGE, page.encode("utf-8")))
+    return Written(folder / _PAGE, left_out)
+
+
+@contextmanager
+def _errors(out: str | Path) -> Iterator[None]:
+    """Name what is missing, or where writing failed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        old = _pictures_of(page)
-        sections = _draw(runs, rows, folder)
-        page.write_text(render(rows, reference(rows), sections, _foot(log_dirs), left_out), encoding="utf-8")
-        for path in old - {picture.path for _, pictures in sections for picture in pictures}:
-            path.unlink(missing_ok=True)
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
         raise ReportError(f"figures need matplotlib ({error}): pip install 'lightning-ast[report]'.") from error
     except OSError as error:
         raise ReportError(f"cannot write the report to {out}: {error}.") from error
-    return page
-
-
-def _pictures_of(page: Path) -> set[Path]:
-    """The files beside an earlier page that hold its pictures: what is not on it may be somebody else's."""
-    if not page.is_file():
-        return set()
-    shown = set(re.findall(r'src="data:image/png;base64,([^"]*)"', page.read_text(encoding="utf-8", errors="replace")))
-    return {
-        path
-        for kind in ("comparison", "dashboard-*", "samples-*", "costs-*")
-        for path in page.parent.glob(f"{kind}.png")
-        if path.is_file() and base64.b64encode(path.read_bytes()).decode("ascii") in shown
-    }
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
@@ -94,37 +123,55 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return stems
 
 
-def _draw(runs: Sequence[Run], rows: Sequence[Summary], folder: Path) -> list[tuple[str, list[Picture]]]:
+class _Figure(NamedTuple):
+    """A figure to be drawn, with the name of its file."""
+
+    name: str
+    draw: Callable[[], Figure]
+    caption: str
+    alt: str
+
+
+def _plan(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[_Figure]]]:
+    """The sections of the page: a heading and its figures each."""
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard
     from lightning_ast.report.samples import has_samples, samples
-    from lightning_ast.report.style import save
 
-    sections: list[tuple[str, list[Picture]]] = []
+    sections: list[tuple[str, list[_Figure]]] = []
     if len(runs) > 1 and any(run.scalars for run in runs):
-        path = folder / "comparison.png"
-        save(comparison([run for run in runs if run.scalars]), path)
-        sections.append(("The runs side by side", [Picture(path, _COMPARISON, _alt_comparison(rows))]))
+        draw = partial(comparison, [run for run in runs if run.scalars])
+        figure = _Figure("comparison.png", draw, _COMPARISON, _alt_comparison(rows))
+        sections.append(("The runs side by side", [figure]))
     for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
         kinds = (
             ("dashboard", dashboard, bool(run.scalars or run.histograms), _DASHBOARD, _alt_dashboard(row)),
             ("samples", samples, has_samples(run), _SAMPLES, _alt_samples(run)),
             ("costs", costs, has_costs(run), _COSTS, _alt_costs(run)),
         )
-        pictures: list[Picture] = []
-        for kind, draw, wanted, caption, alt in kinds:
-            if wanted:
-                path = folder / f"{kind}-{stem}.png"
-                save(draw(run), path)
-                pictures.append(Picture(path, caption, alt))
-        sections.append((run.name, pictures))
+        figures = [
+            _Figure(f"{kind}-{stem}.png", partial(function, run), caption, alt)
+            for kind, function, wanted, caption, alt in kinds
+            if wanted
+        ]
+        sections.append((run.name, figures))
     return sections
 
 
+def _drawn(plan: Sequence[tuple[str, list[_Figure]]], *, progress: bool) -> list[tuple[str, list[Picture]]]:
+    from lightning_ast.report.style import png
+
+    return [
+        (heading, [Picture(name, png(draw()), caption, alt) for name, draw, caption, alt in figures])
+        for heading, figures in tqdm(plan, "Drawing", unit="run", disable=not progress or len(plan) < MANY_RUNS)
+    ]
+
+
 _COMPARISON = (
-    "Accuracy against epochs, seconds and joules spent up to the end of each epoch, and the mean training loss of each "
-    "epoch, which in mode prune is that of the loaded samples alone."
+    "Accuracy against epochs, and against seconds and (where measured) joules spent up to the end of each epoch; the "
+    "training loss by epoch: the mean of the whole epoch where that was logged (on_epoch=True), otherwise that of the "
+    "steps counted below the panel; in mode prune it is that of the loaded samples alone."
 )
 _DASHBOARD = (
     "Accuracy by epoch with its stages (tinted: warmup and cooldown, on all samples), loss and activation rate by "
@@ -140,8 +187,12 @@ _COSTS = "What each epoch cost: wall seconds by what they went into, and joules 
 
 def _alt_dashboard(row: Summary) -> str:
     facts = [
-        f"accuracy ends at {row.final_accuracy:.1%}" if row.final_accuracy is not None else "no accuracy was logged",
-        *(f"{name} saved {share:.1%}" for name, share in row.savings.items() if share is not None),
+        "no accuracy was logged" if row.final_accuracy is None else f"accuracy ends at {percent(row.final_accuracy)}",
+        *(
+            f"{name} {'skipped' if name == 'samples' else 'saved'} {percent(share)}"
+            for name, share in row.savings.items()
+            if share is not None
+        ),
     ]
     return f"Six panels about {row.name}: accuracy, loss, activation, savings, threshold, significance; " + ", ".join(
         facts
@@ -153,12 +204,12 @@ def _alt_samples(run: Run) -> str:
 
 
 def _alt_costs(run: Run) -> str:
-    return f"Two panels about {run.name}: seconds of each epoch, by what they went into, and joules."
+    return f"What {run.name} cost: seconds of each epoch, by what they went into, and joules, where measured."
 
 
 def _alt_comparison(rows: Sequence[Summary]) -> str:
-    ends = [f"{row.name} {row.final_accuracy:.1%}" for row in rows if row.final_accuracy is not None]
-    return "Four panels that compare the runs; final accuracies: " + (", ".join(ends) or "none logged")
+    ends = [f"{row.name} {percent(row.final_accuracy)}" for row in rows if row.final_accuracy is not None]
+    return "Panels that compare the runs; final accuracies: " + (", ".join(ends) or "none logged")
 
 
 def _foot(log_dirs: Sequence[str | Path]) -> str:

@@ -17,7 +17,6 @@ from lightning_ast.report.derive import (
     is_dense,
     last_epoch,
     loss_tag,
-    mean_by_epoch,
     stage_of_epochs,
     stage_spans,
 )
@@ -68,15 +67,11 @@ def test_one_value_an_epoch_is_the_last_finite_one() -> None:
         {
             "epoch": EPOCH,
             "val_acc": [(1, 0.1), (2, 0.2), (5, 0.5), (8, NAN)],
-            "loss": [(0, 1), (1, 2), (2, NAN), (4, 7)],
         }
     )
     found = by_epoch(run, "val_acc")
     assert found is not None
     assert (found.epochs.tolist(), found.values.tolist()) == ([0, 1], [0.2, 0.5])
-    mean = mean_by_epoch(run, "loss")
-    assert mean is not None
-    assert (mean.epochs.tolist(), mean.values.tolist()) == ([0, 1], [1.5, 7.0])
     assert by_epoch(run, "nothing") is None
     assert last_epoch(run) == 2
 

@@ -1,0 +1,100 @@
+"""The mean of each epoch: as it was logged, or else of the steps that were."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_ast.report.derive import EpochSeries, epochs_at, last_of_each
+from lightning_ast.report.series import Ints, Run
+from lightning_ast.report.texts import counted
+
+__all__ = ["EpochMeans", "behind_each", "epoch_means"]
+
+
+class EpochMeans(NamedTuple):
+    """A value an epoch, and what it is the mean of.
+
+    Attributes:
+        means: The values.
+        logged: ``(n,)``, how many logged values stand behind each; None where each is the mean of a whole epoch.
+        at_ends: Whether each epoch has one value, at its last step: that step's, or the mean of the epoch.
+    """
+
+    means: EpochSeries
+    logged: Ints | None
+    at_ends: bool
+
+
+def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
+    """The mean of each epoch, as it was logged or else from the logged steps; None where there is no finite value.
+
+    Lightning logs the mean of an epoch with ``on_epoch=True``: beside the steps under the tag's name with ``_epoch``,
+    without them under the tag's own name, at the last step of the epoch.
+
+    Args:
+        run: The run.
+        tag: The tag of the steps.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lightning_ast.report.series import Series
+        >>> logged = {"loss_step": Series.of([0, 3], [4.0, 1.0]), "loss_epoch": Series.of([3], [2.0])}
+        >>> epoch_means(Run("a", Path("a"), "CSV", logged | {"epoch": Series.of([0, 3], [0, 0])}), "loss_step")
+        EpochMeans(means=EpochSeries(epochs=array([0]), values=array([2.])), logged=None, at_ends=True)
+    """
+    if tag is None:
+        return None
+    for candidate in (f"{tag.removesuffix('_step')}_epoch", tag):
+        series = run.series(candidate)
+        if series is None:
+            continue
+        finite = np.isfinite(series.values)
+        epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
+        logged = np.bincount(position)
+        means = EpochSeries(epochs, np.bincount(position, series.values[finite]) / logged)
+        at_ends = bool((logged == 1).all()) and not _between_ends(run, series.steps[finite]).any()
+        if at_ends and (candidate.endswith("_epoch") or _steps_are_logged(run)):
+            return EpochMeans(means, None, at_ends)
+        if candidate == tag:
+            return EpochMeans(means, logged, at_ends)
+    return None
+
+
+def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
+    """Which of the steps are not the last one of their epoch."""
+    epoch = run.series("epoch")
+    if epoch is None:
+        return np.ones(len(steps), dtype=np.bool_)
+    ends = last_of_each(epoch.values.astype(np.int64), epoch.steps.astype(np.float64)).values
+    return ~np.isin(steps, ends) & (steps < ends.max())
+
+
+def _steps_are_logged(run: Run) -> bool:
+    """Whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none.
+
+    Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with the
+    steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
+    """
+    of_steps = [series for tag, series in run.scalars.items() if tag == "ast/stage" or tag.endswith("_step")]
+    return any(_between_ends(run, series.steps).any() for series in of_steps)
+
+
+def behind_each(found: EpochMeans) -> str | None:
+    """What stands behind each value, where that is not a whole epoch.
+
+    Example:
+        >>> epochs = EpochSeries(np.arange(2), np.ones(2))
+        >>> behind_each(EpochMeans(epochs, np.array([1, 2]), at_ends=False))
+        'mean of 1 to 2 logged steps an epoch'
+    """
+    if found.logged is None:
+        return None
+    if found.at_ends:
+        return "one value an epoch, at its last step"
+    least, most = int(found.logged.min()), int(found.logged.max())
+    if least < most:
+        return f"mean of {least} to {most:,} logged steps an epoch"
+    return f"mean of {counted(most, 'logged step')} an epoch"

@@ -1,0 +1,55 @@
+"""Open the files that a report reads: ordinary files of a bounded size, and nothing else."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from lightning_ast.report.texts import counted
+
+__all__ = ["UnreadableError", "reading"]
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class UnreadableError(Exception):
+    """A file is left out; the message says why."""
+
+
+@contextmanager
+def reading(path: Path, *, most_bytes: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file for reading.
+
+    Opening a pipe waits for its writer and reading a device may never end, so that both are refused before. A file
+    that grows while it is read ends where it ended when it was opened, if the caller reads no further than its size.
+
+    Args:
+        path: The file, or a link to it.
+        most_bytes: The size above which it is refused; None for any.
+
+    Yields:
+        The open file, and its size in bytes.
+
+    Raises:
+        UnreadableError: It is not there, not a file, too large, or reading fails.
+    """
+    try:
+        status = path.stat()
+        kind = stat.S_IFMT(status.st_mode)
+        if kind != stat.S_IFREG:
+            raise UnreadableError(f"is {_KINDS.get(kind, 'something else')}, not a file")
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise UnreadableError(f"has {counted(status.st_size, 'byte')}, of which a report reads {most_bytes:,}")
+        with path.open("rb") as file:
+            yield file, status.st_size
+    except OSError as error:
+        raise UnreadableError(f"cannot be read ({error.strerror or error})") from error

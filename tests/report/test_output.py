@@ -1,0 +1,142 @@
+"""What a report writes: its own files as a whole, and never another one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_ast.cli import main
+from lightning_ast.report import ReportError, write_report
+from lightning_ast.report.output import write_files
+
+FOREIGN = b"<!DOCTYPE html><html><body>mine, of lightning-ast report</body></html>"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with logs of two runs in ``logs``, and their report in ``out``."""
+    root = tmp_path_factory.mktemp("made")
+    for name in ("one", "two"):
+        (root / "logs" / name).mkdir(parents=True)
+        (root / "logs" / name / "metrics.csv").write_text("epoch,step,val_acc\n0,1,0.5\n")
+    write_report([root / "logs"], root / "out")
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "root"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def link(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def hard_link(path: Path, target: Path) -> None:
+    os.link(target, path)
+
+
+def copy(path: Path, target: Path) -> None:
+    shutil.copy(target, path)
+
+
+def folder(path: Path, target: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.png", "dashboard-two.png"])
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [(link, "is a link"), (hard_link, "second name"), (copy, "no report wrote"), (folder, "is no file")],
+)
+def test_what_is_not_the_reports_own_is_refused_and_stays(
+    root: Path, name: str, put: Any, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = root / "foreign"
+    foreign.write_bytes(FOREIGN)
+    (root / "out" / name).unlink()
+    put(root / "out" / name, foreign)
+    before = content(root / "out")
+    assert main(["report", str(root / "logs"), "--out", str(root / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-ast: expected to write {root}/out/{name}, but it is")
+    assert words in line
+    assert "move it away, or give another folder with --out" in line
+    assert content(root / "out") == before
+    assert foreign.read_bytes() == FOREIGN
+
+
+@pytest.mark.parametrize("put", [link, hard_link])
+def test_a_page_of_a_report_is_not_replaced_through_a_link_either(root: Path, put: Any) -> None:
+    shutil.move(root / "out" / "report.html", root / "kept.html")
+    put(root / "out" / "report.html", root / "kept.html")
+    before = (root / "kept.html").read_bytes()
+    with pytest.raises(ReportError, match=r"report\.html, but it is a .*link"):
+        write_report([root / "logs" / "one"], root / "out")
+    assert (root / "kept.html").read_bytes() == before
+
+
+def test_a_link_to_nothing_is_not_written_through(root: Path) -> None:
+    (root / "out" / "report.html").unlink()
+    (root / "out" / "report.html").symlink_to(root / "elsewhere.html")
+    with pytest.raises(ReportError, match="is a link"):
+        write_report([root / "logs"], root / "out")
+    assert not (root / "elsewhere.html").exists()
+
+
+def test_own_files_are_replaced_and_own_pictures_removed(root: Path) -> None:
+    """Not those that look like one: files with a picture's name, links, and copies that other folders share."""
+    out = root / "out"
+    before = content(out)
+    (out / "dashboard-holiday.png").write_bytes(b"mine")
+    (root / "elsewhere.png").write_bytes((out / "dashboard-one.png").read_bytes())
+    (out / "samples-link.png").symlink_to(root / "elsewhere.png")
+    os.link(root / "elsewhere.png", out / "costs-shared.png")
+    page = write_report([root / "logs" / "two"], out)
+    after = content(out)
+    assert set(after) == {
+        "report.html",
+        "dashboard-two.png",
+        "dashboard-holiday.png",
+        "samples-link.png",
+        "costs-shared.png",
+    }
+    assert (out / "samples-link.png").is_symlink()
+    assert after["report.html"] != before["report.html"]
+    assert page == out / "report.html"
+
+
+def test_a_report_that_could_not_be_finished_leaves_the_earlier_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(root / "out")
+
+    def full(path: Path, *_: Any) -> Any:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ReportError, match=r"cannot write the report to .*No space left"):
+        write_report([root / "logs"], root / "out")
+    assert content(root / "out") == before, "no rest of it is left beside"
+
+
+def test_files_are_as_readable_as_any_that_the_user_makes(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_files(tmp_path / "out", {}, ("report.html", b""))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "report.html").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_folder_itself_may_be_a_link(root: Path) -> None:
+    (root / "through").symlink_to(root / "out")
+    assert write_report([root / "logs"], root / "through").resolve() == root / "out" / "report.html"
