@@ -14,7 +14,7 @@ from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.core.graph import depends_on_samples
 from lightning_ast.core.losses import REMEDY, LossCaptureError, LossRecord
 
-__all__ = ["check_indices", "check_scorable", "check_scoring", "check_use", "failed_on_subset"]
+__all__ = ["check_indices", "check_scorable", "check_scores", "check_scoring", "check_use", "failed_on_subset"]
 
 
 def check_indices(indices: Any, size: int) -> None:
@@ -28,6 +28,40 @@ def check_indices(indices: Any, size: int) -> None:
         raise ConfigurationError(
             [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
         )
+
+
+def check_scores(values: Tensor, *, first: bool) -> str | None:
+    """Check what a score of the user's own says of a batch: a gate takes lost values as 0, and zeros as all alike.
+
+    Args:
+        values: ``(n,)`` of the samples whose losses are finite, n at least 1.
+        first: Whether this is the first batch.
+
+    Returns:
+        What to warn of, or None.
+
+    Raises:
+        ConfigurationError: It is the first batch, and no usable value is left.
+    """
+    finite = values.isfinite()
+    negative = int((finite & (values < 0)).sum())
+    broken = int((~finite).sum())
+    useful = bool((finite & (values > 0)).any())
+    if negative + broken == 0 and (useful or not first or values.numel() == 1):
+        return None
+    if negative + broken == 0:
+        return (
+            f"lightning-ast: the significance of all {values.numel()} samples of the first batch is 0: samples that "
+            "are all alike are selected at random. Expected larger values for samples that matter more."
+        )
+    message = (
+        "significance must give a finite value of at least 0 for each sample, a larger one for samples that matter "
+        f"more. Of {values.numel()} values, {negative} are negative and {broken} are NaN or infinite"
+    )
+    remedy = "subtract the smallest possible value or take exp(), and mend what gives NaN or infinity"
+    if first and not useful:
+        raise ConfigurationError([f"{message}, and none is above 0: selection would be random. So {remedy}."])
+    return f"lightning-ast: {message}. These count as 0, and such samples are hardly ever selected: {remedy}."
 
 
 def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:

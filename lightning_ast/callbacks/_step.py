@@ -247,13 +247,13 @@ class StepInterceptor:
     def _watch(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> None:
         if plan.observe is not None:
             observe, plan.observe = plan.observe, None  # once a batch, also where the optimizer evaluates it often
-            score = self._decision.scores(batch, losses, record)
+            score = self._decision.scores(plan, batch, losses, record)
             plan.note(score, None if record is None else record.labels)
             if plan.bad is not None:
                 score = score.where(~plan.bad.to(score.device), torch.full_like(score, torch.inf))
             observe(score)
         elif not plan.sparse and not self.verified:
-            self._decision.scores(batch, losses, record)
+            self._decision.scores(plan, batch, losses, record)
 
     def _intercept_explicit(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Explicit losses: scaled row by row, so that the user's own mean has the selection's gradient."""
