@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
@@ -200,8 +201,9 @@ class SparseFit:
         first = self._window.first_batch(self._trainer, batch_idx)  # a stage begins with an optimizer step
         return self._schedule.stage(self._trainer, first)
 
-    def start_backward(self) -> None:
+    def start_backward(self, loss: Tensor) -> None:
         """A backward begins."""
+        self.step.check_backward(loss)
         self._books.start_backward(self.step.plan)
 
     def stop_backward(self) -> None:

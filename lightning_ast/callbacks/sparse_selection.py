@@ -189,7 +189,7 @@ class SparseSelectionCallback(Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Count the backward's FLOPs, once."""
         assert self._fit is not None
-        self._fit.start_backward()
+        self._fit.start_backward(loss)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting."""

@@ -299,9 +299,7 @@ def raw_significance(
         scores = SIGNIFICANCE[significance](losses, logits, inputs, targets, kind=kind, ignore_index=ignore_index)
     if not isinstance(scores, Tensor) or scores.shape != losses.shape or scores.is_complex():
         got = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"expected significance of shape {tuple(losses.shape)}, one real value a sample in a tensor, got {got}."
-        )
+        raise ValueError(f"expected significance of shape {tuple(losses.shape)}, one value a sample, got {got}.")
     return scores.detach().to(losses.device, torch.float32)
 
 

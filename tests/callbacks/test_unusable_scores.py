@@ -127,7 +127,7 @@ def test_usable_scores_are_not_warned_of(digits: Digits, score: Score) -> None:
     ids=["mean", "column", "list", "none", "complex"],
 )
 def test_what_is_no_score_is_refused(digits: Digits, score: Score, got: str) -> None:
-    with pytest.raises(ValueError, match=rf"shape \(32,\), one real value a sample in a tensor, got {got}"):
+    with pytest.raises(ValueError, match=rf"shape \(32,\), one value a sample, got {got}"):
         run(digits, score)
 
 
