@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.callbacks._checks import check_scores
 from lightning_ast.callbacks._logs import note_first_selection, note_score
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
@@ -15,7 +17,12 @@ from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
 from lightning_ast.core.losses import LossRecord, mean_without
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
+from lightning_ast.core.significance import (
+    SignificanceFn,
+    SignificanceName,
+    raw_significance,
+    usable_significance,
+)
 from lightning_ast.mixin import SparseLossMixin, overrides
 
 __all__ = ["Decision"]
@@ -55,19 +62,48 @@ class Decision:
         self.weighting = selector.weighting
         self._average = processes.mean if processes.count > 1 else None
         self.quarantine = quarantine
-        self._scored = self._selected = False
+        self._scored = self._checked = self._warned = self._selected = False
 
-    def scores(self, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
-        """Significance ``(B,)`` of a batch from its losses ``(B,)`` and what they were computed from, where known."""
+    def scores(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
+        """Score a batch.
+
+        Args:
+            plan: The plan of the batch, which knows the samples that are not finite.
+            batch: The batch as loaded.
+            losses: ``(B,)``.
+            record: What the losses were computed from, or None where that is not known.
+
+        Returns:
+            ``(B,)`` significance, finite and non-negative.
+
+        Raises:
+            ConfigurationError: A score of the user's own has no usable value in the first batch.
+        """
         if not self._scored:
             self._scored = True
             note_score(record, el2n=self._significance == "el2n")
-        return compute_significance(self._significance, record, losses, first_input(batch, losses.numel()))
+        raw = raw_significance(self._significance, record, losses, first_input(batch, losses.numel()))
+        if callable(self._significance):
+            self._check_own(raw, plan.bad)
+        return usable_significance(raw)
+
+    def _check_own(self, raw: Tensor, bad: Tensor | None) -> None:
+        """Look at every batch until something was warned of; on an accelerator at the first one, which waits for it."""
+        if self._warned or (self._checked and raw.device.type != "cpu"):
+            return
+        known = raw if bad is None else raw[~bad.to(raw.device)]
+        if known.numel() == 0:
+            return
+        warning = check_scores(known, first=not self._checked)
+        self._checked = True
+        if warning is not None:
+            self._warned = True
+            rank_zero_warn(warning)
 
     def select(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> None:
-        """Choose the samples of a batch that are trained on; other arguments as for :meth:`scores`."""
+        """Choose the samples of a batch that are trained on; arguments as for :meth:`scores`."""
         eligible = self.quarantine.eligible(plan, losses)
-        scores = self.scores(batch, losses, record)
+        scores = self.scores(plan, batch, losses, record)
         plan.note(scores, None if record is None else record.labels)
         selection = self._selector.select(scores, eligible=eligible, average=self._average)
         plan.select(selection)

@@ -33,6 +33,7 @@ from lightning_ast.callbacks._state_selection import SELECTION_STATE
 from lightning_ast.callbacks._step import StepInterceptor
 from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, run_length
+from lightning_ast.core.batch import EmptyBatchError
 from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
 from lightning_ast.core.partial import compiled_parts, keep_rows
 from lightning_ast.core.selector import SampleSelector
@@ -82,7 +83,7 @@ class SparseFit:
             rank=0 if callback.mode == "prune" else trainer.global_rank,
         )
         note_unused_methods(module)
-        processes = Processes(trainer)
+        self._processes = processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)
         self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
@@ -151,7 +152,10 @@ class SparseFit:
             for watcher in self.watchers:
                 watcher.start_stage(stage)
         self.stage = stage
-        size = self.decision.count(batch)
+        size = self._samples_in(batch)
+        if size == 0:
+            self.step.plan = None  # the step is the user's own, as in a plain run
+            return
         indices = self._indices(batch, size)
         check_indices(indices, size)
         if self.epochs is not None:
@@ -168,6 +172,23 @@ class SparseFit:
                 scored = self._scored(batch, batch_idx, size)
             if plan.sparse:
                 self.decision.take_subset(plan, batch, scored, explicit=self.step.per_sample_loss is not None)
+
+    def _samples_in(self, batch: Any) -> int:
+        """Count the samples of a batch, which may be none.
+
+        Raises:
+            EmptyBatchError: There are none, and the other processes wait for this one in a sparse step.
+        """
+        try:
+            size = self.decision.count(batch)
+        except EmptyBatchError:
+            size = 0
+        if size == 0 and self.stage == "sparse" and self._processes.count > 1:
+            raise EmptyBatchError(
+                "expected at least one sample in every batch of the sparse stage, where the processes weigh their "
+                "selections together; got an empty batch. Let the collate_fn keep a sample, or filter the dataset."
+            )
+        return size
 
     def _indices(self, batch: Any, size: int) -> Any:
         indices = self.decision.indices(batch)
@@ -203,7 +224,8 @@ class SparseFit:
         return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]
 
     def start_backward(self, loss: Tensor) -> None:
-        """Count the backward of this loss, if that is wanted."""
+        """Check the loss of a first batch; count its backward, if that is wanted."""
+        self.step.check_backward(loss)
         self._books.start_backward(self.step.plan, loss)
 
     def stop_backward(self) -> None:
@@ -221,7 +243,7 @@ class SparseFit:
             Whether it was trained on.
         """
         plan, self.step.plan = self.step.plan, None
-        if plan is None:  # Lightning calls this hook alone where the loader gave None
+        if plan is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
             return False

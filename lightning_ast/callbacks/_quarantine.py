@@ -35,7 +35,8 @@ class QuarantinedSample:
     Attributes:
         epoch: from 0.
         batch: index of its batch in the epoch, in its process.
-        position: in the batch, or -1 where that is not known: the batch was left out as a whole.
+        position: in the batch, or -1 where that is not known: the batch was left out as a whole, and counts as all
+            of its samples towards ``quarantine_limit``.
         index: in the data set, or -1 where that is not known.
     """
 
@@ -134,14 +135,15 @@ class Quarantine:
             self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
         self._offered += plan.offered
         if plan.lost:
-            self._add([QuarantinedSample(self._epoch, batch_idx, _UNKNOWN, _UNKNOWN)])
+            self._add([QuarantinedSample(self._epoch, batch_idx, _UNKNOWN, _UNKNOWN)], count=plan.batch_size)
         if plan.bad is not None:
             self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
         if self._expected == 0:
             batches = trainer.num_training_batches
             self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
-        if self._pending and self._read() and self._processes.count == 1:
+        found = bool(self._pending) and self._read()
+        if (found or plan.lost) and self._processes.count == 1:
             self._check(self.count, max(self._offered, self._expected))
 
     def finish_epoch(self) -> None:
@@ -172,9 +174,10 @@ class Quarantine:
         if not positions:
             return
         names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
-        self._add([QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions])
+        new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
+        self._add(new, count=len(new))
 
-    def _add(self, new: list[QuarantinedSample]) -> None:
+    def _add(self, new: list[QuarantinedSample], *, count: int) -> None:
         if not self.samples:
             warnings.warn(
                 f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {new[0].epoch}). "
@@ -182,13 +185,14 @@ class Quarantine:
                 stacklevel=2,
             )
         self.samples += new
-        self.count += len(new)
+        self.count += count
 
     def _check(self, count: int, total: int) -> None:
         if self.limit is None or count <= self.limit * total:
             return
         latest = [sample for sample in self.samples if sample.epoch == self._epoch]
-        whole = len(latest) > 1 and [s.batch for s in latest[-2:]] == [latest[-1].batch] * 2
+        lost = bool(latest) and latest[-1].position == _UNKNOWN
+        whole = lost or (len(latest) > 1 and latest[-2].batch == latest[-1].batch)
         raise QuarantineError(
             f"lightning-ast: NaN or infinity in the input or the loss of {counted(count, 'sample')} of epoch "
             f"{self._epoch}, more than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. "

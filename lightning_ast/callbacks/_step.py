@@ -17,7 +17,14 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks._checks import check_scorable, check_use, failed_on_subset
+from lightning_ast.callbacks._checks import (
+    check_averaged,
+    check_scale,
+    check_scorable,
+    check_use,
+    failed_on_subset,
+    scale_of,
+)
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._wrap import method_of
@@ -76,6 +83,7 @@ class StepInterceptor:
         self._common_divisor = divisor
         self._installed = False
         self.verified = False
+        self._first_use: tuple[int, float] | None = None
         self._inside = self._sliced = self._troubled = False
         self.training_step: Callable[..., Any] = module.training_step
         self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
@@ -147,13 +155,31 @@ class StepInterceptor:
             raise failed_on_subset(plan, error) from error
         finally:
             self._inside = False
-        if not self.verified and plan.seen:
-            if self._module.automatic_optimization:
-                check_use(plan, output, explicit=self.per_sample_loss is not None, scored=self._scored)
+        if plan.seen:
+            self._check(plan, output)
             self.verified = True
         plan.seen.clear()
         self._sliced = self._sliced or plan.sub_batch is not None
         return output
+
+    def _check(self, plan: BatchPlan, output: Any) -> None:
+        """Check how the step uses its losses: at the first batch, and in ``subset`` at one of another size too."""
+        if not self._module.automatic_optimization:
+            return
+        if not self.verified:
+            check_use(plan, output, explicit=self.per_sample_loss is not None, scored=self._scored)
+            self._first_use = (plan.forwarded, scale_of(plan, output)) if self._scored else None
+        elif self._first_use is not None and plan.forwarded != self._first_use[0]:
+            check_scale(self._first_use, (plan.forwarded, scale_of(plan, output)))
+            self._first_use = None
+
+    def check_backward(self, loss: Tensor) -> None:
+        """Check how a manual step uses its own per-sample losses, ahead of its first backward."""
+        plan = self.plan
+        if self.verified or plan is None or self._module.automatic_optimization or self.per_sample_loss is None:
+            return
+        if self._inside and plan.seen:
+            check_averaged(plan, loss, scored=self._scored)
 
     def _watched(self, plan: BatchPlan, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self.per_sample_loss is not None:
@@ -249,13 +275,13 @@ class StepInterceptor:
     def _watch(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> None:
         if plan.observe is not None:
             observe, plan.observe = plan.observe, None  # once a batch, also where the optimizer evaluates it often
-            score = self._decision.scores(batch, losses, record)
+            score = self._decision.scores(plan, batch, losses, record)
             plan.note(score, None if record is None else record.labels)
             if plan.bad is not None:
                 score = score.where(~plan.bad.to(score.device), torch.full_like(score, torch.inf))
             observe(score)
         elif not plan.sparse and not self.verified:
-            self._decision.scores(batch, losses, record)
+            self._decision.scores(plan, batch, losses, record)
 
     def _intercept_explicit(self, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Explicit losses: scaled row by row, so that the user's own mean has the selection's gradient."""

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["BatchError", "batch_size_of", "first_input", "select_batch"]
+__all__ = ["BatchError", "EmptyBatchError", "batch_size_of", "first_input", "select_batch"]
 
 
 class BatchError(ValueError):
     """A batch has no recognisable batch dimension; the message says what to override."""
+
+
+class EmptyBatchError(BatchError):
+    """A batch holds no sample."""
 
 
 def batch_size_of(batch: Any) -> int:
@@ -34,7 +38,8 @@ def batch_size_of(batch: Any) -> int:
         The batch size B, at least 1.
 
     Raises:
-        BatchError: no tensor with a leading dimension was found, or the leading dimension is 0.
+        EmptyBatchError: The leading dimension is 0, or there is nothing in the batch.
+        BatchError: No tensor with a leading dimension was found.
 
     Example:
         >>> batch_size_of({"image": torch.zeros(8, 3, 4, 4), "label": torch.zeros(8), "scale": torch.tensor(2.0)})
@@ -44,14 +49,15 @@ def batch_size_of(batch: Any) -> int:
         return len(batch)
     leading = [t.shape[0] for t in _tensors(batch) if t.ndim > 0]
     if not leading:
-        raise BatchError(
+        empty = isinstance(batch, (list, tuple, Mapping)) and len(batch) == 0
+        raise (EmptyBatchError if empty else BatchError)(
             f"expected a batch that holds tensors of shape (B, ...), got {type(batch).__name__} without any. Use "
             "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
         )
     alike = leading.count(leading[0]) == len(leading)  # quicker than counting each
     size = leading[0] if alike else Counter(leading).most_common(1)[0][0]
     if size == 0:
-        raise BatchError("expected at least one sample in the batch, got a leading dimension of 0.")
+        raise EmptyBatchError("expected at least one sample in the batch, got a leading dimension of 0.")
     return int(size)
 
 

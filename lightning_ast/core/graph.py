@@ -5,12 +5,13 @@ Nothing is run for it, and no device is waited for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["RowOrder", "depends_on_samples", "row_order", "runs_compiled"]
+__all__ = ["RowOrder", "averages", "depends_on_samples", "row_order", "runs_compiled"]
 
 RowOrder = Literal["samples", "picked", "joined"]
 
@@ -35,6 +36,24 @@ _LAYERS = (
     "CompiledFunctionBackward",
 )
 _PRODUCTS = ("MmBackward0",)
+_MEANS = ("MeanBackward0", "MeanBackward1")
+_SCALING = ("MulBackward0", "DivBackward0")
+_ELEMENTWISE = (
+    *_RESHAPING,
+    "AddBackward0",
+    "AliasBackward0",
+    "NegBackward0",
+    "PermuteBackward0",
+    "RsubBackward1",
+    "SliceBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+    "SubBackward0",
+    "ToCopyBackward0",
+    "UnsqueezeBackward0",
+)
+"""What changes all elements of a tensor alike and keeps their number."""
 
 
 def row_order(values: Tensor, batch_size: int) -> RowOrder:
@@ -111,6 +130,60 @@ def depends_on_samples(loss: Tensor, captured: Tensor, batch_size: int) -> bool:
 def runs_compiled(loss: Tensor) -> bool:
     """Whether a function that ``torch.compile`` made lies between the parameters and a loss."""
     return any(node.name().startswith("CompiledFunction") for node in _nodes(loss.grad_fn, without=None))
+
+
+def averages(loss: Tensor, losses: Tensor) -> bool:
+    """Whether ``loss`` depends on ``losses`` through their plain mean alone, as far as the graph tells.
+
+    Args:
+        loss: scalar with its graph.
+        losses: ``(B,)`` of which it was made.
+
+    Example:
+        >>> import torch
+        >>> losses = 2 * torch.ones(4, requires_grad=True)
+        >>> averages(0.5 * losses[:, None].mean() + 1, losses), averages(losses.sum() / 64, losses)
+        (True, False)
+        >>> averages((losses * torch.rand(4)).mean(), losses), averages(losses.mean() + losses.max(), losses)
+        (False, False)
+    """
+    goal, pending, seen = losses.grad_fn, [loss.grad_fn], set[Any]()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node is goal:
+            return False
+        mean = node.name() in _MEANS and _elements(node) == 1
+        if not (mean and _alike(node, goal, losses.numel())):
+            pending += [parent for parent, _ in node.next_functions]
+    return True
+
+
+def _alike(mean: Any, goal: Any, size: int) -> bool:
+    """Whether a mean is taken over the elements of ``goal``, each of them changed as the others are."""
+    pending, seen = [parent for parent, _ in mean.next_functions], {None, goal}
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        scales = node.name() in _SCALING and any(
+            isinstance(saved := getattr(node, name, None), Tensor) and saved.ndim == 0
+            for name in ("_saved_self", "_saved_other")
+        )
+        if (scales or node.name() in _ELEMENTWISE) and _elements(node) == size:
+            pending += [parent for parent, _ in node.next_functions]
+        elif goal in _nodes(node, without=None):
+            return False
+    return True
+
+
+def _elements(node: Any) -> int | None:
+    """How many elements the node computed in the forward; None where that is not known."""
+    metadata = getattr(node, "_input_metadata", None)
+    return math.prod(metadata[0].shape) if metadata else None
 
 
 def _nodes(root: Any, *, without: Any) -> Iterator[Any]:

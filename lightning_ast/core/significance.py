@@ -25,6 +25,8 @@ __all__ = [
     "loss",
     "loss_entropy",
     "loss_intensity",
+    "raw_significance",
+    "usable_significance",
 ]
 
 SignificanceName = Literal["el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
@@ -261,7 +263,30 @@ def compute_significance(
         ``(B,)`` detached, non-negative; values that are not finite become 0 (they are never worth selecting).
 
     Raises:
-        ValueError: the result does not have shape ``(B,)``, or the built-in is not defined for this loss.
+        ValueError: the result is not a real tensor of shape ``(B,)``, or the built-in is not defined for this loss.
+    """
+    return usable_significance(raw_significance(significance, record, losses, inputs))
+
+
+def raw_significance(
+    significance: SignificanceName | SignificanceFn,
+    record: LossRecord | None,
+    losses: Tensor,
+    inputs: Tensor | None,
+) -> Tensor:
+    """Score a batch as :func:`compute_significance` does, and keep negative, NaN and infinite values as they are.
+
+    Args:
+        significance: as for :func:`compute_significance`.
+        record: as for :func:`compute_significance`.
+        losses: as for :func:`compute_significance`.
+        inputs: as for :func:`compute_significance`.
+
+    Returns:
+        ``(B,)`` detached, float, on the device of the losses.
+
+    Raises:
+        ValueError: as for :func:`compute_significance`.
     """
     losses = losses.detach().nan_to_num(0.0, 0.0, 0.0)  # one bad sample must not reach the mean of the batch
     logits = None if record is None else record.logits
@@ -272,10 +297,23 @@ def compute_significance(
         kind = None if record is None else record.kind
         ignore_index = None if record is None else record.ignore_index
         scores = SIGNIFICANCE[significance](losses, logits, inputs, targets, kind=kind, ignore_index=ignore_index)
-    if not isinstance(scores, Tensor) or scores.shape != losses.shape:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or scores.shape != losses.shape or scores.is_complex():
+        got = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"expected significance of shape {tuple(losses.shape)}, one value a sample, got {got}.")
-    return scores.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    return scores.detach().to(losses.device, torch.float32)
+
+
+def usable_significance(raw: Tensor) -> Tensor:
+    """Turn what a score gave into what a gate takes: values that are negative or not finite become 0.
+
+    Args:
+        raw: ``(B,)``.
+
+    Example:
+        >>> usable_significance(torch.tensor([2.0, -1.0, float("nan"), float("inf")]))
+        tensor([2., 0., 0., 0.])
+    """
+    return raw.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
 
 
 def _kind(kind: OutputKind | None, logits: Tensor | None, targets: Tensor | None) -> OutputKind:

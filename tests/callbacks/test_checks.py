@@ -228,6 +228,7 @@ def test_the_rate_holds_where_the_loss_is_negative(mode: str) -> None:
         assert sum(rates[start : start + 100]) / 100 == pytest.approx(0.4, rel=0.15)
 
 
+@pytest.mark.filterwarnings("ignore:lightning-ast. the significance of all")
 def test_scores_of_zero_are_all_alike(digits: Digits) -> None:
     """Nothing matters: a random share, not the fewest."""
     callback = SparseSelectionCallback(significance=lambda losses, *_: torch.zeros_like(losses))
