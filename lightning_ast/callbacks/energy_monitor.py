@@ -151,6 +151,7 @@ class EnergyMonitor(Callback):
         """Let go of the trainer and the counters."""
         if stage == "fit":
             self._epoch = None
+            self._logged = {}
 
     # ------------------------------------------------------------------ state
 
