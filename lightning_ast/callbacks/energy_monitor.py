@@ -170,6 +170,7 @@ class EnergyMonitor(Callback):
         """Let go of the trainer and the counters."""
         if stage == "fit" and end_use(self, trainer):
             self._epoch = None
+            self._logged = {}
 
     # ------------------------------------------------------------------ state
 

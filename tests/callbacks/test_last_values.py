@@ -263,6 +263,16 @@ def test_an_epoch_whose_end_failed_is_in_the_energy_series_too(digits: Digits, t
             assert [step for step, _ in points[f"energy/epoch_{name}"]] == [19, 39]
 
 
+def test_a_second_run_that_fails_early_logs_nothing_of_the_first(digits: Digits, tmp_path: Path) -> None:
+    energy = train(digits, tmp_path / "first", max_epochs=3).energy
+    logger = CSVLogger(tmp_path, name="", version="second")
+    for hook in ("on_fit_start", "on_train_start"):
+        trainer = quiet_trainer(callbacks=[energy, Stop(hook, StoppedError(), 0)], logger=logger)
+        with pytest.raises(StoppedError):
+            trainer.fit(Small(), loader(digits))
+    assert logger.experiment.metrics == []
+
+
 @pytest.mark.parametrize("stop", [None, Stop("on_train_batch_start", StoppedError(), 50)])
 def test_saved_joules_are_the_callbacks(digits: Digits, tmp_path: Path, stop: Stop | None) -> None:
     run = train(digits, tmp_path, *([] if stop is None else [stop]))
