@@ -80,9 +80,13 @@ def _lightning(arguments: list[str] | None) -> int:
 
 
 def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("lightning-ast report", description="A page about training runs, from their logs.")
+    parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
+    parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
+    options = parser.parse_args(arguments)
     from lightning_ast.report.command import report_command
 
-    return report_command(arguments)
+    return report_command(options.logdir, options.out)
 
 
 def _advise(arguments: list[str]) -> int:

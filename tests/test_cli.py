@@ -154,7 +154,7 @@ def test_report_of_what_fit_logged(tmp_path: Path) -> None:
     assert "mask" in page, "the mode is read from the configuration that fit saves beside its logs"
     assert (tmp_path / "page" / "report.html").stat().st_size > 50_000, "the figures are in it"
     empty = run("report", "page", cwd=tmp_path, check=False)
-    assert empty.returncode == 1
+    assert empty.returncode == 2
     assert empty.stderr.startswith("lightning-ast: ")
     assert "events.out.tfevents" in empty.stderr, "it says what it looked for"
     assert "Traceback" not in empty.stderr

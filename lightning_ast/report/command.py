@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -14,21 +13,18 @@ from lightning_ast.report.write import make_report
 __all__ = ["report_command"]
 
 
-def report_command(arguments: Sequence[str]) -> int:
+def report_command(log_dirs: Sequence[str], out: str) -> int:
     """Write a report; print where it is, and what was left out of it.
 
     Args:
-        arguments: What follows the command's name.
+        log_dirs: Folders with logs in them, at any depth.
+        out: The folder to write to.
 
     Returns:
         The exit status: 0, or 2 where no report was written.
     """
-    parser = argparse.ArgumentParser("lightning-ast report", description="A page about training runs, from their logs.")
-    parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
-    parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
-    options = parser.parse_args(arguments)
     try:
-        page, left_out = make_report(options.logdir, options.out, progress=True)
+        page, left_out = make_report(log_dirs, out, progress=True)
     except ReportError as error:
         _print(f"lightning-ast: {error}", sys.stderr)
         return 2

@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.report.curves import thin
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
-from lightning_ast.report.series import Floats, Ints
+from lightning_ast.report.series import Floats, Ints, Stage
 from lightning_ast.report.texts import percent, readable
 
 __all__ = [
