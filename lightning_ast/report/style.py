@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import style
@@ -143,7 +143,7 @@ def png(figure: Figure) -> bytes:
     Figure.savefig would draw it twice, the first time for its layout alone.
     """
     file = BytesIO()
-    canvas = cast(FigureCanvasAgg, figure.canvas)
+    canvas: Any = figure.canvas  # Agg's, which has no types
     figure.set_dpi(_DPI)
     with drawing():
         canvas.draw()
