@@ -13,18 +13,18 @@ from lightning_ast.report.write import make_report
 __all__ = ["report_command"]
 
 
-def report_command(logdirs: Sequence[str], out: str) -> int:
+def report_command(log_dirs: Sequence[str], out: str) -> int:
     """Write a report; print where it is, and what was left out of it.
 
     Args:
-        logdirs: Folders with TensorBoard or CSV logs, at any depth.
+        log_dirs: Folders with logs in them, at any depth.
         out: The folder to write to.
 
     Returns:
         The exit status: 0, or 2 where no report was written.
     """
     try:
-        page, left_out = make_report(logdirs, out, progress=True)
+        page, left_out = make_report(log_dirs, out, progress=True)
     except ReportError as error:
         _print(f"lightning-ast: {error}", sys.stderr)
         return 2

@@ -28,6 +28,10 @@ from lightning_ast.report.style import (
 
 __all__ = ["at_epochs", "comparison"]
 
+_HOW = {
+    "accuracy": "an accuracy: a tag with the word acc or accuracy",
+    "loss": "a training loss: a tag with loss in its name, that of a validation apart",
+}
 _MOST_REMARKS = 3
 _COLOURS = ("black", "blue", "vermilion", "green", "orange", "purple", "sky")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
@@ -97,7 +101,7 @@ def _by_epoch(axes: Axes, runs: Sequence[Run], found: Sequence[EpochSeries | Non
     """Draw a curve a run; return what is to be said below the panel."""
     known = [series for series in found if series is not None]
     if not known:
-        missing(axes, f"no run logged a tag with '{what}' in its name")
+        missing(axes, f"no run logged {_HOW[what]}")
         return []
     for i, series in enumerate(found):
         if series is not None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from lightning_ast.core.execution import Mode
 from lightning_ast.report.files import UnreadableError, reading
+from lightning_ast.report.series import MODES
 
 __all__ = ["read_mode"]
 
-_MOST_BYTES = 2**18
+_MOST_BYTES = 2**17
+"""A saved configuration has a few thousand; PyYAML takes a second for so many."""
 _CALLBACK = "SparseSelectionCallback"
 
 
@@ -42,8 +43,8 @@ def read_mode(path: Path) -> tuple[str | None, None]:
         return None, None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UnreadableError("cannot be read as YAML, so that the mode is not known") from error
-    if mode is not None and mode not in get_args(Mode):
-        raise UnreadableError(f"names no mode that is known: expected one of {', '.join(get_args(Mode))}")
+    if mode is not None and mode not in MODES:
+        raise UnreadableError(f"names no mode that is known: expected one of {', '.join(MODES)}")
     return mode, None
 
 

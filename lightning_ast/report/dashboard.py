@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.report.curves import rebin, smooth
 from lightning_ast.report.derive import (
     accuracy,
@@ -19,7 +18,7 @@ from lightning_ast.report.derive import (
     training_loss_tag,
 )
 from lightning_ast.report.samples import percentiles
-from lightning_ast.report.series import Histogram, Run, Series
+from lightning_ast.report.series import Histogram, Run, Series, Stage
 from lightning_ast.report.style import (
     COLOURS,
     GREY,

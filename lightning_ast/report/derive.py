@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
-from lightning_ast.report.series import Floats, Ints, Run, Series
+from lightning_ast.report.series import STAGES, Floats, Ints, Run, Series, Stage
 
 __all__ = [
     "EpochSeries",
@@ -32,8 +31,7 @@ __all__ = [
     "stage_spans",
     "training_loss_tag",
 ]
-
-STAGES: dict[int, Stage] = {code: stage for stage, code in STAGE_CODES.items()}
+_SPARSE = next(code for code, stage in STAGES.items() if stage == "sparse")
 
 
 class EpochSeries(NamedTuple):
@@ -276,5 +274,5 @@ def activation_rate_when_sparse(run: Run) -> float | None:
         return None
     wanted = np.isfinite(rate.values)
     if stage is not None:
-        wanted &= np.isin(rate.steps, stage.steps[stage.values == STAGE_CODES["sparse"]])
+        wanted &= np.isin(rate.steps, stage.steps[stage.values == _SPARSE])
     return float(rate.values[wanted].mean()) if wanted.any() else None

@@ -69,7 +69,8 @@ def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
     if epoch is None:
         return np.ones(len(steps), dtype=np.bool_)
     ends = last_of_each(epoch.values.astype(np.int64), epoch.steps.astype(np.float64)).values
-    return ~np.isin(steps, ends) & (steps < ends.max())
+    between: NDArray[np.bool_] = ~np.isin(steps, ends) & (steps < ends.max())
+    return between
 
 
 def _steps_are_logged(run: Run) -> bool:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MODES",
+    "STAGES",
     "Floats",
     "Histogram",
     "Ints",
@@ -18,6 +20,7 @@ __all__ = [
     "Run",
     "Series",
     "Source",
+    "Stage",
     "is_point",
     "keep_latest",
     "tame",
@@ -26,6 +29,11 @@ __all__ = [
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
+Stage = Literal["warmup", "sparse", "cooldown"]
+
+# copies of what the callbacks and the core define: those import torch, for which a report would wait for seconds
+STAGES: dict[int, Stage] = {0: "warmup", 1: "sparse", 2: "cooldown"}
+MODES = ("mask", "subset", "partial", "prune")
 
 _MOST_STEPS = 2**53
 _MOST_EPOCHS = 10**7

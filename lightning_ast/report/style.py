@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import style
@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.report.curves import thin
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
-from lightning_ast.report.series import Floats, Ints
+from lightning_ast.report.series import Floats, Ints, Stage
 from lightning_ast.report.texts import percent, readable
 
 __all__ = [
@@ -144,7 +143,7 @@ def png(figure: Figure) -> bytes:
     Figure.savefig would draw it twice, the first time for its layout alone.
     """
     file = BytesIO()
-    canvas = cast(FigureCanvasAgg, figure.canvas)
+    canvas: Any = figure.canvas  # Agg's, which has no types
     figure.set_dpi(_DPI)
     with drawing():
         canvas.draw()
