@@ -127,7 +127,7 @@ def note_poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float) -> None
     if not saves_too_little(mode, rate, forward=forward):
         return
     cost = functools.partial(step_cost, rate=rate, forward=forward)
-    others = ["prune", "partial"] if mode == "subset" and cost("partial") < 0.95 else ["prune"]
+    others: list[Mode] = ["prune", "partial"] if mode == "subset" and cost("partial") < 0.95 else ["prune"]
     alternatives = " and ".join(f"mode={other!r} would cost {cost(other):.0%}" for other in others)
     promised = step_cost(mode, rate)
     reason = "scoring all samples takes more than it spares at so high a rate"
