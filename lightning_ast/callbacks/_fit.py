@@ -82,7 +82,6 @@ class SparseFit:
             seed=callback.seed,
             rank=0 if callback.mode == "prune" else trainer.global_rank,
         )
-        note_unused_methods(module)
         self._processes = processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)
@@ -106,6 +105,7 @@ class SparseFit:
 
     def attach(self) -> None:
         """Wrap the training step; in ``prune`` lead the fit loop."""
+        note_unused_methods(self._module)
         self.step.install()
         if self.epochs is not None:
             self.epochs.attach()

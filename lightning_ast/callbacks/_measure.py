@@ -67,13 +67,12 @@ class FlopCount:
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
         self._counts = self._wants_dense = self._wants_share = enabled and not compiled_parts(module)
         self._open = ExitStack()
-        self._counter: BackwardFlops | None = None
-        self._before: tuple[int, int | None] | None = None
+        self._counter = BackwardFlops()
+        self._counting_now = False
+        self._backward_began: int | None = None
+        self._backward_full = 0
         self._forward: int | None = None
         self._backward: int | None = None
-        self._full = 0
-        self._executed: int | None = 0
-        self._failure: str | None = None
         self._expects_backward = False
         self._calls: Counter[str] = Counter()
         self._shares: dict[frozenset[str], float] = {frozenset(): 0.0}
@@ -89,42 +88,37 @@ class FlopCount:
             yield
             return
         self._expects_backward = True
-        with self._counting() as counter:
+        with self._counting():
             yield
-        self._forward = counter.full - self._full
+        self._forward = self._counter.full - self._backward_full
 
     @contextmanager
-    def _counting(self) -> Iterator[BackwardFlops]:
-        with BackwardFlops() as counter:
-            self._counter = counter
-            try:
-                yield counter
-            finally:
-                self._counter = None
-                self._failure = self._failure or counter.failure
+    def _counting(self) -> Iterator[None]:
+        self._counting_now = True
+        try:
+            with self._counter:
+                yield
+        finally:
+            self._counting_now = False
 
     def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
         """Begin to count a backward, if that of this batch is to be counted."""
         partial = plan is not None and plan.spares_rows
         if not ((self._wants_dense and self._expects_backward) or (partial and self._wants_share)):
             return
-        counter = self._counter or self._open.enter_context(self._counting())
-        self._before = counter.full, counter.executed
+        if not self._counting_now:
+            self._open.enter_context(self._counting())
+        self._backward_began = self._counter.full
         if runs_compiled(loss):
-            self._failure = "the step calls a function that torch.compile made"
+            self._counter.failure = "the step calls a function that torch.compile made"
 
     def stop_backward(self) -> None:
         """End the backward's count."""
-        counter, before, self._before = self._counter, self._before, None
-        if counter is None or before is None:
+        if self._backward_began is None:
             return
-        full = counter.full - before[0]
-        self._full += full
-        if self._executed is not None and counter.executed is not None and before[1] is not None:
-            self._executed += counter.executed - before[1]
-        else:
-            self._executed = None
+        full, self._backward_began = self._counter.full - self._backward_began, None
         self.close()
+        self._backward_full += full
         if self._wants_dense and self._expects_backward:
             self._backward = full + (self._backward or 0)
         if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
@@ -132,7 +126,7 @@ class FlopCount:
 
     def of_sample(self, plan: BatchPlan) -> FlopsPerSample | None:
         """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
-        known = self._wants_dense and self._failure is None and self._forward and plan.forwarded
+        known = self._wants_dense and self._counter.failure is None and self._forward and plan.forwarded
         if not known or self._forward is None or self._backward is None:
             return None
         return FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
@@ -151,17 +145,18 @@ class FlopCount:
         self.close()
         if self._wants_dense and ledger.flops is None:
             ledger.flops = self.of_sample(plan)
-        if self._wants_dense and self._failure is not None:
+        counter, full = self._counter, self._backward_full
+        self._counter, self._backward_full = BackwardFlops(), 0
+        if self._wants_dense and counter.failure is not None:
             self._counts = self._wants_share = False
             rank_zero_warn(
-                f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {self._failure}. Training "
-                "is not affected; SparseSelectionCallback(count_flops=False) does not try."
+                f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {counter.failure}. "
+                "Training is not affected; SparseSelectionCallback(count_flops=False) does not try."
             )
         self._wants_dense = False
-        known = self._failure is None and self._full and self._executed is not None
-        executed = self._executed / self._full if known and self._executed is not None else None
-        self._full = self._executed = 0
-        self._failure = None
+        executed = None
+        if counter.executed is not None and counter.failure is None and full:
+            executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes
         if not plan.spares_rows:
             return _NONE
         if uncounted(dense_ops):

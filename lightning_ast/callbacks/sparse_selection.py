@@ -34,7 +34,8 @@ _WHY_ONE = "each would select from the other's"
 class SparseSelectionCallback(Callback):
     """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
 
-    Cost of a sparse step as a share of a dense one, counting forward 1 and backward 2, at activation rate r:
+    Cost of a sparse step as a share of a dense one, counting forward 1 and backward 2 (as where all parameters are
+    trained; the first sparse batch warns where a frozen part makes a mode useless), at activation rate r:
     ``partial`` (1 + 2r) / 3: the step runs once, on the full batch, and its backward computes over the selected rows;
     ``subset`` (1 + 3r) / 3: a scoring forward, then the step on the selected samples; ``prune`` r: the samples that a
     sparse epoch leaves out are not even loaded, and what they were worth is remembered from when they were last trained
