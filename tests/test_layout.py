@@ -64,7 +64,12 @@ def test_the_core_is_walked_in_one_direction() -> None:
     order = [
         "state",
         "state_checks",
+        "quarantine",
+        "rows",
+        "containers",
+        "listing",
         "batch",
+        "replacement",
         "graph",
         "loss_functions",
         "losses",

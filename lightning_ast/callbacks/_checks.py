@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._scoring import ScoringPass
-from lightning_ast.core.graph import averages, depends_on_samples
-from lightning_ast.core.losses import REMEDY, LossCaptureError, LossRecord
+from lightning_ast.core.batch import BatchError, unclear_listing
+from lightning_ast.core.losses import LossCaptureError, LossRecord
 from lightning_ast.words import counted
 
 __all__ = [
-    "check_averaged",
     "check_indices",
-    "check_scale",
+    "check_listing",
     "check_scorable",
     "check_scores",
     "check_scoring",
-    "check_use",
     "failed_on_subset",
-    "loss_of",
-    "scale_of",
 ]
 
 
@@ -40,6 +34,27 @@ def check_indices(indices: Any, size: int) -> None:
         )
         raise ConfigurationError(
             [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
+        )
+
+
+def check_listing(batch: Any, size: int, loaders: list[Any]) -> None:
+    """Check that a first batch which lists its samples was not taken for rows.
+
+    Args:
+        batch: The batch as loaded.
+        size: The samples that were counted in it.
+        loaders: The user's loaders.
+
+    Raises:
+        BatchError: A list in it has as many entries as the only loader puts samples into a batch; the count differs.
+    """
+    expected = getattr(loaders[0], "batch_size", None) if len(loaders) == 1 else None
+    if isinstance(expected, int) and unclear_listing(batch, size, expected):
+        raise BatchError(
+            f"the batch is a {type(batch).__name__} that seems to list {expected} samples, as many as the DataLoader "
+            f"puts into a batch, and its tensors have {size} rows. Use SparseLossMixin and override "
+            "`count_samples(batch)` and `select_batch(batch, indices)`; or load dicts that hold a number beside each "
+            "sample, as its index."
         )
 
 
@@ -100,101 +115,6 @@ def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> Non
             f"the selected samples have {counted(record.elements, 'loss element')} each where the whole batch had "
             f"{plan.elements}: the batch was not sliced as a whole. Use SparseLossMixin and override "
             "`select_batch(batch, indices)`."
-        )
-
-
-def check_use(plan: BatchPlan, output: Any, *, explicit: bool, scored: bool) -> None:
-    """Check that what was intercepted is what is trained on, alone, and that explicit losses are averaged.
-
-    Args:
-        plan: The plan of the batch, with what its step was given.
-        output: What the training step returned.
-        explicit: Whether the losses are the module's own.
-        scored: Whether the step may see the selected samples alone (``subset``).
-    """
-    loss, seen = loss_of(output), plan.seen[0]
-    if loss is None or loss is seen:
-        return
-    share = _share(loss, seen)
-    if share is None:
-        raise LossCaptureError(
-            f"the loss that training_step returns does not depend on the one that was captured. {REMEDY}"
-        )
-    if explicit:
-        check_averaged(plan, loss, scored=scored)
-    elif depends_on_samples(loss, seen, plan.forwarded):
-        raise LossCaptureError(
-            "training_step adds a term to the captured loss that depends on the samples too, which would not be "
-            "selected with it. Define `per_sample_loss(self, batch, batch_idx)`: with the term in it, or, where it "
-            "must stay whole, train on `self.per_sample_loss(batch, batch_idx).mean() + term`."
-        )
-
-
-def loss_of(output: Any) -> Tensor | None:
-    """The loss in what a training step returns, or None."""
-    loss = output.get("loss") if isinstance(output, dict) else output
-    return loss if isinstance(loss, Tensor) else None
-
-
-def scale_of(plan: BatchPlan, output: Any) -> float:
-    """The gradient of a step's loss with respect to what the step was given, summed; 0 where there is none."""
-    loss = loss_of(output)
-    share = None if loss is None else _share(loss, plan.seen[0])
-    return 0.0 if share is None else float(share.sum())
-
-
-def _share(loss: Tensor, seen: Tensor) -> Tensor | None:
-    """The gradient of the loss with respect to what its step was given, or None where it does not depend on it."""
-    if not (loss.requires_grad and seen.requires_grad):
-        return None
-    (share,) = torch.autograd.grad(loss.sum(), seen, retain_graph=True, allow_unused=True)
-    return share
-
-
-def check_averaged(plan: BatchPlan, loss: Tensor, *, scored: bool) -> None:
-    """Check that a training step makes of explicit losses what is right for those of a selection too.
-
-    Args:
-        plan: The plan of the batch, with the losses ``(B,)`` that its step was given.
-        loss: Scalar that is trained on, or one of several: it may not depend on these losses.
-        scored: Whether the step may see the selected samples alone (``subset``).
-    """
-    losses = plan.seen[0]
-    share = _share(loss, losses)
-    if share is None:
-        return
-    if scored and not averages(loss, losses):
-        raise LossCaptureError(
-            "training_step sums its per-sample losses, weights them or changes them one by one. In mode='subset' it "
-            "sees the selected samples alone, so gradient and logged loss would not be those of the batch: train on "
-            "their plain mean, `self.per_sample_loss(batch, batch_idx).mean()`, with weights and the like inside "
-            "`per_sample_loss`; or use mode='mask' or 'partial'."
-        )
-    used, pruned = int((share != 0).sum()), plan.stands_for is not None
-    if not scored and not pruned and used < losses.numel() and math.isclose(float(share.sum()), 1.0, rel_tol=1e-3):
-        raise LossCaptureError(
-            f"training_step trains on {used} of its {losses.numel()} per-sample losses (picked by an index, as the "
-            "largest, or by weights of 0) and divides by their number. Selected samples stand for the whole batch, so "
-            "the gradient would be too large: let `per_sample_loss` give 0 for the others and train on "
-            "`self.per_sample_loss(batch, batch_idx).mean()`."
-        )
-
-
-def check_scale(first: tuple[int, float], now: tuple[int, float]) -> None:
-    """Check in ``subset`` that the loss is not multiplied or divided by the number of samples which the step sees.
-
-    Args:
-        first: Samples that a step saw, and the gradient of its loss with respect to the mean of their losses.
-        now: The same of a step that saw another number of samples.
-    """
-    (size, scale), (other_size, other_scale) = first, now
-    by_count = math.isclose(scale * other_size, other_scale * size, rel_tol=1e-4)
-    by_inverse = math.isclose(scale * size, other_scale * other_size, rel_tol=1e-4)
-    if scale != 0 and (by_count or by_inverse):
-        raise LossCaptureError(
-            f"training_step {'multiplies' if by_count else 'divides'} its loss by the number of samples in the batch. "
-            f"In mode='subset' it sees the selected samples alone ({other_size} here, {size} before), so the gradient "
-            "would not be that of the batch: train on the plain mean of the losses, or use mode='mask' or 'partial'."
         )
 
 

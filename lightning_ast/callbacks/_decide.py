@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,14 +16,10 @@ from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.core.batch import batch_size_of, first_input, select_batch
+from lightning_ast.core.listing import listed_length, samples_of
 from lightning_ast.core.losses import LossRecord, mean_without
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.significance import (
-    SignificanceFn,
-    SignificanceName,
-    raw_significance,
-    usable_significance,
-)
+from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
 from lightning_ast.mixin import SparseLossMixin, overrides
 
 __all__ = ["Decision"]
@@ -39,7 +36,6 @@ class Decision:
         quarantine: says which samples may be selected.
 
     Attributes:
-        count: ``(batch) -> B``.
         indices: ``(batch) -> (B,)`` dataset indices, or None where they are in the order of drawing.
         weighting: importance weights of the selection.
         quarantine: as given.
@@ -54,8 +50,9 @@ class Decision:
         quarantine: Quarantine,
     ) -> None:
         mixed: Any = module if isinstance(module, SparseLossMixin) else None
-        self.count: Callable[[Any], int] = mixed.count_samples if mixed else batch_size_of
-        self._take: Callable[[Any, Tensor], Any] = mixed.select_batch if mixed else select_batch
+        self._count = mixed.count_samples if overrides(module, "count_samples") else None
+        self._take = mixed.select_batch if overrides(module, "select_batch") else None
+        self._lists: bool | None = None
         self.indices: Callable[[Any], Tensor | None] = mixed.sample_indices if mixed else lambda batch: None
         self._significance = mixed.significance if overrides(module, "significance") else significance
         self._selector = selector
@@ -63,6 +60,22 @@ class Decision:
         self._average = processes.mean if processes.count > 1 else None
         self.quarantine = quarantine
         self._scored = self._checked = self._warned = self._selected = False
+
+    def count(self, batch: Any) -> int:
+        """Count the samples of a batch; what listed them once lists them always, also where a batch does not show it.
+
+        Raises:
+            BatchError: It cannot be told how many there are.
+        """
+        if self._count is not None:
+            return int(self._count(batch))
+        listed = listed_length(batch) if self._lists else None
+        if listed is not None:
+            return listed
+        size = batch_size_of(batch)
+        if self._lists is None:
+            self._lists = samples_of(batch) is not None
+        return size
 
     def scores(self, plan: BatchPlan, batch: Any, losses: Tensor, record: LossRecord | None) -> Tensor:
         """Score a batch.
@@ -82,12 +95,11 @@ class Decision:
         if not self._scored:
             self._scored = True
             note_score(record, el2n=self._significance == "el2n")
-        raw = raw_significance(self._significance, record, losses, first_input(batch, losses.numel()))
-        if callable(self._significance):
-            self._check_own(raw, plan.bad)
-        return usable_significance(raw)
+        check = partial(self._check_own, plan.bad) if callable(self._significance) else None
+        inputs = first_input(batch, losses.numel())
+        return compute_significance(self._significance, record, losses, inputs, check=check)
 
-    def _check_own(self, raw: Tensor, bad: Tensor | None) -> None:
+    def _check_own(self, bad: Tensor | None, raw: Tensor) -> None:
         """Look at every batch until something was warned of; on an accelerator at the first one, which waits for it."""
         if self._warned or (self._checked and raw.device.type != "cpu"):
             return
@@ -130,7 +142,11 @@ class Decision:
         assert plan.selection is not None
         if plan.void or (plan.known_bad and plan.selected == 1):
             return  # the step sees the whole batch: BatchNorm cannot do with one sample
-        plan.sub_batch = self._take(batch, plan.selection.indices)
+        indices = plan.selection.indices
+        if self._take is None:
+            plan.sub_batch = select_batch(batch, indices, batch_size=plan.batch_size)
+        else:
+            plan.sub_batch = self._take(batch, indices)
         if record is None or explicit:
             plan.full_loss = mean_without(losses, plan.bad)
         else:

@@ -17,10 +17,10 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
-from lightning_ast.callbacks._checks import check_indices, check_scoring
+from lightning_ast.callbacks._checks import check_indices, check_listing, check_scoring
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, changes, training_faults
-from lightning_ast.callbacks._fit_loop import written_within
+from lightning_ast.callbacks._fit_loop import loaders, written_within
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._planned import rounded_stages
@@ -183,6 +183,8 @@ class SparseFit:
             size = self.decision.count(batch)
         except EmptyBatchError:
             size = 0
+        if size > 0 and not self.step.verified and not overrides(self._module, "count_samples"):
+            check_listing(batch, size, loaders(self._trainer.fit_loop))
         if size == 0 and self.stage == "sparse" and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "

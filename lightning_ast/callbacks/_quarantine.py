@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
-from lightning_ast.core.batch import first_input
-from lightning_ast.core.quarantine import all_finite, finite_samples, replace_samples
+from lightning_ast.core.quarantine import all_finite
+from lightning_ast.core.replacement import find_finite, replace_in_batch
 from lightning_ast.words import counted
 
 __all__ = ["Quarantine", "QuarantineError", "QuarantinedSample"]
@@ -95,12 +94,11 @@ class Quarantine:
         Returns:
             The batch to train on: the same object where the host knows that all is well.
         """
-        values = None if self.limit is None else first_input(batch, plan.batch_size)
-        if values is None or (values.device.type == "cpu" and all_finite(values)):
+        finite = None if self.limit is None else find_finite(batch, plan.batch_size)
+        if finite is None:
             return batch
-        finite = finite_samples(values)
         plan.quarantine(~finite)
-        plan.batch = apply_to_collection(batch, Tensor, replace_samples, finite, allow_frozen=True)
+        plan.batch = replace_in_batch(batch, finite)
         return plan.batch
 
     def eligible(self, plan: BatchPlan, losses: Tensor) -> Tensor | None:

@@ -17,15 +17,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks._checks import (
-    check_averaged,
-    check_scale,
-    check_scorable,
-    check_use,
-    failed_on_subset,
-    scale_of,
-)
+from lightning_ast.callbacks._checks import check_scorable, failed_on_subset
 from lightning_ast.callbacks._decide import Decision
+from lightning_ast.callbacks._loss_use import UseOfLosses
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._wrap import method_of
 from lightning_ast.core.execution import denominator, report_full_loss, selected_loss
@@ -56,7 +50,6 @@ class StepInterceptor:
 
     Attributes:
         plan: of the running batch; None: the step is the user's own.
-        verified: whether a first batch has been through, and was found to be usable.
         reports_full_loss: whether the loss has the full batch's value, or, for an optimizer that compares the values
             which the closure returns (LBFGS), that of the selection, whose gradient it has.
     """
@@ -82,8 +75,7 @@ class StepInterceptor:
         self._keep_finite = keep_finite
         self._common_divisor = divisor
         self._installed = False
-        self.verified = False
-        self._first_use: tuple[int, float] | None = None
+        self._use = UseOfLosses(module, explicit=explicit, scored=scored)
         self._inside = self._sliced = self._troubled = False
         self.training_step: Callable[..., Any] = module.training_step
         self.per_sample_loss: Callable[..., Any] | None = getattr(module, "per_sample_loss", None) if explicit else None
@@ -108,6 +100,15 @@ class StepInterceptor:
                 else:
                     self._module.__dict__.pop(name, None)
         self._installed, self.plan = False, None
+
+    @property
+    def verified(self) -> bool:
+        """Whether a first batch has been through, and was found to be usable."""
+        return self._use.verified
+
+    def check_backward(self, loss: Tensor) -> None:
+        """Check how a manual step uses its own losses, ahead of its first backward."""
+        self._use.check_backward(self.plan, loss)
 
     def _put(self, name: str, value: Any) -> None:
         self._module.__dict__[name] = value
@@ -155,31 +156,10 @@ class StepInterceptor:
             raise failed_on_subset(plan, error) from error
         finally:
             self._inside = False
-        if plan.seen:
-            self._check(plan, output)
-            self.verified = True
+        self._use.check_step(plan, output)
         plan.seen.clear()
         self._sliced = self._sliced or plan.sub_batch is not None
         return output
-
-    def _check(self, plan: BatchPlan, output: Any) -> None:
-        """Check how the step uses its losses: at the first batch, and in ``subset`` at one of another size too."""
-        if not self._module.automatic_optimization:
-            return
-        if not self.verified:
-            check_use(plan, output, explicit=self.per_sample_loss is not None, scored=self._scored)
-            self._first_use = (plan.forwarded, scale_of(plan, output)) if self._scored else None
-        elif self._first_use is not None and plan.forwarded != self._first_use[0]:
-            check_scale(self._first_use, (plan.forwarded, scale_of(plan, output)))
-            self._first_use = None
-
-    def check_backward(self, loss: Tensor) -> None:
-        """Check how a manual step uses its own per-sample losses, ahead of its first backward."""
-        plan = self.plan
-        if self.verified or plan is None or self._module.automatic_optimization or self.per_sample_loss is None:
-            return
-        if self._inside and plan.seen:
-            check_averaged(plan, loss, scored=self._scored)
 
     def _watched(self, plan: BatchPlan, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if self.per_sample_loss is not None:

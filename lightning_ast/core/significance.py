@@ -25,8 +25,6 @@ __all__ = [
     "loss",
     "loss_entropy",
     "loss_intensity",
-    "raw_significance",
-    "usable_significance",
 ]
 
 SignificanceName = Literal["el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
@@ -250,6 +248,8 @@ def compute_significance(
     record: LossRecord | None,
     losses: Tensor,
     inputs: Tensor | None,
+    *,
+    check: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Score a batch with a built-in or the user's own significance.
 
@@ -258,35 +258,13 @@ def compute_significance(
         record: what the loss was computed from; None where only the losses are known.
         losses: ``(B,)``.
         inputs: the model's input ``(B, ...)``, or None.
+        check: Told the values ``(B,)`` as the score gave them, which may be negative, NaN or infinite.
 
     Returns:
         ``(B,)`` detached, non-negative; values that are not finite become 0 (they are never worth selecting).
 
     Raises:
         ValueError: the result is not a real tensor of shape ``(B,)``, or the built-in is not defined for this loss.
-    """
-    return usable_significance(raw_significance(significance, record, losses, inputs))
-
-
-def raw_significance(
-    significance: SignificanceName | SignificanceFn,
-    record: LossRecord | None,
-    losses: Tensor,
-    inputs: Tensor | None,
-) -> Tensor:
-    """Score a batch as :func:`compute_significance` does, and keep negative, NaN and infinite values as they are.
-
-    Args:
-        significance: as for :func:`compute_significance`.
-        record: as for :func:`compute_significance`.
-        losses: as for :func:`compute_significance`.
-        inputs: as for :func:`compute_significance`.
-
-    Returns:
-        ``(B,)`` detached, float, on the device of the losses.
-
-    Raises:
-        ValueError: as for :func:`compute_significance`.
     """
     losses = losses.detach().nan_to_num(0.0, 0.0, 0.0)  # one bad sample must not reach the mean of the batch
     logits = None if record is None else record.logits
@@ -300,20 +278,10 @@ def raw_significance(
     if not isinstance(scores, Tensor) or scores.shape != losses.shape or scores.is_complex():
         got = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"expected significance of shape {tuple(losses.shape)}, one value a sample, got {got}.")
-    return scores.detach().to(losses.device, torch.float32)
-
-
-def usable_significance(raw: Tensor) -> Tensor:
-    """Turn what a score gave into what a gate takes: values that are negative or not finite become 0.
-
-    Args:
-        raw: ``(B,)``.
-
-    Example:
-        >>> usable_significance(torch.tensor([2.0, -1.0, float("nan"), float("inf")]))
-        tensor([2., 0., 0., 0.])
-    """
-    return raw.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    scores = scores.detach().to(losses.device, torch.float32)
+    if check is not None:
+        check(scores)
+    return scores.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
 
 
 def _kind(kind: OutputKind | None, logits: Tensor | None, targets: Tensor | None) -> OutputKind:
