@@ -91,7 +91,8 @@ def sole_key(callback: Callback, key: str, reason: str) -> str:
 
 
 class _SoleKey(str):
-    __slots__ = ("_owner", "_reason")
+    _owner: Callback
+    _reason: str
 
     def __new__(cls, owner: Callback, key: str, reason: str) -> _SoleKey:
         made = super().__new__(cls, key)
