@@ -204,7 +204,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
     """
     found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
     pruned = run.sparse is not run.dense
-    if run.sparse_epochs() == 0 and pruned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if run.sparse_epochs() == 0 and pruned:
         found.append(
             "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
             f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."

@@ -344,7 +344,7 @@ def test_reloaded_loaders_are_pruned_like_the_first() -> None:
         assert sorted(seen[epoch]) == planned, "what was remembered outlives the loader"
 
 
-@pytest.mark.parametrize(("options", "expected"), [({"fast_dev_run": True}, [32]), ({"max_steps": 12}, [SIZE, 64])])
+@pytest.mark.parametrize(("options", "expected"), [({"fast_dev_run": True}, [13]), ({"max_steps": 12}, [SIZE, 64])])
 def test_short_runs(options: dict[str, Any], expected: list[int]) -> None:
     module = fresh()
     trainer = quiet_trainer(callbacks=[pruned(), TwoStageScheduler()], **{"max_epochs": 4, **options})
