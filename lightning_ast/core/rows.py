@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -55,17 +55,23 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
         return _take_nested(tensor, indices.tolist(), shared)
     if tensor.layout in (torch.strided, torch.sparse_coo):
         return tensor.index_select(0, indices)
-    return tensor.to_sparse_coo().index_select(0, indices).to_sparse(layout=tensor.layout)
+    taken: Tensor = _as_coo(tensor).index_select(0, indices).to_sparse(layout=tensor.layout)
+    return taken
 
 
-def _take_nested(tensor: Tensor, indices: list[int], shared: dict[int, Tensor]) -> Tensor:
+def _as_coo(tensor: Tensor) -> Tensor:
+    """Convert a sparse tensor, through an op that torch has types for."""
+    return tensor if tensor.layout is torch.sparse_coo else tensor.to_sparse(layout=torch.sparse_coo)
+
+
+def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Tensor:
     rows = tensor.unbind()
-    taken = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
+    taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
-        return taken
+        return cast(Tensor, taken)
     known = shared.setdefault(id(tensor.offsets()), taken.offsets())
     if known is taken.offsets() or taken.values().shape[0] != int(known[-1]):
-        return taken
+        return cast(Tensor, taken)
     return torch.nested.nested_tensor_from_jagged(taken.values(), offsets=known)
 
 
@@ -89,7 +95,7 @@ def finite_rows(leaf: Any) -> Tensor | None:
     try:
         if leaf.is_nested:
             return torch.stack([row.isfinite().all() for row in leaf.unbind()])
-        sparse = leaf.to_sparse_coo().coalesce()
+        sparse = _as_coo(leaf).coalesce()
         bad = sparse.indices()[0][~finite_samples(sparse.values())]
         return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device).index_fill(0, bad, value=False)
     except (NotImplementedError, RuntimeError):
