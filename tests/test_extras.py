@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_ast.demo import DataNotFoundError, ImageData, ResNet9
+from lightning_ast.demo import DataNotFoundError, ImageData, ResNet9, compare
 from lightning_ast.extras import MissingPackageError, needs
 from tests.conftest import quiet_trainer
 from tests.support_cli import boring, run
@@ -51,3 +52,9 @@ def test_other_missing_modules_keep_pythons_error() -> None:
     with pytest.raises(ModuleNotFoundError) as raised, needs("vision", "sklearn"):
         import nosuch_module  # noqa: F401
     assert not isinstance(raised.value, MissingPackageError)
+
+
+def test_the_demo_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(MissingPackageError, match=r"rich is missing: pip install 'lightning-ast\[cli,vision\]'"):
+        runpy.run_path(str(compare.__file__))

@@ -50,7 +50,7 @@ def advise(
 
     Raises:
         AdviceError: it cannot be measured here; the message says what to change.
-        ConfigurationError: a setting of the Trainer's selection callback cannot be used.
+        ConfigurationError: A setting of the Trainer's selection callback or schedule cannot be used.
 
     Example:
         >>> from lightning_ast.demo import ImageData, ResNet9

@@ -49,14 +49,18 @@ class Asked:
         """Read them from a Trainer.
 
         Raises:
-            ConfigurationError: A setting of the selection callback cannot be used.
+            ConfigurationError: A setting of the callbacks cannot be used.
         """
         selection = first_callback(trainer, SparseSelectionCallback)
-        if selection is not None and (faults := setting_faults(selection)):
+        schedule = first_callback(trainer, TwoStageScheduler)
+        faults = [] if selection is None else setting_faults(selection)
+        if schedule is not None and trainer.max_steps <= 0:  # else it needs the module too
+            faults += schedule.faults(trainer, batches_known=False)
+        if faults:
             raise ConfigurationError(faults)
         return cls(
             selection,
-            first_callback(trainer, TwoStageScheduler),
+            schedule,
             times_out=first_callback(trainer, Timer) is not None,
             stops_early=first_callback(trainer, EarlyStopping) is not None,
         )

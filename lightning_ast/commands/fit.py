@@ -83,6 +83,12 @@ class CommandLine(LightningCLI):
         except Exception as error:
             raise UsageError(f"ckpt_path: expected a checkpoint of a Trainer, got {type(error).__name__}") from error
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UsageError(f"seed_everything: {error}") from error
+
     def instantiate_classes(self) -> None:
         """Make the objects; where a callback cannot be made, tell which."""
         from lightning_ast.commands.listed import named
@@ -109,6 +115,8 @@ class CommandLine(LightningCLI):
             index = self._place_of(kind, made[kind])
             owner = kind.__name__ if index is None else named(index, kind.__name__)
             raise UsageError(f"{owner}: {_told(cause)}") from error
+        if (factor := self.trainer.accumulate_grad_batches) < 1:  # Lightning fails later, without a word on it
+            raise UsageError(f"trainer.accumulate_grad_batches: expected an int >= 1, got {factor}")
 
     def _place_of(self, kind: type, earlier: int) -> int | None:
         """The place in ``trainer.callbacks`` of the next callback of a class, ``earlier`` of which were made."""

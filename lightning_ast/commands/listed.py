@@ -167,6 +167,8 @@ def _with_setting(item: Any, name: str, value: Any) -> Any:
 
 
 def _item_fault(item: Any) -> str | None:
+    if isinstance(item, dict) and not isinstance(item.get("class_path", ""), str):
+        return f"class_path: expected the class path of a Callback, got {item['class_path']!r}"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Callback, "callback")
     try:

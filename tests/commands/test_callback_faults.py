@@ -60,6 +60,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         ({"class_path": "nosuch.Callback"}, "(Callback): No module named 'nosuch'"),
         ({"class_path": "SparseSelection"}, "(SparseSelection): no class SparseSelection is known"),
         ("pathlib.Path", "(Path): "),
+        ({"class_path": {"a": 1}}, "class_path: expected the class path of a Callback, got {'a': 1}"),
         (7, "expected the class path of a Callback, got 7"),
         ([1], "expected the class path of a Callback"),
         (
@@ -108,3 +109,11 @@ def test_an_override_without_a_callback(tmp_path: Path) -> None:
     assert done.last.endswith("expected a callback before it, for example --trainer.callbacks+=SparseSelectionCallback")
     done = run(*boring("--trainer.callbacks+=SparseSelectionCallbac"), cwd=tmp_path, status=2)
     assert "trainer.callbacks[0] (SparseSelectionCallbac): no class SparseSelectionCallbac is known" in done.last
+
+
+def test_a_schedule_in_advise(tmp_path: Path) -> None:
+    schedule = {"class_path": "TwoStageScheduler", "init_args": {"warmup_epochs": 10**30}}
+    (tmp_path / "c.yaml").write_text(listed("SparseSelectionCallback", schedule))
+    options = ("--trainer.accelerator=cpu", "--trainer.max_epochs=2")
+    done = run("advise", "--config=c.yaml", *options, cwd=tmp_path, status=2)
+    assert done.last.startswith("lightning-ast: trainer.callbacks[1] (TwoStageScheduler): warmup_epochs=1000")
