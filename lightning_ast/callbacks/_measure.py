@@ -23,7 +23,7 @@ SETTLE_STEPS = 3
 
 
 _TRIES = 3
-"""Batches that are counted in the hope that ops which ran over all rows in the batch before do so again."""
+"""Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ _NONE = DenseOps(Counter())
 
 
 class FlopCount:
-    """Counts forward and backward of the first training batch.
+    """Counts forward and backward of the first batch that is trained on.
 
     It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
     counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
@@ -67,6 +67,7 @@ class FlopCount:
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
         self._counts = self._wants_dense = self._wants_share = enabled and not compiled_parts(module)
         self._open = ExitStack()
+        self._tries = _TRIES
         self._counter = BackwardFlops()
         self._counting_now = False
         self._backward_began: int | None = None
@@ -126,8 +127,8 @@ class FlopCount:
 
     def of_sample(self, plan: BatchPlan) -> FlopsPerSample | None:
         """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
-        known = self._wants_dense and self._counter.failure is None and self._forward and plan.forwarded
-        if not known or self._forward is None or self._backward is None:
+        counted = self._wants_dense and not plan.void and self._counter.failure is None
+        if not counted or not plan.forwarded or not self._forward or self._backward is None:
             return None
         return FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
 
@@ -153,7 +154,11 @@ class FlopCount:
                 f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {counter.failure}. "
                 "Training is not affected; SparseSelectionCallback(count_flops=False) does not try."
             )
-        self._wants_dense = False
+        self._tries -= self._forward is not None
+        if self._counts and self._tries > 0 and (plan.void or self._backward is None):
+            self._forward = self._backward = None  # nothing was trained on: the next batch tells what one costs
+        else:
+            self._wants_dense = False
         executed = None
         if counter.executed is not None and counter.failure is None and full:
             executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes

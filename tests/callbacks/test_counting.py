@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
@@ -138,6 +139,31 @@ def test_a_formula_that_fails_is_warned_of_once(mode: str, monkeypatch: pytest.M
     assert sum("FLOPs are not counted" in str(w.message) for w in said) == 1
     assert callback.savings["flops"] is None
     assert_same_weights(weights(plain), weights(module))
+
+
+class Skips(MODULES["Custom"]):
+    """Returns None for the first batch, as steps do that cannot use one."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 0 and self.trainer.current_epoch == 0 else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.", "ignore:lightning-ast. NaN or infinity")
+@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("first", ["skipped", "not finite"])
+def test_a_first_batch_that_nothing_is_trained_on_is_not_the_measure(
+    mode: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = train("Custom", mode=mode)
+    if first == "skipped":
+        monkeypatch.setitem(MODULES, "Custom", Skips)
+    else:
+        images = data().dataset.tensors[0]
+        images[:BATCH] = torch.nan
+        spoilt = DataLoader(TensorDataset(images, data().dataset.tensors[1]), batch_size=BATCH)
+        monkeypatch.setattr("tests.callbacks.test_counting.data", lambda: spoilt)
+    _, callback = train("Custom", mode=mode, quarantine_limit=1.0)
+    assert callback.ledger.flops == whole.ledger.flops
 
 
 @pytest.mark.parametrize("mode", ["subset", "partial"])
