@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lightning_ast.words import counted
+
 __all__ = ["Point", "RunLength"]
 
 N = TypeVar("N", int, float)
@@ -112,14 +114,10 @@ class RunLength:
 
     def __str__(self) -> str:
         epochs, steps = self.epochs, self.steps
-        known = [None if epochs is None else _counted(epochs, "epoch")]
-        known.append(None if steps is None else _counted(steps, "optimizer step"))
+        known = [None if epochs is None else counted(epochs, "epoch")]
+        known.append(None if steps is None else counted(steps, "optimizer step"))
         return " and ".join(words for words in known if words)
 
 
 def _least(one: N | None, other: N | None) -> N | None:
     return min((value for value in (one, other) if value is not None), default=None)
-
-
-def _counted(count: float, name: str) -> str:
-    return f"{count:.10g} {name}{'' if count == 1 else 's'}"
