@@ -104,6 +104,8 @@ class StepLog:
             return
         trainer, stage, selector = self._trainer, self._fit.stage, self._fit.selector
         mean = selector.controller.activation_rate_ema
+        if self._last is None and stage != "sparse":
+            self._threshold = selector.last_threshold  # of a resumed run, which logged it before it was interrupted
         values: dict[str, float] | None = None
         if self._is_wanted(batch_idx):
             values = self._values(stage, mean)
