@@ -167,7 +167,7 @@ def _savings(axes: Axes, run: Run) -> None:
     for name, series in found.items():
         colour, style, width = _SAVINGS[name]
         shown = {"flops": "FLOPs", "samples": "skipped"}.get(name, name)
-        text = f"{shown} {percent(series.last or 0.0, 0)}"
+        text = f"{shown} {'not known at the end' if series.closing is None else percent(series.closing, 0)}"
         curve(axes, series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
     axes.axhline(0, color=GREY, linewidth=0.8)
     _steps(axes, run, max(found.values(), key=len))

@@ -82,6 +82,11 @@ class Series:
         finite = self.values[np.isfinite(self.values)]
         return float(finite[-1]) if finite.size else None
 
+    @property
+    def closing(self) -> float | None:
+        """Return the value that the series ends with, or None where that is not known any more (logged as NaN)."""
+        return float(self.values[-1]) if self.values.size and np.isfinite(self.values[-1]) else None
+
 
 @dataclass(frozen=True, eq=False)
 class Histogram:

@@ -66,7 +66,7 @@ def summarize(run: Run) -> Summary:
         final_accuracy=None if found is None else float(found[1].values[-1]),
         best_accuracy=None if found is None else float(found[1].values.max()),
         activation_rate=activation_rate_when_sparse(run),
-        savings={name: None if series is None else series.last for name, series in saved.items()},
+        savings={name: None if series is None else series.closing for name, series in saved.items()},
         seconds=None if seconds is None else float(seconds[0].values[-1]),
         seconds_measured=seconds is not None and seconds[1],
         joules=None if joules is None else float(joules.values[-1]),

@@ -180,5 +180,7 @@ def test_the_activation_rate_is_that_of_sparse_steps() -> None:
 def test_a_series_knows_its_last_finite_value() -> None:
     assert Series.of([1, 2], [3.0, NAN]).last == 3.0
     assert Series.of([1], [NAN]).last is None
+    assert Series.of([1, 2], [NAN, 3.0]).closing == 3.0
+    assert Series.of([1, 2], [3.0, NAN]).closing is None, "not known any more"
     assert made({"a": [(1, NAN)]}).series("a") is None
     assert long_run(2, 3).series("val_acc") is not None

@@ -38,6 +38,13 @@ def test_what_is_not_in_the_log_is_none() -> None:
     assert set(row.savings.values()) == {None}
 
 
+def test_savings_that_are_not_known_any_more_are_none() -> None:
+    run = made({"ast/savings_flops": [(1, 0.2), (2, float("nan"))], "ast/savings_samples": [(1, 0.1), (2, 0.3)]})
+    savings = summarize(run).savings
+    assert savings["flops"] is None
+    assert savings["samples"] == pytest.approx(0.3)
+
+
 def test_the_reference_is_the_longest_dense_run() -> None:
     short = summarize(made({"epoch": EPOCH[:2]}, name="short"))
     long = summarize(made({"epoch": EPOCH}, name="long"))
