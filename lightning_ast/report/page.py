@@ -210,7 +210,7 @@ _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
     ("final accuracy", _accuracy("final_accuracy")),
     ("best accuracy", _accuracy("best_accuracy")),
-    ("activation rate", lambda row, _: _share(row.activation_rate)),
+    ("activation rate, mean of the logged sparse steps", lambda row, _: _share(row.activation_rate)),
     *[(_HEADINGS[name], _saved(name)) for name in SAVINGS],
     ("seconds", _seconds),
     ("joules", _joules),
