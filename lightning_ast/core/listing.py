@@ -91,7 +91,7 @@ def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
     children = None if _is_leaf(batch) else children_of(batch)
     if not children:
         return None
-    columns = [child for child in children if is_listing(child)]
+    columns: list[Sequence[Any]] = [child for child in children if is_listing(child)]
     beside = [child for child in children if not is_listing(child)]
     if not columns or len({len(column) for column in columns}) > 1 or any(map(leading_sizes, beside)):
         return None

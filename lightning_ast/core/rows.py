@@ -52,15 +52,16 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
                 [1., 0., 0.]])
     """
     if tensor.is_nested:
-        return _take_nested(tensor, indices.tolist(), shared)
+        taken: Tensor = _take_nested(tensor, indices.tolist(), shared)
+        return taken
     if tensor.layout in (torch.strided, torch.sparse_coo):
         return tensor.index_select(0, indices)
-    return tensor.to_sparse_coo().index_select(0, indices).to_sparse(layout=tensor.layout)
+    return tensor.to_sparse(layout=torch.sparse_coo).index_select(0, indices).to_sparse(layout=tensor.layout)
 
 
-def _take_nested(tensor: Tensor, indices: list[int], shared: dict[int, Tensor]) -> Tensor:
+def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
     rows = tensor.unbind()
-    taken = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
+    taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
         return taken
     known = shared.setdefault(id(tensor.offsets()), taken.offsets())
@@ -89,7 +90,7 @@ def finite_rows(leaf: Any) -> Tensor | None:
     try:
         if leaf.is_nested:
             return torch.stack([row.isfinite().all() for row in leaf.unbind()])
-        sparse = leaf.to_sparse_coo().coalesce()
+        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()
         bad = sparse.indices()[0][~finite_samples(sparse.values())]
         return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device).index_fill(0, bad, value=False)
     except (NotImplementedError, RuntimeError):
