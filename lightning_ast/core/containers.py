@@ -131,7 +131,9 @@ class Slicer:
 
     def unknown(self, part: Any) -> Any:
         """What to do with an object that may hold the samples and cannot be looked into."""
-        raise BatchError(f"a {type(part).__name__} in the batch cannot be indexed by samples: {_REMEDY}")
+        raise BatchError(
+            f"an object of type {type(part).__name__} in the batch cannot be indexed by samples: {_REMEDY}"
+        )
 
     def _sequence(self, part: Any) -> Any:
         if hasattr(part, "_fields"):  # a named tuple

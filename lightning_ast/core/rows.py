@@ -52,19 +52,14 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
                 [1., 0., 0.]])
     """
     if tensor.is_nested:
-        return _take_nested(tensor, indices.tolist(), shared)
+        taken: Tensor = _take_nested(tensor, indices.tolist(), shared)
+        return taken
     if tensor.layout in (torch.strided, torch.sparse_coo):
         return tensor.index_select(0, indices)
-    taken: Tensor = _as_coo(tensor).index_select(0, indices).to_sparse(layout=tensor.layout)
-    return taken
+    return tensor.to_sparse(layout=torch.sparse_coo).index_select(0, indices).to_sparse(layout=tensor.layout)
 
 
-def _as_coo(tensor: Tensor) -> Tensor:
-    """Convert a sparse tensor, through an op that torch has types for."""
-    return tensor if tensor.layout is torch.sparse_coo else tensor.to_sparse(layout=torch.sparse_coo)
-
-
-def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Tensor:
+def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
     rows = tensor.unbind()
     taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
@@ -95,7 +90,7 @@ def finite_rows(leaf: Any) -> Tensor | None:
     try:
         if leaf.is_nested:
             return torch.stack([row.isfinite().all() for row in leaf.unbind()])
-        sparse = _as_coo(leaf).coalesce()
+        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()
         bad = sparse.indices()[0][~finite_samples(sparse.values())]
         return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device).index_fill(0, bad, value=False)
     except (NotImplementedError, RuntimeError):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lightning_ast.report.derive import EpochSeries, epochs_at, last_of_each
 from lightning_ast.report.series import Ints, Run
-from lightning_ast.report.texts import counted
+from lightning_ast.words import counted
 
 __all__ = ["EpochMeans", "behind_each", "epoch_means"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lightning_ast.report.files import UnreadableError, reading
 from lightning_ast.report.series import Histogram, ReportError, is_point, tame
-from lightning_ast.report.texts import counted
+from lightning_ast.words import counted
 
 __all__ = ["Point", "Session", "read_session"]
 

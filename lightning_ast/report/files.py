@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from lightning_ast.report.texts import counted
+from lightning_ast.words import counted
 
 __all__ = ["UnreadableError", "reading"]
 

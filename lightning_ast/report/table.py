@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning_ast.report.files import UnreadableError, reading
 from lightning_ast.report.series import Series, is_point
-from lightning_ast.report.texts import counted
+from lightning_ast.words import counted
 
 __all__ = ["read_table"]
 

@@ -1,10 +1,10 @@
-"""Texts that can be shown anywhere: names that a file system gave, numbers of any size, counted words."""
+"""Texts that can be shown anywhere: names that a file system gave, numbers of any size."""
 
 from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["counted", "percent", "readable"]
+__all__ = ["percent", "readable"]
 
 
 def readable(text: str) -> str:
@@ -29,13 +29,3 @@ def percent(share: float, digits: int = 1) -> str:
         ('19.6%', '-5e+28%')
     """
     return f"{share:.{digits}%}" if abs(share) < 100 else f"{100 * share:.3g}%"
-
-
-def counted(number: int, word: str) -> str:
-    """Format a number and its word, in the plural where there is not one.
-
-    Example:
-        >>> counted(1, "row"), counted(1200, "row")
-        ('1 row', '1,200 rows')
-    """
-    return f"{number:,} {word}" + ("" if number == 1 else "s")

@@ -154,6 +154,15 @@ def test_a_list_of_images_of_several_sizes_is_named() -> None:
         fit(module, loader, SparseSelectionCallback(mode="mask"))
 
 
+def test_loaders_of_several_batch_sizes_are_named() -> None:
+    module = Net(lambda batch: (batch[0][0], batch[0][1]))
+    loaders = [DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=size) for size in (4, 8)]
+    with pytest.raises(BatchError, match="those of 2 loaders, which differ in size"):
+        fit(module, loaders, SparseSelectionCallback(mode="mask"))
+    pairs = [DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=2) for _ in range(2)]
+    fit(module, pairs, SparseSelectionCallback(target_activation_rate=0.5, min_selected=1), max_steps=2)
+
+
 class Graphs:
     """As torch_geometric's batch."""
 
@@ -171,7 +180,7 @@ def test_what_cannot_be_sliced_is_refused_where_it_has_to_be(mode: str) -> None:
 
     module, callback = Net(lambda batch: (batch[0].x, batch[1])), SparseSelectionCallback(mode=mode)
     if mode == "subset":
-        with pytest.raises(BatchError, match=r"a Graphs in the batch cannot be indexed by samples.*override"):
+        with pytest.raises(BatchError, match=r"type Graphs in the batch cannot be indexed by samples.*override"):
             fit(module, data(make, bad=False), callback)
     else:
         fit(module, data(make, bad=False), callback)

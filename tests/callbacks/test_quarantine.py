@@ -489,18 +489,3 @@ def test_batchnorm_with_one_sample_left(digits: Digits, mode: str, left: int) ->
     fit(module, loader(spoiled(digits, where=list(range(64, 128 - left)))), callback)
     assert finite(module)
     assert len(callback.quarantined) == 64 - left
-
-
-def test_a_list_of_samples_is_not_looked_into(digits: Digits) -> None:
-    class Net(PlainNet):
-        def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
-            seen.append([bool(sample["x"].isnan().any()) for sample in batch])
-            return torch.stack([s["x"] for s in batch]).nan_to_num(), torch.tensor([s["y"] for s in batch])
-
-    seen: list[list[bool]] = []
-    x, y = spoiled(digits, where=[1])
-    data = DataLoader([{"x": x[i], "y": int(y[i])} for i in range(64)], batch_size=8, collate_fn=list)
-    callback = SparseSelectionCallback(mode="mask")
-    fit(fresh(Net), data, callback)
-    assert seen[0] == [False, True] + [False] * 6
-    assert callback.quarantined == []

@@ -892,11 +892,11 @@ def test_layers_made_in_setup_are_held_still(digits: Digits) -> None:
 def test_a_batch_that_is_not_sliced_is_found_out(digits: Digits) -> None:
     class Opaque:
         def __init__(self, x: Tensor) -> None:
-            self.x = x
+            self.x = lambda: x
 
     class Net(PlainNet):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            hidden, y = batch["hidden"].x, batch["all_y"].x
+            hidden, y = batch["hidden"].x(), batch["all_y"].x()
             return F.cross_entropy(self(hidden), y)
 
     x, y = digits[0][:64], digits[1][:64]

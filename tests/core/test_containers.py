@@ -231,10 +231,10 @@ class Holder:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "graphs": (Graphs, "a Graphs in the batch"),
-    "an object": (Holder, "a Holder in the batch"),
-    "a generator": (lambda: (i for i in range(SIZE)), "a generator in the batch"),
-    "a set": (lambda: frozenset(range(SIZE)), "a frozenset in the batch"),
+    "graphs": (Graphs, "type Graphs in the batch"),
+    "an object": (Holder, "type Holder in the batch"),
+    "a generator": (lambda: (i for i in range(SIZE)), "type generator in the batch"),
+    "a set": (lambda: frozenset(range(SIZE)), "type frozenset in the batch"),
     "BSR": (lambda: torch.eye(SIZE).to_sparse_bsr((2, 2)), "the samples of a Tensor of layout torch.sparse_bsr"),
     "MKL-DNN": (lambda: torch.eye(SIZE).to_mkldnn(), "the samples of a Tensor of layout torch._mkldnn"),
 }
