@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +61,12 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
 
 def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
     rows = tensor.unbind()
-    taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
+    taken = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
-        return cast(Tensor, taken)
+        return taken
     known = shared.setdefault(id(tensor.offsets()), taken.offsets())
     if known is taken.offsets() or taken.values().shape[0] != int(known[-1]):
-        return cast(Tensor, taken)
+        return taken
     return torch.nested.nested_tensor_from_jagged(taken.values(), offsets=known)
 
 
