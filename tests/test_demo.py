@@ -28,7 +28,7 @@ def test_the_table(shown: Done) -> None:
     rows = ROW.findall(shown.out)
     assert [row[0] for row in rows] == ["dense", "AST, partial, r = 0.4", "dense, shortened"]
     assert [float(row[6]) for row in rows] == [100.0, pytest.approx(40 * 0.8 + 20, abs=6), 100.0]
-    assert "Epoch 10/10 | Loss:" in shown.out
+    assert "Epoch 9/9 | Loss:" in shown.out
 
 
 def test_the_shortened_run_has_the_work_of_the_sparse_run_to_half_an_epoch(shown: Done) -> None:
@@ -80,7 +80,9 @@ def test_arguments_out_of_range(arguments: tuple[str, ...], told: str, tmp_path:
 def test_least_arguments_run(tmp_path: Path) -> None:
     done = run("demo", "--mode=prune", "--epochs=3", "--width=1", "--train-limit=128", cwd=tmp_path)
     assert "AST, prune, r = 0.4: 3 epochs" in done.out
-    run("demo", "--epochs=1", "--width=1", "--train-limit=128", cwd=tmp_path)
+    run("demo", "--epochs=1", "--width=1", "--train-limit=256", cwd=tmp_path)
+    done = run("demo", "--epochs=1", "--width=1", "--train-limit=128", cwd=tmp_path, status=2)
+    assert "leave no sparse step in a run of 1 epoch and 1 optimizer step" in done.err
     done = run("demo", "--epochs=1", "--width=1", "--train-limit=256", "--rate=1", cwd=tmp_path)
     assert "dense: 1 epoch\n" in done.out
     assert "baseline to beat" not in done.out, "nothing was saved that a shorter run could match"

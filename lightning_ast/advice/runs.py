@@ -54,7 +54,7 @@ class Asked:
         selection = first_callback(trainer, SparseSelectionCallback)
         schedule = first_callback(trainer, TwoStageScheduler)
         faults = [] if selection is None else setting_faults(selection)
-        if schedule is not None and trainer.max_steps <= 0:  # else it needs the module too
+        if schedule is not None:
             faults += schedule.faults(trainer, batches_known=False)
         if faults:
             raise ConfigurationError(faults)

@@ -113,3 +113,7 @@ class _SoleKey(str):
         return not self == other
 
     __hash__ = str.__hash__
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Copy and pickle as the plain key: what is compared in the constructor is the callbacks themselves."""
+        return str, (str(self),)

@@ -11,9 +11,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from tqdm.auto import tqdm
 
 from lightning_ast.callbacks._drawn import DrawnIndices
 from lightning_ast.callbacks._faults import ConfigurationError, not_logged
@@ -23,6 +22,7 @@ from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._state_monitors import MONITOR_STATE
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
+from lightning_ast.callbacks._terminal import say
 from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
 from lightning_ast.callbacks._watch import watch
 from lightning_ast.callbacks._writers import Writers
@@ -155,7 +155,7 @@ class SparseTrainingMonitor(Callback):
         with self._own_time():
             line = self._progress.finish_epoch(trainer, self._ledger, self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
-            _say(trainer, format_epoch(**line, joules=joules))
+            say(trainer, format_epoch(**line, joules=joules))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what has not been drawn, and sum up."""
@@ -170,7 +170,7 @@ class SparseTrainingMonitor(Callback):
             if selection is not None and selection.quarantined:
                 self._writers.quarantined(selection.quarantined, step)
         with self._guard():
-            _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
+            say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was."""
@@ -326,14 +326,3 @@ def _selected(selection: SparseSelectionCallback | None, *, measures_joules: boo
         "best_savings": best_flops_savings(selection.ledger, selection.mode) if selected else None,
         "quarantined": len(selection.quarantined),
     }
-
-
-def _say(trainer: pl.Trainer, text: str) -> None:
-    """Print, past the progress bar where there is one."""
-    bar = trainer.progress_bar_callback
-    if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
-        bar.progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
-    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-        tqdm.write(text)  # works behind the bars' end too
-    else:
-        print(text)  # noqa: T201 - the terminal is what this callback is for

@@ -20,12 +20,13 @@ __all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "run_length"]
 
 def run_length(trainer: pl.Trainer) -> RunLength:
     """Read what limits a run; the batches of an epoch are known once the training loader is set up."""
-    batches = trainer.num_training_batches
+    batches, module = trainer.num_training_batches, trainer.lightning_module
+    automatic = module is None or module.automatic_optimization  # None: the trainer was not given a module yet
     return RunLength(
         max_epochs=epoch_limit(trainer),
         max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
         batches=int(batches) if math.isfinite(batches) and batches > 0 else None,
-        accumulate=accumulation(trainer) if trainer.lightning_module.automatic_optimization else None,
+        accumulate=accumulation(trainer) if automatic else None,
     )
 
 

@@ -30,10 +30,7 @@ def report_command(log_dirs: Sequence[str], out: str) -> int:
         return 2
     for line in left_out:
         _print(f"lightning-ast: left out: {line}", sys.stderr)
-    try:
-        print(page)
-    except UnicodeEncodeError:  # a name that the terminal's encoding does not know
-        _print(str(page), sys.stdout)
+    _print(str(page), sys.stdout)
     return 0
 
 

@@ -19,7 +19,11 @@ from tests.callbacks.test_lost_and_empty_batches import Stop
 from tests.callbacks.test_sparse_selection import fit
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:lightning-ast. NaN or infinity", "ignore:Sparse", "ignore:The PyTorch API of nested tensors"
+    "ignore:lightning-ast. NaN or infinity",
+    "ignore:lightning-ast. the run ended after 3 optimizer steps without a sparse one",
+    "ignore:lightning-ast. FLOPs are not counted",  # of strided nested tensors
+    "ignore:Sparse",
+    "ignore:The PyTorch API of nested tensors",
 )
 MODES = ["mask", "subset", "partial"]
 SIZE, BATCH, BAD = 18, 8, 3

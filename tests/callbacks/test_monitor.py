@@ -599,7 +599,7 @@ def test_a_checkpoint_without_the_monitor_or_of_an_older_one(
     checkpoint = torch.load(tmp_path / "mid.ckpt", weights_only=True)
     for older in (False, True):
         if older:
-            key = SparseTrainingMonitor().state_key
+            key = str(SparseTrainingMonitor().state_key)
             checkpoint["callbacks"][key] = {"loss_sum": 3.0, "steps": 4, "before": [1024, 900, 0.0, 0.0]}
             torch.save(checkpoint, tmp_path / "mid.ckpt")
         _, callbacks = chain("partial", SparseTrainingMonitor())

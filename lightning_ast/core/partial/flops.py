@@ -30,7 +30,7 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Example:
         >>> import torch
-        >>> from torch.utils.flop_counter import flop_registry
+        >>> from torch.utils.flop_counter import FlopCounterMode
         >>> from lightning_ast.core import select_rows
         >>> layer = torch.nn.Linear(8, 8)
         >>> losses = layer(torch.randn(10, 8)).square().sum(1)
