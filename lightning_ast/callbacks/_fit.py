@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import uuid
 from contextlib import ExitStack
 from typing import Any
@@ -32,14 +31,13 @@ from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._state_selection import SELECTION_STATE
 from lightning_ast.callbacks._step import StepInterceptor
 from lightning_ast.callbacks._watch import Watcher
-from lightning_ast.callbacks.two_stage import TwoStageScheduler, run_length
+from lightning_ast.callbacks.two_stage import TwoStageScheduler, kept_schedule, stages_from
 from lightning_ast.core.batch import EmptyBatchError
 from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
 from lightning_ast.core.partial import compiled_parts, keep_rows
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import overrides
-from lightning_ast.run_length import Point
-from lightning_ast.schedule import Schedule, Stage
+from lightning_ast.schedule import Stage
 
 __all__ = ["SparseFit"]
 
@@ -72,7 +70,8 @@ class SparseFit:
         self.activation_rate: float | None = None
         self.watchers: list[Watcher] = []
         self._trainer, self._module, self._schedule, self._owner = trainer, module, schedule, callback.state_key
-        self._rule = {"mode": self.mode, "gate": callback.gate, "significance": _named(callback.significance)}
+        score = callback.significance if isinstance(callback.significance, str) else "callable"
+        self._rule = {"mode": self.mode, "gate": callback.gate, "significance": score}
         self.selector = SampleSelector(
             target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
             gate=callback.gate,
@@ -101,7 +100,7 @@ class SparseFit:
         self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
-            self.epochs = PrunedEpochs(callback, trainer, self.selector, _kept(schedule, trainer), processes)
+            self.epochs = PrunedEpochs(callback, trainer, self.selector, kept_schedule(schedule, trainer), processes)
 
     def attach(self) -> None:
         """Wrap the training step; in ``prune`` lead the fit loop."""
@@ -217,13 +216,7 @@ class SparseFit:
         following = self._trainer.current_epoch + 1
         if self.epochs is not None:
             return self.epochs.run.stages_from(following)
-        run = run_length(self._trainer)
-        if run.epochs is None:
-            return None
-        schedule = _kept(self._schedule, self._trainer)
-        middles = (epoch + 0.5 for epoch in range(following, math.ceil(run.epochs)))
-        now = self._trainer.global_step
-        return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]
+        return stages_from(following, kept_schedule(self._schedule, self._trainer), self._trainer)
 
     def start_backward(self, loss: Tensor) -> None:
         """Check the loss of a first batch; count its backward, if that is wanted."""
@@ -335,12 +328,3 @@ class SparseFit:
             self.epochs.expect_resume()
         else:
             self._resumption.expect()
-
-
-def _kept(schedule: TwoStageScheduler | None, trainer: pl.Trainer) -> Schedule:
-    """Return the schedule that the run keeps; without a scheduler every step is sparse."""
-    return Schedule() if schedule is None else schedule.schedule_of(trainer)
-
-
-def _named(significance: Any) -> str:
-    return significance if isinstance(significance, str) else "callable"

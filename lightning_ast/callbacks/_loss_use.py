@@ -32,7 +32,7 @@ class UseOfLosses:
         self._module = module
         self._explicit = explicit
         self._scored = scored
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[int, Tensor] | None = None
         self.verified = False
 
     def check_step(self, plan: BatchPlan, output: Any) -> None:
@@ -98,11 +98,14 @@ def _loss_of(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def _scale_of(plan: BatchPlan, output: Any) -> float:
-    """The gradient of a step's loss with respect to what the step was given, summed; 0 where there is none."""
+def _scale_of(plan: BatchPlan, output: Any) -> Tensor:
+    """Sum the gradient of a step's loss with respect to what the step was given; 0 where there is none.
+
+    It stays on its device: a step is not to wait for the value.
+    """
     loss = _loss_of(output)
     share = None if loss is None else _share(loss, plan.seen[0])
-    return 0.0 if share is None else float(share.sum())
+    return torch.zeros(()) if share is None else share.sum()
 
 
 def _share(loss: Tensor, seen: Tensor) -> Tensor | None:
@@ -142,14 +145,15 @@ def _check_averaged(plan: BatchPlan, loss: Tensor, *, scored: bool) -> None:
         )
 
 
-def _check_scale(first: tuple[int, float], now: tuple[int, float]) -> None:
+def _check_scale(first: tuple[int, Tensor], now: tuple[int, Tensor]) -> None:
     """Check in ``subset`` that the loss is not multiplied or divided by the number of samples which the step sees.
 
     Args:
         first: Samples that a step saw, and the gradient of its loss with respect to the mean of their losses.
         now: The same of a step that saw another number of samples.
     """
-    (size, scale), (other_size, other_scale) = first, now
+    size, other_size = first[0], now[0]
+    scale, other_scale = float(first[1]), float(now[1])
     by_count = math.isclose(scale * other_size, other_scale * size, rel_tol=1e-4)
     by_inverse = math.isclose(scale * size, other_scale * other_size, rel_tol=1e-4)
     if scale != 0 and (by_count or by_inverse):

@@ -15,7 +15,7 @@ from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_c
 from lightning_ast.run_length import Point, RunLength
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
 
-__all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "run_length"]
+__all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "kept_schedule", "run_length", "stages_from"]
 
 
 def run_length(trainer: pl.Trainer) -> RunLength:
@@ -191,3 +191,18 @@ class TwoStageScheduler(Callback):
         from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 
         return first_callback(trainer, SparseSelectionCallback)
+
+
+def kept_schedule(scheduler: TwoStageScheduler | None, trainer: pl.Trainer) -> Schedule:
+    """Return the schedule that a run keeps; without a scheduler every step is sparse."""
+    return Schedule() if scheduler is None else scheduler.schedule_of(trainer)
+
+
+def stages_from(epoch: int, schedule: Schedule, trainer: pl.Trainer) -> list[Stage] | None:
+    """List the stages in the middle of each epoch from this one on; None in a run without an end that is known."""
+    run = run_length(trainer)
+    if run.epochs is None:
+        return None
+    middles = (each + 0.5 for each in range(epoch, math.ceil(run.epochs)))
+    now = trainer.global_step
+    return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]

@@ -17,9 +17,6 @@ from tests.callbacks.test_sparse_selection import fit, fresh
 from tests.conftest import PlainNet, assert_same_weights, weights
 
 Digits = tuple[Tensor, Tensor]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:lightning-ast. the run ended after 4 optimizer steps without a sparse one"
-)
 MODES = ["mask", "subset", "partial", "prune"]
 
 

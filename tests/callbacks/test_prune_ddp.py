@@ -159,7 +159,7 @@ def test_a_checkpoint_of_two_ranks_in_one_process(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="processes was 2 and is 1"):
         fit(fresh(), loader(shuffle=True), pruned(), ckpt_path=middle)
     module = fresh()
-    with pytest.warns(match=r"random state of 2 process\(es\), for 1"):
+    with pytest.warns(match=r"random state of 2 processes, for 1"):
         fit(module, loader(shuffle=True), pruned(), ckpt_path=end)
     assert [len(v) for v in module.epochs().values()] == [120, SIZE], "what was remembered is of use"
 

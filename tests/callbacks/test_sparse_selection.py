@@ -257,7 +257,7 @@ def test_own_significance_and_own_slicing_win(digits: Digits) -> None:
             return super().select_batch(batch, indices)
 
     module = fresh(Net)
-    fit(module, loader(digits), half(target_activation_rate=0.25), max_steps=2)
+    fit(module, loader(digits), half(target_activation_rate=0.25, significance="el2n"), max_steps=2)
     assert calls == [str(list(range(48, 64)))] * 2
 
 
