@@ -27,6 +27,7 @@ __all__ = [
     "is_number",
     "not_logged",
     "rate_faults",
+    "rule_of",
     "setting_faults",
     "training_faults",
     "use_faults",
@@ -99,6 +100,12 @@ def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.Lightning
                 f"TwoStageScheduler counts, {target:g}. Give one of them."
             )
     return found
+
+
+def rule_of(callback: Any) -> dict[str, str]:
+    """Name the rule that a ``SparseSelectionCallback`` selects by, for its checkpoints."""
+    score = callback.significance if isinstance(callback.significance, str) else "callable"
+    return {"mode": callback.mode, "gate": callback.gate, "significance": score}
 
 
 def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:

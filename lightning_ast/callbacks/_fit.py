@@ -18,7 +18,7 @@ from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
 from lightning_ast.callbacks._checks import check_indices, check_listing, check_scoring
 from lightning_ast.callbacks._decide import Decision
-from lightning_ast.callbacks._faults import ConfigurationError, changes, training_faults
+from lightning_ast.callbacks._faults import ConfigurationError, changes, rule_of, training_faults
 from lightning_ast.callbacks._fit_loop import loaders, written_within
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
@@ -70,8 +70,7 @@ class SparseFit:
         self.activation_rate: float | None = None
         self.watchers: list[Watcher] = []
         self._trainer, self._module, self._schedule, self._owner = trainer, module, schedule, callback.state_key
-        score = callback.significance if isinstance(callback.significance, str) else "callable"
-        self._rule = {"mode": self.mode, "gate": callback.gate, "significance": score}
+        self._rule = rule_of(callback)
         self.selector = SampleSelector(
             target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
             gate=callback.gate,
