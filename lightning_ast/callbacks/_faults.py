@@ -140,14 +140,7 @@ def setting_faults(callback: Any) -> list[str]:
     found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
-    if callable(significance):
-        if not _takes(significance, 4):
-            found.append("significance: a callable must take (losses, logits, inputs, targets), four arguments.")
-    else:
-        found += [
-            fault.replace(", got", ", or a callable, got", 1)
-            for fault in _one_of("significance", significance, tuple(SIGNIFICANCE))
-        ]
+    found += _significance_faults(significance)
     if weighting is not None:
         found += _one_of("weighting", weighting, get_args(Weighting))
         if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
@@ -169,6 +162,8 @@ def setting_faults(callback: Any) -> list[str]:
             "correct, leave controller=None."
         )
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
+    if not isinstance(callback.count_flops, bool):
+        found.append(f"count_flops: expected True or False, got {callback.count_flops!r}.")
     limit = callback.quarantine_limit
     if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
         hint = _percent_hint(limit)
@@ -176,6 +171,14 @@ def setting_faults(callback: Any) -> list[str]:
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
         )
     return found
+
+
+def _significance_faults(significance: Any) -> list[str]:
+    if callable(significance):
+        four = _takes(significance, 4)
+        return [] if four else ["significance: a callable must take (losses, logits, inputs, targets), four arguments."]
+    faults = _one_of("significance", significance, tuple(SIGNIFICANCE))
+    return [fault.replace(", got", ", or a callable, got", 1) for fault in faults]
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:

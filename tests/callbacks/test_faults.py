@@ -212,6 +212,7 @@ CASES = [
     setting("batchnorm: expected one of 'selected', 'exact', got 'all'", batchnorm="all"),
     setting("quarantine_limit: expected a share .* in .0, 1. or None, got 2", quarantine_limit=2),
     setting("quarantine_limit: .* got -0.1", quarantine_limit=-0.1),
+    setting("count_flops: expected True or False, got .no.", count_flops="no"),
     Case("a controller in prune", "leave controller=None", {"mode": "prune", "controller": PIController()}),
     schedule("warmup_epochs: expected an int >= 0 or a float in .0, 1., got -1", warmup_epochs=-1),
     schedule("warmup_epochs: .* got 1.5", warmup_epochs=1.5),
