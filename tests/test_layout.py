@@ -111,7 +111,7 @@ def test_importing_has_no_side_effects() -> None:
     code = (
         "import sys, lightning.pytorch, torchmetrics; before = set(sys.modules);"
         "import torch, random; torch.manual_seed(0); random.seed(0); a = torch.get_rng_state(); b = random.getstate();"
-        "from lightning_ast import *; import lightning_ast.core;"
+        "from lightning_ast import *; import lightning_ast.core, lightning_ast.advice.command;"
         "assert torch.equal(a, torch.get_rng_state()) and b == random.getstate();"
         "assert not {'torchvision', 'sklearn', 'tensorboard', 'matplotlib', 'rich.table', 'jsonargparse'} & (set(sys.modules) - before)"
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import builtins
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +107,3 @@ def test_the_rendered_report_is_the_texts(monkeypatch: pytest.MonkeyPatch) -> No
     plain = io.StringIO()
     render(advice, file=plain)
     assert plain.getvalue() == f"{advice}\n"
-
-
-def test_importing_needs_no_optional_package() -> None:
-    code = (
-        "import sys, lightning.pytorch; before = set(sys.modules);"
-        "import lightning_ast.advice.command;"
-        "assert not {'rich.table', 'jsonargparse', 'torchvision', 'sklearn'} & (set(sys.modules) - before)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -431,7 +431,9 @@ class CompiledLoss(PlainNet):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize(
+    "mode", ["mask", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("subset", "partial"))]
+)
 def test_a_compiled_loss_is_seen(digits: Digits, mode: str) -> None:
     """Not a fault after all: torch's compiler traces through the capture."""
     ends = []

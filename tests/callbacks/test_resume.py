@@ -100,7 +100,7 @@ POINTS = [("epoch end", 0, None), ("epoch end", 1, None), ("batch end", 0, 9), (
 
 
 @pytest.mark.parametrize("sampler", ["shuffled", "with replacement"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", POINTS, ids=str)
 def test_a_plain_loader_resumes_at_an_epochs_end(tmp_path: Path, point: Any, workers: int, sampler: str) -> None:
     """Dropout, noise in the data, the order of the samples: from the same random state, whatever the script drew."""
