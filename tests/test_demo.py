@@ -23,7 +23,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 
 def test_the_table(shown: Done) -> None:
-    for column in ("accuracy", "seconds", "samples", "GFLOPs", "activation", "saved:"):
+    for column in ("accuracy", "seconds", "samples", "GFLOPs", "activation", "skipped", "saved"):
         assert column in shown.out
     rows = ROW.findall(shown.out)
     assert [row[0] for row in rows] == ["dense", "AST, partial, r = 0.4", "dense, shortened"]

@@ -303,7 +303,7 @@ class PrunedEpochs:
             assert self._facts is not None
             check_split(state["split"], self._split(self._facts, sparse=bool(state["sparse"])))
             self.epoch = RunningEpoch.resumed(state, batches_done(loop))
-            rank_zero_info(f"lightning-ast: resuming epoch {epoch} after {self.epoch.batch} batches, with its plan.")
+            rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()

@@ -169,9 +169,11 @@ def format_summary(run: RunSummary) -> str:
         if run.sparse_rate is not None:
             rate += f", {run.sparse_rate:.1%} in the sparse stage (target {run.target_rate:.1%})"
         lines.append(_row("activation", rate))
-        saved = [f"{name if name != 'flops' else 'FLOPs'} {_share(share)}" for name, share in run.savings.items()]
+        names = {"flops": "FLOPs", "seconds": "seconds", "joules": "joules"}
+        saved = [f"{names[name]} {_share(share)}" for name, share in run.savings.items() if name in names]
         best = "" if run.best_savings is None else f" (mode={run.mode!r} at best: FLOPs {run.best_savings:.1%})"
         lines.append(_row("saved", " | ".join(saved) + best))
+        lines.append(_row("skipped", f"samples {_share(run.savings.get('samples'))}"))
     parts = [f"{name.replace('_', ' ')} {each / run.seconds:.0%}" for name, each in run.sections.items() if run.seconds]
     share = run.monitoring_seconds / run.seconds if run.seconds else 0.0
     parts.append(f"monitoring {share:.2%}")

@@ -210,9 +210,9 @@ def print_table(results: list[RunResult], title: str) -> None:
         "samples",
         "GFLOPs",
         "activation",
-        "saved: samples",
-        "FLOPs",
-        "seconds",
+        "samples skipped",
+        "FLOPs saved",
+        "seconds saved",
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=column == "run")

@@ -156,12 +156,14 @@ def test_a_finished_run_has_one_figure_for_each_saving(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, every: int
 ) -> None:
     run = train(digits, tmp_path, SparseTrainingMonitor(images=0), mode=mode, batches=47, log_every_n_steps=every)
-    line = re.search(r"saved +(.*?) \(mode", capsys.readouterr().out)[1]
-    assert line == " | ".join(f"{NAMED[name]} {value:.1%}" for name, value in run.selection.savings.items())
+    saved, skipped = re.search(r"saved +(.*?) \(mode.*\n +skipped +(.*)", capsys.readouterr().out).groups()
+    shown = {name: f"{NAMED[name]} {value:.1%}" for name, value in run.selection.savings.items()}
+    assert skipped == shown.pop("samples")
+    assert saved == " | ".join(shown.values())
     batches = run.selection.ledger.stages
     run.check(sum(stage.steps for stage in batches.values()) - 1)
     logged = run.logs[0]["ast/savings_flops"][-1][1]
-    print(f"{mode:<8} every {every:<3} terminal {line.split(' | ')[1]:<12} logged {logged:.6f}")  # noqa: T201
+    print(f"{mode:<8} every {every:<3} terminal {saved.split(' | ')[0]:<12} logged {logged:.6f}")  # noqa: T201
 
 
 # ---------------------------------------------------------------------- a run that is stopped

@@ -626,7 +626,10 @@ def test_lines_and_summary_with_each_progress_bar(
     assert [number for number, _ in lines] == ["0", "1", "2", "3"]
     assert [bool(re.match(r" \| ETA: \d+\.\ds", rest)) for _, rest in lines] == [True, True, True, False]
     samples, flops = (f"{selection.savings[name]:.1%}" for name in ("samples", "flops"))
-    assert re.search(rf"saved        samples {samples} \| FLOPs {flops} \| seconds -?\d+\.\d% \| joules not known", out)
+    assert re.search(
+        rf"saved        FLOPs {flops} \| seconds -?\d+\.\d% \| joules not known.*\n  skipped      samples {samples}\n",
+        out,
+    )
     assert f"(mode='partial' at best: FLOPs {flops})" in out
     assert re.search(r"lightning-ast: 4 epochs in \d+\.\ds \| Val Acc: \S+%, best \S+% in epoch \d", out)
     assert re.search(r"activation   \S+% of all samples, \S+% in the sparse stage \(target 30.0%\)", out)
@@ -645,7 +648,8 @@ def test_the_closing_summary() -> None:
     assert format_summary(run).splitlines() == [
         "lightning-ast: 40 epochs in 2h 03m | Val Acc: 92.12%, best 93.00% in epoch 38",
         "  activation   46.0% of all samples, 40.1% in the sparse stage (target 40.0%)",
-        "  saved        samples 54.0% | FLOPs 21.0% | seconds -3.1% | joules not known (mode='subset' at best: FLOPs 24.0%)",
+        "  saved        FLOPs 21.0% | seconds -3.1% | joules not known (mode='subset' at best: FLOPs 24.0%)",
+        "  skipped      samples 54.0%",
         "  time         loading 10% | scoring 20% | monitoring 0.10% | pictures at the end 1.3s",
         "  energy       3.6 MJ (NVIDIA H200 (NVML))",
         "  quarantined  3 samples that are not finite",
