@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ast.callbacks._logs import note_dense_ops, note_poor_savings
+from lightning_ast.callbacks._logs import note_dense_ops, poor_savings
 from lightning_ast.callbacks._measure import FlopCount, StepClock
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks.two_stage import Stage
@@ -74,9 +75,15 @@ class Books:
         assert self._flops is not None
         mode = self._mode_of(plan)
         dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
-        if dense_ops.calls:
-            note_dense_ops(dense_ops, self._told)
         self._dense_share = dense_ops.at_most
+        advice = None
+        if mode is not None and self._ledger.flops is not None and dense_ops.settled and not self._judged:
+            self._judged = True
+            advice = poor_savings(mode, self._ledger.flops, rate=target_rate, dense_share=self._dense_share)
+        if dense_ops.calls:
+            note_dense_ops(dense_ops, self._told, advice)
+        elif advice is not None:
+            rank_zero_warn(f"lightning-ast: {advice}")
         self._ledger.record(
             stage,
             mode=mode,
@@ -85,9 +92,6 @@ class Books:
             dense_share=self._dense_share,
         )
         self._clock.finish_batch(self._ledger, stage, offered=plan.offered)
-        if mode is not None and self._ledger.flops is not None and not self._judged:
-            self._judged = True
-            note_poor_savings(mode, self._ledger.flops, rate=target_rate)
 
     def _mode_of(self, plan: BatchPlan) -> Mode | None:
         return self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None

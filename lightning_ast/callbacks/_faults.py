@@ -63,10 +63,9 @@ def not_logged(name: str, logged: Iterable[str]) -> str:
 
     Args:
         name: The name that was asked for.
-        logged: The names of the logged metrics.
+        logged: The names of the logged metrics; those of this package that have a prefix are left out.
     """
-    own = ("act", "save")  # in the progress bar
-    others = [other for other in logged if other not in own and not other.startswith(("ast/", "energy/"))]
+    others = [other for other in logged if not other.startswith(("ast/", "energy/"))]
     similar = get_close_matches(name, others, n=3, cutoff=0.5)
     ordered = [*similar, *sorted(set(others) - set(similar))]
     hint = f" Did you mean {similar[0]!r}?" if similar else ""

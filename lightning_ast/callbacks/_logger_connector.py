@@ -15,6 +15,7 @@ __all__ = [
     "error_told",
     "forget_step_values",
     "last_logged",
+    "logs_this_step",
     "remove_shown",
     "repaint",
     "running_step",
@@ -34,10 +35,15 @@ def batches_completed(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
 
 
+def logs_this_step(trainer: pl.Trainer) -> bool:
+    """Whether the loggers take what is logged in this step."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
 def will_write(trainer: pl.Trainer) -> bool:
     """Whether Lightning will write what this batch logs, asked in ``on_train_batch_end``."""
     accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
-    writes = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]
+    writes = logs_this_step(trainer) or trainer.fast_dev_run  # type: ignore[attr-defined]
     return bool(writes) and not accumulates
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -20,9 +18,9 @@ __all__ = [
     "note_compiled",
     "note_dense_ops",
     "note_first_selection",
-    "note_poor_savings",
     "note_score",
     "note_unused_methods",
+    "poor_savings",
 ]
 
 
@@ -54,12 +52,13 @@ def note_first_selection(selector: SampleSelector, *, batch_size: int, selection
         )
 
 
-def note_dense_ops(dense_ops: DenseOps, told: set[str]) -> None:
+def note_dense_ops(dense_ops: DenseOps, told: set[str], advice: str | None) -> None:
     """Say once of each backward op of ``partial`` that it ran over the whole batch, and what that cost.
 
     Args:
         dense_ops: of a sparse batch.
         told: names that were said; new ones are added.
+        advice: What to do where the mode saves next to nothing, or None.
     """
     if not dense_ops.settled or dense_ops.calls.keys() <= told:
         return
@@ -70,32 +69,38 @@ def note_dense_ops(dense_ops: DenseOps, told: set[str]) -> None:
         cost = f"{dense_ops.share:.0%} of the backward's FLOPs are spent on every sample"
     rank_zero_warn(
         "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
-        f"lies before them: {names}; {cost}. Gradients are exact; if the share is large, mode='subset' saves more."
+        f"lies before them: {names}; {cost}. Gradients are exact"
+        + (f", but {advice}" if advice else "; if the share is large, mode='subset' saves more.")
     )
 
 
-def note_poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float) -> None:
-    """Warn where this mode saves next to nothing with this module, and say which would.
+def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share: float) -> str | None:
+    """Describe a mode that saves next to nothing with this module, and name the modes that would save; else None.
 
     Args:
         mode: How selections are executed.
         flops: The counted cost of a sample.
         rate: The target activation rate.
+        dense_share: The share of the backward that ``partial`` runs over every sample, in [0, 1].
     """
     forward = flops.forward / flops.dense
-    if not saves_too_little(mode, rate, forward=forward):
-        return
-    cost = functools.partial(step_cost, rate=rate, forward=forward)
-    others: list[Mode] = ["prune", "partial"] if mode == "subset" and cost("partial") < 0.95 else ["prune"]
-    alternatives = " and ".join(f"mode={other!r} would cost {cost(other):.0%}" for other in others)
-    promised = step_cost(mode, rate)
-    reason = "scoring all samples takes more than it spares at so high a rate"
-    if promised <= 1:
-        reason = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
-    rank_zero_warn(
-        f"lightning-ast: mode={mode!r} at an activation rate of {rate:.0%} costs {cost(mode):.1%} of the FLOPs of "
-        f"dense training, as counted in this run ({promised:.0%} where all parameters are trained): {reason}. "
-        f"{alternatives}."
+    if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
+        return None
+    own, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
+    fresh: Mode = "partial" if mode == "subset" else "subset"
+    costs = {other: step_cost(other, rate, forward=forward) for other in ("prune", fresh)}
+    others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
+    passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
+    reasons = {
+        "scoring all samples takes more than it spares at so high a rate": promised > 1,
+        f"{dense_share:.0%} of the backward runs over every sample": dense_share > 0.05,
+        passes: forward > 0.45,
+    }
+    held = [reason for reason, holds in reasons.items() if holds] or [passes]
+    return (
+        f"mode={mode!r} at an activation rate of {rate:.0%} costs {own:.1%} of the FLOPs of dense training, as counted "
+        f"in this run ({promised:.0%} where all parameters are trained): "
+        f"{'; '.join(held)}. {others}."
     )
 
 

@@ -14,6 +14,7 @@ from lightning_ast.callbacks._logger_connector import (
     batches_completed,
     forget_step_values,
     last_logged,
+    logs_this_step,
     remove_shown,
     running_step,
     show,
@@ -25,12 +26,13 @@ from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 if TYPE_CHECKING:
     from lightning_ast.callbacks._fit import SparseFit
 
-__all__ = ["StepLog"]
+__all__ = ["BAR_NAMES", "StepLog"]
 
-_BAR = frozenset({"act", "flops_saved", "samples_skipped"})
+BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})
+"""What the progress bar shows."""
 _STEP_NAMES = frozenset(
     {
-        *_BAR,
+        *BAR_NAMES,
         "ast/activation_rate",
         "ast/activation_rate_ema",
         "ast/target_activation_rate",
@@ -143,7 +145,7 @@ class StepLog:
         """
         trainer = self._trainer
         ends = trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step
-        return batch_idx == 0 or ends or trainer._logger_connector.should_update_logs
+        return batch_idx == 0 or ends or logs_this_step(trainer)
 
     def _log(self, values: dict[str, float], stage: Stage) -> None:
         """Log tensors on the host: a number would be copied to the device, and waited for."""
@@ -153,7 +155,7 @@ class StepLog:
             logged["ast/threshold"] = threshold.float()
         self._module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
         bar = _bar(values)
-        remove_shown(self._trainer, _BAR - bar.keys())
+        remove_shown(self._trainer, BAR_NAMES - bar.keys())
         shown = {name: torch.tensor(value) for name, value in bar.items()}
         self._module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1, prog_bar=True, logger=False)
         self._logged.update(values)

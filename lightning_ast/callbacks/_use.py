@@ -47,7 +47,8 @@ def begin_use(part: Any, trainer: pl.Trainer) -> None:
 
 def serves(part: Any, trainer: pl.Trainer) -> bool:
     """Tell whether an object is kept for the fit of this Trainer."""
-    return part in _users and _users[part]() is trainer
+    user = _users.get(part)
+    return user is not None and user() is trainer
 
 
 def end_use(part: Any, trainer: pl.Trainer) -> bool:

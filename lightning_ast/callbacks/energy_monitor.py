@@ -81,6 +81,7 @@ class EnergyMonitor(Callback):
         if faults := duplicate_faults(trainer, EnergyMonitor, _WHY_ONE):
             raise ConfigurationError(faults)
         begin_use(self, trainer)
+        self._epoch = None  # of a fit that was interrupted: what it cost could be saved until now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the meters; a run that is resumed in mid-epoch goes on from here."""

@@ -21,6 +21,7 @@ from lightning_ast.callbacks._guard import Guard
 from lightning_ast.callbacks._progress import RunProgress
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._state_monitors import MONITOR_STATE
+from lightning_ast.callbacks._step_log import BAR_NAMES
 from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
 from lightning_ast.callbacks._terminal import say
 from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
@@ -217,7 +218,7 @@ class SparseTrainingMonitor(Callback):
             return
         self._checked = True
         if self.accuracy not in trainer.callback_metrics:
-            missing = not_logged(self.accuracy, trainer.callback_metrics)
+            missing = not_logged(self.accuracy, trainer.callback_metrics.keys() - BAR_NAMES)
             rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows no accuracy: {missing}")
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:

@@ -156,8 +156,10 @@ class TwoStageScheduler(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn as soon as an epoch has shown that the run will not come to its sparse stage."""
         run, steps = run_length(trainer), trainer.global_step
-        if run.max_steps is None or steps >= run.max_steps or run.steps_at(1) is not None or self._warned:
-            return
+        ended = run.max_steps is not None and steps >= run.max_steps
+        in_steps = run.max_steps is not None or self.warmup_steps or self.cooldown_steps
+        if self._warned or ended or not in_steps or run.steps_at(1) is not None:
+            return  # over, or known since before the first batch
         per_epoch = math.ceil(steps / (trainer.current_epoch + 1))
         measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
         if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):

@@ -48,23 +48,25 @@ def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) 
     return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
 
 
-def step_cost(mode: Mode, rate: float, *, forward: float = 1 / 3) -> float:
-    """Compute the FLOPs of a sparse step as a share of a dense one, where nothing runs densely for want of a rule.
+def step_cost(mode: Mode, rate: float, *, forward: float = 1 / 3, dense_share: float = 0.0) -> float:
+    """Compute the FLOPs of a sparse step as a share of a dense one.
 
     Args:
         mode: How the selection is executed.
         rate: The activation rate, in (0, 1].
         forward: The forward's share of a dense step; a third where all parameters are trained, more where layers are
             frozen.
+        dense_share: The share of the backward that ``partial`` runs over every sample for want of a rule, in [0, 1].
 
     Example:
         >>> round(step_cost("subset", 0.4), 3), round(step_cost("subset", 0.4, forward=0.9), 3)
         (0.733, 1.3)
     """
-    return {"mask": 1.0, "subset": forward + rate, "partial": forward + (1 - forward) * rate, "prune": rate}[mode]
+    partial = forward + (1 - forward) * (rate + (1 - rate) * dense_share)
+    return {"mask": 1.0, "subset": forward + rate, "partial": partial, "prune": rate}[mode]
 
 
-def saves_too_little(mode: Mode, rate: float, *, forward: float) -> bool:
+def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: float = 0.0) -> bool:
     """Decide whether a mode costs more than dense training, or saves less than a tenth of what its formula promises.
 
     ``mask``, which saves nothing by design, is never blamed. Arguments are those of :func:`step_cost`.
@@ -73,7 +75,7 @@ def saves_too_little(mode: Mode, rate: float, *, forward: float) -> bool:
         >>> saves_too_little("partial", 0.4, forward=0.98), saves_too_little("partial", 0.4, forward=0.4)
         (True, False)
     """
-    cost, promised = step_cost(mode, rate, forward=forward), step_cost(mode, rate)
+    cost, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
     return mode != "mask" and (cost > 1 + 1e-9 or 1 - cost < 0.1 * (1 - promised))
 
 

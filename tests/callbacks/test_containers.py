@@ -20,6 +20,7 @@ from tests.callbacks.test_sparse_selection import fit
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
+    "ignore:lightning-ast. the run ended after",  # within the warmup
     "ignore:lightning-ast. FLOPs are not counted",  # of strided nested tensors
     "ignore:Sparse",
     "ignore:The PyTorch API of nested tensors",

@@ -272,6 +272,7 @@ class StopAt(pl.Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")
 def test_savings_go_on_with_the_same_meters_and_not_with_others(digits: Digits, tmp_path: Path) -> None:
     def both() -> list[Meter]:
         return [Meter("gpu"), Meter("cpu", "the CPU")]

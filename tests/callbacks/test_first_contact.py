@@ -77,7 +77,7 @@ def test_nothing_like_it_is_logged(recwarn: pytest.WarningsRecorder) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
-    fit(SparseTrainingMonitor(accuracy="top1"), module=Silent())
+    fit(SparseTrainingMonitor(accuracy="top1"), SparseSelectionCallback(), module=Silent())
     (message,) = warned(recwarn)
     assert message.endswith("'top1' is not logged. Logged are: no metrics.")
 

@@ -17,6 +17,7 @@ from tests.callbacks.test_sparse_selection import fit, fresh
 from tests.conftest import PlainNet, assert_same_weights, weights
 
 Digits = tuple[Tensor, Tensor]
+pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")  # within the warmup
 MODES = ["mask", "subset", "partial", "prune"]
 
 

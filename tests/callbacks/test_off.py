@@ -811,6 +811,7 @@ def test_without_the_callback_nothing_is_waited_for_and_who_waits_fails(few: Dig
         fit_without_data(few, [], Waits)
 
 
+@pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("warmup", [1, 3])
 @pytest.mark.parametrize("mode", MODES)

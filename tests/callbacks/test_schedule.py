@@ -224,6 +224,16 @@ def test_manual_steps_use_a_run_up(recwarn: pytest.WarningsRecorder) -> None:
     assert "an epoch has 8 optimizer steps" in warned[0]
 
 
+@pytest.mark.parametrize("case", ["unsized", "manual"])
+def test_a_warmup_in_steps_that_the_epochs_do_not_reach(case: str, recwarn: pytest.WarningsRecorder) -> None:
+    """Certain behind the first epoch, not only at the end."""
+    data, module = (stream(3), None) if case == "unsized" else (None, TwoOptimizers())
+    assert set(run({"warmup_steps": 1000}, data, module=module, max_epochs=3)) == {"w"}
+    warned = [str(w.message) for w in recwarn if "lightning-ast" in str(w.message)]
+    assert len(warned) == 1
+    assert "so warmup_steps=1000 will leave no sparse step in this run of 3 epochs" in warned[0]
+
+
 @pytest.mark.parametrize("end", ["early", "time"])
 def test_an_early_end_is_warned_of(end: str) -> None:
     stop = EarlyStopping("loss", patience=1, min_delta=100.0) if end == "early" else Halt(1)
