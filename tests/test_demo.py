@@ -88,6 +88,11 @@ def test_least_arguments_run(tmp_path: Path) -> None:
     assert "baseline to beat" not in done.out, "nothing was saved that a shorter run could match"
 
 
+def test_a_run_of_four_steps(tmp_path: Path) -> None:
+    """A one-cycle schedule that would rise for exactly one step."""
+    run("demo", "--epochs=4", "--width=1", "--train-limit=128", cwd=tmp_path)
+
+
 def test_every_choice_is_named_when_there_are_no_images(tmp_path: Path) -> None:
     done = run("demo", "--data", "cifar10", "--root", str(tmp_path / "none" / "such.npz" / "x"), cwd=tmp_path, status=2)
     for choice in ("cifar10.npz", "cifar10-batches-py", "--root FOLDER", "--data digits"):

@@ -38,10 +38,28 @@ class Books:
         self._flops: FlopCount | None = None
         self._dense_share = 0.0
         self._judged = False
+        self._module: nn.Module | None = None
+        self._trained: list[bool] | None = None
 
     def open(self, module: nn.Module) -> None:
         """The layers are all there: FLOPs can be counted."""
-        self._flops = FlopCount(module, enabled=self._count_flops)
+        # books of a resumed run that did not know the cost of its earlier batches cannot learn it from a later one
+        lost = self._ledger.offered > 0 and self._ledger.flops is None
+        self._flops = FlopCount(module, enabled=self._count_flops and not lost)
+        self._module = module
+
+    def start_batch(self, batch_idx: int) -> None:
+        """Give the FLOPs up where an epoch begins to train other parameters than those that were counted."""
+        if batch_idx > 0 or self._module is None:
+            return
+        trained = [parameter.requires_grad for parameter in self._module.parameters()]
+        if self._trained not in (None, trained) and self._ledger.flops is not None:
+            self._ledger.flops = None
+            rank_zero_warn(
+                "lightning-ast: FLOPs are not known any more, and there are no ast/savings_flops: they are counted "
+                "once, and since then other parameters are trained (layers were frozen or unfrozen)."
+            )
+        self._trained = trained
 
     def forward(self) -> AbstractContextManager[None]:
         """Entered around the first training step."""

@@ -144,6 +144,7 @@ class SparseFit:
     def start_batch(self, batch: Any, batch_idx: int) -> None:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
         self._window.start_batch(self._trainer, batch_idx)
+        self._books.start_batch(batch_idx)
         stage = self._stage_of(batch_idx)
         if stage != self.stage:
             self._books.interrupt()

@@ -79,6 +79,8 @@ class EnergyBook:
             key = (meter.kind, self._running)
             try:
                 now = float(meter.read_joules())
+                if not math.isfinite(now):
+                    raise EnergyUnavailableError(f"{meter.name} reads {now} joules")
                 if now < self._last.get(position, now):
                     raise EnergyUnavailableError(f"{meter.name} fell from {self._last[position]} to {now} joules")
             except Exception as error:  # a meter may be anybody's; whatever it does, training goes on

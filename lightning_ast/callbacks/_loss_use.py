@@ -84,11 +84,17 @@ def _check_use(plan: BatchPlan, output: Any, *, explicit: bool, scored: bool) ->
         )
     if explicit:
         _check_averaged(plan, loss, scored=scored)
+        if scored and depends_on_samples(loss, seen, plan.forwarded):
+            raise LossCaptureError(
+                "training_step adds a term to its per-sample losses that depends on the samples too. In mode='subset' "
+                "it would be that of the selected samples alone: put it into `per_sample_loss`, or, where it must stay "
+                "whole, use mode='mask' or 'partial'."
+            )
     elif depends_on_samples(loss, seen, plan.forwarded):
         raise LossCaptureError(
             "training_step adds a term to the captured loss that depends on the samples too, which would not be "
             "selected with it. Define `per_sample_loss(self, batch, batch_idx)`: with the term in it, or, where it "
-            "must stay whole, train on `self.per_sample_loss(batch, batch_idx).mean() + term`."
+            "must stay whole, train on `self.per_sample_loss(batch, batch_idx).mean() + term` (not in mode='subset')."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import Stage, run_length
 from lightning_ast.core.ledger import Ledger
 
-__all__ = ["RunProgress"]
+__all__ = ["RunProgress", "names_accuracy"]
 
 
 @dataclass
@@ -145,3 +146,14 @@ def _stages_ahead(trainer: pl.Trainer, stage: Stage) -> list[Stage] | None:
         return selection._fit.stages_ahead()
     length = run_length(trainer).epochs
     return None if length is None else [stage] * (math.ceil(length) - trainer.current_epoch - 1)
+
+
+def names_accuracy(name: str) -> bool:
+    """Tell whether a metric's name is that of a validation accuracy.
+
+    Example:
+        >>> names_accuracy("val_acc"), names_accuracy("train_acc"), names_accuracy("val_loss")
+        (True, False, False)
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})

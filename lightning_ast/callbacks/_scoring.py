@@ -56,11 +56,11 @@ class ScoringPass:
         context = self._module.trainer.precision_plugin.forward_context()
         with isolate_rng(include_cuda=False), self._nothing_recorded(), self._traceless(), context:
             if self._per_sample_loss is not None:
-                with LossCapture(batch_size, unreduced=True) as capture:
+                with LossCapture(batch_size, unreduced=True) as capture, _gradient_named():
                     losses = check_losses(self._per_sample_loss(batch, batch_idx), batch_size)
                 return losses, capture.records[0] if len(capture.records) == 1 else None
             output: Any = _MISSING
-            with LossCapture(batch_size, stop=True) as capture, suppress(LossReached):
+            with LossCapture(batch_size, stop=True) as capture, suppress(LossReached), _gradient_named():
                 output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
             if output is None and not capture.records:
                 return None
@@ -96,6 +96,21 @@ class ScoringPass:
 
 
 _MISSING = object()
+_NO_GRAPH = ("does not require grad", "doesn't require gradient", "not have been used in the graph")
+
+
+@contextmanager
+def _gradient_named() -> Iterator[None]:
+    """Say that scoring runs without gradient where a step differentiates by itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NO_GRAPH):
+            raise
+        raise LossCaptureError(
+            f"mode='subset' scores the whole batch without gradient first, and the step differentiates before its loss "
+            f"({error}): put that part under `with torch.enable_grad():`, or use mode='partial', 'mask' or 'prune'."
+        ) from error
 
 
 def _nothing(*_: Any, **__: Any) -> None:

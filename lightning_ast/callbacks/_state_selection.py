@@ -112,6 +112,8 @@ def _quarantine_fits(state: dict[str, Any]) -> Faults:
     epochs = state["samples"][:, 0]
     if state["count"] > state["offered"]:
         yield "count", f"at most offered = {state['offered']}", state["count"]
+    if state["count"] > 0 and not len(epochs):
+        yield "count", "0 where no sample is named", state["count"]
     if len(epochs) and int(epochs.max()) > state["epoch"]:
         yield "epoch", f"at least that of its samples, {int(epochs.max())}", state["epoch"]
 

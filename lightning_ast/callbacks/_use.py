@@ -104,7 +104,7 @@ class _SoleKey(str):
 
     def __eq__(self, other: object) -> bool:
         equal = str.__eq__(self, other) is True
-        if equal and isinstance(other, _SoleKey) and other._owner is not self._owner:
+        if equal and isinstance(other, _SoleKey) and other is not self:  # the same callback listed twice, too
             raise ConfigurationError(
                 [f"expected one {type(self._owner).__name__} in a Trainer, got several: {self._reason}."]
             )

@@ -78,7 +78,11 @@ class EnergyMonitor(Callback):
         """Refuse a second monitor, and a second fit at the same time."""
         if stage != "fit":
             return
-        if faults := duplicate_faults(trainer, EnergyMonitor, _WHY_ONE):
+        faults = duplicate_faults(trainer, EnergyMonitor, _WHY_ONE)
+        meters: Any = self.meters
+        if meters is not None and not (isinstance(meters, (list, tuple)) and all(map(_is_meter, meters))):
+            faults.append(f"meters: expected a list of EnergyMeter objects or None, got {meters!r}.")
+        if faults:
             raise ConfigurationError(faults)
         begin_use(self, trainer)
         self._epoch = None  # of a fit that was interrupted: what it cost could be saved until now
@@ -207,3 +211,7 @@ class EnergyMonitor(Callback):
         ENERGY_STATE.require(state_dict, owner=self.state_key)
         self.epochs = [known_fields(EpochCosts, costs) for costs in state_dict["epochs"]]
         self._carried = state_dict["running"]
+
+
+def _is_meter(value: Any) -> bool:
+    return all(hasattr(value, name) for name in ("kind", "name", "identity", "longest_interval_seconds", "read_joules"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +95,10 @@ class SparseTrainingMonitor(Callback):
         """Listen to what is drawn, before the loader is started."""
         if stage != "fit":
             return
-        if faults := duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE):
+        faults = duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE)
+        if self.accuracy is not None and not isinstance(self.accuracy, str):
+            faults.append(f"accuracy: expected the name of a logged metric or None, got {self.accuracy!r}.")
+        if faults:
             raise ConfigurationError(faults)
         begin_use(self, trainer)
         self._checked = False
@@ -288,11 +290,6 @@ class SparseTrainingMonitor(Callback):
         self._resumed = True
         self._progress = RunProgress.from_state_dict(state_dict["progress"])
         self._history = SampleHistory.from_state_dict(state_dict["history"])
-
-
-def _names_accuracy(name: str) -> bool:
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})
 
 
 def _dataset_size(trainer: pl.Trainer) -> int | None:

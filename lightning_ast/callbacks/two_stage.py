@@ -14,6 +14,7 @@ from lightning_ast.callbacks._faults import ConfigurationError, rate_faults
 from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
 from lightning_ast.run_length import Point, RunLength
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.words import counted
 
 __all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "kept_schedule", "run_length", "stages_from"]
 
@@ -164,8 +165,8 @@ class TwoStageScheduler(Callback):
         measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
         if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):
             self._warn(
-                f"an epoch has {per_epoch} optimizer steps, so {self.schedule.dense} will leave no sparse step in this "
-                f"run of {measured}"
+                f"an epoch has {counted(per_epoch, 'optimizer step')}, so {self.schedule.dense} will leave no sparse "
+                f"step in this run of {measured}"
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -173,7 +174,7 @@ class TwoStageScheduler(Callback):
         stages = self._stages(trainer)
         cools_down = self.cooldown_epochs or self.cooldown_steps
         if stages and "sparse" not in stages and not self._warned:
-            self._warn(f"the run ended after {trainer.global_step} optimizer steps without a sparse one")
+            self._warn(f"the run ended after {counted(trainer.global_step, 'optimizer step')} without a sparse one")
         elif "sparse" in stages and "cooldown" not in stages and cools_down and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info("lightning-ast: the run ended before its cooldown began.")
 

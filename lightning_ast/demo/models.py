@@ -125,8 +125,9 @@ class ImageClassifier(pl.LightningModule):
             self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
         )
         steps = int(self.trainer.estimated_stepping_batches)
+        rises = self.warmup_share if self.warmup_share * steps > 1 else 0.0  # torch divides by zero at one step
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=steps, pct_start=self.warmup_share, anneal_strategy="linear"
+            optimizer, max_lr=self.lr, total_steps=steps, pct_start=rises, anneal_strategy="linear"
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -78,9 +78,11 @@ class Failing:
         (MemoryError(), "MemoryError"),
         (None, "TypeError"),
         ("watts", "ValueError"),
+        (float("nan"), "a meter reads nan joules"),
+        (float("inf"), "a meter reads inf joules"),
         (1.0, "a meter fell from 300.0 to 1.0 joules"),
     ],
-    ids=["file", "key", "memory", "nothing", "text", "reset"],
+    ids=["file", "key", "memory", "nothing", "text", "NaN", "infinite", "reset"],
 )
 def test_a_meter_that_fails(few: Digits, plain: dict[str, Tensor], failure: Any, reason: str) -> None:
     energy = EnergyMonitor(meters=[Failing(failure)])

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import (
     ConfigurationError,
+    EnergyMonitor,
     PIController,
     SparseLossMixin,
     SparseSelectionCallback,
@@ -80,6 +81,21 @@ def test_nothing_like_it_is_logged(recwarn: pytest.WarningsRecorder) -> None:
     fit(SparseTrainingMonitor(accuracy="top1"), SparseSelectionCallback(), module=Silent())
     (message,) = warned(recwarn)
     assert message.endswith("'top1' is not logged. Logged are: no metrics.")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "says"),
+    [
+        (SparseTrainingMonitor(accuracy=5), "accuracy: expected the name of a logged metric or None, got 5"),
+        (SparseTrainingMonitor(accuracy=["val_acc"]), "accuracy: expected the name"),
+        (EnergyMonitor(meters="nvml"), "meters: expected a list of EnergyMeter objects or None, got 'nvml'"),
+        (EnergyMonitor(meters=[None]), "meters: expected a list"),
+    ],
+    ids=["number", "list", "text", "no meter"],
+)
+def test_a_monitors_settings(monitor: pl.Callback, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        fit(monitor)
 
 
 def test_it_is_checked_behind_the_first_validation(recwarn: pytest.WarningsRecorder) -> None:

@@ -267,6 +267,13 @@ def test_two_of_a_kind_in_the_list(kinds: list[Callable[[], pl.Callback]]) -> No
         fit(Net(), *(kind() for kind in kinds))
 
 
+@pytest.mark.parametrize("kind", [SparseSelectionCallback, SparseTrainingMonitor, EnergyMonitor])
+def test_one_object_twice_in_the_list(kind: Callable[[], pl.Callback]) -> None:
+    callback = kind()
+    with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got (2|several)"):
+        fit(Net(), callback, callback)
+
+
 @pytest.mark.parametrize("kinds", PAIRS.values(), ids=PAIRS)
 def test_two_of_a_kind_from_the_module(kinds: list[Callable[[], pl.Callback]]) -> None:
     class Configured(Net):

@@ -172,6 +172,26 @@ def test_the_ledger_against_whole_steps(cls: type[Ordinary], mode: str) -> None:
     assert callback.savings["flops"] == pytest.approx(1 - spent / dense, rel=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["subset", "partial", "prune", "mask"])
+@pytest.mark.parametrize("thaws", [True, False])
+@pytest.mark.filterwarnings("ignore:lightning-ast. mode=")
+def test_layers_that_are_unfrozen_or_frozen_in_mid_run(mode: str, thaws: bool) -> None:
+    """The one count does not hold for both parts of the run: no figure is better than a wrong one."""
+
+    class Switch(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            module.body.requires_grad_(thaws == (trainer.current_epoch > 0))
+
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(SAMPLES, WIDTH), torch.arange(SAMPLES) % 4), batch_size=16)
+    callback = SparseSelectionCallback(mode=mode, gate="topk")
+    trainer = quiet_trainer(max_epochs=3, callbacks=[callback, TwoStageScheduler(warmup_epochs=1), Switch()])
+    with pytest.warns(UserWarning, match="since then other parameters are trained"):
+        trainer.fit(Ordinary(), data)
+    assert callback.savings["flops"] is None
+    assert callback.savings["samples"] > 0
+
+
 def test_the_decision() -> None:
     third = 1 / 3
     for mode in ("mask", "subset", "partial", "prune"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -165,3 +166,37 @@ def test_subset_refuses_a_loss_that_counts_the_samples(digits: Digits, power: in
         fit(module, loader((digits[0][:128], digits[1][:128])), callback, TwoStageScheduler(), max_epochs=2)
     assert callback.ledger.offered == 128
     run(module, digits, "partial")
+
+
+def test_subset_refuses_a_term_of_the_samples_beside_the_mean(digits: Digits) -> None:
+    class Net(SparseLossMixin, PlainNet):
+        def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.per_sample_loss(batch, batch_idx).mean() + self(batch[0]).square().mean()
+
+    with pytest.raises(LossCaptureError, match="adds a term to its per-sample losses"):
+        fit(fresh(Net), loader(digits), SparseSelectionCallback(mode="subset"), max_steps=2)
+    fit(fresh(Net), loader(digits), SparseSelectionCallback(mode="mask"), max_steps=2)
+
+
+@pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these")
+def test_a_step_that_differentiates_before_its_loss(digits: Digits) -> None:
+    """``subset`` scores without gradient: it names that, and its remedy works."""
+
+    class Penalty(PlainNet):
+        scored = contextlib.nullcontext
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            with self.scored():
+                x = batch[0].clone().requires_grad_()
+                (slope,) = torch.autograd.grad(self(x).sum(), x, create_graph=True)
+            return F.cross_entropy(self(batch[0]) + slope.flatten(1).sum(1, keepdim=True), batch[1])
+
+    class Remedied(Penalty):
+        scored = torch.enable_grad
+
+    with pytest.raises(LossCaptureError, match="scores the whole batch without gradient first"):
+        fit(fresh(Penalty), loader(digits), SparseSelectionCallback(mode="subset"), max_steps=2)
+    fit(fresh(Remedied), loader(digits), SparseSelectionCallback(mode="subset"), max_steps=2)
