@@ -72,8 +72,8 @@ def test_an_option_of_the_command_line_wins_over_the_users_file(tmp_path: Path) 
     (tmp_path / "config.yaml").write_text(FIT)
     run("fit", "--config", "config.yaml", "--trainer.callbacks.mode=subset", cwd=tmp_path)
     assert (tmp_path / "config_1.yaml").exists()
-    run("report", ".", "-o", "page.html", cwd=tmp_path)
-    page = (tmp_path / "page.html").read_text()
+    run("report", ".", "--out", "page", cwd=tmp_path)
+    page = (tmp_path / "page" / "report.html").read_text()
     assert "subset" in page
     assert "partial" not in page
     assert mode_of(tmp_path) == "subset"
