@@ -15,7 +15,7 @@ from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._faults import setting_faults
 from lightning_ast.commands.messages import condensed
 
-__all__ = ["configuration_files", "faulty_file", "faulty_item", "named", "with_owner"]
+__all__ = ["faulty_file", "faulty_item", "named", "with_owner"]
 
 _KEY = "--trainer.callbacks"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Python's own takes seconds for deep brackets
@@ -78,7 +78,7 @@ def faulty_item(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def configuration_files(arguments: Sequence[str]) -> list[str]:
+def _configuration_files(arguments: Sequence[str]) -> list[str]:
     """List the configuration files that the arguments name."""
     return [value for option, value in _options(arguments) if option in ("-c", "--config")]
 
@@ -92,7 +92,7 @@ def faulty_file(arguments: Sequence[str]) -> str | None:
     Returns:
         The file's name and what is wrong with it, or None where every file can be read.
     """
-    for name in configuration_files(arguments):
+    for name in _configuration_files(arguments):
         if not Path(name).is_file():  # a pipe can be read only once
             continue
         try:
