@@ -21,7 +21,7 @@ _lock = threading.Lock()
 
 
 def begin_use(part: Any, trainer: pl.Trainer) -> None:
-    """Keep an object for one fit, until :func:`end_use`; the fit that has it is not touched by a refusal.
+    """Keep an object for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
 
     A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
 

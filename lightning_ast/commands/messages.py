@@ -101,7 +101,7 @@ def condensed(message: str) -> str:
     r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line.
 
     Args:
-        message: As jsonargparse gives it.
+        message: The message of jsonargparse.
 
     Returns:
         The key, and of the alternatives those that tell something.

@@ -27,10 +27,10 @@ class SavedConfig(SaveConfigCallback):
     ``config_1.yaml``, ``config_2.yaml`` ... is taken, and the run tells which.
 
     Args:
-        parser: As Lightning's.
-        config: As Lightning's.
+        parser: The parser, which Lightning passes.
+        config: The configuration, which Lightning passes.
         inputs: The configuration files of this run.
-        options: As Lightning's.
+        options: Passed to Lightning's callback.
     """
 
     def __init__(self, parser: Any, config: Any, *, inputs: Iterable[str] = (), **options: Any) -> None:

@@ -17,7 +17,9 @@ HUGE = "9" * 26
 def test_a_limit_that_is_too_large_is_named(name: str, tmp_path: Path) -> None:
     options = ("--trainer.accelerator=cpu", "--trainer.callbacks+=lightning_ast.SparseSelectionCallback")
     options += ("--trainer.callbacks+=lightning_ast.TwoStageScheduler", "--budget_seconds=99999")
-    done = run("advise", "--seed_everything=1", "--model", BORING, *options, f"--trainer.{name}={HUGE}", cwd=tmp_path, status=2)
+    done = run(
+        "advise", "--seed_everything=1", "--model", BORING, *options, f"--trainer.{name}={HUGE}", cwd=tmp_path, status=2
+    )
     assert done.last == f"lightning-ast: {name}: expected at most {sys.maxsize}, got {HUGE}."
 
 
@@ -26,6 +28,13 @@ def test_a_limit_that_is_too_large_is_named(name: str, tmp_path: Path) -> None:
 def test_the_largest_limit_that_can_be_counted(name: str, tmp_path: Path) -> None:
     options = ("--trainer.accelerator=cpu", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=0")
     done = run(
-        "advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=0.1", *options, f"--trainer.{name}={sys.maxsize}", cwd=tmp_path
+        "advise",
+        "--seed_everything=1",
+        "--model",
+        BORING,
+        "--budget_seconds=0.1",
+        *options,
+        f"--trainer.{name}={sys.maxsize}",
+        cwd=tmp_path,
     )
     assert "epochs of 2 batches" in done.out
