@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Write to nowhere where the standard output is closed, and never fail on a character that it cannot show."""
+    """Send what is printed to a closed stream to nowhere; let no character that the output cannot show be an error."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
@@ -80,7 +80,7 @@ def _open_closed_streams() -> None:
 
 
 def _output_fault(error: BaseException) -> str | None:
-    """Why the standard output takes no more, or None where it does."""
+    """Tell why nothing more can be written to the standard output, or return None where it can."""
     try:
         sys.stdout.flush()  # what could not be written is still in the buffer
     except OSError as fault:

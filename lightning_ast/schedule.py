@@ -169,7 +169,7 @@ class Schedule:
         return first == steps or code(first) != STAGE_CODES["sparse"]
 
     def _end_fault(self, run: RunLength, *, batches_known: bool) -> str | None:
-        """Find what needs to know where the run ends, and cannot."""
+        """Find settings that depend on the end of the run, where the end is not known."""
         shares = [name for name in ("warmup_epochs", "cooldown_epochs") if _is_share(getattr(self, name))]
         whole_cooldown = bool(self.cooldown_epochs) and not _is_share(self.cooldown_epochs)
         needs_end = bool(shares or self.cooldown_epochs or self.cooldown_steps)
@@ -204,7 +204,7 @@ class Schedule:
         return next((fault for wrong, fault in possible if wrong), None)
 
     def _manual_fault(self, run: RunLength) -> str | None:
-        """Find what whole epochs cannot do under manual optimization."""
+        """Find settings that manual optimization does not allow where the run is planned in whole epochs."""
         if self.warmup_steps or self.cooldown_steps:
             return (
                 f"{self.dense}: mode='prune' works in whole epochs, and how many steps manual optimization makes in "

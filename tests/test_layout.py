@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "lightning_ast"
 LAYERS = [
     "words",
+    "config_mark",
     "core",
     "__about__",
     "extras",

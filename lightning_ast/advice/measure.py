@@ -29,7 +29,7 @@ from lightning_ast.advice.measured import (
 )
 from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
-from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
+from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import summarize
 from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
@@ -296,9 +296,9 @@ class _ValidationTimer(Callback):
 
 
 def _faults(trainer: pl.Trainer) -> list[str]:
-    """Why nothing can be measured."""
+    """Find why nothing can be measured."""
     settings: Any = trainer
-    found = []
+    found = limit_faults(trainer)
     if trainer.world_size > 1:
         found.append(
             f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "

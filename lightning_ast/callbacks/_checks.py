@@ -26,7 +26,7 @@ __all__ = [
 
 
 def check_indices(indices: Any, size: int) -> None:
-    """What ``sample_indices`` gives: ``(B,)`` integers, or None."""
+    """Check that ``sample_indices`` gives ``(B,)`` integers, or None."""
     if indices is None:
         return
     if not isinstance(indices, Tensor) or indices.shape != (size,) or indices.is_floating_point():
@@ -66,17 +66,19 @@ def check_listing(batch: Any, size: int, loaders: list[Any]) -> None:
 
 
 def check_scores(values: Tensor, *, first: bool) -> str | None:
-    """Check what a score of the user's own says of a batch: a gate takes lost values as 0, and zeros as all alike.
+    """Check the scores that a significance function of the user's own gives the samples of a batch.
+
+    The gate counts a score that is negative, NaN or infinite as 0. Where all scores are 0, it selects at random.
 
     Args:
-        values: ``(n,)`` of the samples whose losses are finite, n at least 1.
+        values: ``(n,)`` scores of the samples whose losses are finite; n is at least 1.
         first: Whether this is the first batch.
 
     Returns:
-        What to warn of, or None.
+        The text of a warning, or None.
 
     Raises:
-        ConfigurationError: It is the first batch, and no usable value is left.
+        ConfigurationError: This is the first batch, some scores count as 0 for their value, and none is above 0.
     """
     finite = values.isfinite()
     negative = int((finite & (values < 0)).sum())
@@ -100,12 +102,12 @@ def check_scores(values: Tensor, *, first: bool) -> str | None:
 
 
 def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:
-    """Whether the loss of the selected samples alone is the same loss, in ``subset``.
+    """Check, in ``subset``, that the loss of the selected samples alone is computed as that of the whole batch.
 
     Args:
-        plan: of the batch.
-        record: of its loss.
-        passed_over: losses without gradient that stood before it.
+        plan: The plan of the batch.
+        record: The record of its loss.
+        passed_over: The number of losses without gradient that were computed before it.
     """
     if not record.mean:
         raise LossCaptureError(
@@ -128,17 +130,17 @@ def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> Non
 def check_scoring(
     module: pl.LightningModule, score: ScoringPass, batch: Any, batch_idx: int, size: int
 ) -> tuple[Tensor, LossRecord | None] | None:
-    """Score a first batch, a dense one too: what scoring cannot do is known before the warmup.
+    """Score the first batch, even where it is dense: an error of scoring must not wait for the end of the warmup.
 
     Args:
-        module: whose parameters it must not change.
-        score: scores.
-        batch: to be trained on.
-        batch_idx: its index.
-        size: its samples.
+        module: The module, whose parameters must not change.
+        score: The scoring pass.
+        batch: The batch to train on.
+        batch_idx: The index of the batch.
+        size: The number of its samples.
 
     Returns:
-        What ``score`` does.
+        What ``score`` returns.
     """
     before = {name: p._version for name, p in module.named_parameters()}
     scored = score(batch, batch_idx, size)
@@ -152,7 +154,7 @@ def check_scoring(
 
 
 def failed_on_subset(plan: BatchPlan, error: Exception) -> LossCaptureError:
-    """The error for a training step that cannot run on the first selected samples alone."""
+    """Make the error for a training step that cannot run on the first selected samples alone."""
     return LossCaptureError(
         f"training_step failed on the {counted(plan.forwarded, 'selected sample')} alone "
         f"({type(error).__name__}: {error}): perhaps it keeps a state of the full batch's size (the hidden state of "

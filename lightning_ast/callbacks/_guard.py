@@ -25,7 +25,7 @@ class Guard:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Run what is inside as far as it goes."""
+        """Run the code inside; warn of its first failure instead of raising an error."""
         try:
             yield
         except Exception as error:  # whatever it is: a full disk, a closed terminal, a data set of an unusual kind

@@ -26,12 +26,12 @@ __all__ = [
 
 
 def running_step(trainer: pl.Trainer) -> int:
-    """The step under which Lightning's loggers put what the running batch logs."""
+    """Return the step under which Lightning's loggers put what the running batch logs."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def batches_completed(trainer: pl.Trainer) -> int:
-    """Batches of the run that went through all their hooks; Lightning writes a batch's values right after that."""
+    """Count the batches that went through all their hooks; Lightning writes a batch's values right after that."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
 
 
@@ -41,14 +41,14 @@ def logs_this_step(trainer: pl.Trainer) -> bool:
 
 
 def will_write(trainer: pl.Trainer) -> bool:
-    """Whether Lightning will write what this batch logs, asked in ``on_train_batch_end``."""
+    """Tell, in ``on_train_batch_end``, whether Lightning will write what this batch logs."""
     accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
     writes = logs_this_step(trainer) or trainer.fast_dev_run  # type: ignore[attr-defined]
     return bool(writes) and not accumulates
 
 
 def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:
-    """Let Lightning not write the values of an earlier step again under the number of this one.
+    """Prevent Lightning from writing the values of an earlier step again under the number of this one.
 
     Lightning keeps what a step logged until the same name is logged once more, and writes it where a stop that was
     asked for in the meantime makes an extra step a logging step. The progress bar and ``callback_metrics`` keep theirs.
@@ -59,7 +59,7 @@ def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:
 
 
 def last_logged(trainer: pl.Trainer, name: str) -> float | None:
-    """The value that Lightning wrote last under a name that is logged by epoch, or None.
+    """Return the value that Lightning wrote last under a name that is logged by epoch, or None.
 
     The public ``trainer.logged_metrics`` reduces the metrics of the running epoch over the processes, which hangs where
     one of them fails alone.
@@ -69,7 +69,7 @@ def last_logged(trainer: pl.Trainer, name: str) -> float | None:
 
 
 def show(trainer: pl.Trainer, logged: Mapping[str, float], *, bar: Mapping[str, float]) -> None:
-    """Put values where callbacks, users and the progress bar read them, ``module.log`` being over.
+    """Put values where callbacks, users and the progress bar read them, when it is too late for ``module.log``.
 
     Args:
         trainer: The trainer of this fit.
@@ -90,7 +90,7 @@ def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
 
 
 def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Have a progress bar that stopped in the midst of an epoch show the values as they are now.
+    """Make a progress bar that stopped within an epoch show the values as they are now.
 
     At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
     """

@@ -26,7 +26,7 @@ __all__ = ["GENERATOR_STATE", "RANDOM_STATES", "one_for_each"]
 
 
 def _accepted(restore: Any, *states: Any) -> bool:
-    """Whether a generator that nobody else uses takes the state."""
+    """Tell whether a generator can be set to the state; the generator must be one that nobody else uses."""
     try:
         restore(*states)
     except (RuntimeError, TypeError, ValueError, OverflowError):

@@ -191,7 +191,7 @@ def _epoch_fits(state: dict[str, Any]) -> Faults:
 
 
 def _lengths_fit(state: dict[str, Any]) -> Faults:
-    """Hold the plan of an epoch against the data set and the epoch's lengths in one process."""
+    """Compare the plan of an epoch with the data set and with the epoch's lengths in one process."""
     plan, sparse, processes = state["plan"], state["sparse"], state["split"]["processes"]
     (samples, batches), remembered = state["lengths"], len(state["history"]["scores"])
     planned, most = len(plan["indices"]), -(-samples // state["split"]["batch_size"])

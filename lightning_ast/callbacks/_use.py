@@ -21,7 +21,7 @@ _lock = threading.Lock()
 
 
 def begin_use(part: Any, trainer: pl.Trainer) -> None:
-    """Keep an object for one fit, until :func:`end_use`; the fit that has it is not touched by a refusal.
+    """Keep an object for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
 
     A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
 
@@ -77,7 +77,7 @@ def duplicate_faults(trainer: pl.Trainer, kind: type[Callback], reason: str) -> 
 
 
 def sole_key(callback: Callback, key: str, reason: str) -> str:
-    """Make the state key of a callback that has no state yet, of which a Trainer takes one.
+    """Make the state key of a callback that has no state yet, where a Trainer may have only one such callback.
 
     Lightning compares the state keys of a Trainer's callbacks in its constructor, before any hook of theirs, and speaks
     of state keys where two are equal. This key is a plain one but for that comparison, where it raises the error that

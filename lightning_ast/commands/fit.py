@@ -34,8 +34,8 @@ class CommandLine(LightningCLI):
     """Parse the arguments, make the objects and run the command.
 
     Args:
-        arguments: Those of the command line, the command first.
-        options: As LightningCLI's.
+        arguments: The arguments of the command line, the command first.
+        options: Passed to LightningCLI.
 
     Raises:
         UsageError: The arguments, a configuration file or an argument of a class is wrong.
@@ -119,7 +119,15 @@ class CommandLine(LightningCLI):
             raise UsageError(f"trainer.accumulate_grad_batches: expected an int >= 1, got {factor}")
 
     def _place_of(self, kind: type, earlier: int) -> int | None:
-        """The place in ``trainer.callbacks`` of the next callback of a class, ``earlier`` of which were made."""
+        """Find the callback that was about to be made in ``trainer.callbacks``.
+
+        Args:
+            kind: Its class.
+            earlier: How many callbacks of this class were made before it.
+
+        Returns:
+            Its position in the list, or None where it is not in the list.
+        """
         listed = self._get(self.config, "trainer.callbacks") or []
         items = listed if isinstance(listed, list) else [listed]
         places = [i for i, item in enumerate(items) if item["class_path"].rpartition(".")[2] == kind.__name__]
@@ -141,7 +149,7 @@ class CommandLine(LightningCLI):
 
 
 def _told(error: Exception) -> str:
-    """What an error tells, with its type where the message alone would not be understood."""
+    """Return the message of an error, with the error's type where the message alone would not be understood."""
     text = condensed(str(error))
     clear = (UsageError, MisconfigurationException, ValueError, TypeError, RuntimeError, OSError, ImportError)
     return text if text and isinstance(error, clear) else f"{type(error).__name__}: {text}".removesuffix(": ")

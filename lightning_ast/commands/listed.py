@@ -15,7 +15,7 @@ from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._faults import setting_faults
 from lightning_ast.commands.messages import condensed
 
-__all__ = ["configuration_files", "faulty_file", "faulty_item", "named", "with_owner"]
+__all__ = ["faulty_file", "faulty_item", "named", "with_owner"]
 
 _KEY = "--trainer.callbacks"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Python's own takes seconds for deep brackets
@@ -52,7 +52,7 @@ def faulty_item(arguments: Sequence[str]) -> str | None:
     arguments: files, lists, items that are appended, and settings of the last item.
 
     Args:
-        arguments: Those of the command line, the command included.
+        arguments: The arguments of the command line, the command included.
 
     Returns:
         The item's name and what is wrong with it, or None where each item is right on its own.
@@ -78,7 +78,7 @@ def faulty_item(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def configuration_files(arguments: Sequence[str]) -> list[str]:
+def _configuration_files(arguments: Sequence[str]) -> list[str]:
     """List the configuration files that the arguments name."""
     return [value for option, value in _options(arguments) if option in ("-c", "--config")]
 
@@ -87,12 +87,12 @@ def faulty_file(arguments: Sequence[str]) -> str | None:
     """Find the first configuration file that is not text, not YAML or not a mapping, and tell why.
 
     Args:
-        arguments: Those of the command line.
+        arguments: The arguments of the command line.
 
     Returns:
         The file's name and what is wrong with it, or None where every file can be read.
     """
-    for name in configuration_files(arguments):
+    for name in _configuration_files(arguments):
         if not Path(name).is_file():  # a pipe can be read only once
             continue
         try:
@@ -113,7 +113,7 @@ def _load(text: str) -> Any:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The options with their values, written as ``--a=b`` or ``--a b``."""
+    """List the options with their values, written as ``--a=b`` or ``--a b``."""
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if argument.startswith("-"):
@@ -128,7 +128,7 @@ def _content(path: str) -> Any:
 
 
 def _callbacks_of(content: Any, arguments: Sequence[str]) -> Any:
-    """The callbacks of a file for one command, or of a file for several."""
+    """Find the callbacks in the content of a file, which is for one command or has a section for each."""
     if not isinstance(content, dict):
         return None
     own = next((content[name] for name in arguments if name in content), content)
@@ -153,7 +153,7 @@ def _class_name(item: Any) -> str:
 
 
 def _with_setting(item: Any, name: str, value: Any) -> Any:
-    """A copy of an item with one of its settings changed."""
+    """Copy an item of the list with one of its settings changed."""
     changed: Any = {"class_path": item} if isinstance(item, str) else {**item} if isinstance(item, dict) else {}
     path = name.split(".")
     path = path if path[0] in ("init_args", "class_path", "dict_kwargs") else ["init_args", *path]
@@ -180,6 +180,6 @@ def _item_fault(item: Any) -> str | None:
 
 
 def _class_path_told(text: str) -> str:
-    """The class path at the beginning of a message, which the name of the item tells already."""
+    """Find the class path at the beginning of a message, which the name of the item tells already."""
     path = text.partition(": ")[0]
     return path if "." in path and " " not in path else "\0"

@@ -23,7 +23,7 @@ _WORDS = {
     r"\ba typing\.Literal\[(.*?)\]": r"one of \1",
     r"\. Got value: ": ", got ",
     r"(: | or )Expected ": r"\1expected ",
-    r"\ba (?=int\b|object\b)": "an ",
+    r"\ba (?=int\b|object\b|Iterable\b)": "an ",
     r"Not a valid subclass of (\w+).*?implicit class_path\)": r"expected the class path of a \1",
     r"(?:E|e)xpected a dot import path string: (\S+?)(?:, got .*)?$": (
         r"no class \1 is known: give its full path, such as package.module.\1"
@@ -88,7 +88,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _is_users(file: str) -> bool:
-    """Whether a source file belongs to no installed package, to Python itself or to this package."""
+    """Tell whether a source file is the user's: not Python's own, nor an installed package's, nor this package's."""
     path = Path(file)
     if not path.is_absolute():  # "<frozen importlib>", and what Cython leaves
         return False
@@ -101,7 +101,7 @@ def condensed(message: str) -> str:
     r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line.
 
     Args:
-        message: As jsonargparse gives it.
+        message: The message of jsonargparse.
 
     Returns:
         The key, and of the alternatives those that tell something.
@@ -129,7 +129,13 @@ def _condense(text: str) -> str:
     given = value.partition("Given value: ")[2].strip()
     if not told or "got" in told.lower() or len(given) > _LONGEST_VALUE or re.match(r"[\[{]|\w+\(", given):
         return told or text
-    return f"{told}, got {given}"
+    return told if _names(told, given) else f"{told}, got {given}"
+
+
+def _names(told: str, given: str) -> bool:
+    """Tell whether a reason names the value already: as its class path, or in quotes."""
+    quoted = f"'{given}'" in told and not told.startswith("Expected ")  # which names types: "Expected a <class 'int'>"
+    return quoted or told.startswith(f"{given}: ")
 
 
 def _dedented(text: str) -> str:
@@ -139,8 +145,12 @@ def _dedented(text: str) -> str:
 
 
 def _telling(reasons: list[str]) -> str:
-    """Join the reasons of the alternatives without those that only name a type that was never meant."""
+    """Join the reasons of the alternatives; leave out those that only name a type that nobody meant."""
     empty = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a path", "Expected a dot import")
     meant = [reason for reason in reasons if not reason.startswith(empty)] or reasons[:1]
     about_class = [reason for reason in meant if re.match(r"[\w.]+\.\w+: ", reason)]
-    return " or ".join(dict.fromkeys(about_class[:1] or [reason.strip() for reason in meant]))
+    told = list(dict.fromkeys(reason.strip() for reason in about_class[:1] or meant))
+    types = [reason for reason in told if reason.startswith("Expected ")]
+    others = [reason for reason in told if reason not in types]
+    expected = [" or ".join([*types[:1], *(reason.removeprefix("Expected ") for reason in types[1:])])] if types else []
+    return " or ".join([*others, *expected])

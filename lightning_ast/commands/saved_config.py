@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -15,27 +14,9 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-__all__ = ["SavedConfig", "is_written_by_a_run", "marked"]
+from lightning_ast.config_mark import is_written_by_a_run, marked
 
-_MARK = "# Saved by a run of lightning-ast; sha256 of the lines below: "
-
-
-def marked(text: str) -> str:
-    r"""Put a line before a configuration that tells later whether anybody has changed it.
-
-    Example:
-        >>> is_written_by_a_run(marked("trainer: {}\n").encode())
-        True
-        >>> is_written_by_a_run(marked("trainer: {}\n").encode() + b"# mine\n")
-        False
-    """
-    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-
-
-def is_written_by_a_run(content: bytes) -> bool:
-    """Whether a file is what a run has saved, down to the last byte: then nothing of a person's is in it."""
-    first, _, rest = content.partition(b"\n")
-    return first == f"{_MARK}{hashlib.sha256(rest).hexdigest()}".encode()
+__all__ = ["SavedConfig"]
 
 
 class SavedConfig(SaveConfigCallback):
@@ -46,10 +27,10 @@ class SavedConfig(SaveConfigCallback):
     ``config_1.yaml``, ``config_2.yaml`` ... is taken, and the run tells which.
 
     Args:
-        parser: As Lightning's.
-        config: As Lightning's.
+        parser: The parser, which Lightning passes.
+        config: The configuration, which Lightning passes.
         inputs: The configuration files of this run.
-        options: As Lightning's.
+        options: Passed to Lightning's callback.
     """
 
     def __init__(self, parser: Any, config: Any, *, inputs: Iterable[str] = (), **options: Any) -> None:
@@ -58,7 +39,7 @@ class SavedConfig(SaveConfigCallback):
         self._log_dir = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save, once."""
+        """Save the configuration, once."""
         if not self.already_saved:
             self._log_dir = trainer.log_dir or trainer.default_root_dir  # every process asks: this broadcasts
         super().setup(trainer, pl_module, stage)
@@ -91,7 +72,7 @@ class SavedConfig(SaveConfigCallback):
 
 
 def _local_is_free(path: str, text: str, inputs: Iterable[str]) -> bool:
-    """Whether a file may be written, or holds what would be written already."""
+    """Tell whether a file may be written, or holds already what would be written."""
     if not os.path.lexists(path):
         return True
     if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114
@@ -111,7 +92,7 @@ def _remote_is_free(system: Any, path: str) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all; another name of the file that was there keeps the old content."""
+    """Write a file as a whole or not at all; a hard link to the file that was there keeps the old content."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(text.encode())

@@ -30,15 +30,15 @@ class EmptyBatchError(BatchError):
 
 
 def is_listing(part: Any) -> TypeGuard[list[Any] | tuple[Any, ...] | deque[Any]]:
-    """Whether a container is a plain sequence: a list, a tuple without names or a deque."""
+    """Tell whether a container is a plain sequence: a list, a tuple without names or a deque."""
     return isinstance(part, (list, tuple, deque)) and not hasattr(part, "_fields")
 
 
 def children_of(part: Any) -> list[Any] | None:
-    """What a container holds; None for what is no container.
+    """List what a container holds; return None for an object that is no container.
 
     Raises:
-        BatchError: It is a ``PackedSequence``, whose samples do not lie along a dimension.
+        BatchError: The container is a ``PackedSequence``, whose samples do not lie along a dimension.
     """
     if isinstance(part, PackedSequence):
         raise BatchError(f"a PackedSequence has no batch dimension to index: {_REMEDY}")
@@ -89,11 +89,11 @@ class Slicer:
 
     @cached_property
     def positions(self) -> list[int]:
-        """The positions on the host."""
+        """Positions to take, on the host."""
         return [int(i) for i in self._indices.tolist()]
 
     def take(self, part: Any) -> Any:
-        """The same part of the batch with the chosen samples alone."""
+        """Take the chosen samples out of a part of the batch; what has no entry for each sample stays as it is."""
         if isinstance(part, (Tensor, np.ndarray)):
             return self._leaf(part) if row_count(part) == self._size else part
         names = _field_names(part)
@@ -114,7 +114,7 @@ class Slicer:
         return self._object(part, names) if names else part
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """Rows of a tensor with a row a sample."""
+        """Take rows of a tensor that has one row for each sample."""
         try:
             return take_rows(tensor, self._at(tensor.device), self._offsets)
         except (NotImplementedError, RuntimeError, TypeError) as error:
@@ -122,15 +122,15 @@ class Slicer:
             raise BatchError(f"the samples of a {layout} cannot be indexed: {_REMEDY}") from error
 
     def array(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Rows of an array with a row a sample."""
+        """Take rows of an array that has one row for each sample."""
         return array[self.positions]
 
     def entries(self, part: Any) -> list[Any]:
-        """Entries of a sequence with an entry a sample."""
+        """Take entries of a sequence that has one entry for each sample."""
         return [part[i] for i in self.positions]
 
     def unknown(self, part: Any) -> Any:
-        """What to do with an object that may hold the samples and cannot be looked into."""
+        """Refuse an object that may hold samples but cannot be taken apart."""
         raise BatchError(
             f"an object of type {type(part).__name__} in the batch cannot be indexed by samples: {_REMEDY}"
         )
@@ -196,12 +196,12 @@ class Slicer:
 
 
 def _is_tensordict(part: Any) -> bool:
-    """A TensorDict or a tensorclass, of a package that need not be there."""
+    """Tell whether an object is a TensorDict or a tensorclass; their package need not be installed."""
     return isinstance(getattr(part, "batch_size", None), torch.Size) and hasattr(part, "get")
 
 
 def _field_names(part: Any) -> list[str] | None:
-    """The fields of a dataclass's or an attrs class's instance; None for anything else."""
+    """List the fields of an instance of a dataclass or an attrs class; return None for anything else."""
     if isinstance(part, type):
         return None
     if dataclasses.is_dataclass(part):
@@ -211,7 +211,10 @@ def _field_names(part: Any) -> list[str] | None:
 
 
 def _may_hold_samples(part: Any, size: int) -> bool:
-    """Whether an object is no container, but an iterator, holds tensors, has B entries or can be moved to a device."""
+    """Tell whether an object that is no container may still hold samples.
+
+    It may where it is an iterator, has tensors as attributes, has B entries or can be moved to a device.
+    """
     simple = (str, bytes, int, float, type, nn.Module)
     if isinstance(part, (*simple, list, tuple, deque, Mapping)) or _is_tensordict(part):
         return False

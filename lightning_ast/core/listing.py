@@ -25,11 +25,12 @@ __all__ = [
 
 
 def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
-    """The samples of a batch that lists them one by one; None where they lie along the rows of its tensors.
+    """List the samples of a batch that holds them one by one; return None where they are the rows of its tensors.
 
-    It is a list whose entries are of one form (dicts with the same keys, tuples of the same parts), or holds lists of
-    one length and no tensor beside them. Where B is not known, entries that hold a scalar each are samples: a whole
-    batch's dict has none. Without scalars they are samples where their tensors do not agree on a leading dimension.
+    Such a batch is a list whose entries are of one form (dicts with the same keys, tuples of the same parts), or holds
+    lists of one length and no tensor beside them. Where B is not known, entries that hold a scalar each are samples: a
+    whole batch's dict has none. Without scalars they are samples where their tensors do not agree on a leading
+    dimension.
 
     Args:
         batch: Any nesting.
@@ -46,13 +47,13 @@ def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
 
 
 def listings_of(batch: Any, size: int) -> frozenset[int]:
-    """Ids of the sequences in a batch of a known size that have an entry a sample."""
+    """Return the ids of the sequences in a batch of a known size that have one entry for each sample."""
     found = _listing(batch, size)
     return frozenset() if found is None else frozenset(map(id, found[1]))
 
 
 def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | None:
-    """The samples of a batch that lists them, and the sequences that do."""
+    """Find the samples of a batch that lists them one by one, and the sequences that list them."""
     try:
         entries = _entries(batch)
         if entries is not None and size in (None, len(entries)):
@@ -71,7 +72,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
 
 
 def listed_length(batch: Any) -> int | None:
-    """How many samples a batch has if it lists them, as batches before it did; None where it is no such list."""
+    """Count the samples of a batch that lists them, as earlier batches did; return None where it does not."""
     try:
         entries = _entries(batch) or next(iter(parallel_lists(batch) or ()), None)
     except BatchError:
@@ -80,14 +81,14 @@ def listed_length(batch: Any) -> int | None:
 
 
 def _entries(batch: Any) -> list[Any] | None:
-    """The entries of a list of containers of one form."""
+    """List the entries of a batch that is a list of containers of one form; return None for any other."""
     if not is_listing(batch) or len(batch) == 0 or any(map(_is_leaf, batch)) or not is_uniform(batch):
         return None
     return list(batch)
 
 
 def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
-    """The lists of one length that a batch consists of; None where there are tensors beside them."""
+    """Find the lists of one length that a batch consists of; return None where there are tensors beside them."""
     children = None if _is_leaf(batch) else children_of(batch)
     if not children:
         return None
@@ -101,7 +102,7 @@ def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
 
 
 def leading_sizes(part: Any, *, lists: bool = True) -> list[int]:
-    """Leading dimensions of the tensors and arrays in a part of a batch.
+    """Collect the leading dimensions of the tensors and arrays in a part of a batch.
 
     Args:
         part: Any nesting.
@@ -113,7 +114,7 @@ def leading_sizes(part: Any, *, lists: bool = True) -> list[int]:
 
 
 def first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
-    """The first floating-point tensor or array with a row a sample; None where there is none, or samples are listed."""
+    """Find the first floating-point tensor or array whose rows are the samples; None where there is none."""
     if samples_of(batch, size) is not None:
         return None
     try:
@@ -123,13 +124,13 @@ def first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
 
 
 def is_uniform(entries: Sequence[Any]) -> bool:
-    """Whether the entries of a sequence are of one form."""
+    """Tell whether the entries of a sequence are of one form."""
     first = _form(entries[0])
     return first is not None and all(_form(entry) == first for entry in entries)
 
 
 def is_ragged(batch: Any) -> bool:
-    """Whether a batch is a list of tensors that differ in their leading dimension alone, most of them."""
+    """Tell whether a batch is a list of tensors that differ only in length, where no length is that of most of them."""
     if not is_listing(batch) or not all(isinstance(entry, Tensor) and not entry.is_nested for entry in batch):
         return False
     forms = {(entry.dtype, entry.shape[1:]) for entry in batch}
@@ -137,11 +138,16 @@ def is_ragged(batch: Any) -> bool:
 
 
 def _agree_on_rows(entries: list[Any], size: int | None = None) -> bool:
-    """Whether more than half of the tensors of every entry have the same leading dimension, or there are no tensors.
+    """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample.
+
+    They have if, in every entry, more than half of the tensors have the same leading dimension.
 
     Args:
-        entries: Of a list.
-        size: That dimension; None takes the most common one.
+        entries: The entries of the list.
+        size: The leading dimension that they must have; None takes the most common one.
+
+    Returns:
+        Whether they agree. Without any tensor they agree only where no size is given.
     """
     sizes = [leading_sizes(entry) for entry in entries]
     every = [each for own in sizes for each in own]
@@ -158,7 +164,7 @@ def _majority(sizes: list[int]) -> bool:
 
 
 def _form(entry: Any) -> Any:
-    """What entries of one form have in common; None for what is no part of a sample."""
+    """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
     if isinstance(entry, Tensor):
         return Tensor, entry.dtype, entry.ndim
     if isinstance(entry, Mapping):

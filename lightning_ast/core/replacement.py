@@ -22,7 +22,7 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
     The input is the first floating-point tensor or array of the batch; where the batch lists its samples, that of each.
 
     Args:
-        batch: As for :func:`select_batch`.
+        batch: The batch, as :func:`select_batch` takes it.
         batch_size: B.
 
     Returns:
@@ -46,7 +46,7 @@ def replace_in_batch(batch: Any, finite: Tensor) -> Any:
     """Put the first finite sample in the place of those that are not.
 
     Args:
-        batch: As for :func:`select_batch`.
+        batch: The batch, as :func:`select_batch` takes it.
         finite: ``(B,)`` bool. Where it is on an accelerator, nothing waits for it: lists beside tensors stay as they
             are. (What lists its samples alone waits.)
 

@@ -13,7 +13,7 @@ __all__ = ["finite_rows", "holds_floats", "is_plain", "row_count", "take_rows"]
 
 
 def row_count(leaf: Any) -> int | None:
-    """The leading dimension of a tensor or an array; None where it has none.
+    """Return the leading dimension of a tensor or an array; None where it has none.
 
     Example:
         >>> row_count(torch.zeros(4, 3)), row_count(torch.tensor(1.0))
@@ -25,12 +25,12 @@ def row_count(leaf: Any) -> int | None:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is an ordinary one: neither sparse nor nested."""
+    """Tell whether a tensor is an ordinary one: neither sparse nor nested."""
     return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def holds_floats(leaf: Any) -> bool:
-    """Whether a tensor or an array holds floating-point numbers."""
+    """Tell whether a tensor or an array holds floating-point numbers."""
     return leaf.is_floating_point() if isinstance(leaf, Tensor) else leaf.dtype.kind == "f"
 
 
@@ -71,7 +71,7 @@ def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> 
 
 
 def finite_rows(leaf: Any) -> Tensor | None:
-    """Which rows of a tensor or an array hold finite values alone.
+    """Find the rows of a tensor or an array that hold finite values alone.
 
     Args:
         leaf: ``(B, ...)``, floating-point.

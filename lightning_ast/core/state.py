@@ -126,7 +126,7 @@ class StateFormat:
 
 
 def known_fields(cls: Callable[..., T], values: Mapping[str, Any]) -> T:
-    """Make a dataclass of the values that it has fields for; those that a later release has added are left out."""
+    """Make a dataclass of the values that it has fields for; leave out those that a later release has added."""
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in values.items() if name in names})
 
@@ -135,7 +135,7 @@ def known_fields(cls: Callable[..., T], values: Mapping[str, Any]) -> T:
 
 
 def is_whole(value: Any) -> bool:
-    """Tell an int from a bool."""
+    """Tell whether a value is an int, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -40,13 +40,13 @@ Rule = Callable[[Any], Faults]
 
 
 def whole(low: int = 0, high: int = _LARGEST) -> Check:
-    """An int within bounds."""
+    """Allow an int within bounds."""
     bounds = f">= {low}" if high == _LARGEST else f"in [{low}, {high}]"
     return Check(f"an int {bounds}", lambda value: is_whole(value) and low <= value <= high)
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, nan: bool = False, infinite: bool = False) -> Check:
-    """A float or int within bounds; NaN and infinity only where they are allowed."""
+    """Allow a float or an int within bounds; NaN and infinity only where the arguments allow them."""
     expected = "a number" if infinite or nan else "a finite number"
     if low > -math.inf:
         expected += f" >= {low:g}" if high == math.inf else f" in [{low:g}, {high:g}]"
@@ -63,12 +63,12 @@ def number(low: float = -math.inf, high: float = math.inf, *, nan: bool = False,
 
 
 def text() -> Check:
-    """Any text."""
+    """Allow any text."""
     return Check("text", lambda value: isinstance(value, str))
 
 
 def choice(*values: Any) -> Check:
-    """One of some values, of the same type."""
+    """Allow one of some values, of the same type."""
     return Check(
         f"one of {', '.join(map(repr, values))}",
         lambda value: any(type(value) is type(each) and value == each for each in values),
@@ -81,10 +81,10 @@ def tensor(
     values: str = "any values",
     allowed: Callable[[Tensor], Tensor] | None = None,
 ) -> Check:
-    """A dense tensor.
+    """Allow a dense tensor.
 
     Args:
-        dtypes: Those that are right; none for any floating-point type.
+        dtypes: The types that are right; without any, every floating-point type is.
         shape: Its sizes; None for any size.
         values: What the values must be, in words.
         allowed: Tells of each value whether it is right.
@@ -110,7 +110,7 @@ def tensor(
 
 
 def maybe(check: Check) -> Check:
-    """None, or what a check allows."""
+    """Allow None, and what a check allows."""
     return Check(
         f"{check.expected} or None",
         lambda value: value is None or check.test(value),
@@ -128,7 +128,7 @@ JOULES = number(0, 1e15)
 
 
 def record(required: Mapping[str, Check], later: Mapping[str, Check] | None = None, *rules: Rule) -> Check:
-    """A dict of named fields.
+    """Allow a dict of named fields.
 
     Args:
         required: The fields that every release has written.
@@ -156,7 +156,7 @@ def record(required: Mapping[str, Check], later: Mapping[str, Check] | None = No
 
 
 def mapping(key: Check, check: Check) -> Check:
-    """A dict of any length, its keys and its values of a kind each."""
+    """Allow a dict of any length; one check is for all its keys, another for all its values."""
 
     def inner(value: dict[Any, Any], path: str) -> list[str]:
         keys = [f"{path}: expected keys that are {key.expected}, got {described(k)}." for k in value if not key.test(k)]
@@ -166,7 +166,7 @@ def mapping(key: Check, check: Check) -> Check:
 
 
 def listing(check: Check, *, least: int = 0) -> Check:
-    """A list of any length, or of a least one, its parts of one kind."""
+    """Allow a list with at least so many entries; one check is for all of them."""
 
     def inner(value: list[Any], path: str) -> list[str]:
         return [fault for i, each in enumerate(value) for fault in check.faults(each, f"{path}[{i}]")]
@@ -176,7 +176,7 @@ def listing(check: Check, *, least: int = 0) -> Check:
 
 
 def positional(*checks: Check) -> Check:
-    """A list of fixed length, each part of its own kind."""
+    """Allow a list of fixed length, with a check for each entry."""
 
     def inner(value: list[Any], path: str) -> list[str]:
         parts = enumerate(zip(checks, value, strict=True))

@@ -1,34 +1,66 @@
-"""Read the mode of execution from the ``config.yaml`` that ``lightning-ast fit`` saves beside its log."""
+"""Read the mode of execution from the configuration that ``lightning-ast fit`` saves beside its log."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_ast.config_mark import is_written_by_a_run
 from lightning_ast.report.files import UnreadableError, reading
 from lightning_ast.report.series import MODES
 
-__all__ = ["read_mode"]
+__all__ = ["configuration_among", "read_mode"]
 
 _MOST_BYTES = 2**17
 """A saved configuration has a few thousand; PyYAML takes a second for so many."""
 _CALLBACK = "SparseSelectionCallback"
+_NAME = re.compile(r"config(?:_(\d{1,9}))?\.yaml")
+
+
+def configuration_among(files: Sequence[Path]) -> Path | None:
+    """Find the configuration of a run among the files of its folder.
+
+    A run saves its configuration under another name, such as ``config_1.yaml``, where a ``config.yaml`` of a person
+    stands in the folder; only the saved file holds what the command line changed.
+
+    Args:
+        files: Everything in the folder.
+
+    Returns:
+        The newest file that a run saved, else ``config.yaml``, else None.
+    """
+    numbers = {path: int(found[1] or 0) for path in files if (found := _NAME.fullmatch(path.name))}
+    times = {path: time for path in numbers if (time := _saved_at(path)) is not None}
+    if times:
+        return max(times, key=lambda path: (times[path], numbers[path]))
+    return next((path for path in numbers if path.name == "config.yaml"), None)
+
+
+def _saved_at(path: Path) -> int | None:
+    """Return when a run saved this file; None where no run did, or it cannot be read."""
+    try:
+        with reading(path, most_bytes=_MOST_BYTES) as (file, size):
+            return os.fstat(file.fileno()).st_mtime_ns if is_written_by_a_run(file.read(size)) else None
+    except UnreadableError:
+        return None
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
-    """Read the mode of the first ``SparseSelectionCallback`` in a configuration.
+    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file.
 
     Args:
-        path: The file, which need not be there.
+        path: The file.
 
     Returns:
-        The mode, or None where the file names none, as it may be someone else's; and None: it is never read in part.
+        The mode and None. The mode is None where the file has no such callback: it may be the file of another program.
+        The second None tells that no part of the file is left out.
 
     Raises:
-        UnreadableError: It cannot be read, or is no configuration although it names the callback.
+        UnreadableError: The file cannot be read, or it names the callback and is no configuration.
     """
-    if not path.is_symlink() and not path.exists():
-        return None, None
     with reading(path, most_bytes=_MOST_BYTES) as (file, size):
         text = file.read(size).decode("utf-8", "replace")
     if _CALLBACK not in text:

@@ -29,7 +29,7 @@ class EpochMeans(NamedTuple):
 
 
 def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
-    """The mean of each epoch, as it was logged or else from the logged steps; None where there is no finite value.
+    """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite.
 
     Lightning logs the mean of an epoch with ``on_epoch=True``: beside the steps under the tag's name with ``_epoch``,
     without them under the tag's own name, at the last step of the epoch.
@@ -64,7 +64,7 @@ def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
 
 
 def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
-    """Which of the steps are not the last one of their epoch."""
+    """Find the steps that are not the last one of their epoch."""
     epoch = run.series("epoch")
     if epoch is None:
         return np.ones(len(steps), dtype=np.bool_)
@@ -74,7 +74,7 @@ def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
 
 
 def _steps_are_logged(run: Run) -> bool:
-    """Whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none.
+    """Tell whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none.
 
     Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with the
     steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
@@ -84,7 +84,7 @@ def _steps_are_logged(run: Run) -> bool:
 
 
 def behind_each(found: EpochMeans) -> str | None:
-    """What stands behind each value, where that is not a whole epoch.
+    """Describe what each value is the mean of, where that is not a whole epoch.
 
     Example:
         >>> epochs = EpochSeries(np.arange(2), np.ones(2))

@@ -124,7 +124,7 @@ def _records(file: BinaryIO, size: int, checksum_of: Any) -> Iterator[tuple[int,
 
 
 def _add(session: Session, event: Any, value: Any) -> bool:
-    """Keep a scalar or a histogram; False for one that nothing can be made of."""
+    """Keep a scalar or a histogram; return False for a value that is damaged."""
     if not is_point("step", event.step):
         return False
     if value.HasField("simple_value"):
@@ -140,7 +140,7 @@ def _add(session: Session, event: Any, value: Any) -> bool:
 
 
 def _histogram(step: int, value: Any) -> Histogram | None:
-    """Make a histogram of TensorBoard's, which stores right edges, the outermost of them beyond the values."""
+    """Convert a histogram of TensorBoard, which stores right edges, the outermost of them beyond the values."""
     counts = np.asarray(value.bucket, dtype=np.float64)
     limits = np.asarray([value.min, *value.bucket_limit, value.max], dtype=np.float64)
     if not len(counts) or len(counts) != len(value.bucket_limit) or not np.all(counts >= 0):

@@ -25,7 +25,7 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
 
     Args:
         folder: Where to; it need not be there.
-        names: Those of a page and its pictures.
+        names: The names of a page and its pictures.
 
     Raises:
         ReportError: It says what stands there.
@@ -81,7 +81,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write beside it and rename: whoever reads meanwhile, or a full disk, leaves the old file or the new one."""
+    """Write to a second file and rename it: even on a full disk, the old file or the new one is there as a whole."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with beside.open("xb") as file:
@@ -93,7 +93,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _pictures_of(page: Path) -> set[Path]:
-    """The files beside an earlier page that hold its pictures: what is not on it may be somebody else's."""
+    """Find the files beside an earlier page that hold its pictures; any other file may be a person's."""
     if not page.is_file():
         return set()
     shown = set(re.findall(rb'src="data:image/png;base64,([^"]*)"', page.read_bytes()))

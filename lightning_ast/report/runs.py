@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from lightning_ast.report.configuration import read_mode
+from lightning_ast.report.configuration import configuration_among, read_mode
 from lightning_ast.report.events import Point, Session, read_session
 from lightning_ast.report.files import UnreadableError
 from lightning_ast.report.find import CSV, EVENTS, find_runs, run_names
@@ -138,7 +138,8 @@ def _read(folder: Path) -> tuple[Run | None, list[str]]:
     tables = [found for path in files if path.name == CSV for found in _try(read_table, path, lines)]
     if not events and not tables:
         return None, lines
-    modes = _try(read_mode, folder / "config.yaml", lines)
+    configuration = configuration_among(files)
+    modes = [] if configuration is None else _try(read_mode, configuration, lines)
     scalars, histograms = _joined([session for session in events if session is not None])
     source: Source = "CSV" if not events else "TensorBoard and CSV" if tables else "TensorBoard"
     together = {tag: series for found in [*tables, scalars] for tag, series in found.items()}

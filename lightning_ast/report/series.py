@@ -113,7 +113,7 @@ class Run:
         source: kind of log.
         scalars: by tag.
         histograms: the last of each tag.
-        mode: of execution, where a ``config.yaml`` of ``lightning-ast fit`` stands beside the log; else None.
+        mode: of execution, where a configuration of ``lightning-ast fit`` stands beside the log; else None.
     """
 
     name: str

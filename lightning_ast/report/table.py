@@ -65,7 +65,7 @@ def _cells_of(most_characters: int) -> Iterator[None]:
 
 
 def _rows(lines: Sequence[str]) -> Iterator[list[str] | None]:
-    """Take rows apart; None stands for a line that cannot be, behind which reading goes on."""
+    """Split lines into cells; give None for a line that cannot be split, and go on behind it."""
     start = broken = 0
     while start < len(lines):
         reader = csv.reader(islice(lines, start, None), strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_ast.commands.saved_config import is_written_by_a_run
+from lightning_ast.config_mark import is_written_by_a_run
 from tests.support_cli import BORING, boring, run
 
 MINE = f"# mine\nseed_everything: 3\nmodel: {BORING}\ntrainer: {{default_root_dir: .}}\n"
