@@ -17,7 +17,7 @@ from lightning_ast.callbacks._drawn import DrawnIndices
 from lightning_ast.callbacks._faults import ConfigurationError, not_logged
 from lightning_ast.callbacks._fit_loop import first_callback, logged_step
 from lightning_ast.callbacks._guard import Guard
-from lightning_ast.callbacks._progress import RunProgress
+from lightning_ast.callbacks._progress import RunProgress, names_accuracy
 from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.callbacks._state_monitors import MONITOR_STATE
 from lightning_ast.callbacks._step_log import BAR_NAMES
@@ -96,8 +96,9 @@ class SparseTrainingMonitor(Callback):
         if stage != "fit":
             return
         faults = duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE)
-        if self.accuracy is not None and not isinstance(self.accuracy, str):
-            faults.append(f"accuracy: expected the name of a logged metric or None, got {self.accuracy!r}.")
+        accuracy: Any = self.accuracy
+        if accuracy is not None and not isinstance(accuracy, str):
+            faults.append(f"accuracy: expected the name of a logged metric or None, got {accuracy!r}.")
         if faults:
             raise ConfigurationError(faults)
         begin_use(self, trainer)
@@ -227,7 +228,7 @@ class SparseTrainingMonitor(Callback):
         if not self._progress.validated:
             return None
         metrics = trainer.callback_metrics
-        name = next(filter(_names_accuracy, metrics), None) if self.accuracy is None else self.accuracy
+        name = next(filter(names_accuracy, metrics), None) if self.accuracy is None else self.accuracy
         value = None if name is None or name not in metrics else float(torch.as_tensor(metrics[name]))
         if value is None or not math.isfinite(value):
             return None

@@ -52,7 +52,8 @@ def plain_lines(error: Exception) -> list[str] | None:
         return [" ".join(fault.split()) for fault in error.faults]
     if not isinstance(error, UsageError) and any(_is_ours(kind.__module__) for kind in type(error).__mro__):
         return [str(error)]
-    mendable = isinstance(error, (UsageError, MisconfigurationException, OSError, ImportError))
+    mendable = isinstance(error, (UsageError, MisconfigurationException, OSError, ImportError, EOFError))
+    mendable = mendable or (isinstance(error, (ValueError, RuntimeError)) and _raised_by_lightning(error))
     if not mendable or users_error(error) is not None or "Traceback" in str(error):  # a loading process's traceback
         return None
     return [" ".join(str(error).split()) or type(error).__name__]
@@ -81,6 +82,12 @@ def _files(traceback: TracebackType | None) -> Iterator[str]:
     while traceback is not None:
         yield traceback.tb_frame.f_code.co_filename
         traceback = traceback.tb_next
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    """Tell whether Lightning itself raised an error, as its checks of a run do, and nothing that it called."""
+    last = [*_files(error.__traceback__)][-1:]
+    return any({"lightning", "lightning_fabric", "pytorch_lightning"} & set(Path(file).parts) for file in last)
 
 
 def _is_ours(module: str) -> bool:

@@ -61,7 +61,7 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
 
 def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
     rows = tensor.unbind()
-    taken = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
+    taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
         return taken
     known = shared.setdefault(id(tensor.offsets()), taken.offsets())

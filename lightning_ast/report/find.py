@@ -55,6 +55,8 @@ def _absolute(root: Path, given: str | Path) -> Path:
             raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
         # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
         return root.resolve() if ".." in root.parts else root.absolute()
+    except ReportError:
+        raise
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, up to Python 3.12
         raise ReportError(f"cannot look into {given}: {getattr(error, 'strerror', error)}.") from error
 

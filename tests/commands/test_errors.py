@@ -92,6 +92,13 @@ def test_a_configuration_that_cannot_be_used(name: str, told: str, files: Path) 
         ((*boring(), "--trainer.devices=-7"), "`devices` selected with `CPUAccelerator` should be an int > 0."),
         ((*boring(), "--seed_everything=-1"), "seed_everything: -1 is not in bounds"),
         ((*boring(), "--trainer.accumulate_grad_batches=0"), "accumulate_grad_batches: expected an int >= 1, got 0"),
+        (
+            (*boring(), "--trainer.limit_val_batches=1", "--trainer.val_check_interval=999"),
+            "`val_check_interval` (999) must be less than or equal to",
+        ),
+        ((*boring(), "--ckpt_path=empty.yaml"), "ckpt_path: expected a checkpoint of a Trainer"),
+        ((*boring(), "--ckpt_path=/dev/null"), "lightning-ast: "),
+        ((*boring(), "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=nope"), "nope"),
         ((*boring(), "--trainer.max_time=x"), "`Timer(duration='x')` is not a valid duration."),
         ((*boring(), SELECTION, "--trainer.callbacks.target_activation_rate=.nan"), "(0, 1], got nan"),
         ((*CNN, *DIGITS, "--data.data=cifar10", "--data.root=binary.yaml/x"), "cifar10"),
