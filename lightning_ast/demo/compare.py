@@ -19,7 +19,7 @@ from lightning_ast.extras import needs
 from lightning_ast.words import counted
 
 with needs("cli,vision", "rich"):
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
 
 __all__ = ["RunResult", "equal_work_epochs", "run_demo", "train"]
@@ -215,7 +215,8 @@ def print_table(results: list[RunResult], title: str) -> None:
         "seconds saved",
     )
     for column in columns:
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=column == "run")
+        justify: JustifyMethod = "left" if column == "run" else "right"
+        table.add_column(column, justify=justify, no_wrap=column == "run", min_width=max(map(len, column.split())))
     reference = results[0]
     for result in results:
         table.add_row(
@@ -230,7 +231,7 @@ def print_table(results: list[RunResult], title: str) -> None:
             f"{1 - result.flops / reference.flops:.1%}" if result.flops is not None and reference.flops else "-",
             f"{1 - result.seconds / reference.seconds:.1%}",
         )
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(124, Console().width))
     console.print()
     console.print(table)
     console.print(
