@@ -46,7 +46,6 @@ class CommandLine(LightningCLI):
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
         self._arguments = list(arguments)
         defaults: dict[str, Any] = {
-            "parser_class": CommandLineParser,
             "parser_kwargs": {"prog": "lightning-ast"},
             "save_config_callback": SavedConfig,
         }
@@ -55,7 +54,9 @@ class CommandLine(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser, where its packages are installed."""
         with needs("cli", "jsonargparse", "docstring_parser", "typeshed_client"):
-            return super().init_parser(**kwargs)
+            parser = super().init_parser(**kwargs)
+        parser.__class__ = CommandLineParser  # Lightning 2.5 does not take another class of parser
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; where that fails, find the file or the callback that is at fault."""
