@@ -151,6 +151,6 @@ class CommandLine(LightningCLI):
 
 def _told(error: Exception) -> str:
     """Return the message of an error, with the error's type where the message alone would not be understood."""
-    text = condensed(str(error))
+    text = " ".join(error.faults) if isinstance(error, ConfigurationError) else condensed(str(error))
     clear = (UsageError, MisconfigurationException, ValueError, TypeError, RuntimeError, OSError, ImportError)
     return text if text and isinstance(error, clear) else f"{type(error).__name__}: {text}".removesuffix(": ")
