@@ -30,20 +30,6 @@ __all__ = ["BAR_NAMES", "StepLog"]
 
 BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})
 """What the progress bar shows."""
-_STEP_NAMES = frozenset(
-    {
-        *BAR_NAMES,
-        "ast/activation_rate",
-        "ast/activation_rate_ema",
-        "ast/target_activation_rate",
-        "ast/stage",
-        "ast/quarantined",
-        "ast/savings_samples",
-        "ast/savings_flops",
-        "ast/savings_seconds",
-        "ast/threshold",
-    }
-)
 _JOULES = "ast/savings_joules"
 """Logged by ``EnergyMonitor`` at the end of each epoch."""
 _NOT_KNOWN = math.nan
@@ -129,7 +115,7 @@ class StepLog:
             The values that Lightning wrote; none where it did not, or where an error came before.
         """
         if self._fresh:
-            forget_step_values(self._trainer, _STEP_NAMES)
+            forget_step_values(self._trainer, self._logged)
             self._fresh = False
         batch = self._last
         if batch is None or batch.written is None or batches_completed(self._trainer) == batch.completed:
@@ -158,7 +144,7 @@ class StepLog:
         remove_shown(self._trainer, BAR_NAMES - bar.keys())
         shown = {name: torch.tensor(value) for name, value in bar.items()}
         self._module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1, prog_bar=True, logger=False)
-        self._logged.update(values)
+        self._logged.update(logged, shown)
         self._fresh = True
 
     def _values(self, stage: Stage, activation_rate_ema: float | None) -> dict[str, float]:
