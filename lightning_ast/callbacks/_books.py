@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -61,9 +60,15 @@ class Books:
             )
         self._trained = trained
 
-    def forward(self) -> AbstractContextManager[None]:
-        """Entered around the first training step."""
-        return nullcontext() if self._flops is None else self._flops.forward()
+    def start_forward(self) -> None:
+        """Count the FLOPs of the forward that begins, if they are wanted."""
+        if self._flops is not None:
+            self._flops.start_forward()
+
+    def stop_forward(self) -> None:
+        """End the forward's count. Safe to call twice."""
+        if self._flops is not None:
+            self._flops.stop_forward()
 
     def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
         """Count the FLOPs of the backward that begins, if they are wanted."""

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.callbacks._plan import BatchPlan
-from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.core.batch import BatchError, unclear_listing
 from lightning_ast.core.listing import samples_of
-from lightning_ast.core.losses import LossCaptureError, LossRecord
-from lightning_ast.words import counted
 
 __all__ = [
     "check_indices",
     "check_listing",
-    "check_scorable",
     "check_scores",
-    "check_scoring",
-    "failed_on_subset",
 ]
 
 
@@ -99,65 +91,3 @@ def check_scores(values: Tensor, *, first: bool) -> str | None:
     if first and not useful:
         raise ConfigurationError([f"{message}, and none is above 0: selection would be random. So {remedy}."])
     return f"lightning-ast: {message}. These count as 0, and such samples are hardly ever selected: {remedy}."
-
-
-def check_scorable(plan: BatchPlan, record: LossRecord, passed_over: int) -> None:
-    """Check, in ``subset``, that the loss of the selected samples alone is computed as that of the whole batch.
-
-    Args:
-        plan: The plan of the batch.
-        record: The record of its loss.
-        passed_over: The number of losses without gradient that were computed before it.
-    """
-    if not record.mean:
-        raise LossCaptureError(
-            f"`{record.name}` was called with reduction='sum'. In mode='subset' the step sees fewer samples, so "
-            "what it divides the sum by is not known: use reduction='mean', or mode='mask'."
-        )
-    if passed_over:
-        raise LossCaptureError(
-            "training_step computes a loss without gradient before the one it trains on, and scoring stops at the "
-            "first: move it behind the training loss."
-        )
-    if plan.elements is not None and record.elements > plan.elements:
-        raise LossCaptureError(
-            f"the selected samples have {counted(record.elements, 'loss element')} each where the whole batch had "
-            f"{plan.elements}: the batch was not sliced as a whole. Use SparseLossMixin and override "
-            "`select_batch(batch, indices)`."
-        )
-
-
-def check_scoring(
-    module: pl.LightningModule, score: ScoringPass, batch: Any, batch_idx: int, size: int
-) -> tuple[Tensor, LossRecord | None] | None:
-    """Score the first batch, even where it is dense: an error of scoring must not wait for the end of the warmup.
-
-    Args:
-        module: The module, whose parameters must not change.
-        score: The scoring pass.
-        batch: The batch to train on.
-        batch_idx: The index of the batch.
-        size: The number of its samples.
-
-    Returns:
-        What ``score`` returns.
-    """
-    before = {name: p._version for name, p in module.named_parameters()}
-    scored = score(batch, batch_idx, size)
-    changed = [name for name, p in module.named_parameters() if p._version != before[name]]
-    if changed:
-        raise LossCaptureError(
-            f"what stands before the loss in training_step changes parameters ({', '.join(changed[:3])}), and "
-            "mode='subset' runs it twice. Move it to on_train_batch_end, or use mode='partial'."
-        )
-    return scored
-
-
-def failed_on_subset(plan: BatchPlan, error: Exception) -> LossCaptureError:
-    """Make the error for a training step that cannot run on the first selected samples alone."""
-    return LossCaptureError(
-        f"training_step failed on the {counted(plan.forwarded, 'selected sample')} alone "
-        f"({type(error).__name__}: {error}): perhaps it keeps a state of the full batch's size (the hidden state of "
-        "a recurrent layer), or the batch is not sliced as a whole. Use mode='partial', or "
-        "override SparseLossMixin.select_batch."
-    )

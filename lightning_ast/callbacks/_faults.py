@@ -88,7 +88,7 @@ def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.Lightning
         )
     if callback.gate == "topk" and callback.controller is not None:
         found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
-    if callback.significance != "el2n" and overrides(module, "significance"):
+    if callback.significance != "gradient" and overrides(module, "significance"):
         found.append(
             f"significance={callback.significance!r} has no effect: the module's own significance method counts."
         )
@@ -176,7 +176,7 @@ def _significance_faults(significance: Any) -> list[str]:
     if callable(significance):
         four = _takes(significance, 4)
         return [] if four else ["significance: a callable must take (losses, logits, inputs, targets), four arguments."]
-    faults = _one_of("significance", significance, tuple(SIGNIFICANCE))
+    faults = _one_of("significance", significance, ("gradient", *SIGNIFICANCE))
     return [fault.replace(", got", ", or a callable, got", 1) for fault in faults]
 
 
@@ -215,25 +215,29 @@ def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
         found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
     elif not names:
         found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
-    explicit: Any = module.per_sample_loss if overrides(module, "per_sample_loss") else None
-    if explicit is not None and not _takes(explicit, 2):
-        found.append("per_sample_loss must take (batch, batch_idx): define `per_sample_loss(self, batch, batch_idx)`.")
     if getattr(module, "_compiler_ctx", None) is not None:
         found.append(
-            "the LightningModule itself is compiled, so its losses cannot be seen: compile the network inside it "
+            "the LightningModule itself is compiled, so the graph of its loss cannot be seen: compile the network inside it "
             "(`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
-        )
-    if mode == "subset" and not module.automatic_optimization and explicit is None:
-        found.append(
-            "mode='subset' scores by running training_step as far as its loss; with manual optimization this would "
-            "also run what stands before it. Define `per_sample_loss(self, batch, batch_idx)`, or use mode='mask'."
         )
     return found
 
 
-def training_faults(trainer: pl.Trainer) -> list[str]:
-    """What is wrong with how gradients are accumulated; asked when the optimizers are there."""
+def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
+    """Find what is wrong with the optimizers and with how gradients are accumulated; asked when they are there.
+
+    Args:
+        trainer: The trainer, with its optimizers.
+        mode: How selections are executed.
+    """
     found: list[str] = []
+    searching = any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    if searching and mode in ("mask", "partial"):
+        found.append(
+            f"an optimizer searches along a line, comparing values of the loss; in mode={mode!r} the loss is that of "
+            "the whole batch and its gradient that of the selection: set line_search_fn=None, or use mode='subset' or "
+            "'prune'."
+        )
     if max(accumulation(trainer).values()) == 1:
         return found
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from contextlib import ExitStack
 from typing import Any
@@ -12,14 +11,15 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
-from lightning_ast.callbacks._checks import check_indices, check_listing, check_scoring
+from lightning_ast.callbacks._checks import check_indices
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._faults import ConfigurationError, changes, rule_of, training_faults
-from lightning_ast.callbacks._fit_loop import loaders, written_within
+from lightning_ast.callbacks._fit_loop import written_within
+from lightning_ast.callbacks._gating import Gating
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._planned import rounded_stages
@@ -27,14 +27,15 @@ from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._prune import PrunedEpochs
 from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._resume import Resumption
+from lightning_ast.callbacks._sample_count import SampleCount
 from lightning_ast.callbacks._scoring import ScoringPass
 from lightning_ast.callbacks._state_selection import SELECTION_STATE
-from lightning_ast.callbacks._step import StepInterceptor
+from lightning_ast.callbacks._subset import SubsetStep
 from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, kept_schedule, stages_from
 from lightning_ast.core.batch import EmptyBatchError
-from lightning_ast.core.execution import Mode, mask_rows, resolve_weighting
-from lightning_ast.core.partial import compiled_parts, keep_rows
+from lightning_ast.core.execution import Mode, resolve_weighting
+from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import overrides
 from lightning_ast.schedule import Stage
@@ -82,38 +83,52 @@ class SparseFit:
         )
         self._processes = processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
-        self.decision = Decision(module, callback.significance, self.selector, processes, self.quarantine)
-        self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
         self._window = AccumulationWindow()
-        keep = functools.partial(keep_rows, batchnorm=callback.batchnorm, dense_ops=callback.dense_ops)
-        self.step = StepInterceptor(
+        self._decision = Decision(
             module,
-            self.decision,
-            explicit=overrides(module, "per_sample_loss"),
-            scored=callback.mode == "subset",
-            keep=mask_rows if callback.mode == "mask" else keep,
-            keep_finite=keep,
+            callback.significance,
+            self.selector,
+            processes,
+            self.quarantine,
             divisor=lambda own, scale: self._window.divisor(*processes.mean(torch.stack([own, scale])).unbind()),
-            forward_context=self._books.forward,
         )
+        self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
+        self.gating = Gating(
+            module,
+            self._decision,
+            execution="partial" if callback.mode == "partial" else "mask",
+            batchnorm=callback.batchnorm,
+            dense_ops=callback.dense_ops,
+            take=getattr(module, "select_batch", None) if overrides(module, "select_batch") else None,
+            lost=self.quarantine.lost,
+            enabled=callback.mode == "prune" or self.selector.target_activation_rate < 1,
+        )
+        self._samples_in = SampleCount(trainer, module)
+        self._plan: BatchPlan | None = None
+        self._subset = SubsetStep(module) if callback.mode == "subset" else None
+        self._score: ScoringPass | None = None
         self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
             self.epochs = PrunedEpochs(callback, trainer, self.selector, kept_schedule(schedule, trainer), processes)
 
     def attach(self) -> None:
-        """Wrap the training step; in ``prune`` lead the fit loop."""
+        """In ``subset`` wrap the training step; in ``prune`` lead the fit loop."""
         note_unused_methods(self._module)
-        self.step.install()
+        if self._subset is not None:
+            self._subset.install()
         if self.epochs is not None:
             self.epochs.attach()
 
     def detach(self) -> None:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
-        self.step.remove()
+        self._books.close()
+        self.gating.close()
+        self._plan = None
+        if self._subset is not None:
+            self._subset.remove()
         if self._tells_flops:
             self._module.__dict__.pop(_FLOPS, None)
-        self._books.close()
         self._resumption.detach()
         if self.epochs is not None:
             self.epochs.detach()
@@ -124,12 +139,15 @@ class SparseFit:
         self._resumption.start_training()
         if self.mode == "partial" and compiled_parts(self._module):
             note_compiled()
-        if self.mode == "subset":
+        if self._subset is not None:
             self._score = ScoringPass(
-                self._module, training_step=self.step.training_step, per_sample_loss=self.step.per_sample_loss
+                self._module,
+                training_step=self._subset.training_step,
+                gating=self.gating,
+                needs_losses=self._decision.needs_losses,
             )
-        self.step.reports_full_loss = not any(isinstance(o, LBFGS) for o in self._trainer.optimizers)
-        faults = training_faults(self._trainer)
+        self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
+        faults = training_faults(self._trainer, mode=self.mode)
         if self.epochs is not None:
             self.epochs.ensure_installed()
             if rounded := rounded_stages(self.epochs.run):
@@ -151,9 +169,9 @@ class SparseFit:
             for watcher in self.watchers:
                 watcher.start_stage(stage)
         self.stage = stage
-        size = self._samples_in(batch)
+        size = self._size(batch)
+        self._plan = None  # of an empty batch: the step is the user's own, as in a plain run
         if size == 0:
-            self.step.plan = None  # the step is the user's own, as in a plain run
             return
         indices = self._indices(batch, size)
         check_indices(indices, size)
@@ -162,28 +180,21 @@ class SparseFit:
         else:
             sparse = stage == "sparse" and self.selector.target_activation_rate < 1
             plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
-        self.step.plan = plan
-        batch = self.quarantine.examine(plan, batch)
-        if self.mode == "subset" and (plan.sparse or not self.step.verified):
-            with ExitStack() as sections:
-                for watcher in self.watchers:
-                    sections.enter_context(watcher.scoring())
-                scored = self._scored(batch, batch_idx, size)
-            if plan.sparse:
-                self.decision.take_subset(plan, batch, scored, explicit=self.step.per_sample_loss is not None)
+        self._plan = plan
+        self.quarantine.examine(plan, batch)
+        plan.leave_out = not plan.sparse and plan.known_bad
+        if self._subset is not None and (plan.sparse or self.gating.traces_next(size)):
+            self._take_subset(self._subset, plan, batch, batch_idx)
+        self.gating.start_batch(plan, batch)
+        self._books.start_forward()
 
-    def _samples_in(self, batch: Any) -> int:
+    def _size(self, batch: Any) -> int:
         """Count the samples of a batch, which may be none.
 
         Raises:
             EmptyBatchError: There are none, and the other processes wait for this one in a sparse step.
         """
-        try:
-            size = self.decision.count(batch)
-        except EmptyBatchError:
-            size = 0
-        if size > 0 and not self.step.verified and not overrides(self._module, "count_samples"):
-            check_listing(batch, size, loaders(self._trainer.fit_loop))
+        size = self._samples_in(batch)
         if size == 0 and self.stage == "sparse" and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "
@@ -191,17 +202,24 @@ class SparseFit:
             )
         return size
 
+    def _take_subset(self, step: SubsetStep, plan: BatchPlan, batch: Any, batch_idx: int) -> None:
+        assert self._score is not None
+        step.plan = plan
+        with ExitStack() as sections:
+            for watcher in self.watchers:
+                sections.enter_context(watcher.scoring())
+            scored = self._score(batch, batch_idx, plan.batch_size)
+        if scored is None:
+            plan.sparse = False
+        elif plan.sparse:
+            self._decision.take_subset(plan, batch, scored)
+
     def _indices(self, batch: Any, size: int) -> Any:
-        indices = self.decision.indices(batch)
+        indices = self._decision.indices(batch)
         for watcher in self.watchers:
             drawn = watcher.indices(size)
             indices = drawn if indices is None else indices
         return indices
-
-    def _scored(self, batch: Any, batch_idx: int, size: int) -> Any:
-        if self.step.verified:
-            return self._score(batch, batch_idx, size)
-        return check_scoring(self._module, self._score, batch, batch_idx, size)
 
     def _stage_of(self, batch_idx: int) -> Stage:
         if self.epochs is not None:
@@ -219,13 +237,17 @@ class SparseFit:
         return stages_from(following, kept_schedule(self._schedule, self._trainer), self._trainer)
 
     def start_backward(self, loss: Tensor) -> None:
-        """Check the loss of a first batch; count its backward, if that is wanted."""
-        self.step.check_backward(loss)
-        self._books.start_backward(self.step.plan, loss)
+        """Put the gate at the entries of the loss; count its backward, if that is wanted."""
+        automatic = self._module.automatic_optimization
+        if automatic:
+            self._books.stop_forward()
+        self.gating.start_backward(loss)
+        self._books.start_backward(self._plan, loss)
 
     def stop_backward(self) -> None:
         """A backward is over."""
-        self._tell_flops(self._books.stop_backward(self.step.plan))
+        self._tell_flops(self._books.stop_backward(self._plan))
+        self.gating.resume_forward()
 
     def start_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh accumulated micro-batches as one large batch."""
@@ -237,11 +259,17 @@ class SparseFit:
         Returns:
             Whether it was trained on.
         """
-        plan, self.step.plan = self.step.plan, None
+        plan = self._plan
+        self._plan = None
         if plan is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
             return False
+        self._books.stop_forward()
+        self.gating.finish_batch(plan)
+        self.quarantine.restore()
+        if self._subset is not None:
+            self._subset.plan = None
         self._books.finish_batch(plan, self.stage, target_rate=self.selector.target_activation_rate)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned

@@ -67,6 +67,8 @@ class FlopCount:
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
         self._counts = self._wants_dense = self._wants_share = enabled and not compiled_parts(module)
         self._open = ExitStack()
+        self._forward_open = ExitStack()
+        self._in_forward = False
         self._tries = _TRIES
         self._counter = BackwardFlops()
         self._counting_now = False
@@ -81,17 +83,18 @@ class FlopCount:
         if enabled and not self._counts:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Count the training step inside, once; backwards inside it (manual optimization) are counted as such."""
-        if not self._wants_dense or self._forward is not None:
-            self._expects_backward = False
-            yield
-            return
-        self._expects_backward = True
-        with self._counting():
-            yield
-        self._forward = self._counter.full - self._backward_full
+    def start_forward(self) -> None:
+        """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such."""
+        self._expects_backward = self._in_forward = self._wants_dense and self._forward is None
+        if self._in_forward:
+            self._forward_open.enter_context(self._counting())
+
+    def stop_forward(self) -> None:
+        """End the forward's count. Safe to call twice."""
+        if self._in_forward:
+            self._in_forward = False
+            self._forward_open.close()
+            self._forward = self._counter.full - self._backward_full
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -104,7 +107,7 @@ class FlopCount:
 
     def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
         """Begin to count a backward, if that of this batch is to be counted."""
-        partial = plan is not None and plan.spares_rows
+        partial = plan is not None and plan.may_spare_rows
         if not ((self._wants_dense and self._expects_backward) or (partial and self._wants_share)):
             return
         if not self._counting_now:
@@ -118,7 +121,7 @@ class FlopCount:
         if self._backward_began is None:
             return
         full, self._backward_began = self._counter.full - self._backward_began, None
-        self.close()
+        self._open.close()
         self._backward_full += full
         if self._wants_dense and self._expects_backward:
             self._backward = full + (self._backward or 0)
@@ -181,6 +184,8 @@ class FlopCount:
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
         self._open.close()
+        self._forward_open.close()
+        self._in_forward = False
 
 
 class StepClock:

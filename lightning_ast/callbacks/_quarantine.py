@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
+from lightning_ast.core.containers import leaves_of
 from lightning_ast.core.quarantine import all_finite
 from lightning_ast.core.replacement import find_finite, replace_in_batch
 from lightning_ast.words import counted
@@ -81,44 +82,59 @@ class Quarantine:
         self._offered = self._expected = 0
         self._epoch = 0
         self._pending: list[_Pending] = []
+        self._swapped: list[tuple[Tensor, Tensor]] = []
 
     # ------------------------------------------------------------------ within a step
 
-    def examine(self, plan: BatchPlan, batch: Any) -> Any:
+    def examine(self, plan: BatchPlan, batch: Any) -> None:
         """Look at the input of a batch, and put other samples in the place of those that are not finite.
 
-        Args:
-            plan: of the batch; told which samples these are.
-            batch: as loaded.
+        The tensors of the batch hold other data until :meth:`restore`; the memory that they had, which may be the
+        dataset's, is not written to.
 
-        Returns:
-            The batch to train on: the same object where the host knows that all is well.
+        Args:
+            plan: The plan of the batch; told which samples these are.
+            batch: The batch as loaded.
         """
         finite = None if self.limit is None else find_finite(batch, plan.batch_size)
         if finite is None:
-            return batch
+            return
         plan.quarantine(~finite)
-        plan.batch = replace_in_batch(batch, finite)
-        return plan.batch
+        replaced = replace_in_batch(batch, finite)
+        for old, new in zip(leaves_of(batch), leaves_of(replaced), strict=True):
+            if isinstance(old, Tensor) and isinstance(new, Tensor) and old is not new:
+                self._swapped.append((old, old.data))
+                old.data = new
 
-    def eligible(self, plan: BatchPlan, losses: Tensor) -> Tensor | None:
-        """Which samples may be selected: ``(B,)`` bool, or None where the host knows that all may."""
+    def restore(self) -> None:
+        """Give the tensors of the batch their own data back. Safe to call twice."""
+        while self._swapped:
+            tensor, data = self._swapped.pop()
+            tensor.data = data
+
+    def eligible(self, plan: BatchPlan, values: Tensor) -> Tensor | None:
+        """Tell which samples may be selected.
+
+        Args:
+            plan: The plan of the batch; told of samples that are not finite.
+            values: ``(B,)`` losses, or norms of the samples' gradients.
+
+        Returns:
+            ``(B,)`` bool, or None where the host knows that all may.
+        """
         if self.limit is None:
             return None
-        finite = losses.isfinite()
+        finite = values.isfinite()
         if plan.bad is not None:
             finite = finite & ~plan.bad.to(finite.device)
-        if losses.device.type == "cpu" and bool(finite.all()):
+        if values.device.type == "cpu" and bool(finite.all()):
             return None
         plan.quarantine(~finite)
         return finite
 
-    def lost(self, output: Any) -> bool:
-        """Whether what a dense training step returned is not finite, where the host can tell without waiting."""
-        loss = output.get("loss") if isinstance(output, dict) else output
-        if self.limit is None or not isinstance(loss, Tensor) or loss.device.type != "cpu":
-            return False
-        return not all_finite(loss.detach())
+    def lost(self, loss: Tensor) -> bool:
+        """Tell whether the loss of a dense step is not finite, where the host can tell without waiting."""
+        return self.limit is not None and loss.device.type == "cpu" and not all_finite(loss.detach())
 
     # ------------------------------------------------------------------ behind it
 
@@ -132,8 +148,6 @@ class Quarantine:
             self._read(wait=True)
             self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
         self._offered += plan.offered
-        if plan.lost:
-            self._add([QuarantinedSample(self._epoch, batch_idx, _UNKNOWN, _UNKNOWN)], count=plan.batch_size)
         if plan.bad is not None:
             self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
@@ -141,7 +155,7 @@ class Quarantine:
             batches = trainer.num_training_batches
             self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
         found = bool(self._pending) and self._read()
-        if (found or plan.lost) and self._processes.count == 1:
+        if found and self._processes.count == 1:
             self._check(self.count, max(self._offered, self._expected))
 
     def finish_epoch(self) -> None:

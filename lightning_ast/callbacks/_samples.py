@@ -62,6 +62,8 @@ class SampleWatcher(Watcher):
         seconds: that watching took.
     """
 
+    wants_labels = True
+
     def __init__(self, selection: Any, indices: Callable[[int], Tensor | None], *, size: int | None) -> None:
         self._selection = selection
         self._indices, self._size = indices, size

@@ -1,9 +1,9 @@
-"""Scoring inside Lightning: the user's own step as far as its loss, with nothing logged, updated or drawn."""
+"""The scoring pass of ``subset``: the user's own step as far as its loss, with nothing logged, updated or drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -12,21 +12,34 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric, MetricCollection
 
-from lightning_ast.core.losses import LossCapture, LossCaptureError, LossReached, LossRecord, check_losses
+from lightning_ast.callbacks._gating import Gating
+from lightning_ast.callbacks._scored import Scored
+from lightning_ast.callbacks._taps import Taps
+from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.entries import Entry
+from lightning_ast.core.layout import row_norms
+from lightning_ast.core.loss_sum import combine
+from lightning_ast.core.losses import LossCapture, LossCaptureError
+from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.scoring import TracelessForward
 
 __all__ = ["ScoringPass"]
 
 
 class ScoringPass:
-    """Per-sample losses of a batch by a forward without gradient.
+    """Scores a batch by one run of the training step without a trace.
+
+    The network runs without a graph where its last layers are modules whose outputs can be had (found in the first
+    pass); only the loss part is differentiated. Elsewhere the whole step runs with its graph.
 
     Args:
-        module: the bare LightningModule, also under DDP: nothing is synchronised but SyncBatchNorm's own statistics.
-        training_step: the module's own, not intercepted.
-        per_sample_loss: the module's own, or None to run ``training_step`` as far as its loss.
+        module: The bare LightningModule, also under DDP: nothing is synchronised but SyncBatchNorm's own statistics.
+        training_step: The module's own, not wrapped.
+        gating: Finds the entries of the loss.
+        needs_losses: Whether the score is computed from the values of torch's loss functions.
     """
 
     def __init__(
@@ -34,55 +47,90 @@ class ScoringPass:
         module: pl.LightningModule,
         *,
         training_step: Callable[..., Any],
-        per_sample_loss: Callable[..., Any] | None,
+        gating: Gating,
+        needs_losses: bool,
     ) -> None:
         self._module = module
         self._training_step = training_step
-        self._per_sample_loss = per_sample_loss
+        self._gating = gating
+        self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._traceless = TracelessForward(module)
         self._metrics = [child for child in module.modules() if isinstance(child, (Metric, MetricCollection))]
+        self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
-    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> tuple[Tensor, LossRecord | None] | None:
+    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
         """Score a batch.
 
         Returns:
-            ``(B,)`` losses, and what they were computed from where that is known; None where the step returns None
-            before any loss: it skips this batch.
+            What was found; None where the step computes no loss that depends on the samples: it is a dense step.
 
         Raises:
-            LossCaptureError: the losses cannot be had; the message names the remedy.
+            EntryError: The first batch's rows cannot be found in the graph of the loss.
+            LossCaptureError: The score needs the losses, and they cannot be had.
         """
+        trace = self._gating.start_trace(batch, batch_size) if self._gating.traces_next(batch_size) else None
         context = self._module.trainer.precision_plugin.forward_context()
-        with isolate_rng(include_cuda=False), self._nothing_recorded(), self._traceless(), context:
-            if self._per_sample_loss is not None:
-                with LossCapture(batch_size, unreduced=True) as capture, _gradient_named():
-                    losses = check_losses(self._per_sample_loss(batch, batch_idx), batch_size)
-                return losses, capture.records[0] if len(capture.records) == 1 else None
-            output: Any = _MISSING
-            with LossCapture(batch_size, stop=True) as capture, suppress(LossReached), _gradient_named():
-                output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
-            if output is None and not capture.records:
-                return None
-        if not capture.records and self._metrics:
-            raise LossCaptureError(
-                "no torch loss function was called in the training step outside a torchmetrics metric, and metrics are "
-                "held still while scoring: where one of them computes the loss, use mode='partial', or define "
-                "`per_sample_loss(self, batch, batch_idx)`."
-            )
-        record = capture.record()
-        return record.losses, record
+        with isolate_rng(include_cuda=False), self._nothing_changed(), self._traceless(grad=True), context:
+            return self._scored(batch, batch_idx, batch_size, trace)
+
+    def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
+        capture = LossCapture()
+        taps = self._taps
+        tapped = taps is not None and taps.ready and trace is None
+        with ExitStack() as stack:
+            if taps is not None and (tapped or trace is not None):
+                stack.enter_context(taps.reading() if tapped else taps.finding())
+            if trace is not None:
+                stack.enter_context(trace)
+            stack.enter_context(capture)
+            loss = self._loss_of(batch, batch_idx)
+        if loss is None:
+            return None
+        norms = taps.norms(loss, size) if tapped and taps is not None else None
+        if norms is None:
+            if tapped:  # the step took another way than in the first pass
+                self._taps = None
+                return self._scored(batch, batch_idx, size, trace)
+            norms = self._norms(loss, size, trace)
+        if trace is not None:
+            trace.release()
+        if norms is None:
+            return None
+        record = combine(capture, loss, size) if self._needs_losses else None
+        return Scored(norms, capture.labels(size), record)
+
+    def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
+        if loss.grad_fn is None:
+            return None
+        gating = self._gating
+        found = gating.find(loss, size) if trace is None else gating.prove(loss, size, trace)
+        entries: list[Entry] = [entry for entry in found.entries if not entry.nested]
+        if not entries:
+            return None
+        if trace is not None and self._taps is not None:
+            self._taps.settle(entries, size, trace)
+        return gradient_norms(loss, entries, size)
+
+    def _loss_of(self, batch: Any, batch_idx: int) -> Tensor | None:
+        with _StopAtBackward() as stop, suppress(_BackwardReached):
+            output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
+            loss = output.get("loss") if isinstance(output, dict) else output
+            return loss if isinstance(loss, Tensor) else None
+        return stop.loss
 
     @contextmanager
-    def _nothing_recorded(self) -> Iterator[None]:
-        """``self.log`` does nothing; torchmetrics neither update nor compute: they answer 0."""
+    def _nothing_changed(self) -> Iterator[None]:
+        """``self.log`` does nothing, torchmetrics answer 0, and what requires a gradient does so afterwards."""
         stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
+        stubs.append((self._module, "manual_backward", _stop))
         for metric in self._metrics:
             answer = partial(
                 _answer, torch.zeros(()) if isinstance(metric, Metric) else dict.fromkeys(metric.keys(), 0.0)
             )
             stubs += [(metric, "forward", answer), (metric, "update", _nothing), (metric, "compute", answer)]
         saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
+        flags = [(parameter, parameter.requires_grad, parameter._version) for parameter in self._module.parameters()]
         try:
             for owner, name, stub in stubs:
                 owner.__dict__[name] = stub
@@ -93,24 +141,56 @@ class ScoringPass:
                     del owner.__dict__[name]
                 else:
                     owner.__dict__[name] = value
+            for parameter, flag, _ in flags:
+                parameter.requires_grad_(flag)
+        if any(parameter._version != version for parameter, _, version in flags):
+            raise LossCaptureError(
+                "what stands before the loss in training_step changes parameters, and mode='subset' runs it twice. "
+                "Move it to on_train_batch_end, or use mode='partial'."
+            )
+
+
+def gradient_norms(loss: Tensor, entries: list[Entry], size: int) -> Tensor | None:
+    """Take the norms of the samples' rows of a loss's gradient at its entries, times the batch size.
+
+    Args:
+        loss: Scalar with its graph.
+        entries: Entries that the network's own gradient does not reach.
+        size: Samples B of the batch.
+
+    Returns:
+        ``(B,)``, or None where no gradient arrives.
+    """
+    edges = [torch.autograd.graph.GradientEdge(entry.node, entry.output_nr) for entry in entries]
+    weight = torch.full_like(loss, float(size))
+    gradients = torch.autograd.grad(loss, edges, weight, retain_graph=True, allow_unused=True)
+    norms = [row_norms(g, entry.place) for g, entry in zip(gradients, entries, strict=True) if g is not None]
+    return torch.stack(norms).norm(dim=0) if norms else None
+
+
+class _BackwardReached(Exception):  # noqa: N818 - it is caught, and no error
+    """A step that runs its own backward came to the first one."""
+
+
+class _StopAtBackward(TorchFunctionMode):
+    """Stops a step at its first backward, and keeps the loss."""
+
+    loss: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.backward:
+            self.loss = args[0]
+            raise _BackwardReached
+        return func(*args, **(kwargs or {}))
+
+
+def _stop(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 _MISSING = object()
-_NO_GRAPH = ("does not require grad", "doesn't require gradient", "not have been used in the graph")
-
-
-@contextmanager
-def _gradient_named() -> Iterator[None]:
-    """Say that scoring runs without gradient where a step differentiates by itself."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NO_GRAPH):
-            raise
-        raise LossCaptureError(
-            f"mode='subset' scores the whole batch without gradient first, and the step differentiates before its loss "
-            f"({error}): put that part under `with torch.enable_grad():`, or use mode='partial', 'mask' or 'prune'."
-        ) from error
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -15,7 +15,13 @@ __all__ = ["Watcher", "watch"]
 
 
 class Watcher:
-    """Told of what a fit does to each batch; it changes nothing."""
+    """Told of what a fit does to each batch; it changes nothing.
+
+    Attributes:
+        wants_labels: Whether the classes of the samples are of use to it.
+    """
+
+    wants_labels = False
 
     def start_stage(self, stage: Stage) -> None:
         """A batch of another stage than the last one's is about to be trained on."""

@@ -93,7 +93,7 @@ class SparseSelectionCallback(Callback):
         target_activation_rate: float = 0.4,
         mode: Mode = "partial",
         gate: GateName = "soft",
-        significance: SignificanceName | SignificanceFn = "el2n",
+        significance: SignificanceName | SignificanceFn = "gradient",
         weighting: Weighting | None = None,
         controller: PIController | None = None,
         min_selected: int | float = 2,

@@ -1,4 +1,4 @@
-"""Step 1a, for ``subset``: run a module's training code to look at the losses, and leave no trace of having done so."""
+"""For ``subset``: run a module's training code to look at the gradient of its loss, and leave no trace of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _NoDropout(TorchFunctionMode):
 class TracelessForward:
     """Context in which a module in training mode can be run without changing it.
 
-    Inside: no gradients; torch's random state is forked; dropout is off (modules, functions, attention, recurrent
+    Inside: no graph, unless it is asked for; torch's random state is forked; dropout is off (modules, functions, attention, recurrent
     layers); normalisation layers use the batch's statistics, as in training, but do not update their running ones.
     Afterwards every flag is as before, and so are the buffers that other layers change in place or replace (spectral
     norm, codebooks). A buffer of more than 65,536 elements that is changed for the first time in a later use cannot be
@@ -64,12 +64,16 @@ class TracelessForward:
         self._first = True
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Enter the context."""
+    def __call__(self, *, grad: bool = False) -> Iterator[None]:
+        """Enter the context.
+
+        Args:
+            grad: Whether a graph is made where a parameter requires it.
+        """
         devices = {p.device for p in self._module.parameters() if p.device.type == "cuda"}
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
-            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(_quiet(self._layers))
             stack.enter_context(self._buffers_restored())
             stack.enter_context(_NoDropout())

@@ -1,0 +1,76 @@
+"""How many samples a batch holds: what the module says, else what the DataLoader and the batch's tensors say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_ast.callbacks._checks import check_listing
+from lightning_ast.callbacks._fit_loop import loaders
+from lightning_ast.core.batch import EmptyBatchError, batch_size_of
+from lightning_ast.core.listing import leading_sizes, listed_length, samples_of
+from lightning_ast.mixin import overrides
+
+__all__ = ["SampleCount"]
+
+
+class SampleCount:
+    """Counts the samples of each batch in the way that the first batch showed.
+
+    Args:
+        trainer: The trainer, whose loader says how many samples it puts into a batch.
+        module: The LightningModule.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._trainer = trainer
+        self._own: Any = getattr(module, "count_samples", None) if overrides(module, "count_samples") else None
+        self._lists: bool | None = None
+        self._position: int | None = None
+
+    def __call__(self, batch: Any) -> int:
+        """Count the samples of a batch, which may be none.
+
+        A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
+        leading dimension was the loader's batch size in the first batch counts from then on.
+
+        Raises:
+            BatchError: It cannot be told how many there are.
+        """
+        try:
+            return self._counted(batch)
+        except EmptyBatchError:
+            return 0
+
+    def _counted(self, batch: Any) -> int:
+        if self._own is not None:
+            return int(self._own(batch))
+        listed = listed_length(batch) if self._lists else None
+        if listed is not None:
+            return listed
+        size = batch_size_of(batch)
+        first = self._lists is None
+        if first:
+            self._lists = samples_of(batch) is not None
+        if self._lists:
+            self._check(batch, size, first=first)
+            return size
+        leading = leading_sizes(batch, lists=False) or leading_sizes(batch)
+        expected = self._expected() if first else None
+        if expected in leading:
+            self._position = leading.index(expected)
+        if self._position is not None and self._position < len(leading):
+            return leading[self._position]
+        self._check(batch, size, first=first)
+        return size
+
+    def _check(self, batch: Any, size: int, *, first: bool) -> None:
+        if first:
+            check_listing(batch, size, loaders(self._trainer.fit_loop))
+
+    def _expected(self) -> int | None:
+        """Samples that the only loader puts into a batch; None where that is not known."""
+        given = loaders(self._trainer.fit_loop)
+        size = getattr(given[0], "batch_size", None) if len(given) == 1 else None
+        return size if isinstance(size, int) else None

@@ -1,0 +1,139 @@
+"""Where the last layers of a network hand their outputs to the loss: found once, then read without a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.entries import Entry
+from lightning_ast.core.layout import Layout, prove_layout, row_norms
+
+__all__ = ["Taps"]
+
+_STEPS = 6
+"""Reshapes and casts between the last layer and the output of its module, at most."""
+
+
+class Taps:
+    """The outputs of modules through which the whole gradient of a loss enters the network.
+
+    Args:
+        module: The module whose parts are looked at.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._outputs: list[tuple[nn.Module, int, Tensor]] = []
+        self._taps: dict[tuple[nn.Module, int], Layout] = {}
+        self._calls: Counter[nn.Module] = Counter()
+        self._leaves: list[tuple[Tensor, Layout]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether every entry of the loss was found to be an output of a module."""
+        return bool(self._taps)
+
+    @contextmanager
+    def finding(self) -> Iterator[None]:
+        """Note the outputs of all modules of a forward with its graph."""
+        self._calls.clear()
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                self._outputs.append((module, self._calls[module], output))
+            self._calls[module] += 1
+
+        own = set(self._module.modules()) - {self._module}
+        handles = [module.register_forward_hook(note) for module in own]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def settle(self, entries: list[Entry], batch_size: int, trace: SampleTrace) -> None:
+        """Find the outputs that the entries are, with the layout of the samples in each; none where one is missing."""
+        taps: dict[tuple[nn.Module, int], Layout] = {}
+        for entry in entries:
+            tap = next((tap for tap in self._outputs if _is_output_of(tap[2].grad_fn, entry)), None)
+            layout = None if tap is None else _layout(tap[2], batch_size, trace)
+            if tap is None or layout is None:
+                taps.clear()
+                break
+            taps[tap[0], tap[1]] = layout
+        self._taps = taps
+        self._outputs.clear()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Run a forward whose graph begins at the outputs."""
+        self._calls.clear()
+        self._leaves.clear()
+
+        def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            layout = self._taps.get((module, self._calls[module]))
+            self._calls[module] += 1
+            if layout is None or not isinstance(output, Tensor):
+                return None
+            leaf = output.detach().requires_grad_()
+            self._leaves.append((leaf, layout))
+            return leaf
+
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+        handles = [module.register_forward_hook(cut) for module in {module for module, _ in self._taps}]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def norms(self, loss: Tensor, batch_size: int) -> Tensor | None:
+        """Take the norms of the samples' rows of a loss's gradient at the outputs that were read, times the batch size.
+
+        Returns:
+            ``(B,)``, or None where the loss was not computed from them.
+        """
+        if loss.grad_fn is None or len(self._leaves) != len(self._taps):
+            return None
+        leaves = [leaf for leaf, _ in self._leaves]
+        weight = torch.full_like(loss, float(batch_size))
+        gradients = torch.autograd.grad(loss, leaves, weight, retain_graph=True, allow_unused=True)
+        norms = []
+        for gradient, (leaf, layout) in zip(gradients, self._leaves, strict=True):
+            place = layout.place(tuple(leaf.shape), batch_size)
+            if place is None:
+                return None
+            if gradient is not None:
+                norms.append(row_norms(gradient, place))
+        self._leaves.clear()
+        return torch.stack(norms).norm(dim=0) if norms else None
+
+
+def _layout(output: Tensor, batch_size: int, trace: SampleTrace) -> Layout | None:
+    assert output.grad_fn is not None
+    dependence = trace.dependence(output.grad_fn, output.output_nr)
+    if dependence is None or dependence.independent:
+        return None
+    return prove_layout(dependence.shape, dependence.profiles, batch_size=batch_size, sample=trace.sample)
+
+
+def _is_output_of(node: Node | None, entry: Entry) -> bool:
+    """Whether an output is an entry, but for reshapes and casts."""
+    for _ in range(_STEPS):
+        if node is None:
+            return False
+        if node is entry.node:
+            return entry.output_nr == 0
+        children = [child for child, _ in node.next_functions if child is not None]
+        if len(children) != 1:
+            return False
+        node = children[0]
+    return False

@@ -1,0 +1,409 @@
+"""The entries of a loss's graph: the edges through which its gradient enters the network.
+
+Walk from the loss towards the parameters. What is made of parameters alone (a tied weight, a temperature) is passed by;
+the first nodes that combine parameters with the samples' rows are the entries. What lies between the loss and them is
+the loss part: it may be of any form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
+from lightning_ast.core.partial.rows import Place
+
+__all__ = ["EntryError", "EntryFinder", "Entry", "Found"]
+
+_PRODUCTS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Convolution", "Embedding", "Linear", "Mm", "Mv")
+"""Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight."""
+_PARTS = ("Rnn", "Conv", "Norm")
+_OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
+"""Nodes that hide their parameters."""
+_PICKING = ("Embedding", "Index", "Gather", "Take")
+"""Nodes that pick rows of a parameter by data, which their edges do not show."""
+_PLANS = 64
+"""Graphs of different forms that are remembered."""
+
+Verdict = Literal["pass", "walk", "enter"]
+
+
+class EntryError(RuntimeError):
+    """The rows of the samples cannot be found in the graph of a loss."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor through which the gradient enters the network.
+
+    Attributes:
+        node: The node that computed it.
+        output_nr: Which of the node's outputs it is.
+        place: Where the samples lie in it.
+        edges: The edges of the loss part that lead to it: pairs of a node and the position among its inputs.
+        nested: Whether the network's own gradient arrives there too, from an entry closer to the loss.
+        exact: Whether a sample was seen to change its own rows alone.
+    """
+
+    node: Node
+    output_nr: int
+    place: Place
+    edges: tuple[tuple[Node, int], ...]
+    nested: bool
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """The entries of one loss.
+
+    Attributes:
+        entries: In the order of the walk; empty where the loss does not depend on the samples.
+        proved: Whether each one's rows are proved to be the samples'. False: they were taken from the sizes, which
+            allow one answer only.
+        unclear: Sizes of tensors whose rows could not be told.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    proved: bool = True
+    unclear: tuple[str, ...] = ()
+
+
+@dataclass
+class _Plan:
+    """A walk that was proved, to be followed in graphs of the same form.
+
+    Attributes:
+        names: For each visited node, its name.
+        verdicts: For each visited node, what to do at each of its edges.
+        layouts: For each edge that enters, in order, the layout, the child's name and whether it is nested.
+    """
+
+    names: list[str] = field(default_factory=list)
+    verdicts: list[tuple[Verdict, ...]] = field(default_factory=list)
+    layouts: list[tuple[Layout, str, bool]] = field(default_factory=list)
+
+
+class EntryFinder:
+    """Finds the entries of each batch's losses; proves them where a trace of the forward is at hand.
+
+    Attributes:
+        proved: Whether a graph was proved.
+    """
+
+    def __init__(self) -> None:
+        self._plans: list[_Plan] = []
+        self._known: dict[tuple[str, int], Layout] = {}
+
+    @property
+    def proved(self) -> bool:
+        """Whether the rows of at least one loss were proved."""
+        return bool(self._plans)
+
+    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
+        """Find the entries of a loss whose forward was traced, and remember the form of its graph.
+
+        Args:
+            loss: Scalar with its graph.
+            batch_size: Samples B of the batch.
+            trace: The trace of one sample through the forward.
+        """
+        view = _TracedView(batch_size, trace)
+        found, plan = _search(loss, batch_size, view)
+        if found.entries or not found.unclear:
+            self._remember(plan)
+        return found
+
+    def find(self, loss: Tensor, batch_size: int) -> Found | None:
+        """Find the entries of a loss whose graph has a form that was proved.
+
+        Returns:
+            None where its form is new.
+        """
+        for position, plan in enumerate(self._plans):
+            found = _follow(plan, loss, batch_size)
+            if found is not None:
+                if position:
+                    self._plans.insert(0, self._plans.pop(position))
+                return found
+        return None
+
+    def guess(self, loss: Tensor, batch_size: int) -> Found:
+        """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
+        found, _ = _search(loss, batch_size, _SizedView(batch_size, self._known))
+        return Found(found.entries, proved=False, unclear=found.unclear)
+
+    def _remember(self, plan: _Plan) -> None:
+        self._plans.insert(0, plan)
+        del self._plans[_PLANS:]
+        for layout, name, _ in plan.layouts:
+            self._known[name, layout.ndim] = layout
+
+    def same_plans(self) -> int:
+        """Count the forms of graphs that are known."""
+        return len(self._plans)
+
+
+# ---------------------------------------------------------------------- what is known of a node
+
+
+class _SizedView:
+    """What the form of a graph tells: a branch without an edge to nothing is made of parameters alone."""
+
+    def __init__(self, batch_size: int, known: dict[tuple[str, int], Layout]) -> None:
+        self._batch_size = batch_size
+        self._known = known
+        self._pure: dict[Node, bool] = {}
+
+    def is_parameter(self, leaf: Tensor) -> bool:
+        return isinstance(leaf, nn.Parameter)
+
+    def is_pure(self, node: Node, output_nr: int) -> bool:
+        """Whether a node's output does not depend on the samples."""
+        return _settled(node, self._pure, self._pure_of)
+
+    def _pure_of(self, node: Node) -> bool | list[Node]:
+        name = node.name()
+        if _is_leaf(node):
+            return self.is_parameter(node.variable)  # type: ignore[attr-defined]
+        if _named(name, _PICKING) or _named(name, _OPAQUE):
+            return False
+        children = [child for child, _ in node.next_functions]
+        return False if not children or None in children else children  # type: ignore[return-value]
+
+    def layout(self, node: Node, output_nr: int) -> Layout | None:
+        """Where the samples lie in a node's output; None where that is not known."""
+        shape = _shape(node, output_nr)
+        if shape is None:
+            return None
+        known = self._known.get((node.name(), len(shape)))
+        if known is not None and known.place(shape, self._batch_size) is not None:
+            return known
+        fitting = list(layouts_by_size(shape, self._batch_size))
+        return fitting[0] if len(fitting) == 1 else None
+
+
+class _TracedView(_SizedView):
+    """What the trace of one sample through the forward tells."""
+
+    def __init__(self, batch_size: int, trace: SampleTrace) -> None:
+        super().__init__(batch_size, {})
+        self._trace = trace
+
+    def is_parameter(self, leaf: Tensor) -> bool:
+        return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
+
+    def is_pure(self, node: Node, output_nr: int) -> bool:
+        if not _is_leaf(node):
+            dependence = self._trace.dependence(node, output_nr)
+            if dependence is not None:
+                return dependence.independent
+        return super().is_pure(node, output_nr)
+
+    def layout(self, node: Node, output_nr: int) -> Layout | None:
+        dependence = self._trace.dependence(node, output_nr)
+        if dependence is None or dependence.independent:
+            return None
+        return prove_layout(
+            dependence.shape, dependence.profiles, batch_size=self._batch_size, sample=self._trace.sample
+        )
+
+
+# ---------------------------------------------------------------------- the walk
+
+
+def _search(loss: Tensor, batch_size: int, view: _SizedView) -> tuple[Found, _Plan]:
+    """Walk twice where there are several entries: what one network hands to the next is not the loss part's."""
+    first = _Walk(loss, batch_size, view, inner=set())
+    if len(first.entered) > 1:
+        inner = set(_below([child for child, _ in first.entered]))
+        return _Walk(loss, batch_size, view, inner=inner).result()
+    return first.result()
+
+
+class _Walk:
+    """One walk from a loss to its entries."""
+
+    def __init__(self, loss: Tensor, batch_size: int, view: _SizedView, inner: set[Node]) -> None:
+        self._view = view
+        self._batch_size = batch_size
+        self._inner = inner
+        self.plan = _Plan()
+        self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
+        self._layouts: dict[tuple[Node, int], Layout] = {}
+        self._unclear: list[str] = []
+        for node in _visit(loss, self._decide):
+            self.plan.names.append(node.name())
+
+    def _decide(self, node: Node) -> tuple[Verdict, ...]:
+        verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
+        self.plan.verdicts.append(verdicts)
+        return verdicts
+
+    def _verdict(self, node: Node, position: int, child: Node | None, output_nr: int) -> Verdict:
+        if child is None or _is_leaf(child) or self._view.is_pure(child, output_nr):
+            return "pass"
+        if child in self._inner or _owns_parameters(child, self._view):
+            layout = self._view.layout(child, output_nr)
+            if layout is not None:
+                self.entered.setdefault((child, output_nr), []).append((node, position))
+                self._layouts[child, output_nr] = layout
+                self.plan.layouts.append((layout, child.name(), child in self._inner))
+                return "enter"
+            self._unclear.append(f"{child.name()} {_shape(child, output_nr)}")
+        return "walk"
+
+    def result(self) -> tuple[Found, _Plan]:
+        entries = []
+        for (child, output_nr), edges in self.entered.items():
+            layout = self._layouts[child, output_nr]
+            entry = _entry(child, output_nr, layout, edges, self._batch_size, nested=child in self._inner)
+            if entry is not None:
+                entries.append(entry)
+        return Found(tuple(entries), unclear=tuple(dict.fromkeys(self._unclear))), self.plan
+
+
+def _entry(
+    child: Node, output_nr: int, layout: Layout, edges: list[tuple[Node, int]], batch_size: int, *, nested: bool
+) -> Entry | None:
+    shape = _shape(child, output_nr)
+    place = None if shape is None else layout.place(shape, batch_size)
+    return None if place is None else Entry(child, output_nr, place, tuple(edges), nested, layout.exact)
+
+
+def _follow(plan: _Plan, loss: Tensor, batch_size: int) -> Found | None:
+    """Follow a proved walk; None where this graph has another form or its sizes do not fit."""
+    names, verdicts, layouts = iter(plan.names), iter(plan.verdicts), iter(plan.layouts)
+    edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
+    facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
+
+    def decide(node: Node) -> tuple[Verdict, ...] | None:
+        if next(names, None) != node.name():
+            return None
+        planned = next(verdicts)
+        following = node.next_functions
+        if len(planned) != len(following):
+            return None
+        for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
+            if verdict == "enter":
+                layout, name, nested = next(layouts)
+                if child is None or child.name() != name:
+                    return None
+                edges.setdefault((child, output_nr), []).append((node, position))
+                facts[child, output_nr] = layout, nested
+            elif verdict == "walk" and child is None:
+                return None
+        return planned
+
+    complete = True
+    for node in _visit(loss, decide):
+        complete = node is not None
+    if not complete or next(names, None) is not None:
+        return None
+    entries = []
+    for (child, output_nr), (layout, nested) in facts.items():
+        entry = _entry(child, output_nr, layout, edges[child, output_nr], batch_size, nested=nested)
+        if entry is None:
+            return None
+        entries.append(entry)
+    return Found(tuple(entries))
+
+
+def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> Iterator[Any]:
+    """Visit the loss part, the newest node first; give None and end where ``decide`` does not know a node."""
+    root = loss.grad_fn
+    pending: list[Node] = [] if root is None else [root]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        verdicts = decide(node)
+        if verdicts is None:
+            yield None
+            return
+        yield node
+        for verdict, (child, _) in zip(verdicts, node.next_functions, strict=True):
+            if verdict == "walk" and child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)
+
+
+def _below(roots: list[Node]) -> Iterator[Node]:
+    """List what the given nodes are computed from, without themselves unless one leads to another."""
+    pending = [child for root in roots for child, _ in root.next_functions]
+    seen: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            pending += [child for child, _ in node.next_functions]
+
+
+def _owns_parameters(node: Node, view: _SizedView) -> bool:
+    """Whether a node combines parameters with what depends on the samples."""
+    name = node.name()
+    if _named(name, _OPAQUE):
+        return True
+    layer = _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
+    for child, output_nr in node.next_functions:
+        if child is None or not _leads_to_parameters(child, output_nr, view):
+            continue
+        shape = tuple(child.variable.shape) if _is_leaf(child) else _shape(child, output_nr)  # type: ignore[attr-defined]
+        if layer or shape is None or math.prod(shape) > 1:
+            return True
+    return False
+
+
+def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
+    """Whether a node's output is made without the samples, and of a parameter."""
+    if _is_leaf(node):
+        return view.is_parameter(node.variable)  # type: ignore[attr-defined]
+    if not view.is_pure(node, output_nr):
+        return False
+    return any(_is_leaf(below) and view.is_parameter(below.variable) for below in _below([node]))  # type: ignore[attr-defined]
+
+
+def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | list[Node]]) -> bool:
+    """Settle a question that a node hands on to its children, all of which must answer yes, without recursion."""
+    pending = [node]
+    while pending:
+        current = pending[-1]
+        if current in memo:
+            pending.pop()
+            continue
+        answer = rule(current)
+        if isinstance(answer, bool):
+            memo[current] = answer
+            continue
+        open_ones = [child for child in answer if child not in memo]
+        if any(memo.get(child) is False for child in answer) or not open_ones:
+            memo[current] = all(memo.get(child, False) for child in answer)
+        else:
+            pending.append(open_ones[0])
+    return memo[node]
+
+
+def _is_leaf(node: Node) -> bool:
+    return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def _named(name: str, beginnings: tuple[str, ...]) -> bool:
+    return name.startswith(beginnings)
+
+
+def _shape(node: Node, output_nr: int) -> tuple[int, ...] | None:
+    """Shape of an output, as the graph keeps it; None for what has none (nested tensors, undefined outputs)."""
+    metadata = getattr(node, "_input_metadata", None)
+    if metadata is None or output_nr >= len(metadata):
+        return None
+    try:
+        return tuple(metadata[output_nr].shape)
+    except (RuntimeError, AttributeError):
+        return None

@@ -1,0 +1,202 @@
+"""The gate: where the gradient of a loss enters the network, score the samples, select some, and hand on their rows.
+
+The norm of a sample's rows of that gradient is its significance: for softmax cross-entropy it is EL2N (arXiv
+2107.07075), for every other loss the gradient-norm score of Katharopoulos and Fleuret (arXiv 1803.00942). The rest of
+the backward gets the rows of the selected samples alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+from torch.autograd.graph import GradientEdge, Node
+
+from lightning_ast.core.entries import Entry
+from lightning_ast.core.layout import row_norms, spread
+from lightning_ast.core.partial.gradient import wrap
+from lightning_ast.core.partial.memory import densify
+from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows
+
+__all__ = ["BatchGate", "Execution", "Kept"]
+
+Execution = Literal["mask", "partial"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the gate lets through.
+
+    Attributes:
+        indices: ``(k,)`` int64 positions of the selected samples, ascending; none stops the whole gradient.
+        factors: ``(k,)`` what the rows of each are multiplied by, or None for 1.
+        rows_only: Whether the other samples must not enter the backward at all, as where they are not finite: zeros
+            times infinity are not zero.
+    """
+
+    indices: Tensor
+    factors: Tensor | None = None
+    rows_only: bool = False
+
+
+class BatchGate:
+    """The gate of one batch: one selection for all its losses, entries and backward calls.
+
+    Args:
+        batch_size: Samples B of the batch.
+        decide: Called once, with the norms ``(B,)`` of the samples' rows; returns what is kept, or None to let the
+            whole gradient through (to watch).
+        execution: ``"partial"`` computes the rest of the backward over the selected rows, ``"mask"`` over all rows,
+            of which the others are zero.
+        batchnorm: See :func:`lightning_ast.core.select_rows`.
+        dense_ops: See :func:`lightning_ast.core.select_rows`.
+
+    Attributes:
+        decided: Whether the selection was made.
+        kept: The selection, or None.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        decide: Callable[[Tensor], Kept | None],
+        *,
+        execution: Execution = "partial",
+        batchnorm: BatchNormBackward = "selected",
+        dense_ops: Counter[str] | None = None,
+    ) -> None:
+        self._batch_size = batch_size
+        self._decide = decide
+        self._execution = execution
+        self._batchnorm: BatchNormBackward = batchnorm
+        self._dense_ops: Counter[str] = Counter() if dense_ops is None else dense_ops
+        self._gated: set[tuple[Node, int]] = set()
+        self._handles: list[Any] = []
+        self._rows: Rows | None = None
+        self._dense_factors: Tensor | None = None
+        self.decided = False
+        self.kept: Kept | None = None
+
+    def settle(self, kept: Kept | None) -> None:
+        """Use a selection that was made elsewhere."""
+        self.decided = True
+        self.kept = kept
+
+    def open(self, loss: Tensor, entries: Iterable[Entry]) -> None:
+        """Stand at the entries of a loss until its backward is over.
+
+        Where there are several, the gradient at those that the network's own gradient does not reach is computed first
+        (which runs the loss part of the backward twice), and all of these decide together.
+
+        Args:
+            loss: Scalar with its graph.
+            entries: Its entries.
+        """
+        new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
+        if not self.decided and len(new) > 1:
+            self._decide_together(loss, new)
+        if self.decided and self._lets_all_through():
+            return
+        for entry in new:
+            self._gated.add((entry.node, entry.output_nr))
+            if not entry.nested:
+                self._handles.append(entry.node.register_prehook(self._at_node(entry)))
+                continue
+            for node, position in entry.edges:
+                self._handles.append(node.register_hook(self._at_edge(position, entry.place)))
+
+    def close(self) -> None:
+        """Stand back, and let go of the batch's graphs."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._gated.clear()
+        self._rows = None
+
+    # ------------------------------------------------------------------ the decision
+
+    def _decide_together(self, loss: Tensor, entries: list[Entry]) -> None:
+        outer = [entry for entry in entries if not entry.nested] or entries
+        edges = [GradientEdge(entry.node, entry.output_nr) for entry in outer]
+        gradients = torch.autograd.grad(loss, edges, torch.ones_like(loss), retain_graph=True, allow_unused=True)
+        norms = [row_norms(g, e.place) for g, e in zip(gradients, outer, strict=True) if g is not None]
+        if norms:
+            device = norms[0].device
+            self._settle(torch.stack([norm.to(device) for norm in norms]).norm(dim=0))
+
+    def _settle(self, norms: Tensor) -> None:
+        with torch.no_grad():
+            self.settle(self._decide(norms.detach()))
+
+    def _lets_all_through(self) -> bool:
+        kept = self.kept
+        return kept is None or (kept.factors is None and kept.indices.numel() == self._batch_size)
+
+    # ------------------------------------------------------------------ in the backward
+
+    def _at_node(self, entry: Entry) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...] | None]:
+        position, place = entry.output_nr, entry.place
+
+        def before(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+            return self._changed(gradients, position, place)
+
+        return before
+
+    def _at_edge(self, position: int, place: Place) -> Callable[..., tuple[Tensor | None, ...] | None]:
+        def after(
+            gradients: tuple[Tensor | None, ...], _: tuple[Tensor | None, ...]
+        ) -> tuple[Tensor | None, ...] | None:
+            return self._changed(gradients, position, place)
+
+        return after
+
+    def _changed(
+        self, gradients: tuple[Tensor | None, ...], position: int, place: Place
+    ) -> tuple[Tensor | None, ...] | None:
+        gradient = gradients[position]
+        if gradient is None:
+            return None
+        plain = densify(gradient)
+        if not self.decided:
+            self._settle(row_norms(plain, place))
+        if self._lets_all_through():
+            return None
+        assert self.kept is not None
+        gated = self._gate(plain, place, self.kept)
+        return (*gradients[:position], gated, *gradients[position + 1 :])
+
+    def _gate(self, gradient: Tensor, place: Place, kept: Kept) -> Tensor:
+        nothing = kept.indices.numel() == 0
+        by_rows = (self._execution == "partial" or kept.rows_only) and kept.indices.numel() < self._batch_size
+        if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
+            factors = spread(self._factors_of_all(kept), place).to(gradient)
+            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))
+        rows = self._rows_of(kept)
+        data = rows.gather(gradient, place.dim, place.pre, place.post)
+        if kept.factors is not None:
+            data = data * spread(kept.factors.to(data), place)
+        return wrap(data, rows, place)
+
+    def _rows_of(self, kept: Kept) -> Rows:
+        """The rows for the running backward: what they gathered is of use in that one alone."""
+        task = torch._C._current_graph_task_id()
+        if self._rows is None or self._rows.graph_task != task:
+            self._rows = Rows(
+                kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops
+            )
+            Variable._execution_engine.queue_callback(self._rows.forget)
+        return self._rows
+
+    def _factors_of_all(self, kept: Kept) -> Tensor:
+        """``(B,)``: 0 for what is not selected."""
+        if self._dense_factors is None:
+            dtype = torch.float32 if kept.factors is None else kept.factors.dtype
+            factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors
+            zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
+            self._dense_factors = zeros.index_add(0, kept.indices, factors)
+        return self._dense_factors
