@@ -70,9 +70,9 @@ class SparseLossMixin:
             self._capturing = False
 
     def _captured(self, batch: Any, batch_idx: int) -> Tensor:
-        with LossCapture(self.count_samples(batch), stop=True) as capture, suppress(LossReached):
+        with LossCapture(stop=True) as capture, suppress(LossReached):
             self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
-        losses: Tensor = capture.record().losses
+        losses: Tensor = capture.record(self.count_samples(batch)).losses
         return losses
 
     def significance(
