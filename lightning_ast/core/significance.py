@@ -267,9 +267,8 @@ def compute_significance(
         ValueError: The result is not a real tensor of shape ``(B,)``, or the score is not defined for this loss.
     """
     if not callable(significance) and significance not in SIGNIFICANCE:
-        known = f"{', '.join(SIGNIFICANCE)} or a callable"
-        where = "'gradient' is taken from the gradient that enters the network."
-        raise ValueError(f"expected a significance that is made of losses ({known}), got {significance!r}: {where}")
+        known = f"a callable or a score that is made of losses ({', '.join(SIGNIFICANCE)})"
+        raise ValueError(f"expected {known}, got {significance!r}: 'gradient' is taken where it enters the network.")
     losses = losses.detach().nan_to_num(0.0, 0.0, 0.0)  # one bad sample must not reach the mean of the batch
     logits = None if record is None else record.logits
     targets = None if record is None else record.targets
