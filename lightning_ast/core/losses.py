@@ -100,19 +100,20 @@ class LossCapture(TorchFunctionMode):
         if not self._entered:
             self._entered = True
             self._graded = torch.is_grad_enabled()
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Stop watching; modes that were entered later stay on."""
-        if not self._entered:
-            return
-        self._entered = False
         above = []
-        while _len_torch_function_stack() and (mode := _pop_mode()) is not self:
-            above.append(mode)
+        while self._entered and _len_torch_function_stack():
+            mode = _pop_mode()  # type: ignore[no-untyped-call]
+            if mode is self:
+                self._entered = False
+            else:
+                above.append(mode)
         for mode in reversed(above):
-            _push_mode(mode)
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
