@@ -74,7 +74,8 @@ def _linear_class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     """Take linear_cross_entropy apart: the cross-entropy of a linear layer's output, of any number of dimensions."""
     weight = call["linear_weight"]
     bias = call["linear_bias"]
-    logits = F.linear(call["input"], weight.flatten(0, -2)).unflatten(-1, weight.shape[:-1])
+    logits = F.linear(call["input"], weight.flatten(0, -2))
+    logits = logits.reshape(*logits.shape[:-1], *weight.shape[:-1])
     if bias is not None:
         logits = logits + bias.reshape(*bias.shape, *[1] * (weight.ndim - 1 - bias.ndim))
     ignore = -100 if call["ignore_index"] is None else call["ignore_index"]
@@ -148,7 +149,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     F.triplet_margin_with_distance_loss: _first_two_rule,
     F.ctc_loss: _ctc_rule,
 }
-CLASS_LOSSES = {F.cross_entropy, F.nll_loss}
+CLASS_LOSSES: set[Callable[..., Any]] = {F.cross_entropy, F.nll_loss}
 """The loss functions whose targets may be class indices."""
 if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
     RULES[F.linear_cross_entropy] = _linear_class_rule

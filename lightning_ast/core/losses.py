@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_mode, _push_mode
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from lightning_ast.core.loss_calls import REMEDY, LossCaptureError, Outermost, WatchedCall, class_labels, fold
 from lightning_ast.core.loss_functions import RULES, Elements, OutputKind
