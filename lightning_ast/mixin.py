@@ -44,8 +44,9 @@ class SparseLossMixin:
     def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Unreduced losses of a batch.
 
-        The default runs ``training_step`` as far as its loss function and captures what that would have averaged; what
-        stands before the loss in ``training_step`` takes effect. An override must be called by
+        The default runs ``training_step`` as far as its first torch loss function and gives what that would have
+        averaged: the mean is its value (with ``reduction="sum"`` the sum is). What stands before the loss in
+        ``training_step`` takes effect. An override must be called by
         ``training_step``, which averages its result: ``self.per_sample_loss(batch, batch_idx).mean()``.
 
         Args:
@@ -70,9 +71,9 @@ class SparseLossMixin:
             self._capturing = False
 
     def _captured(self, batch: Any, batch_idx: int) -> Tensor:
-        with LossCapture(self.count_samples(batch), stop=True) as capture, suppress(LossReached):
+        with LossCapture(stop=True) as capture, suppress(LossReached):
             self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
-        losses: Tensor = capture.record().losses
+        losses: Tensor = capture.record(self.count_samples(batch)).losses
         return losses
 
     def significance(

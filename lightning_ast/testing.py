@@ -167,10 +167,10 @@ def _losses_of(module: Any) -> Losses:
 
 
 def _captured(module: Any, batch: Any) -> Tensor:
-    with LossCapture(_count(module, batch), stop=True) as capture, suppress(LossReached), warnings.catch_warnings():
+    with LossCapture(stop=True) as capture, suppress(LossReached), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*self.log.*")  # no trainer is attached
         module.training_step(batch, 0)
-    losses: Tensor = capture.record().losses
+    losses: Tensor = capture.record(_count(module, batch)).losses
     return losses
 
 

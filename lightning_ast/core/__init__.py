@@ -1,7 +1,7 @@
 """Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
 
 ``batch`` (``rows``, ``containers``, ``listing``; ``quarantine``, ``replacement``)
--> ``losses`` (``scoring``) -> ``significance`` -> ``gate`` and ``controller`` (``selector``)
+-> ``losses`` (``scoring``, ``loss_sum``) -> ``significance`` -> ``gate`` and ``controller`` (``selector``)
 -> ``partial``, ``execution`` -> ``ledger``. In ``prune`` the epoch comes first: ``history`` decides what is loaded.
 """
 

@@ -1,6 +1,6 @@
-"""Step 1, the table behind it: how each of torch's loss functions is taken apart.
+"""Take each of torch's loss functions apart: the table behind ``losses``.
 
-A rule runs the loss function with ``reduction="none"`` and says what its mean divides by.
+A rule runs the loss function with ``reduction="none"`` and gives the divisor of its mean.
 """
 
 from __future__ import annotations
@@ -13,19 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["REFUSED", "RULES", "Call", "Elements", "OutputKind"]
+__all__ = ["CLASS_LOSSES", "RULES", "Call", "Elements", "OutputKind"]
 
 OutputKind = Literal["multiclass", "binary", "regression"]
 
 
 @dataclass(frozen=True)
 class Elements:
-    """Unreduced loss elements ``(N, ...)``, their weights in the mean (None: ones), and what was predicted."""
+    """Hold the elements of one loss and what they were computed from.
+
+    Attributes:
+        values: ``(N, ...)`` unreduced loss elements.
+        divisor: The number, or the summed weight, by which ``reduction="mean"`` divides their sum; never 0 where no
+            target is valid.
+        logits: The prediction; None where it has no row for each element.
+        targets: The target; None where the logits are.
+        kind: What the logits are.
+        ignore_index: The target value that counts for nothing, or None.
+    """
 
     values: Tensor
-    weights: Tensor | None
-    logits: Tensor
-    targets: Tensor
+    divisor: Tensor | int
+    logits: Tensor | None
+    targets: Tensor | None
     kind: OutputKind
     ignore_index: int | None = None
 
@@ -40,53 +50,80 @@ def _unreduced(func: Callable[..., Tensor], call: Call) -> Tensor:
 
 
 def _class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """cross_entropy and nll_loss: the mean divides by the class weights of the valid targets.
+    """Take cross_entropy and nll_loss apart: the mean divides by the class weights of the valid targets.
 
     With class probabilities as targets it divides by their number. Source: torch.nn.CrossEntropyLoss.
     """
-    values, logits, targets = _unreduced(func, call), call["input"], call["target"]
+    values = _unreduced(func, call)
+    logits = call["input"]
+    targets = call["target"]
     if targets.is_floating_point():
-        return Elements(values, None, logits, targets, "multiclass")
-    ignore, weight = call["ignore_index"], call["weight"]
+        return Elements(values, values.numel(), logits, targets, "multiclass")
+    ignore = call["ignore_index"]
+    weight = call["weight"]
     valid = targets != ignore
     if weight is None:
-        counts = valid.to(values.dtype)
+        divisor = valid.sum().clamp_min(1)
     else:
-        counts = weight[targets.where(valid, torch.zeros_like(targets))].to(values.dtype) * valid
-    return Elements(values, counts, logits, targets, "multiclass", ignore)
+        weights = weight[targets.where(valid, torch.zeros_like(targets))] * valid
+        divisor = weights.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+    return Elements(values, divisor, logits, targets, "multiclass", ignore)
+
+
+def _linear_class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take linear_cross_entropy apart: the cross-entropy of a linear layer's output, of any number of dimensions."""
+    weight = call["linear_weight"]
+    bias = call["linear_bias"]
+    logits = F.linear(call["input"], weight.flatten(0, -2))
+    logits = logits.reshape(*logits.shape[:-1], *weight.shape[:-1])
+    if bias is not None:
+        logits = logits + bias.reshape(*bias.shape, *[1] * (weight.ndim - 1 - bias.ndim))
+    ignore = -100 if call["ignore_index"] is None else call["ignore_index"]
+    alike = {name: call[name] for name in ("target", "weight", "label_smoothing", "reduction")}
+    return _class_rule(F.cross_entropy, {"input": logits, "ignore_index": ignore, **alike})
 
 
 def _probability_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """binary_cross_entropy takes probabilities: turn them back into logits for the significance."""
-    values, p = _unreduced(func, call), call["input"]
-    return Elements(values, None, torch.logit(p.detach(), eps=1e-6), call["target"], "binary")
+    """Take binary_cross_entropy apart; it is given probabilities, and the significance wants logits."""
+    values = _unreduced(func, call)
+    logits = torch.logit(call["input"].detach(), eps=1e-6)
+    return Elements(values, values.numel(), logits, call["target"], "binary")
 
 
 def _binary_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    return Elements(_unreduced(func, call), None, call["input"], call["target"], "binary")
+    values = _unreduced(func, call)
+    return Elements(values, values.numel(), call["input"], call["target"], "binary")
 
 
 def _kl_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """kl_div: ``"batchmean"`` divides by the rows, ``"mean"`` by the elements. Inputs are log-probabilities."""
+    """Take kl_div apart: ``"batchmean"`` divides by the rows. Inputs are log-probabilities."""
     values = _unreduced(func, call)
     targets = call["target"].exp() if call["log_target"] else call["target"]
-    weights = None
-    if call["reduction"] == "batchmean":
-        weights = torch.full_like(values, values.shape[0] / values.numel())
-    return Elements(values, weights, call["input"], targets, "multiclass")
+    divisor = values.shape[0] if call["reduction"] == "batchmean" else values.numel()
+    return Elements(values, divisor, call["input"], targets, "multiclass")
+
+
+def _ctc_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take ctc_loss apart: its mean divides each sample by the length of its target first. Time is its first axis."""
+    values = _unreduced(func, call)
+    if call["reduction"] == "mean":
+        values = values / torch.as_tensor(call["target_lengths"], device=values.device).clamp_min(1)
+    return Elements(values, values.numel(), None, None, "regression")
 
 
 def _regression_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """Elementwise regression losses; ``weight`` (recent torch) enters both sums of the mean."""
-    values, weight = _unreduced(func, call), call.get("weight")
-    weights = None if weight is None else weight.expand_as(values)
-    return Elements(values, weights, call["input"], call["target"], "regression")
+    """Take an elementwise regression loss apart; ``weight`` (recent torch) enters both sums of the mean."""
+    values = _unreduced(func, call)
+    weight = call.get("weight")
+    divisor = values.numel() if weight is None else weight.expand_as(values).sum()
+    return Elements(values, divisor, call["input"], call["target"], "regression")
 
 
 def _first_two_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """Losses of several inputs (ranking, embedding, margins): score by the loss alone."""
+    """Take a loss of several inputs apart (ranking, embedding, margins); only its values can be a score."""
+    values = _unreduced(func, call)
     tensors = [value for value in call.values() if isinstance(value, Tensor)]
-    return Elements(_unreduced(func, call), None, tensors[0], tensors[1], "regression")
+    return Elements(values, values.numel(), tensors[0], tensors[1], "regression")
 
 
 RULES: dict[Callable[..., Any], Rule] = {
@@ -110,7 +147,10 @@ RULES: dict[Callable[..., Any], Rule] = {
     F.cosine_embedding_loss: _first_two_rule,
     F.triplet_margin_loss: _first_two_rule,
     F.triplet_margin_with_distance_loss: _first_two_rule,
+    F.ctc_loss: _ctc_rule,
 }
-REFUSED: dict[Any, str] = {F.ctc_loss: "ctc_loss"}
+CLASS_LOSSES: set[Callable[..., Any]] = {F.cross_entropy, F.nll_loss}
+"""The loss functions whose targets may be class indices."""
 if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
-    REFUSED[F.linear_cross_entropy] = "linear_cross_entropy"
+    RULES[F.linear_cross_entropy] = _linear_class_rule
+    CLASS_LOSSES.add(F.linear_cross_entropy)

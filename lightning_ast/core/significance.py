@@ -1,7 +1,7 @@
-"""Step 2 of a batch: losses, logits, inputs and targets to significance ``(B,)``, how much each sample matters now.
+"""Turn losses, logits, inputs and targets into significance ``(B,)``: how much each sample matters now.
 
-Every function here takes ``(losses, logits, inputs, targets)`` and returns a non-negative ``(B,)`` tensor, so that a
-user's own callable of that form stands beside them on equal terms.
+The default score, ``"gradient"``, is taken where the gradient enters the network. Every function here takes ``(losses,
+logits, inputs, targets)`` and returns a non-negative ``(B,)`` tensor, as a user's own callable does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "loss_intensity",
 ]
 
-SignificanceName = Literal["el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
+SignificanceName = Literal["gradient", "el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
 SignificanceFn = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None], Tensor]
 
 
@@ -82,7 +82,7 @@ def el2n(
     kind: OutputKind | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """Norm of the error vector, ``||p - y||``: the gradient of cross-entropy at the logits.
+    """Norm of the error vector, ``||p - y||``: for plain cross-entropy, the norm of its gradient at the logits.
 
     Defined for classification: class indices or class probabilities (``p`` is the softmax), and binary or multi-label
     scores (``p`` is the sigmoid). With many predictions a sample (tokens, pixels) it is the mean over the valid ones.
@@ -251,21 +251,24 @@ def compute_significance(
     *,
     check: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Score a batch with a built-in or the user's own significance.
+    """Score a batch by its losses, with a built-in or the user's own significance.
 
     Args:
-        significance: a name from :data:`SIGNIFICANCE` or a callable ``(losses, logits, inputs, targets) -> (B,)``.
-        record: what the loss was computed from; None where only the losses are known.
+        significance: A name from :data:`SIGNIFICANCE` or a callable ``(losses, logits, inputs, targets) -> (B,)``.
+        record: What the loss was computed from; None where only the losses are known.
         losses: ``(B,)``.
-        inputs: the model's input ``(B, ...)``, or None.
+        inputs: The model's input ``(B, ...)``, or None.
         check: Told the values ``(B,)`` as the score gave them, which may be negative, NaN or infinite.
 
     Returns:
         ``(B,)`` detached, non-negative; values that are not finite become 0 (they are never worth selecting).
 
     Raises:
-        ValueError: the result is not a real tensor of shape ``(B,)``, or the built-in is not defined for this loss.
+        ValueError: The result is not a real tensor of shape ``(B,)``, or the score is not defined for this loss.
     """
+    if not callable(significance) and significance not in SIGNIFICANCE:
+        known = f"a callable or a score that is made of losses ({', '.join(SIGNIFICANCE)})"
+        raise ValueError(f"expected {known}, got {significance!r}: 'gradient' is taken where it enters the network.")
     losses = losses.detach().nan_to_num(0.0, 0.0, 0.0)  # one bad sample must not reach the mean of the batch
     logits = None if record is None else record.logits
     targets = None if record is None else record.targets

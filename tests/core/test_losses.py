@@ -1,13 +1,15 @@
-"""Captured losses against the slow, obviously correct way: the user's own loss on each sample alone."""
+"""Watched losses against the slow, obviously correct way: the user's own loss on each sample alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossReached, check_losses
 
@@ -24,6 +26,9 @@ SOFT = draw(B, 4).softmax(1)
 SIGNS = torch.tensor([1.0, -1, 1, 1, -1, 1], dtype=torch.float64)
 CLASS_WEIGHT = torch.tensor([1.0, 0.5, 3.0, 0.25], dtype=torch.float64)
 P = draw(B, 3).sigmoid()
+TEXT = torch.randint(1, 4, (B, 2), generator=torch.Generator().manual_seed(2))
+FRAMES = torch.full((B,), 5)
+LENGTHS = torch.tensor([1, 2, 2, 1, 2, 1])
 
 Call = Callable[[slice], Tensor]
 CASES: dict[str, Call] = {
@@ -65,22 +70,46 @@ CASES: dict[str, Call] = {
     "cosine_embedding": lambda i: F.cosine_embedding_loss(draw(B, 3)[i], P[i], SIGNS[i]),
     "triplet": lambda i: F.triplet_margin_loss(draw(B, 3)[i], P[i], draw(B, 3)[i] + 0.1),
     "triplet_distance": lambda i: F.triplet_margin_with_distance_loss(draw(B, 3)[i], P[i], draw(B, 3)[i] + 0.1),
+    "ctc": lambda i: F.ctc_loss(draw(5, B, 4).log_softmax(2)[:, i], TEXT[i], FRAMES[i], LENGTHS[i]),
+    "ctc_sum": lambda i: F.ctc_loss(
+        draw(5, B, 4).log_softmax(2)[:, i], TEXT[i], FRAMES[i], LENGTHS[i], reduction="sum"
+    ),
     "sum": lambda i: F.cross_entropy(draw(B, 4)[i], CLASSES[i], weight=CLASS_WEIGHT, reduction="sum"),
 }
+IN_MEAN = {name: CLASS_WEIGHT[CLASSES] for name in ("positional", "class_weight", "smoothing_weight", "nll")} | {
+    "dense_ignore": (CLASS_WEIGHT[PIXELS] * (PIXELS != 2)).sum((1, 2))
+}
+"""What each sample counts for in the mean, where that is not the same for all."""
 
 
 @pytest.mark.filterwarnings("ignore:reduction. .mean. divides the total loss")
 @pytest.mark.parametrize("name", CASES)
 def test_against_a_loop_over_single_samples(name: str) -> None:
     call = CASES[name]
-    with LossCapture(B) as capture:
+    with LossCapture() as capture:
         value = call(slice(None))
-    record = capture.record()
+    losses = capture.record(B).losses
     singles = torch.stack([call(slice(i, i + 1)) for i in range(B)])
-    assert record.losses.shape == (B,)
-    torch.testing.assert_close(record.losses, singles)
-    torch.testing.assert_close(record.total, value)  # the user's own number, from the parts
+    in_mean = IN_MEAN.get(name, torch.ones(B, dtype=torch.float64))
+    torch.testing.assert_close(losses, singles * in_mean / in_mean.mean())
+    torch.testing.assert_close(losses.sum() if "sum" in name else losses.mean(), value)
     assert torch.equal(value, call(slice(None))), "watching changes nothing"
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch < 2.13")
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 3)])
+def test_linear_cross_entropy(shape: tuple[int, ...]) -> None:
+    weight, bias = draw(*shape), draw(*shape[:-1])
+    targets = torch.randint(0, 4, (B, *shape[1:-1]), generator=torch.Generator().manual_seed(3))
+    targets[0] = -100
+    logits = (draw(B, 3) @ weight.flatten(0, -2).t()).view(B, *shape[:-1]) + bias
+    with LossCapture() as capture:
+        value = F.linear_cross_entropy(draw(B, 3), weight, targets, linear_bias=bias)
+    record = capture.record(B)
+    torch.testing.assert_close(record.logits, logits)
+    torch.testing.assert_close(value, F.cross_entropy(logits, targets))
+    torch.testing.assert_close(record.losses.mean(), value)
+    assert record.losses[0] == 0
 
 
 def test_weight_argument_of_recent_torch() -> None:
@@ -88,101 +117,184 @@ def test_weight_argument_of_recent_torch() -> None:
         F.mse_loss(draw(B, 3), P, weight=P)
     except TypeError:
         pytest.skip("this torch's mse_loss has no weight")
-    with LossCapture(B) as capture:
+    with LossCapture() as capture:
         value = F.mse_loss(draw(B, 3), P, weight=P)
-    torch.testing.assert_close(capture.record().total, value)
+    torch.testing.assert_close(capture.record(B).losses.mean(), value)
 
 
 def test_tokens_fold_back_to_samples() -> None:
     logits, targets = draw(B, 7, 4).requires_grad_(), torch.randint(0, 4, (B, 7))
     targets[:, 5:] = -100
     targets[0, 1:] = -100
-    with LossCapture(B) as capture:
+    with LossCapture() as capture:
         value = F.cross_entropy(logits.view(-1, 4), targets.view(-1))
-    record = capture.record()
-    singles = torch.stack([F.cross_entropy(logits[i], targets[i]) for i in range(B)])
-    torch.testing.assert_close(record.losses, singles)
-    assert record.counts.tolist() == [1, 5, 5, 5, 5, 5]
-    torch.testing.assert_close(record.total, value)
-    gradient = torch.autograd.grad(record.losses[2], logits)[0]
+    losses = capture.record(B).losses
+    singles = torch.stack([F.cross_entropy(logits[i], targets[i], reduction="sum") for i in range(B)])
+    torch.testing.assert_close(losses, singles * B / 26)
+    torch.testing.assert_close(losses.mean(), value)
+    gradient = torch.autograd.grad(losses[2], logits)[0]
     assert gradient[2].abs().sum() > 0
     assert gradient[[0, 1, 3, 4, 5]].abs().sum() == 0, "a sample's loss depends on its own tokens alone"
 
 
-def test_a_sample_without_valid_targets_has_loss_zero() -> None:
+def test_samples_without_valid_targets_have_loss_zero() -> None:
     targets = CLASSES.clone()
     targets[2] = -100
-    with LossCapture(B) as capture:
+    with LossCapture() as capture:
         F.cross_entropy(draw(B, 4), targets)
-    assert capture.record().losses[2] == 0
+    assert capture.record(B).losses[2] == 0
+    with LossCapture() as capture:
+        F.cross_entropy(draw(B, 4), torch.full((B,), -100))
+    assert capture.record(B).losses.tolist() == [0] * B
 
 
-def test_autocast_gives_float_losses() -> None:
-    with torch.autocast("cpu", torch.bfloat16), LossCapture(B) as capture:
+def test_losses_of_16_bits_are_computed_in_32() -> None:
+    with torch.autocast("cpu", torch.bfloat16), LossCapture() as capture:
         scores = torch.randn(B, 5) @ torch.randn(5, 4)
         value = F.cross_entropy(scores, CLASSES)
     assert scores.dtype == torch.bfloat16
-    torch.testing.assert_close(capture.record().total, value)
-
-
-def test_rewrite_replaces_what_the_user_gets() -> None:
-    with LossCapture(B, rewrite=lambda record, compute, graded: record.losses[0] * 2 + 0 * compute()):
-        value = F.cross_entropy(draw(B, 4), CLASSES)
-    torch.testing.assert_close(value, 2 * F.cross_entropy(draw(B, 4)[:1], CLASSES[:1]))
+    losses = capture.record(B).losses
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, F.cross_entropy(scores.float(), CLASSES, reduction="none"))
+    torch.testing.assert_close(losses.mean(), value, check_dtype=False)
 
 
 def test_stop_runs_nothing_behind_the_loss() -> None:
-    with LossCapture(B, stop=True) as capture, pytest.raises(LossReached):
+    with LossCapture(stop=True) as capture, pytest.raises(LossReached):
+        with torch.no_grad():
+            F.mse_loss(draw(B, 3), P)
         try:
             F.cross_entropy(draw(B, 4), CLASSES)
         except Exception:
             pass
         raise AssertionError("the code behind the loss ran")
-    assert len(capture.records) == 1
+    torch.testing.assert_close(capture.record(B).losses, F.cross_entropy(draw(B, 4), CLASSES, reduction="none"))
 
 
-def test_nothing_captured_names_the_remedy() -> None:
-    with LossCapture(B) as capture:
+def test_it_is_entered_in_one_place_and_left_in_another() -> None:
+    other = Other()
+    capture = LossCapture()
+    capture.__enter__()
+    capture.__enter__()  # a second time does nothing
+    F.mse_loss(draw(B, 3), P)
+    other.__enter__()
+    capture.__exit__(None, None, None)
+    capture.__exit__(None, None, None)
+    before = other.calls
+    F.mse_loss(draw(B, 3), P)
+    assert other.calls > before, "the mode that was entered later is still on"
+    other.__exit__(None, None, None)
+    after = other.calls
+    F.mse_loss(draw(B, 3), P)
+    assert other.calls == after
+    assert len(capture.calls) == 1
+    with capture:
+        F.l1_loss(draw(B, 3), P)
+    assert [call.name for call in capture.calls] == ["mse_loss", "l1_loss"]
+    capture.clear()
+    assert capture.calls == []
+
+
+class Other(TorchFunctionMode):
+    """Counts calls."""
+
+    calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_losses_in_compiled_code_are_not_seen() -> None:
+    compiled = torch.compile(lambda x: F.cross_entropy(2 * x, CLASSES), backend="aot_eager", fullgraph=True)
+    with LossCapture() as capture:
+        compiled(draw(B, 4).requires_grad_())
+    assert capture.calls == []
+
+
+def test_losses_in_function_transforms_do_no_harm() -> None:
+    one = torch.func.grad(F.cross_entropy)
+    with LossCapture() as capture:
+        torch.func.vmap(one)(draw(B, 4), CLASSES)
+        F.cross_entropy(draw(B, 4), CLASSES)
+    assert capture.labels(B).tolist() == CLASSES.tolist()
+
+
+def test_nothing_called_names_the_remedy() -> None:
+    with LossCapture() as capture:
         ((draw(B, 3) - P) ** 2).mean()
-    with pytest.raises(LossCaptureError, match=r"by hand.*per_sample_loss"):
-        capture.record()
+    with pytest.raises(LossCaptureError, match=r"by hand.*significance='gradient'.*per_sample_loss"):
+        capture.record(B)
 
 
-def test_several_captured_are_named() -> None:
-    with LossCapture(B) as capture:
+def test_several_called_are_named() -> None:
+    with LossCapture() as capture:
         F.cross_entropy(draw(B, 4), CLASSES) + F.mse_loss(draw(B, 3), P)
-    with pytest.raises(LossCaptureError, match=r"2 losses were captured \(cross_entropy, mse_loss\)"):
-        capture.record()
+    with pytest.raises(LossCaptureError, match=r"2 losses were called \(cross_entropy, mse_loss\)"):
+        capture.record(B)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: F.cross_entropy(draw(B, 4), CLASSES, reduction="none"), "averaged by hand"),
-        (lambda: F.cross_entropy(draw(B, 4), CLASSES, size_average=True), "deprecated"),
-        (lambda: F.cross_entropy(draw(B + 1, 4), torch.zeros(B + 1, dtype=torch.long)), "leading dimension of 6"),
-        (
-            lambda: F.ctc_loss(
-                draw(5, B, 4).log_softmax(2),
-                torch.ones(B, 2, dtype=torch.long),
-                torch.full((B,), 5),
-                torch.full((B,), 2),
-            ),
-            "ctc_loss.*per_sample_loss",
-        ),
-    ],
-)
+def change_in_place() -> None:
+    x = draw(B, 3)
+    F.mse_loss(x, P)
+    x.zero_()
+
+
+LATER = {
+    "deprecated": (lambda: F.cross_entropy(draw(B, 4), CLASSES, size_average=True), "deprecated"),
+    "size": (lambda: F.cross_entropy(draw(B + 1, 4), torch.zeros(B + 1, dtype=torch.long)), "leading dimension of 6"),
+    "empty": (lambda: F.mse_loss(draw(0, 4), draw(0, 4), reduction="sum"), "leading dimension of 6"),
+    "unbatched": (lambda: F.cross_entropy(draw(4), CLASSES[0]), "leading dimension of 6"),
+    "changed": (change_in_place, "changed in place after it"),
+    "picked": (lambda: F.mse_loss(grown(draw(B, 4))[torch.arange(2 * B) % B], draw(2 * B, 4)), "picked by an index"),
+    "joined": (lambda: F.mse_loss(torch.cat([grown(draw(B, 4))] * 2), draw(2 * B, 4)), "do not lie together"),
+}
+
+
+def grown(x: Tensor) -> Tensor:
+    return 2 * x.requires_grad_()
+
+
+@pytest.mark.parametrize("name", LATER)
 @pytest.mark.filterwarnings("ignore:size_average and reduce")
-def test_what_cannot_be_taken_apart_is_refused(call: Callable[[], Tensor], message: str) -> None:
-    with LossCapture(B), pytest.raises(LossCaptureError, match=message):
+def test_what_cannot_be_taken_apart_is_refused_when_a_score_is_asked_for(name: str) -> None:
+    call, message = LATER[name]
+    with LossCapture() as capture:
         call()
+    with pytest.raises(LossCaptureError, match=message):
+        capture.record(B)
 
 
-def test_unreduced_accepts_what_the_user_averages() -> None:
-    with LossCapture(B, unreduced=True) as capture:
-        losses = F.cross_entropy(draw(B, 4), CLASSES, reduction="none")
-    torch.testing.assert_close(capture.records[0].losses, losses)
-    assert capture.records[0].kind == "multiclass"
+def test_the_rows_can_be_proved_by_the_caller() -> None:
+    with LossCapture() as capture:
+        F.cross_entropy(draw(B, 4), CLASSES)
+    seen = []
+    capture.record(B, outermost=lambda given: not seen.append(given.shape))
+    assert seen == [(B, 4)]
+    with pytest.raises(LossCaptureError, match="do not lie together"):
+        capture.record(B, outermost=lambda given: False)
+
+
+def test_unreduced_losses_are_averaged_over_each_sample() -> None:
+    with LossCapture() as capture:
+        losses = F.mse_loss(draw(B, 3), P, reduction="none")
+    torch.testing.assert_close(capture.record(B).losses, losses.mean(1))
+
+
+def test_labels() -> None:
+    ignored = CLASSES.clone()
+    ignored[1] = -100
+    with LossCapture() as capture:
+        F.mse_loss(draw(B, 3), P)
+        F.cross_entropy(draw(B, 4), SOFT)
+        with torch.no_grad():
+            F.cross_entropy(draw(B, 4), ignored)
+    assert capture.labels(B).tolist() == [0, -1, 1, 1, 2, 0], "a loss that is only logged may give them"
+    assert capture.labels(B + 1) is None
+    with capture:
+        F.nll_loss(draw(B, 4).log_softmax(1), CLASSES)
+    assert capture.labels(B).tolist() == CLASSES.tolist(), "one with gradient comes first"
+    assert LossCapture().labels(B) is None
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor(1.0), torch.zeros(B, 2), torch.zeros(B, dtype=torch.long), 3.0])

@@ -35,10 +35,31 @@ def test_el2n_multiclass() -> None:
     assert S.el2n(LOSSES, LOGITS, None, TARGETS).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_el2n_is_the_gradient_norm_at_the_logits() -> None:
+@pytest.mark.parametrize("soft", [False, True], ids=["class indices", "class probabilities"])
+def test_the_gradient_score_of_plain_cross_entropy_is_el2n(soft: bool) -> None:
+    """What ``significance="gradient"`` takes where the logits are the entry: B times the norm of each gradient row."""
+    logits = LOGITS.double().requires_grad_()
+    targets = torch.randn(5, 4, generator=GENERATOR).softmax(1).double() if soft else TARGETS
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
+    expected = S.el2n(LOSSES, LOGITS, None, targets, kind="multiclass").double()
+    torch.testing.assert_close(5 * gradient.norm(dim=1), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gradient_score_has_the_class_weights_that_el2n_leaves_out() -> None:
     logits = LOGITS.clone().requires_grad_()
-    F.cross_entropy(logits, TARGETS, reduction="sum").backward()
-    torch.testing.assert_close(S.el2n(LOSSES, LOGITS, None, TARGETS), logits.grad.norm(dim=1))
+    weight = torch.tensor([1.0, 0.5, 3.0, 0.25])
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, TARGETS, weight=weight), logits)
+    el2n = S.el2n(LOSSES, LOGITS, None, TARGETS)
+    assert not torch.allclose(5 * gradient.norm(dim=1), el2n, rtol=0.05)
+    torch.testing.assert_close(5 * gradient.norm(dim=1), el2n * weight[TARGETS] / weight[TARGETS].mean())
+
+
+@pytest.mark.parametrize("name", ["gradient", "no_such"])
+def test_a_score_that_is_not_made_of_losses_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"(?s)made of losses \(el2n, .*'{name}': 'gradient' is taken where it enters"
+    ):
+        S.compute_significance(name, None, LOSSES, None)
 
 
 def test_el2n_soft_targets_and_binary() -> None:
@@ -65,9 +86,9 @@ def test_el2n_tokens_with_ignored_ones() -> None:
 
 def test_el2n_substitutes_the_loss_for_regression() -> None:
     prediction, truth = LOGITS, LOGITS + 1.5
-    with LossCapture(5) as capture:
+    with LossCapture() as capture:
         F.mse_loss(prediction, truth)
-    record = capture.record()
+    record = capture.record(5)
     torch.testing.assert_close(S.compute_significance("el2n", record, record.losses, None), torch.full((5,), 2.25))
     torch.testing.assert_close(S.compute_significance("el2n", None, LOSSES, None), LOSSES)
 
@@ -129,7 +150,7 @@ def test_ambiguous_targets_are_asked_about() -> None:
 
 
 def test_own_callable_gets_all_four_and_is_checked() -> None:
-    record = LossRecord("cross_entropy", LOSSES, torch.ones(5), True, LOGITS, TARGETS, "multiclass")
+    record = LossRecord("cross_entropy", LOSSES, LOGITS, TARGETS, "multiclass")
     got = []
 
     def own(losses: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
