@@ -125,7 +125,10 @@ class Gating:
         Raises:
             EntryError: In the first batch, the samples' rows cannot be found in the graph of the loss.
         """
-        self.leave_forward()
+        if self._module.automatic_optimization:
+            self.leave_forward()
+        elif self._trace is not None:
+            self._trace.paused = True
         plan = self._plan
         if plan is None or loss.grad_fn is None:
             return
@@ -162,9 +165,9 @@ class Gating:
         return self._decision.scores(plan, self._batch, record), record
 
     def resume_forward(self) -> None:
-        """Go on watching a step that runs its own backwards."""
-        if self._trace is not None and not self._module.automatic_optimization:
-            self._enter(self._trace)
+        """Go on watching a step that runs its own backward."""
+        if self._trace is not None:
+            self._trace.paused = False
 
     def _found(self, plan: BatchPlan, loss: Tensor) -> Found:
         if self._trace is not None:
@@ -265,6 +268,8 @@ class Gating:
         self.leave_forward()
         if self._gate is not None:
             self._gate.close()
+        if self._capture is not None:
+            self._capture.clear()
         self._gate = self._trace = self._capture = self._plan = self._batch = None
 
     def _warn(self, message: str) -> None:

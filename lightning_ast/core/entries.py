@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -20,7 +19,7 @@ from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
 from lightning_ast.core.partial.rows import Place
 
-__all__ = ["EntryError", "EntryFinder", "Entry", "Found"]
+__all__ = ["Entry", "EntryError", "EntryFinder", "Found"]
 
 _PRODUCTS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Convolution", "Embedding", "Linear", "Mm", "Mv")
 """Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight."""
@@ -128,7 +127,7 @@ class EntryFinder:
             None where its form is new.
         """
         for position, plan in enumerate(self._plans):
-            found = _follow(plan, loss, batch_size)
+            found = _Follow(plan).result(loss, batch_size)
             if found is not None:
                 if position:
                     self._plans.insert(0, self._plans.pop(position))
@@ -145,10 +144,6 @@ class EntryFinder:
         del self._plans[_PLANS:]
         for layout, name, _ in plan.layouts:
             self._known[name, layout.ndim] = layout
-
-    def same_plans(self) -> int:
-        """Count the forms of graphs that are known."""
-        return len(self._plans)
 
 
 # ---------------------------------------------------------------------- what is known of a node
@@ -278,46 +273,51 @@ def _entry(
     return None if place is None else Entry(child, output_nr, place, tuple(edges), nested, layout.exact)
 
 
-def _follow(plan: _Plan, loss: Tensor, batch_size: int) -> Found | None:
-    """Follow a proved walk; None where this graph has another form or its sizes do not fit."""
-    names, verdicts, layouts = iter(plan.names), iter(plan.verdicts), iter(plan.layouts)
-    edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-    facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
+class _Follow:
+    """Follows a proved walk through a graph that may have the same form."""
 
-    def decide(node: Node) -> tuple[Verdict, ...] | None:
-        if next(names, None) != node.name():
+    def __init__(self, plan: _Plan) -> None:
+        self._names = iter(plan.names)
+        self._verdicts = iter(plan.verdicts)
+        self._layouts = iter(plan.layouts)
+        self._edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
+        self._facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
+
+    def result(self, loss: Tensor, batch_size: int) -> Found | None:
+        """Give the entries; None where this graph has another form or its sizes do not fit."""
+        complete = all(node is not None for node in _visit(loss, self._decide))
+        if not complete or next(self._names, None) is not None:
             return None
-        planned = next(verdicts)
+        entries = []
+        for (child, output_nr), (layout, nested) in self._facts.items():
+            edges = self._edges[child, output_nr]
+            entry = _entry(child, output_nr, layout, edges, batch_size, nested=nested)
+            if entry is None:
+                return None
+            entries.append(entry)
+        return Found(tuple(entries))
+
+    def _decide(self, node: Node) -> tuple[Verdict, ...] | None:
+        if next(self._names, None) != node.name():
+            return None
+        planned = next(self._verdicts)
         following = node.next_functions
         if len(planned) != len(following):
             return None
         for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
-            if verdict == "enter":
-                layout, name, nested = next(layouts)
-                if child is None or child.name() != name:
-                    return None
-                edges.setdefault((child, output_nr), []).append((node, position))
-                facts[child, output_nr] = layout, nested
-            elif verdict == "walk" and child is None:
+            if verdict != "pass" and child is None:
                 return None
+            if verdict == "enter":
+                layout, name, nested = next(self._layouts)
+                if child.name() != name:
+                    return None
+                self._edges.setdefault((child, output_nr), []).append((node, position))
+                self._facts[child, output_nr] = layout, nested
         return planned
-
-    complete = True
-    for node in _visit(loss, decide):
-        complete = node is not None
-    if not complete or next(names, None) is not None:
-        return None
-    entries = []
-    for (child, output_nr), (layout, nested) in facts.items():
-        entry = _entry(child, output_nr, layout, edges[child, output_nr], batch_size, nested=nested)
-        if entry is None:
-            return None
-        entries.append(entry)
-    return Found(tuple(entries))
 
 
 def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> Iterator[Any]:
-    """Visit the loss part, the newest node first; give None and end where ``decide`` does not know a node."""
+    """Visit the loss part; give None and end where ``decide`` does not know a node."""
     root = loss.grad_fn
     pending: list[Node] = [] if root is None else [root]
     seen = set(pending)

@@ -18,6 +18,7 @@ from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_ast.core.entries import Entry
+from lightning_ast.core.graph import below_ddp
 from lightning_ast.core.layout import row_norms, spread
 from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.memory import densify
@@ -123,7 +124,8 @@ class BatchGate:
     def _decide_together(self, loss: Tensor, entries: list[Entry]) -> None:
         outer = [entry for entry in entries if not entry.nested] or entries
         edges = [GradientEdge(entry.node, entry.output_nr) for entry in outer]
-        gradients = torch.autograd.grad(loss, edges, torch.ones_like(loss), retain_graph=True, allow_unused=True)
+        root, seed = below_ddp(loss)
+        gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
         norms = [row_norms(g, e.place) for g, e in zip(gradients, outer, strict=True) if g is not None]
         if norms:
             device = norms[0].device

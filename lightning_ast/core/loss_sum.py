@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
+from lightning_ast.core.graph import below_ddp
 from lightning_ast.core.loss_calls import REMEDY, LossCaptureError, Outermost, WatchedCall, fold, widen
 from lightning_ast.core.loss_functions import Elements
 from lightning_ast.core.losses import LossCapture, LossRecord
@@ -16,7 +14,6 @@ __all__ = ["combine"]
 
 _Weight = Tensor | float
 _Part = tuple[WatchedCall, Elements, Tensor]
-_DDP_SINK = "_DDPSinkBackward"
 
 
 def combine(
@@ -91,7 +88,7 @@ def _weights(loss: Tensor, calls: list[WatchedCall]) -> list[tuple[WatchedCall, 
     edges = [(call, call.edge) for call in calls if call.edge is not None]
     if not edges:
         return []
-    root, seed = _below_ddp(loss)
+    root, seed = below_ddp(loss)
     found = torch.autograd.grad(root, [edge for _, edge in edges], seed, retain_graph=True, allow_unused=True)
     return [(call, widen(weight)) for (call, _), weight in zip(edges, found, strict=True) if weight is not None]
 
@@ -100,23 +97,6 @@ def _is_output(loss: Tensor, call: WatchedCall) -> bool:
     if loss.grad_fn is None or call.edge is None:
         return loss is call.output and not loss.requires_grad
     return loss.grad_fn is call.edge.node
-
-
-def _below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
-    """Give where to differentiate from, and the gradient of ``loss`` that arrives there; None for one.
-
-    DDP passes what the step returns through a node of its own. With ``static_graph=True`` its first backward arranges
-    the exchange of the gradients: it must not run before the real one.
-    """
-    node: Any = loss.grad_fn
-    entered = 0
-    while node is not None and node.name() != _DDP_SINK:
-        parents = [edge for edge in node.next_functions if edge[0] is not None]
-        node, entered = parents[0] if len(parents) == 1 else (None, 0)
-    if node is None:
-        return loss, None
-    (seed,) = torch.autograd.grad(loss, [GradientEdge(node, entered)], retain_graph=True)
-    return GradientEdge(*node.next_functions[entered]), seed
 
 
 def _share(call: WatchedCall, elements: Elements, factor: _Weight, batch_size: int) -> Tensor:

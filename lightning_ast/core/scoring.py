@@ -41,11 +41,12 @@ class _NoDropout(TorchFunctionMode):
 class TracelessForward:
     """Context in which a module in training mode can be run without changing it.
 
-    Inside: no graph, unless it is asked for; torch's random state is forked; dropout is off (modules, functions, attention, recurrent
-    layers); normalisation layers use the batch's statistics, as in training, but do not update their running ones.
-    Afterwards every flag is as before, and so are the buffers that other layers change in place or replace (spectral
-    norm, codebooks). A buffer of more than 65,536 elements that is changed for the first time in a later use cannot be
-    restored that once: a warning says so, and it is from then on. Not undone: what hooks or user code write elsewhere.
+    Inside: no graph, unless it is asked for; torch's random state is forked; dropout is off (modules, functions,
+    attention, recurrent layers); normalisation layers use the batch's statistics, as in training, but do not update
+    their running ones. Afterwards every flag is as before, and so are the buffers that other layers change in place or
+    replace (spectral norm, codebooks). A buffer of more than 65,536 elements that is changed for the first time in a
+    later use cannot be restored that once: a warning says so, and it is from then on. Not undone: what hooks or user
+    code write elsewhere.
 
     Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
 
