@@ -23,7 +23,7 @@ __all__ = ["Dependence", "SampleTrace"]
 _SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
 
 
-class SampleTrace(TorchDispatchMode):
+class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows one sample: every operation runs once more on the values that there would be with another sample.
 
     Where the two differ, the elements belong to the sample. The run itself is not changed: results, buffers and random
@@ -52,7 +52,7 @@ class SampleTrace(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, batch: Any, batch_size: int, *, take: Take | None = None, only: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sample = batch_size - 1
         self.failure: str | None = None
         self._shadows = Shadows()

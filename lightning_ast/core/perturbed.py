@@ -116,7 +116,7 @@ class _Swap:
         return None if values is None else (row.copy_(values), shadow)[1]
 
     def _tweaked_jagged(self, leaf: Tensor) -> Tensor | None:
-        offsets = leaf.offsets()
+        offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
         shadow = _copy(leaf.values())
         rows = shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])]
         values = _other_values(rows)

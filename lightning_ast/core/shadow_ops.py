@@ -28,21 +28,52 @@ __all__ = [
 
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor")
 # They read no value of their argument; the shape and dtype alone.
-_FACTORIES = ("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like")
-_FACTORIES += ("new_zeros", "new_ones", "new_full")
-_EMPTY = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-_EMPTY += ("_empty_affine_quantized",)
+_FACTORIES = frozenset(
+    (
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+    )
+)
+_EMPTY = frozenset(
+    (
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "empty_permuted",
+        "new_empty",
+        "new_empty_strided",
+        "_empty_affine_quantized",
+    )
+)
 # BatchNorm over the whole batch: its statistics are those of the real run, so that other samples do not change.
-_STATISTICS = ("batch_norm_stats", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts")
-_STATISTICS += ("batch_norm_update_stats",)
-_BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional")
-_BATCH_NORMS += ("_batch_norm_with_update", "_batch_norm_with_update_functional")
-_BATCH_NORMS += ("cudnn_batch_norm", "miopen_batch_norm")
+_STATISTICS = frozenset(
+    ("batch_norm_stats", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts", "batch_norm_update_stats")
+)
+_BATCH_NORMS = frozenset(
+    (
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional",
+        "_batch_norm_with_update",
+        "_batch_norm_with_update_functional",
+        "cudnn_batch_norm",
+        "miopen_batch_norm",
+    )
+)
 # Their results are lists of positions, whose order or length changes as a whole. What is found by them follows the
 # real run's choice.
-_CHOICES = ("nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive", "nms")
-_SORTS = ("sort", "topk")
-_SELECTS = ("index", "index_put", "index_put_", "_unsafe_index", "masked_select", "masked_scatter", "masked_scatter_")
+_CHOICES = frozenset(("nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive", "nms"))
+_SORTS = frozenset(("sort", "topk"))
+_SELECTS = frozenset(
+    ("index", "index_put", "index_put_", "_unsafe_index", "masked_select", "masked_scatter", "masked_scatter_")
+)
 _UNDECLARED_WRITES = {"_cudnn_rnn": ("dropout_state",), "miopen_rnn": ("dropout_state",)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Kind(Enum):
 
 @dataclass
 class _Entry:
-    alive: StorageWeakRef  # it also keeps the storage's address from being used again
+    alive: Any  # a weak reference: it also keeps the storage's address from being used again
     kind: Kind
     shadow: torch.UntypedStorage | None = None
     start_byte: int = 0  # where the shadow begins in the real storage
@@ -135,8 +136,8 @@ class Shadows:
             self._set(storage, kind, None)
         elif kind is Kind.UNKNOWN:
             self._objects[tensor] = None
-        else:
-            self._objects.pop(tensor, None)
+        elif tensor in self._objects:
+            del self._objects[tensor]
 
     def sweep(self) -> None:
         """Drop the shadows of storages that are no longer in use."""
@@ -153,7 +154,7 @@ class Shadows:
         before = self._entries.get(storage._cdata)
         if before is not None:
             self._disown(before)
-        alive = StorageWeakRef(storage) if before is None else before.alive
+        alive = StorageWeakRef(storage) if before is None else before.alive  # type: ignore[no-untyped-call]
         self._entries[storage._cdata] = _Entry(alive, kind, shadow)
         if shadow is not None:
             self._owned.add(shadow._cdata)
@@ -167,7 +168,7 @@ class Shadows:
         start, end = 0, storage.nbytes()
         if span is not None and end > max(_LARGE_BYTES, 2 * (span[1] - span[0])):
             start, end = span[0] // 64 * 64, span[1]  # a slice of a whole data set; aligned for every dtype
-        shadow = torch.UntypedStorage(end - start, device=storage.device)
+        shadow = torch.UntypedStorage(end - start, device=storage.device)  # type: ignore[no-untyped-call]
         _as_bytes(shadow, 0, end - start).copy_(_as_bytes(storage, start, end - start))
         self._set(storage, Kind.SHADOW, shadow)
         self._entries[storage._cdata].start_byte = start
@@ -184,7 +185,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     first = tensor.storage_offset()
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     end = last + 1 if tensor.numel() else first
-    return first * tensor.element_size(), end * tensor.element_size()
+    return int(first) * tensor.element_size(), int(end) * tensor.element_size()
 
 
 def _placed(entry: _Entry, tensor: Tensor) -> Kind:
