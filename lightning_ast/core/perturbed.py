@@ -1,0 +1,219 @@
+"""The batch as it would be if one of its samples were another: pairs of a tensor and its changed copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.batch import select_batch
+from lightning_ast.core.containers import children_of, leaves_of
+
+__all__ = ["Pair", "Take", "is_real_valued", "perturbed"]
+
+Take = Callable[[Any, Tensor], Any]
+Pair = tuple[Tensor, Tensor]
+
+_CANDIDATES = 8  # other samples that are tried until one differs in every tensor; each costs a copy of the batch
+
+
+def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None) -> list[Pair]:
+    """Pair the tensors of a batch with copies in which one sample is another.
+
+    A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
+    (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
+    nothing else. Tensors that all samples share are left out; the batch itself is not changed.
+
+    Args:
+        batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
+        batch_size: The number of samples B.
+        sample: The position of the sample to change.
+        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.select_batch`.
+
+    Returns:
+        Pairs of a tensor of the batch and its changed copy. There are none where B is 1.
+
+    Raises:
+        BatchError: The batch cannot be indexed.
+    """
+    if batch_size < 2:
+        return []
+    with torch.no_grad():
+        assignment = _graph_assignment(batch)
+        if assignment is not None:
+            return list(_graph_pairs(batch, assignment, sample))
+        return _Swap(batch, batch_size, sample, take or _selector(batch_size)).pairs()
+
+
+def is_real_valued(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds floating-point or complex numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+class _Swap:
+    """Swaps one sample of a batch for others, tensor by tensor."""
+
+    def __init__(self, batch: Any, batch_size: int, sample: int, take: Take) -> None:
+        self._batch = batch
+        self._size = batch_size
+        self._sample = sample
+        self._take = take
+        self._leaves = list(_tensors(batch))
+        self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
+
+    def pairs(self) -> list[Pair]:
+        strong = [k for k, leaf in enumerate(self._leaves) if not _is_mask(leaf)]
+        changed = self._changed(strong) or self._changed([k for k in range(len(self._leaves)) if k not in strong])
+        return [(_plain(self._leaves[k]), changed[k]) for k in sorted(changed)]
+
+    def _changed(self, wanted: list[int]) -> dict[int, Tensor]:
+        changed: dict[int, Tensor] = {}
+        first: list[Tensor] | None = None
+        for other in islice(self._others(), _CANDIDATES) if wanted else ():
+            taken = self._taken(other)
+            first = taken if first is None else first
+            for k in wanted:
+                if k not in changed and len(taken) == len(self._leaves):
+                    shadow = _swapped(self._leaves[k], taken[k])
+                    changed.update({} if shadow is None else {k: shadow})
+            if len(changed) == len(wanted):
+                break
+        for k in wanted:
+            if k not in changed and first is not None:
+                shadow = self._tweaked(k, first)
+                changed.update({} if shadow is None else {k: shadow})
+        return changed
+
+    def _others(self) -> Iterator[int]:
+        """Yield positions of other samples: the one before first, for it is there in the shortest batch too."""
+        return (k % self._size for k in range(self._sample + self._size - 1, self._sample, -1))
+
+    def _taken(self, other: int) -> list[Tensor]:
+        indices = torch.arange(self._size, device=self._device)
+        indices[self._sample] = other
+        return list(_tensors(self._take(self._batch, indices)))
+
+    def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
+        """Change a sample's own values, where swapping it for another has changed nothing."""
+        leaf = self._leaves[k]
+        if _is_jagged(leaf):
+            return self._tweaked_jagged(leaf)
+        if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
+            return None  # it is shared, or belongs to another sample
+        aligned = len(taken) == len(self._leaves)
+        entry = aligned and (taken[k].shape != leaf.shape or any(taken[k] is other for other in self._leaves))
+        if entry or (not aligned and not (leaf.dim() and leaf.shape[0] == self._size)):
+            return _other_values(_copy(leaf))
+        dim = self._batch_dim(k) if aligned else 0
+        if dim is None:
+            return None
+        shadow = _copy(leaf)
+        row = shadow.select(dim, self._sample)
+        values = _other_values(row)
+        return None if values is None else (row.copy_(values), shadow)[1]
+
+    def _tweaked_jagged(self, leaf: Tensor) -> Tensor | None:
+        offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
+        shadow = _copy(leaf.values())
+        rows = shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])]
+        values = _other_values(rows)
+        return None if values is None else (rows.copy_(values), shadow)[1]
+
+    def _batch_dim(self, k: int) -> int | None:
+        """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
+        indices = torch.arange(self._size, device=self._device)
+        shorter = list(_tensors(self._take(self._batch, indices[indices != self._sample])))
+        if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
+            return None
+        before = self._leaves[k].shape
+        dims = [d for d, size in enumerate(shorter[k].shape) if size == self._size - 1 and before[d] == self._size]
+        return dims[0] if dims else None
+
+
+def _selector(batch_size: int) -> Take:
+    return lambda batch, indices: select_batch(batch, indices, batch_size=batch_size)
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """Find the tensors of a batch, also those that are attributes of an object that is no container."""
+    if not isinstance(part, Tensor) and children_of(part) is None:
+        part = {name: value for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, Tensor)}
+    return (leaf for leaf in leaves_of(part) if isinstance(leaf, Tensor))
+
+
+def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
+    """Return the taken tensor where it shows another sample in the same place; otherwise None."""
+    if real is taken or _is_jagged(real):
+        return None
+    if real.layout is not torch.strided:
+        return taken
+    if real.shape != taken.shape or real.dtype != taken.dtype or not _differ(_plain(real), _plain(taken)):
+        return None
+    return _copy(real).copy_(_plain(taken))
+
+
+def _other_values(part: Tensor) -> Tensor | None:
+    """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
+    values = part * 1.25 + 0.25 if is_real_valued(part) else part.flip(tuple(range(part.dim())))
+    return values if _differ(values, part) else None
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    return bool((first != second).any())
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return _plain(tensor).clone(memory_format=torch.preserve_format)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor without its graph and without a class of its own; of a jagged one, its values."""
+    if _is_jagged(tensor):
+        tensor = tensor.values()
+    return tensor.detach().as_subclass(Tensor) if tensor.layout is torch.strided else tensor
+
+
+def _is_jagged(tensor: Tensor) -> bool:
+    return tensor.is_nested and tensor.layout is torch.jagged
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Tell whether a tensor marks places. Such a column of ids (one number a sample) is no mask."""
+    if tensor.dtype is torch.bool:
+        return True
+    if is_real_valued(tensor) or tensor.layout is not torch.strided or tensor.dim() < 2:
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _graph_assignment(batch: Any) -> Tensor | None:
+    """Return the graph of each node, where a batch is one of torch_geometric or looks like it."""
+    if isinstance(batch, (Tensor, list, tuple, dict)) or not hasattr(batch, "num_graphs"):
+        return None
+    assignment = getattr(batch, "batch", None)
+    is_index = isinstance(assignment, Tensor) and assignment.dim() == 1 and assignment.dtype is torch.int64
+    return assignment if is_index else None
+
+
+def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
+    to_dict = getattr(batch, "to_dict", None)
+    fields = to_dict() if callable(to_dict) else vars(batch)
+    nodes = assignment == sample
+    edges = fields.get("edge_index")
+    on_edges = nodes[edges[0]] if isinstance(edges, Tensor) and edges.dim() == 2 else None
+    for name, value in fields.items():
+        if not isinstance(value, Tensor) or name in ("batch", "ptr") or "index" in name or not value.dim():
+            continue
+        rows = next((r for r in (nodes, on_edges) if r is not None and len(r) == len(value)), None)
+        if rows is None or not bool(rows.any()) or bool(rows.all()) or _is_mask(value):
+            continue
+        shadow = _copy(value)
+        if is_real_valued(value):
+            shadow[rows] = value[rows] * 1.25 + 0.25
+        else:  # ids: those of other graphs are valid too
+            others = value[~rows]
+            shadow[rows] = others[torch.arange(int(rows.sum()), device=value.device) % len(others)]
+        yield _plain(value), shadow

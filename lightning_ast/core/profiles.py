@@ -1,0 +1,108 @@
+"""Where a tensor and its shadow differ: a profile along each dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dependence", "changed_places", "compare", "independent_of_shape"]
+
+_RELATIVE_NOISE = 1e-6  # of the largest value: kernels may round differently
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Where a tensor depends on one sample.
+
+    Args:
+        shape: The tensor's shape.
+        profiles: One ``(shape[d],)`` float64 tensor on the CPU for each dimension ``d``: the summed differences between
+            the tensor and its shadow over the other dimensions, 0 where it is independent.
+        independent: Whether no element depends on the sample.
+    """
+
+    shape: tuple[int, ...]
+    profiles: tuple[Tensor, ...]
+    independent: bool
+
+
+def independent_of_shape(shape: tuple[int, ...]) -> Dependence:
+    """Describe a tensor without any dependence."""
+    return Dependence(shape, tuple(torch.zeros(size, dtype=torch.float64) for size in shape), independent=True)
+
+
+def compare(real: Tensor, shadow: Tensor) -> Dependence:
+    """Measure where a tensor and its shadow differ.
+
+    Differences below a millionth of the largest value, or below two units in the last place, count as 0. A place that
+    is NaN in both does not differ; one that is finite in only one of them differs by the largest value.
+
+    Example:
+        >>> compare(torch.zeros(3, 2), torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]])).profiles[0]
+        tensor([0., 0., 3.], dtype=torch.float64)
+    """
+    shape = tuple(real.shape)
+    box = _box(real != shadow)
+    profiles = [torch.zeros(size, dtype=torch.float64) for size in shape]
+    if box is None:
+        return Dependence(shape, tuple(profiles), independent=True)
+    difference = changed_places(real[box], shadow[box], largest=_largest(real))
+    for d, profile in enumerate(profiles):
+        others = [e for e in range(len(shape)) if e != d]
+        summed = difference.double() if difference.device.type != "mps" else difference
+        profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
+    return Dependence(shape, tuple(profiles), independent=not bool(difference.any()))
+
+
+def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = None) -> Tensor:
+    """Return the absolute differences of a tensor and its shadow, without those that may be rounding.
+
+    Args:
+        real: The tensor, or a part of it.
+        shadow: Its shadow, or the same part.
+        largest: The largest absolute value of the whole tensor; None computes it.
+    """
+    if not (real.is_floating_point() or real.is_complex()):
+        return (real != shadow).float()
+    if largest is None:
+        largest = _largest(real)
+    if real.is_complex():
+        parts = zip(*(torch.view_as_real(t.resolve_conj()).unbind(-1) for t in (real, shadow)), strict=True)
+        return torch.stack([changed_places(*part, largest=largest) for part in parts]).sum(0)
+    unit = torch.finfo(real.dtype).eps
+    wide = real.dtype if real.dtype is torch.float64 else torch.float32
+    real, shadow = real.to(wide), shadow.to(wide)
+    size = real.abs().nan_to_num(0.0, 0.0, 0.0)
+    difference = (real - shadow).abs()
+    difference = torch.where(difference > _RELATIVE_NOISE * largest + 2 * unit * size, difference, 0.0)
+    odd = ~(torch.isfinite(real) & torch.isfinite(shadow))
+    same = (real == shadow) | (real.isnan() & shadow.isnan())
+    return torch.where(odd, torch.where(same, 0.0, largest.clamp(min=1.0)), difference)
+
+
+def _box(changed: Tensor) -> tuple[slice, ...] | None:
+    """Find the smallest box around the places that differ; None where there are none."""
+    box = []
+    for d in range(changed.dim()):
+        others = [e for e in range(changed.dim()) if e != d]
+        places = (changed.any(others) if others else changed).nonzero().flatten()
+        if not len(places):
+            return None
+        box.append(slice(int(places[0]), int(places[-1]) + 1))
+        changed = changed.narrow(d, box[-1].start, box[-1].stop - box[-1].start)
+    return tuple(box) if bool(changed.any()) else None
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Return the largest finite absolute value of a tensor."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.numel():
+        return torch.zeros((), device=tensor.device)
+    if not tensor.is_floating_point():
+        return torch.ones((), device=tensor.device)
+    low, high = (edge.abs() for edge in tensor.aminmax())
+    largest = torch.maximum(low, high).float()
+    return largest if bool(largest.isfinite()) else tensor.float().abs().nan_to_num(0.0, 0.0, 0.0).amax()
