@@ -38,6 +38,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         sample: The position of the sample that is followed.
         leaves: The number of tensors of the batch that could be changed.
+        paused: Whether operations pass without being followed, as those of a backward.
         failure: Why nothing is known, or None.
 
     Example:
@@ -55,6 +56,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.sample = batch_size - 1
         self.failure: str | None = None
+        self.paused = False
         self._shadows = Shadows()
         self._records = Records()
         self._thread = threading.get_ident()
@@ -110,6 +112,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         wrapped = any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types)
         call, number = (None, None) if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
         if wrapped:
