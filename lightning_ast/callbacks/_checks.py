@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.core.batch import BatchError, unclear_listing
+from lightning_ast.core.batch import BatchError
 from lightning_ast.core.listing import samples_of
 
 __all__ = [
@@ -39,21 +39,12 @@ def check_listing(batch: Any, size: int, loaders: list[Any]) -> None:
         loaders: The user's loaders.
 
     Raises:
-        BatchError: A list in it has as many entries as the only loader puts samples into a batch, and the count
-            differs; or its entries are the batches of several loaders, which differ in size.
+        BatchError: Its entries are the batches of several loaders, which differ in size.
     """
     if len(loaders) == size > 1 and samples_of(batch, size) is not None:
         raise BatchError(
             f"the batch holds those of {size} loaders, which differ in size: expected equal batch sizes. Use "
             "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
-        )
-    expected = getattr(loaders[0], "batch_size", None) if len(loaders) == 1 else None
-    if isinstance(expected, int) and unclear_listing(batch, size, expected):
-        raise BatchError(
-            f"the batch is a {type(batch).__name__} that seems to list {expected} samples, as many as the DataLoader "
-            f"puts into a batch, and its tensors have {size} rows. Use SparseLossMixin and override "
-            "`count_samples(batch)` and `select_batch(batch, indices)`; or load dicts that hold a number beside each "
-            "sample, as its index."
         )
 
 

@@ -217,8 +217,8 @@ def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
         found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
     if getattr(module, "_compiler_ctx", None) is not None:
         found.append(
-            "the LightningModule itself is compiled, so the graph of its loss cannot be seen: compile the network inside it "
-            "(`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
+            "the LightningModule itself is compiled, so the graph of its loss cannot be seen: compile the network "
+            "inside it (`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
         )
     return found
 

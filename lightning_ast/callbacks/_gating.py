@@ -244,7 +244,7 @@ class Gating:
             EntryError: No loss of the first batches depends on a sample in a way that could be traced.
         """
         self.leave_forward()
-        if plan.is_gated and not self._reached and plan.batch_size > 1:
+        if plan.is_gated and not self._reached and plan.batch_size > 1 and plan.sub_batch is None:
             self._tell_ungated(plan)
         trace = self._trace
         self.close()
@@ -273,8 +273,9 @@ class Gating:
         self._gate = self._trace = self._capture = self._plan = self._batch = None
 
     def _warn(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
+        kind = message[:20]  # the sizes behind it may differ from batch to batch
+        if kind not in self._told:
+            self._told.add(kind)
             rank_zero_warn(f"lightning-ast: {message}")
 
 

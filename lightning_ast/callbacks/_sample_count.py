@@ -49,25 +49,23 @@ class SampleCount:
         listed = listed_length(batch) if self._lists else None
         if listed is not None:
             return listed
-        size = batch_size_of(batch)
         first = self._lists is None
-        if first:
-            self._lists = samples_of(batch) is not None
-        if self._lists:
-            self._check(batch, size, first=first)
-            return size
-        leading = leading_sizes(batch, lists=False) or leading_sizes(batch)
         expected = self._expected() if first else None
+        if first:
+            self._lists = samples_of(batch, expected) is not None
+            if self._lists and expected is not None:
+                return expected
+        size = batch_size_of(batch)
+        if first and not self._lists:
+            self._lists = samples_of(batch) is not None
+        leading = [] if self._lists else leading_sizes(batch, lists=False) or leading_sizes(batch)
         if expected in leading:
             self._position = leading.index(expected)
         if self._position is not None and self._position < len(leading):
             return leading[self._position]
-        self._check(batch, size, first=first)
-        return size
-
-    def _check(self, batch: Any, size: int, *, first: bool) -> None:
         if first:
             check_listing(batch, size, loaders(self._trainer.fit_loop))
+        return size
 
     def _expected(self) -> int | None:
         """Samples that the only loader puts into a batch; None where that is not known."""

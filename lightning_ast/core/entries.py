@@ -31,6 +31,9 @@ _PICKING = ("Embedding", "Index", "Gather", "Take")
 _PLANS = 64
 """Graphs of different forms that are remembered."""
 
+_Kind = tuple[str, tuple[int, ...] | None]
+"""A node's name, and the sizes of its output but for the first."""
+
 Verdict = Literal["pass", "walk", "enter"]
 
 
@@ -100,6 +103,7 @@ class EntryFinder:
     def __init__(self) -> None:
         self._plans: list[_Plan] = []
         self._known: dict[tuple[str, int], Layout] = {}
+        self._mixed: set[_Kind] = set()
 
     @property
     def proved(self) -> bool:
@@ -118,6 +122,8 @@ class EntryFinder:
         found, plan = _search(loss, batch_size, view)
         if found.entries or not found.unclear:
             self._remember(plan)
+        if found.entries:
+            self._mixed |= view.unclear.keys()
         return found
 
     def find(self, loss: Tensor, batch_size: int) -> Found | None:
@@ -136,7 +142,7 @@ class EntryFinder:
 
     def guess(self, loss: Tensor, batch_size: int) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
-        found, _ = _search(loss, batch_size, _SizedView(batch_size, self._known))
+        found, _ = _search(loss, batch_size, _SizedView(batch_size, self._known, self._mixed))
         return Found(found.entries, proved=False, unclear=found.unclear)
 
     def _remember(self, plan: _Plan) -> None:
@@ -152,10 +158,12 @@ class EntryFinder:
 class _SizedView:
     """What the form of a graph tells: a branch without an edge to nothing is made of parameters alone."""
 
-    def __init__(self, batch_size: int, known: dict[tuple[str, int], Layout]) -> None:
+    def __init__(self, batch_size: int, known: dict[tuple[str, int], Layout], mixed: set[_Kind]) -> None:
         self._batch_size = batch_size
         self._known = known
+        self._mixed = mixed
         self._pure: dict[Node, bool] = {}
+        self.unclear: dict[_Kind, str] = {}
 
     def is_parameter(self, leaf: Tensor) -> bool:
         return isinstance(leaf, nn.Parameter)
@@ -173,6 +181,13 @@ class _SizedView:
         children = [child for child, _ in node.next_functions]
         return False if not children or None in children else children  # type: ignore[return-value]
 
+    def note_unclear(self, node: Node, output_nr: int) -> None:
+        """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
+        shape = _shape(node, output_nr)
+        kind = node.name(), None if shape is None else shape[1:]
+        if kind not in self._mixed:
+            self.unclear.setdefault(kind, f"{node.name()} {shape}")
+
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         """Where the samples lie in a node's output; None where that is not known."""
         shape = _shape(node, output_nr)
@@ -189,7 +204,7 @@ class _TracedView(_SizedView):
     """What the trace of one sample through the forward tells."""
 
     def __init__(self, batch_size: int, trace: SampleTrace) -> None:
-        super().__init__(batch_size, {})
+        super().__init__(batch_size, {}, set())
         self._trace = trace
 
     def is_parameter(self, leaf: Tensor) -> bool:
@@ -233,7 +248,6 @@ class _Walk:
         self.plan = _Plan()
         self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
         self._layouts: dict[tuple[Node, int], Layout] = {}
-        self._unclear: list[str] = []
         for node in _visit(loss, self._decide):
             self.plan.names.append(node.name())
 
@@ -252,7 +266,7 @@ class _Walk:
                 self._layouts[child, output_nr] = layout
                 self.plan.layouts.append((layout, child.name(), child in self._inner))
                 return "enter"
-            self._unclear.append(f"{child.name()} {_shape(child, output_nr)}")
+            self._view.note_unclear(child, output_nr)
         return "walk"
 
     def result(self) -> tuple[Found, _Plan]:
@@ -262,7 +276,7 @@ class _Walk:
             entry = _entry(child, output_nr, layout, edges, self._batch_size, nested=child in self._inner)
             if entry is not None:
                 entries.append(entry)
-        return Found(tuple(entries), unclear=tuple(dict.fromkeys(self._unclear))), self.plan
+        return Found(tuple(entries), unclear=tuple(self._view.unclear.values())), self.plan
 
 
 def _entry(
