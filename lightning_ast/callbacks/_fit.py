@@ -35,6 +35,7 @@ from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, kept_schedule, stages_from
 from lightning_ast.core.batch import EmptyBatchError
 from lightning_ast.core.execution import Mode, resolve_weighting
+from lightning_ast.core.gate import Selection
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import overrides
@@ -59,6 +60,8 @@ class SparseFit:
         stage: of the last batch.
         activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
         watchers: other callbacks', told of what is done.
+        plan: Of the running batch, or None.
+        last_selection: The samples that the last batch was trained on; None before it, or where there were none.
     """
 
     def __init__(
@@ -104,7 +107,8 @@ class SparseFit:
             enabled=callback.mode == "prune" or self.selector.target_activation_rate < 1,
         )
         self._samples_in = SampleCount(trainer, module)
-        self._plan: BatchPlan | None = None
+        self.plan: BatchPlan | None = None
+        self.last_selection: Selection | None = None
         self._subset = SubsetStep(module) if callback.mode == "subset" else None
         self._score: ScoringPass | None = None
         self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
@@ -124,7 +128,7 @@ class SparseFit:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
         self._books.close()
         self.gating.close()
-        self._plan = None
+        self.plan = None
         if self._subset is not None:
             self._subset.remove()
         if self._tells_flops:
@@ -170,7 +174,7 @@ class SparseFit:
                 watcher.start_stage(stage)
         self.stage = stage
         size = self._size(batch)
-        self._plan = None  # of an empty batch: the step is the user's own, as in a plain run
+        self.plan = None  # of an empty batch: the step is the user's own, as in a plain run
         if size == 0:
             return
         indices = self._indices(batch, size)
@@ -180,7 +184,7 @@ class SparseFit:
         else:
             sparse = stage == "sparse" and self.selector.target_activation_rate < 1
             plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
-        self._plan = plan
+        self.plan = plan
         self.quarantine.examine(plan, batch)
         plan.leave_out = not plan.sparse and plan.known_bad
         if self._subset is not None and (plan.sparse or self.gating.traces_next(size)):
@@ -242,11 +246,11 @@ class SparseFit:
         if automatic:
             self._books.stop_forward()
         self.gating.start_backward(loss)
-        self._books.start_backward(self._plan, loss)
+        self._books.start_backward(self.plan, loss)
 
     def stop_backward(self) -> None:
         """A backward is over."""
-        self._tell_flops(self._books.stop_backward(self._plan))
+        self._tell_flops(self._books.stop_backward(self.plan))
         self.gating.resume_forward()
 
     def start_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -259,8 +263,8 @@ class SparseFit:
         Returns:
             Whether it was trained on.
         """
-        plan = self._plan
-        self._plan = None
+        plan = self.plan
+        self.plan = None
         if plan is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
             if self.epochs is not None:
                 self.epochs.epoch.batch += 1
@@ -272,6 +276,7 @@ class SparseFit:
             self._subset.plan = None
         self._books.finish_batch(plan, self.stage, target_rate=self.selector.target_activation_rate)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
+        self.last_selection = None if plan.void else plan.selection or plan.everything(self._module.device)
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
         self.quarantine.finish_batch(plan, self._trainer, batch_idx)
         for watcher in self.watchers:

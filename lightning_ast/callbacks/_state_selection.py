@@ -265,7 +265,7 @@ SELECTION_STATE = StateFormat(
                 {
                     "mode": choice(*get_args(Mode)),
                     "gate": choice(*get_args(GateName)),
-                    "significance": choice(*SIGNIFICANCE, "callable"),
+                    "significance": choice("gradient", *SIGNIFICANCE, "callable"),
                 }
             ),
             "selector": _SELECTOR,

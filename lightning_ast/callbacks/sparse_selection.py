@@ -21,7 +21,7 @@ from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, s
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
-from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.gate import GateName, Selection, Weighting
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
@@ -131,6 +131,14 @@ class SparseSelectionCallback(Callback):
     def activation_rate(self) -> float | None:
         """Selected / offered of the last training batch, in [0, 1]; None before the first."""
         return None if self._fit is None else self._fit.activation_rate
+
+    @property
+    def last_selection(self) -> Selection | None:
+        """Positions and weights of the samples that the last training batch was trained on.
+
+        None before the first batch, and after one of which no sample could be trained on.
+        """
+        return None if self._fit is None else self._fit.last_selection
 
     @property
     def threshold(self) -> float | None:
