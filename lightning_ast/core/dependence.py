@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -61,6 +63,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last_number = _last_node_number()
         self._first_number = self._last_number + 1
         self._operations = 0
+        self._stances: list[AbstractContextManager[Any]] = []
         pairs = self._perturbed(batch, batch_size, take)
         self.leaves = len(pairs)
         try:
@@ -68,6 +71,19 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._shadows.add(pairs if only is None else pairs[only : only + 1])
         except Exception as error:  # the trace must never fail the run
             self._give_up(error)
+
+    def __enter__(self) -> SampleTrace:
+        # Compiled functions run uncompiled meanwhile: torch does not compile under a mode, and with fullgraph=True it
+        # raises an error instead.
+        is_loaded = "torch._dynamo" in sys.modules
+        self._stances.append(torch.compiler.set_stance("force_eager") if is_loaded else nullcontext())
+        self._stances[-1].__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stances.pop().__exit__(*error)
 
     def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
         """Tell where an output of an autograd node depends on the sample.
