@@ -78,11 +78,11 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_loaded = "torch._dynamo" in sys.modules
         self._stances.append(torch.compiler.set_stance("force_eager") if is_loaded else nullcontext())
         self._stances[-1].__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stances.pop().__exit__(*error)
 
     def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
@@ -228,7 +228,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _last_node_number() -> int:
     """Return the number of the autograd node that this thread has made last, without making one."""
-    number: int = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+    number: int = torch._C._autograd._get_sequence_nr() - 1
     return number
 
 
