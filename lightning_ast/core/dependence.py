@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,6 +65,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last_number = _last_node_number()
         self._first_number = self._last_number + 1
         self._operations = 0
+        self._stances: list[AbstractContextManager[Any]] = []
         pairs = self._perturbed(batch, batch_size, take)
         self.leaves = len(pairs)
         try:
@@ -70,6 +73,19 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._shadows.add(pairs if only is None else pairs[only : only + 1])
         except Exception as error:  # the trace must never fail the run
             self._give_up(error)
+
+    def __enter__(self) -> SampleTrace:
+        # Compiled functions run uncompiled meanwhile: torch does not compile under a mode, and with fullgraph=True it
+        # raises an error instead.
+        is_loaded = "torch._dynamo" in sys.modules
+        self._stances.append(torch.compiler.set_stance("force_eager") if is_loaded else nullcontext())
+        self._stances[-1].__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stances.pop().__exit__(*error)
 
     def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
         """Tell where an output of an autograd node depends on the sample.
@@ -216,7 +232,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _last_node_number() -> int:
     """Return the number of the autograd node that this thread has made last, without making one."""
-    number: int = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+    number: int = torch._C._autograd._get_sequence_nr() - 1
     return number
 
 

@@ -54,7 +54,12 @@ _EMPTY = frozenset(
 )
 # BatchNorm over the whole batch: its statistics are those of the real run, so that other samples do not change.
 _STATISTICS = frozenset(
-    ("batch_norm_stats", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts", "batch_norm_update_stats")
+    (
+        "batch_norm_stats",
+        "batch_norm_gather_stats",
+        "batch_norm_gather_stats_with_counts",
+        "batch_norm_update_stats",
+    )
 )
 _BATCH_NORMS = frozenset(
     (
@@ -69,11 +74,36 @@ _BATCH_NORMS = frozenset(
 )
 # Their results are lists of positions, whose order or length changes as a whole. What is found by them follows the
 # real run's choice.
-_CHOICES = frozenset(("nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive", "nms"))
-_SORTS = frozenset(("sort", "topk"))
-_SELECTS = frozenset(
-    ("index", "index_put", "index_put_", "_unsafe_index", "masked_select", "masked_scatter", "masked_scatter_")
+_CHOICES = frozenset(
+    (
+        "nonzero",
+        "nonzero_static",
+        "_unique",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "nms",
+    )
 )
+_SORTS = frozenset(
+    (
+        "sort",
+        "topk",
+    )
+)
+_SELECTS = frozenset(
+    (
+        "index",
+        "index_put",
+        "index_put_",
+        "_unsafe_index",
+        "masked_select",
+        "masked_scatter",
+        "masked_scatter_",
+    )
+)
+_PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
+_ANY_ARGUMENTS = tuple(str(position) for position in range(32))
 _UNDECLARED_WRITES = {"_cudnn_rnn": ("dropout_state",), "miopen_rnn": ("dropout_state",)}
 
 
@@ -85,6 +115,7 @@ class Facts:
     writes: frozenset[str]  # names of arguments that it changes
     arguments: tuple[str, ...]  # names of positional arguments
     is_random: bool
+    moves_views_only: bool  # transpose_ and the like: the values stay where they are
     returns_tensors: bool
 
     @property
@@ -119,17 +150,23 @@ class Facts:
 
 
 @cache
-def facts_of(func: torch._ops.OpOverload) -> Facts:
-    """Read the facts of an operation from its schema and tags."""
+def facts_of(func: Any) -> Facts | None:
+    """Read the facts of an operation from its schema and tags; None for an operator that takes functions."""
+    if not isinstance(func, torch._ops.OpOverload):
+        name = str(func)
+        known = name in _PURE_OPERATORS
+        return Facts(name, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True) if known else None
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
+    view_only = torch.Tag.inplace_view in func.tags
     return Facts(
         name=name,
-        writes=frozenset() if name in _BATCH_NORMS else frozenset(writes),
+        writes=frozenset() if name in _BATCH_NORMS or view_only else frozenset(writes),
         arguments=tuple(a.name for a in schema.arguments if not a.kwarg_only),
         is_random=torch.Tag.nondeterministic_seeded in func.tags or bool(_UNDECLARED_WRITES.get(name)),
+        moves_views_only=view_only,
         returns_tensors=bool(writes) or any("Tensor" in str(r.type) for r in schema.returns),
     )
 

@@ -37,7 +37,7 @@ class Call:
         func: The operation.
         args: Its arguments.
         kwargs: Its arguments by name.
-        facts: Its facts; None for an operator that takes functions.
+        facts: Its facts; None for an operator that takes functions, which may do anything.
         kind: ``SHADOW`` where it is to be run again; otherwise what its results become.
         written: The arguments that it changes.
         has_numbers: Whether numbers (not ids alone) among the arguments depend on the sample.
@@ -62,12 +62,11 @@ def prepare(
     """Decide before an operation what to do after it, and save what it is going to change."""
     call = Call(func, args, kwargs, with_grad=with_grad)
     read: list[Tensor] = []
-    if not isinstance(func, torch._ops.OpOverload):  # it takes functions, which are not looked into
-        read = list(tensors_in((args, kwargs)))
-        touched = any(shadows.kind(tensor) not in (Kind.PLAIN, Kind.UNSEEN) for tensor in read)
+    call.facts = facts_of(func)
+    if call.facts is None:
+        touched = any(shadows.kind(tensor) not in (Kind.PLAIN, Kind.UNSEEN) for tensor in tensors_in((args, kwargs)))
         call.kind = Kind.UNKNOWN if touched else Kind.PLAIN
         return call
-    call.facts = facts_of(func)
     for name, value in named(call.facts, args, kwargs):
         (call.written if name in call.facts.writes else read).extend(tensors_in(value))
     known = [(tensor, shadows.kind(tensor)) for tensor in (*read, *call.written)]
@@ -109,7 +108,7 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
-    if facts.is_plain or not facts.returns_tensors:
+    if facts.is_plain or facts.moves_views_only or not facts.returns_tensors:
         return Kind.PLAIN
     if facts.is_empty:
         return Kind.EMPTY
