@@ -126,9 +126,11 @@ def accuracy_line(result: Any) -> str:
     """Sum up a record of `cifar10.py`, or the error of its run."""
     if isinstance(result, Exception):
         return f"FAIL {type(result).__name__}: {result}"
+    flops = "not counted" if result["flops"] is None else f"{result['flops'] / 1e15:.2f}e15"
     return (
         f"{result['policy']:16} {result['settings']['epochs']:2} epochs, seed {result['seed']}: "
-        f"{100 * result['accuracy']:.2f} %, {result['samples_selected'] / result['samples_offered']:.3f} of samples"
+        f"{100 * result['accuracy']:.2f} %, {result['samples_selected'] / result['samples_offered']:.3f} of samples, "
+        f"FLOPs {flops}"
     )
 
 

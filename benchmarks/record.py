@@ -49,9 +49,9 @@ def commit(folder: Path | None = None) -> str:
         folder: The checkout; None takes the current folder.
 
     Returns:
-        The short hash, or "unknown" in a copy without history and where git is missing.
+        The short hash, or "unknown" for a copy without history and where git is missing.
     """
-    if shutil.which("git") is None:
+    if shutil.which("git") is None or (folder is not None and not (folder / ".git").exists()):
         return "unknown"
 
     def git(*arguments: str) -> str:

@@ -259,7 +259,9 @@ def compare_all(cases: list[Case], command: list[str], options: argparse.Namespa
     script, here = Path(__file__).resolve(), Path(__file__).resolve().parent.parent
     command = [str(script), *command, "--serve"]
     records = []
-    with Checkout(here, command) as new, Checkout(options.against, command) as old:
+    old = Checkout(options.against, command)  # both start at once: importing takes its time
+    new = Checkout(here, command)
+    with old, new:
         for case in cases:
             rows = compare(case.name, new, old, options)
             for row in rows:
