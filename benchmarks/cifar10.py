@@ -10,6 +10,7 @@ records.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from record import QUIET, RECORDS, kind, provenance, save
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.demo import ImageData, ResNet9
+from lightning_ast.demo.data import Images
 
 
 def original(**options: Any) -> SparseSelectionCallback:
@@ -128,14 +130,22 @@ def run_size(options: argparse.Namespace, images: int) -> str:
     return f"w{options.width}-n{images}-b{options.batch_size}-e{options.epochs}"
 
 
-def main() -> None:
+def hold_on_device(data: ImageData) -> None:
+    """Move the images of a set-up data module to the GPU: its batches need no transfer then."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data._images = Images(*(tensor.to(device) for tensor in data.images))
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train once and write the record."""
     parser = run_parser(__doc__)
     parser.add_argument("--policy", choices=POLICIES, required=True)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--precision", default="bf16-mixed" if torch.cuda.is_available() else "32-true")
     parser.add_argument("--channels-last", action="store_true", help="memory format of the model: quicker on a CPU")
-    options = parser.parse_args()
+    parser.add_argument("--on-device", action="store_true", help="hold all images in the GPU's memory")
+    parser.add_argument("--runs-at-once", type=int, default=1, help="that share the machine: written into the record")
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -147,6 +157,8 @@ def main() -> None:
     make = InfoBatchData if infobatch else ImageData
     data = make("cifar10", options.root, options.batch_size, train_limit=options.train_limit)
     data.setup("fit")
+    if options.on_device:
+        hold_on_device(data)
     pl.seed_everything(options.seed, verbose=False)
     callbacks = policy_callbacks(options.policy, options.rate, options.seed, options.epochs)
     selection = callbacks[0]
@@ -178,6 +190,7 @@ def main() -> None:
         },
         "accuracy": trace.accuracies[-1],
         "seconds": round(timer.time_elapsed("train") - timer.time_elapsed("validate"), 2),
+        "runs_at_once": options.runs_at_once,
         "flops": selection.ledger.spent_flops(),
         "flops_per_sample": None if selection.ledger.flops is None else vars(selection.ledger.flops),
         "samples_offered": selection.ledger.offered,
@@ -193,6 +206,7 @@ def main() -> None:
     name = f"cifar10-{kind()}-{options.policy}-r{options.rate:g}-{size}-s{options.seed}"
     path = save(record, name, folder=options.out)
     print(f"{path}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
+    return record
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import shutil
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,25 +25,48 @@ QUIET: dict[str, Any] = {
 """Options of a Trainer that measures and writes nothing itself."""
 
 
-def hardware() -> str:
-    """In words."""
-    if torch.cuda.is_available():
+def silence_lightning() -> None:
+    """Leave out what Lightning tells of every Trainer: a benchmark makes hundreds."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def on_gpu(device: str | None = None) -> bool:
+    """Tell whether a benchmark runs on a GPU: on ``device`` ("cpu" or "cuda"), or by default where there is one."""
+    return torch.cuda.is_available() if device is None else device == "cuda"
+
+
+def hardware(device: str | None = None) -> str:
+    """Name the GPU, or the CPU with its number of threads."""
+    if on_gpu(device):
         return torch.cuda.get_device_name()
     return f"CPU {platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
-def commit() -> str:
-    """The commit that was measured, with a mark where the tree had changes, but for records."""
-    run = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short", "HEAD") + (
-        "+changes" if run("status", "--porcelain", "-uno", "--", ":!benchmarks/records") else ""
-    )
+def commit(folder: Path | None = None) -> str:
+    """Name the commit that was measured, with a mark where the tree had changes, but for records.
+
+    Args:
+        folder: The checkout; None takes the current folder.
+
+    Returns:
+        The short hash, or "unknown" for a copy without history and where git is missing.
+    """
+    if shutil.which("git") is None or (folder is not None and not (folder / ".git").exists()):
+        return "unknown"
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+    name = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "-uno", "--", ":!benchmarks/records")
+    return (name or "unknown") + ("+changes" if changed else "")
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: str | None = None) -> dict[str, Any]:
     """Hardware, versions, commit and day."""
     return {
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -52,9 +77,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def kind() -> str:
+def kind(device: str | None = None) -> str:
     """``"gpu"`` or ``"cpu"``, for the names of records."""
-    return "gpu" if torch.cuda.is_available() else "cpu"
+    return "gpu" if on_gpu(device) else "cpu"
 
 
 def save(record: dict[str, Any], name: str, *, folder: Path = RECORDS, indent: int | None = None) -> Path:

@@ -2,20 +2,27 @@
 
     python benchmarks/step_time.py --root cifar10.npz                    # the models for this machine
     python benchmarks/step_time.py --root cifar10.npz --case vit-s-64    # one of them
+    python benchmarks/step_time.py --root cifar10.npz --against OTHER    # beside the package of another checkout
 
 Real CIFAR-10 images (resized) and bytes of Python's own source, through Lightning, the callback with its defaults.
 `ideal` of `partial` is forward + r of the rest, both measured in a dense run of the same round, at the rate that was
 observed; the resizing of images, before the forward, counts as rest. On a GPU: bf16, channels_last, larger models. Each
 case writes a record.
+
+`--against` compares sparse steps of `partial` with those of the package in another checkout: two processes side by
+side, which take turns within each round. The script, its models and its data are this checkout's in both. `--root
+digits` takes scikit-learn's digits, where CIFAR-10 is not at hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +31,8 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
-from record import QUIET, kind, provenance, save
+from checkouts import Checkout, answer, compare
+from record import QUIET, RECORDS, commit, kind, provenance, save, silence_lightning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -61,6 +69,8 @@ class Case:
     def make(self) -> nn.Module:
         """A fresh model with the same weights every time."""
         torch.manual_seed(0)
+        if self.model == "resnet18-groupnorm":
+            return zoo.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(8, channels))
         if self.model.startswith("resnet"):
             return getattr(zoo, self.model)(num_classes=10)
         if self.model in ("vit-s", "vit-tiny"):
@@ -221,32 +231,98 @@ def measure(case: Case, images: Tensor, labels: Tensor, options: argparse.Namesp
     return {"forward_share": round(forward, 3), "rows": rows}
 
 
-def main() -> None:
-    """Measure, print, write the records."""
+def step_seconds(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace) -> float:
+    """One short training's median step; what it held of the GPU's memory is free again."""
+    seconds, _, _ = run(case, mode, rate, data, options, split=False)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return float(seconds)
+
+
+def serve(images: Tensor, labels: Tensor, options: argparse.Namespace) -> None:
+    """Measure what another process asks for, with this process's package."""
+    data: dict[str, DataLoader[Any]] = {}
+
+    def measure(name: str, mode: str, rate: float) -> float:
+        case = next(c for c in CASES if c.name == name)
+        if name not in data:
+            data.clear()
+            data[name] = case.data(images, labels, options.steps)
+        return step_seconds(case, mode, rate, data[name], options)
+
+    answer(measure)
+
+
+def compare_all(cases: list[Case], command: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compare this checkout with another on each case; one record each."""
+    script, here = Path(__file__).resolve(), Path(__file__).resolve().parent.parent
+    command = [str(script), *command, "--serve"]
+    records = []
+    old = Checkout(options.against, command)  # both start at once: importing takes its time
+    new = Checkout(here, command)
+    with old, new:
+        for case in cases:
+            rows = compare(case.name, new, old, options)
+            for row in rows:
+                print(case.name, row, flush=True)
+            commits = {"old_commit": commit(options.against), **provenance()}
+            records.append({"benchmark": "step-time-against", **facts(case), "rows": rows, **commits})
+            save(records[-1], f"step-time-against-{kind()}-{case.name}", folder=options.out, indent=1)
+    return records
+
+
+def facts(case: Case) -> dict[str, Any]:
+    """What a record says of its case."""
+    precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
+    return {"model": case.model, "size": case.size, "batch_size": case.batch, "precision": precision}
+
+
+def load(root: str) -> tuple[Tensor, Tensor]:
+    """Some of CIFAR-10's images, or digits in three channels."""
+    images = load_images("digits") if root == "digits" else load_images("cifar10", root)
+    return images.train_images[:4096].expand(-1, 3, -1, -1), images.train_labels[:4096]
+
+
+def settings(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data")
+    parser.add_argument("--root", default="data", help='folder or .npz file of CIFAR-10, or "digits"')
     parser.add_argument("--case", action="append", choices=[c.name for c in CASES])
     parser.add_argument("--steps", type=int, default=40 if gpu else 7)
     parser.add_argument("--skip", type=int, default=15 if gpu else 2)
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    images = load_images("cifar10", options.root)
-    for case in CASES:
-        if case.name not in options.case if options.case else case.gpu != gpu:
-            continue
-        measured = measure(case, images.train_images[:4096], images.train_labels[:4096], options)
-        record = {
-            "benchmark": "step-time",
-            "model": case.model,
-            "size": case.size,
-            "batch_size": case.batch,
-            "precision": "bf16-mixed" if gpu else "32-true",
-            **measured,
-            **provenance(),
-        }
-        save(record, f"step-time-{kind()}-{case.name}", indent=1)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.4, 0.1], help="with --against")
+    parser.add_argument("--seconds", type=float, help="with --against: of each case's rounds, at most")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure, print, write the records."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = settings(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.serve:
+        serve(*load(options.root), options)
+        return []
+    chosen = [c for c in CASES if (c.name in options.case if options.case else c.gpu == torch.cuda.is_available())]
+    if options.against:
+        return compare_all(chosen, arguments, options)
+    images, labels = load(options.root)
+    records = []
+    for case in chosen:
+        measured = measure(case, images, labels, options)
+        records.append({"benchmark": "step-time", **facts(case), **measured, **provenance()})
+        save(records[-1], f"step-time-{kind()}-{case.name}", folder=options.out, indent=1)
+    return records
 
 
 if __name__ == "__main__":
+    silence_lightning()
     main()

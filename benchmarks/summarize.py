@@ -328,6 +328,32 @@ def warmup_table() -> str:
     return "\n".join(lines)
 
 
+def overhead_table() -> str:
+    """What the callback adds to small steps and to short runs, on each machine."""
+    parts = []
+    for record in [*load("overhead"), *load("overhead-short-run")]:
+        machine = f"{record['hardware']}, torch {record['versions']['torch']}, commit {record['commit']}"
+        if record["benchmark"] == "overhead":
+            what = f"A step of a three-layer MLP of width {record['width']}, B = {record['batch_size']}, r = "
+            what += f"{record['rate']:g}"
+        else:
+            what = f"A whole fit of {record['steps']} steps of a GroupNorm network ({record['channels']} channels, "
+            what += f"{record['pixels']} px), B = {record['batch_size']}"
+        parts += [
+            f"{what}, as a share of the same without the callback, {machine}: medians of "
+            f"{len(record['rows'][0]['share_by_round'])} interleaved rounds (least to most).",
+            "",
+            "| run | ms | share |",
+            "|---|---|---|",
+        ]
+        for r in record["rows"]:
+            spread_of_rounds = f"({min(r['share_by_round']):.2f}-{max(r['share_by_round']):.2f})"
+            name = f"`{r['variant']}`" if r["variant"] in ("mask", "partial", "subset", "prune") else r["variant"]
+            parts.append(f"| {name} | {r['milliseconds']:.2f} | {r['share_of_plain']:.2f} {spread_of_rounds} |")
+        parts.append("")
+    return "\n".join(parts).strip()
+
+
 def monitored_table() -> str:
     """What watching costs, and where the joules come from."""
     lines = []
@@ -402,7 +428,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "advice": advice_table,
     },
     "tests/third_party/README.md": {"outcomes": third_party_table},
-    "benchmarks/README.md": {"prune-ideas": prune_ideas_table},
+    "benchmarks/README.md": {"overhead": overhead_table, "prune-ideas": prune_ideas_table},
 }
 
 
