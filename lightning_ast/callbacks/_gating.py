@@ -134,10 +134,11 @@ class Gating:
             return
         if not plan.is_gated and self._lost(loss):
             plan.leave_out = True
+        traced = self._trace is not None
         found = self._found(plan, loss)
         if not found.entries:
             return
-        if self._trace is not None and self._decision.needs_losses and not plan.is_gated and self._gate is None:
+        if traced and self._decision.needs_losses and not plan.is_gated:
             self._scores(plan, loss)  # what cannot be computed must not wait for the end of the warmup
         if plan.is_gated:
             self._reached = True
@@ -170,10 +171,20 @@ class Gating:
             self._trace.paused = False
 
     def _found(self, plan: BatchPlan, loss: Tensor) -> Found:
-        if self._trace is not None:
-            known = self.finder.find(loss, plan.forwarded)
-            return self.prove(loss, plan.forwarded, self._trace) if known is None else known
-        return self.find(loss, plan.forwarded) if plan.is_gated else Found()
+        trace = self._trace
+        if trace is None:
+            return self.find(loss, plan.forwarded) if plan.is_gated else Found()
+        found = self.finder.find(loss, plan.forwarded)
+        if found is None:
+            found = self.prove(loss, plan.forwarded, trace)
+        if self._module.automatic_optimization:  # nothing else is proved in this step, and a trace holds much memory
+            self._end_trace(trace)
+        return found
+
+    def _end_trace(self, trace: SampleTrace) -> None:
+        self._trace = None
+        trace.release()
+        self._wants_trace = not self.finder.proved and self._traces < _TRACES
 
     def find(self, loss: Tensor, size: int) -> Found:
         """Find the entries of a loss of any batch but the first.
@@ -247,16 +258,15 @@ class Gating:
         if plan.is_gated and not self._reached and plan.batch_size > 1 and plan.sub_batch is None:
             self._tell_ungated(plan)
         trace = self._trace
-        self.close()
         if trace is not None:
-            trace.release()
-            self._wants_trace = not self.finder.proved and self._traces < _TRACES
-            if not self.finder.proved and not self._wants_trace and trace.failure is None:
-                raise entry_error(Found(), plan.batch_size)
+            self._end_trace(trace)
+        self.close()
+        if trace is not None and not self.finder.proved and not self._wants_trace and trace.failure is None:
+            raise entry_error(Found(), plan.batch_size)
 
     def _tell_ungated(self, plan: BatchPlan) -> None:
         plan.sparse = plan.leave_out = False
-        if self._trace is None:
+        if self.finder.proved:
             self._warn(
                 "a training step had no loss whose gradient could be selected from, so it was a dense one: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "
