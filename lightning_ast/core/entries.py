@@ -213,9 +213,9 @@ class _TracedView(_SizedView):
     def is_pure(self, node: Node, output_nr: int) -> bool:
         if not _is_leaf(node):
             dependence = self._trace.dependence(node, output_nr)
-            if dependence is not None:
+            if dependence is not None and (dependence.shape or not dependence.independent):
                 return dependence.independent
-        return super().is_pure(node, output_nr)
+        return super().is_pure(node, output_nr)  # a sum of many samples may hide the change of one in its rounding
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         dependence = self._trace.dependence(node, output_nr)
