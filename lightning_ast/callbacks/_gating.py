@@ -209,7 +209,7 @@ class Gating:
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self.finder.guess(loss, size)
-        found = self.finder.prove(loss, size, trace)
+        found = self.finder.prove(loss, size, trace, may_be_apart=not self._module.automatic_optimization)
         if not found.entries and not self.finder.proved:
             last = self._traces > min(trace.leaves, _TRACES - 1)
             if last and (found.unclear or self._module.automatic_optimization):
