@@ -193,7 +193,7 @@ class _SizedView:
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         """Where the samples lie in a node's output; None where that is not known."""
         shape = _shape(node, output_nr)
-        if shape is None:
+        if shape is None or _has_shape_of_parameter(node, shape):
             return None
         known = self._known.get((node.name(), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
@@ -375,6 +375,12 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
         if layer or shape is None or math.prod(shape) > 1:
             return True
     return False
+
+
+def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether a node's output is as large as a parameter that it works on, as a weight times a constant mask is."""
+    leaves = [child.variable for child, _ in node.next_functions if child is not None and _is_leaf(child)]  # type: ignore[attr-defined]
+    return not _is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
 
 
 def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
