@@ -31,6 +31,9 @@ _PICKING = ("Embedding", "Index", "Gather", "Take")
 _PLANS = 64
 """Graphs of different forms that are remembered."""
 
+_Edge = tuple[Node, int]
+"""A node, and the position of one of its outputs."""
+
 _Kind = tuple[str, tuple[int, ...] | None]
 """A node's name, and the sizes of its output but for the first."""
 
@@ -164,7 +167,7 @@ class _SizedView:
         self._batch_size = batch_size
         self._known = known
         self._mixed = mixed
-        self._pure: dict[Node, bool] = {}
+        self._pure: dict[_Edge, bool] = {}
         self.unclear: dict[_Kind, str] = {}
 
     def is_parameter(self, leaf: Tensor) -> bool:
@@ -172,20 +175,22 @@ class _SizedView:
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
         """Whether a node's output does not depend on the samples."""
-        return _settled(node, self._pure, self._pure_of)
+        return _settled((node, output_nr), self._pure, self._pure_of)
 
-    def _pure_of(self, node: Node) -> bool | list[Node]:
-        name = node.name()
+    def _pure_of(self, edge: _Edge) -> bool | list[_Edge]:
+        node = edge[0]
         if _is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
-        if _named(name, _PICKING) or _named(name, _OPAQUE):
+        if _named(node.name(), _PICKING) or _named(node.name(), _OPAQUE):
             return False
-        children = [child for child, _ in node.next_functions]
-        return False if not children or None in children else children  # type: ignore[return-value]
+        children = _edges_of(node)
+        return children if children and len(children) == len(node.next_functions) else False
 
     def note_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = _shape(node, output_nr)
+        if shape is not None and math.prod(shape) < self._batch_size and not _is_layer(node.name()):
+            return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
             self.unclear.setdefault(kind, f"{node.name()} {shape}")
@@ -193,7 +198,7 @@ class _SizedView:
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         """Where the samples lie in a node's output; None where that is not known."""
         shape = _shape(node, output_nr)
-        if shape is None:
+        if shape is None or _has_shape_of_parameter(node, shape):
             return None
         known = self._known.get((node.name(), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
@@ -212,12 +217,12 @@ class _TracedView(_SizedView):
     def is_parameter(self, leaf: Tensor) -> bool:
         return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
 
-    def is_pure(self, node: Node, output_nr: int) -> bool:
-        if not _is_leaf(node):
-            dependence = self._trace.dependence(node, output_nr)
-            if dependence is not None and (dependence.shape or not dependence.independent):
-                return dependence.independent
-        return super().is_pure(node, output_nr)  # a sum of many samples may hide the change of one in its rounding
+    def _pure_of(self, edge: _Edge) -> bool | list[_Edge]:
+        dependence = None if _is_leaf(edge[0]) else self._trace.dependence(*edge)
+        if dependence is None:
+            return super()._pure_of(edge)
+        # A term may be flat at the sample that was followed (a margin that is kept): what it is made of decides.
+        return dependence.independent and _edges_of(edge[0])
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         dependence = self._trace.dependence(node, output_nr)
@@ -367,7 +372,7 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
     name = node.name()
     if _named(name, _OPAQUE):
         return True
-    layer = _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
+    layer = _is_layer(name)
     for child, output_nr in node.next_functions:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
@@ -375,6 +380,12 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
         if layer or shape is None or math.prod(shape) > 1:
             return True
     return False
+
+
+def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether a node's output is as large as a parameter that it works on, as a weight times a constant mask is."""
+    leaves = [child.variable for child, _ in node.next_functions if child is not None and _is_leaf(child)]  # type: ignore[attr-defined]
+    return not _is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
 
 
 def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
@@ -386,9 +397,9 @@ def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
     return any(_is_leaf(below) and view.is_parameter(below.variable) for below in _below([node]))  # type: ignore[attr-defined]
 
 
-def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | list[Node]]) -> bool:
+def _settled(edge: _Edge, memo: dict[_Edge, bool], rule: Callable[[_Edge], bool | list[_Edge]]) -> bool:
     """Settle a question that a node hands on to its children, all of which must answer yes, without recursion."""
-    pending = [node]
+    pending = [edge]
     while pending:
         current = pending[-1]
         if current in memo:
@@ -403,11 +414,20 @@ def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | l
             memo[current] = all(memo.get(child, False) for child in answer)
         else:
             pending.append(open_ones[0])
-    return memo[node]
+    return memo[edge]
+
+
+def _edges_of(node: Node) -> list[_Edge]:
+    """List what a node was computed from, as far as that has a graph."""
+    return [(child, output_nr) for child, output_nr in node.next_functions if child is not None]
 
 
 def _is_leaf(node: Node) -> bool:
     return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def _is_layer(name: str) -> bool:
+    return _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
 
 
 def _named(name: str, beginnings: tuple[str, ...]) -> bool:
