@@ -97,6 +97,11 @@ class Gating:
             self._capture = LossCapture()
             self._enter(self._capture)
 
+    @property
+    def traces(self) -> bool:
+        """Whether the running forward is traced."""
+        return self._trace is not None
+
     def traces_next(self, batch_size: int) -> bool:
         """Tell whether the next forward is to be traced."""
         return self._wants_trace and batch_size > 1

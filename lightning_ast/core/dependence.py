@@ -68,6 +68,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stances: list[AbstractContextManager[Any]] = []
         pairs = self._perturbed(batch, batch_size, take)
         self.leaves = len(pairs)
+        if not pairs and self.failure is None and batch_size > 1:
+            self.failure = "the batch holds no tensor in which a sample could be changed"
         try:
             with quiet():
                 self._shadows.add(pairs if only is None else pairs[only : only + 1])
