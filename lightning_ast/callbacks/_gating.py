@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry, EntryError, EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
-from lightning_ast.core.loss_sum import combine
-from lightning_ast.core.losses import LossCapture, LossRecord
+from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
 
 __all__ = ["Gating", "entry_error"]
@@ -71,7 +71,7 @@ class Gating:
         self._batch: Any = None
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
-        self._capture: LossCapture | None = None
+        self._capture: StepLosses | None = None
         self._open: list[Any] = []
         self._reached = False
         self.finder = EntryFinder()
@@ -94,7 +94,7 @@ class Gating:
             self._enter(self._trace)
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
-            self._capture = LossCapture()
+            self._capture = StepLosses(self._module)
             self._enter(self._capture)
 
     @property
@@ -167,7 +167,7 @@ class Gating:
 
     def _scores(self, plan: BatchPlan, loss: Tensor) -> tuple[Tensor, LossRecord]:
         assert self._capture is not None
-        record = combine(self._capture, loss, plan.batch_size, scale=1 / self.score_scale(1))
+        record = self._capture.record(loss, plan.batch_size, scale=1 / self.score_scale(1))
         return self._decision.scores(plan, self._batch, record), record
 
     def resume_forward(self) -> None:
