@@ -184,6 +184,8 @@ class _SizedView:
     def note_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = _shape(node, output_nr)
+        if shape is not None and math.prod(shape) < self._batch_size and not _is_layer(node.name()):
+            return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
             self.unclear.setdefault(kind, f"{node.name()} {shape}")
@@ -191,7 +193,7 @@ class _SizedView:
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         """Where the samples lie in a node's output; None where that is not known."""
         shape = _shape(node, output_nr)
-        if shape is None:
+        if shape is None or _has_shape_of_parameter(node, shape):
             return None
         known = self._known.get((node.name(), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
@@ -365,7 +367,7 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
     name = node.name()
     if _named(name, _OPAQUE):
         return True
-    layer = _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
+    layer = _is_layer(name)
     for child, output_nr in node.next_functions:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
@@ -373,6 +375,12 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
         if layer or shape is None or math.prod(shape) > 1:
             return True
     return False
+
+
+def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether a node's output is as large as a parameter that it works on, as a weight times a constant mask is."""
+    leaves = [child.variable for child, _ in node.next_functions if child is not None and _is_leaf(child)]  # type: ignore[attr-defined]
+    return not _is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
 
 
 def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
@@ -406,6 +414,10 @@ def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | l
 
 def _is_leaf(node: Node) -> bool:
     return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def _is_layer(name: str) -> bool:
+    return _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
 
 
 def _named(name: str, beginnings: tuple[str, ...]) -> bool:

@@ -128,6 +128,8 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     Returns:
         ``(B,)`` float32, or float64 for a gradient of that type.
     """
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient.resolve_conj())
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if place.dim == 0 and place.pre == 1:
         samples = gradient.reshape(place.size // place.post, -1)

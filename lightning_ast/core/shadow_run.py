@@ -26,6 +26,8 @@ from lightning_ast.core.shadows import Kind, Shadows
 
 __all__ = ["Call", "follow", "prepare"]
 
+_Keep = tuple[torch.dtype, ...] | None
+"""Types of the arguments that stay real; None for all that are no real numbers."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 
@@ -92,8 +94,7 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
         return
     for keep in _attempts(shadows, call):
         try:
-            with restored(call.states):
-                made = _run(shadows, call, real, keep)
+            made = _made(shadows, call, real, keep)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
@@ -105,6 +106,39 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
                 shadows.mark(real[1], Kind.UNKNOWN)
             return
     _settle(shadows, call, real, Kind.UNKNOWN)
+
+
+def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
+    """Give the results on the shadows.
+
+    Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
+    the sample. In their place stand others, and what changes there is added to the real results.
+    """
+    with restored(call.states):
+        made = _run(shadows, call, real, keep, {})
+    silent = _silent(shadows, call)
+    if made is None or not silent or call.written or not _fit(real, made):
+        return made
+    with restored(call.states):
+        loud = _run(shadows, call, real, keep, silent)
+    with restored(call.states):
+        plain = _run(shadows, call, real, None, silent, on_shadows=False)
+    if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
+        return made
+    return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
+
+
+def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
+    """Find the parameters among the arguments that are all zero, by id, with others of the same form."""
+    if not call.has_numbers:
+        return {}
+    found = {}
+    for tensor in tensors_in((call.args, call.kwargs)):
+        is_weight = tensor.requires_grad and tensor.is_floating_point() and tensor.numel() > 0
+        if is_weight and shadows.kind(tensor) in (Kind.PLAIN, Kind.UNSEEN) and not bool(tensor.detach().any()):
+            values = torch.linspace(0.5, 1.5, tensor.numel(), device=tensor.device)
+            found[id(tensor)] = values.view(tensor.shape).to(tensor.dtype)
+    return found
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
@@ -136,11 +170,20 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[tuple[torch.dtype, ...] 
         yield None
 
 
-def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: tuple[torch.dtype, ...] | None) -> list[Tensor] | None:
+def _run(
+    shadows: Shadows,
+    call: Call,
+    real: list[Tensor],
+    keep: _Keep,
+    swap: dict[int, Tensor],
+    *,
+    on_shadows: bool = True,
+) -> list[Tensor] | None:
     written = {id(tensor) for tensor in call.written}
 
     def shadow_of(tensor: Tensor) -> Tensor:
-        if shadows.kind(tensor) is not Kind.SHADOW:
+        tensor = swap.get(id(tensor), tensor)
+        if not on_shadows or shadows.kind(tensor) is not Kind.SHADOW:
             return tensor
         if id(tensor) not in written and (tensor.dtype in keep if keep is not None else not is_real_valued(tensor)):
             return tensor
@@ -153,6 +196,7 @@ def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: tuple[torch.dty
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
             return None
+        given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
     if facts.is_sort:
         return sort_shadow(given, shadow_of(given["self"]), real)
