@@ -66,6 +66,7 @@ class Gating:
         self._lost = lost
         self._wants_trace = enabled
         self._traces = 0
+        self._unclear: tuple[str, ...] = ()
         self._told = set[str]()
         self._plan: BatchPlan | None = None
         self._batch: Any = None
@@ -216,9 +217,10 @@ class Gating:
             return self.finder.guess(loss, size)
         found = self.finder.prove(loss, size, trace)
         if not found.entries and not self.finder.proved:
+            self._unclear = self._unclear or found.unclear
             last = self._traces > min(trace.leaves, _TRACES - 1)
             if last and (found.unclear or self._module.automatic_optimization):
-                raise entry_error(found, size)
+                raise entry_error(self._unclear, size)
         if found.entries and found.unclear:
             self._warn(
                 f"the gradient enters {', '.join(found.unclear)} by rows that are not one or several a sample of the "
@@ -267,7 +269,7 @@ class Gating:
             self._end_trace(trace)
         self.close()
         if trace is not None and not self.finder.proved and not self._wants_trace and trace.failure is None:
-            raise entry_error(Found(), plan.batch_size)
+            raise entry_error((), plan.batch_size)
 
     def _tell_ungated(self, plan: BatchPlan) -> None:
         plan.sparse = plan.leave_out = False
@@ -294,10 +296,10 @@ class Gating:
             rank_zero_warn(f"lightning-ast: {message}")
 
 
-def entry_error(found: Found, size: int) -> EntryError:
+def entry_error(unclear: tuple[str, ...], size: int) -> EntryError:
     """Make the error for a loss in whose graph the samples' rows cannot be found."""
-    if found.unclear:
-        problem = f"in {', '.join(found.unclear)} no dimension holds {size} samples that only change their own rows"
+    if unclear:
+        problem = f"in {', '.join(unclear)} no dimension holds {size} samples that only change their own rows"
     else:
         problem = f"nothing in the graph of the loss was seen to depend on one of the {size} samples"
     return EntryError(
