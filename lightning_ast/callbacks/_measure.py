@@ -175,7 +175,7 @@ class FlopCount:
         executed = None
         if counter.executed is not None and counter.failure is None and full:
             executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes
-        if not plan.spares_rows:
+        if not plan.spares_rows or plan.void:  # a gradient of 0 runs over all rows
             return _NONE
         if uncounted(dense_ops):
             ledger.flops = None
