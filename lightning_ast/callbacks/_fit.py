@@ -190,7 +190,7 @@ class SparseFit:
         if self._subset is not None and (plan.sparse or self.gating.traces_next(size)):
             self._take_subset(self._subset, plan, batch, batch_idx)
         self.gating.start_batch(plan, batch)
-        self._books.start_forward()
+        self._books.start_forward(traced=self.gating.traces)
 
     def _size(self, batch: Any) -> int:
         """Count the samples of a batch, which may be none.

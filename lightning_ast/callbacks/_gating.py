@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._plan import BatchPlan
+from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry, EntryError, EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
-from lightning_ast.core.loss_sum import combine
-from lightning_ast.core.losses import LossCapture, LossRecord
+from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
 
 __all__ = ["Gating", "entry_error"]
@@ -66,12 +66,13 @@ class Gating:
         self._lost = lost
         self._wants_trace = enabled
         self._traces = 0
+        self._unclear: tuple[str, ...] = ()
         self._told = set[str]()
         self._plan: BatchPlan | None = None
         self._batch: Any = None
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
-        self._capture: LossCapture | None = None
+        self._capture: StepLosses | None = None
         self._open: list[Any] = []
         self._reached = False
         self.finder = EntryFinder()
@@ -94,8 +95,13 @@ class Gating:
             self._enter(self._trace)
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
-            self._capture = LossCapture()
+            self._capture = StepLosses(self._module)
             self._enter(self._capture)
+
+    @property
+    def traces(self) -> bool:
+        """Whether the running forward is traced."""
+        return self._trace is not None
 
     def traces_next(self, batch_size: int) -> bool:
         """Tell whether the next forward is to be traced."""
@@ -162,7 +168,7 @@ class Gating:
 
     def _scores(self, plan: BatchPlan, loss: Tensor) -> tuple[Tensor, LossRecord]:
         assert self._capture is not None
-        record = combine(self._capture, loss, plan.batch_size, scale=1 / self.score_scale(1))
+        record = self._capture.record(loss, plan.batch_size, scale=1 / self.score_scale(1))
         return self._decision.scores(plan, self._batch, record), record
 
     def resume_forward(self) -> None:
@@ -211,9 +217,10 @@ class Gating:
             return self.finder.guess(loss, size)
         found = self.finder.prove(loss, size, trace, may_be_apart=not self._module.automatic_optimization)
         if not found.entries and not self.finder.proved:
+            self._unclear = self._unclear or found.unclear
             last = self._traces > min(trace.leaves, _TRACES - 1)
             if last and (found.unclear or self._module.automatic_optimization):
-                raise entry_error(found, size)
+                raise entry_error(self._unclear, size)
         if found.entries and found.unclear:
             self._warn(
                 f"the gradient enters {', '.join(found.unclear)} by rows that are not one or several a sample of the "
@@ -262,7 +269,7 @@ class Gating:
             self._end_trace(trace)
         self.close()
         if trace is not None and not self.finder.proved and not self._wants_trace and trace.failure is None:
-            raise entry_error(Found(), plan.batch_size)
+            raise entry_error((), plan.batch_size)
 
     def _tell_ungated(self, plan: BatchPlan) -> None:
         plan.sparse = plan.leave_out = False
@@ -289,10 +296,10 @@ class Gating:
             rank_zero_warn(f"lightning-ast: {message}")
 
 
-def entry_error(found: Found, size: int) -> EntryError:
+def entry_error(unclear: tuple[str, ...], size: int) -> EntryError:
     """Make the error for a loss in whose graph the samples' rows cannot be found."""
-    if found.unclear:
-        problem = f"in {', '.join(found.unclear)} no dimension holds {size} samples that only change their own rows"
+    if unclear:
+        problem = f"in {', '.join(unclear)} no dimension holds {size} samples that only change their own rows"
     else:
         problem = f"nothing in the graph of the loss was seen to depend on one of the {size} samples"
     return EntryError(

@@ -69,6 +69,7 @@ class FlopCount:
         self._open = ExitStack()
         self._forward_open = ExitStack()
         self._in_forward = False
+        self._traced = False
         self._tries = _TRIES
         self._counter = BackwardFlops()
         self._counting_now = False
@@ -83,8 +84,14 @@ class FlopCount:
         if enabled and not self._counts:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
-    def start_forward(self) -> None:
-        """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such."""
+    def start_forward(self, *, traced: bool = False) -> None:
+        """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such.
+
+        Args:
+            traced: Whether the forward runs under another dispatch mode, which hides some operations: where this one
+                cannot be counted, the next one is.
+        """
+        self._traced = traced
         self._expects_backward = self._in_forward = self._wants_dense and self._forward is None
         if self._in_forward:
             self._forward_open.enter_context(self._counting())
@@ -151,6 +158,9 @@ class FlopCount:
             ledger.flops = self.of_sample(plan)
         counter, full = self._counter, self._backward_full
         self._counter, self._backward_full = BackwardFlops(), 0
+        if self._traced and counter.failure is not None:
+            self._forward = self._backward = None
+            return _NONE
         if self._wants_dense and counter.failure is not None:
             self._counts = self._wants_share = False
             rank_zero_warn(
@@ -165,7 +175,7 @@ class FlopCount:
         executed = None
         if counter.executed is not None and counter.failure is None and full:
             executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes
-        if not plan.spares_rows:
+        if not plan.spares_rows or plan.void:  # a gradient of 0 runs over all rows
             return _NONE
         if uncounted(dense_ops):
             ledger.flops = None

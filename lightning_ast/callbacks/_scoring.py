@@ -17,12 +17,12 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_ast.callbacks._gating import Gating
 from lightning_ast.callbacks._scored import Scored
+from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.callbacks._taps import Taps
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry
 from lightning_ast.core.layout import row_norms
-from lightning_ast.core.loss_sum import combine
-from lightning_ast.core.losses import LossCapture, LossCaptureError
+from lightning_ast.core.losses import LossCaptureError
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.scoring import TracelessForward
 
@@ -75,7 +75,7 @@ class ScoringPass:
             return self._scored(batch, batch_idx, batch_size, trace)
 
     def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
-        capture = LossCapture()
+        losses = StepLosses(self._module)
         taps = self._taps
         tapped = taps is not None and taps.ready and trace is None
         with ExitStack() as stack:
@@ -83,7 +83,7 @@ class ScoringPass:
                 stack.enter_context(taps.reading() if tapped else taps.finding())
             if trace is not None:
                 stack.enter_context(trace)
-            stack.enter_context(capture)
+            stack.enter_context(losses)
             loss = self._loss_of(batch, batch_idx)
         if loss is None:
             return None
@@ -97,8 +97,8 @@ class ScoringPass:
             trace.release()
         if norms is None:
             return None
-        record = combine(capture, loss, size) if self._needs_losses else None
-        return Scored(norms, capture.labels(size), record)
+        record = losses.record(loss, size) if self._needs_losses else None
+        return Scored(norms, losses.labels(size), record)
 
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
         if loss.grad_fn is None:

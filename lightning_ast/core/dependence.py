@@ -40,6 +40,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         sample: The position of the sample that is followed.
         leaves: The number of tensors of the batch that could be changed.
+        complete: Whether all tensors that hold the sample were changed.
         paused: Whether operations pass without being followed, as those of a backward.
         failure: Why nothing is known, or None.
 
@@ -58,6 +59,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.sample = batch_size - 1
         self.failure: str | None = None
+        self.complete = only is None
         self.paused = False
         self._shadows = Shadows()
         self._records = Records()
@@ -68,6 +70,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stances: list[AbstractContextManager[Any]] = []
         pairs = self._perturbed(batch, batch_size, take)
         self.leaves = len(pairs)
+        if not pairs and self.failure is None and batch_size > 1:
+            self.failure = "the batch holds no tensor in which a sample could be changed"
         try:
             with quiet():
                 self._shadows.add(pairs if only is None else pairs[only : only + 1])

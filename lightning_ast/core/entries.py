@@ -125,7 +125,7 @@ class EntryFinder:
         """
         view = _TracedView(batch_size, trace)
         found, plan = _search(loss, batch_size, view)
-        if found.entries or (may_be_apart and not found.unclear):
+        if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._remember(plan)
         if found.entries:
             self._mixed |= view.unclear.keys()
@@ -189,7 +189,7 @@ class _SizedView:
     def note_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = _shape(node, output_nr)
-        if shape is not None and math.prod(shape) < self._batch_size and not _is_layer(node.name()):
+        if shape is not None and _numel(shape) < self._batch_size and not _is_layer(node.name()):
             return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
@@ -377,7 +377,7 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
         shape = tuple(child.variable.shape) if _is_leaf(child) else _shape(child, output_nr)  # type: ignore[attr-defined]
-        if layer or shape is None or math.prod(shape) > 1:
+        if layer or shape is None or _numel(shape) > 1:
             return True
     return False
 
@@ -432,6 +432,11 @@ def _is_layer(name: str) -> bool:
 
 def _named(name: str, beginnings: tuple[str, ...]) -> bool:
     return name.startswith(beginnings)
+
+
+def _numel(shape: tuple[int, ...]) -> float:
+    """Count the elements of a shape; a jagged one's length is not known."""
+    return math.prod(shape) if all(isinstance(size, int) for size in shape) else math.inf
 
 
 def _shape(node: Node, output_nr: int) -> tuple[int, ...] | None:

@@ -43,11 +43,18 @@ class Record:
     def dependence(self) -> Dependence | None:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self._pair is not None:
-            self._dependence = compare(*self._pair)
+            self._dependence = self._compared(*self._pair)
+            self._known = self._dependence is not None
             self._pair = None
         elif self._dependence is None and self._known:
             self._dependence = independent_of_shape(self.shape)
         return self._dependence
+
+    @staticmethod
+    def _compared(real: Tensor, shadow: Tensor) -> Dependence | None:
+        """Compare two tensors; NaN and infinity in both of them hide what they depend on."""
+        found = compare(real, shadow)
+        return None if found.independent and not bool(real.isfinite().all()) else found
 
     def forget(self) -> None:
         """Drop the tensors without a comparison."""

@@ -25,13 +25,12 @@ class Steps(pl.Callback):
     def __init__(self, selection: SparseSelectionCallback) -> None:
         self.selection, self.kept, self.gradients, self.windows = selection, [], [], []
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        plan = self.selection._fit.step.plan
-        self.kept.append(plan.selection if plan.selection is not None else Selection(torch.arange(plan.batch_size)))
-
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.gradients.append({name: p.grad.clone() for name, p in pl_module.named_parameters()})
-        self.windows.append(len(self.kept))
+        self.windows.append(len(self.kept) + 1)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.kept.append(self.selection.last_selection)
 
 
 def losses_of(module: PlainNet, digits: Digits, batch: int, size: int) -> Tensor:

@@ -234,10 +234,10 @@ class Record(pl.Callback):
         if len(self.batches) < self.window:
             self.batches.append(batch)
 
-    def on_after_backward(self, trainer: Any, module: Any) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         if len(self.kept) < self.window:
-            plan = self.selection._fit.step.plan.selection
-            self.kept.append((plan.indices, plan.weights))
+            kept = self.selection.last_selection
+            self.kept.append((kept.indices, kept.weights))
             self.thresholds.append(self.selection.threshold)
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
