@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.callbacks._decide import Decision
+from lightning_ast.callbacks._fit_loop import runs_backward
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.core.dependence import SampleTrace
@@ -273,7 +274,7 @@ class Gating:
 
     def _tell_ungated(self, plan: BatchPlan) -> None:
         plan.sparse = plan.leave_out = False
-        if self.finder.proved:
+        if self.finder.proved and runs_backward(self._module.trainer.fit_loop):
             self._warn(
                 "a training step had no loss whose gradient could be selected from, so it was a dense one: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "

@@ -22,7 +22,7 @@ class Dependence:
         shape: The tensor's shape.
         profiles: One ``(shape[d],)`` float64 tensor on the CPU for each dimension ``d``: the summed differences between
             the tensor and its shadow over the other dimensions, 0 where it is independent.
-        independent: Whether no element depends on the sample.
+        independent: Whether it is known that no element depends on the sample: NaN hides it.
     """
 
     shape: tuple[int, ...]
@@ -55,7 +55,8 @@ def compare(real: Tensor, shadow: Tensor) -> Dependence:
         others = [e for e in range(len(shape)) if e != d]
         summed = difference.double() if difference.device.type != "mps" else difference
         profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
-    return Dependence(shape, tuple(profiles), independent=not bool(difference.any()))
+    hidden = bool(real[box].isnan().any())  # as in the mean of losses of which another sample's is NaN
+    return Dependence(shape, tuple(profiles), independent=not hidden and not bool(difference.any()))
 
 
 def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = None) -> Tensor:
