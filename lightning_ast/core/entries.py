@@ -28,6 +28,8 @@ _OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 """Nodes that hide their parameters."""
 _PICKING = ("Embedding", "Index", "Gather", "Take")
 """Nodes that pick rows of a parameter by data, which their edges do not show."""
+_RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "ToCopy", "Alias")
+"""Nodes that give a tensor another shape or type."""
 _PLANS = 64
 """Graphs of different forms that are remembered."""
 
@@ -381,7 +383,16 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
         shape = tuple(child.variable.shape) if _is_leaf(child) else _shape(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or _numel(shape) > 1:
             return True
+        if _named(name, ("Add",)) and any(_is_layers_output(other, view) for other, _ in node.next_functions):
+            return True  # the bias of a layer of one output, which stands apart from the product
     return False
+
+
+def _is_layers_output(node: Node | None, view: _SizedView) -> bool:
+    """Whether a node is a product with a parameter, or shows one in another shape or type."""
+    while node is not None and _named(node.name(), _RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and _named(node.name(), _PRODUCTS) and _owns_parameters(node, view)
 
 
 def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_ast.core.containers import BatchError, children_of, is_listing, leaves_of
+from lightning_ast.core.containers import BatchError, are_images, children_of, is_listing, leaves_of
 from lightning_ast.core.rows import holds_floats, row_count
 
 __all__ = [
@@ -64,7 +64,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
         columns = parallel_lists(batch)
         if columns is not None and size in (None, len(columns[0])):
             entries = list(zip(*columns, strict=True))
-            if not _agree_on_rows(entries, size):
+            if (size is not None and any(map(are_images, columns))) or not _agree_on_rows(entries, size):
                 return entries, columns
     except BatchError:  # a packed sequence
         pass
