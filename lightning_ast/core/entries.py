@@ -31,6 +31,9 @@ _PICKING = ("Embedding", "Index", "Gather", "Take")
 _PLANS = 64
 """Graphs of different forms that are remembered."""
 
+_Edge = tuple[Node, int]
+"""A node, and the position of one of its outputs."""
+
 _Kind = tuple[str, tuple[int, ...] | None]
 """A node's name, and the sizes of its output but for the first."""
 
@@ -108,19 +111,21 @@ class EntryFinder:
     @property
     def proved(self) -> bool:
         """Whether the rows of at least one loss were proved."""
-        return bool(self._plans)
+        return any(plan.layouts for plan in self._plans)
 
-    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
+    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace, *, may_be_apart: bool = False) -> Found:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
             loss: Scalar with its graph.
             batch_size: Samples B of the batch.
             trace: The trace of one sample through the forward.
+            may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
+                begins with noise.
         """
         view = _TracedView(batch_size, trace)
         found, plan = _search(loss, batch_size, view)
-        if found.entries or (trace.complete and not found.unclear):
+        if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._remember(plan)
         if found.entries:
             self._mixed |= view.unclear.keys()
@@ -162,7 +167,7 @@ class _SizedView:
         self._batch_size = batch_size
         self._known = known
         self._mixed = mixed
-        self._pure: dict[Node, bool] = {}
+        self._pure: dict[_Edge, bool] = {}
         self.unclear: dict[_Kind, str] = {}
 
     def is_parameter(self, leaf: Tensor) -> bool:
@@ -170,16 +175,16 @@ class _SizedView:
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
         """Whether a node's output does not depend on the samples."""
-        return _settled(node, self._pure, self._pure_of)
+        return _settled((node, output_nr), self._pure, self._pure_of)
 
-    def _pure_of(self, node: Node) -> bool | list[Node]:
-        name = node.name()
+    def _pure_of(self, edge: _Edge) -> bool | list[_Edge]:
+        node = edge[0]
         if _is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
-        if _named(name, _PICKING) or _named(name, _OPAQUE):
+        if _named(node.name(), _PICKING) or _named(node.name(), _OPAQUE):
             return False
-        children = [child for child, _ in node.next_functions]
-        return False if not children or None in children else children  # type: ignore[return-value]
+        children = _edges_of(node)
+        return children if children and len(children) == len(node.next_functions) else False
 
     def note_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
@@ -212,12 +217,12 @@ class _TracedView(_SizedView):
     def is_parameter(self, leaf: Tensor) -> bool:
         return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
 
-    def is_pure(self, node: Node, output_nr: int) -> bool:
-        if not _is_leaf(node):
-            dependence = self._trace.dependence(node, output_nr)
-            if dependence is not None:
-                return dependence.independent
-        return super().is_pure(node, output_nr)
+    def _pure_of(self, edge: _Edge) -> bool | list[_Edge]:
+        dependence = None if _is_leaf(edge[0]) else self._trace.dependence(*edge)
+        if dependence is None:
+            return super()._pure_of(edge)
+        # A term may be flat at the sample that was followed (a margin that is kept): what it is made of decides.
+        return dependence.independent and _edges_of(edge[0])
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         dependence = self._trace.dependence(node, output_nr)
@@ -392,9 +397,9 @@ def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
     return any(_is_leaf(below) and view.is_parameter(below.variable) for below in _below([node]))  # type: ignore[attr-defined]
 
 
-def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | list[Node]]) -> bool:
+def _settled(edge: _Edge, memo: dict[_Edge, bool], rule: Callable[[_Edge], bool | list[_Edge]]) -> bool:
     """Settle a question that a node hands on to its children, all of which must answer yes, without recursion."""
-    pending = [node]
+    pending = [edge]
     while pending:
         current = pending[-1]
         if current in memo:
@@ -409,7 +414,12 @@ def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | l
             memo[current] = all(memo.get(child, False) for child in answer)
         else:
             pending.append(open_ones[0])
-    return memo[node]
+    return memo[edge]
+
+
+def _edges_of(node: Node) -> list[_Edge]:
+    """List what a node was computed from, as far as that has a graph."""
+    return [(child, output_nr) for child, output_nr in node.next_functions if child is not None]
 
 
 def _is_leaf(node: Node) -> bool:

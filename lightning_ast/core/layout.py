@@ -16,6 +16,8 @@ _EXACT = 1e-3
 """Change of all other samples, as a share of the changed sample's, up to which they count as unchanged."""
 _MIXED = 0.2
 """Mean change of another sample, as a share of the changed sample's, up to which its rows can be told."""
+_PARTNERS = 0.5
+"""Share of the other samples' rows that may change as well, however much, as those do that are mixed with the sample."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def prove_layout(
         if change == 0:
             continue
         exact = float(outside.sum()) <= _EXACT * change
-        if exact or float(outside.mean()) <= _MIXED * float(inside.mean()):
+        mixed = float(outside.mean()) <= _MIXED * float(inside.mean())
+        if exact or mixed or float((outside > 0).double().mean()) <= _PARTNERS:
             coverage = float((inside > 0).double().mean())
             found.append((coverage + exact, Layout(layout.ndim, layout.dim, layout.pre, layout.post, exact)))
     found.sort(key=lambda entry: entry[0], reverse=True)

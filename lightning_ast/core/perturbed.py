@@ -17,6 +17,7 @@ __all__ = ["Pair", "Take", "is_real_valued", "perturbed"]
 Take = Callable[[Any, Tensor], Any]
 Pair = tuple[Tensor, Tensor]
 
+_IDS = (torch.int64, torch.int32, torch.int16)
 _CANDIDATES = 8  # other samples that are tried until one differs in every tensor; each costs a copy of the batch
 
 
@@ -157,8 +158,14 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
 
 def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
-    values = part * 1.25 + 0.25 if is_real_valued(part) else part.flip(tuple(range(part.dim())))
-    return values if _differ(values, part) else None
+    if is_real_valued(part):
+        return part * 1.25 + 0.25
+    flipped = part.flip(tuple(range(part.dim())))
+    if _differ(flipped, part):
+        return flipped
+    # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
+    is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
+    return part - 1 if is_id else None
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 __all__ = ["Dependence", "changed_places", "compare", "independent_of_shape"]
 
 _RELATIVE_NOISE = 1e-6  # of the largest value: kernels may round differently
+_RELATIVE_NOISE_DOUBLE = 1e-14
+_OUTLIER = 1e3  # times the largest value that differs: above that, a value is a mask's (-1e9), and no measure of noise
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def compare(real: Tensor, shadow: Tensor) -> Dependence:
     profiles = [torch.zeros(size, dtype=torch.float64) for size in shape]
     if box is None:
         return Dependence(shape, tuple(profiles), independent=True)
-    difference = changed_places(real[box], shadow[box], largest=_largest(real))
+    difference = changed_places(real[box], shadow[box], largest=_scale(real, real[box], shadow[box]))
     for d, profile in enumerate(profiles):
         others = [e for e in range(len(shape)) if e != d]
         summed = difference.double() if difference.device.type != "mps" else difference
@@ -62,12 +64,12 @@ def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = Non
     Args:
         real: The tensor, or a part of it.
         shadow: Its shadow, or the same part.
-        largest: The largest absolute value of the whole tensor; None computes it.
+        largest: The largest absolute value of the whole tensor, apart from masks; None computes it.
     """
     if not (real.is_floating_point() or real.is_complex()):
         return (real != shadow).float()
     if largest is None:
-        largest = _largest(real)
+        largest = _scale(real, real, shadow)
     if real.is_complex():
         parts = zip(*(torch.view_as_real(t.resolve_conj()).unbind(-1) for t in (real, shadow)), strict=True)
         return torch.stack([changed_places(*part, largest=largest) for part in parts]).sum(0)
@@ -76,7 +78,8 @@ def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = Non
     real, shadow = real.to(wide), shadow.to(wide)
     size = real.abs().nan_to_num(0.0, 0.0, 0.0)
     difference = (real - shadow).abs()
-    difference = torch.where(difference > _RELATIVE_NOISE * largest + 2 * unit * size, difference, 0.0)
+    noise = _RELATIVE_NOISE_DOUBLE if wide is torch.float64 else _RELATIVE_NOISE
+    difference = torch.where(difference > noise * largest + 2 * unit * size, difference, 0.0)
     odd = ~(torch.isfinite(real) & torch.isfinite(shadow))
     same = (real == shadow) | (real.isnan() & shadow.isnan())
     return torch.where(odd, torch.where(same, 0.0, largest.clamp(min=1.0)), difference)
@@ -93,6 +96,13 @@ def _box(changed: Tensor) -> tuple[slice, ...] | None:
         box.append(slice(int(places[0]), int(places[-1]) + 1))
         changed = changed.narrow(d, box[-1].start, box[-1].stop - box[-1].start)
     return tuple(box) if bool(changed.any()) else None
+
+
+def _scale(tensor: Tensor, part: Tensor, shadow: Tensor) -> Tensor:
+    """Return the largest absolute value of a tensor that is not out of all proportion to what differs in a part."""
+    differs = part != shadow
+    differing = torch.maximum(_largest(part[differs]), _largest(shadow[differs]))
+    return torch.minimum(_largest(tensor), _OUTLIER * differing)
 
 
 def _largest(tensor: Tensor) -> Tensor:
