@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
 from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._scored import Scored
+from lightning_ast.callbacks._sums import SumDetector
 from lightning_ast.core.batch import first_input, select_batch
 from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses import LossRecord
@@ -61,6 +63,7 @@ class Decision:
         self._average = processes.mean if processes.count > 1 else None
         self._quarantine = quarantine
         self._divisor = divisor
+        self._sums = SumDetector(processes)
         self._scored = self._checked = self._warned = self._selected = False
 
     # ------------------------------------------------------------------ scores
@@ -167,6 +170,7 @@ class Decision:
         indices = plan.selection.indices
         take = self._take or partial(select_batch, batch_size=plan.batch_size)
         plan.sub_batch = take(batch, indices)
+        plan.scored_norms = scored.norms[indices]
 
     def _tell(self, plan: BatchPlan, scores: Tensor) -> None:
         if plan.observe is not None:
@@ -175,6 +179,19 @@ class Decision:
             plan.observe(scores)
 
     # ------------------------------------------------------------------ the weights
+
+    def kept_of_subset(self, plan: BatchPlan, norms: Tensor) -> Kept:
+        """Weigh the selection of a step that saw the selected samples alone.
+
+        Args:
+            plan: The plan of the batch, with its selection.
+            norms: ``(k,)`` norms of their gradients in this step, times their number k.
+        """
+        kept = self.kept(plan, norms)
+        if plan.scored_norms is None or not self._sums.found_in(plan, norms):
+            return kept
+        assert kept.factors is not None
+        return replace(kept, factors=kept.factors * (plan.batch_size / plan.forwarded))
 
     def kept(self, plan: BatchPlan, like: Tensor) -> Kept:
         """Weigh a selection as a part of one large batch.

@@ -194,7 +194,7 @@ class SparseFit:
         self.plan = plan
         self.quarantine.examine(plan, batch)
         plan.leave_out = not plan.sparse and plan.known_bad
-        if self._subset is not None and (plan.sparse or self.gating.traces_next(size)):
+        if self._subset is not None and (plan.sparse or self.gating.scoring_traces.wanted(size)):
             self._take_subset(self._subset, plan, batch, batch_idx)
         self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self.gating.start_batch(plan, batch)

@@ -16,6 +16,7 @@ from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._fit_loop import runs_backward
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._step_losses import StepLosses
+from lightning_ast.callbacks._traces import Traces
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry, EntryError, EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
@@ -23,9 +24,6 @@ from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
 
 __all__ = ["Gating", "entry_error"]
-
-_TRACES = 8
-"""Forwards that are traced for graphs of a new form, and for a first proof, at most."""
 
 
 class Gating:
@@ -43,6 +41,7 @@ class Gating:
 
     Attributes:
         finder: Knows the graphs that were proved.
+        scoring_traces: Decides which scoring passes of ``subset`` are traced.
         labels_wanted: Whether somebody wants to know the classes of the samples.
     """
 
@@ -63,10 +62,9 @@ class Gating:
         self._execution: Execution = execution
         self._batchnorm: BatchNormBackward = batchnorm
         self._dense_ops = dense_ops
-        self._take = take
         self._lost = lost
-        self._wants_trace = enabled
-        self._traces = 0
+        self._traces = Traces(take, enabled=enabled)
+        self.scoring_traces = Traces(take, enabled=enabled)
         self._unclear: tuple[str, ...] = ()
         self._told = set[str]()
         self._plan: BatchPlan | None = None
@@ -91,8 +89,8 @@ class Gating:
         self._plan = plan
         self._batch = batch
         self._reached = False
-        if self.traces_next(plan.batch_size) and plan.sub_batch is None:
-            self._trace = self.start_trace(batch, plan.batch_size)
+        if self._traces.wanted(plan.forwarded):
+            self._trace = self._traces.start(batch if plan.sub_batch is None else plan.sub_batch, plan.forwarded)
             self._enter(self._trace)
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
@@ -103,17 +101,6 @@ class Gating:
     def traces(self) -> bool:
         """Whether the running forward is traced."""
         return self._trace is not None
-
-    def traces_next(self, batch_size: int) -> bool:
-        """Tell whether the next forward is to be traced."""
-        return self._wants_trace and batch_size > 1
-
-    def start_trace(self, batch: Any, batch_size: int) -> SampleTrace:
-        """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
-        attempt = self._traces
-        self._traces += 1
-        only = None if attempt == 0 or self.finder.proved else attempt - 1
-        return SampleTrace(batch, batch_size, take=self._take, only=only)
 
     def _enter(self, mode: Any) -> None:
         mode.__enter__()
@@ -180,20 +167,18 @@ class Gating:
     def _found(self, plan: BatchPlan, loss: Tensor) -> Found:
         trace = self._trace
         if trace is None:
-            return self.find(loss, plan.forwarded) if plan.is_gated else Found()
+            return self.find(loss, plan.forwarded, self._traces) if plan.is_gated else Found()
         found = self.finder.find(loss, plan.forwarded)
         if found is None:
-            found = self.prove(loss, plan.forwarded, trace)
+            found = self.prove(loss, plan.forwarded, trace, self._traces)
+        else:
+            self._traces.note_proof(proved=bool(found.entries))
         if self._module.automatic_optimization:  # nothing else is proved in this step, and a trace holds much memory
-            self._end_trace(trace)
+            self._trace = None
+            self._traces.end(trace)
         return found
 
-    def _end_trace(self, trace: SampleTrace) -> None:
-        self._trace = None
-        trace.release()
-        self._wants_trace = not self.finder.proved and self._traces < _TRACES
-
-    def find(self, loss: Tensor, size: int) -> Found:
+    def find(self, loss: Tensor, size: int, traces: Traces) -> Found:
         """Find the entries of a loss of any batch but the first.
 
         A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the next
@@ -202,12 +187,12 @@ class Gating:
         found = self.finder.find(loss, size)
         if found is None:
             found = self.finder.guess(loss, size)
-            self._wants_trace = self._traces < _TRACES
+            traces.note_new_form()
             if found.unclear:
                 return Found(unclear=found.unclear)
         return found
 
-    def prove(self, loss: Tensor, size: int, trace: SampleTrace) -> Found:
+    def prove(self, loss: Tensor, size: int, trace: SampleTrace, traces: Traces) -> Found:
         """Prove the entries of a loss whose forward was traced.
 
         Raises:
@@ -217,10 +202,10 @@ class Gating:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self.finder.guess(loss, size)
         found = self.finder.prove(loss, size, trace, may_be_apart=not self._module.automatic_optimization)
+        traces.note_proof(proved=bool(found.entries))
         if not found.entries and not self.finder.proved:
             self._unclear = self._unclear or found.unclear
-            last = self._traces > min(trace.leaves, _TRACES - 1)
-            if last and (found.unclear or self._module.automatic_optimization):
+            if traces.is_last(trace) and (found.unclear or self._module.automatic_optimization):
                 raise entry_error(self._unclear, size)
         if found.entries and found.unclear:
             self._warn(
@@ -236,7 +221,7 @@ class Gating:
 
     def _decide(self, plan: BatchPlan, norms: Tensor) -> Kept | None:
         if plan.sub_batch is not None:
-            return self._decision.kept(plan, norms)
+            return self._decision.kept_of_subset(plan, norms * self.score_scale(plan.forwarded))
         labels = None if self._capture is None else self._capture.labels(plan.batch_size)
         return self._decision.decide(plan, norms * self.score_scale(plan.batch_size), norms, labels)
 
@@ -263,18 +248,25 @@ class Gating:
             EntryError: No loss of the first batches depends on a sample in a way that could be traced.
         """
         self.leave_forward()
-        if plan.is_gated and not self._reached and plan.batch_size > 1 and plan.sub_batch is None:
+        if plan.is_gated and not self._reached and plan.forwarded > 1:
             self._tell_ungated(plan)
         trace = self._trace
         if trace is not None:
-            self._end_trace(trace)
+            self._traces.end(trace)
         self.close()
-        if trace is not None and not self.finder.proved and not self._wants_trace and trace.failure is None:
+        if trace is not None and trace.failure is None and self._traces.hopeless and not self.finder.proved:
             raise entry_error((), plan.batch_size)
 
     def _tell_ungated(self, plan: BatchPlan) -> None:
+        if plan.sub_batch is not None:
+            self._warn(
+                "in mode='subset' the gradient of the selected samples could not be found in the graph of the loss, so "
+                "all of them weigh alike."
+            )
+            return
         plan.sparse = plan.leave_out = False
-        if self.finder.proved and runs_backward(self._module.trainer.fit_loop):
+        is_known = self.finder.proved or (self._traces.exhausted and not self._traces.attempts)
+        if is_known and runs_backward(self._module.trainer.fit_loop):
             self._warn(
                 "a training step had no loss whose gradient could be selected from, so it was a dense one: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "

@@ -69,10 +69,14 @@ class ScoringPass:
             EntryError: The first batch's rows cannot be found in the graph of the loss.
             LossCaptureError: The score needs the losses, and they cannot be had.
         """
-        trace = self._gating.start_trace(batch, batch_size) if self._gating.traces_next(batch_size) else None
+        traces = self._gating.scoring_traces
+        trace = traces.start(batch, batch_size) if traces.wanted(batch_size) else None
         context = self._module.trainer.precision_plugin.forward_context()
         with isolate_rng(include_cuda=False), self._nothing_changed(), self._traceless(grad=True), context:
-            return self._scored(batch, batch_idx, batch_size, trace)
+            scored = self._scored(batch, batch_idx, batch_size, trace)
+        if trace is not None:
+            traces.end(trace)
+        return scored
 
     def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
         losses = StepLosses(self._module)
@@ -93,8 +97,6 @@ class ScoringPass:
                 self._taps = None
                 return self._scored(batch, batch_idx, size, trace)
             norms = self._norms(loss, size, trace)
-        if trace is not None:
-            trace.release()
         if norms is None:
             return None
         record = losses.record(loss, size) if self._needs_losses else None
@@ -104,7 +106,8 @@ class ScoringPass:
         if loss.grad_fn is None:
             return None
         gating = self._gating
-        found = gating.find(loss, size) if trace is None else gating.prove(loss, size, trace)
+        traces = gating.scoring_traces
+        found = gating.find(loss, size, traces) if trace is None else gating.prove(loss, size, trace, traces)
         entries: list[Entry] = [entry for entry in found.entries if not entry.nested]
         if not entries:
             return None

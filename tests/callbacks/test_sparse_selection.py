@@ -70,7 +70,7 @@ def test_soft_gate_gradient_equals_the_weighted_sum_by_hand(digits: Digits, mode
 
     class Spy(pl.Callback):
         def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            plans.append(callback._fit.step.plan.selection)
+            plans.append(callback._fit.plan.selection)
             gradients.append([p.grad.clone() for p in pl_module.parameters()])
 
     fit(module, loader(digits), callback, Spy(), max_steps=1)
