@@ -176,7 +176,23 @@ class Decision:
 
     # ------------------------------------------------------------------ the weights
 
-    def kept(self, plan: BatchPlan, like: Tensor) -> Kept:
+    def finite_in_step(self, plan: BatchPlan, norms: Tensor) -> Tensor | None:
+        """Look for samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
+
+        Returns:
+            ``(k,)`` positions among the selected samples of those that are finite; None where the host knows of none
+            that are not.
+        """
+        if self._quarantine.limit is None or plan.selection is None or norms.device.type != "cpu":
+            return None
+        finite = norms.isfinite()
+        if plan.void or bool(finite.all()):
+            return None
+        bad = torch.zeros(plan.batch_size, dtype=torch.bool)
+        plan.quarantine(bad.index_fill(0, plan.selection.indices[~finite], True))
+        return finite.nonzero().flatten()
+
+    def kept(self, plan: BatchPlan, like: Tensor, finite: Tensor | None = None) -> Kept:
         """Weigh a selection as a part of one large batch.
 
         The gradient of a mean over B samples has rows that were divided by B. They are multiplied by ``w * B / d``,
@@ -185,6 +201,7 @@ class Decision:
         Args:
             plan: The plan of the batch, with its selection.
             like: A tensor of the device and the type of the weights.
+            finite: Positions among the selected samples of those that are kept after all; None keeps every one.
         """
         assert plan.selection is not None
         indices, weights = plan.selection.indices, plan.selection.weights
@@ -193,6 +210,8 @@ class Decision:
         weights = ones if weights is None or plan.leave_out else weights.to(ones)
         if plan.sub_batch is not None:
             indices = torch.arange(size, device=indices.device)
+        if finite is not None:
+            indices, weights = indices[finite], weights[finite]
         own = weights.sum()
         offered = own.new_tensor(float(plan.batch_size))
         if self._selector.weighting == "unbiased" and not plan.leave_out:
@@ -204,5 +223,5 @@ class Decision:
         return Kept(
             indices[:0] if plan.void else indices,
             factors[:0] if plan.void else factors,
-            rows_only=plan.leave_out or plan.known_bad,
+            rows_only=plan.leave_out or plan.known_bad or finite is not None,
         )

@@ -93,6 +93,7 @@ class Gating:
         if self.traces_next(plan.batch_size) and plan.sub_batch is None:
             self._trace = self.start_trace(batch, plan.batch_size)
             self._enter(self._trace)
+            plan.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
             self._capture = LossCapture()
@@ -218,7 +219,7 @@ class Gating:
 
     def _decide(self, plan: BatchPlan, norms: Tensor) -> Kept | None:
         if plan.sub_batch is not None:
-            return self._decision.kept(plan, norms)
+            return self._decision.kept(plan, norms, self._decision.finite_in_step(plan, norms))
         labels = None if self._capture is None else self._capture.labels(plan.batch_size)
         return self._decision.decide(plan, norms * self.score_scale(plan.batch_size), norms, labels)
 

@@ -151,15 +151,16 @@ class FlopCount:
             ledger.flops = self.of_sample(plan)
         counter, full = self._counter, self._backward_full
         self._counter, self._backward_full = BackwardFlops(), 0
-        if self._wants_dense and counter.failure is not None:
+        hindered = plan.traced and counter.failure is not None  # the next batch is run without the trace
+        if self._wants_dense and counter.failure is not None and not hindered:
             self._counts = self._wants_share = False
             rank_zero_warn(
                 f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {counter.failure}. "
                 "Training is not affected; SparseSelectionCallback(count_flops=False) does not try."
             )
         self._tries -= self._forward is not None
-        if self._counts and self._tries > 0 and (plan.void or self._backward is None):
-            self._forward = self._backward = None  # nothing was trained on: the next batch tells what one costs
+        if self._counts and self._tries > 0 and (plan.void or hindered or self._backward is None):
+            self._forward = self._backward = None  # the next batch tells what one costs
         else:
             self._wants_dense = False
         executed = None
