@@ -93,7 +93,7 @@ class SparseFit:
             self.selector,
             processes,
             self.quarantine,
-            divisor=lambda own, scale: self._window.divisor(*processes.mean(torch.stack([own, scale])).unbind()),
+            divisor=lambda own, offered: self._window.divisor(*processes.mean_of(own, offered)),
         )
         self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
         self.gating = Gating(
@@ -187,7 +187,7 @@ class SparseFit:
         indices = self._indices(batch, size)
         check_indices(indices, size)
         if self.epochs is not None:
-            plan = self.epochs.batch_plan(size, indices, self._module.device)
+            plan = self.epochs.batch_plan(size, indices)
         else:
             sparse = stage == "sparse" and self.selector.target_activation_rate < 1
             plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
@@ -198,7 +198,7 @@ class SparseFit:
             self._take_subset(self._subset, plan, batch, batch_idx)
         self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self.gating.start_batch(plan, batch)
-        self._books.start_forward(traced=self.gating.traces)
+        self._books.start_forward()
 
     def _size(self, batch: Any) -> int:
         """Count the samples of a batch, which may be none.

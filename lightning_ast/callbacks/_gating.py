@@ -92,6 +92,7 @@ class Gating:
         if self._traces.wanted(plan.forwarded):
             self._trace = self._traces.start(batch if plan.sub_batch is None else plan.sub_batch, plan.forwarded)
             self._enter(self._trace)
+            plan.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
             self._capture = StepLosses(self._module)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_ast.core.perturbed import is_real_valued
 from lightning_ast.core.shadow_ops import (
-    PRODUCTS,
     Facts,
     batch_norm_shadow,
     facts_of,
@@ -101,7 +100,6 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
             made = None
         if made is not None and _fit(real, made):
-            made = _through_zeros(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
             if call.facts.is_sort:
@@ -206,30 +204,6 @@ def _run(
     kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
     with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
         return list(tensors_in(call.func(*args, **kwargs)))
-
-
-def _through_zeros(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
-    """Add the change that a layer would pass on whose weights are still zero, as those of a new adapter or a last layer.
-
-    Its rows are the samples' all the same, and its weights get a gradient.
-    """
-    facts = call.facts
-    if facts is None or facts.name not in PRODUCTS or call.written or len(made) != 1 or not is_real_valued(made[0]):
-        return made
-    plain = [t for t in tensors_in(call.args) if is_real_valued(t) and shadows.kind(t) is not Kind.SHADOW]
-    if not any(t.numel() and not bool(t.any()) for t in plain) or bool((made[0] != real[0]).any()):
-        return made
-
-    def filled(tensor: Tensor) -> Tensor:
-        if shadows.kind(tensor) is Kind.SHADOW or not is_real_valued(tensor) or bool(tensor.any()):
-            return tensor
-        return torch.linspace(0.5, 1.5, max(1, tensor.numel())).to(tensor)[: tensor.numel()].view(tensor.shape)
-
-    def changed(tensor: Tensor) -> Tensor:
-        return shadows.of(tensor) if shadows.kind(tensor) is Kind.SHADOW else filled(tensor)
-
-    before, after = (call.func(*map_tensors(tuple(call.args), pick), **call.kwargs) for pick in (filled, changed))
-    return [made[0] + (after - before)]
 
 
 def _fit(real: list[Tensor], made: list[Tensor]) -> bool:

@@ -216,7 +216,7 @@ def test_live_tensors_do_not_grow(few: Digits, mode: str) -> None:
         assert min(more) >= 3 * 8 * BATCH * 64 * 4
     else:
         assert max(grown) <= 0
-        assert max(more) <= 0
+        assert max(more) <= 12 * BATCH, "positions and weights of the last selection, whose size varies"
 
 
 # ---------------------------------------------------------------------- 2. generators and buffers

@@ -79,6 +79,7 @@ def test_a_run_survives_bad_inputs(digits: Digits, mode: str, stage: str, value:
 
 
 @pytest.mark.parametrize("mode", ["plain", *MODES])
+@pytest.mark.filterwarnings("ignore:lightning-ast")  # whose rows are whose cannot be told where all is NaN
 def test_what_it_is_for(digits: Digits, mode: str) -> None:
     """The plain run, and one that does not look, are lost."""
     callbacks = [] if mode == "plain" else [SparseSelectionCallback(mode=mode, quarantine_limit=None)]
