@@ -120,8 +120,7 @@ class Decision:
         if plan.sparse:  # the host selects: one wait, and none for what follows
             scores, finite = scores.cpu(), finite.cpu()
         eligible = self._quarantine.eligible(plan, finite)
-        if eligible is not None:
-            scores = scores.nan_to_num(0.0, 0.0, 0.0)
+        scores = scores.nan_to_num(0.0, 0.0, 0.0)
         plan.note(scores, labels)
         self._tell(plan, scores)
         if not plan.sparse and not plan.leave_out:
@@ -240,8 +239,9 @@ class Decision:
             own = float(plan.batch_size if plan.bad is None else (~plan.bad).sum())
         shared = own if plan.leave_out else self._divisor(own, float(plan.batch_size))  # no other process knows of it
         factors = weights * (size / shared) if shared > 0 else weights
+        factors = factors.float() if device.type == "mps" else factors  # which has no larger type
         return Kept(
             indices.to(device, non_blocking=True),
-            factors.float().to(device, non_blocking=True),
+            factors.to(device, non_blocking=True),
             rows_only=plan.leave_out or plan.known_bad or finite is not None,
         )

@@ -98,11 +98,6 @@ class Gating:
             self._capture = StepLosses(self._module)
             self._enter(self._capture)
 
-    @property
-    def traces(self) -> bool:
-        """Whether the running forward is traced."""
-        return self._trace is not None
-
     def _enter(self, mode: Any) -> None:
         mode.__enter__()
         self._open.append(mode)

@@ -28,7 +28,18 @@ _OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 """Nodes that hide their parameters."""
 _PICKING = ("Embedding", "Index", "Gather", "Take")
 """Nodes that pick rows of a parameter by data, which their edges do not show."""
-_RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "ToCopy", "Alias")
+_RESHAPING = (
+    "View",
+    "UnsafeView",
+    "ReshapeAlias",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "T",
+    "Permute",
+    "ToCopy",
+    "Alias",
+)
 """Nodes that give a tensor another shape or type."""
 _PLANS = 64
 """Graphs of different forms that are remembered."""
