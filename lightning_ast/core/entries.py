@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.graph import rows_are_picked
 from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
 from lightning_ast.core.partial.rows import Place
 
@@ -202,9 +203,15 @@ class _SizedView:
             return None
         known = self._known.get((node.name(), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
-            return known
+            return self._unless_picked(node, output_nr, known)
         fitting = list(layouts_by_size(shape, self._batch_size))
-        return fitting[0] if len(fitting) == 1 else None
+        return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
+
+    def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
+        """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
+        if layout is None or layout.dim or layout.pre * layout.post == 1:
+            return layout
+        return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
 
 
 class _TracedView(_SizedView):
@@ -228,9 +235,10 @@ class _TracedView(_SizedView):
         dependence = self._trace.dependence(node, output_nr)
         if dependence is None or dependence.independent:
             return None
-        return prove_layout(
+        layout = prove_layout(
             dependence.shape, dependence.profiles, batch_size=self._batch_size, sample=self._trace.sample
         )
+        return self._unless_picked(node, output_nr, layout)
 
 
 # ---------------------------------------------------------------------- the walk
