@@ -19,7 +19,7 @@ RowOrder = Literal["samples", "picked", "joined"]
 _PICKING = ("IndexBackward0", "MaskedSelectBackward0")
 _JOINING = ("CatBackward0", "StackBackward0")
 _ARRANGING = (
-    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "MovedimBackward"),
+    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute"),
     *("Cat", "Stack", "Expand", "Repeat", "AsStrided", "Unfold", "Select", "Slice", "Split", "Unbind", "IndexSelect"),
 )
 _HIDING = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
+    "ONE_OF_MANY",
     "PRODUCTS",
     "Facts",
     "batch_norm_shadow",
@@ -103,6 +104,8 @@ _SELECTS = frozenset(
         "masked_scatter_",
     )
 )
+ONE_OF_MANY = frozenset(("argmax", "argmin", "max", "min"))
+"""Operations that choose one place of a row; all but the first two return its value too."""
 PRODUCTS = frozenset(("addmm", "addmv", "baddbmm", "bmm", "convolution", "linear", "mm", "mul", "mv"))
 """Operations whose result has one row for each row of an argument, also where the weights are zero."""
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
