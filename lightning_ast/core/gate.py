@@ -108,7 +108,8 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
     """The threshold at which the expected share of this batch that is kept is ``rate``.
 
     For the soft gate the expected count, ``sum(clip(s * x, floor, 1))`` with ``x = 1 / threshold``, is piecewise linear
-    in x: it is summed from breakpoint to breakpoint and inverted, exactly, on the host. For the hard gates it is the value between the last kept sample and the first dropped one.
+    in x: it is summed from breakpoint to breakpoint and inverted, exactly, on the host. For the hard gates it is the
+    value between the last kept sample and the first dropped one.
 
     Args:
         significance: ``(B,)``, non-negative.

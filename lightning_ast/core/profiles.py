@@ -22,17 +22,21 @@ class Dependence:
         shape: The tensor's shape.
         profiles: One ``(shape[d],)`` float64 tensor on the CPU for each dimension ``d``: the summed differences between
             the tensor and its shadow over the other dimensions, 0 where it is independent.
-        independent: Whether it is known that no element depends on the sample: NaN hides it.
+        independent: Whether it is known that no element changes with the sample: NaN hides it.
+        touched: Whether it was computed from something of the sample all the same: a margin that is kept, a code that
+            two samples share.
     """
 
     shape: tuple[int, ...]
     profiles: tuple[Tensor, ...]
     independent: bool
+    touched: bool = True
 
 
 def independent_of_shape(shape: tuple[int, ...]) -> Dependence:
-    """Describe a tensor without any dependence."""
-    return Dependence(shape, tuple(torch.zeros(size, dtype=torch.float64) for size in shape), independent=True)
+    """Describe a tensor that nothing of the sample went into."""
+    profiles = tuple(torch.zeros(size, dtype=torch.float64) for size in shape)
+    return Dependence(shape, profiles, independent=True, touched=False)
 
 
 def compare(real: Tensor, shadow: Tensor) -> Dependence:
