@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry
@@ -33,7 +33,7 @@ class Taps:
         self._outputs: list[tuple[nn.Module, int, Tensor]] = []
         self._taps: dict[tuple[nn.Module, int], Layout] = {}
         self._calls: Counter[nn.Module] = Counter()
-        self._leaves: list[tuple[Tensor, Layout]] = []
+        self._cuts: list[tuple[GradientEdge, tuple[int, ...], Layout]] = []
 
     @property
     def ready(self) -> bool:
@@ -75,16 +75,16 @@ class Taps:
     def reading(self) -> Iterator[None]:
         """Run a forward whose graph begins at the outputs."""
         self._calls.clear()
-        self._leaves.clear()
+        self._cuts.clear()
 
         def cut(module: nn.Module, args: Any, output: Any) -> Any:
             layout = self._taps.get((module, self._calls[module]))
             self._calls[module] += 1
             if layout is None or not isinstance(output, Tensor):
                 return None
-            leaf = output.detach().requires_grad_()
-            self._leaves.append((leaf, layout))
-            return leaf
+            start = output.detach().requires_grad_().clone()  # no leaf: it may be changed in place behind its module
+            self._cuts.append((get_gradient_edge(start), tuple(start.shape), layout))
+            return start
 
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
@@ -101,19 +101,19 @@ class Taps:
         Returns:
             ``(B,)``, or None where the loss was not computed from them.
         """
-        if loss.grad_fn is None or len(self._leaves) != len(self._taps):
+        if loss.grad_fn is None or len(self._cuts) != len(self._taps):
             return None
-        leaves = [leaf for leaf, _ in self._leaves]
+        edges = [edge for edge, _, _ in self._cuts]
         weight = torch.full_like(loss, float(batch_size))
-        gradients = torch.autograd.grad(loss, leaves, weight, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(loss, edges, weight, retain_graph=True, allow_unused=True)
         norms = []
-        for gradient, (leaf, layout) in zip(gradients, self._leaves, strict=True):
-            place = layout.place(tuple(leaf.shape), batch_size)
+        for gradient, (_, shape, layout) in zip(gradients, self._cuts, strict=True):
+            place = layout.place(shape, batch_size)
             if place is None:
                 return None
             if gradient is not None:
                 norms.append(row_norms(gradient, place))
-        self._leaves.clear()
+        self._cuts.clear()
         return torch.stack(norms).norm(dim=0) if norms else None
 
 
