@@ -22,7 +22,10 @@ Digits = tuple[Tensor, Tensor]
 BAD, BATCH = 5, 16
 Pair = namedtuple("Pair", ["x", "y"])
 
-pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. NaN or infinity")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:lightning-ast. NaN or infinity",
+    "ignore:lightning-ast. which rows belong to which sample is taken from the sizes",  # of arrays
+)
 
 
 @dataclass
