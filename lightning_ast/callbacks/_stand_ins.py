@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ class StandIns:
         if old.is_nested:  # its lengths stay: only the values are put right
             if old.layout is not torch.jagged:
                 return True
-            old, new = old._values, old._values.nan_to_num(0.0, 0.0, 0.0)  # type: ignore[attr-defined]
+            old = cast(Tensor, old._values)
+            new = old.nan_to_num(0.0, 0.0, 0.0)
         data = old.data
         try:
             old.data = new

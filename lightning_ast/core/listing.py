@@ -165,8 +165,8 @@ def _majority(sizes: list[int]) -> bool:
 
 def _form(entry: Any) -> Any:
     """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
-    if isinstance(entry, Tensor):
-        return Tensor, entry.dtype, entry.ndim
+    if isinstance(entry, (Tensor, np.ndarray)):
+        return type(entry), entry.dtype, entry.ndim
     if isinstance(entry, Mapping):
         return Mapping, frozenset(entry.keys())
     if is_listing(entry):
