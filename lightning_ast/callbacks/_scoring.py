@@ -103,6 +103,11 @@ class ScoringPass:
         return Scored(norms, losses.labels(size), record)
 
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
+        if loss.grad_fn is None and self._metrics:
+            raise LossCaptureError(
+                "the loss of training_step has no graph where mode='subset' scores the batch: torchmetrics are held "
+                "still while scoring, and answer 0. Compute the loss by a function, or use mode='partial'."
+            )
         if loss.grad_fn is None:
             return None
         gating = self._gating
@@ -133,7 +138,7 @@ class ScoringPass:
             )
             stubs += [(metric, "forward", answer), (metric, "update", _nothing), (metric, "compute", answer)]
         saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
-        flags = [(parameter, parameter.requires_grad, parameter._version) for parameter in self._module.parameters()]
+        flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
         try:
             for owner, name, stub in stubs:
                 owner.__dict__[name] = stub
@@ -144,12 +149,13 @@ class ScoringPass:
                     del owner.__dict__[name]
                 else:
                     owner.__dict__[name] = value
-            for parameter, flag, _ in flags:
+            for _, parameter, flag, _ in flags:
                 parameter.requires_grad_(flag)
-        if any(parameter._version != version for parameter, _, version in flags):
+        changed = [name for name, parameter, _, version in flags if parameter._version != version]
+        if changed:
             raise LossCaptureError(
-                "what stands before the loss in training_step changes parameters, and mode='subset' runs it twice. "
-                "Move it to on_train_batch_end, or use mode='partial'."
+                f"what stands before the loss in training_step changes parameters ({', '.join(changed[:3])}), and "
+                "mode='subset' runs it twice. Move it to on_train_batch_end, or use mode='partial'."
             )
 
 
