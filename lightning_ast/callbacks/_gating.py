@@ -254,17 +254,13 @@ class Gating:
             raise entry_error((), plan.batch_size)
 
     def _tell_ungated(self, plan: BatchPlan) -> None:
-        if plan.sub_batch is not None:
-            self._warn(
-                "in mode='subset' the gradient of the selected samples could not be found in the graph of the loss, so "
-                "all of them weigh alike."
-            )
-            return
-        plan.sparse = plan.leave_out = False
+        if plan.sub_batch is None:
+            plan.sparse = plan.leave_out = False
         is_known = self.finder.proved or (self._traces.exhausted and not self._traces.attempts)
         if is_known and runs_backward(self._module.trainer.fit_loop):
+            result = "so it was a dense one" if plan.sub_batch is None else "so the selected samples weigh alike"
             self._warn(
-                "a training step had no loss whose gradient could be selected from, so it was a dense one: it calls "
+                f"a training step had no loss whose gradient could be selected from, {result}: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "
                 "depend on the samples of the batch."
             )

@@ -122,26 +122,19 @@ def test_warned_of_once_with_the_measured_share(cls: type[Ordinary], mode: str) 
 
 
 class Transformed(Ordinary):
-    """A Fourier transform behind the head has no row rule: the backward of all that lies before it is a full one."""
+    """A Fourier transform ahead of the head has no row rule: the backward of all that lies before it is a full one."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(torch.fft.fft(self.head(self.body(batch[0])), dim=1).real, batch[1])
+        return F.cross_entropy(self.head(torch.fft.fft(self.body(batch[0]), dim=1).real), batch[1])
 
 
-class FrozenTransformed(Transformed, Frozen):
-    """The same with a frozen body."""
-
-
-@pytest.mark.parametrize("cls", [Transformed, FrozenTransformed])
-def test_what_runs_over_every_sample_is_in_the_measured_share(cls: type[Ordinary]) -> None:
-    callback, (text,) = train(cls, "partial")
-    assert callback.savings["flops"] == pytest.approx(0.0, abs=1e-6)
-    assert "costs 100.0% of the FLOPs" in text
-    assert "100% of the backward runs over every sample" in text
+def test_what_runs_over_every_sample_is_in_the_measured_share() -> None:
+    callback, (text,) = train(Transformed, "partial")
+    assert callback.savings["flops"] == pytest.approx(0.0, abs=0.05), "of the head alone"
+    assert re.search(r"costs (9\d|100)\.\d% of the FLOPs", text)
+    assert re.search(r"(9\d|100)% of the backward runs over every sample", text)
     assert "mode='prune' would cost 40%" in text
-    assert ("mode='subset' would cost 80%" in text) == (cls is Transformed), (
-        "its first layer needs no gradient of the input"
-    )
+    assert "mode='subset' would cost 80%" in text, "its first layer needs no gradient of the input"
     assert "these backward operations ran over the whole batch" in text, "one warning for both"
 
 

@@ -21,7 +21,7 @@ MODES = ["mask", "subset", "partial", "prune"]
 
 
 def run(digits: Digits, score: Score, *, mode: str = "mask", warm: bool = False, mixin: bool = False, steps: int = -1):
-    callback = SparseSelectionCallback(mode=mode, significance="el2n" if mixin else score)
+    callback = SparseSelectionCallback(mode=mode, significance="gradient" if mixin else score)
     module = fresh(mixed(score) if mixin else PlainNet)
     schedule = [TwoStageScheduler(warmup_epochs=1)] if warm or mode == "prune" else []
     data = loader((digits[0][:128], digits[1][:128]), batch_size=32)
@@ -158,4 +158,4 @@ class Nan(PlainNet):
         x, y = batch
         scores = self(x)
         hurt = (torch.arange(len(x)) == 0) & (batch_idx == 0)
-        return torch.nn.functional.cross_entropy(scores.where(~hurt[:, None], scores * math.nan), y)
+        return torch.nn.functional.cross_entropy(scores.masked_fill(hurt[:, None], math.nan), y)
