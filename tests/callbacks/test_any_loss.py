@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tests.callbacks.plain_loop import B, MODES, Zoo, check
+from tests.callbacks.plain_loop import MODES, B, Zoo, check
 
 X, H, C, STEPS = 6, 8, 4, 4
 
