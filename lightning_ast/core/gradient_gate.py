@@ -188,9 +188,7 @@ class BatchGate:
         """The rows for the running backward: what they gathered is of use in that one alone."""
         task = torch._C._current_graph_task_id()
         if self._rows is None or self._rows.graph_task != task:
-            self._rows = Rows(
-                kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops
-            )
+            self._rows = Rows(kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops)
             Variable._execution_engine.queue_callback(self._rows.forget)
         return self._rows
 

@@ -139,6 +139,7 @@ def _saved_dim(node: Any) -> int | None:
     dim = getattr(node, "_saved_dim", None)
     return dim if isinstance(dim, int) else None
 
+
 def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
     """Give where to differentiate from, and the gradient of ``loss`` that arrives there; None for one.
 
@@ -154,4 +155,3 @@ def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
         return loss, None
     (seed,) = torch.autograd.grad(loss, [GradientEdge(node, entered)], retain_graph=True)
     return GradientEdge(*node.next_functions[entered]), seed
-

@@ -17,7 +17,7 @@ _EXACT = 1e-3
 _MIXED = 0.2
 """Mean change of another sample, as a share of the changed sample's, up to which its rows can be told."""
 _PARTNERS = 0.5
-"""Share of the other samples' rows that may change as well, however much, as those do that are mixed with the sample."""
+"""Share of the other samples' rows that may change as well, however much, as a sample's partners in mixup do."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,17 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if place.dim == 0 and place.pre == 1:
         samples = gradient.reshape(place.size // place.post, -1)
-        return torch.linalg.vector_norm(samples, dim=1, dtype=dtype)
+        return _norms(samples, [1], dtype)
     shape = gradient.shape
     size = place.size // (place.pre * place.post)
     grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
     others = [dim for dim in range(grouped.dim()) if dim != place.dim + 1]
-    return torch.linalg.vector_norm(grouped, dim=others, dtype=dtype)
+    return _norms(grouped, others, dtype)
+
+
+def _norms(values: Tensor, dims: list[int], dtype: torch.dtype) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(values, dim=dims, dtype=dtype)
+    return norms
 
 
 def spread(values: Tensor, place: Place) -> Tensor:

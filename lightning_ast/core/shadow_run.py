@@ -166,7 +166,7 @@ def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: tuple[torch.dty
 
 
 def _through_zeros(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
-    """Add the change that a layer would pass on whose weights are still zero, as those of a new adapter or a last layer.
+    """Add the change that a layer would pass on whose weights are still zero, as those of a new adapter are.
 
     Its rows are the samples' all the same, and its weights get a gradient.
     """
