@@ -103,7 +103,8 @@ def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
     if metadata is None or output_nr >= len(metadata):
         return None
     try:
-        return tuple(metadata[output_nr].shape)
+        shape = tuple(metadata[output_nr].shape)
+        return shape if all(type(size) is int for size in shape) else None
     except (RuntimeError, AttributeError):
         return None
 

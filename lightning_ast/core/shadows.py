@@ -99,7 +99,7 @@ class Shadows:
                 continue
             if self.kind(real) is not Kind.SHADOW:
                 self._copy_storage(real, spans[key])
-            self.of(real).copy_(shadow)
+            _once(self.of(real), real).copy_(_once(shadow, real))
 
     def start(self, tensor: Tensor) -> None:
         """Give a tensor's storage a shadow that is still equal to it, if it has none."""
@@ -178,6 +178,13 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return None
     return tensor.untyped_storage()
+
+
+def _once(tensor: Tensor, expanded: Tensor) -> Tensor:
+    """Show each place once of a tensor that is expanded as another one is: it cannot be written to otherwise."""
+    for d, (size, stride) in enumerate(zip(expanded.shape, expanded.stride(), strict=True)):
+        tensor = tensor.narrow(d, 0, 1) if stride == 0 and size > 1 else tensor
+    return tensor
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
