@@ -99,7 +99,7 @@ class EntryFinder:
     @property
     def proved(self) -> bool:
         """Whether the rows of at least one loss were proved."""
-        return bool(self._plans)
+        return any(plan.layouts for plan in self._plans)
 
     def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.

@@ -77,6 +77,8 @@ class SizedView:
         known = self._known.get((form_of(node), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
             return self._unless_picked(node, output_nr, known)
+        if self._batch_size == 1 and shape:  # every row is the sample's
+            return Layout(len(shape), 0, 1, shape[0])
         fitting = list(layouts_by_size(shape, self._batch_size))
         return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
 

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
     "ONE_OF_MANY",
-    "PRODUCTS",
     "Facts",
     "batch_norm_shadow",
     "facts_of",
@@ -106,8 +105,6 @@ _SELECTS = frozenset(
 )
 ONE_OF_MANY = frozenset(("argmax", "argmin", "max", "min"))
 """Operations that choose one place of a row; all but the first two return its value too."""
-PRODUCTS = frozenset(("addmm", "addmv", "baddbmm", "bmm", "convolution", "linear", "mm", "mul", "mv"))
-"""Operations whose result has one row for each row of an argument, also where the weights are zero."""
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
 _ANY_ARGUMENTS = tuple(str(position) for position in range(32))
 _UNDECLARED_WRITES = {"_cudnn_rnn": ("dropout_state",), "miopen_rnn": ("dropout_state",)}

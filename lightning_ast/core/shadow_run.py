@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_ast.core.perturbed import is_real_valued
 from lightning_ast.core.shadow_ops import (
     ONE_OF_MANY,
-    PRODUCTS,
     Facts,
     batch_norm_shadow,
     facts_of,
@@ -28,6 +27,8 @@ from lightning_ast.core.shadows import Kind, Shadows
 
 __all__ = ["Call", "follow", "prepare"]
 
+_Keep = tuple[torch.dtype, ...] | None
+"""Types of the arguments that stay real; None for all that are no real numbers."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 
@@ -94,20 +95,52 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
         return
     for keep in _attempts(shadows, call):
         try:
-            with restored(call.states):
-                made = _run(shadows, call, real, keep)
+            made = _made(shadows, call, real, keep)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
             made = None
         if made is not None and _fit(real, made):
-            made = _other_choice(shadows, call, real, _through_zeros(shadows, call, real, made))
+            made = _other_choice(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
             if call.facts.is_sort:
                 shadows.mark(real[1], Kind.UNKNOWN)
             return
     _settle(shadows, call, real, Kind.UNKNOWN)
+
+
+def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
+    """Give the results on the shadows.
+
+    Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
+    the sample. In their place stand others, and what changes there is added to the real results.
+    """
+    with restored(call.states):
+        made = _run(shadows, call, real, keep, {})
+    silent = _silent(shadows, call)
+    if made is None or not silent or call.written or not _fit(real, made):
+        return made
+    with restored(call.states):
+        loud = _run(shadows, call, real, keep, silent)
+    with restored(call.states):
+        plain = _run(shadows, call, real, None, silent, on_shadows=False)
+    if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
+        return made
+    return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
+
+
+def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
+    """Find the parameters among the arguments that are all zero, by id, with others of the same form."""
+    if not call.has_numbers:
+        return {}
+    found = {}
+    for tensor in tensors_in((call.args, call.kwargs)):
+        is_weight = tensor.requires_grad and tensor.is_floating_point() and tensor.numel() > 0
+        if is_weight and shadows.kind(tensor) in (Kind.PLAIN, Kind.UNSEEN) and not bool(tensor.detach().any()):
+            values = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+            found[id(tensor)] = (values + 0.5).to(tensor)
+    return found
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
@@ -139,11 +172,20 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[tuple[torch.dtype, ...] 
         yield None
 
 
-def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: tuple[torch.dtype, ...] | None) -> list[Tensor] | None:
+def _run(
+    shadows: Shadows,
+    call: Call,
+    real: list[Tensor],
+    keep: _Keep,
+    swap: dict[int, Tensor],
+    *,
+    on_shadows: bool = True,
+) -> list[Tensor] | None:
     written = {id(tensor) for tensor in call.written}
 
     def shadow_of(tensor: Tensor) -> Tensor:
-        if shadows.kind(tensor) is not Kind.SHADOW:
+        tensor = swap.get(id(tensor), tensor)
+        if not on_shadows or shadows.kind(tensor) is not Kind.SHADOW:
             return tensor
         if id(tensor) not in written and (tensor.dtype in keep if keep is not None else not is_real_valued(tensor)):
             return tensor
@@ -156,6 +198,7 @@ def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: tuple[torch.dty
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
             return None
+        given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
     if facts.is_sort:
         return sort_shadow(given, shadow_of(given["self"]), real)
@@ -163,30 +206,6 @@ def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: tuple[torch.dty
     kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
     with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
         return list(tensors_in(call.func(*args, **kwargs)))
-
-
-def _through_zeros(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
-    """Add the change that a layer would pass on whose weights are still zero, as those of a new adapter are.
-
-    Its rows are the samples' all the same, and its weights get a gradient.
-    """
-    facts = call.facts
-    if facts is None or facts.name not in PRODUCTS or call.written or len(made) != 1 or not is_real_valued(made[0]):
-        return made
-    plain = [t for t in tensors_in(call.args) if is_real_valued(t) and shadows.kind(t) is not Kind.SHADOW]
-    if not any(t.numel() and not bool(t.any()) for t in plain) or bool((made[0] != real[0]).any()):
-        return made
-
-    def filled(tensor: Tensor) -> Tensor:
-        if shadows.kind(tensor) is Kind.SHADOW or not is_real_valued(tensor) or bool(tensor.any()):
-            return tensor
-        return torch.linspace(0.5, 1.5, max(1, tensor.numel())).to(tensor)[: tensor.numel()].view(tensor.shape)
-
-    def changed(tensor: Tensor) -> Tensor:
-        return shadows.of(tensor) if shadows.kind(tensor) is Kind.SHADOW else filled(tensor)
-
-    before, after = (call.func(*map_tensors(tuple(call.args), pick), **call.kwargs) for pick in (filled, changed))
-    return [made[0] + (after - before)]
 
 
 def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:

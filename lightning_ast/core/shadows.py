@@ -99,7 +99,7 @@ class Shadows:
                 continue
             if self.kind(real) is not Kind.SHADOW:
                 self._copy_storage(real, spans[key])
-            _once(self.of(real), real).copy_(_once(shadow, real))
+            _write(self.of(real), shadow)
 
     def start(self, tensor: Tensor) -> None:
         """Give a tensor's storage a shadow that is still equal to it, if it has none."""
@@ -119,7 +119,7 @@ class Shadows:
         if entry is not None and entry.kind is Kind.SHADOW:
             view = _view(entry, real)
             if entry.shadow is None or made._cdata != entry.shadow._cdata or view.stride() != shadow.stride():
-                view.copy_(shadow)
+                _write(view, shadow)
             return
         same = real.stride() == shadow.stride() and real.storage_offset() == shadow.storage_offset()
         same = same and real.is_conj() == shadow.is_conj() and real.is_neg() == shadow.is_neg()
@@ -127,7 +127,7 @@ class Shadows:
             self._set(storage, Kind.SHADOW, made)
         else:
             self.start(real)
-            self.of(real).copy_(shadow)
+            _write(self.of(real), shadow)
 
     def mark(self, tensor: Tensor, kind: Kind) -> None:
         """Set what is known about a tensor's storage, and drop its shadow."""
@@ -180,13 +180,6 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
     return tensor.untyped_storage()
 
 
-def _once(tensor: Tensor, expanded: Tensor) -> Tensor:
-    """Show each place once of a tensor that is expanded as another one is: it cannot be written to otherwise."""
-    for d, (size, stride) in enumerate(zip(expanded.shape, expanded.stride(), strict=True)):
-        tensor = tensor.narrow(d, 0, 1) if stride == 0 and size > 1 else tensor
-    return tensor
-
-
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Return the first byte of its storage that a tensor uses, and the one after the last."""
     first = tensor.storage_offset()
@@ -213,6 +206,14 @@ def _view(entry: _Entry, tensor: Tensor) -> Tensor:
     if tensor.is_conj():
         view = view.conj()
     return torch._neg_view(view) if tensor.is_neg() else view
+
+
+def _write(view: Tensor, values: Tensor) -> None:
+    """Copy values into a view; where it repeats its memory (``expand``), the first of the repeated ones."""
+    for dim, stride in enumerate(view.stride()):
+        if stride == 0 and view.shape[dim] > 1:
+            view, values = view.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    view.copy_(values)
 
 
 def _as_bytes(storage: torch.UntypedStorage, start: int, length: int) -> Tensor:
