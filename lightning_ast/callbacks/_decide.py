@@ -85,15 +85,18 @@ class Decision:
         if not self._scored:
             self._scored = True
             note_score(record, el2n=self._significance == "el2n")
-        check = partial(self._check_own, plan.bad) if callable(self._significance) else None
+        bad = ~record.losses.isfinite()
+        if plan.bad is not None:
+            bad = bad | plan.bad.to(bad.device)
+        check = partial(self._check_own, bad) if callable(self._significance) else None
         inputs = first_input(batch, record.losses.numel())
         return compute_significance(self._significance, record, record.losses, inputs, check=check)
 
-    def _check_own(self, bad: Tensor | None, raw: Tensor) -> None:
+    def _check_own(self, bad: Tensor, raw: Tensor) -> None:
         """Look at every batch until something was warned of; on an accelerator at the first one, which waits for it."""
         if self._warned or (self._checked and raw.device.type != "cpu"):
             return
-        known = raw if bad is None else raw[~bad.to(raw.device)]
+        known = raw[~bad]
         if known.numel() == 0:
             return
         warning = check_scores(known, first=not self._checked)
