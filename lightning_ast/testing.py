@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_ast.core.batch import batch_size_of
-from lightning_ast.core.execution import mask_rows
-from lightning_ast.core.losses import LossCapture, LossReached, check_losses
-from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, keep_rows, uncounted
+from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.entries import Entry, EntryError, EntryFinder
+from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
+from lightning_ast.core.losses import check_losses
+from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
 
 __all__ = ["PartialBackwardCheck", "check_partial_backward"]
 
-Losses = Callable[[Any, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class PartialBackwardCheck:
     """Partial backward against exact masking on one batch.
 
     Attributes:
-        batch_size: samples of the batch.
-        selected: samples whose losses were kept.
+        batch_size: Samples of the batch.
+        selected: Samples whose rows of the gradient were kept.
         relative_error: L2 norm of the difference of all parameter gradients over that of the exact ones.
-        cosine: cosine between the two, over all parameters.
-        relative_error_by_parameter: the same for each parameter that requires gradients.
-        dense_ops: backward ops that ran over all rows, and how often.
+        cosine: Cosine between the two, over all parameters.
+        relative_error_by_parameter: The same for each parameter that requires gradients.
+        dense_ops: Backward ops that ran over all rows, and how often.
         flops_share: FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
             compiled parts or dense recurrent layers, which torch does not count. ``selected / batch_size`` where every
             op ran on rows.
@@ -51,7 +54,7 @@ class PartialBackwardCheck:
     flops_share: float | None = None
 
     def __str__(self) -> str:
-        """A few lines to read: the worst parameters first."""
+        """Write a few lines to read: the worst parameters first."""
         worst = sorted(self.relative_error_by_parameter.items(), key=lambda item: -item[1])[:5]
         dense = ", ".join(f"{name} (x{calls})" for name, calls in self.dense_ops.items()) or "none"
         share = "not counted" if self.flops_share is None else f"{self.flops_share:.1%}"
@@ -71,62 +74,77 @@ def check_partial_backward(
     batch: Any,
     *,
     indices: Tensor | None = None,
-    losses: Losses | None = None,
+    loss: Loss | None = None,
+    losses: Loss | None = None,
     batchnorm: BatchNormBackward = "exact",
     seed: int = 0,
 ) -> PartialBackwardCheck:
     """Compare the parameter gradients of a partial backward with those of exact masking, on your own model.
 
-    Both run forward and backward on the same batch with the same random state. The module's gradients, buffers and
-    torchmetrics and the global random state are left as they were.
+    Both run forward and backward on the same batch with the same random state, and keep the same samples' rows where
+    the gradient of the loss enters the network. The module's gradients, buffers and torchmetrics and the global random
+    state are left as they were.
 
     Args:
-        module: a LightningModule, or any module together with ``losses``, in the mode you train it in.
-        batch: as ``training_step`` gets it, on the module's device.
+        module: A LightningModule, or any module together with ``loss``, in the mode you train it in.
+        batch: The batch as ``training_step`` gets it, on the module's device.
         indices: ``(k,)`` int64 positions of the samples to keep; None keeps a random 40 %.
-        losses: ``(module, batch) -> (B,)`` per-sample losses. None takes the module's ``per_sample_loss``, or captures
-            what its ``training_step`` would average: give them for manual optimization and for steps that need a
-            Trainer.
+        loss: ``(module, batch) -> scalar``, of any form. None takes what ``training_step`` returns: give it for manual
+            optimization and for steps that need a Trainer.
+        losses: ``(module, batch) -> (B,)`` per-sample losses in place of ``loss``; their mean is taken.
         batchnorm: ``"exact"`` to check the rules; ``"selected"`` to see how far the approximation is off.
-        seed: of the random 40 % and of dropout.
+        seed: Seed of the random 40 % and of dropout.
 
     Returns:
         The comparison; ``print`` it.
 
     Raises:
-        LossCaptureError: the losses cannot be captured or have the wrong shape; the message names the remedy.
-        TypeError: the module has no ``training_step`` and ``losses`` was not given.
-        ValueError: no parameter requires gradients, or ``indices`` are not positions in the batch.
+        EntryError: It cannot be told which rows of the gradient belong to which sample.
+        LossCaptureError: ``losses`` are not of shape ``(B,)``.
+        TypeError: There is no loss: the module has no ``training_step``, or that returns none.
+        ValueError: No parameter requires gradients, or ``indices`` are not positions in the batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> batch = torch.randn(10, 4), torch.randint(0, 3, (10,))
-        >>> def losses(model, batch):
-        ...     return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
-        >>> check = check_partial_backward(model, batch, losses=losses)
+        >>> def loss(model, batch):
+        ...     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> check = check_partial_backward(model, batch, loss=loss)
         >>> check.relative_error < 1e-5, check.flops_share, check.dense_ops
         (True, 0.4, {})
     """
-    size = _count(module, batch)
+    size = module.count_samples(batch) if isinstance(module, SparseLossMixin) else batch_size_of(batch)
     if indices is None:
         generator = torch.Generator().manual_seed(seed)
-        indices = torch.randperm(size, generator=generator)[: max(1, round(0.4 * size))].sort().values
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        indices = torch.randperm(size, generator=generator)[: max(1, round(0.4 * size))]
+    indices = indices.sort().values
+    if indices.numel() and not 0 <= int(indices[0]) <= int(indices[-1]) < size:
         raise ValueError(f"expected indices of the batch's {counted(size, 'sample')}, got {indices.tolist()}.")
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
+    compute = loss or (_mean_of(losses, size) if losses is not None else _loss_of(module))
     dense_ops: Counter[str] = Counter()
     flops = None if compiled_parts(module) else BackwardFlops()
-    compute = _losses_of(module) if losses is None else losses
+    finder = EntryFinder()
+    take = module.select_batch if overrides(module, "select_batch") else None
+    trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
 
-    def partial(full: Tensor) -> Tensor:
-        return keep_rows(full, indices.to(full.device), batchnorm=batchnorm, dense_ops=dense_ops)
+    def gradients(execution: Execution, count: AbstractContextManager[Any]) -> dict[str, Tensor]:
+        kept = Kept(indices.to(_device(module)))
+        gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=batchnorm, dense_ops=dense_ops)
+        gate.settle(kept)
+        with _left_as_it_was(module, seed):
+            with nullcontext() if finder.proved else trace:
+                value = compute(module, batch)
+            gate.open(value, _entries(finder, value, size, trace))
+            with count:
+                value.backward()  # type: ignore[no-untyped-call]
+            gate.close()
+            trace.release()
+            return {name: _real(p) for name, p in module.named_parameters() if p.requires_grad}
 
-    def exact(full: Tensor) -> Tensor:
-        return mask_rows(full, indices.to(full.device))
-
-    want = _gradients(module, batch, compute, seed, exact, nullcontext())
-    got = _gradients(module, batch, compute, seed, partial, flops or nullcontext())
+    want = gradients("mask", nullcontext())
+    got = gradients("partial", flops or nullcontext())
     all_want, all_got = (torch.cat([g.flatten().double() for g in each.values()]) for each in (want, got))
     return PartialBackwardCheck(
         batch_size=size,
@@ -139,70 +157,84 @@ def check_partial_backward(
     )
 
 
-def _real(gradient: Tensor) -> Tensor:
-    """An ordinary real tensor with the same norm."""
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
-
-
 def _relative(want: Tensor, got: Tensor) -> float:
-    """Norm of the difference over the norm of what is wanted; the plain norm where that is zero."""
+    """Return the norm of the difference over the norm of what is wanted; the plain norm where that is zero."""
     scale = float(want.norm())
     return float((want - got).norm()) / (scale if scale > 0 else 1.0)
 
 
-def _count(module: Any, batch: Any) -> int:
-    return module.count_samples(batch) if isinstance(module, SparseLossMixin) else batch_size_of(batch)
+def _mean_of(losses: Loss, size: int) -> Loss:
+    return lambda module, batch: check_losses(losses(module, batch), size).mean()
 
 
-def _losses_of(module: Any) -> Losses:
-    if overrides(module, "per_sample_loss"):
-        return lambda module, batch: module.per_sample_loss(batch, 0)
-    if not hasattr(module, "training_step"):
+def _loss_of(module: Any) -> Loss:
+    """Take the loss of the module's own training step."""
+    automatic = getattr(module, "automatic_optimization", True)
+    if not automatic or not hasattr(module, "training_step"):
+        reason = "has no training_step" if automatic else "runs its own backward"
         raise TypeError(
-            f"{type(module).__name__} has no training_step: pass `losses=lambda module, batch: ...`, which returns the "
-            "per-sample losses, shape (B,)."
+            f"{type(module).__name__} {reason}: pass `loss=lambda module, batch: ...`, which returns the scalar loss."
         )
-    return _captured
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+
+    def compute(module: Any, batch: Any) -> Tensor:
+        output = module.training_step(*((batch, 0) if takes_index else (batch,)))
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"expected training_step of {type(module).__name__} to return a loss, got {type(loss).__name__}: pass "
+                "`loss=lambda module, batch: ...`, which returns the scalar loss."
+            )
+        return loss
+
+    return compute
 
 
-def _captured(module: Any, batch: Any) -> Tensor:
-    with LossCapture(stop=True) as capture, suppress(LossReached), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*self.log.*")  # no trainer is attached
-        module.training_step(batch, 0)
-    losses: Tensor = capture.record(_count(module, batch)).losses
-    return losses
+def _entries(finder: EntryFinder, loss: Tensor, size: int, trace: SampleTrace) -> tuple[Entry, ...]:
+    found = finder.find(loss, size)
+    if found is None and not finder.proved and trace.failure is None and size > 1:
+        found = finder.prove(loss, size, trace)
+    elif found is None:
+        found = finder.guess(loss, size)
+    if not found.entries:
+        raise EntryError(
+            f"expected a loss that depends on {counted(size, 'sample')}, each with rows of its own where the gradient "
+            f"enters the network; got {', '.join(found.unclear) or 'none'}. Check the batch size."
+        )
+    return found.entries
 
 
-def _gradients(
-    module: nn.Module,
-    batch: Any,
-    losses: Losses,
-    seed: int,
-    keep: Callable[[Tensor], Tensor],
-    count: AbstractContextManager[Any],
-) -> dict[str, Tensor]:
-    """Gradients by parameter of one forward and backward that leave the module as it was."""
-    before = {name: p.grad for name, p in module.named_parameters()}
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _real(parameter: nn.Parameter) -> Tensor:
+    """Return the gradient as an ordinary real tensor with the same norm."""
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+
+
+@contextmanager
+def _left_as_it_was(module: nn.Module, seed: int) -> Iterator[None]:
+    """Begin without gradients; restore them, buffers, torchmetrics and random state; log nothing meanwhile."""
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    gradients = {name: p.grad for name, p in module.named_parameters()}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
     metrics = [(m, {n: deepcopy(vars(m)[n]) for n in _state_of(m)}) for m in module.modules() if isinstance(m, Metric)]
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    stubs = {"log", "log_dict"} - vars(module).keys() if isinstance(module, pl.LightningModule) else set()
+    vars(module).update(dict.fromkeys(stubs, lambda *_, **__: None))
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             torch.manual_seed(seed)
             module.zero_grad(set_to_none=True)
-            loss = keep(check_losses(losses(module, batch), _count(module, batch))).sum()
-            with count:
-                loss.backward()  # type: ignore[no-untyped-call]
-        return {
-            name: torch.zeros_like(p) if p.grad is None else _real(p.grad)
-            for name, p in module.named_parameters()
-            if p.requires_grad
-        }
+            yield
     finally:
+        for name in stubs:
+            del vars(module)[name]
         with torch.no_grad():
             for name, p in module.named_parameters():
-                p.grad = before[name]
+                p.grad = gradients[name]
             for name, b in module.named_buffers():
                 if name in buffers:  # not one that the forward made
                     b.copy_(buffers[name])
@@ -211,5 +243,5 @@ def _gradients(
 
 
 def _state_of(metric: Metric) -> list[str]:
-    """The attributes of a metric that an update changes."""
+    """List the attributes of a metric that an update changes."""
     return [*metric.metric_state, "_update_count", "_computed"]

@@ -12,9 +12,10 @@ from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast.core import densify
+from lightning_ast.core.entries import EntryError
 from lightning_ast.core.losses import LossCaptureError
 from lightning_ast.testing import check_partial_backward
-from tests.conftest import PlainNet, assert_same_weights, weights
+from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
 
@@ -122,29 +123,66 @@ def test_wrong_gradients_are_found(digits: Digits) -> None:
     assert check.relative_error > 0.1
 
 
-def test_own_losses_and_explicit_ones(digits: Digits) -> None:
-    class Explicit(PlainNet):
+def test_the_training_step_is_what_is_checked(digits: Digits) -> None:
+    """Whatever its form: a loss by hand with a term of the batch, logged, returned in a dict, by a step of one argument."""
+
+    class ByHand(PlainNet):
+        def training_step(self, batch: Any) -> dict[str, Tensor]:
+            scores = self(batch[0])
+            self.log("scores", scores.mean())
+            loss = (F.cross_entropy(scores, batch[1], reduction="none") ** 2).mean() + scores.square().mean()
+            return {"loss": loss}
+
         def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1], reduction="none").pow(2)
+            raise AssertionError("it is not what the network is trained with")
 
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            raise AssertionError("not needed")
-
-    check = check_partial_backward(Explicit(batchnorm=False), batch_of(digits), indices=torch.tensor([3]))
+    module = ByHand(batchnorm=False)
+    check = check_partial_backward(module, batch_of(digits), indices=torch.tensor([3]))
     assert check.relative_error < 1e-5
-    assert check.selected == 1
+    assert (check.selected, check.flops_share) == (1, pytest.approx(0.05))
+    assert "log" not in vars(module)
+
+
+def test_a_loss_of_any_form_on_any_module(digits: Digits) -> None:
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        z = F.normalize(net(batch[0].flatten(1)), dim=1)
+        return F.cross_entropy(z @ z.T / 0.1, torch.arange(len(z)).flip(0))
+
+    check = check_partial_backward(
+        nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 8)), batch_of(digits), loss=loss
+    )
+    assert check.relative_error < 1e-5
+    assert set(check.relative_error_by_parameter) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_after_a_fit(digits: Digits) -> None:
+    """The module still has its trainer, which refuses to log."""
+    module = PlainNet(batchnorm=False)
+    quiet_trainer(max_steps=1).fit(module, loader(digits))
+    assert check_partial_backward(module, batch_of(digits)).relative_error < 1e-5
 
 
 def test_refusals_name_the_remedy(digits: Digits) -> None:
-    with pytest.raises(TypeError, match="pass `losses="):
+    with pytest.raises(TypeError, match="Linear has no training_step: pass `loss="):
         check_partial_backward(nn.Linear(2, 2), batch_of(digits))
 
-    class ByHand(PlainNet):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self(batch[0]).square().mean()
+    class Manual(PlainNet):
+        automatic_optimization = False
 
-    with pytest.raises(LossCaptureError, match="per_sample_loss"):
-        check_partial_backward(ByHand(), batch_of(digits))
+    class Nothing(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    class Free(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.net[0](torch.ones(1, 1, 8, 8)).mean()
+
+    with pytest.raises(TypeError, match="Manual runs its own backward: pass `loss="):
+        check_partial_backward(Manual(), batch_of(digits))
+    with pytest.raises(TypeError, match="expected training_step of Nothing to return a loss, got NoneType"):
+        check_partial_backward(Nothing(), batch_of(digits))
+    with pytest.raises(EntryError, match="expected a loss that depends on 20 samples"):
+        check_partial_backward(Free(), batch_of(digits))
 
 
 def test_a_hook_that_densifies_is_seen_in_the_cost(digits: Digits) -> None:

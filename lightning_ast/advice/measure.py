@@ -191,7 +191,7 @@ class Measurement:
         )
 
     def _step_facts(self, probe: Probe, saved: SavedBytes) -> StepFacts:
-        if "mask" in self._refused:  # it needs each sample's loss in the same way
+        if "mask" in self._refused:  # it finds each sample's gradient in the same way
             self._refused.setdefault("prune", self._refused["mask"])
         facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
         static = static_bytes(self._twin.module, self._twin.trainer.optimizers)

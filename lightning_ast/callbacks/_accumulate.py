@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = ["AccumulationWindow"]
@@ -25,10 +23,10 @@ class AccumulationWindow:
     """
 
     def __init__(self) -> None:
-        self._divisors: dict[int, Tensor] = {}
+        self._divisors: dict[int, float] = {}
         self._position = 0
         self._open = False
-        self._shared = torch.ones(())
+        self._shared = 1.0
 
     @staticmethod
     def first_batch(trainer: pl.Trainer, batch_idx: int) -> int:
@@ -42,29 +40,28 @@ class AccumulationWindow:
         if self._position == 0:
             self._divisors.clear()
 
-    def divisor(self, own: Tensor, scale: Tensor) -> Tensor:
-        """What a sparse micro-batch's loss is divided by.
+    def divisor(self, own: float, offered: float) -> float:
+        """Give what the weights of a sparse micro-batch's samples are divided by.
 
         Args:
-            own: scalar, its own denominator over all processes; 0 where nothing is trained on.
-            scale: scalar, the user's own denominator over all processes.
+            own: Its own denominator over all processes; 0 where nothing is trained on.
+            offered: Its number of samples over all processes.
         """
         if not self._open:
             return own
         if not self._divisors:
-            user = scale.where(scale > 0, torch.ones_like(scale))
-            self._shared = own.where(own > _LEAST * user, user)
+            self._shared = own if own > _LEAST * offered else max(offered, 1.0)
         self._divisors[self._position] = own
         return self._shared
 
     def rescale(self, optimizer: Optimizer) -> None:
-        """Bring the accumulated gradients to the common denominator; no device is waited for."""
+        """Bring the accumulated gradients to the common denominator."""
         if not self._divisors:
             return
-        total = torch.stack(list(self._divisors.values())).sum()
-        factor = torch.where(total > 0, len(self._divisors) * self._shared / total, total)
+        total = sum(self._divisors.values())
+        factor = len(self._divisors) * self._shared / total if total > 0 else 0.0
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(factor.to(parameter.grad.device))
+                    parameter.grad.mul_(factor)
         self._divisors.clear()

@@ -60,10 +60,10 @@ class Books:
             )
         self._trained = trained
 
-    def start_forward(self, *, traced: bool) -> None:
-        """Count the FLOPs of the forward that begins, if they are wanted; ``traced``: under another dispatch mode."""
+    def start_forward(self) -> None:
+        """Count the FLOPs of the forward that begins, if they are wanted."""
         if self._flops is not None:
-            self._flops.start_forward(traced=traced)
+            self._flops.start_forward()
 
     def stop_forward(self) -> None:
         """End the forward's count. Safe to call twice."""

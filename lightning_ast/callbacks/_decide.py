@@ -52,7 +52,7 @@ class Decision:
         selector: SampleSelector,
         processes: Processes,
         quarantine: Quarantine,
-        divisor: Callable[[Tensor, Tensor], Tensor],
+        divisor: Callable[[float, float], float],
     ) -> None:
         mixed: Any = module if isinstance(module, SparseLossMixin) else None
         self.indices: Callable[[Any], Tensor | None] = mixed.sample_indices if mixed else lambda batch: None
@@ -108,7 +108,7 @@ class Decision:
     # ------------------------------------------------------------------ the selection
 
     def decide(self, plan: BatchPlan, scores: Tensor, finite: Tensor, labels: Tensor | None) -> Kept | None:
-        """Decide what the gate lets through.
+        """Decide what the gate lets through, which is told on the device of the scores.
 
         Args:
             plan: The plan of the batch, to be completed.
@@ -119,6 +119,9 @@ class Decision:
         Returns:
             What is kept; None for everything, unchanged.
         """
+        device = scores.device
+        if plan.sparse:  # the host selects: one wait, and none for what follows
+            scores, finite = scores.cpu(), finite.cpu()
         eligible = self._quarantine.eligible(plan, finite)
         scores = scores.nan_to_num(0.0, 0.0, 0.0)
         plan.note(scores, labels)
@@ -134,7 +137,7 @@ class Decision:
             self.select(plan, scores, eligible)
         elif eligible is not None:
             plan.select(plan.selection.among(eligible))
-        return self.kept(plan, scores)
+        return self.kept(plan, device)
 
     def select(self, plan: BatchPlan, scores: Tensor, eligible: Tensor | None) -> None:
         """Choose the samples of a batch that are trained on.
@@ -190,13 +193,29 @@ class Decision:
             plan: The plan of the batch, with its selection.
             norms: ``(k,)`` norms of their gradients in this step, times their number k.
         """
-        kept = self.kept(plan, norms)
+        kept = self.kept(plan, norms.device, self.finite_in_step(plan, norms))
         if plan.scored_norms is None or not self._sums.found_in(plan, norms):
             return kept
         assert kept.factors is not None
         return replace(kept, factors=kept.factors * (plan.batch_size / plan.forwarded))
 
-    def kept(self, plan: BatchPlan, like: Tensor) -> Kept:
+    def finite_in_step(self, plan: BatchPlan, norms: Tensor) -> Tensor | None:
+        """Look for samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
+
+        Returns:
+            ``(k,)`` positions among the selected samples of those that are finite; None where the host knows of none
+            that are not.
+        """
+        if self._quarantine.limit is None or plan.selection is None or norms.device.type != "cpu":
+            return None
+        finite = norms.isfinite()
+        if plan.void or bool(finite.all()):
+            return None
+        bad = torch.zeros(plan.batch_size, dtype=torch.bool)
+        plan.quarantine(bad.index_fill(0, plan.selection.indices[~finite], True))
+        return finite.nonzero().flatten()
+
+    def kept(self, plan: BatchPlan, device: torch.device, finite: Tensor | None = None) -> Kept:
         """Weigh a selection as a part of one large batch.
 
         The gradient of a mean over B samples has rows that were divided by B. They are multiplied by ``w * B / d``,
@@ -204,25 +223,28 @@ class Decision:
 
         Args:
             plan: The plan of the batch, with its selection.
-            like: A tensor of the device and the type of the weights.
+            device: The device of the gradient.
+            finite: Positions among the selected samples of those that are kept after all; None keeps every one.
         """
         assert plan.selection is not None
-        indices, weights = plan.selection.indices, plan.selection.weights
+        indices, weights = plan.selection.indices.cpu(), plan.selection.weights
         size = plan.forwarded
-        ones = torch.ones_like(indices, dtype=like.dtype, device=like.device)
+        ones = torch.ones(indices.numel(), dtype=torch.float64)
         weights = ones if weights is None or plan.leave_out else weights.to(ones)
         if plan.sub_batch is not None:
-            indices = torch.arange(size, device=indices.device)
-        own = weights.sum()
-        offered = own.new_tensor(float(plan.batch_size))
-        if self._selector.weighting == "unbiased" and not plan.leave_out:
-            own = offered if plan.bad is None else (~plan.bad).sum().to(own)
+            indices = torch.arange(size)
+        if finite is not None:
+            indices, weights = indices[finite], weights[finite]
         if plan.void:
-            own = torch.zeros_like(own)
-        shared = own if plan.leave_out else self._divisor(own, offered)  # no other process knows of a dense step
-        factors = weights * size / shared.where(shared > 0, torch.ones_like(shared))
+            indices, weights = indices[:0], weights[:0]
+        own = float(weights.sum())
+        if self._selector.weighting == "unbiased" and not plan.leave_out and not plan.void:
+            own = float(plan.batch_size if plan.bad is None else (~plan.bad).sum())
+        shared = own if plan.leave_out else self._divisor(own, float(plan.batch_size))  # no other process knows of it
+        factors = weights * (size / shared) if shared > 0 else weights
+        factors = factors.float() if device.type == "mps" else factors  # which has no larger type
         return Kept(
-            indices[:0] if plan.void else indices,
-            factors[:0] if plan.void else factors,
-            rows_only=plan.leave_out or plan.known_bad,
+            indices.to(device, non_blocking=True),
+            factors.to(device, non_blocking=True),
+            rows_only=plan.leave_out or plan.known_bad or finite is not None,
         )

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -93,7 +92,7 @@ class SparseFit:
             self.selector,
             processes,
             self.quarantine,
-            divisor=lambda own, scale: self._window.divisor(*processes.mean(torch.stack([own, scale])).unbind()),
+            divisor=lambda own, offered: self._window.divisor(*processes.mean_of(own, offered)),
         )
         self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
         self.gating = Gating(
@@ -119,23 +118,29 @@ class SparseFit:
     def attach(self) -> None:
         """In ``subset`` wrap the training step; in ``prune`` lead the fit loop."""
         note_unused_methods(self._module)
-        if self._subset is not None:
-            self._subset.install()
+        self.wrap()
         if self.epochs is not None:
             self.epochs.attach()
 
     def detach(self) -> None:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
-        self._books.close()
-        self.gating.close()
-        self.plan = None
-        if self._subset is not None:
-            self._subset.remove()
+        self.abandon_batch()
+        self.unwrap()
         if self._tells_flops:
             self._module.__dict__.pop(_FLOPS, None)
         self._resumption.detach()
         if self.epochs is not None:
             self.epochs.detach()
+
+    def wrap(self) -> None:
+        """In ``subset`` wrap the training step."""
+        if self._subset is not None:
+            self._subset.install()
+
+    def unwrap(self) -> None:
+        """Take the wrapper off. Safe to call twice."""
+        if self._subset is not None:
+            self._subset.remove()
 
     def start_training(self) -> None:
         """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
@@ -150,7 +155,6 @@ class SparseFit:
                 gating=self.gating,
                 needs_losses=self._decision.needs_losses,
             )
-        self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         faults = training_faults(self._trainer, mode=self.mode)
         if self.epochs is not None:
             self.epochs.ensure_installed()
@@ -165,6 +169,8 @@ class SparseFit:
 
     def start_batch(self, batch: Any, batch_idx: int) -> None:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
+        if self.plan is not None:
+            self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
         stage = self._stage_of(batch_idx)
@@ -180,7 +186,7 @@ class SparseFit:
         indices = self._indices(batch, size)
         check_indices(indices, size)
         if self.epochs is not None:
-            plan = self.epochs.batch_plan(size, indices, self._module.device)
+            plan = self.epochs.batch_plan(size, indices)
         else:
             sparse = stage == "sparse" and self.selector.target_activation_rate < 1
             plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
@@ -189,8 +195,9 @@ class SparseFit:
         plan.leave_out = not plan.sparse and plan.known_bad
         if self._subset is not None and (plan.sparse or self.gating.scoring_traces.wanted(size)):
             self._take_subset(self._subset, plan, batch, batch_idx)
+        self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self.gating.start_batch(plan, batch)
-        self._books.start_forward(traced=self.gating.traces)
+        self._books.start_forward()
 
     def _size(self, batch: Any) -> int:
         """Count the samples of a batch, which may be none.
@@ -282,6 +289,18 @@ class SparseFit:
         for watcher in self.watchers:
             watcher.finish_batch(plan)
         return True
+
+    def abandon_batch(self) -> None:
+        """Leave a batch that has no end: a step that failed, or was skipped by a hook. Safe where there is none."""
+        self._books.close()
+        self.gating.close()
+        self.quarantine.restore()
+        self.plan = None
+
+    def finish_epoch(self) -> None:
+        """Compare what was left out with what is allowed, over all processes."""
+        self.abandon_batch()
+        self.quarantine.finish_epoch()
 
     def interrupt(self) -> None:
         """Something else than training happens now: it is not training time."""

@@ -33,6 +33,7 @@ __all__ = [
     "reload_as_due",
     "reload_validation_as_due",
     "restart_loader",
+    "runs_backward",
     "written_within",
 ]
 
@@ -303,3 +304,8 @@ def restart_loader(loop: _FitLoop) -> None:
     if resuming or loop.trainer.current_epoch == 0:
         assert loop._data_fetcher is not None
         iter(loop._data_fetcher)
+
+
+def runs_backward(loop: _FitLoop) -> bool:
+    """Tell whether training steps have a backward: in the last epoch of weight averaging they have none."""
+    return not loop._skip_backward

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.callbacks._decide import Decision
+from lightning_ast.callbacks._fit_loop import runs_backward
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.callbacks._traces import Traces
@@ -91,15 +92,11 @@ class Gating:
         if self._traces.wanted(plan.forwarded):
             self._trace = self._traces.start(batch if plan.sub_batch is None else plan.sub_batch, plan.forwarded)
             self._enter(self._trace)
+            plan.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
             self._capture = StepLosses(self._module)
             self._enter(self._capture)
-
-    @property
-    def traces(self) -> bool:
-        """Whether the running forward is traced."""
-        return self._trace is not None
 
     def _enter(self, mode: Any) -> None:
         mode.__enter__()
@@ -259,7 +256,8 @@ class Gating:
     def _tell_ungated(self, plan: BatchPlan) -> None:
         if plan.sub_batch is None:
             plan.sparse = plan.leave_out = False
-        if self.finder.proved or (self._traces.exhausted and not self._traces.attempts):
+        is_known = self.finder.proved or (self._traces.exhausted and not self._traces.attempts)
+        if is_known and runs_backward(self._module.trainer.fit_loop):
             result = "so it was a dense one" if plan.sub_batch is None else "so the selected samples weigh alike"
             self._warn(
                 f"a training step had no loss whose gradient could be selected from, {result}: it calls "

@@ -69,7 +69,6 @@ class FlopCount:
         self._open = ExitStack()
         self._forward_open = ExitStack()
         self._in_forward = False
-        self._traced = False
         self._tries = _TRIES
         self._counter = BackwardFlops()
         self._counting_now = False
@@ -84,14 +83,8 @@ class FlopCount:
         if enabled and not self._counts:
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
-    def start_forward(self, *, traced: bool = False) -> None:
-        """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such.
-
-        Args:
-            traced: Whether the forward runs under another dispatch mode, which hides some operations: where this one
-                cannot be counted, the next one is.
-        """
-        self._traced = traced
+    def start_forward(self) -> None:
+        """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such."""
         self._expects_backward = self._in_forward = self._wants_dense and self._forward is None
         if self._in_forward:
             self._forward_open.enter_context(self._counting())
@@ -158,18 +151,16 @@ class FlopCount:
             ledger.flops = self.of_sample(plan)
         counter, full = self._counter, self._backward_full
         self._counter, self._backward_full = BackwardFlops(), 0
-        if self._traced and counter.failure is not None:
-            self._forward = self._backward = None
-            return _NONE
-        if self._wants_dense and counter.failure is not None:
+        hindered = plan.traced and counter.failure is not None  # the next batch is run without the trace
+        if self._wants_dense and counter.failure is not None and not hindered:
             self._counts = self._wants_share = False
             rank_zero_warn(
                 f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {counter.failure}. "
                 "Training is not affected; SparseSelectionCallback(count_flops=False) does not try."
             )
         self._tries -= self._forward is not None
-        if self._counts and self._tries > 0 and (plan.void or self._backward is None):
-            self._forward = self._backward = None  # nothing was trained on: the next batch tells what one costs
+        if self._counts and self._tries > 0 and (plan.void or hindered or self._backward is None):
+            self._forward = self._backward = None  # the next batch tells what one costs
         else:
             self._wants_dense = False
         executed = None

@@ -33,6 +33,7 @@ class BatchPlan:
         labels: ``(B,)`` class indices, where they are known and the significance was computed.
         bad: ``(B,)`` bool, samples that are not finite; None where the host knows of none.
         leave_out: Whether the selection is every sample but the bad ones, without weights, in a dense step.
+        traced: Whether a sample is followed through the step's own forward.
         void: Whether no sample can be trained on; the selection stands for none, and the gradient is zero.
     """
 
@@ -49,6 +50,7 @@ class BatchPlan:
     labels: Tensor | None = None
     bad: Tensor | None = None
     leave_out: bool = False
+    traced: bool = False
     void: bool = False
 
     @property

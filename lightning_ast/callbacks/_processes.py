@@ -34,6 +34,10 @@ class Processes:
         """Element-wise mean over the processes."""
         return self._reduced(value, "mean")
 
+    def mean_of(self, *values: float) -> list[float]:
+        """Means of numbers over the processes."""
+        return list(values) if self.count == 1 else self.mean(torch.tensor(values)).tolist()
+
     def maximum(self, value: Tensor) -> Tensor:
         """Element-wise maximum over the processes."""
         return self._reduced(value, "max")

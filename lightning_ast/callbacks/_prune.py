@@ -228,13 +228,12 @@ class PrunedEpochs:
         count = self.epoch.lengths.samples * self._processes.count
         return plan_epoch(self.history, offered, epoch=self.epoch.number, count=count, selector=self._selector)
 
-    def batch_plan(self, batch_size: int, own: Tensor | None, device: torch.device) -> BatchPlan:
+    def batch_plan(self, batch_size: int, own: Tensor | None) -> BatchPlan:
         """What is to be done with the next batch of the epoch: train on all of it, and remember what it was worth.
 
         Args:
             batch_size: samples that it holds.
             own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-            device: of the losses.
 
         Raises:
             ConfigurationError: it does not hold the samples that were to be loaded.
@@ -248,8 +247,8 @@ class PrunedEpochs:
         if self._observes:
             plan.observe = functools.partial(self.history.observe, planned.indices)
         if planned.weights is not None:
-            weights = planned.weights.to(device, non_blocking=True)
-            plan.sparse, plan.selection = True, Selection(torch.arange(batch_size, device=device), weights)
+            plan.sparse = True
+            plan.selection = Selection(torch.arange(batch_size), planned.weights)
         return plan
 
     # ------------------------------------------------------------------ state

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.callbacks._processes import Processes
-from lightning_ast.core.containers import leaves_of
+from lightning_ast.callbacks._stand_ins import StandIns
 from lightning_ast.core.quarantine import all_finite
 from lightning_ast.core.replacement import find_finite, replace_in_batch
 from lightning_ast.words import counted
@@ -82,15 +82,14 @@ class Quarantine:
         self._offered = self._expected = 0
         self._epoch = 0
         self._pending: list[_Pending] = []
-        self._swapped: list[tuple[Tensor, Tensor]] = []
+        self._stand_ins = StandIns()
 
     # ------------------------------------------------------------------ within a step
 
     def examine(self, plan: BatchPlan, batch: Any) -> None:
         """Look at the input of a batch, and put other samples in the place of those that are not finite.
 
-        The tensors of the batch hold other data until :meth:`restore`; the memory that they had, which may be the
-        dataset's, is not written to.
+        They stand there until :meth:`restore`.
 
         Args:
             plan: The plan of the batch; told which samples these are.
@@ -100,17 +99,11 @@ class Quarantine:
         if finite is None:
             return
         plan.quarantine(~finite)
-        replaced = replace_in_batch(batch, finite)
-        for old, new in zip(leaves_of(batch), leaves_of(replaced), strict=True):
-            if isinstance(old, Tensor) and isinstance(new, Tensor) and old is not new:
-                self._swapped.append((old, old.data))
-                old.data = new
+        self._stand_ins.put(batch, replace_in_batch(batch, finite))
 
     def restore(self) -> None:
-        """Give the tensors of the batch their own data back. Safe to call twice."""
-        while self._swapped:
-            tensor, data = self._swapped.pop()
-            tensor.data = data
+        """Give the batch its own values back. Safe to call twice."""
+        self._stand_ins.restore()
 
     def eligible(self, plan: BatchPlan, values: Tensor) -> Tensor | None:
         """Tell which samples may be selected.

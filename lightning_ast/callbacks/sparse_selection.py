@@ -245,7 +245,7 @@ class SparseSelectionCallback(Callback):
         """Compare what was left out with what is allowed, over all processes."""
         assert self._fit is not None
         assert self._log is not None
-        self._fit.quarantine.finish_epoch()
+        self._fit.finish_epoch()
         self._log.finish_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ast.core.rows import row_count, take_rows
 
-__all__ = ["BatchError", "EmptyBatchError", "Slicer", "children_of", "is_listing", "leaves_of"]
+__all__ = ["BatchError", "EmptyBatchError", "Slicer", "are_images", "children_of", "is_listing", "leaves_of"]
 
 _REMEDY = "use SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
 
@@ -32,6 +32,16 @@ class EmptyBatchError(BatchError):
 def is_listing(part: Any) -> TypeGuard[list[Any] | tuple[Any, ...] | deque[Any]]:
     """Tell whether a container is a plain sequence: a list, a tuple without names or a deque."""
     return isinstance(part, (list, tuple, deque)) and not hasattr(part, "_fields")
+
+
+def are_images(part: Any) -> bool:
+    """Tell whether a list holds nothing but images ``(C, H, W)``, whose channels may be as many as the samples."""
+    return len(part) > 0 and all(isinstance(each, Tensor) and each.ndim == 3 and _is_number(each) for each in part)
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds numbers or pixels, and not ids."""
+    return tensor.is_floating_point() or tensor.dtype is torch.uint8
 
 
 def children_of(part: Any) -> list[Any] | None:
@@ -138,7 +148,8 @@ class Slicer:
     def _sequence(self, part: Any) -> Any:
         if hasattr(part, "_fields"):  # a named tuple
             return part._make([self.take(entry) for entry in part])
-        entry_a_sample = id(part) in self._listings or (len(part) == self._size and self._few_rows(part))
+        listed = id(part) in self._listings or (part is not self._batch and are_images(part))
+        entry_a_sample = len(part) == self._size and (listed or self._few_rows(part))
         entries = self.entries(part) if entry_a_sample else [self.take(entry) for entry in part]
         return self._remake(part, lambda: type(part)(entries), "a list")
 

@@ -141,11 +141,11 @@ class PIController:
         self._integral = 0.0
         self._level = self._first_level()
 
-    def _first_level(self) -> Tensor | None:
+    def _first_level(self) -> float | None:
         if self.initial_threshold is None:
             return None
-        start = torch.tensor(float(self.initial_threshold), dtype=torch.float64)
-        return start.log() if self.uses_feedforward else start
+        start = float(self.initial_threshold)
+        return math.log(start) if self.uses_feedforward else start
 
     def threshold(self, solved: Tensor | None, *, target: float) -> Tensor:
         """The threshold to gate this batch with.
@@ -156,35 +156,37 @@ class PIController:
             target: target activation rate in (0, 1].
 
         Returns:
-            Scalar tensor, on the device of ``solved``; no device is waited for.
+            Scalar tensor on the CPU.
 
         Raises:
             ValueError: ``solved`` is missing where feed-forward needs it.
         """
         if not self.uses_feedforward:
             assert self._level is not None  # reset() set it, __init__ checked it
-            return self._level
+            return _scalar(self._level)
         if solved is None:
             raise ValueError("feed-forward needs the batch's own threshold: pass solve_threshold(...) as `solved`.")
-        assert self.feedforward_alpha is not None
-        newest = solved.detach().log()
-        if self._level is None:
-            self._level = newest
-        else:
-            self._level = self._follow(self._level.to(newest.device), newest)
-        correction = math.exp(max(-20.0, min(20.0, self.kp * self._error(target) + self.ki * self._integral)))
-        threshold = (self._level.exp() * correction).clamp(*self.threshold_bounds)
-        return torch.where(newest < _NOTHING, solved.detach().to(threshold.dtype), threshold)  # all alike: any of them
+        own = float(solved)
+        newest = math.log(own)
+        self._level = newest if self._level is None else self._follow(self._level, newest)
+        if newest < _NOTHING:
+            return _scalar(own)  # all samples are alike: any of them
+        correction = self.kp * self._error(target) + self.ki * self._integral
+        low, high = self.threshold_bounds
+        threshold = math.exp(self._level) * math.exp(max(-20.0, min(20.0, correction)))
+        return _scalar(max(low, min(high, threshold)))
 
-    def _follow(self, level: Tensor, newest: Tensor) -> Tensor:
-        """The running mean, on the device. A batch without any significance (all labels ignored) teaches nothing, and
-        one batch moves the mean by a bounded step.
+    def _follow(self, level: float, newest: float) -> float:
+        """Move the running mean.
+
+        A batch without any significance (all labels ignored) teaches nothing, and one batch moves the mean by a
+        bounded step.
         """
         assert self.feedforward_alpha is not None
-        step = (newest - level).clamp(-_LARGEST_STEP, _LARGEST_STEP)
-        empty = newest < _NOTHING
-        followed = torch.where(empty, level, level + self.feedforward_alpha * step)
-        return torch.where(level < _NOTHING, newest, followed)
+        if level < _NOTHING:
+            return newest
+        step = max(-_LARGEST_STEP, min(_LARGEST_STEP, newest - level))
+        return level if newest < _NOTHING else level + self.feedforward_alpha * step
 
     def update(self, activation_rate: float, *, target: float, at_minimum: bool = False) -> None:
         """Learn from what the gate let through.
@@ -212,19 +214,19 @@ class PIController:
     def _step_original(self, error: float) -> None:
         assert self._level is not None
         low, high = self.threshold_bounds
-        level = float(self._level)  # a host value: no device is waited for
+        level = self._level
         if low < level < high:
             self._integrate(error)
         else:
             self._integral *= 0.9
-        self._level = self._level.new_tensor(min(high, max(low, level + self.kp * error + self.ki * self._integral)))
+        self._level = min(high, max(low, level + self.kp * error + self.ki * self._integral))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs: primitives and tensors alone."""
         return {
             "activation_rate_ema": self.activation_rate_ema,
             "integral": self._integral,
-            "level": None if self._level is None else self._level.detach().cpu(),
+            "level": None if self._level is None else _scalar(self._level),
             "feedforward": self.uses_feedforward,
             "integral_limit": float(self.integral_limit),
         }
@@ -237,4 +239,8 @@ class PIController:
             return  # a logarithm is no threshold, and relative errors are not absolute ones
         self._integral = max(-self.integral_limit, min(self.integral_limit, state["integral"]))
         level = state["level"]
-        self._level = self._first_level() if level is None else level
+        self._level = self._first_level() if level is None else float(level)
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

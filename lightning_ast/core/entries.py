@@ -9,25 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.graph import rows_are_picked
 from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
 from lightning_ast.core.partial.rows import Place
 
 __all__ = ["Entry", "EntryError", "EntryFinder", "Found"]
 
-_PRODUCTS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Convolution", "Embedding", "Linear", "Mm", "Mv")
+_PRODUCTS = (
+    *("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Mm", "Mv"),
+    *("Convolution", "Embedding", "Linear", "Prelu"),
+)
 """Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight."""
 _PARTS = ("Rnn", "Conv", "Norm")
 _OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 """Nodes that hide their parameters."""
 _PICKING = ("Embedding", "Index", "Gather", "Take")
 """Nodes that pick rows of a parameter by data, which their edges do not show."""
+_RESHAPING = (
+    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"),
+    *("Transpose", "TBackward", "Permute", "ToCopy", "Alias"),
+)
+"""Nodes that give a tensor another shape or type."""
 _PLANS = 64
 """Graphs of different forms that are remembered."""
 
@@ -200,11 +209,19 @@ class _SizedView:
         shape = _shape(node, output_nr)
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
-        known = self._known.get((node.name(), len(shape)))
+        known = self._known.get((_form(node), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
-            return known
+            return self._unless_picked(node, output_nr, known)
+        if self._batch_size == 1 and shape:  # every row is the sample's
+            return Layout(len(shape), 0, 1, shape[0])
         fitting = list(layouts_by_size(shape, self._batch_size))
-        return fitting[0] if len(fitting) == 1 else None
+        return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
+
+    def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
+        """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
+        if layout is None or layout.dim or layout.pre * layout.post == 1:
+            return layout
+        return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
 
 
 class _TracedView(_SizedView):
@@ -221,16 +238,43 @@ class _TracedView(_SizedView):
         dependence = None if _is_leaf(edge[0]) else self._trace.dependence(*edge)
         if dependence is None:
             return super()._pure_of(edge)
-        # A term may be flat at the sample that was followed (a margin that is kept): what it is made of decides.
-        return dependence.independent and _edges_of(edge[0])
+        return not dependence.touched
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         dependence = self._trace.dependence(node, output_nr)
-        if dependence is None or dependence.independent:
+        if dependence is None:
             return None
-        return prove_layout(
+        if dependence.independent:
+            return self._inherited(node, output_nr)
+        layout = prove_layout(
             dependence.shape, dependence.profiles, batch_size=self._batch_size, sample=self._trace.sample
         )
+        return self._unless_picked(node, output_nr, layout)
+
+    def _inherited(self, node: Node, output_nr: int) -> Layout | None:
+        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from.
+
+        So are those of a straight-through estimator, which are equal for samples of one code.
+        """
+        shape = _shape(node, output_nr)
+        pending, seen = [node], set[Node]()
+        while pending and shape:
+            current = pending.pop()
+            if current in seen or _named(current.name(), (*_RESHAPING, *_PICKING, *_OPAQUE)):
+                continue
+            seen.add(current)
+            for edge in _edges_of(current):
+                rows = None if _is_leaf(edge[0]) or self.is_pure(*edge) else _shape(*edge)
+                if not rows or rows[0] != shape[0]:
+                    continue
+                dependence = self._trace.dependence(*edge)
+                if dependence is None or dependence.independent:
+                    pending.append(edge[0])
+                    continue
+                layout = self.layout(*edge)
+                if layout is not None and layout.dim == 0:
+                    return replace(layout, ndim=len(shape))
+        return None
 
 
 # ---------------------------------------------------------------------- the walk
@@ -256,7 +300,7 @@ class _Walk:
         self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
         self._layouts: dict[tuple[Node, int], Layout] = {}
         for node in _visit(loss, self._decide):
-            self.plan.names.append(node.name())
+            self.plan.names.append(_form(node))
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
         verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
@@ -271,7 +315,7 @@ class _Walk:
             if layout is not None:
                 self.entered.setdefault((child, output_nr), []).append((node, position))
                 self._layouts[child, output_nr] = layout
-                self.plan.layouts.append((layout, child.name(), child in self._inner))
+                self.plan.layouts.append((layout, _form(child), child in self._inner))
                 return "enter"
             self._view.note_unclear(child, output_nr)
         return "walk"
@@ -319,7 +363,7 @@ class _Follow:
         return Found(tuple(entries))
 
     def _decide(self, node: Node) -> tuple[Verdict, ...] | None:
-        if next(self._names, None) != node.name():
+        if next(self._names, None) != _form(node):
             return None
         planned = next(self._verdicts)
         following = node.next_functions
@@ -330,7 +374,7 @@ class _Follow:
                 return None
             if verdict == "enter":
                 layout, name, nested = next(self._layouts)
-                if child.name() != name:
+                if _form(child) != name:
                     return None
                 self._edges.setdefault((child, output_nr), []).append((node, position))
                 self._facts[child, output_nr] = layout, nested
@@ -379,7 +423,16 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
         shape = tuple(child.variable.shape) if _is_leaf(child) else _shape(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or _numel(shape) > 1:
             return True
+        if _named(name, ("Add",)) and any(_is_layers_output(other, view) for other, _ in node.next_functions):
+            return True  # the bias of a layer of one output, which stands apart from the product
     return False
+
+
+def _is_layers_output(node: Node | None, view: _SizedView) -> bool:
+    """Whether a node is a product with a parameter, or shows one in another shape or type."""
+    while node is not None and _named(node.name(), _RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and _named(node.name(), _PRODUCTS) and _owns_parameters(node, view)
 
 
 def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
@@ -420,6 +473,11 @@ def _settled(edge: _Edge, memo: dict[_Edge, bool], rule: Callable[[_Edge], bool 
 def _edges_of(node: Node) -> list[_Edge]:
     """List what a node was computed from, as far as that has a graph."""
     return [(child, output_nr) for child, output_nr in node.next_functions if child is not None]
+
+
+def _form(node: Node) -> str:
+    """Name a node without the number of its overload, which may be another one under a trace."""
+    return node.name().rstrip("0123456789")
 
 
 def _is_leaf(node: Node) -> bool:

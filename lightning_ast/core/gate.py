@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,13 @@ class Selection:
 
     indices: Tensor
     weights: Tensor | None = None
+
+    def to(self, device: torch.device) -> Selection:
+        """Bring it to a device; nothing waits for that."""
+        if self.indices.device == device:
+            return self
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        return Selection(self.indices.to(device, non_blocking=True), weights)
 
     def among(self, eligible: Tensor | None) -> Selection:
         """Those of the samples that are eligible, ``(B,)`` bool or None for all; reading them waits for the device."""
@@ -100,8 +108,8 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
     """The threshold at which the expected share of this batch that is kept is ``rate``.
 
     For the soft gate the expected count, ``sum(clip(s * x, floor, 1))`` with ``x = 1 / threshold``, is piecewise linear
-    in x: it is summed from breakpoint to breakpoint and inverted, exactly and without waiting for the device. For the
-    hard gates it is the value between the last kept sample and the first dropped one.
+    in x: it is summed from breakpoint to breakpoint and inverted, exactly, on the host. For the hard gates it is the
+    value between the last kept sample and the first dropped one.
 
     Args:
         significance: ``(B,)``, non-negative.
@@ -117,19 +125,23 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
     """
-    s = lift_zeros(_precise(significance))
-    size = s.numel()
+    s = _on_host(significance)
+    s = np.maximum(s, s.max() * 1e-6 + 1e-30)  # as lift_zeros does
+    size = len(s)
     if gate != "soft":
         kept = min(size, max(1, round(rate * size)))
-        ordered = torch.cat([s.sort(descending=True).values, s.new_zeros(1)])
-        return (ordered[kept - 1] * ordered[kept].clamp_min(1e-30)).sqrt()
-    points, order = torch.cat([floor / s, 1 / s]).sort()
-    slopes = torch.cat([s, -s])[order].cumsum(0)
-    counts = floor * size + torch.cat([s.new_zeros(1), (slopes[:-1] * points.diff()).cumsum(0)])
-    after = torch.searchsorted(counts, counts.new_tensor(rate * size)).clamp(1, 2 * size - 1)
-    before = (after - 1).reshape(1)  # indexing with a tensor without dimensions would read it
-    x = points[before] + (rate * size - counts[before]) / slopes[before].clamp_min(1e-30)
-    return (1 / x).squeeze(0)
+        ordered = np.append(np.sort(s)[::-1], 0.0)
+        threshold = math.sqrt(ordered[kept - 1] * max(ordered[kept], 1e-30))
+    else:
+        points = np.concatenate([floor / s, 1 / s])
+        order = points.argsort()
+        points = points[order]
+        slopes = np.concatenate([s, -s])[order].cumsum()
+        counts = floor * size + np.append(0.0, (slopes[:-1] * np.diff(points)).cumsum())
+        after = min(max(int(counts.searchsorted(rate * size)), 1), 2 * size - 1)
+        slope = max(slopes[after - 1], 1e-30)
+        threshold = 1 / (points[after - 1] + (rate * size - counts[after - 1]) / slope)
+    return torch.tensor(threshold, dtype=_wide(significance), device=significance.device)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
@@ -147,12 +159,11 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
     Returns:
         ``(k,)`` ascending positions. Reading k waits for the device once.
     """
-    noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64)
-    noise = noise.to(probability.device, _precise(probability).dtype, non_blocking=True)
+    noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
     order = noise[:-1].argsort()
-    ends = (_precise(probability[order]).cumsum(0) + noise[-1]).floor()
-    hit = ends > torch.cat([ends.new_zeros(1), ends[:-1]])
-    return order[hit].sort().values
+    ends = np.floor(_on_host(probability)[order].cumsum() + noise[-1])
+    hit = ends > np.append(0.0, ends[:-1])
+    return torch.from_numpy(np.sort(order[hit])).to(probability.device)
 
 
 def minimum_count(batch_size: int, min_selected: int | float) -> int:
@@ -228,6 +239,11 @@ def select(
     return Selection(indices, probability[indices].pow(-exponent)).among(eligible)
 
 
-def _precise(values: Tensor) -> Tensor:
+def _on_host(values: Tensor) -> np.ndarray[Any, Any]:
+    """Bring a batch's values to the host: there, many small operations take a tenth of a device's time."""
+    return values.detach().cpu().double().numpy()
+
+
+def _wide(values: Tensor) -> torch.dtype:
     """float64, or float32 on Apple's GPUs, which have no other."""
-    return values.float() if values.device.type == "mps" else values.double()
+    return torch.float32 if values.device.type == "mps" else torch.float64

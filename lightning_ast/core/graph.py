@@ -5,19 +5,24 @@ Nothing is run for it, and no device is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["RowOrder", "below_ddp", "row_order", "runs_compiled"]
+__all__ = ["RowOrder", "below_ddp", "row_order", "rows_are_picked", "runs_compiled"]
 
 RowOrder = Literal["samples", "picked", "joined"]
 
 _PICKING = ("IndexBackward0", "MaskedSelectBackward0")
 _JOINING = ("CatBackward0", "StackBackward0")
+_ARRANGING = (
+    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute"),
+    *("Cat", "Stack", "Expand", "Repeat", "AsStrided", "Unfold", "Select", "Slice", "Split", "Unbind", "IndexSelect"),
+)
+_HIDING = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 _DDP_SINK = "_DDPSinkBackward"
 _RESHAPING = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "CloneBackward0")
 
@@ -62,6 +67,43 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
     return "samples"
 
 
+def rows_are_picked(node: Any, output_nr: int, *, is_constant: Callable[[Any, int], bool]) -> bool:
+    """Tell whether the rows of a node's output were picked or made one by one, as masked tokens and proposals are.
+
+    Their number differs from sample to sample, also where it happens to be a multiple of the batch size. Rows are
+    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample.
+
+    Args:
+        node: A node of the graph.
+        output_nr: The position of its output.
+        is_constant: ``(node, output_nr) -> bool``, whether an output is made without the samples.
+
+    Example:
+        >>> import torch
+        >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
+        >>> flat, picked = x.view(-1, 2).exp(), x[x[..., 0] == 0].exp()
+        >>> [rows_are_picked(t.grad_fn, 0, is_constant=lambda *_: False) for t in (flat, picked)]
+        [False, True]
+    """
+    rows = _leading(node, output_nr)
+    pending, seen = [node], set[Any]()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        name = current.name()
+        edges = [(child, nr) for child, nr in current.next_functions if child is not None and child.next_functions]
+        edges = [edge for edge in edges if not is_constant(*edge)]
+        same = [child for child, nr in edges if _leading(child, nr) == rows]
+        if name.startswith(_PICKING) and _picks_first(current):
+            return True
+        if not same and edges and not name.startswith((*_ARRANGING, *_HIDING)):
+            return True
+        pending += same
+    return False
+
+
 def runs_compiled(loss: Tensor) -> bool:
     """Whether a function that ``torch.compile`` made lies between the parameters and a loss."""
     return any(node.name().startswith("CompiledFunction") for node in _nodes(loss.grad_fn, without=None))
@@ -85,10 +127,10 @@ def _picks_first(node: Any) -> bool:
     return indices is None or (len(indices) > 0 and indices[0] is not None)
 
 
-def _leading(node: Any) -> int | None:
+def _leading(node: Any, output_nr: int = 0) -> int | None:
     """The leading dimension of what the node computed in the forward; None where that is not known."""
     metadata = getattr(node, "_input_metadata", None)
-    shape: Any = metadata[0].shape if metadata else ()
+    shape: Any = metadata[output_nr].shape if metadata and output_nr < len(metadata) else ()
     return int(shape[0]) if len(shape) > 0 else None
 
 

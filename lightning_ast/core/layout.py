@@ -17,7 +17,7 @@ _EXACT = 1e-3
 _MIXED = 0.2
 """Mean change of another sample, as a share of the changed sample's, up to which its rows can be told."""
 _PARTNERS = 0.5
-"""Share of the other samples' rows that may change as well, however much, as those do that are mixed with the sample."""
+"""Share of the other samples' rows that may change as well, however much, as those mixed with the sample do."""
 
 
 @dataclass(frozen=True)

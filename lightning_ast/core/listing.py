@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_ast.core.containers import BatchError, children_of, is_listing, leaves_of
+from lightning_ast.core.containers import BatchError, are_images, children_of, is_listing, leaves_of
 from lightning_ast.core.rows import holds_floats, row_count
 
 __all__ = [
@@ -64,7 +64,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
         columns = parallel_lists(batch)
         if columns is not None and size in (None, len(columns[0])):
             entries = list(zip(*columns, strict=True))
-            if not _agree_on_rows(entries, size):
+            if (size is not None and any(map(are_images, columns))) or not _agree_on_rows(entries, size):
                 return entries, columns
     except BatchError:  # a packed sequence
         pass
@@ -165,8 +165,8 @@ def _majority(sizes: list[int]) -> bool:
 
 def _form(entry: Any) -> Any:
     """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
-    if isinstance(entry, Tensor):
-        return Tensor, entry.dtype, entry.ndim
+    if isinstance(entry, (Tensor, np.ndarray)):
+        return type(entry), entry.dtype, entry.ndim
     if isinstance(entry, Mapping):
         return Mapping, frozenset(entry.keys())
     if is_listing(entry):

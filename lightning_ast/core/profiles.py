@@ -22,17 +22,21 @@ class Dependence:
         shape: The tensor's shape.
         profiles: One ``(shape[d],)`` float64 tensor on the CPU for each dimension ``d``: the summed differences between
             the tensor and its shadow over the other dimensions, 0 where it is independent.
-        independent: Whether no element depends on the sample.
+        independent: Whether it is known that no element changes with the sample: NaN hides it.
+        touched: Whether it was computed from something of the sample all the same: a margin that is kept, a code that
+            two samples share.
     """
 
     shape: tuple[int, ...]
     profiles: tuple[Tensor, ...]
     independent: bool
+    touched: bool = True
 
 
 def independent_of_shape(shape: tuple[int, ...]) -> Dependence:
-    """Describe a tensor without any dependence."""
-    return Dependence(shape, tuple(torch.zeros(size, dtype=torch.float64) for size in shape), independent=True)
+    """Describe a tensor that nothing of the sample went into."""
+    profiles = tuple(torch.zeros(size, dtype=torch.float64) for size in shape)
+    return Dependence(shape, profiles, independent=True, touched=False)
 
 
 def compare(real: Tensor, shadow: Tensor) -> Dependence:
@@ -55,7 +59,8 @@ def compare(real: Tensor, shadow: Tensor) -> Dependence:
         others = [e for e in range(len(shape)) if e != d]
         summed = difference.double() if difference.device.type != "mps" else difference
         profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
-    return Dependence(shape, tuple(profiles), independent=not bool(difference.any()))
+    hidden = bool(real[box].isnan().any())  # as in the mean of losses of which another sample's is NaN
+    return Dependence(shape, tuple(profiles), independent=not hidden and not bool(difference.any()))
 
 
 def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = None) -> Tensor:

@@ -90,7 +90,10 @@ class SampleSelector:
             At least one sample, all of them where the target is 1; none where none is eligible.
         """
         target, size = self.target_activation_rate, significance.numel()
+        device = significance.device
+        significance = significance.detach().cpu()  # one wait, and none for all that follows
         if eligible is not None:
+            eligible = eligible.cpu()
             significance = significance.where(eligible, torch.zeros_like(significance))
         significance = lift_zeros(significance)
         floor = min(FLOOR, 0.1 * target)
@@ -117,7 +120,7 @@ class SampleSelector:
                 rate, lowest = average(torch.tensor([rate, lowest], device=significance.device)).tolist()
             self.controller.update(rate, target=target, at_minimum=lowest > 0)
         self.steps += 1
-        return selection
+        return selection.to(device)
 
     def plan(self, significance: Tensor, *, count: int, epoch: int) -> Selection:
         """Choose the samples of a whole epoch at once.

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
+    "ONE_OF_MANY",
     "Facts",
     "batch_norm_shadow",
     "facts_of",
@@ -102,6 +103,8 @@ _SELECTS = frozenset(
         "masked_scatter_",
     )
 )
+ONE_OF_MANY = frozenset(("argmax", "argmin", "max", "min"))
+"""Operations that choose one place of a row; all but the first two return its value too."""
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
 _ANY_ARGUMENTS = tuple(str(position) for position in range(32))
 _UNDECLARED_WRITES = {"_cudnn_rnn": ("dropout_state",), "miopen_rnn": ("dropout_state",)}

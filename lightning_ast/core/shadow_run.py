@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ast.core.perturbed import is_real_valued
 from lightning_ast.core.shadow_ops import (
+    ONE_OF_MANY,
     Facts,
     batch_norm_shadow,
     facts_of,
@@ -100,6 +101,7 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
             made = None
         if made is not None and _fit(real, made):
+            made = _other_choice(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
             if call.facts.is_sort:
@@ -204,6 +206,21 @@ def _run(
     kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
     with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
         return list(tensors_in(call.func(*args, **kwargs)))
+
+
+def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
+    """Choose another place where the largest or smallest value of a changed row is where it was.
+
+    Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
+    """
+    given = {} if call.facts is None else dict(named(call.facts, call.args, call.kwargs))
+    if call.facts is None or call.facts.name not in ONE_OF_MANY or given.get("dim") is None:
+        return made
+    values, chosen, keep = given["self"], real[-1], bool(given.get("keepdim", False))
+    if values.dim() == 0 or values.shape[given["dim"]] < 2:
+        return made
+    same = (values != shadows.of(values)).any(given["dim"], keepdim=keep) & (made[-1] == chosen)
+    return [*made[:-1], torch.where(same, torch.where(chosen > 0, chosen - 1, chosen + 1), made[-1])]
 
 
 def _fit(real: list[Tensor], made: list[Tensor]) -> bool:

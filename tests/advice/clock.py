@@ -28,7 +28,7 @@ class Clock:
 
 
 class _Timed(torch.autograd.Function):
-    """Moves the clock by the samples of the forward, and by those whose loss has a gradient."""
+    """Moves the clock by the samples of the forward, and by those to which a gradient comes back."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, clock: Clock) -> Tensor:
@@ -57,6 +57,7 @@ class TimedNet(pl.LightningModule):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.net = nn.Linear(64, 10)
+        self.head = nn.Linear(10, 10)
         self.box = _Shared(clock)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -65,7 +66,7 @@ class TimedNet(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
-        return F.cross_entropy(_Timed.apply(self.net(x.flatten(1)), self.box.clock), y)
+        return F.cross_entropy(self.head(_Timed.apply(self.net(x.flatten(1)), self.box.clock)), y)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.box.clock.now += 2.0

@@ -21,8 +21,11 @@ def facts(name: str, selection: SparseSelectionCallback) -> Facts:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_mode_can_be_measured(name: str) -> None:
     step = facts(name, SparseSelectionCallback(gate="topk")).step
-    assert step.refused == {}
     assert step.dense.seconds > 0
+    if name == "Jagged":  # its samples have different numbers of rows at the last layer
+        assert "rows of its own where the gradient of the loss enters" in step.refused["partial"]
+        return
+    assert step.refused == {}
     assert step.dense_ops_share is not None, "FLOPs were counted"
     assert (step.memory is None) == (name == "Transforms"), "torch.func refuses hooks on saved tensors"
 

@@ -72,17 +72,13 @@ class Spy(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.by_class = torch.zeros(2, 10)
 
-    def on_after_backward(self, *_: Any) -> None:
-        plan = self.selection._fit.step.plan
-        self.kept = None if plan.selection is None else plan.selection.indices.clone()
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.selection.stage != "sparse":
             return
         labels, indices = batch[1], batch[2]
-        kept = torch.arange(len(indices)) if self.kept is None else self.kept
+        kept = self.selection.last_selection.indices
         self.offered[indices] += 1
         self.selected[indices[kept]] += 1
         self.by_class[0] += labels.bincount(minlength=10)

@@ -216,7 +216,7 @@ def test_live_tensors_do_not_grow(few: Digits, mode: str) -> None:
         assert min(more) >= 3 * 8 * BATCH * 64 * 4
     else:
         assert max(grown) <= 0
-        assert max(more) <= 0
+        assert max(more) <= 12 * BATCH, "positions and weights of the last selection, whose size varies"
 
 
 # ---------------------------------------------------------------------- 2. generators and buffers
@@ -772,13 +772,9 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fit_without_data(few: Digits, callbacks: list[Any], cls: type[PlainNet] = Quiet) -> pl.Trainer:
-    """Six warmup steps; the first batch, whose losses are looked at once, counts as done. Only logging steps may wait."""
+    """Six warmup steps. The first batch, in which a sample is followed, may wait; here that fails, and is warned of."""
 
     class Steady(pl.Callback):
-        def on_train_start(self, trainer: Any, module: Any) -> None:
-            for callback in callbacks[:1]:
-                callback._fit.step._verified = True
-
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             trainer.should_stop = trainer.global_step == 6
 
@@ -811,7 +807,7 @@ def test_without_the_callback_nothing_is_waited_for_and_who_waits_fails(few: Dig
         fit_without_data(few, [], Waits)
 
 
-@pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")
+@pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after", "ignore:lightning-ast. which rows belong")
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("warmup", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
@@ -832,9 +828,11 @@ def test_looking_for_samples_that_are_not_finite_waits_for_no_device() -> None:
     assert replace_samples(x, finite).shape == x.shape
     assert replace_samples(y, finite).dtype == y.dtype
     quarantine, plan = Quarantine(0.01, Processes(quiet_trainer())), BatchPlan(8, sparse=False)
-    examined = quarantine.examine(plan, (x, y))
-    assert examined is plan.batch
-    assert examined[0] is not x
+    memory = StorageWeakRef(x.untyped_storage())
+    quarantine.examine(plan, (x, y))
+    assert StorageWeakRef(x.untyped_storage()) != memory
+    quarantine.restore()
+    assert StorageWeakRef(x.untyped_storage()) == memory
     assert plan.bad.shape == (8,)
     assert not plan.known_bad
     assert quarantine.eligible(plan, torch.rand(8, device="meta")).shape == (8,)

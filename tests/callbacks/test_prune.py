@@ -685,11 +685,11 @@ def test_a_collate_function_that_reorders(weighting: str) -> None:
     weighted = []
 
     class Weights(pl.Callback):
-        def on_before_backward(self, *_: Any) -> None:
-            plan = callback._fit.step.plan
-            if plan.selection is not None:
+        def on_train_batch_end(self, *_: Any) -> None:
+            weights = callback.last_selection.weights
+            if weights is not None:
                 indices, epoch = module.last[2], callback._fit.epochs.epoch.plan
-                for index, weight in zip(indices.tolist(), plan.selection.weights):
+                for index, weight in zip(indices.tolist(), weights):
                     assert weight == epoch.weights[epoch.indices.tolist().index(index)]
                     weighted.append(index)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ast.core.gradient_gate import Execution
-from tests.core.gating import Case, Parts, check
+from tests.core.gating import B, Case, Parts, check
 
 X, H, C = 6, 8, 4
 
@@ -167,6 +167,33 @@ def gan() -> Any:
     return Parts(g=nn.Sequential(nn.Linear(2, H), nn.ReLU(), nn.Linear(H, X)), d=mlp(1))
 
 
+# ------------------------------------------------------------------ what is flat or hidden at the sample that is followed
+
+
+def points_of_one_class(size: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, X), torch.ones(size, dtype=torch.long)
+
+
+def points_and_margin(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A margin that all samples keep in the first batch, and none in the second."""
+    return (*points(size), torch.full((size, 1), -100.0 if size == B else 100.0))
+
+
+def margin_that_is_kept(m: Any, batch: Any, cut: Any) -> Tensor:
+    h = m.trunk(batch[0])
+    return F.cross_entropy(cut(m.a(h)), batch[1]) + (cut(m.b(h)) + batch[2]).relu().square().mean()
+
+
+def masked_similarity(m: Any, batch: Any, cut: Any) -> Tensor:
+    z = F.normalize(cut(m(torch.cat([batch[0], batch[0].flip(1)])), groups=2), dim=1)
+    similar = (z @ z.T / 0.2).masked_fill(torch.eye(len(z)).bool(), -1e9)
+    return F.cross_entropy(similar, torch.arange(len(z)).roll(len(z) // 2))
+
+
+def masked_classes(m: Any, batch: Any, cut: Any) -> Tensor:
+    return F.cross_entropy(cut(m(batch[0])) + torch.tensor([0.0, 0.0, 0.0, -1e9]), batch[1].clamp(max=2))
+
+
 # ------------------------------------------------------------------ contrastive
 
 
@@ -273,6 +300,10 @@ CASES = {
     "GAN, discriminator": Case(gan, points, gan_discriminator),
     "GAN, generator": Case(gan, points, gan_generator),
     "GAN, frozen discriminator": Case(gan_of_frozen_discriminator, points, through_frozen),
+    "a margin that is kept": Case(heads, points_and_margin, margin_that_is_kept, scored=False),
+    "masked similarity": Case(mlp, points, masked_similarity),
+    "masked classes": Case(mlp, points, masked_classes),
+    "center loss of one class": Case(lambda: heads(centers=torch.randn(C, H)), points_of_one_class, center_loss),
     "SimCLR": Case(mlp, points, simclr),
     "CLIP": Case(lambda: Parts(i=mlp(), j=nn.Linear(2, C), t=torch.zeros(())), points, clip),
     "Barlow Twins": Case(mlp, points, barlow_twins),

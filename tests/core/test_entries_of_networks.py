@@ -134,6 +134,35 @@ def learned_positions(m: Any, batch: Any, cut: Any) -> Tensor:
     return z.square().mean() + z.mean(1).pow(4).sum()
 
 
+def one_output_a_step(m: Any, batch: Any, cut: Any) -> Tensor:
+    return F.mse_loss(cut(m.o(m.e(batch[0]).tanh())).squeeze(-1), batch[0].sum(-1))
+
+
+def sigmoid_pairs(m: Any, batch: Any, cut: Any) -> Tensor:
+    a, b = F.normalize(cut(m.i(batch[0])), dim=1), F.normalize(cut(m.j(batch[0][:, :2])), dim=1)
+    labels = 2 * torch.eye(len(a)) - 1
+    return -F.logsigmoid(labels * (m.t.exp() * a @ b.T + m.b)).sum() / len(a)
+
+
+# ------------------------------------------------------------------ weights that are still zero
+
+
+def zeros(layer: Any) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    module: nn.Module = layer
+    return module
+
+
+def zero_convolution(m: Any, batch: Any, cut: Any) -> Tensor:
+    x = batch[0][:, None, :, None].expand(-1, 2, -1, 3)
+    return (cut(m(x)) - x[:, :1]).square().mean()
+
+
+def layer_scale(m: Any, batch: Any, cut: Any) -> Tensor:
+    return F.cross_entropy(cut(m.a(batch[0]) * m.s), batch[1])
+
+
 # ------------------------------------------------------------------ parameters picked by the batch
 
 
@@ -199,6 +228,18 @@ CASES = {
         lambda: Parts(f=trunk(), w=nn.Linear(H, C), a=torch.randn(H, 2), b=torch.randn(2, C)),
         points,
         weight_and_low_rank,
+    ),
+    "LoRA, not trained yet": Case(
+        lambda: Parts(f=trunk(), w=nn.Linear(H, C), a=torch.randn(H, 2), b=torch.zeros(2, C)),
+        points,
+        weight_and_low_rank,
+    ),
+    "last layer of zeros": Case(lambda: nn.Sequential(trunk(), zeros(nn.Linear(H, C))), points, cross_entropy),
+    "last convolution of zeros": Case(lambda: zeros(nn.Conv2d(2, 1, 1)), points, zero_convolution),
+    "layer scale of zeros": Case(lambda: Parts(a=nn.Linear(X, C), s=torch.zeros(C)), points, layer_scale),
+    "one output a step": Case(lambda: Parts(e=nn.Linear(X, H), o=nn.Linear(H, 1)), sequences, one_output_a_step),
+    "SigLIP": Case(
+        lambda: Parts(i=nn.Linear(X, H), j=nn.Linear(2, H), t=torch.zeros(()), b=torch.zeros(())), points, sigmoid_pairs
     ),
     "weight_norm": Case(lambda: Parametrized(parametrizations.weight_norm), points, cross_entropy),
     "spectral_norm": Case(lambda: Parametrized(parametrizations.spectral_norm), points, cross_entropy),

@@ -66,6 +66,12 @@ def test_a_small_change_of_the_others_is_no_proof_of_exactness() -> None:
     assert not layout.exact
 
 
+def test_a_partner_may_change_more_than_the_sample() -> None:
+    change = torch.tensor([0.0, 9.0, 1.0, 0.0])  # mixup with a share of 0.1
+    layout = prove_layout((B,), (change,), batch_size=B, sample=2)
+    assert layout == Layout(1, 0, 1, 1, exact=False)
+
+
 @pytest.mark.parametrize(
     "change", [[0.0] * 4, [1.0] * 4, [1.0, 0.0, 0.0, 0.0], [0.0] * 7 + [1.0]], ids=["none", "all", "other", "half"]
 )
