@@ -43,6 +43,7 @@ class Decision:
 
     Attributes:
         needs_losses: Whether the score is computed from the values of torch's loss functions.
+        is_shared: Whether several processes weigh their selections together.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Decision:
         self._take = mixed.select_batch if overrides(module, "select_batch") else None
         self.needs_losses = self._significance != "gradient"
         self._selector = selector
+        self.is_shared = processes.count > 1
         self._average = processes.mean if processes.count > 1 else None
         self._quarantine = quarantine
         self._divisor = divisor
-        self._sums = SumDetector(processes)
+        self._sums = SumDetector()
         self._scored = self._checked = self._warned = self._selected = False
 
     # ------------------------------------------------------------------ scores
