@@ -130,13 +130,6 @@ RULES = (
         message="needs keep-probabilities, which gate='(threshold|topk)' does not have",
     ),
     Rule(
-        "scoring a manual step",
-        {"mode": ("subset",), "optimization": ("manual", "two"), "loss": ("captured",)},
-        "refused",
-        "Refused: `subset` scores a step before it runs; with manual optimization it needs `per_sample_loss` for that.",
-        message="manual optimization.*per_sample_loss",
-    ),
-    Rule(
         "LBFGS under accumulation",
         {"optimization": ("lbfgs",), "accumulation": ("3",)},
         "refused",

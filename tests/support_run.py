@@ -106,7 +106,7 @@ class Explicit(SparseLossMixin, Captured):
 
 
 class Record(pl.Callback):
-    """Keeps each micro-batch with its selection; stands before the selection callback, which forgets it."""
+    """Keeps each micro-batch with its selection; stands behind the selection callback, which shows it."""
 
     def __init__(self, selection: SparseSelectionCallback, stem: Path) -> None:
         self.selection, self.stem = selection, stem
@@ -117,10 +117,10 @@ class Record(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         x, y = (part.detach().cpu() for part in unpack(batch))
-        plan = self.selection._fit.step.plan
+        kept = self.selection.last_selection
         indices = weights = None
-        if plan.sparse:
-            indices, weights = plan.selection.indices.cpu(), plan.selection.weights
+        if kept.weights is not None or kept.indices.numel() < y.numel():
+            indices, weights = kept.indices.cpu(), kept.weights
         weights = None if weights is None else weights.cpu()
         self.micros.append(Micro(trainer.current_epoch, x, y, indices, weights))
 
@@ -180,7 +180,7 @@ def run(cell: Cell, folder: Path) -> Path:
     images = load_images("digits")
     x, y = images.train_images[: EACH * processes].float() / 255, images.train_labels[: EACH * processes]
     selection = selection_of(cell)
-    callbacks: list[pl.Callback] = [Record(selection, stem), selection]
+    callbacks: list[pl.Callback] = [selection, Record(selection, stem)]
     if cell.mode == "prune":
         callbacks.append(TwoStageScheduler(warmup_epochs=1))
     trainer = quiet_trainer(

@@ -43,6 +43,7 @@ class Decision:
 
     Attributes:
         needs_losses: Whether the score is computed from the values of torch's loss functions.
+        is_shared: Whether several processes weigh their selections together.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Decision:
         self._take = mixed.select_batch if overrides(module, "select_batch") else None
         self.needs_losses = self._significance != "gradient"
         self._selector = selector
+        self.is_shared = processes.count > 1
         self._average = processes.mean if processes.count > 1 else None
         self._quarantine = quarantine
         self._divisor = divisor
-        self._sums = SumDetector(processes)
+        self._sums = SumDetector()
         self._scored = self._checked = self._warned = self._selected = False
 
     # ------------------------------------------------------------------ scores
@@ -85,15 +87,18 @@ class Decision:
         if not self._scored:
             self._scored = True
             note_score(record, el2n=self._significance == "el2n")
-        check = partial(self._check_own, plan.bad) if callable(self._significance) else None
+        bad = ~record.losses.isfinite()
+        if plan.bad is not None:
+            bad = bad | plan.bad.to(bad.device)
+        check = partial(self._check_own, bad) if callable(self._significance) else None
         inputs = first_input(batch, record.losses.numel())
         return compute_significance(self._significance, record, record.losses, inputs, check=check)
 
-    def _check_own(self, bad: Tensor | None, raw: Tensor) -> None:
+    def _check_own(self, bad: Tensor, raw: Tensor) -> None:
         """Look at every batch until something was warned of; on an accelerator at the first one, which waits for it."""
         if self._warned or (self._checked and raw.device.type != "cpu"):
             return
-        known = raw if bad is None else raw[~bad.to(raw.device)]
+        known = raw[~bad]
         if known.numel() == 0:
             return
         warning = check_scores(known, first=not self._checked)

@@ -127,6 +127,8 @@ class Gating:
         traced = self._trace is not None
         found = self._found(plan, loss)
         if not found.entries:
+            if plan.sparse and plan.sub_batch is not None and self._decision.is_shared:
+                self._take_part(plan, loss)
             return
         if traced and self._decision.needs_losses and not plan.is_gated:
             self._scores(plan, loss)  # what cannot be computed must not wait for the end of the warmup
@@ -134,7 +136,7 @@ class Gating:
             self._reached = True
             self._stand(plan, loss, found.entries)
 
-    def _stand(self, plan: BatchPlan, loss: Tensor, entries: tuple[Entry, ...]) -> None:
+    def _gate_of(self, plan: BatchPlan) -> BatchGate:
         if self._gate is None:
             self._gate = BatchGate(
                 plan.forwarded,
@@ -143,12 +145,22 @@ class Gating:
                 batchnorm=self._batchnorm,
                 dense_ops=self._dense_ops,
             )
+        return self._gate
+
+    def _take_part(self, plan: BatchPlan, loss: Tensor) -> None:
+        """Agree with the other processes on a denominator, for which they wait in their backward."""
+        gate = self._gate_of(plan)
+        if not gate.decided:
+            gate.settle(self._decision.kept(plan, loss.device))
+
+    def _stand(self, plan: BatchPlan, loss: Tensor, entries: tuple[Entry, ...]) -> None:
+        gate = self._gate_of(plan)
         by_losses = self._decision.needs_losses and plan.sub_batch is None and self._capture is not None
-        if by_losses and not self._gate.decided:  # the values are known before the backward
+        if by_losses and not gate.decided:  # the values are known before the backward
             scores, record = self._scores(plan, loss)
             with torch.no_grad():
-                self._gate.settle(self._decision.decide(plan, scores, record.losses, record.labels))
-        self._gate.open(loss, entries)
+                gate.settle(self._decision.decide(plan, scores, record.losses, record.labels))
+        gate.open(loss, entries)
 
     def _scores(self, plan: BatchPlan, loss: Tensor) -> tuple[Tensor, LossRecord]:
         assert self._capture is not None

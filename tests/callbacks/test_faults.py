@@ -323,6 +323,7 @@ def test_there_are_enough_of_them() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
 @pytest.mark.parametrize("warm", [False, True])
 def test_faults_of_the_first_batch_are_found_in_the_warmup_too(digits: Digits, warm: bool) -> None:
     for case in CASES:
