@@ -101,17 +101,19 @@ class EntryFinder:
         """Whether the rows of at least one loss were proved."""
         return any(plan.layouts for plan in self._plans)
 
-    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
+    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace, *, may_be_apart: bool = False) -> Found:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
             loss: Scalar with its graph.
             batch_size: Samples B of the batch.
             trace: The trace of one sample through the forward.
+            may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
+                begins with noise.
         """
         view = TracedView(batch_size, trace)
         found, plan = _search(loss, batch_size, view)
-        if found.entries or not found.unclear:
+        if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._remember(plan)
         if found.entries:
             self._mixed |= view.unclear.keys()

@@ -80,6 +80,9 @@ class SizedView:
         if self._batch_size == 1 and shape:  # every row is the sample's
             return Layout(len(shape), 0, 1, shape[0])
         fitting = list(layouts_by_size(shape, self._batch_size))
+        if len(fitting) > 1:  # as in the other tensors of this network, if these agree
+            kin = [layout for (_, ndim), layout in self._known.items() if ndim == len(shape)]
+            fitting = [layout for layout in fitting if kin and all(_is_alike(layout, other) for other in kin)]
         return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
 
     def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
@@ -87,6 +90,10 @@ class SizedView:
         if layout is None or layout.dim or layout.pre * layout.post == 1:
             return layout
         return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
+
+
+def _is_alike(one: Layout, other: Layout) -> bool:
+    return (one.dim, one.pre, one.post) == (other.dim, other.pre, other.post)
 
 
 class TracedView(SizedView):
