@@ -46,10 +46,9 @@ class SampleCount:
     def _counted(self, batch: Any) -> int:
         if self._own is not None:
             return int(self._own(batch))
-        if self._position is not None:  # the usual case, in a few microseconds
-            leading = _leading(batch)
-            if self._position < len(leading) and leading[self._position] > 0:
-                return leading[self._position]
+        known = self._known(batch)
+        if known:
+            return known
         listed = listed_length(batch) if self._lists else None
         if listed is not None:
             return listed
@@ -62,14 +61,18 @@ class SampleCount:
         size = batch_size_of(batch)
         if first and not self._lists:
             self._lists = samples_of(batch) is not None
-        leading = [] if self._lists else _leading(batch)
+        leading = [] if self._lists or not first else _leading(batch)
         if expected in leading:
             self._position = leading.index(expected)
-        if self._position is not None and self._position < len(leading):
             return leading[self._position]
         if first:
             check_listing(batch, size, loaders(self._trainer.fit_loop))
         return size
+
+    def _known(self, batch: Any) -> int | None:
+        """Look where the first batch showed its size: the usual case, in a few microseconds."""
+        leading = [] if self._position is None else _leading(batch)
+        return None if self._position is None or self._position >= len(leading) else leading[self._position]
 
     def _expected(self) -> int | None:
         """Samples that the only loader puts into a batch; None where that is not known."""
