@@ -209,13 +209,14 @@ class SparseFit:
     def _take_subset(self, step: SubsetStep, plan: BatchPlan, batch: Any, batch_idx: int) -> None:
         assert self._score is not None
         step.plan = plan
+        traced = self.gating.traces_next(plan.batch_size)
         with ExitStack() as sections:
             for watcher in self.watchers:
                 sections.enter_context(watcher.scoring())
             scored = self._score(batch, batch_idx, plan.batch_size)
-        if scored is None:
-            plan.sparse = False
-        elif plan.sparse:
+        if scored is None and plan.sparse:
+            self.gating.tell_ungated(plan, traced=traced)
+        elif scored is not None and plan.sparse:
             self._decision.take_subset(plan, batch, scored)
 
     def _indices(self, batch: Any, size: int) -> Any:

@@ -25,6 +25,8 @@ __all__ = ["Gating", "entry_error"]
 
 _TRACES = 8
 """Forwards that are traced for graphs of a new form, and for a first proof, at most."""
+_SAMPLES = 3
+"""Samples that are followed, each through another batch, before a loss counts as independent of all of them."""
 
 
 class Gating:
@@ -105,8 +107,8 @@ class Gating:
         """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         attempt = self._traces
         self._traces += 1
-        only = None if attempt == 0 or self.finder.proved else attempt - 1
-        return SampleTrace(batch, batch_size, take=self._take, only=only)
+        only = None if attempt < _SAMPLES or self.finder.proved else attempt - _SAMPLES
+        return SampleTrace(batch, batch_size, take=self._take, only=only, sample=(-1 - attempt) % batch_size)
 
     def _enter(self, mode: Any) -> None:
         mode.__enter__()
@@ -171,7 +173,7 @@ class Gating:
 
     def _found(self, plan: BatchPlan, loss: Tensor) -> Found:
         if self._trace is not None:
-            known = self.finder.find(loss, plan.forwarded)
+            known = self.finder.find(loss, plan.forwarded, doubtful=False)
             return self.prove(loss, plan.forwarded, self._trace) if known is None else known
         return self.find(loss, plan.forwarded) if plan.is_gated else Found()
 
@@ -198,10 +200,10 @@ class Gating:
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self.finder.guess(loss, size)
-        found = self.finder.prove(loss, size, trace)
-        if not found.entries and not self.finder.proved:
-            last = self._traces > min(trace.leaves, _TRACES - 1)
-            if last and (found.unclear or self._module.automatic_optimization):
+        last = self._traces >= min(trace.leaves + _SAMPLES, _TRACES)
+        found = self.finder.prove(loss, size, trace, last=last)
+        if not found.entries and not self.finder.proved and last:
+            if found.unclear or self._module.automatic_optimization:
                 raise entry_error(found, size)
         if found.entries and found.unclear:
             self._warn(
@@ -245,18 +247,20 @@ class Gating:
         """
         self.leave_forward()
         if plan.is_gated and not self._reached and plan.batch_size > 1 and plan.sub_batch is None:
-            self._tell_ungated(plan)
+            self.tell_ungated(plan, traced=self._trace is not None)
         trace = self._trace
         self.close()
         if trace is not None:
             trace.release()
-            self._wants_trace = not self.finder.proved and self._traces < _TRACES
+            most = _SAMPLES if self.finder.proved else _TRACES
+            self._wants_trace = self._traces < most and (self.finder.doubts or not self.finder.proved)
             if not self.finder.proved and not self._wants_trace and trace.failure is None:
                 raise entry_error(Found(), plan.batch_size)
 
-    def _tell_ungated(self, plan: BatchPlan) -> None:
+    def tell_ungated(self, plan: BatchPlan, *, traced: bool) -> None:
+        """Count a batch as a dense one, and warn of it; not where its trace is still to be judged."""
         plan.sparse = plan.leave_out = False
-        if self._trace is None:
+        if not traced:
             self._warn(
                 "a training step had no loss whose gradient could be selected from, so it was a dense one: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "

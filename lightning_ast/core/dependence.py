@@ -36,6 +36,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         batch_size: The number of samples B.
         take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.select_batch`.
         only: Change this one of the batch's tensors alone; None changes all that hold the sample.
+        sample: The position of the sample to follow; None takes the last one.
 
     Attributes:
         sample: The position of the sample that is followed.
@@ -54,9 +55,17 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, batch: Any, batch_size: int, *, take: Take | None = None, only: int | None = None) -> None:
+    def __init__(
+        self,
+        batch: Any,
+        batch_size: int,
+        *,
+        take: Take | None = None,
+        only: int | None = None,
+        sample: int | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sample = batch_size - 1
+        self.sample = batch_size - 1 if sample is None else sample
         self.failure: str | None = None
         self.paused = False
         self._shadows = Shadows()
@@ -109,6 +118,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # A function of the user's own may write by kernels that nobody sees.
             return found if all(self._is_plain(*edge) for edge in node.next_functions) else None
         return found
+
+    def dependence_of(self, tensor: Tensor) -> Dependence | None:
+        """Tell where a tensor that is still in memory depends on the sample; None where nothing is known."""
+        if self.failure is not None:
+            return None
+        with quiet():
+            return self._record(tensor).dependence()
 
     def depends(self, tensor: Tensor) -> bool | None:
         """Tell whether a tensor holds something that depends on the sample; None where that is not known."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.dependence import Dependence, SampleTrace
 from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
 from lightning_ast.core.partial.rows import Place
 
@@ -33,6 +33,8 @@ _PLANS = 64
 
 _Kind = tuple[str, tuple[int, ...] | None]
 """A node's name, and the sizes of its output but for the first."""
+_Edge = tuple[Node, int]
+"""A node, and the position of one of its outputs."""
 
 Verdict = Literal["pass", "walk", "enter"]
 
@@ -57,7 +59,7 @@ class Entry:
     node: Node
     output_nr: int
     place: Place
-    edges: tuple[tuple[Node, int], ...]
+    edges: tuple[_Edge, ...]
     nested: bool
     exact: bool
 
@@ -98,10 +100,12 @@ class EntryFinder:
 
     Attributes:
         proved: Whether a graph was proved.
+        doubts: Whether a loss was seen that does not depend on the sample that was followed. It may depend on others.
     """
 
     def __init__(self) -> None:
         self._plans: list[_Plan] = []
+        self._empty: set[tuple[str, ...]] = set()
         self._known: dict[tuple[str, int], Layout] = {}
         self._mixed: set[_Kind] = set()
 
@@ -110,24 +114,38 @@ class EntryFinder:
         """Whether the rows of at least one loss were proved."""
         return bool(self._plans)
 
-    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
+    @property
+    def doubts(self) -> bool:
+        """Whether a loss was seen that does not depend on the sample that was followed."""
+        return bool(self._empty)
+
+    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace, *, last: bool = True) -> Found:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
             loss: Scalar with its graph.
             batch_size: Samples B of the batch.
             trace: The trace of one sample through the forward.
+            last: Whether no other forward can be traced. False: nothing is found where a later one may show more.
         """
         view = _TracedView(batch_size, trace)
         found, plan = _search(loss, batch_size, view)
-        if found.entries or not found.unclear:
-            self._remember(plan)
+        if view.undecided and not last:
+            return Found()
         if found.entries:
+            self._remember(plan)
             self._mixed |= view.unclear.keys()
+        elif not found.entries and not found.unclear:
+            self._empty.add(_form(loss))
         return found
 
-    def find(self, loss: Tensor, batch_size: int) -> Found | None:
+    def find(self, loss: Tensor, batch_size: int, *, doubtful: bool = True) -> Found | None:
         """Find the entries of a loss whose graph has a form that was proved.
+
+        Args:
+            loss: Scalar with its graph.
+            batch_size: Samples B of the batch.
+            doubtful: Whether a loss that did not depend on the sample that was followed counts as known.
 
         Returns:
             None where its form is new.
@@ -138,7 +156,7 @@ class EntryFinder:
                 if position:
                     self._plans.insert(0, self._plans.pop(position))
                 return found
-        return None
+        return Found() if doubtful and self._empty and _form(loss) in self._empty else None
 
     def guess(self, loss: Tensor, batch_size: int) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
@@ -162,7 +180,7 @@ class _SizedView:
         self._batch_size = batch_size
         self._known = known
         self._mixed = mixed
-        self._pure: dict[Node, bool] = {}
+        self._pure: dict[_Edge, bool] = {}
         self.unclear: dict[_Kind, str] = {}
 
     def is_parameter(self, leaf: Tensor) -> bool:
@@ -170,16 +188,17 @@ class _SizedView:
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
         """Whether a node's output does not depend on the samples."""
-        return _settled(node, self._pure, self._pure_of)
+        return _settled((node, output_nr), self._pure, self._pure_of)
 
-    def _pure_of(self, node: Node) -> bool | list[Node]:
+    def _pure_of(self, edge: _Edge) -> bool | list[_Edge]:
+        node = edge[0]
         name = node.name()
         if _is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
         if _named(name, _PICKING) or _named(name, _OPAQUE):
             return False
-        children = [child for child, _ in node.next_functions]
-        return False if not children or None in children else children  # type: ignore[return-value]
+        children = [(child, output_nr) for child, output_nr in node.next_functions if child is not None]
+        return children if children and len(children) == len(node.next_functions) else False
 
     def note_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
@@ -206,24 +225,50 @@ class _TracedView(_SizedView):
     def __init__(self, batch_size: int, trace: SampleTrace) -> None:
         super().__init__(batch_size, {}, set())
         self._trace = trace
+        self.undecided = False
 
     def is_parameter(self, leaf: Tensor) -> bool:
         return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
 
-    def is_pure(self, node: Node, output_nr: int) -> bool:
-        if not _is_leaf(node):
-            dependence = self._trace.dependence(node, output_nr)
-            if dependence is not None:
-                return dependence.independent
-        return super().is_pure(node, output_nr)
+    def _pure_of(self, edge: _Edge) -> bool | list[_Edge]:
+        """Follow the edges too: a sum over a large batch, or a row of weight 0, hides that one sample is in it."""
+        node = edge[0]
+        dependence = None if _is_leaf(node) else self._trace.dependence(*edge)
+        if dependence is None:
+            return super()._pure_of(edge)
+        if not dependence.independent or any(not found.independent for found in self._saved(node)):
+            return False
+        return [(child, output_nr) for child, output_nr in node.next_functions if child is not None]
+
+    def _saved(self, node: Node) -> Iterator[Dependence]:
+        """Compare what a layer keeps of its inputs, which may need no gradient."""
+        if not _is_layer(node.name()):
+            return
+        for name in dir(node):
+            saved = _saved_tensor(node, name) if name.startswith("_saved_") else None
+            found = None if saved is None else self._trace.dependence_of(saved)
+            if found is not None:
+                yield found
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         dependence = self._trace.dependence(node, output_nr)
-        if dependence is None or dependence.independent:
+        if dependence is None:
             return None
-        return prove_layout(
-            dependence.shape, dependence.profiles, batch_size=self._batch_size, sample=self._trace.sample
-        )
+        return self._inherited(node, dependence.shape) if dependence.independent else self._proved(dependence)
+
+    def _inherited(self, node: Node, shape: tuple[int, ...]) -> Layout | None:
+        """Take the layout of what a layer is computed from: its weight may still be zero, as LoRA's is at first."""
+        inputs = [self._trace.dependence(*edge) for edge in node.next_functions if edge[0] is not None]
+        inputs += self._saved(node)
+        layouts = {self._proved(found) for found in inputs if found is not None and not found.independent}
+        layout = layouts.pop() if len(layouts) == 1 else None
+        if layout is None or layout.place(shape, self._batch_size) is None:
+            self.undecided = True
+            return None
+        return layout
+
+    def _proved(self, found: Dependence) -> Layout | None:
+        return prove_layout(found.shape, found.profiles, batch_size=self._batch_size, sample=self._trace.sample)
 
 
 # ---------------------------------------------------------------------- the walk
@@ -246,8 +291,8 @@ class _Walk:
         self._batch_size = batch_size
         self._inner = inner
         self.plan = _Plan()
-        self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-        self._layouts: dict[tuple[Node, int], Layout] = {}
+        self.entered: dict[_Edge, list[_Edge]] = {}
+        self._layouts: dict[_Edge, Layout] = {}
         for node in _visit(loss, self._decide):
             self.plan.names.append(node.name())
 
@@ -280,7 +325,7 @@ class _Walk:
 
 
 def _entry(
-    child: Node, output_nr: int, layout: Layout, edges: list[tuple[Node, int]], batch_size: int, *, nested: bool
+    child: Node, output_nr: int, layout: Layout, edges: list[_Edge], batch_size: int, *, nested: bool
 ) -> Entry | None:
     shape = _shape(child, output_nr)
     place = None if shape is None else layout.place(shape, batch_size)
@@ -294,8 +339,8 @@ class _Follow:
         self._names = iter(plan.names)
         self._verdicts = iter(plan.verdicts)
         self._layouts = iter(plan.layouts)
-        self._edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-        self._facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
+        self._edges: dict[_Edge, list[_Edge]] = {}
+        self._facts: dict[_Edge, tuple[Layout, bool]] = {}
 
     def result(self, loss: Tensor, batch_size: int) -> Found | None:
         """Give the entries; None where this graph has another form or its sizes do not fit."""
@@ -365,7 +410,7 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
     name = node.name()
     if _named(name, _OPAQUE):
         return True
-    layer = _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
+    layer = _is_layer(name)
     for child, output_nr in node.next_functions:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
@@ -384,9 +429,15 @@ def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:
     return any(_is_leaf(below) and view.is_parameter(below.variable) for below in _below([node]))  # type: ignore[attr-defined]
 
 
-def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | list[Node]]) -> bool:
+def _form(loss: Tensor) -> tuple[str, ...]:
+    """List the names of all nodes of a loss's graph."""
+    root = loss.grad_fn
+    return () if root is None else (root.name(), *(node.name() for node in _below([root])))
+
+
+def _settled(edge: _Edge, memo: dict[_Edge, bool], rule: Callable[[_Edge], bool | list[_Edge]]) -> bool:
     """Settle a question that a node hands on to its children, all of which must answer yes, without recursion."""
-    pending = [node]
+    pending = [edge]
     while pending:
         current = pending[-1]
         if current in memo:
@@ -401,11 +452,24 @@ def _settled(node: Node, memo: dict[Node, bool], rule: Callable[[Node], bool | l
             memo[current] = all(memo.get(child, False) for child in answer)
         else:
             pending.append(open_ones[0])
-    return memo[node]
+    return memo[edge]
 
 
 def _is_leaf(node: Node) -> bool:
     return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def _is_layer(name: str) -> bool:
+    return _named(name, _PRODUCTS) or any(part in name for part in _PARTS)
+
+
+def _saved_tensor(node: Node, name: str) -> Tensor | None:
+    """Read a tensor that a node keeps for its backward; None where it keeps something else, or nothing any more."""
+    try:
+        saved = getattr(node, name)
+    except RuntimeError:
+        return None
+    return saved if isinstance(saved, Tensor) else None
 
 
 def _named(name: str, beginnings: tuple[str, ...]) -> bool:
