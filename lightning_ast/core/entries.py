@@ -22,10 +22,13 @@ from lightning_ast.core.partial.rows import Place
 __all__ = ["Entry", "EntryError", "EntryFinder", "Found"]
 
 _PRODUCTS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Convolution", "Embedding", "Linear", "Mm", "Mv")
-"""Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight."""
+"""Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight, unless
+they are the next after a layer: the bias of a head with one output is added by a node of its own."""
 _PARTS = ("Rnn", "Conv", "Norm")
 _OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 """Nodes that hide their parameters."""
+_RESHAPES = ("Alias", "Permute", "Reshape", "Squeeze", "TBackward", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View")
+"""Nodes that move numbers and change none."""
 _PICKING = ("Embedding", "Index", "Gather", "Take")
 """Nodes that pick rows of a parameter by data, which their edges do not show."""
 _PLANS = 64
@@ -411,13 +414,22 @@ def _owns_parameters(node: Node, view: _SizedView) -> bool:
     if _named(name, _OPAQUE):
         return True
     layer = _is_layer(name)
+    owns = False
     for child, output_nr in node.next_functions:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
         shape = tuple(child.variable.shape) if _is_leaf(child) else _shape(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or math.prod(shape) > 1:
             return True
-    return False
+        owns = True
+    return owns and any(_is_from_layer(child, view) for child, _ in node.next_functions)
+
+
+def _is_from_layer(node: Node | None, view: _SizedView) -> bool:
+    """Whether a layer computed this output, but for reshapes: a number beside it is the layer's bias or scale."""
+    while node is not None and _named(node.name(), _RESHAPES):
+        node = node.next_functions[0][0]
+    return node is not None and _is_layer(node.name()) and _owns_parameters(node, view)
 
 
 def _leads_to_parameters(node: Node, output_nr: int, view: _SizedView) -> bool:

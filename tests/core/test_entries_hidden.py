@@ -52,12 +52,12 @@ def test_a_term_is_rounded_to_the_same_number_with_another_sample() -> None:
     assert sum(len(entry.edges) for entry in found.entries) == 2
 
 
-def test_a_temperature_is_no_entry() -> None:
+def test_a_temperature_next_to_the_head_is_a_part_of_it() -> None:
     temperature = nn.Parameter(torch.zeros(()))
     layer = nn.Linear(3, 3)
     batch = torch.randn(SIZE, 3), torch.tensor([0, 1, 2, 0])
     found = found_in(lambda out, y: F.cross_entropy(out * temperature.exp().clamp(max=2), y), layer, batch)
-    assert [entry.node.name() for entry in found.entries] == ["AddmmBackward0"]
+    assert [entry.node.name() for entry in found.entries] == ["MulBackward0"]
 
 
 def test_dice_over_the_batch_has_one_entry() -> None:
@@ -94,3 +94,29 @@ def test_an_adapter_that_is_still_zero_is_an_entry(shape: tuple[int, ...]) -> No
     found = found_in(lambda out, y: F.cross_entropy(out.reshape(SIZE, -1), y), network, batch)
     assert not found.unclear
     assert len([entry for entry in found.entries if not entry.nested]) == 1
+
+
+class Head(nn.Module):
+    """A head of one output, whose bias is added by a node of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight) + self.bias
+
+
+@pytest.mark.parametrize("shape", [(SIZE, 3), (SIZE, 5, 3)], ids=["rows", "sequences"])
+def test_the_bias_of_a_single_output_lies_behind_the_entry(shape: tuple[int, ...]) -> None:
+    found = found_in(lambda out, y: (out - y).square().mean(), Head(), (torch.randn(shape), torch.ones(())))
+    assert [entry.node.name() for entry in found.entries] == ["AddBackward0"]
+
+
+def test_a_learned_weight_of_a_loss_does_not() -> None:
+    log_variance = nn.Parameter(torch.zeros(()))
+    layer = nn.Linear(3, 3)
+    batch = torch.randn(SIZE, 3), torch.tensor([0, 1, 2, 0])
+    found = found_in(lambda out, y: F.cross_entropy(out, y) * (-log_variance).exp() + log_variance, layer, batch)
+    assert [entry.node.name() for entry in found.entries] == ["AddmmBackward0"]
