@@ -17,6 +17,7 @@ from lightning_ast.callbacks._plan import BatchPlan
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry, EntryError, EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
+from lightning_ast.core.graph_batches import assignments_of
 from lightning_ast.core.loss_sum import combine
 from lightning_ast.core.losses import LossCapture, LossRecord
 from lightning_ast.core.partial import BatchNormBackward
@@ -99,6 +100,16 @@ class Gating:
             self._capture = LossCapture()
             self._enter(self._capture)
 
+    def start_scoring(self, batch: Any) -> None:
+        """Look at a whole batch ahead of the step, which may get a part of it."""
+        self._plan = None
+        self._batch = batch
+
+    @property
+    def _assignments(self) -> tuple[Tensor, ...]:
+        part = None if self._plan is None else self._plan.sub_batch
+        return assignments_of(self._batch if part is None else part)
+
     def traces_next(self, batch_size: int) -> bool:
         """Tell whether the next forward is to be traced."""
         return self._wants_trace and batch_size > 1
@@ -173,7 +184,7 @@ class Gating:
 
     def _found(self, plan: BatchPlan, loss: Tensor) -> Found:
         if self._trace is not None:
-            known = self.finder.find(loss, plan.forwarded, doubtful=False)
+            known = self.finder.find(loss, plan.forwarded, doubtful=False, assignments=self._assignments)
             return self.prove(loss, plan.forwarded, self._trace) if known is None else known
         return self.find(loss, plan.forwarded) if plan.is_gated else Found()
 
@@ -183,9 +194,9 @@ class Gating:
         A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the next
         forward is traced. Where they do not, the step is a dense one.
         """
-        found = self.finder.find(loss, size)
+        found = self.finder.find(loss, size, assignments=self._assignments)
         if found is None:
-            found = self.finder.guess(loss, size)
+            found = self.finder.guess(loss, size, assignments=self._assignments)
             self._wants_trace = self._traces < _TRACES
             if found.unclear:
                 return Found(unclear=found.unclear)
@@ -199,12 +210,12 @@ class Gating:
         """
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
-            return self.finder.guess(loss, size)
+            return self.finder.guess(loss, size, assignments=self._assignments)
         last = self._traces >= min(trace.leaves + _SAMPLES, _TRACES)
-        found = self.finder.prove(loss, size, trace, last=last)
-        if not found.entries and not self.finder.proved and last:
-            if found.unclear or self._module.automatic_optimization:
-                raise entry_error(found, size)
+        found = self.finder.prove(loss, size, trace, last=last, assignments=self._assignments)
+        failed = last and not found.entries and not self.finder.proved
+        if failed and (found.unclear or self._module.automatic_optimization):
+            raise entry_error(found, size)
         if found.entries and found.unclear:
             self._warn(
                 f"the gradient enters {', '.join(found.unclear)} by rows that are not one or several a sample of the "

@@ -68,11 +68,14 @@ class ScoringPass:
             EntryError: The first batch's rows cannot be found in the graph of the loss.
             LossCaptureError: The score needs the losses, and they cannot be had.
         """
+        self._gating.start_scoring(batch)
         trace = self._gating.start_trace(batch, batch_size) if self._gating.traces_next(batch_size) else None
         context = self._module.trainer.precision_plugin.forward_context()
-        with isolate_rng(include_cuda=False), self._nothing_changed(), self._traceless(grad=True), context:
-            with self._metrics:
-                return self._scored(batch, batch_idx, batch_size, trace)
+        untouched = self._nothing_changed(), self._traceless(grad=True), self._metrics
+        with ExitStack() as stack:
+            for each in (isolate_rng(include_cuda=False), *untouched, context):
+                stack.enter_context(each)
+            return self._scored(batch, batch_idx, batch_size, trace)
 
     def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
         capture = LossCapture()
@@ -159,7 +162,8 @@ def gradient_norms(loss: Tensor, entries: list[Entry], size: int) -> Tensor | No
     edges = [torch.autograd.graph.GradientEdge(entry.node, entry.output_nr) for entry in entries]
     weight = torch.full_like(loss, float(size))
     gradients = torch.autograd.grad(loss, edges, weight, retain_graph=True, allow_unused=True)
-    norms = [row_norms(g, entry.place) for g, entry in zip(gradients, entries, strict=True) if g is not None]
+    found = [(g, entry) for g, entry in zip(gradients, entries, strict=True) if g is not None]
+    norms = [row_norms(g, entry.place, entry.assignment, size) for g, entry in found]
     return torch.stack(norms).norm(dim=0) if norms else None
 
 

@@ -63,7 +63,7 @@ class Taps:
         taps: dict[tuple[nn.Module, int], Layout] = {}
         for entry in entries:
             tap = next((tap for tap in self._outputs if _is_output_of(tap[2].grad_fn, entry)), None)
-            layout = None if tap is None else _layout(tap[2], batch_size, trace)
+            layout = None if tap is None or entry.assignment is not None else _layout(tap[2], batch_size, trace)
             if tap is None or layout is None:
                 taps.clear()
                 break

@@ -16,18 +16,29 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence import Dependence, SampleTrace
-from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
+from lightning_ast.core.layout import Layout, assigned_layout, layouts_by_size, prove_layout
 from lightning_ast.core.partial.rows import Place
 
 __all__ = ["Entry", "EntryError", "EntryFinder", "Found"]
 
 _PRODUCTS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Convolution", "Embedding", "Linear", "Mm", "Mv")
-"""Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight, unless
-they are the next after a layer: the bias of a head with one output is added by a node of its own."""
+"""Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight,
+unless they are the next after a layer: the bias of a head with one output is added by a node of its own."""
 _PARTS = ("Rnn", "Conv", "Norm")
 _OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 """Nodes that hide their parameters."""
-_RESHAPES = ("Alias", "Permute", "Reshape", "Squeeze", "TBackward", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View")
+_RESHAPES = (
+    "Alias",
+    "Permute",
+    "Reshape",
+    "Squeeze",
+    "TBackward",
+    "ToCopy",
+    "Transpose",
+    "UnsafeView",
+    "Unsqueeze",
+    "View",
+)
 """Nodes that move numbers and change none."""
 _PICKING = ("Embedding", "Index", "Gather", "Take")
 """Nodes that pick rows of a parameter by data, which their edges do not show."""
@@ -39,6 +50,8 @@ _Kind = tuple[str, tuple[int, ...] | None]
 _Edge = tuple[Node, int]
 """A node, and the position of one of its outputs."""
 
+Assignments = tuple[Tensor, ...]
+"""For each kind of rows of a batch of graphs ``(N,)``, the sample of each row: of the nodes, and of the edges."""
 Verdict = Literal["pass", "walk", "enter"]
 
 
@@ -57,6 +70,7 @@ class Entry:
         edges: The edges of the loss part that lead to it: pairs of a node and the position among its inputs.
         nested: Whether the network's own gradient arrives there too, from an entry closer to the loss.
         exact: Whether a sample was seen to change its own rows alone.
+        assignment: The sample of each row, where samples have unequal numbers of rows, as the nodes of graphs.
     """
 
     node: Node
@@ -65,6 +79,7 @@ class Entry:
     edges: tuple[_Edge, ...]
     nested: bool
     exact: bool
+    assignment: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,15 @@ class EntryFinder:
         """Whether a loss was seen that does not depend on the sample that was followed."""
         return bool(self._empty)
 
-    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace, *, last: bool = True) -> Found:
+    def prove(
+        self,
+        loss: Tensor,
+        batch_size: int,
+        trace: SampleTrace,
+        *,
+        last: bool = True,
+        assignments: Assignments = (),
+    ) -> Found:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
@@ -130,8 +153,9 @@ class EntryFinder:
             batch_size: Samples B of the batch.
             trace: The trace of one sample through the forward.
             last: Whether no other forward can be traced. False: nothing is found where a later one may show more.
+            assignments: The sample of each node and of each edge, in a batch of graphs.
         """
-        view = _TracedView(batch_size, trace)
+        view = _TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
         if view.undecided and not last:
             return Found()
@@ -142,28 +166,31 @@ class EntryFinder:
             self._empty.add(_form(loss))
         return found
 
-    def find(self, loss: Tensor, batch_size: int, *, doubtful: bool = True) -> Found | None:
+    def find(
+        self, loss: Tensor, batch_size: int, *, doubtful: bool = True, assignments: Assignments = ()
+    ) -> Found | None:
         """Find the entries of a loss whose graph has a form that was proved.
 
         Args:
             loss: Scalar with its graph.
             batch_size: Samples B of the batch.
             doubtful: Whether a loss that did not depend on the sample that was followed counts as known.
+            assignments: The sample of each node and of each edge, in a batch of graphs.
 
         Returns:
             None where its form is new.
         """
         for position, plan in enumerate(self._plans):
-            found = _Follow(plan).result(loss, batch_size)
+            found = _Follow(plan, assignments).result(loss, batch_size)
             if found is not None:
                 if position:
                     self._plans.insert(0, self._plans.pop(position))
                 return found
         return Found() if doubtful and self._empty and _form(loss) in self._empty else None
 
-    def guess(self, loss: Tensor, batch_size: int) -> Found:
+    def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
-        found, _ = _search(loss, batch_size, _SizedView(batch_size, self._known, self._mixed))
+        found, _ = _search(loss, batch_size, _SizedView(batch_size, self._known, self._mixed, assignments))
         return Found(found.entries, proved=False, unclear=found.unclear)
 
     def _remember(self, plan: _Plan) -> None:
@@ -179,8 +206,15 @@ class EntryFinder:
 class _SizedView:
     """What the form of a graph tells: a branch without an edge to nothing is made of parameters alone."""
 
-    def __init__(self, batch_size: int, known: dict[tuple[str, int], Layout], mixed: set[_Kind]) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        known: dict[tuple[str, int], Layout],
+        mixed: set[_Kind],
+        assignments: Assignments,
+    ) -> None:
         self._batch_size = batch_size
+        self.assignments = assignments
         self._known = known
         self._mixed = mixed
         self._pure: dict[_Edge, bool] = {}
@@ -215,6 +249,9 @@ class _SizedView:
         shape = _shape(node, output_nr)
         if shape is None:
             return None
+        assigned = assigned_layout(shape, self.assignments)
+        if assigned is not None:
+            return assigned
         known = self._known.get((node.name(), len(shape)))
         if known is not None and known.place(shape, self._batch_size) is not None:
             return known
@@ -225,8 +262,8 @@ class _SizedView:
 class _TracedView(_SizedView):
     """What the trace of one sample through the forward tells."""
 
-    def __init__(self, batch_size: int, trace: SampleTrace) -> None:
-        super().__init__(batch_size, {}, set())
+    def __init__(self, batch_size: int, trace: SampleTrace, assignments: Assignments) -> None:
+        super().__init__(batch_size, {}, set(), assignments)
         self._trace = trace
         self.undecided = False
 
@@ -271,6 +308,10 @@ class _TracedView(_SizedView):
         return layout
 
     def _proved(self, found: Dependence) -> Layout | None:
+        if found.shape and self.assignments:
+            assigned = assigned_layout(found.shape, self.assignments, found.profiles[0], self._trace.sample)
+            if assigned is not None:
+                return assigned
         return prove_layout(found.shape, found.profiles, batch_size=self._batch_size, sample=self._trace.sample)
 
 
@@ -321,24 +362,47 @@ class _Walk:
         entries = []
         for (child, output_nr), edges in self.entered.items():
             layout = self._layouts[child, output_nr]
-            entry = _entry(child, output_nr, layout, edges, self._batch_size, nested=child in self._inner)
+            entry = _entry(
+                child,
+                output_nr,
+                layout,
+                edges,
+                self._batch_size,
+                self._view.assignments,
+                nested=child in self._inner,
+            )
             if entry is not None:
                 entries.append(entry)
         return Found(tuple(entries), unclear=tuple(self._view.unclear.values())), self.plan
 
 
 def _entry(
-    child: Node, output_nr: int, layout: Layout, edges: list[_Edge], batch_size: int, *, nested: bool
+    child: Node,
+    output_nr: int,
+    layout: Layout,
+    edges: list[_Edge],
+    batch_size: int,
+    assignments: Assignments,
+    *,
+    nested: bool,
 ) -> Entry | None:
     shape = _shape(child, output_nr)
     place = None if shape is None else layout.place(shape, batch_size)
-    return None if place is None else Entry(child, output_nr, place, tuple(edges), nested, layout.exact)
+    if place is None:
+        return None
+    assignment = None
+    if layout.assigned is not None:
+        assignment = assignments[layout.assigned] if layout.assigned < len(assignments) else None
+        if assignment is None or len(assignment) != place.size:
+            return None
+    return Entry(child, output_nr, place, tuple(edges), nested, layout.exact, assignment)
 
 
 class _Follow:
     """Follows a proved walk through a graph that may have the same form."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, assignments: Assignments) -> None:
+        self._assignments = assignments
         self._names = iter(plan.names)
         self._verdicts = iter(plan.verdicts)
         self._layouts = iter(plan.layouts)
@@ -353,7 +417,7 @@ class _Follow:
         entries = []
         for (child, output_nr), (layout, nested) in self._facts.items():
             edges = self._edges[child, output_nr]
-            entry = _entry(child, output_nr, layout, edges, batch_size, nested=nested)
+            entry = _entry(child, output_nr, layout, edges, batch_size, self._assignments, nested=nested)
             if entry is None:
                 return None
             entries.append(entry)

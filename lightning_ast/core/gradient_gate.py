@@ -22,7 +22,7 @@ from lightning_ast.core.graph import below_ddp
 from lightning_ast.core.layout import row_norms, spread
 from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.memory import densify
-from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows
+from lightning_ast.core.partial.rows import BatchNormBackward, Rows
 
 __all__ = ["BatchGate", "Execution", "Kept"]
 
@@ -109,7 +109,7 @@ class BatchGate:
                 self._handles.append(entry.node.register_prehook(self._at_node(entry)))
                 continue
             for node, position in entry.edges:
-                self._handles.append(node.register_hook(self._at_edge(position, entry.place)))
+                self._handles.append(node.register_hook(self._at_edge(position, entry)))
 
     def close(self) -> None:
         """Stand back, and let go of the batch's graphs."""
@@ -126,7 +126,8 @@ class BatchGate:
         edges = [GradientEdge(entry.node, entry.output_nr) for entry in outer]
         root, seed = below_ddp(loss)
         gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
-        norms = [row_norms(g, e.place) for g, e in zip(gradients, outer, strict=True) if g is not None]
+        found = [(g, e) for g, e in zip(gradients, outer, strict=True) if g is not None]
+        norms = [row_norms(g, e.place, e.assignment, self._batch_size) for g, e in found]
         if norms:
             device = norms[0].device
             self._settle(torch.stack([norm.to(device) for norm in norms]).norm(dim=0))
@@ -142,41 +143,43 @@ class BatchGate:
     # ------------------------------------------------------------------ in the backward
 
     def _at_node(self, entry: Entry) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...] | None]:
-        position, place = entry.output_nr, entry.place
-
         def before(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-            return self._changed(gradients, position, place)
+            return self._changed(gradients, entry.output_nr, entry)
 
         return before
 
-    def _at_edge(self, position: int, place: Place) -> Callable[..., tuple[Tensor | None, ...] | None]:
+    def _at_edge(self, position: int, entry: Entry) -> Callable[..., tuple[Tensor | None, ...] | None]:
         def after(
             gradients: tuple[Tensor | None, ...], _: tuple[Tensor | None, ...]
         ) -> tuple[Tensor | None, ...] | None:
-            return self._changed(gradients, position, place)
+            return self._changed(gradients, position, entry)
 
         return after
 
     def _changed(
-        self, gradients: tuple[Tensor | None, ...], position: int, place: Place
+        self, gradients: tuple[Tensor | None, ...], position: int, entry: Entry
     ) -> tuple[Tensor | None, ...] | None:
         gradient = gradients[position]
         if gradient is None:
             return None
         plain = densify(gradient)
         if not self.decided:
-            self._settle(row_norms(plain, place))
+            self._settle(row_norms(plain, entry.place, entry.assignment, self._batch_size))
         if self._lets_all_through():
             return None
         assert self.kept is not None
-        gated = self._gate(plain, place, self.kept)
+        gated = self._gate(plain, entry, self.kept)
         return (*gradients[:position], gated, *gradients[position + 1 :])
 
-    def _gate(self, gradient: Tensor, place: Place, kept: Kept) -> Tensor:
+    def _gate(self, gradient: Tensor, entry: Entry, kept: Kept) -> Tensor:
+        place = entry.place
         nothing = kept.indices.numel() == 0
         by_rows = (self._execution == "partial" or kept.rows_only) and kept.indices.numel() < self._batch_size
+        if by_rows and entry.assignment is not None:
+            self._dense_ops["samples with unequal numbers of rows"] += 1
+            by_rows = False
         if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
-            factors = spread(self._factors_of_all(kept), place).to(gradient)
+            factors = spread(self._factors_of_all(kept), place, entry.assignment).to(gradient)
             return (gradient * factors).where(factors != 0, gradient.new_zeros(()))
         rows = self._rows_of(kept)
         data = rows.gather(gradient, place.dim, place.pre, place.post)
@@ -188,9 +191,7 @@ class BatchGate:
         """The rows for the running backward: what they gathered is of use in that one alone."""
         task = torch._C._current_graph_task_id()
         if self._rows is None or self._rows.graph_task != task:
-            self._rows = Rows(
-                kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops
-            )
+            self._rows = Rows(kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops)
             Variable._execution_engine.queue_callback(self._rows.forget)
         return self._rows
 

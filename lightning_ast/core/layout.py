@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_ast.core.partial.rows import Place, place_of
 
-__all__ = ["Layout", "layouts_by_size", "prove_layout", "row_norms", "spread"]
+__all__ = ["Layout", "assigned_layout", "layouts_by_size", "prove_layout", "row_norms", "spread"]
 
 _EXACT = 1e-3
 """Change of all other samples, as a share of the changed sample's, up to which they count as unchanged."""
@@ -28,6 +28,7 @@ class Layout:
         pre: Groups outside the samples: T in ``(T * B, C)``. It may differ in other batches where ``post`` is 1.
         post: Rows of one sample: T in ``(B * T, C)``. It may differ in other batches where ``pre`` is 1.
         exact: Whether a sample changes its own rows alone. False: other rows follow it to a lesser degree.
+        assigned: For graphs, which of the batch's assignments tells the sample of each row; None: the sizes do.
     """
 
     ndim: int
@@ -35,6 +36,7 @@ class Layout:
     pre: int
     post: int
     exact: bool = True
+    assigned: int | None = None
 
     def place(self, shape: tuple[int, ...], batch_size: int) -> Place | None:
         """Find the samples in a tensor of another batch.
@@ -48,16 +50,17 @@ class Layout:
         """
         if len(shape) != self.ndim:
             return None
+        if self.assigned is not None:
+            return place_of(shape, self.dim)
         groups, rest = divmod(shape[self.dim], batch_size)
         if rest or groups == 0:
             return None
-        if groups == self.pre * self.post:
-            return place_of(shape, self.dim, self.pre, self.post)
-        if self.pre > 1 and self.post == 1:
-            return place_of(shape, self.dim, groups, 1)
-        if self.post > 1 and self.pre == 1:
-            return place_of(shape, self.dim, 1, groups)
-        return None
+        pre, post = self.pre, self.post
+        if groups != pre * post:
+            if (pre > 1) == (post > 1):
+                return None
+            pre, post = (groups, 1) if pre > 1 else (1, groups)
+        return place_of(shape, self.dim, pre, post)
 
 
 def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]:
@@ -118,17 +121,45 @@ def prove_layout(
     return found[0][1]
 
 
-def row_norms(gradient: Tensor, place: Place) -> Tensor:
+def assigned_layout(
+    shape: tuple[int, ...], assignments: tuple[Tensor, ...], changed: Tensor | None = None, sample: int = 0
+) -> Layout | None:
+    """Find the assignment that tells the sample of each row, as nodes and edges have one.
+
+    Args:
+        shape: Shape of the tensor; its rows lie along the first dimension.
+        assignments: For each kind of rows ``(N,)``, the sample of each row.
+        changed: ``(N,)`` how much each row changes with a sample, where that is known.
+        sample: Position of that sample.
+
+    Example:
+        >>> assigned_layout((3, 8), (torch.tensor([0, 1, 1]),), torch.tensor([0.0, 2.0, 1.0]), sample=1).assigned
+        0
+    """
+    for position, assignment in enumerate(assignments):
+        if not shape or len(assignment) != shape[0]:
+            continue
+        if changed is None or not bool(changed[assignment.to(changed.device) != sample].any()):
+            return Layout(len(shape), 0, 1, 1, assigned=position)
+    return None
+
+
+def row_norms(gradient: Tensor, place: Place, assignment: Tensor | None = None, batch_size: int = 0) -> Tensor:
     """Take the norm of each sample's rows.
 
     Args:
         gradient: The tensor, of ``place.shape``.
         place: Where the samples lie in it.
+        assignment: The sample of each row, where samples have unequal numbers of rows.
+        batch_size: Samples B; needed for an assignment alone.
 
     Returns:
         ``(B,)`` float32, or float64 for a gradient of that type.
     """
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    if assignment is not None:
+        squares = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=dtype).square()
+        return squares.new_zeros(batch_size).index_add(0, assignment, squares).sqrt()
     if place.dim == 0 and place.pre == 1:
         samples = gradient.reshape(place.size // place.post, -1)
         return torch.linalg.vector_norm(samples, dim=1, dtype=dtype)
@@ -139,16 +170,19 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     return torch.linalg.vector_norm(grouped, dim=others, dtype=dtype)
 
 
-def spread(values: Tensor, place: Place) -> Tensor:
+def spread(values: Tensor, place: Place, assignment: Tensor | None = None) -> Tensor:
     """Give each row of a tensor the value of its sample.
 
     Args:
         values: ``(B,)``.
         place: Where the samples lie in the tensor.
+        assignment: The sample of each row, where samples have unequal numbers of rows.
 
     Returns:
         A tensor that broadcasts against one of ``place.shape``.
     """
+    if assignment is not None:
+        values = values[assignment]
     if place.post > 1:
         values = values.repeat_interleave(place.post)
     if place.pre > 1:
