@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._scored import Scored
 from lightning_ast.core.batch import first_input, select_batch
 from lightning_ast.core.gradient_gate import Kept
+from lightning_ast.core.layout import common_ratio
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
@@ -167,6 +169,19 @@ class Decision:
         indices = plan.selection.indices
         take = self._take or partial(select_batch, batch_size=plan.batch_size)
         plan.sub_batch = take(batch, indices)
+        plan.scored_norms = scored.norms[indices]
+
+    def kept_of_part(self, plan: BatchPlan, norms: Tensor) -> Kept:
+        """Weigh the samples of a batch that was sliced ahead of its step, in ``subset``.
+
+        Args:
+            plan: The plan of the batch, with its selection.
+            norms: ``(k,)`` norms of their rows of the gradient of the step's loss, times k.
+        """
+        kept = self.kept(plan, norms)
+        if plan.scored_norms is None or kept.factors is None or kept.factors.numel() != plan.scored_norms.numel():
+            return kept
+        return replace(kept, factors=kept.factors * common_ratio(plan.scored_norms, norms).to(kept.factors))
 
     def _tell(self, plan: BatchPlan, scores: Tensor) -> None:
         if plan.observe is not None:

@@ -230,7 +230,7 @@ class Gating:
 
     def _decide(self, plan: BatchPlan, norms: Tensor) -> Kept | None:
         if plan.sub_batch is not None:
-            return self._decision.kept(plan, norms)
+            return self._decision.kept_of_part(plan, norms * self.score_scale(plan.forwarded))
         labels = None if self._capture is None else self._capture.labels(plan.batch_size)
         return self._decision.decide(plan, norms * self.score_scale(plan.batch_size), norms, labels)
 

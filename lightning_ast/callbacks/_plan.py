@@ -28,6 +28,7 @@ class BatchPlan:
         selection: None until the gradient was seen (in ``subset``: until the batch was scored); then kept, so that
             every loss, closure and backward of the batch has one selection.
         sub_batch: The selected samples, for ``subset``.
+        scored_norms: ``(k,)`` norms of their rows of the gradient, times B, as found in the whole batch.
         significance: ``(B,)``, where it was computed.
         labels: ``(B,)`` class indices, where they are known and the significance was computed.
         bad: ``(B,)`` bool, samples that are not finite; None where the host knows of none.
@@ -43,6 +44,7 @@ class BatchPlan:
     indices: Tensor | None = None
     selection: Selection | None = None
     sub_batch: Any = None
+    scored_norms: Tensor | None = None
     significance: Tensor | None = None
     labels: Tensor | None = None
     bad: Tensor | None = None

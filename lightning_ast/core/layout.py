@@ -10,10 +10,14 @@ from torch import Tensor
 
 from lightning_ast.core.partial.rows import Place, place_of
 
-__all__ = ["Layout", "assigned_layout", "layouts_by_size", "prove_layout", "row_norms", "spread"]
+__all__ = ["Layout", "assigned_layout", "common_ratio", "layouts_by_size", "prove_layout", "row_norms", "spread"]
 
 _EXACT = 1e-3
 """Change of all other samples, as a share of the changed sample's, up to which they count as unchanged."""
+_AGREED = 1e-2
+"""Relative difference of ratios up to which they count as one and the same."""
+_FEW = 4
+"""Ratios that may agree by chance."""
 _MIXED = 0.2
 """Mean change of another sample, as a share of the changed sample's, up to which its rows can be told."""
 
@@ -188,3 +192,31 @@ def spread(values: Tensor, place: Place, assignment: Tensor | None = None) -> Te
     if place.pre > 1:
         values = values.repeat(place.pre)
     return values.view(-1, *[1] * (-place.from_end - 1))
+
+
+def common_ratio(expected: Tensor, got: Tensor) -> Tensor:
+    """Find the one number that all samples' norms are to be multiplied by; 1 where the samples do not agree on one.
+
+    The rows of a mean over B samples, and of one over the tokens of the batch, are larger in a part of the batch; those
+    of a sum are not.
+
+    Args:
+        expected: ``(k,)`` norms of the samples' rows, times the number of samples they were computed with.
+        got: ``(k,)`` the same from another forward.
+
+    Example:
+        >>> whole, part = torch.tensor([4.0, 2.0, 8.0, 6.0]), torch.tensor([2.0, 1.0, 4.0, 3.0])
+        >>> common_ratio(whole, part), common_ratio(whole, torch.ones(4))
+        (tensor(2.), tensor(1.))
+    """
+    one = torch.ones((), dtype=got.dtype, device=got.device)
+    if got.numel() < _FEW:
+        return one
+    expected = expected.to(got)
+    ratio = expected / got
+    known = ratio.isfinite() & (ratio > 0)
+    low = ratio.where(known, one * torch.inf).amin()
+    high = ratio.where(known, -one * torch.inf).amax()
+    agreed = (known.sum() >= _FEW) & (high <= low * (1 + _AGREED))
+    middle = (low + high) / 2
+    return middle.where(agreed & ((middle - 1).abs() > _EXACT), one)

@@ -57,7 +57,7 @@ CASES = {
         lambda: tft(known(), metrics.QuantileLoss()), lambda: batches(known())
     ),
     "NBeats, MASE": Case(
-        lambda: forecasting.NBeats.from_dataset(series(), widths=[16, 16], backcast_loss_ratio=0.1),
+        lambda: forecasting.NBeats.from_dataset(series(), widths=[16, 16], backcast_loss_ratio=0.1, dropout=0.0),
         lambda: batches(series()),
     ),
     "DeepAR, NormalDistributionLoss": Case(

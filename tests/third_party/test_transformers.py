@@ -78,6 +78,7 @@ def wav2vec_ctc() -> Finetuned:
     config = transformers.Wav2Vec2Config(
         vocab_size=20, **SMALL, conv_dim=(16, 16), conv_stride=(5, 4), conv_kernel=(10, 8), num_feat_extract_layers=2,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, mask_time_prob=0.0, layerdrop=0.0,
+        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
     )  # fmt: skip
     return Finetuned(transformers.Wav2Vec2ForCTC(config))
 
