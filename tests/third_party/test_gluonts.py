@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.third_party.outcomes import Outcome
-from tests.third_party.trained import MODES, Case, check_outcome, check_same_gradients, check_trained, loader, rows
+from tests.third_party.trained import Case, check_outcome, loader, rows
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # it would like another json module
@@ -48,24 +47,3 @@ CASES = {"DeepARLightningModule": Case(deepar, windows)}
 @rows("gluonts")
 def test_outcome(row: Outcome, mode: str) -> None:
     check_outcome(CASES[row.module], row, mode)
-
-
-class ExplicitDeepAR(deepar_module.DeepARLightningModule):
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.model.loss(**batch)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.per_sample_loss(batch, batch_idx).mean()
-        self.log("train_loss", loss)  # its ReduceLROnPlateau waits for it
-        return loss
-
-
-REMEDIES = {"DeepAR": Case(lambda: ExplicitDeepAR(dict(SETTINGS)), windows)}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("module", sorted(REMEDIES))
-def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
-    check_trained(REMEDIES[module], mode)
-    if mode in ("subset", "partial"):
-        check_same_gradients(REMEDIES[module], mode)

@@ -16,11 +16,8 @@ from torch.utils.data import TensorDataset
 
 from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import (
-    MODES,
     Case,
     check_outcome,
-    check_same_gradients,
-    check_trained,
     loader,
     rows,
     sparse_fit,
@@ -167,15 +164,6 @@ class NegativeSimSiam(ExplicitSimSiam):
 
 
 CASES["SimSiam, per_sample_loss -cos"] = Case(NegativeSimSiam, views)
-REMEDIES = {"SimSiam": Case(ExplicitSimSiam, views)}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("module", sorted(REMEDIES))
-def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
-    check_trained(REMEDIES[module], mode)
-    if mode in ("partial",):
-        check_same_gradients(REMEDIES[module], mode)
 
 
 def test_a_pytorch_lightning_module_needs_its_own_trainer() -> None:

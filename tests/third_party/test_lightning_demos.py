@@ -16,11 +16,8 @@ from torch.utils.data import TensorDataset
 
 from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import (
-    MODES,
     Case,
     check_outcome,
-    check_same_gradients,
-    check_trained,
     loader,
     rows,
 )
@@ -63,41 +60,6 @@ CASES = {
 @rows("lightning")
 def test_outcome(row: Outcome, mode: str) -> None:
     check_outcome(CASES[row.module], row, mode)
-
-
-class MeanDemo(DemoModel):
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        return self(batch).sum(1)
-
-    def training_step(self, batch: Any, batch_nb: int) -> Tensor:
-        return self.per_sample_loss(batch, batch_nb).mean()
-
-
-class ExplicitManual(ManualOptimBoringModel):
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        return (self(batch) - 1).square().mean(1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        optimizer = self.optimizers()
-        loss = self.per_sample_loss(batch, batch_idx).mean()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return loss
-
-
-REMEDIES = {
-    "DemoModel": Case(MeanDemo, lambda: loader(RandomDataset(32, 512))),
-    "ManualOptimBoringModel": Case(ExplicitManual, lambda: loader(RandomDataset(32, 4096))),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("module", sorted(REMEDIES))
-def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
-    check_trained(REMEDIES[module], mode)
-    if mode in ("subset", "partial"):
-        check_same_gradients(REMEDIES[module], mode)
 
 
 class GAN(pl.LightningModule):

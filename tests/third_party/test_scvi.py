@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import (
     Case,
     check_outcome,
-    check_same_gradients,
-    check_trained,
     rows,
 )
 
@@ -68,23 +65,3 @@ CASES = {
 @rows("scvi-tools")
 def test_outcome(row: Outcome, mode: str) -> None:
     check_outcome(CASES[row.module], row, mode)
-
-
-class ExplicitPlan(TrainingPlan):
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        found = self.forward(batch, loss_kwargs=self.loss_kwargs)[2]
-        return sum(found.reconstruction_loss.values()) + self.kl_weight * found.kl_local["kl_divergence_z"]
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.per_sample_loss(batch, batch_idx).mean()
-
-
-REMEDIES = {"SCVI TrainingPlan": Case(lambda: ExplicitPlan(scvi_model().module), lambda: loader_of(scvi_model()))}
-
-
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
-@pytest.mark.parametrize("module", sorted(REMEDIES))
-def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
-    check_trained(REMEDIES[module], mode)
-    if mode in ("partial",):
-        check_same_gradients(REMEDIES[module], mode)

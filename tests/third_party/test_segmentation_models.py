@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tests.third_party.outcomes import Outcome
-from tests.third_party.trained import MODES, Case, check_outcome, check_same_gradients, check_trained, loader, rows
+from tests.third_party.trained import Case, check_outcome, loader, rows
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 
@@ -63,40 +63,3 @@ CASES = {
 @rows("segmentation-models-pytorch")
 def test_outcome(row: Outcome, mode: str) -> None:
     check_outcome(CASES[row.module], row, mode)
-
-
-class ByImage(Segmenter):
-    """A Dice loss has no per-sample form of its own: the loss of each image alone."""
-
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        image, mask = batch
-        predicted = self.model(image)
-        return torch.stack([self.loss_fn(p[None], m[None]) for p, m in zip(predicted, mask)])
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.per_sample_loss(batch, batch_idx).mean()
-
-
-class Unreduced(Segmenter):
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        image, mask = batch
-        return self.loss_fn(self.model(image), mask).flatten(1).mean(1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.per_sample_loss(batch, batch_idx).mean()
-
-
-REMEDIES = {
-    "DiceLoss": Case(lambda: ByImage(smp.losses.DiceLoss(smp.losses.BINARY_MODE), 1), binary),
-    "JaccardLoss": Case(lambda: ByImage(smp.losses.JaccardLoss(smp.losses.BINARY_MODE), 1), binary),
-    "FocalLoss": Case(lambda: ByImage(smp.losses.FocalLoss(smp.losses.BINARY_MODE), 1), binary),
-    "SoftBCEWithLogitsLoss": Case(lambda: Unreduced(smp.losses.SoftBCEWithLogitsLoss(reduction=None), 1), binary),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("module", sorted(REMEDIES))
-def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
-    check_trained(REMEDIES[module], mode)
-    if mode in ("partial",):
-        check_same_gradients(REMEDIES[module], mode)

@@ -6,17 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import (
-    MODES,
     Case,
     check_outcome,
-    check_same_gradients,
-    check_trained,
     loader,
     rows,
 )
@@ -99,44 +95,3 @@ CASES = {
 @rows("torch-uncertainty")
 def test_outcome(row: Outcome, mode: str) -> None:
     check_outcome(CASES[row.module], row, mode)
-
-
-class Averaged(ClassificationRoutine):
-    """Three draws of a Bayesian network, as ELBOLoss averages them, without its KL term."""
-
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs, targets = batch
-        draws = [F.cross_entropy(self.model(inputs), targets, reduction="none") for _ in range(3)]
-        return torch.stack(draws).mean(0)
-
-    def training_step(self, batch: Any) -> Tensor:
-        return self.per_sample_loss(batch, 0).mean()
-
-
-class Segmented(SegmentationRoutine):
-    """Invalid pixels are ignored, not cut out: the plain cross-entropy is understood."""
-
-    def training_step(self, batch: Any) -> Tensor:
-        images, targets = batch
-        return F.cross_entropy(self.forward(images), targets, ignore_index=255)
-
-
-def averaged() -> Any:
-    model = bayesian_mlp(16, 10, hidden_dims=[16])
-    return Averaged(model, 10, nn.CrossEntropyLoss(), optim_recipe=sgd(model))
-
-
-def segmented() -> Any:
-    model = nn.Conv2d(3, 4, 3, padding=1)
-    return Segmented(model, 4, nn.CrossEntropyLoss(), optim_recipe=sgd(model))
-
-
-REMEDIES = {"ELBOLoss of 3": Case(averaged, classes), "SegmentationRoutine": Case(segmented, lambda: masks(3))}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("module", sorted(REMEDIES))
-def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
-    check_trained(REMEDIES[module], mode)
-    if mode in ("subset", "partial"):
-        check_same_gradients(REMEDIES[module], mode)
