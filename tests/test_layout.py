@@ -67,6 +67,7 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "state_checks",
         "quarantine",
         "rows",
+        "graph_batches",
         "containers",
         "listing",
         "batch",

@@ -228,9 +228,9 @@ class SparseFit:
             for watcher in self.watchers:
                 sections.enter_context(watcher.scoring())
             scored = self._score(batch, batch_idx, plan.batch_size)
-        if scored is None:
-            plan.sparse = False
-        elif plan.sparse:
+        if scored is None and plan.sparse:
+            self.gating.tell_ungated(plan)
+        elif scored is not None and plan.sparse:
             self._decision.take_subset(plan, batch, scored)
 
     def _indices(self, batch: Any, size: int) -> Any:

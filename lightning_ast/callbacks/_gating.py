@@ -20,6 +20,7 @@ from lightning_ast.callbacks._traces import Traces
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry, EntryError, EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
+from lightning_ast.core.graph_batches import Assignments, assignments_of
 from lightning_ast.core.losses import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
 
@@ -97,6 +98,16 @@ class Gating:
         if watches and plan.sub_batch is None and (plan.is_gated or self._trace is not None):
             self._capture = StepLosses(self._module)
             self._enter(self._capture)
+
+    def start_scoring(self, batch: Any) -> None:
+        """Look at a whole batch ahead of its step, which may get a part of it."""
+        self._plan = None
+        self._batch = batch
+
+    @property
+    def _assignments(self) -> Assignments:
+        part = None if self._plan is None else self._plan.sub_batch
+        return assignments_of(self._batch if part is None else part)
 
     def _enter(self, mode: Any) -> None:
         mode.__enter__()
@@ -176,7 +187,7 @@ class Gating:
         trace = self._trace
         if trace is None:
             return self.find(loss, plan.forwarded, self._traces) if plan.is_gated else Found()
-        found = self.finder.find(loss, plan.forwarded)
+        found = self.finder.find(loss, plan.forwarded, assignments=self._assignments)
         if found is None:
             found = self.prove(loss, plan.forwarded, trace, self._traces)
         else:
@@ -192,9 +203,9 @@ class Gating:
         A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the next
         forward is traced. Where they do not, the step is a dense one.
         """
-        found = self.finder.find(loss, size)
+        found = self.finder.find(loss, size, assignments=self._assignments)
         if found is None:
-            found = self.finder.guess(loss, size)
+            found = self.finder.guess(loss, size, assignments=self._assignments)
             traces.note_new_form()
             if found.unclear:
                 return Found(unclear=found.unclear)
@@ -208,8 +219,9 @@ class Gating:
         """
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
-            return self.finder.guess(loss, size)
-        found = self.finder.prove(loss, size, trace, may_be_apart=not self._module.automatic_optimization)
+            return self.finder.guess(loss, size, assignments=self._assignments)
+        apart = not self._module.automatic_optimization
+        found = self.finder.prove(loss, size, trace, may_be_apart=apart, assignments=self._assignments)
         traces.note_proof(proved=bool(found.entries))
         if not found.entries and not self.finder.proved:
             self._unclear = self._unclear or found.unclear
@@ -257,7 +269,7 @@ class Gating:
         """
         self.leave_forward()
         if plan.is_gated and not self._reached and plan.forwarded > 1:
-            self._tell_ungated(plan)
+            self.tell_ungated(plan)
         trace = self._trace
         if trace is not None:
             self._traces.end(trace)
@@ -265,7 +277,8 @@ class Gating:
         if trace is not None and trace.failure is None and self._traces.hopeless and not self.finder.proved:
             raise entry_error((), plan.batch_size)
 
-    def _tell_ungated(self, plan: BatchPlan) -> None:
+    def tell_ungated(self, plan: BatchPlan) -> None:
+        """Count a batch as a dense one, or as one of equal weights, and warn of it once that cannot be otherwise."""
         if plan.sub_batch is None:
             plan.sparse = plan.leave_out = False
         is_known = self.finder.proved or (self._traces.exhausted and not self._traces.attempts)

@@ -19,7 +19,7 @@ from lightning_ast.callbacks._scored import Scored
 from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.callbacks._taps import Taps
 from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import Entry
+from lightning_ast.core.entries import Entry, Found
 from lightning_ast.core.layout import row_norms
 from lightning_ast.core.losses import LossCaptureError
 from lightning_ast.core.partial import compiled_parts
@@ -56,6 +56,8 @@ class ScoringPass:
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._traceless = TracelessForward(module)
         self._metrics = StillMetrics(module)
+        self._passed = 0
+        self._proved: Found | None = None
         self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
     def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
@@ -68,6 +70,7 @@ class ScoringPass:
             EntryError: The first batch's rows cannot be found in the graph of the loss.
             LossCaptureError: The score needs the losses, and they cannot be had.
         """
+        self._gating.start_scoring(batch)
         traces = self._gating.scoring_traces
         trace = traces.start(batch, batch_size) if traces.wanted(batch_size) else None
         context = self._module.trainer.precision_plugin.forward_context()
@@ -93,7 +96,7 @@ class ScoringPass:
             if trace is not None:
                 stack.enter_context(trace)
             stack.enter_context(losses)
-            loss = self._loss_of(batch, batch_idx)
+            loss = self._loss_of(batch, batch_idx, lambda loss, number: self._passes(loss, number, size, trace))
         if loss is None:
             return None
         norms = taps.norms(loss, size) if tapped and taps is not None else None
@@ -117,7 +120,9 @@ class ScoringPass:
             return None
         gating = self._gating
         traces = gating.scoring_traces
-        found = gating.find(loss, size, traces) if trace is None else gating.prove(loss, size, trace, traces)
+        found, self._proved = self._proved, None
+        if found is None:
+            found = gating.find(loss, size, traces) if trace is None else gating.prove(loss, size, trace, traces)
         entries: list[Entry] = [entry for entry in found.entries if not entry.nested]
         if not entries:
             return None
@@ -125,18 +130,52 @@ class ScoringPass:
             self._taps.settle(entries, size, trace)
         return gradient_norms(loss, entries, size)
 
-    def _loss_of(self, batch: Any, batch_idx: int) -> Tensor | None:
-        with _StopAtBackward() as stop, suppress(_BackwardReached):
+    def _passes(self, loss: Tensor, number: int, size: int, trace: SampleTrace | None) -> bool:
+        """Tell whether a step that runs its own backwards goes on behind this one: its loss has nothing to score.
+
+        The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
+
+        Args:
+            loss: The loss.
+            number: Backwards of the step before this one.
+            size: Samples B of the batch.
+            trace: The trace of the step, or None: what the traced steps have shown counts.
+        """
+        if trace is None:
+            return number < self._passed
+        trace.paused = True
+        self._proved = self._gating.prove(loss, size, trace, self._gating.scoring_traces)
+        trace.paused = False
+        passes = not self._proved.entries and not self._proved.unclear
+        self._passed = number + passes
+        return passes
+
+    def _loss_of(self, batch: Any, batch_idx: int, passes: Callable[[Tensor, int], bool]) -> Tensor | None:
+        self._proved = None
+        with _StopAtBackward(passes) as stop, suppress(_BackwardReached):
             output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
             loss = output.get("loss") if isinstance(output, dict) else output
-            return loss if isinstance(loss, Tensor) else None
+            return loss if isinstance(loss, Tensor) and not stop.passed else None
         return stop.loss
+
+    def _own_optimization(self) -> Iterator[tuple[Any, str, Any]]:
+        """List what a step that optimizes by itself calls between two backwards."""
+        if self._module.automatic_optimization:
+            return
+        trainer = self._module.trainer
+        for optimizer in (*trainer.strategy._lightning_optimizers, *trainer.optimizers):
+            yield optimizer, "step", _nothing
+            yield optimizer, "zero_grad", _nothing
+        for config in trainer.lr_scheduler_configs:
+            yield config.scheduler, "step", _nothing
+        yield self._module, "clip_gradients", _nothing
 
     @contextmanager
     def _nothing_changed(self) -> Iterator[None]:
         """Let ``self.log`` do nothing, and restore afterwards what requires a gradient."""
         stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
         stubs.append((self._module, "manual_backward", _stop))
+        stubs += self._own_optimization()
         saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
         flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
         try:
@@ -182,14 +221,25 @@ class _BackwardReached(Exception):  # noqa: N818 - it is caught, and no error
 
 
 class _StopAtBackward(TorchFunctionMode):
-    """Stops a step at its first backward, and keeps the loss."""
+    """Stops a step at its first backward that does not pass, and keeps the loss; none is computed.
 
-    loss: Tensor | None = None
+    Args:
+        passes: ``(loss, number of backwards before)``: tells whether the step goes on.
+    """
+
+    def __init__(self, passes: Callable[[Tensor, int], bool]) -> None:
+        super().__init__()
+        self._passes = passes
+        self.loss: Tensor | None = None
+        self.passed = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.Tensor.backward:
+            if self._passes(args[0], self.passed):
+                self.passed += 1
+                return None
             self.loss = args[0]
             raise _BackwardReached
         return func(*args, **(kwargs or {}))

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry
 from lightning_ast.core.layout import Layout, prove_layout, row_norms
+from lightning_ast.core.partial.rows import UnequalPlace
 
 __all__ = ["Taps"]
 
@@ -63,7 +64,9 @@ class Taps:
         taps: dict[tuple[nn.Module, int], Layout] = {}
         for entry in entries:
             tap = next((tap for tap in self._outputs if _is_output_of(tap[2].grad_fn, entry)), None)
-            layout = None if tap is None else _layout(tap[2], batch_size, trace)
+            layout = (
+                None if tap is None or isinstance(entry.place, UnequalPlace) else _layout(tap[2], batch_size, trace)
+            )
             if tap is None or layout is None:
                 taps.clear()
                 break

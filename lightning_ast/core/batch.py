@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ast.core.containers import BatchError, EmptyBatchError, Slicer, is_listing
+from lightning_ast.core.graph_batches import graph_count, graphs_in
 from lightning_ast.core.listing import (
     first_floats,
     is_ragged,
@@ -40,7 +41,7 @@ def batch_size_of(batch: Any) -> int:
     It is the most common leading dimension of its tensors and arrays (ties: the first one's), those inside lists only
     where there are no others. A list of samples, each a dict, tuple or the like of the same form, holds one sample an
     entry where the entries hold scalars or tensors whose leading dimensions differ; so do lists side by side (images
-    of several sizes, and their targets).
+    of several sizes, and their targets). A torch_geometric batch holds its graphs.
 
     Args:
         batch: Any nesting of tensors; tensors without dimensions are ignored.
@@ -57,6 +58,9 @@ def batch_size_of(batch: Any) -> int:
         >>> batch_size_of({"image": torch.zeros(8, 3, 4, 4), "label": torch.zeros(8), "scale": torch.tensor(2.0)})
         8
     """
+    graphs = graph_count(graphs_in(batch))
+    if graphs is not None:
+        return graphs
     samples = samples_of(batch)
     if samples is not None:
         return len(samples)
@@ -93,8 +97,8 @@ def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) 
     Tensors and arrays whose leading dimension is the batch size are indexed. So are lists and tuples of B entries of
     which fewer than half (of the batch itself: none) hold such a tensor: names, paths, one dict or one ragged tensor a
     sample. Numbers, strings, other tensors and objects without tensors are passed through. A tensor whose batch
-    dimension is not the first (time-major sequences), graphs and packed sequences need an override of ``select_batch``
-    (and ``count_samples``) on the module.
+    dimension is not the first (time-major sequences) and packed sequences need an override of ``select_batch`` (and
+    ``count_samples``) on the module; of graphs, those of torch_geometric do not.
 
     Args:
         batch: Any nesting of tensors, arrays, lists, tuples, named tuples, dicts, ``UserDict``, dataclasses, attrs

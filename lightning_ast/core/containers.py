@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_ast.core.graph_batches import graph_count, take_graphs
 from lightning_ast.core.rows import row_count, take_rows
 
 __all__ = ["BatchError", "EmptyBatchError", "Slicer", "are_images", "children_of", "is_listing", "leaves_of"]
@@ -106,6 +107,9 @@ class Slicer:
         """Take the chosen samples out of a part of the batch; what has no entry for each sample stays as it is."""
         if isinstance(part, (Tensor, np.ndarray)):
             return self._leaf(part) if row_count(part) == self._size else part
+        if graph_count(part) == self._size:
+            graphs = take_graphs(part, self._indices)
+            return self.unknown(part) if graphs is None else graphs
         names = _field_names(part)
         if isinstance(part, PackedSequence) or (names is None and _may_hold_samples(part, self._size)):
             return self.unknown(part)

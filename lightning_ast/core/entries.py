@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.graph_batches import Assignments
 from lightning_ast.core.layout import Layout
 from lightning_ast.core.node_facts import form_of, is_leaf, nodes_below, shape_of
 from lightning_ast.core.node_views import Kind, SizedView, TracedView, owns_parameters
@@ -101,7 +102,15 @@ class EntryFinder:
         """Whether the rows of at least one loss were proved."""
         return any(plan.layouts for plan in self._plans)
 
-    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace, *, may_be_apart: bool = False) -> Found:
+    def prove(
+        self,
+        loss: Tensor,
+        batch_size: int,
+        trace: SampleTrace,
+        *,
+        may_be_apart: bool = False,
+        assignments: Assignments = (),
+    ) -> Found:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
@@ -110,8 +119,9 @@ class EntryFinder:
             trace: The trace of one sample through the forward.
             may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
                 begins with noise.
+            assignments: Of a batch of graphs, the sample of each node and of each edge.
         """
-        view = TracedView(batch_size, trace)
+        view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._remember(plan)
@@ -119,23 +129,23 @@ class EntryFinder:
             self._mixed |= view.unclear.keys()
         return found
 
-    def find(self, loss: Tensor, batch_size: int) -> Found | None:
+    def find(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found | None:
         """Find the entries of a loss whose graph has a form that was proved.
 
         Returns:
             None where its form is new.
         """
         for position, plan in enumerate(self._plans):
-            found = _Follow(plan).result(loss, batch_size)
+            found = _Follow(plan).result(loss, batch_size, assignments)
             if found is not None:
                 if position:
                     self._plans.insert(0, self._plans.pop(position))
                 return found
         return None
 
-    def guess(self, loss: Tensor, batch_size: int) -> Found:
+    def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
-        found, _ = _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed))
+        found, _ = _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))
         return Found(found.entries, proved=False, unclear=found.unclear)
 
     def _remember(self, plan: _Plan) -> None:
@@ -192,18 +202,16 @@ class _Walk:
         entries = []
         for (child, output_nr), edges in self.entered.items():
             layout = self._layouts[child, output_nr]
-            entry = _entry(child, output_nr, layout, edges, self._batch_size, nested=child in self._inner)
-            if entry is not None:
-                entries.append(entry)
+            place = _place(child, output_nr, layout, self._batch_size, self._view.assignments)
+            if place is not None:
+                nested = child in self._inner
+                entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
         return Found(tuple(entries), unclear=tuple(self._view.unclear.values())), self.plan
 
 
-def _entry(
-    child: Node, output_nr: int, layout: Layout, edges: list[tuple[Node, int]], batch_size: int, *, nested: bool
-) -> Entry | None:
+def _place(child: Node, output_nr: int, layout: Layout, batch_size: int, assignments: Assignments) -> Place | None:
     shape = shape_of(child, output_nr)
-    place = None if shape is None else layout.place(shape, batch_size)
-    return None if place is None else Entry(child, output_nr, place, tuple(edges), nested, layout.exact)
+    return None if shape is None else layout.place(shape, batch_size, assignments)
 
 
 class _Follow:
@@ -216,18 +224,18 @@ class _Follow:
         self._edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
         self._facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
 
-    def result(self, loss: Tensor, batch_size: int) -> Found | None:
+    def result(self, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
         """Give the entries; None where this graph has another form or its sizes do not fit."""
         complete = all(node is not None for node in _visit(loss, self._decide))
         if not complete or next(self._names, None) is not None:
             return None
         entries = []
         for (child, output_nr), (layout, nested) in self._facts.items():
-            edges = self._edges[child, output_nr]
-            entry = _entry(child, output_nr, layout, edges, batch_size, nested=nested)
-            if entry is None:
+            edges = tuple(self._edges[child, output_nr])
+            place = _place(child, output_nr, layout, batch_size, assignments)
+            if place is None:
                 return None
-            entries.append(entry)
+            entries.append(Entry(child, output_nr, place, edges, nested, layout.exact))
         return Found(tuple(entries))
 
     def _decide(self, node: Node) -> tuple[Verdict, ...] | None:

@@ -22,7 +22,7 @@ from lightning_ast.core.graph import below_ddp
 from lightning_ast.core.layout import row_norms, spread
 from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.memory import densify
-from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows
+from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows, UnequalPlace
 
 __all__ = ["BatchGate", "Execution", "Kept"]
 
@@ -175,6 +175,9 @@ class BatchGate:
     def _gate(self, gradient: Tensor, place: Place, kept: Kept) -> Tensor:
         nothing = kept.indices.numel() == 0
         by_rows = (self._execution == "partial" or kept.rows_only) and kept.indices.numel() < self._batch_size
+        if by_rows and isinstance(place, UnequalPlace):
+            self._dense_ops["rows of graphs"] += 1
+            by_rows = False
         if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
             factors = spread(self._factors_of_all(kept), place).to(gradient)
             return (gradient * factors).where(factors != 0, gradient.new_zeros(()))

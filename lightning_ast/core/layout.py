@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_ast.core.partial.rows import Place, place_of
+from lightning_ast.core.graph_batches import Assignments
+from lightning_ast.core.partial.rows import Place, UnequalPlace, place_of
 
-__all__ = ["Layout", "layouts_by_size", "prove_layout", "row_norms", "spread"]
+__all__ = ["Layout", "layouts_by_assignment", "layouts_by_size", "prove_layout", "row_norms", "spread"]
 
 _EXACT = 1e-3
 """Change of all other samples, as a share of the changed sample's, up to which they count as unchanged."""
@@ -30,6 +31,7 @@ class Layout:
         pre: Groups outside the samples: T in ``(T * B, C)``. It may differ in other batches where ``post`` is 1.
         post: Rows of one sample: T in ``(B * T, C)``. It may differ in other batches where ``pre`` is 1.
         exact: Whether a sample changes its own rows alone. False: other rows follow it to a lesser degree.
+        assigned: Of graphs, which of the batch's assignments tells the sample of each row; None: the sizes do.
     """
 
     ndim: int
@@ -37,29 +39,34 @@ class Layout:
     pre: int
     post: int
     exact: bool = True
+    assigned: int | None = None
 
-    def place(self, shape: tuple[int, ...], batch_size: int) -> Place | None:
+    def place(self, shape: tuple[int, ...], batch_size: int, assignments: Assignments = ()) -> Place | None:
         """Find the samples in a tensor of another batch.
 
         Args:
             shape: Shape of the tensor.
             batch_size: Samples B of the batch.
+            assignments: Of a batch of graphs, the sample of each node and of each edge.
 
         Returns:
             Their place, or None where the shape does not fit.
         """
         if len(shape) != self.ndim:
             return None
+        if self.assigned is not None:
+            rows = assignments[self.assigned] if self.assigned < len(assignments) else None
+            fits = rows is not None and len(rows) == shape[0]
+            return UnequalPlace(tuple(shape), 0, 1, 1, -len(shape), shape[0], rows, batch_size) if fits else None
         groups, rest = divmod(shape[self.dim], batch_size)
         if rest or groups == 0:
             return None
-        if groups == self.pre * self.post:
-            return place_of(shape, self.dim, self.pre, self.post)
-        if self.pre > 1 and self.post == 1:
-            return place_of(shape, self.dim, groups, 1)
-        if self.post > 1 and self.pre == 1:
-            return place_of(shape, self.dim, 1, groups)
-        return None
+        pre, post = self.pre, self.post
+        if groups != pre * post:
+            if (pre > 1) == (post > 1):
+                return None
+            pre, post = (groups, 1) if pre > 1 else (1, groups)
+        return place_of(shape, self.dim, pre, post)
 
 
 def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]:
@@ -81,8 +88,30 @@ def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]
                     yield Layout(len(shape), dim, pre, groups // pre)
 
 
+def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> Iterator[Layout]:
+    """List the layouts that the numbers of nodes and edges of a batch of graphs allow.
+
+    Args:
+        shape: Shape of the tensor; its rows lie along the first dimension.
+        assignments: The sample of each node and of each edge.
+
+    Example:
+        >>> [layout.assigned for layout in layouts_by_assignment((3, 8), (torch.tensor([0, 1, 1]),))]
+        [0]
+    """
+    fitting = [k for k, assignment in enumerate(assignments) if shape and len(assignment) == shape[0]]
+    for k in fitting:
+        if k == fitting[0] or not torch.equal(assignments[k], assignments[fitting[0]]):
+            yield Layout(len(shape), 0, 1, 1, assigned=k)
+
+
 def prove_layout(
-    shape: tuple[int, ...], profiles: tuple[Tensor, ...], *, batch_size: int, sample: int
+    shape: tuple[int, ...],
+    profiles: tuple[Tensor, ...],
+    *,
+    batch_size: int,
+    sample: int,
+    assignments: Assignments = (),
 ) -> Layout | None:
     """Find the one layout that explains which rows changed with one sample.
 
@@ -91,6 +120,7 @@ def prove_layout(
         profiles: For each dimension ``(shape[dim],)``, how much its entries change with the sample.
         batch_size: Samples B of the batch.
         sample: Position of the changed sample.
+        assignments: Of a batch of graphs, the sample of each node and of each edge.
 
     Returns:
         The layout, or None where none or several explain the change.
@@ -102,10 +132,8 @@ def prove_layout(
         (2, 1)
     """
     found: list[tuple[float, Layout]] = []
-    for layout in layouts_by_size(shape, batch_size):
+    for layout, own in _candidates(shape, batch_size, sample, assignments):
         profile = profiles[layout.dim].double()
-        position = torch.arange(profile.numel())
-        own = (position // layout.post) % batch_size == sample
         inside, outside = profile[own], profile[~own]
         change = float(inside.sum())
         if change == 0:
@@ -114,11 +142,25 @@ def prove_layout(
         mixed = float(outside.mean()) <= _MIXED * float(inside.mean())
         if exact or mixed or float((outside > 0).double().mean()) <= _PARTNERS:
             coverage = float((inside > 0).double().mean())
-            found.append((coverage + exact, Layout(layout.ndim, layout.dim, layout.pre, layout.post, exact)))
+            found.append((coverage + exact, replace(layout, exact=exact)))
     found.sort(key=lambda entry: entry[0], reverse=True)
     if not found or (len(found) > 1 and found[0][0] == found[1][0]):
         return None
     return found[0][1]
+
+
+def _candidates(
+    shape: tuple[int, ...], batch_size: int, sample: int, assignments: Assignments
+) -> Iterator[tuple[Layout, Tensor]]:
+    """List the layouts, each with the rows that it gives a sample; what nodes and edges explain is not listed twice."""
+    assigned: list[Tensor] = []
+    for layout in layouts_by_assignment(shape, assignments):
+        assigned.append(assignments[layout.assigned or 0].cpu() == sample)
+        yield layout, assigned[-1]
+    for layout in layouts_by_size(shape, batch_size):
+        own = (torch.arange(shape[layout.dim]) // layout.post) % batch_size == sample
+        if layout.dim or not any(torch.equal(own, other) for other in assigned):
+            yield layout, own
 
 
 def row_norms(gradient: Tensor, place: Place) -> Tensor:
@@ -134,6 +176,9 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    if isinstance(place, UnequalPlace):
+        squares = _norms(gradient.reshape(place.size, -1), [1], dtype).square()
+        return squares.new_zeros(place.count).index_add(0, place.assignment, squares).sqrt()
     if place.dim == 0 and place.pre == 1:
         samples = gradient.reshape(place.size // place.post, -1)
         return _norms(samples, [1], dtype)
@@ -159,6 +204,8 @@ def spread(values: Tensor, place: Place) -> Tensor:
     Returns:
         A tensor that broadcasts against one of ``place.shape``.
     """
+    if isinstance(place, UnequalPlace):
+        values = values[place.assignment]
     if place.post > 1:
         values = values.repeat_interleave(place.post)
     if place.pre > 1:

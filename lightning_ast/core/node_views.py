@@ -10,7 +10,8 @@ from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.graph import rows_are_picked
-from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout
+from lightning_ast.core.graph_batches import Assignments
+from lightning_ast.core.layout import Layout, layouts_by_assignment, layouts_by_size, prove_layout
 from lightning_ast.core.node_facts import (
     OPAQUE,
     PICKING,
@@ -36,8 +37,15 @@ Kind = tuple[str, tuple[int, ...] | None]
 class SizedView:
     """What the form of a graph tells: a branch without an edge to nothing is made of parameters alone."""
 
-    def __init__(self, batch_size: int, known: dict[tuple[str, int], Layout], mixed: set[Kind]) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        known: dict[tuple[str, int], Layout],
+        mixed: set[Kind],
+        assignments: Assignments = (),
+    ) -> None:
         self._batch_size = batch_size
+        self.assignments = assignments
         self._known = known
         self._mixed = mixed
         self._pure: dict[Edge, bool] = {}
@@ -75,11 +83,12 @@ class SizedView:
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
         known = self._known.get((form_of(node), len(shape)))
-        if known is not None and known.place(shape, self._batch_size) is not None:
+        if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
         if self._batch_size == 1 and shape:  # every row is the sample's
             return Layout(len(shape), 0, 1, shape[0])
-        fitting = list(layouts_by_size(shape, self._batch_size))
+        by_assignment = list(layouts_by_assignment(shape, self.assignments))
+        fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
         if len(fitting) > 1:  # as in the other tensors of this network, if these agree
             kin = [layout for (_, ndim), layout in self._known.items() if ndim == len(shape)]
             fitting = [layout for layout in fitting if kin and all(_is_alike(layout, other) for other in kin)]
@@ -87,20 +96,20 @@ class SizedView:
 
     def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
         """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
-        if layout is None or layout.dim or layout.pre * layout.post == 1:
+        if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
         return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
 
 
 def _is_alike(one: Layout, other: Layout) -> bool:
-    return (one.dim, one.pre, one.post) == (other.dim, other.pre, other.post)
+    return (one.dim, one.pre, one.post, one.assigned) == (other.dim, other.pre, other.post, other.assigned)
 
 
 class TracedView(SizedView):
     """What the trace of one sample through the forward tells."""
 
-    def __init__(self, batch_size: int, trace: SampleTrace) -> None:
-        super().__init__(batch_size, {}, set())
+    def __init__(self, batch_size: int, trace: SampleTrace, assignments: Assignments = ()) -> None:
+        super().__init__(batch_size, {}, set(), assignments)
         self._trace = trace
 
     def is_parameter(self, leaf: Tensor) -> bool:
@@ -121,7 +130,11 @@ class TracedView(SizedView):
         if dependence.independent:
             return self._inherited(node, output_nr)
         layout = prove_layout(
-            dependence.shape, dependence.profiles, batch_size=self._batch_size, sample=self._trace.sample
+            dependence.shape,
+            dependence.profiles,
+            batch_size=self._batch_size,
+            sample=self._trace.sample,
+            assignments=self.assignments,
         )
         return self._unless_picked(node, output_nr, layout)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ast.core.batch import select_batch
 from lightning_ast.core.containers import children_of, leaves_of
+from lightning_ast.core.graph_batches import assignments_of, graphs_in
 
 __all__ = ["Pair", "Take", "is_real_valued", "perturbed"]
 
@@ -43,10 +44,11 @@ def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None
     if batch_size < 2:
         return []
     with torch.no_grad():
-        assignment = _graph_assignment(batch)
-        if assignment is not None:
-            return list(_graph_pairs(batch, assignment, sample))
-        return _Swap(batch, batch_size, sample, take or _selector(batch_size)).pairs()
+        graphs = graphs_in(batch)
+        pairs = [] if graphs is None else list(_graph_pairs(graphs, assignments_of(graphs)[0], sample))
+        if graphs is None or graphs is not batch:
+            pairs += _Swap(batch, batch_size, sample, take or _selector(batch_size)).pairs()
+        return pairs
 
 
 def is_real_valued(tensor: Tensor) -> bool:
@@ -205,15 +207,6 @@ def _is_mask(tensor: Tensor) -> bool:
     if is_real_valued(tensor) or tensor.layout is not torch.strided or tensor.dim() < 2:
         return False
     return bool(((tensor == 0) | (tensor == 1)).all())
-
-
-def _graph_assignment(batch: Any) -> Tensor | None:
-    """Return the graph of each node, where a batch is one of torch_geometric or looks like it."""
-    if isinstance(batch, (Tensor, list, tuple, dict)) or not hasattr(batch, "num_graphs"):
-        return None
-    assignment = getattr(batch, "batch", None)
-    is_index = isinstance(assignment, Tensor) and assignment.dim() == 1 and assignment.dtype is torch.int64
-    return assignment if is_index else None
 
 
 def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:

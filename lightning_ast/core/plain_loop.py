@@ -15,6 +15,7 @@ from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import EntryError, EntryFinder
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
+from lightning_ast.core.graph_batches import Assignments, assignments_of
 from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 
@@ -63,6 +64,7 @@ class GradientGate:
         self._batchnorm: BatchNormBackward = batchnorm
         self._average = average
         self._finder = EntryFinder()
+        self._assignments: Assignments = ()
         self._trace: SampleTrace | None = None
         self._gate: BatchGate | None = None
         self.selection: Selection | None = None
@@ -72,12 +74,14 @@ class GradientGate:
     def trace(self, batch: Any, batch_size: int | None = None) -> Iterator[None]:
         """Follow one sample through the first forward, to prove which rows of the gradient belong to which sample.
 
-        Later calls do nothing. Without it the sizes of tensors decide, where they allow one answer.
+        Later calls do nothing, except for a batch of graphs: each tells which nodes and edges belong to which graph.
+        Without it the sizes of tensors decide, where they allow one answer.
 
         Args:
             batch: Any nesting of tensors, as the forward gets it.
             batch_size: Samples B of the batch; None counts them.
         """
+        self._assignments = assignments_of(batch)
         if self._finder.proved:
             yield
             return
@@ -97,11 +101,12 @@ class GradientGate:
         """
         if self._gate is not None:
             self._gate.close()
-        found = self._finder.find(loss, batch_size)
+        rows = self._assignments
+        found = self._finder.find(loss, batch_size, assignments=rows)
         if found is None and self._trace is not None and self._trace.failure is None:
-            found = self._finder.prove(loss, batch_size, self._trace)
+            found = self._finder.prove(loss, batch_size, self._trace, assignments=rows)
         elif found is None:
-            found = self._finder.guess(loss, batch_size)
+            found = self._finder.guess(loss, batch_size, assignments=rows)
         self._release()
         if not found.entries:
             raise EntryError(
@@ -119,6 +124,7 @@ class GradientGate:
         self._gate.open(loss, found.entries)
 
     def _release(self) -> None:
+        self._assignments = ()
         if self._trace is not None:
             self._trace.release()
             self._trace = None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["BatchNormBackward", "Place", "Rows", "place_of"]
+__all__ = ["BatchNormBackward", "Place", "Rows", "UnequalPlace", "place_of"]
 
 BatchNormBackward = Literal["selected", "exact"]
 
@@ -40,6 +40,19 @@ class Place:
     post: int
     from_end: int
     size: int
+
+
+@dataclass(frozen=True, eq=False)
+class UnequalPlace(Place):
+    """Where samples with unequal numbers of rows lie, as graphs with their nodes do.
+
+    Attributes:
+        assignment: ``(size,)`` int64, the sample of each row.
+        count: B.
+    """
+
+    assignment: Tensor
+    count: int
 
 
 @lru_cache(maxsize=8192)
