@@ -24,5 +24,5 @@ def test_the_rows_of_the_sample_change_alone() -> None:
     batch = torch.ones(6, 2), torch.ones(3), NODES
     for sample in range(3):
         nodes, labels = perturbed(batch, 3, sample, by_mask)
-        assert (nodes[0] != nodes[1]).any(1).tolist() == (NODES == sample).tolist()
+        assert (nodes[0] != nodes[1]).any(1).tolist() == (sample == NODES).tolist()
         assert (labels[0] != labels[1]).nonzero().flatten().tolist() == [sample]
