@@ -47,7 +47,7 @@ def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None
         graphs = graphs_in(batch)
         pairs = [] if graphs is None else list(_graph_pairs(graphs, assignments_of(graphs)[0], sample))
         if graphs is None or graphs is not batch:
-            pairs += _Swap(batch, batch_size, sample, take or _selector(batch_size)).pairs()
+            pairs += _Swap(batch, batch_size, sample, take).pairs()
         return pairs
 
 
@@ -59,15 +59,19 @@ def is_real_valued(tensor: Tensor) -> bool:
 class _Swap:
     """Swaps one sample of a batch for others, tensor by tensor."""
 
-    def __init__(self, batch: Any, batch_size: int, sample: int, take: Take) -> None:
+    def __init__(self, batch: Any, batch_size: int, sample: int, take: Take | None) -> None:
         self._batch = batch
         self._size = batch_size
         self._sample = sample
-        self._take = take
+        self._take = take or _selector(batch_size)
+        self._own_take = take is not None
         self._leaves = list(_tensors(batch))
         self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
+        self._shorter: list[Tensor] | None = None
 
     def pairs(self) -> list[Pair]:
+        if self._own_take and not self._can_repeat():
+            return [(leaf, shadow) for k, leaf in enumerate(self._leaves) for shadow in self._without_repeats(k)]
         strong = [k for k, leaf in enumerate(self._leaves) if not _is_mask(leaf)]
         changed = self._changed(strong) or self._changed([k for k in range(len(self._leaves)) if k not in strong])
         return [(_plain(self._leaves[k]), changed[k]) for k in sorted(changed)]
@@ -98,6 +102,41 @@ class _Swap:
         indices = torch.arange(self._size, device=self._device)
         indices[self._sample] = other
         return list(_tensors(self._take(self._batch, indices)))
+
+    def _can_repeat(self) -> bool:
+        """Tell whether a sample that is asked for twice is given twice; a way to take by masks cannot."""
+        index = torch.tensor([self._sample], device=self._device)
+        try:
+            once, twice = ([t.shape for t in _tensors(self._take(self._batch, i))] for i in (index, index.repeat(2)))
+        except Exception:  # it takes whole batches alone; what follows fails by itself where that is a fault
+            return True
+        return once != twice
+
+    def _without_repeats(self, k: int) -> Iterator[Tensor]:
+        """Change the rows of a tensor that the batch has with the sample, and has not without it."""
+        leaf = self._leaves[k]
+        every = torch.arange(self._size, device=self._device)
+        parts = [self._one_less(), list(_tensors(self._take(self._batch, every[: self._sample])))]
+        if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
+            return
+        shorter, before = (part[k] for part in parts)
+        missing = leaf.shape[0] - (_rows(shorter) or 0)
+        if leaf.shape[1:] != shorter.shape[1:] or missing < 1:
+            return
+        shadow = _copy(leaf)
+        start = _rows(before) or 0
+        rows = shadow[start : start + missing]
+        values = _other_values(rows)
+        if values is not None:
+            rows.copy_(values)
+            yield shadow
+
+    def _one_less(self) -> list[Tensor]:
+        """Take the batch without the sample."""
+        if self._shorter is None:
+            indices = torch.arange(self._size, device=self._device)
+            self._shorter = list(_tensors(self._take(self._batch, indices[indices != self._sample])))
+        return self._shorter
 
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""
@@ -137,13 +176,16 @@ class _Swap:
 
     def _batch_dim(self, k: int) -> int | None:
         """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
-        indices = torch.arange(self._size, device=self._device)
-        shorter = list(_tensors(self._take(self._batch, indices[indices != self._sample])))
+        shorter = self._one_less()
         if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
             return None
         before = self._leaves[k].shape
         dims = [d for d, size in enumerate(shorter[k].shape) if size == self._size - 1 and before[d] == self._size]
         return dims[0] if dims else None
+
+
+def _rows(tensor: Tensor) -> int | None:
+    return tensor.shape[0] if tensor.dim() and tensor.layout is torch.strided and not tensor.is_nested else None
 
 
 def _selector(batch_size: int) -> Take:

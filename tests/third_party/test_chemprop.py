@@ -77,7 +77,6 @@ def explicit() -> Any:
 REMEDIES = {"MPNN": Case(explicit, molecules)}
 
 
-@pytest.mark.filterwarnings("ignore:lightning-ast. the network mixes")  # this select_batch cannot repeat a molecule
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("module", sorted(REMEDIES))
 def test_the_remedy_that_the_refusal_names_works(module: str, mode: str) -> None:
