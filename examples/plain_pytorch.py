@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ast.core import SampleSelector, partial_mean
-from lightning_ast.core.significance import el2n
+from lightning_ast.core import GradientGate, SampleSelector
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -23,18 +22,18 @@ model = torch.nn.Sequential(
     torch.nn.Linear(32 * 16, 10),
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-selector = SampleSelector(target_activation_rate=0.4)
+gate = GradientGate(SampleSelector(target_activation_rate=0.4))
 
 for epoch in range(10):
     offered = selected = 0
     for x, y in DataLoader(TensorDataset(*train), batch_size=64, shuffle=True):
-        logits = model(x)
-        losses = F.cross_entropy(logits, y, reduction="none")
-        selection = selector.select(el2n(losses.detach(), logits.detach(), x, y))
+        with gate.trace((x, y)):  # follows one sample through the first forward: which rows are whose
+            loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
-        partial_mean(losses, selection).backward()  # computes over the selected rows only
+        gate.open(loss, batch_size=len(x))
+        loss.backward()  # computes over the selected rows only
         optimizer.step()
-        offered, selected = offered + len(x), selected + len(selection.indices)
+        offered, selected = offered + len(x), selected + len(gate.selection.indices)
     model.eval()
     accuracy = (model(test[0]).argmax(1) == test[1]).float().mean()
     model.train()

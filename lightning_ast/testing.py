@@ -123,6 +123,29 @@ def check_partial_backward(
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
     compute = loss or (_mean_of(losses, size) if losses is not None else _loss_of(module))
+    want, got, dense_ops, share = _both_ways(module, batch, compute, size, indices, batchnorm, seed)
+    all_want, all_got = (torch.cat([g.flatten().double() for g in each.values()]) for each in (want, got))
+    return PartialBackwardCheck(
+        batch_size=size,
+        selected=indices.numel(),
+        relative_error=_relative(all_want, all_got),
+        cosine=float(torch.nn.functional.cosine_similarity(all_want, all_got, dim=0)),
+        relative_error_by_parameter={name: _relative(want[name], got[name]) for name in want},
+        dense_ops=dict(dense_ops),
+        flops_share=share,
+    )
+
+
+def _both_ways(
+    module: nn.Module,
+    batch: Any,
+    compute: Loss,
+    size: int,
+    indices: Tensor,
+    batchnorm: BatchNormBackward,
+    seed: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter[str], float | None]:
+    """Return the gradients by parameter of masking and of the partial backward, what ran densely, and its FLOPs."""
     dense_ops: Counter[str] = Counter()
     flops = None if compiled_parts(module) else BackwardFlops()
     finder = EntryFinder()
@@ -145,16 +168,7 @@ def check_partial_backward(
 
     want = gradients("mask", nullcontext())
     got = gradients("partial", flops or nullcontext())
-    all_want, all_got = (torch.cat([g.flatten().double() for g in each.values()]) for each in (want, got))
-    return PartialBackwardCheck(
-        batch_size=size,
-        selected=indices.numel(),
-        relative_error=_relative(all_want, all_got),
-        cosine=float(torch.nn.functional.cosine_similarity(all_want, all_got, dim=0)),
-        relative_error_by_parameter={name: _relative(want[name], got[name]) for name in want},
-        dense_ops=dict(dense_ops),
-        flops_share=None if flops is None or uncounted(dense_ops) else flops.executed_share,
-    )
+    return want, got, dense_ops, None if flops is None or uncounted(dense_ops) else flops.executed_share
 
 
 def _relative(want: Tensor, got: Tensor) -> float:

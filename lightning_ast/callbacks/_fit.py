@@ -60,7 +60,6 @@ class SparseFit:
         activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
         watchers: other callbacks', told of what is done.
         plan: Of the running batch, or None.
-        last_selection: The samples that the last batch was trained on; None before it, or where there were none.
     """
 
     def __init__(
@@ -107,13 +106,21 @@ class SparseFit:
         )
         self._samples_in = SampleCount(trainer, module)
         self.plan: BatchPlan | None = None
-        self.last_selection: Selection | None = None
+        self._last: tuple[Selection | None, int] | None = None
         self._subset = SubsetStep(module) if callback.mode == "subset" else None
         self._score: ScoringPass | None = None
         self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
             self.epochs = PrunedEpochs(callback, trainer, self.selector, kept_schedule(schedule, trainer), processes)
+
+    @property
+    def last_selection(self) -> Selection | None:
+        """The samples that the last batch was trained on; None before it, or where there were none."""
+        if self._last is None:
+            return None
+        selection, size = self._last
+        return Selection(torch.arange(size)) if selection is None else selection
 
     def attach(self) -> None:
         """In ``subset`` wrap the training step; in ``prune`` lead the fit loop."""
@@ -283,7 +290,7 @@ class SparseFit:
             self._subset.plan = None
         self._books.finish_batch(plan, self.stage, target_rate=self.selector.target_activation_rate)
         planned = None if self.epochs is None else self.epochs.epoch.activation_rate
-        self.last_selection = None if plan.void else plan.selection or plan.everything(self._module.device)
+        self._last = None if plan.void else (plan.selection, plan.batch_size)
         self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
         self.quarantine.finish_batch(plan, self._trainer, batch_idx)
         for watcher in self.watchers:

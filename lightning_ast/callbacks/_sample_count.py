@@ -46,6 +46,10 @@ class SampleCount:
     def _counted(self, batch: Any) -> int:
         if self._own is not None:
             return int(self._own(batch))
+        if self._position is not None:  # the usual case, in a few microseconds
+            leading = _leading(batch)
+            if self._position < len(leading) and leading[self._position] > 0:
+                return leading[self._position]
         listed = listed_length(batch) if self._lists else None
         if listed is not None:
             return listed
@@ -58,7 +62,7 @@ class SampleCount:
         size = batch_size_of(batch)
         if first and not self._lists:
             self._lists = samples_of(batch) is not None
-        leading = [] if self._lists else leading_sizes(batch, lists=False) or leading_sizes(batch)
+        leading = [] if self._lists else _leading(batch)
         if expected in leading:
             self._position = leading.index(expected)
         if self._position is not None and self._position < len(leading):
@@ -72,3 +76,7 @@ class SampleCount:
         given = loaders(self._trainer.fit_loop)
         size = getattr(given[0], "batch_size", None) if len(given) == 1 else None
         return size if isinstance(size, int) else None
+
+
+def _leading(batch: Any) -> list[int]:
+    return leading_sizes(batch, lists=False) or leading_sizes(batch)

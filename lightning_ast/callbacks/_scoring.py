@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,9 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torchmetrics import Metric, MetricCollection
 
 from lightning_ast.callbacks._gating import Gating
+from lightning_ast.callbacks._metrics import StillMetrics
 from lightning_ast.callbacks._scored import Scored
 from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.callbacks._taps import Taps
@@ -56,7 +55,7 @@ class ScoringPass:
         self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._traceless = TracelessForward(module)
-        self._metrics = [child for child in module.modules() if isinstance(child, (Metric, MetricCollection))]
+        self._metrics = StillMetrics(module)
         self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
     def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
@@ -72,7 +71,13 @@ class ScoringPass:
         traces = self._gating.scoring_traces
         trace = traces.start(batch, batch_size) if traces.wanted(batch_size) else None
         context = self._module.trainer.precision_plugin.forward_context()
-        with isolate_rng(include_cuda=False), self._nothing_changed(), self._traceless(grad=True), context:
+        with (
+            isolate_rng(include_cuda=False),
+            self._nothing_changed(),
+            self._traceless(grad=True),
+            self._metrics,
+            context,
+        ):
             scored = self._scored(batch, batch_idx, batch_size, trace)
         if trace is not None:
             traces.end(trace)
@@ -129,14 +134,9 @@ class ScoringPass:
 
     @contextmanager
     def _nothing_changed(self) -> Iterator[None]:
-        """``self.log`` does nothing, torchmetrics answer 0, and what requires a gradient does so afterwards."""
+        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient."""
         stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
         stubs.append((self._module, "manual_backward", _stop))
-        for metric in self._metrics:
-            answer = partial(
-                _answer, torch.zeros(()) if isinstance(metric, Metric) else dict.fromkeys(metric.keys(), 0.0)
-            )
-            stubs += [(metric, "forward", answer), (metric, "update", _nothing), (metric, "compute", answer)]
         saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
         flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
         try:
@@ -204,7 +204,3 @@ _MISSING = object()
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
-
-
-def _answer(value: Any, *_: Any, **__: Any) -> Any:
-    return value

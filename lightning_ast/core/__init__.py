@@ -1,26 +1,24 @@
 """Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
 
 ``batch`` (``rows``, ``containers``, ``listing``; ``quarantine``, ``replacement``)
--> ``losses`` (``scoring``, ``loss_sum``) -> ``significance`` -> ``gate`` and ``controller`` (``selector``)
--> ``partial``, ``execution`` -> ``ledger``. In ``prune`` the epoch comes first: ``history`` decides what is loaded.
+-> ``dependence`` (``perturbed``, ``shadows``, ``shadow_ops``, ``shadow_run``, ``records``, ``profiles``)
+-> ``layout`` -> ``entries`` -> ``gradient_gate`` (``plain_loop``) -> ``gate`` and ``controller`` (``selector``)
+-> ``partial`` -> ``ledger``. Scores that are made of losses: ``losses`` (``loss_calls``, ``loss_sum``) ->
+``significance``. In ``prune`` the epoch comes first: ``history`` decides what is loaded.
 """
 
 from lightning_ast.core.batch import BatchError, batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import (
-    cost_share,
-    denominator,
-    mask_rows,
-    partial_mean,
-    report_full_loss,
-    selected_loss,
-    selected_mean,
-)
+from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.entries import EntryError, EntryFinder
+from lightning_ast.core.execution import cost_share
 from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
+from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch, planned_count
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
+from lightning_ast.core.plain_loop import GradientGate
 from lightning_ast.core.scoring import TracelessForward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
@@ -28,8 +26,13 @@ from lightning_ast.core.significance import compute_significance
 __all__ = [
     "BackwardFlops",
     "BatchError",
+    "BatchGate",
+    "EntryError",
+    "EntryFinder",
     "EpochPlan",
     "FlopsPerSample",
+    "GradientGate",
+    "Kept",
     "Ledger",
     "LossCapture",
     "LossCaptureError",
@@ -38,26 +41,21 @@ __all__ = [
     "RowGradient",
     "RowOps",
     "SampleSelector",
+    "SampleTrace",
     "Selection",
     "SignificanceHistory",
     "TracelessForward",
     "batch_size_of",
     "compute_significance",
     "cost_share",
-    "denominator",
     "densify",
     "estimated_energy_savings",
     "keep_probability",
     "keep_rows",
-    "mask_rows",
-    "partial_mean",
     "plan_epoch",
     "planned_count",
-    "report_full_loss",
     "select",
     "select_batch",
     "select_rows",
-    "selected_loss",
-    "selected_mean",
     "solve_threshold",
 ]

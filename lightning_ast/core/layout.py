@@ -136,12 +136,17 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if place.dim == 0 and place.pre == 1:
         samples = gradient.reshape(place.size // place.post, -1)
-        return torch.linalg.vector_norm(samples, dim=1, dtype=dtype)
+        return _norms(samples, [1], dtype)
     shape = gradient.shape
     size = place.size // (place.pre * place.post)
     grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
     others = [dim for dim in range(grouped.dim()) if dim != place.dim + 1]
-    return torch.linalg.vector_norm(grouped, dim=others, dtype=dtype)
+    return _norms(grouped, others, dtype)
+
+
+def _norms(values: Tensor, dims: list[int], dtype: torch.dtype) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(values, dim=dims, dtype=dtype)
+    return norms
 
 
 def spread(values: Tensor, place: Place) -> Tensor:

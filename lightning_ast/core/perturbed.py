@@ -102,6 +102,8 @@ class _Swap:
         leaf = self._leaves[k]
         if _is_jagged(leaf):
             return self._tweaked_jagged(leaf)
+        if leaf.is_nested:
+            return self._tweaked_nested(leaf)
         if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
             return None  # it is shared, or belongs to another sample
         aligned = len(taken) == len(self._leaves)
@@ -122,6 +124,14 @@ class _Swap:
         rows = shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])]
         values = _other_values(rows)
         return None if values is None else (rows.copy_(values), shadow)[1]
+
+    def _tweaked_nested(self, leaf: Tensor) -> Tensor | None:
+        rows = list(leaf.unbind())
+        values = _other_values(rows[self._sample])
+        if values is None:
+            return None
+        rows[self._sample] = values
+        return torch.nested.nested_tensor([row.detach() for row in rows])
 
     def _batch_dim(self, k: int) -> int | None:
         """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
@@ -147,7 +157,7 @@ def _tensors(part: Any) -> Iterator[Tensor]:
 
 def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
     """Return the taken tensor where it shows another sample in the same place; otherwise None."""
-    if real is taken or _is_jagged(real):
+    if real is taken or real.is_nested:
         return None
     if real.layout is not torch.strided:
         return taken
@@ -180,7 +190,8 @@ def _plain(tensor: Tensor) -> Tensor:
     """Return a tensor without its graph and without a class of its own; of a jagged one, its values."""
     if _is_jagged(tensor):
         tensor = tensor.values()
-    return tensor.detach().as_subclass(Tensor) if tensor.layout is torch.strided else tensor
+    is_plain = tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.detach().as_subclass(Tensor) if is_plain else tensor
 
 
 def _is_jagged(tensor: Tensor) -> bool:

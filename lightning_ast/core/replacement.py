@@ -32,10 +32,10 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
         >>> find_finite([{"x": torch.ones(2), "id": 0}, {"x": torch.tensor([float("nan"), 1.0]), "id": 1}], 2)
         tensor([ True, False])
     """
-    samples = samples_of(batch, batch_size)
+    leaf = first_floats(batch, batch_size)
+    samples = None if leaf is not None else samples_of(batch, batch_size)
     if samples is not None:
         return _finite_entries(samples)
-    leaf = first_floats(batch, batch_size)
     if leaf is None or (isinstance(leaf, Tensor) and leaf.is_cpu and is_plain(leaf) and all_finite(leaf)):
         return None
     finite = finite_rows(leaf)

@@ -93,9 +93,7 @@ def train(zoo: Zoo, mode: str, **options: Any) -> Run:
     selection = SparseSelectionCallback(mode=mode, target_activation_rate=0.5, count_flops=False, **options)  # type: ignore[arg-type]
     record = Record(selection)
     stages = TwoStageScheduler(warmup_epochs=1 if pruned else 0)
-    trainer = quiet_trainer(
-        max_epochs=zoo.epochs + pruned, callbacks=[selection, stages, record], precision="64-true"
-    )
+    trainer = quiet_trainer(max_epochs=zoo.epochs + pruned, callbacks=[selection, stages, record], precision="64-true")
     module = Module(zoo)
     trainer.fit(module, DataLoader(zoo.data(), batch_size=zoo.size, collate_fn=zoo.collate))
     return Run(module, selection, record.steps)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tests.callbacks.plain_loop import B, MODES, Zoo, check
+from tests.callbacks.plain_loop import MODES, B, Zoo, check
 
 X, H, C, STEPS = 6, 8, 4, 4
 
@@ -194,6 +194,9 @@ ZOO = {
     "ArcFace with as many classes as samples": Zoo(lambda: {"net": mlp(H), "w": torch.randn(B, H)}, arcface, points),
     "tied embeddings": Zoo(tied_parts, tied, tokens),
     "a loss that is logged beside": Zoo(net, logged_beside, points),
+    "a term of as many outputs as samples that begins later": Zoo(
+        lambda: {"net": mlp(), "b": nn.Linear(X, B)}, later_term, points
+    ),
     "a term that begins later": Zoo(lambda: {"net": mlp(), "b": nn.Linear(X, 3)}, later_term, points),
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
-from tests.callbacks.plain_loop import B, MODES, Zoo, check, train
+from tests.callbacks.plain_loop import MODES, B, Zoo, check, train
 
 X, H, C, STEPS = 6, 8, 4, 4
 

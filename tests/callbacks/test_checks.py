@@ -117,7 +117,15 @@ def test_several_rows_a_sample(digits: Digits, mode: str, kind: str, warm: bool)
 
     callback = SparseSelectionCallback(mode=mode, gate="topk")
     schedule = [TwoStageScheduler(warmup_epochs=1)] if warm else []
-    fit(module, loader((digits[0][:128], digits[1][:128])), callback, *schedule, Spy(), max_epochs=2, max_steps=3 if warm else 1)
+    fit(
+        module,
+        loader((digits[0][:128], digits[1][:128])),
+        callback,
+        *schedule,
+        Spy(),
+        max_epochs=2,
+        max_steps=3 if warm else 1,
+    )
     reference.load_state_dict(seen["before"])
     loss = reference.losses(*seen["batch"])[callback.last_selection.indices].mean()
     for got, want in zip(seen["gradients"], torch.autograd.grad(loss, list(reference.parameters())), strict=True):

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback
-from lightning_ast.core import SampleSelector, partial_mean, selected_mean
-from lightning_ast.core.execution import denominator, mask_rows
+from lightning_ast.core import SampleSelector, select_rows
 from lightning_ast.core.gate import FLOOR, Selection
 from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
 
@@ -100,17 +99,18 @@ def excess(draws: Tensor, expected: Tensor, *, error_rate: float = 1e-3) -> floa
 def core_gradient(mode: str, module: nn.Module, batch: Digits, kept: Selection, weighting: Any) -> Tensor:
     """As a plain training loop on the core would."""
     x, y = batch
+    weights = torch.ones(len(kept.indices)) if kept.weights is None else kept.weights
+    divisor = len(x) if weighting == "unbiased" else weights.sum()
     if mode == "subset":
         losses = F.cross_entropy(module(x[kept.indices]), y[kept.indices], reduction="none")
-        loss = selected_mean(losses, kept, batch_size=len(x), weighting=weighting)
+        total = (losses * weights.to(losses)).sum()
     else:
         losses = F.cross_entropy(module(x), y, reduction="none")
         if mode == "partial":
-            loss = partial_mean(losses, kept, weighting=weighting)
+            total = select_rows(losses, kept.indices, weights.to(losses))
         else:
-            ones, total = torch.ones_like(losses[kept.indices]), losses.new_tensor(float(len(x)))
-            divisor = denominator(ones, kept, weighting, total_count=total)
-            loss = mask_rows(losses, kept.indices, kept.weights).sum() / divisor
+            total = (losses[kept.indices] * weights.to(losses)).sum()
+    loss = total / divisor
     return flat(torch.autograd.grad(loss, list(module.parameters())))
 
 

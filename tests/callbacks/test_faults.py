@@ -328,7 +328,10 @@ def test_there_are_enough_of_them() -> None:
 def test_faults_of_the_first_batch_are_found_in_the_warmup_too(digits: Digits, warm: bool) -> None:
     for case in CASES:
         if case.error is LossCaptureError:
-            callbacks = [SparseSelectionCallback(mode="partial", **case.settings), TwoStageScheduler(warmup_epochs=2 if warm else 0)]
+            callbacks = [
+                SparseSelectionCallback(mode="partial", **case.settings),
+                TwoStageScheduler(warmup_epochs=2 if warm else 0),
+            ]
             with pytest.raises(LossCaptureError, match=rf"(?s){case.says}"):
                 quiet_trainer(callbacks=callbacks, max_epochs=4).fit(fresh(case.module), case.data(digits))
 

@@ -184,14 +184,15 @@ def test_a_module_in_the_current_folder_is_found(tmp_path: Path) -> None:
     assert sys.path == before
 
 
-def test_a_loss_that_cannot_be_selected_from_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_loss_that_cannot_be_scored_by_is_told_in_a_line(tmp_path: Path) -> None:
     """Though the user's code stands in the traceback: the message is about it."""
     (tmp_path / "mine_loss.py").write_text(
         "from lightning.pytorch.demos.boring_classes import BoringModel\n"
         "class Net(BoringModel):\n    def training_step(self, batch, batch_idx):\n"
         "        return self.layer(batch).abs().mean()\n"
     )
-    arguments = (each.replace(BORING, "mine_loss.Net") for each in boring(SELECTION))
+    by_loss = (SELECTION, "--trainer.callbacks.significance=loss")
+    arguments = (each.replace(BORING, "mine_loss.Net") for each in boring(*by_loss))
     done = run(*arguments, cwd=tmp_path, status=2)
     assert done.last.startswith("lightning-ast: ")
     assert "per_sample_loss" in done.last

@@ -236,3 +236,26 @@ def test_gradients_inside_the_step() -> None:
 
     trace, out = unchanged(net, torch.randn(B, 3), run)
     assert places(trace, out) == [B - 1]
+
+
+def test_expanded_tensors_of_a_batch() -> None:
+    net = nn.Linear(4, 2)
+    gray = torch.rand(B, 1, 4).expand(B, 3, 4)  # one channel shown as three
+    shared = torch.rand(1, 4).expand(B, 4)
+    with SampleTrace((gray, shared), B) as trace:
+        out = net(gray.mean(1) + shared)
+        out.sum()
+    assert trace.failure is None
+    assert places(trace, out) == [B - 1]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_strided_nested_tensors_of_a_batch() -> None:
+    net = nn.Linear(4, 2)
+    rows = [torch.rand(2 + k, 4) for k in range(B)]
+    nested = torch.nested.nested_tensor(rows)
+    with SampleTrace(nested, B) as trace:
+        out = net(torch.stack([row.mean(0) for row in nested.unbind()]))
+        out.sum()
+    assert trace.failure is None
+    assert places(trace, out) == [B - 1]

@@ -162,7 +162,9 @@ CASES = {
     "RMSNorm": Case(lambda: behind(nn.RMSNorm(H)), points, last),
     "PReLU of one slope": Case(lambda: behind(nn.PReLU()), points, last),
     "PReLU of many slopes": Case(lambda: behind(nn.PReLU(H)), points, last),
-    "bias alone": Case(lambda: Parts(b=torch.randn(X)), points, lambda m, batch, cut: cut(batch[0] + m.b).pow(4).mean()),
+    "bias alone": Case(
+        lambda: Parts(b=torch.randn(X)), points, lambda m, batch, cut: cut(batch[0] + m.b).pow(4).mean()
+    ),
     "attention, time-major": Case(lambda: nn.MultiheadAttention(X, 2), sequences, attention),
     "learned prompt": Case(lambda: Parts(e=nn.Linear(X, H), prompt=torch.randn(1, 2, H)), sequences, prompted),
     "packed sequences": Case(lambda: Parts(r=nn.LSTM(X, H), o=nn.Linear(H, C)), sequences, packed),

@@ -249,9 +249,7 @@ CASES = {
     "LSTM without a head": Case(TimeMajor, sequences, without_a_head, scored=False),
     "GPT, tied head": Case(Gpt, tokens, gpt),
     "tied embeddings": Case(Gpt, tokens, tied),
-    "learned positions": Case(
-        lambda: Parts(e=nn.Embedding(20, 8), p=torch.randn(B, 8)), tokens, learned_positions
-    ),
+    "learned positions": Case(lambda: Parts(e=nn.Embedding(20, 8), p=torch.randn(B, 8)), tokens, learned_positions),
     "matrix factorisation": Case(lambda: Parts(u=nn.Embedding(9, 3), v=nn.Embedding(7, 3)), pairs, factors),
     "sparse matrix factorisation": Case(
         lambda: Parts(u=nn.Embedding(9, 3, sparse=True), v=nn.Embedding(7, 3, sparse=True)), pairs, factors

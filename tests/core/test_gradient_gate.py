@@ -302,5 +302,3 @@ def test_the_first_of_two_losses_decides_for_both() -> None:
         loss.backward()
         assert_close(gradients(model), of_samples(model, terms))
     assert len(seen) == 1
-
-

@@ -49,7 +49,9 @@ def test_norms_are_taken_in_at_least_single_precision(dtype: torch.dtype) -> Non
     for post in (1, 2):
         norms = row_norms(gradient.repeat_interleave(post, 0), place_of((B * post, 2), 0, 1, post))
         assert norms.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
-        torch.testing.assert_close(norms.double(), torch.full((B,), 300.0 * (2 * post) ** 0.5).double(), rtol=1e-2, atol=0)
+        torch.testing.assert_close(
+            norms.double(), torch.full((B,), 300.0 * (2 * post) ** 0.5).double(), rtol=1e-2, atol=0
+        )
 
 
 def test_as_many_columns_as_samples_are_told_apart_by_what_changes() -> None:

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core.batch import BatchError
+from lightning_ast.core.entries import EntryError
 from lightning_ast.core.losses import LossCaptureError
 from tests.conftest import assert_same_weights, weights
 from tests.third_party.outcomes import OUTCOMES, Outcome
 
 MODES = ("mask", "subset", "partial", "prune")
 RATE = 0.5
-REFUSALS = (LossCaptureError, ConfigurationError, BatchError)
+REFUSALS = (EntryError, LossCaptureError, ConfigurationError, BatchError)
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -123,7 +124,6 @@ def first_gradients(case: Case, mode: str) -> dict[str, Tensor]:
         mode=mode,  # type: ignore[arg-type]
         target_activation_rate=RATE,
         gate="topk",
-        significance="loss",
         batchnorm="exact" if mode == "partial" else "selected",
     )
     watch = Watch(callback)

@@ -15,6 +15,12 @@ from lightning_ast.core.partial.rows import Rows, place_of
 Losses = Callable[[nn.Module, Tensor], Tensor]
 
 
+def mask_rows(losses: Tensor, indices: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Per-sample losses, zero but for the selected ones, with an ordinary backward over the whole batch."""
+    picked = losses[indices] if factors is None else losses[indices] * factors.to(losses.dtype)
+    return torch.zeros_like(losses).index_add(0, indices, picked)
+
+
 def squares(module: nn.Module, x: Tensor) -> Tensor:
     """A loss for any output: the mean square of what belongs to a sample, each element weighted differently."""
     out = module(x)

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_ast.core import BackwardFlops, RowGradient, densify, keep_rows, select_rows
-from lightning_ast.core.execution import mask_rows, partial_mean, selected_mean
-from lightning_ast.core.gate import Selection
 from lightning_ast.core.partial.memory import GradientMemory
-from tests.core.partial.oracle import compare, gradients, relative, squares
+from tests.core.partial.oracle import compare, gradients, mask_rows, relative, squares
 
 B = 12
 KEPT = torch.tensor([0, 3, 4, 9])
@@ -50,17 +48,6 @@ def test_values_weights_and_duplicates() -> None:
     torch.testing.assert_close(select_rows(losses, twice), losses[twice].sum())
     assert compare(net, x, twice)[0] < 1e-5
     assert compare(net, x, KEPT.flip(0), weights=weights)[0] < 1e-5, "any order"
-
-
-def test_partial_mean_is_the_selected_mean() -> None:
-    losses, kept = torch.rand(B), Selection(KEPT, torch.tensor([1.0, 2.0, 0.5, 3.0]))
-    for weighting in ("none", "sqrt", "unbiased"):
-        want = selected_mean(losses[KEPT], kept, batch_size=B, weighting=weighting)
-        torch.testing.assert_close(partial_mean(losses, kept, weighting=weighting), want)
-    dense: Counter[str] = Counter()
-    norm = nn.BatchNorm1d(6)
-    partial_mean(norm(torch.randn(B, 6)).square().mean(1), kept, batchnorm="exact", dense_ops=dense).backward()
-    assert dense == {"aten.native_batch_norm_backward.default": 1}
 
 
 @pytest.mark.parametrize(
