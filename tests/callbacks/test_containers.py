@@ -187,7 +187,10 @@ def test_what_cannot_be_sliced_is_refused_where_it_has_to_be(mode: str) -> None:
 
     module, callback = Net(lambda batch: (batch[0].x, batch[1])), SparseSelectionCallback(mode=mode)
     if mode == "subset":
-        with pytest.warns(UserWarning, match="type Graphs"), pytest.raises(BatchError, match=r"type Graphs in the batch cannot be indexed by samples.*override"):
+        with (
+            pytest.warns(UserWarning, match="type Graphs"),
+            pytest.raises(BatchError, match=r"type Graphs in the batch cannot be indexed by samples.*override"),
+        ):
             fit(module, data(make, bad=False), callback)
     else:
         with pytest.warns(UserWarning, match="taken from the sizes of tensors: an object of type Graphs"):
