@@ -85,7 +85,6 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "entries",
         "replacement",
         "gradient_gate",
-        "plain_loop",
         "loss_functions",
         "loss_calls",
         "losses",
@@ -97,6 +96,7 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "selector",
         "history",
         "execution",
+        "plain_loop",
         "ledger",
     ]
     for position, step in enumerate(order):

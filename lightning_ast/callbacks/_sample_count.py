@@ -48,10 +48,9 @@ class SampleCount:
             return int(self._own(batch))
         if self._lists is None:
             return self._counted_first(batch)
-        if self._position is not None:  # the usual case, in a few microseconds
-            leading = _leading(batch)
-            if self._position < len(leading) and leading[self._position] > 0:
-                return leading[self._position]
+        known = self._known(batch)
+        if known:
+            return known
         listed = listed_length(batch) if self._lists else None
         return batch_size_of(batch) if listed is None else listed
 
@@ -68,6 +67,11 @@ class SampleCount:
             return leading[self._position]
         check_listing(batch, size, loaders(self._trainer.fit_loop))
         return size
+
+    def _known(self, batch: Any) -> int | None:
+        """Look where the first batch showed its size: the usual case, in a few microseconds."""
+        leading = [] if self._position is None else _leading(batch)
+        return None if self._position is None or self._position >= len(leading) else leading[self._position]
 
     def _expected(self) -> int | None:
         """Samples that the only loader puts into a batch; None where that is not known."""
