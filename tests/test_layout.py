@@ -65,6 +65,7 @@ def test_the_core_is_walked_in_one_direction() -> None:
     order = [
         "state",
         "state_checks",
+        "partial",
         "quarantine",
         "rows",
         "containers",
@@ -77,8 +78,13 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "shadow_ops",
         "shadow_run",
         "dependence",
-        "replacement",
+        "layout",
         "graph",
+        "node_facts",
+        "node_views",
+        "entries",
+        "replacement",
+        "gradient_gate",
         "loss_functions",
         "loss_calls",
         "losses",
@@ -89,8 +95,8 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "controller",
         "selector",
         "history",
-        "partial",
         "execution",
+        "plain_loop",
         "ledger",
     ]
     for position, step in enumerate(order):

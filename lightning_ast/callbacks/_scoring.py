@@ -126,9 +126,10 @@ class ScoringPass:
         return gradient_norms(loss, entries, size)
 
     def _loss_of(self, batch: Any, batch_idx: int) -> Tensor | None:
-        with _StopAtBackward() as stop, suppress(_BackwardReached):
+        stop = _StopAtBackward()
+        with stop, suppress(_BackwardReached):
             output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
-            loss = output.get("loss") if isinstance(output, dict) else output
+            loss: Any = output.get("loss") if isinstance(output, dict) else output
             return loss if isinstance(loss, Tensor) else None
         return stop.loss
 
