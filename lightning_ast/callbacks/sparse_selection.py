@@ -303,7 +303,7 @@ class SparseSelectionCallback(Callback):
 
         With several processes every one of them must ask for it, as Lightning does when it writes a checkpoint.
         """
-        return {} if self._fit is None else self._fit.state_dict()
+        return {} if self._fit is None else self._fit.state.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was written.
@@ -313,7 +313,7 @@ class SparseSelectionCallback(Callback):
         """
         foreign, self._loads_foreign = self._loads_foreign, False
         if self._fit is not None and state_dict != {} and not foreign:  # empty: it was saved outside a fit
-            self._fit.load_state_dict(state_dict)
+            self._fit.state.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -324,4 +324,4 @@ class SparseSelectionCallback(Callback):
         """
         self._loads_foreign = not serves(self, trainer)
         if self._fit is not None and not self._loads_foreign:
-            self._fit.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))
+            self._fit.state.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))
