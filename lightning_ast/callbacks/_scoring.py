@@ -108,11 +108,6 @@ class ScoringPass:
         return Scored(norms, losses.labels(size), record)
 
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
-        if loss.grad_fn is None and self._metrics:
-            raise LossCaptureError(
-                "the loss of training_step has no graph where mode='subset' scores the batch: torchmetrics are held "
-                "still while scoring, and answer 0. Compute the loss by a function, or use mode='partial'."
-            )
         if loss.grad_fn is None:
             return None
         gating = self._gating

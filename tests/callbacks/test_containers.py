@@ -206,5 +206,5 @@ def test_rows_of_a_jagged_tensor_at_the_last_layer_are_refused() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return F.cross_entropy(self.net(batch[0]).to_padded_tensor(0.0).sum(1), batch[1])
 
-    with pytest.raises(EntryError, match=r"in LinearBackward0 \(\d, j\d+, 3\).* no dimension holds \d samples"):
+    with pytest.raises(EntryError, match=r"in LinearBackward0 of a jagged tensor.* no dimension holds \d samples"):
         fit(Flat(lambda batch: batch), data(make, bad=False), SparseSelectionCallback(), max_epochs=2)
