@@ -77,7 +77,8 @@ def accuracy_tables() -> str:
         settings = {k: v for k, v in record["settings"].items() if k != "epochs"}
         groups[record["hardware"], json.dumps(settings)].append(record)
     parts = []
-    for (hardware, text), records in groups.items():
+    by_size = sorted(groups.items(), key=lambda group: -group[1][0]["settings"]["train_images"])  # the whole set first
+    for (hardware, text), records in by_size:
         settings = json.loads(text)
         dense = [r for r in records if r["policy"] == "dense"]
         epoch_flops = statistics.mean(r["flops"] / r["settings"]["epochs"] for r in dense)

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
         SparseTrainingMonitor,
         TwoStageScheduler,
     )
-    from lightning_ast.core import LossCaptureError, PIController
+    from lightning_ast.core import EntryError, LossCaptureError, PIController
     from lightning_ast.mixin import SparseLossMixin
 
 __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "EnergyMonitor",
+    "EntryError",
     "LossCaptureError",
     "PIController",
     "QuarantineError",

@@ -65,6 +65,7 @@ def test_the_core_is_walked_in_one_direction() -> None:
     order = [
         "state",
         "state_checks",
+        "partial",
         "quarantine",
         "rows",
         "graph_batches",
@@ -78,8 +79,13 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "shadow_ops",
         "shadow_run",
         "dependence",
-        "replacement",
+        "layout",
         "graph",
+        "node_facts",
+        "node_views",
+        "entries",
+        "replacement",
+        "gradient_gate",
         "loss_functions",
         "loss_calls",
         "losses",
@@ -90,8 +96,8 @@ def test_the_core_is_walked_in_one_direction() -> None:
         "controller",
         "selector",
         "history",
-        "partial",
         "execution",
+        "plain_loop",
         "ledger",
     ]
     for position, step in enumerate(order):

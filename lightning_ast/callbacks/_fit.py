@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,8 +16,8 @@ from lightning_ast.callbacks._accumulate import AccumulationWindow
 from lightning_ast.callbacks._books import Books
 from lightning_ast.callbacks._checks import check_indices
 from lightning_ast.callbacks._decide import Decision
-from lightning_ast.callbacks._faults import ConfigurationError, changes, rule_of, training_faults
-from lightning_ast.callbacks._fit_loop import written_within
+from lightning_ast.callbacks._faults import ConfigurationError, rule_of, training_faults
+from lightning_ast.callbacks._fit_state import FitState
 from lightning_ast.callbacks._gating import Gating
 from lightning_ast.callbacks._logs import note_compiled, note_unused_methods
 from lightning_ast.callbacks._plan import BatchPlan
@@ -29,7 +28,6 @@ from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._resume import Resumption
 from lightning_ast.callbacks._sample_count import SampleCount
 from lightning_ast.callbacks._scoring import ScoringPass
-from lightning_ast.callbacks._state_selection import SELECTION_STATE
 from lightning_ast.callbacks._subset import SubsetStep
 from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, kept_schedule, stages_from
@@ -56,7 +54,7 @@ class SparseFit:
         schedule: of the stages, or None: every step is sparse.
 
     Attributes:
-        token: of this fit alone: a state that has it is not another run's.
+        state: Saves and restores its parts.
         stage: of the last batch.
         activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
         watchers: other callbacks', told of what is done.
@@ -66,14 +64,14 @@ class SparseFit:
     def __init__(
         self, callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedule: TwoStageScheduler | None
     ) -> None:
-        self.token: str = trainer.strategy.broadcast(uuid.uuid4().hex)
         self.mode: Mode = callback.mode
         self.ledger = callback.ledger
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.watchers: list[Watcher] = []
-        self._trainer, self._module, self._schedule, self._owner = trainer, module, schedule, callback.state_key
-        self._rule = rule_of(callback)
+        self._trainer = trainer
+        self._module = module
+        self._schedule = schedule
         self.selector = SampleSelector(
             target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
             gate=callback.gate,
@@ -114,6 +112,17 @@ class SparseFit:
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
             self.epochs = PrunedEpochs(callback, trainer, self.selector, kept_schedule(schedule, trainer), processes)
+        self.state = FitState(
+            trainer=trainer,
+            token=trainer.strategy.broadcast(uuid.uuid4().hex),
+            rule=rule_of(callback),
+            owner=callback.state_key,
+            selector=self.selector,
+            ledger=callback.ledger,
+            quarantine=self.quarantine,
+            resumption=self._resumption,
+            epochs=self.epochs,
+        )
 
     @property
     def last_selection(self) -> Selection | None:
@@ -319,72 +328,3 @@ class SparseFit:
         """What Lightning's ThroughputMonitor asks the module for, unless the module has an answer of its own."""
         if self._tells_flops:
             self._module.__dict__[_FLOPS] = flops
-
-    # ------------------------------------------------------------------ state
-
-    def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone; every process must ask for it."""
-        place = {"epochs": self.epochs.state_dict()} if self.epochs else {"resumption": self._resumption.state_dict()}
-        state = {
-            "fit": self.token,
-            "rule": self._rule,
-            "selector": self.selector.state_dict(),
-            "ledger": self.ledger.state_dict(),
-            "quarantine": self.quarantine.state_dict(),
-            **place,
-        }
-        return SELECTION_STATE.stamped(state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
-
-        A checkpoint that is loaded to validate, test or predict with changes nothing.
-
-        Raises:
-            CheckpointError: It is damaged, or a later release's; nothing of it was applied.
-        """
-        if self._trainer.state.fn != TrainerFn.FITTING:
-            return
-        SELECTION_STATE.require(state, owner=self._owner)
-        self.ledger.load_state_dict(state["ledger"])
-        self.quarantine.load_state_dict(state["quarantine"])
-        changed = changes(state["rule"], self._rule, repr)
-        if changed:
-            rank_zero_info(
-                f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
-                "what was learned of thresholds and significance begins anew."
-            )
-        self.selector.load_state_dict(state["selector"], controller=not changed)
-        if self.epochs is not None and "epochs" in state:
-            self.epochs.load_state_dict(state["epochs"])
-        elif self.epochs is None and "resumption" in state:
-            self._resumption.load_state_dict(state["resumption"])
-
-    def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-        """A checkpoint is being loaded, perhaps one without this callback.
-
-        Args:
-            checkpoint: Lightning's.
-            state: of this callback in it, or empty.
-
-        Raises:
-            CheckpointError: The state is damaged, or a later release's.
-            ConfigurationError: it is from the midst of an epoch, and only one of the two plans its epochs.
-        """
-        if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
-            SELECTION_STATE.require(state, owner=self._owner)
-        own = state.get("fit") == self.token and hasattr(self._trainer.fit_loop, "is_resuming")
-        if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
-            return
-        mode = state["rule"]["mode"] if state else self.mode
-        if mode != self.mode and "prune" in (mode, self.mode) and written_within(checkpoint):
-            raise ConfigurationError(
-                [
-                    f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={self.mode!r} "
-                    "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
-                ]
-            )
-        if self.epochs is not None:
-            self.epochs.expect_resume()
-        else:
-            self._resumption.expect()

@@ -46,27 +46,26 @@ class SampleCount:
     def _counted(self, batch: Any) -> int:
         if self._own is not None:
             return int(self._own(batch))
+        if self._lists is None:
+            return self._counted_first(batch)
         known = self._known(batch)
         if known:
             return known
         listed = listed_length(batch) if self._lists else None
-        if listed is not None:
-            return listed
-        first = self._lists is None
-        expected = self._expected() if first else None
-        if first:
-            self._lists = samples_of(batch, expected) is not None
-            if self._lists and expected is not None:
-                return expected
+        return batch_size_of(batch) if listed is None else listed
+
+    def _counted_first(self, batch: Any) -> int:
+        expected = self._expected()
+        if expected is not None and samples_of(batch, expected) is not None:
+            self._lists = True
+            return expected
         size = batch_size_of(batch)
-        if first and not self._lists:
-            self._lists = samples_of(batch) is not None
-        leading = [] if self._lists or not first else _leading(batch)
+        self._lists = samples_of(batch) is not None
+        leading = [] if self._lists else _leading(batch)
         if expected in leading:
             self._position = leading.index(expected)
             return leading[self._position]
-        if first:
-            check_listing(batch, size, loaders(self._trainer.fit_loop))
+        check_listing(batch, size, loaders(self._trainer.fit_loop))
         return size
 
     def _known(self, batch: Any) -> int | None:

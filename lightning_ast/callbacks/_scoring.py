@@ -111,11 +111,6 @@ class ScoringPass:
         return Scored(norms, losses.labels(size), record)
 
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
-        if loss.grad_fn is None and self._metrics:
-            raise LossCaptureError(
-                "the loss of training_step has no graph where mode='subset' scores the batch: torchmetrics are held "
-                "still while scoring, and answer 0. Compute the loss by a function, or use mode='partial'."
-            )
         if loss.grad_fn is None:
             return None
         gating = self._gating
@@ -152,9 +147,10 @@ class ScoringPass:
 
     def _loss_of(self, batch: Any, batch_idx: int, passes: Callable[[Tensor, int], bool]) -> Tensor | None:
         self._proved = None
-        with _StopAtBackward(passes) as stop, suppress(_BackwardReached):
+        stop = _StopAtBackward(passes)
+        with stop, suppress(_BackwardReached):
             output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
-            loss = output.get("loss") if isinstance(output, dict) else output
+            loss: Any = output.get("loss") if isinstance(output, dict) else output
             return loss if isinstance(loss, Tensor) and not stop.passed else None
         return stop.loss
 

@@ -11,6 +11,10 @@ from lightning_ast.callbacks._plan import BatchPlan
 
 __all__ = ["SumDetector"]
 
+_NEAR = 0.2
+"""Distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)."""
+_MOST = 0.5
+"""Share of the samples that must be near it."""
 _LARGEST_SHARE = 0.75
 """Share of a batch up to which the answer is kept: above it, a mean and a sum are hardly different."""
 
@@ -39,9 +43,9 @@ class SumDetector:
         ratios = ratios[ratios.isfinite() & (ratios > 0)]
         if ratios.numel() == 0:
             return False
-        ratio = float(ratios.median())
         share = plan.forwarded / plan.batch_size
-        sums = abs(math.log(ratio / share)) < abs(math.log(ratio))
+        near = (ratios / share).log().abs() < _NEAR * abs(math.log(share))  # others' partners may change a norm as well
+        sums = float(near.double().mean()) > _MOST
         if share <= _LARGEST_SHARE:
             self._answer = sums
             self._tell(sums)

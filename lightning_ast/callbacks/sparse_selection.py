@@ -40,9 +40,9 @@ class SparseSelectionCallback(Callback):
     ``subset`` (1 + 3r) / 3: a scoring forward, then the step on the selected samples; ``prune`` r: the samples that a
     sparse epoch leaves out are not even loaded, and what they were worth is remembered from when they were last trained
     on; ``mask`` 1: it saves nothing and is here for comparison with the original scripts.
-    But in ``prune``, whose batches are the selection, the loss that the training step returns and logs stays that of
-    the full batch; only its gradient is the selection's. In ``subset`` other metrics of ``training_step`` see the
-    selected samples alone. Under DDP and under gradient accumulation every selected sample counts alike, whatever each
+    The loss may be of any form: the selection is made where its gradient enters the network, and the training step is
+    not touched. What it returns and logs is that of the samples which it sees: the full batch, in ``subset`` and
+    ``prune`` the selected samples. Under DDP and under gradient accumulation every selected sample counts alike, whatever each
     rank and each micro-batch keeps: the gradient is that of one large batch.
 
     Args:
@@ -54,8 +54,10 @@ class SparseSelectionCallback(Callback):
         gate: ``"soft"`` (keep with probability ``clip(significance / threshold, floor, 1)``), ``"threshold"`` (the
             original's hard cut: trained from scratch it needs a warmup and a controller that holds its rate) or
             ``"topk"``.
-        significance: ``"el2n"``, ``"loss"``, ``"loss_entropy"``, ``"loss_intensity"``, ``"confidence"`` or a callable
-            ``(losses, logits, inputs, targets) -> (B,)``. A module's own ``significance`` method wins.
+        significance: ``"gradient"``, the norm of each sample's rows of the gradient that enters the network (for
+            softmax cross-entropy it is EL2N). The other scores are made of the values of torch's loss functions:
+            ``"el2n"``, ``"loss"``, ``"loss_entropy"``, ``"loss_intensity"``, ``"confidence"`` or a callable ``(losses,
+            logits, inputs, targets) -> (B,)``. A module's own ``significance`` method wins.
         weighting: importance weights p^0, p^-1/2, p^-1: ``"none"``, ``"sqrt"``, ``"unbiased"``. None is ``"sqrt"`` for
             the soft gate (``"none"`` in ``prune``); the hard gates have no probabilities and always use ``"none"``.
         controller: moves the threshold; None makes a default :class:`~lightning_ast.core.PIController`. ``prune`` needs
@@ -77,7 +79,8 @@ class SparseSelectionCallback(Callback):
 
     Raises:
         ConfigurationError: at setup, every fault of the configuration together.
-        LossCaptureError: at the first batch, where the module's losses cannot be had per sample.
+        EntryError: At the first batch, where it cannot be told which rows of the gradient belong to which sample.
+        LossCaptureError: At the first batch, where a score needs losses that cannot be had per sample.
         CheckpointError: where a checkpoint is loaded whose state is damaged, or a later release's.
         QuarantineError: after a batch, when more samples are not finite than ``quarantine_limit`` allows.
 
@@ -303,7 +306,7 @@ class SparseSelectionCallback(Callback):
 
         With several processes every one of them must ask for it, as Lightning does when it writes a checkpoint.
         """
-        return {} if self._fit is None else self._fit.state_dict()
+        return {} if self._fit is None else self._fit.state.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was written.
@@ -313,7 +316,7 @@ class SparseSelectionCallback(Callback):
         """
         foreign, self._loads_foreign = self._loads_foreign, False
         if self._fit is not None and state_dict != {} and not foreign:  # empty: it was saved outside a fit
-            self._fit.load_state_dict(state_dict)
+            self._fit.state.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -324,4 +327,4 @@ class SparseSelectionCallback(Callback):
         """
         self._loads_foreign = not serves(self, trainer)
         if self._fit is not None and not self._loads_foreign:
-            self._fit.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))
+            self._fit.state.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))

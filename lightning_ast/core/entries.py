@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.graph_batches import Assignments
 from lightning_ast.core.layout import Layout
-from lightning_ast.core.node_facts import form_of, is_leaf, nodes_below, shape_of
+from lightning_ast.core.node_facts import edges_of, form_of, is_leaf, nodes_below, shape_of
 from lightning_ast.core.node_views import Kind, SizedView, TracedView, owns_parameters
 from lightning_ast.core.partial.rows import Place
 
@@ -159,8 +159,18 @@ class EntryFinder:
 
 
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
-    """Walk twice where there are several entries: what one network hands to the next is not the loss part's."""
+    """Walk twice where there are several entries: what one network hands to the next is not the loss part's.
+
+    Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they can is an entry.
+    """
     first = _Walk(loss, batch_size, view, inner=set())
+    if not first.entered and view.unclear:
+        unclear = view.unclear.copy()
+        view.unclear.clear()
+        above = _Walk(loss, batch_size, view, inner=set(), above=True)
+        if above.entered:
+            return above.result()
+        view.unclear.update(unclear)
     if len(first.entered) > 1:
         inner = set(nodes_below([child for child, _ in first.entered]))
         return _Walk(loss, batch_size, view, inner=inner).result()
@@ -168,9 +178,12 @@ def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Pla
 
 
 class _Walk:
-    """One walk from a loss to its entries."""
+    """One walk from a loss to its entries; with ``above``, to the last places above the layers that have rows."""
 
-    def __init__(self, loss: Tensor, batch_size: int, view: SizedView, inner: set[Node]) -> None:
+    def __init__(
+        self, loss: Tensor, batch_size: int, view: SizedView, inner: set[Node], *, above: bool = False
+    ) -> None:
+        self._above = above
         self._view = view
         self._batch_size = batch_size
         self._inner = inner
@@ -188,7 +201,7 @@ class _Walk:
     def _verdict(self, node: Node, position: int, child: Node | None, output_nr: int) -> Verdict:
         if child is None or is_leaf(child) or self._view.is_pure(child, output_nr):
             return "pass"
-        if child in self._inner or owns_parameters(child, self._view):
+        if child in self._inner or owns_parameters(child, self._view) or (self._above and self._is_last(child)):
             layout = self._view.layout(child, output_nr)
             if layout is not None:
                 self.entered.setdefault((child, output_nr), []).append((node, position))
@@ -197,6 +210,11 @@ class _Walk:
                 return "enter"
             self._view.note_unclear(child, output_nr)
         return "walk"
+
+    def _is_last(self, node: Node) -> bool:
+        """Whether the samples' rows cannot be told in anything that a node was computed from."""
+        below = [edge for edge in edges_of(node) if not is_leaf(edge[0]) and not self._view.is_pure(*edge)]
+        return bool(below) and all(self._view.layout(*edge) is None for edge in below)
 
     def result(self) -> tuple[Found, _Plan]:
         entries = []

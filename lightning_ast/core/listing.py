@@ -61,6 +61,8 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
             one_dict = size is None and len(entries) == 1
             if scalars or not (one_dict or _agree_on_rows(entries, size)):
                 return entries, [batch]
+        if size is not None and _lists_tensors(batch, size):
+            return list(batch), [batch]
         columns = parallel_lists(batch)
         if columns is not None and size in (None, len(columns[0])):
             entries = list(zip(*columns, strict=True))
@@ -71,8 +73,17 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
     return None
 
 
+def _lists_tensors(batch: Any, size: int) -> bool:
+    """Tell whether a batch is a list of one tensor for each of B samples, none of which has B rows."""
+    if not is_listing(batch) or len(batch) != size or not all(map(_is_leaf, batch)):
+        return False
+    return size not in leading_sizes(batch) and is_uniform(batch)
+
+
 def listed_length(batch: Any) -> int | None:
     """Count the samples of a batch that lists them, as earlier batches did; return None where it does not."""
+    if is_listing(batch) and batch and all(map(_is_leaf, batch)):
+        return len(batch)
     try:
         entries = _entries(batch) or next(iter(parallel_lists(batch) or ()), None)
     except BatchError:

@@ -75,7 +75,7 @@ class SizedView:
             return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
-            self.unclear.setdefault(kind, f"{node.name()} {shape}")
+            self.unclear.setdefault(kind, f"{node.name()} {'of a jagged tensor' if shape is None else shape}")
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         """Where the samples lie in a node's output; None where that is not known."""

@@ -96,16 +96,16 @@ class GradientPenalty(Explicit):
 
 
 class Jagged(Step):
-    """Sequences of different lengths in a jagged nested tensor, through an embedding and linear layers."""
+    """Sequences of different lengths in a jagged nested tensor, through an embedding and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(16, 4)
+        self.embed, self.mix = nn.Embedding(16, 4), nn.Linear(4, 4)
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         rows = [(8 * row[: 1 + i % 4].abs()).long().clamp(max=15) for i, row in enumerate(x)]
         tokens = torch.nested.nested_tensor(rows, layout=torch.jagged)
-        return self.net(self.embed(tokens)).to_padded_tensor(0.0).sum(1), None
+        return self.net(self.mix(self.embed(tokens)).to_padded_tensor(0.0).sum(1)), None
 
 
 class Transforms(Step):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import BatchError
+from lightning_ast.core.entries import EntryError
 from tests.callbacks.test_lost_and_empty_batches import Stop
 from tests.callbacks.test_sparse_selection import fit
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. the run ended after",  # within the warmup
     "ignore:lightning-ast. FLOPs are not counted",  # of strided nested tensors
     "ignore:Sparse",
+    "ignore:lightning-ast. which rows .*(NestedTensorImpl|no tensor in which)",  # strided nested tensors, arrays
     "ignore:The PyTorch API of nested tensors",
 )
 MODES = ["mask", "subset", "partial"]
@@ -149,13 +151,14 @@ def test_prune_leaves_it_out_too() -> None:
     assert all(p.isfinite().all() for p in module.parameters())
 
 
-def test_a_list_of_images_of_several_sizes_is_named() -> None:
+def test_a_list_of_images_of_several_sizes_is_counted() -> None:
     """Its tensors agree on three channels: the DataLoader's batch size tells that they are not rows."""
-    images = [torch.zeros(3, 4, 4 + i % 2) for i in range(16)]
-    module = Net(lambda batch: (torch.zeros(len(batch), 4), torch.zeros(len(batch), dtype=torch.long)))
-    loader = DataLoader(images, batch_size=8, collate_fn=list)
-    with pytest.raises(BatchError, match=r"a list that seems to list 8 samples.*override `count_samples"):
-        fit(module, loader, SparseSelectionCallback(mode="mask"))
+    images = [torch.rand(3, 4, 4 + i % 2) for i in range(16)]
+    module = Net(lambda batch: (torch.stack([im.mean((0, 2)) for im in batch]), torch.arange(len(batch)) % 3))
+    callback = SparseSelectionCallback(mode="mask", target_activation_rate=0.5)
+    fit(module, DataLoader(images, batch_size=8, collate_fn=list), callback)
+    assert callback.ledger.offered == 16
+    assert 0 < callback.ledger.selected < 16
 
 
 def test_loaders_of_several_batch_sizes_are_named() -> None:
@@ -184,8 +187,24 @@ def test_what_cannot_be_sliced_is_refused_where_it_has_to_be(mode: str) -> None:
 
     module, callback = Net(lambda batch: (batch[0].x, batch[1])), SparseSelectionCallback(mode=mode)
     if mode == "subset":
-        with pytest.raises(BatchError, match=r"type Graphs in the batch cannot be indexed by samples.*override"):
+        with (
+            pytest.warns(UserWarning, match="type Graphs"),
+            pytest.raises(BatchError, match=r"type Graphs in the batch cannot be indexed by samples.*override"),
+        ):
             fit(module, data(make, bad=False), callback)
     else:
-        fit(module, data(make, bad=False), callback)
+        with pytest.warns(UserWarning, match="taken from the sizes of tensors: an object of type Graphs"):
+            fit(module, data(make, bad=False), callback)
         assert callback.ledger.offered == SIZE
+        assert callback.ledger.selected < SIZE
+
+
+def test_rows_of_a_jagged_tensor_at_the_last_layer_are_refused() -> None:
+    make, _ = CONTAINERS["jagged"]
+
+    class Flat(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]).to_padded_tensor(0.0).sum(1), batch[1])
+
+    with pytest.raises(EntryError, match=r"in LinearBackward0 of a jagged tensor.* no dimension holds \d samples"):
+        fit(Flat(lambda batch: batch), data(make, bad=False), SparseSelectionCallback(), max_epochs=2)

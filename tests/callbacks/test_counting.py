@@ -116,7 +116,7 @@ class Formulas(TorchDispatchMode):
 def test_jagged_and_inference_ops_are_counted() -> None:
     _, callback = train("Jagged", warmup=1)
     tokens = sum(1 + i % 4 for i in range(BATCH))
-    layers = 2 * tokens * (4 * 8 + 8 * 3)
+    layers = 2 * tokens * 4 * 4 + 2 * BATCH * (4 * 8 + 8 * 3)
     assert callback.ledger.flops.forward == pytest.approx(layers / BATCH)
     assert callback.ledger.flops.backward == pytest.approx(2 * layers / BATCH)
     _, callback = train("Distilled", warmup=1)
@@ -200,8 +200,7 @@ def test_a_compiled_function_in_the_step_stays_compiled(monkeypatch: pytest.Monk
     def function(net: Any) -> Any:
         return made.setdefault(net, torch.compile(lambda x: net(x).relu(), backend=backend))
 
-    with pytest.warns(UserWarning, match="FLOPs are not counted.*torch.compile"):
-        _, callback = train("Custom", mode="mask")
+    _, callback = train("Custom", mode="mask")
     assert len(compiled) == 1
-    assert callback.savings["flops"] is None
+    assert callback.savings["flops"] is not None, "counted in the first batch, which is traced uncompiled"
     assert callback.ledger.stages["sparse"].steps == BATCHES

@@ -158,7 +158,7 @@ def test_other_data(tmp_path: Path, options: Any, named: str, caplog: pytest.Log
     [
         ({"mode": "subset"}, "mode was 'partial' and is 'subset'", False),
         ({"gate": "topk"}, "gate was 'soft' and is 'topk'", False),
-        ({"significance": "loss"}, "significance was 'el2n' and is 'loss'", False),
+        ({"significance": "loss"}, "significance was 'gradient' and is 'loss'", False),
         ({"target_activation_rate": 0.2}, "", True),
     ],
 )
