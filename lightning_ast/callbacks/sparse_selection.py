@@ -42,8 +42,8 @@ class SparseSelectionCallback(Callback):
     on; ``mask`` 1: it saves nothing and is here for comparison with the original scripts.
     The loss may be of any form: the selection is made where its gradient enters the network, and the training step is
     not touched. What it returns and logs is that of the samples which it sees: the full batch, in ``subset`` and
-    ``prune`` the selected samples. Under DDP and under gradient accumulation every selected sample counts alike, whatever each
-    rank and each micro-batch keeps: the gradient is that of one large batch.
+    ``prune`` the selected samples. Under DDP and under gradient accumulation every selected sample counts alike,
+    whatever each rank and each micro-batch keeps: the gradient is that of one large batch.
 
     Args:
         target_activation_rate: share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
