@@ -140,7 +140,8 @@ class ScoringPass:
         with _StopAtBackward(passes) as stop, suppress(_BackwardReached):
             output = self._training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
             loss = output.get("loss") if isinstance(output, dict) else output
-            return loss if isinstance(loss, Tensor) and not stop.passed else None
+            if isinstance(loss, Tensor) and not stop.passed:
+                return loss
         return stop.loss
 
     def _own_optimization(self) -> Iterator[tuple[Any, str, Any]]:

@@ -162,7 +162,7 @@ def row_norms(gradient: Tensor, place: Place, assignment: Tensor | None = None, 
     """
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if assignment is not None:
-        squares = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=dtype).square()
+        squares: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=dtype).square()
         return squares.new_zeros(batch_size).index_add(0, assignment, squares).sqrt()
     if place.dim == 0 and place.pre == 1:
         samples = gradient.reshape(place.size // place.post, -1)
