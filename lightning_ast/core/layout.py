@@ -55,9 +55,8 @@ class Layout:
         if len(shape) != self.ndim:
             return None
         if self.assigned is not None:
-            rows = assignments[self.assigned] if self.assigned < len(assignments) else None
-            fits = rows is not None and len(rows) == shape[0]
-            return UnequalPlace(tuple(shape), 0, 1, 1, -len(shape), shape[0], rows, batch_size) if fits else None
+            fitting = [rows for rows in assignments[self.assigned :][:1] if len(rows) == shape[0]]
+            return UnequalPlace(shape, 0, 1, 1, -len(shape), shape[0], fitting[0], batch_size) if fitting else None
         groups, rest = divmod(shape[self.dim], batch_size)
         if rest or groups == 0:
             return None

@@ -28,6 +28,8 @@ class Outcome(NamedTuple):
         note: for people: why, and what to do.
         message: regular expression that the refusal matches.
         dense: whether some op of the backward has no row rule in ``partial``; None where it depends on the batch.
+        own_mean: Whether the loss is a mean over tokens, pixels or nodes: in ``subset`` the step divides by those of
+            the selected samples, so that its gradient is that of ``mask`` up to a factor.
     """
 
     package: str
@@ -37,6 +39,7 @@ class Outcome(NamedTuple):
     note: str = ""
     message: str = ""
     dense: bool | None = False
+    own_mean: bool = False
 
 
 def _batchnorm(package: str, module: str, note: str = "BatchNorm", *, dense: bool = False) -> list[Outcome]:
@@ -57,6 +60,14 @@ def _dense(package: str, module: str, note: str) -> list[Outcome]:
     return [
         Outcome(package, module, ("mask", "subset", "prune"), "exact"),
         Outcome(package, module, ("partial",), "exact", note, dense=True),
+    ]
+
+
+def _own_mean(package: str, module: str, of: str, note: str = "", *, dense: bool = False) -> list[Outcome]:
+    return [
+        Outcome(package, module, ("mask", "prune"), "exact", note),
+        Outcome(package, module, ("partial",), "exact", f"{note}; goes dense" if dense else note, dense=dense),
+        Outcome(package, module, ("subset",), "exact", f"divides by the {of} of the selected samples", own_mean=True),
     ]
 
 
@@ -95,8 +106,8 @@ OUTCOMES: list[Outcome] = [
     *_batchnorm(_SMP, "Unet, FocalLoss"),
     Outcome(_TF, "BertForSequenceClassification", ALL, "exact"),
     Outcome(_TF, "BertForSequenceClassification, regression", ALL, "exact"),
-    Outcome(_TF, "BertForTokenClassification", ALL, "exact", "labels of -100 count for nothing"),
-    Outcome(_TF, "BertForMaskedLM", ALL, "exact"),
+    *_own_mean(_TF, "BertForTokenClassification", "tokens", "labels of -100 count for nothing"),
+    *_own_mean(_TF, "BertForMaskedLM", "masked tokens"),
     Outcome(_TF, "BertForMultipleChoice", ALL, "exact"),
     Outcome(_TF, "BertForQuestionAnswering", ALL, "exact", "two losses"),
     Outcome(_TF, "ViTForImageClassification", ALL, "exact"),
@@ -119,18 +130,18 @@ OUTCOMES: list[Outcome] = [
     *_batchnorm(_LIGHTLY, "SimSiam"),
     *_batchnorm(_LIGHTLY, "SimSiam, per_sample_loss -cos", "losses below 0; BatchNorm"),
     Outcome(_TU, "ClassificationRoutine", ALL, "exact"),
-    *_drawn(_TU, "ClassificationRoutine, mixup", "samples are mixed with other partners"),
+    _of_batch(_TU, "ClassificationRoutine, mixup", "a sample's rows are its partner's too, as is warned"),
     Outcome(_TU, "ClassificationRoutine, ELBOLoss of 1", ALL, "exact", "the KL of the weights stays whole"),
     Outcome(_TU, "ClassificationRoutine, ELBOLoss of 3", ALL, "exact", "the KL of the weights stays whole"),
     Outcome(_TU, "RegressionRoutine", ALL, "exact"),
     Outcome(_TU, "ClassificationRoutine, packed ensemble", ALL, "exact", "one row a member, members first"),
     Outcome(_TU, "SegmentationRoutine", ALL, "exact"),
-    Outcome(_TU, "SegmentationRoutine, invalid pixels", ALL, "exact", "invalid pixels are cut out of the loss"),
+    *_own_mean(_TU, "SegmentationRoutine, invalid pixels", "pixels", "invalid pixels are cut out of the loss"),
     Outcome(_TU, "SegmentationRoutine, whole images invalid", ALL, "exact"),
     *_batchnorm(_GEO, "ClassificationTask, ce", dense=True),
     *_batchnorm(_GEO, "ClassificationTask, bce", dense=True),
     *_batchnorm(_GEO, "ClassificationTask, focal", dense=True),
-    Outcome(_GEO, "SemanticSegmentationTask, ce", ALL, "exact", "ignore_index"),
+    *_own_mean(_GEO, "SemanticSegmentationTask, ce", "pixels", "ignore_index"),
     _of_batch(_GEO, "SemanticSegmentationTask, jaccard"),
     *_batchnorm(_GEO, "RegressionTask", dense=True),
     Outcome(_GEO, "PixelwiseRegressionTask", ALL, "exact"),
@@ -143,8 +154,8 @@ OUTCOMES: list[Outcome] = [
     Outcome("chemprop", "MPNN", ("partial",), "exact", "message passing goes dense", dense=True),
     _refused("chemprop", "MPNN", STATE, "its graphs cannot be sliced; the mixin's select_batch works", ("subset",)),
     *_dense("torch-geometric", "GIN", "message passing goes dense"),
-    *_dense("torch-geometric", "GIN, nodes", "a node is a row of its graph; goes dense"),
-    *_dense("torch-geometric", "GIN, edges", "an edge is a row of its graph; goes dense"),
+    *_own_mean("torch-geometric", "GIN, nodes", "nodes", "a node is a row of its graph", dense=True),
+    *_own_mean("torch-geometric", "GIN, edges", "edges", "an edge is a row of its graph", dense=True),
     *_dense("gluonts", "DeepARLightningModule", "the recurrent layer goes dense"),
     *_batchnorm(_TAB, "CategoryEmbeddingModel, classification", dense=True),
     *_batchnorm(_TAB, "CategoryEmbeddingModel, regression", dense=True),

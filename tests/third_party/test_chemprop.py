@@ -50,7 +50,7 @@ class ExplicitMPNN(SparseLossMixin, models.MPNN):
     def select_batch(self, batch: Any, indices: Tensor) -> Any:
         """The molecules' atoms and bonds, counted anew."""
         whole, part = batch.bmg, copy.copy(batch.bmg)
-        keep = torch.zeros(len(whole), dtype=torch.bool)
+        keep = torch.zeros(len(batch.Y), dtype=torch.bool)
         keep[indices] = True
         atoms = keep[whole.batch]
         bonds = atoms[whole.edge_index[0]]

@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these backward operations"),
     pytest.mark.filterwarnings("ignore:You called `self.log"),
+    pytest.mark.filterwarnings("ignore:lightning-ast. the network mixes"),  # mixup does
 ]
 
 
