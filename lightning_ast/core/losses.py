@@ -186,7 +186,7 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Check explicit per-sample losses.
+    """Check the losses that a function of the user's own gives for the samples.
 
     Args:
         losses: Expected a tensor of shape ``(B,)``.
