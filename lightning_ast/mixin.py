@@ -18,9 +18,9 @@ class SparseLossMixin:
     """Makes any LightningModule give per-sample losses. List it before ``LightningModule``.
 
     Without overrides it changes nothing: it offers :meth:`per_sample_loss` on a module whose loss is a standard torch
-    one. Override :meth:`per_sample_loss` where the loss is written by hand, :meth:`significance` for a score of your
-    own, :meth:`select_batch` and :meth:`count_samples` for batches whose samples do not lie along the first dimension,
-    :meth:`sample_indices` where ``collate_fn`` changes their order.
+    one. Override :meth:`per_sample_loss` where the score is made of losses and the loss is written by hand,
+    :meth:`significance` for a score of your own, :meth:`select_batch` and :meth:`count_samples` for batches whose
+    samples do not lie along the first dimension, :meth:`sample_indices` where ``collate_fn`` changes their order.
 
     Example:
         >>> import torch, lightning as L
@@ -81,7 +81,8 @@ class SparseLossMixin:
     ) -> Tensor:
         """How much each sample matters now. An override takes the place of the callback's ``significance``.
 
-        The default is EL2N for class indices and the loss for everything else.
+        Without an override the callback's own counts. For use in one: EL2N for class indices, the loss for everything
+        else.
 
         Args:
             losses: ``(B,)``, detached.

@@ -37,7 +37,7 @@ LABELS = {
     "lbfgs": "LBFGS",
     "popen": "2 (`ddp`)",
     "spawn": "2 (`ddp_spawn`)",
-    "captured": "captured",
+    "captured": "a torch loss function",
     "explicit": "`per_sample_loss`",
     "compile": "`torch.compile` of the network",
 }

@@ -18,8 +18,8 @@ class AccumulationWindow:
     selected, weighted losses of a micro-batch and D_m its own denominator. One large batch is ``sum(S_m) / sum(D_m)``.
     So all micro-batches are divided by one number d, the first one's denominator, and the gradients are multiplied by
     ``M * d / sum(D_m)`` ahead of clipping, M being the micro-batches that there were. Where the first one has next to
-    nothing to train on, d is the user's own denominator: gradients must not overflow on their way. What a training
-    step adds to the captured loss (a penalty) is multiplied by the same factor, which is near 1.
+    nothing to train on, d is the user's own denominator: gradients must not overflow on their way. The factor is
+    near 1, and multiplies the whole gradient: that of a penalty on the parameters too.
     """
 
     def __init__(self) -> None:

@@ -273,7 +273,7 @@ class SparseFit:
         self._books.start_backward(self.plan, loss)
 
     def stop_backward(self) -> None:
-        """A backward is over."""
+        """End what began with the backward."""
         self._tell_flops(self._books.stop_backward(self.plan))
         self.gating.resume_forward()
 

@@ -32,7 +32,7 @@ def note_score(record: LossRecord | None, *, el2n: bool) -> None:
         el2n: whether EL2N is the score.
     """
     if el2n and (record is None or record.kind == "regression"):
-        name = "an explicit per_sample_loss" if record is None else record.name
+        name = "a per_sample_loss without classes" if record is None else record.name
         rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
 
 

@@ -85,7 +85,7 @@ class StepLosses:
         try:
             return replace(combine(self._capture, loss, batch_size, scale=scale), losses=losses)
         except LossCaptureError:
-            return LossRecord("an explicit per_sample_loss", losses, None, None, "regression")
+            return LossRecord("a per_sample_loss without classes", losses, None, None, "regression")
 
     def clear(self) -> None:
         """Let go of the losses, and of the graph that they keep alive."""

@@ -1,4 +1,4 @@
-"""``SparseSelectionCallback``: reads the trainer, calls the core, writes the step's loss and the logs."""
+"""``SparseSelectionCallback``: reads the trainer, calls the core, writes the logs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class SparseSelectionCallback(Callback):
     ``subset`` (1 + 3r) / 3: a scoring forward, then the step on the selected samples; ``prune`` r: the samples that a
     sparse epoch leaves out are not even loaded, and what they were worth is remembered from when they were last trained
     on; ``mask`` 1: it saves nothing and is here for comparison with the original scripts.
-    The loss may be of any form: the selection is made where its gradient enters the network, and the training step is
-    not touched. What it returns and logs is that of the samples which it sees: the full batch, in ``subset`` and
-    ``prune`` the selected samples. Under DDP and under gradient accumulation every selected sample counts alike,
-    whatever each rank and each micro-batch keeps: the gradient is that of one large batch.
+    In ``partial`` and ``mask`` the loss and the metrics of the training step are those of the full batch; only the
+    gradient is the selection's. In ``subset`` and ``prune`` the step sees the selected samples alone. Under DDP and
+    under gradient accumulation every selected sample counts alike, whatever each rank and each micro-batch keeps: the
+    gradient is that of one large batch.
 
     Args:
         target_activation_rate: share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
@@ -54,10 +54,10 @@ class SparseSelectionCallback(Callback):
         gate: ``"soft"`` (keep with probability ``clip(significance / threshold, floor, 1)``), ``"threshold"`` (the
             original's hard cut: trained from scratch it needs a warmup and a controller that holds its rate) or
             ``"topk"``.
-        significance: ``"gradient"``, the norm of each sample's rows of the gradient that enters the network (for
-            softmax cross-entropy it is EL2N). The other scores are made of the values of torch's loss functions:
-            ``"el2n"``, ``"loss"``, ``"loss_entropy"``, ``"loss_intensity"``, ``"confidence"`` or a callable ``(losses,
-            logits, inputs, targets) -> (B,)``. A module's own ``significance`` method wins.
+        significance: ``"gradient"`` (the norm of a sample's rows of the gradient where it enters the network; it needs
+            no torch loss function), or a score that is made of losses: ``"el2n"``, ``"loss"``, ``"loss_entropy"``,
+            ``"loss_intensity"``, ``"confidence"`` or a callable ``(losses, logits, inputs, targets) -> (B,)``. A
+            module's own ``significance`` method wins.
         weighting: importance weights p^0, p^-1/2, p^-1: ``"none"``, ``"sqrt"``, ``"unbiased"``. None is ``"sqrt"`` for
             the soft gate (``"none"`` in ``prune``); the hard gates have no probabilities and always use ``"none"``.
         controller: moves the threshold; None makes a default :class:`~lightning_ast.core.PIController`. ``prune`` needs
@@ -79,8 +79,8 @@ class SparseSelectionCallback(Callback):
 
     Raises:
         ConfigurationError: at setup, every fault of the configuration together.
-        EntryError: At the first batch, where it cannot be told which rows of the gradient belong to which sample.
-        LossCaptureError: At the first batch, where a score needs losses that cannot be had per sample.
+        EntryError: at the first batch, where it cannot be told which rows of the gradient belong to which sample.
+        LossCaptureError: at the first batch, where the score is made of losses that cannot be had per sample.
         CheckpointError: where a checkpoint is loaded whose state is damaged, or a later release's.
         QuarantineError: after a batch, when more samples are not finite than ``quarantine_limit`` allows.
 
@@ -177,7 +177,7 @@ class SparseSelectionCallback(Callback):
     # ------------------------------------------------------------------ the hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check everything that can be known before the first batch, then wrap the training step."""
+        """Check everything that can be known before the first batch; in ``subset`` wrap the training step."""
         if stage != "fit":
             return
         schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
@@ -204,7 +204,7 @@ class SparseSelectionCallback(Callback):
         self._fit.start_training()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What happens between epochs is not training time."""
+        """Pause the timers until the next batch."""
         assert self._fit is not None
         self._fit.interrupt()
 
@@ -216,12 +216,12 @@ class SparseSelectionCallback(Callback):
         self._fit.start_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Count the backward's FLOPs, once."""
+        """Put the gate where the gradient of the loss enters the network; count FLOPs in one batch."""
         assert self._fit is not None
         self._fit.start_backward(loss)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop counting."""
+        """End the count of FLOPs, and go on watching a step that runs its own backward."""
         assert self._fit is not None
         self._fit.stop_backward()
 
@@ -257,7 +257,7 @@ class SparseSelectionCallback(Callback):
         self._log.close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation inside an epoch is not training time."""
+        """Pause the timers for the length of a validation."""
         if self._fit is not None:
             self._fit.interrupt()
 

@@ -12,15 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ast.core.containers import BatchError, EmptyBatchError, Slicer, is_listing
+from lightning_ast.core.containers import BatchError, EmptyBatchError, Slicer
 from lightning_ast.core.graph_batches import graph_count, graphs_in
 from lightning_ast.core.listing import (
     first_floats,
     is_ragged,
-    is_uniform,
     leading_sizes,
     listings_of,
-    parallel_lists,
     samples_of,
 )
 from lightning_ast.core.rows import is_plain
@@ -31,7 +29,6 @@ __all__ = [
     "batch_size_of",
     "first_input",
     "select_batch",
-    "unclear_listing",
 ]
 
 
@@ -120,24 +117,3 @@ def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) 
     """
     size = batch_size_of(batch) if batch_size is None else batch_size
     return Slicer(batch, size, indices, listings_of(batch, size)).take(batch)
-
-
-def unclear_listing(batch: Any, batch_size: int, expected: int) -> bool:
-    """Whether a batch, taken as ``batch_size`` rows, may rather be a list of ``expected`` samples.
-
-    Args:
-        batch: As for :func:`batch_size_of`.
-        batch_size: What that found.
-        expected: Samples that the DataLoader puts into a batch.
-
-    Example:
-        >>> import torch
-        >>> unclear_listing([torch.zeros(3, 32, 32)] * 8, 3, expected=8)
-        True
-    """
-    if batch_size == expected or samples_of(batch) is not None:
-        return False
-    if is_listing(batch) and len(batch) == expected and is_uniform(batch):
-        return True
-    columns = parallel_lists(batch)
-    return columns is not None and len(columns[0]) == expected

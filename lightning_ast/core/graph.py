@@ -106,12 +106,12 @@ def rows_are_picked(node: Any, output_nr: int, *, is_constant: Callable[[Any, in
 
 def runs_compiled(loss: Tensor) -> bool:
     """Whether a function that ``torch.compile`` made lies between the parameters and a loss."""
-    return any(node.name().startswith("CompiledFunction") for node in _nodes(loss.grad_fn, without=None))
+    return any(node.name().startswith("CompiledFunction") for node in _nodes(loss.grad_fn))
 
 
-def _nodes(root: Any, *, without: Any) -> Iterator[Any]:
-    """The nodes of a graph, without one node and what lies behind it alone."""
-    pending, seen = [root], {without}
+def _nodes(root: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph."""
+    pending, seen = [root], set[Any]()
     while pending:
         node = pending.pop()
         if node is None or node in seen:

@@ -22,7 +22,6 @@ def combine(
     batch_size: int,
     *,
     scale: float | Tensor = 1.0,
-    position: int | None = None,
     outermost: Outermost | None = None,
 ) -> LossRecord:
     """Add the watched losses up, each with what it weighs in the loss that is trained.
@@ -36,15 +35,13 @@ def combine(
         loss: Scalar with its graph. A loss without one must be what the one watched loss function returned.
         batch_size: B.
         scale: The factor that the loss was multiplied by (of the fp16 scaler, of accumulation); it is taken out.
-        position: :attr:`LossRecord.position` of an earlier batch: its logits and targets are taken again where they
-            can. Otherwise those of the heaviest loss with class outputs are, for which the device is waited for where
-            there are several.
         outermost: Whether the rows of what a loss function was given lie with the samples outermost. By default the
             graph is read, which cannot tell the time from the samples where they are equally many.
 
     Returns:
         Detached losses whose mean is the part of the trained loss that was watched (to first order, where the loss is
-        a curved function of them: focal losses).
+        a curved function of them: focal losses). The logits and targets are those of the heaviest loss with class
+        outputs; where there are several, the device is waited for.
 
     Raises:
         LossCaptureError: No watched loss has a part in the trained one, or one that has cannot be taken apart.
@@ -72,9 +69,8 @@ def combine(
             parts.append((call, elements, share.to(loss.device)))
         shares = [share for _, _, share in parts]
         losses = shares[0] if len(shares) == 1 else torch.stack(shares).sum(0)
-        earlier = None if position is None else capture.calls[position : position + 1]
-        call, elements, _ = _primary(parts, earlier)
-    return LossRecord.of(call, elements, losses, capture.calls.index(call))
+        call, elements, _ = _primary(parts)
+    return LossRecord.of(call, elements, losses)
 
 
 def _weights(loss: Tensor, calls: list[WatchedCall]) -> list[tuple[WatchedCall, _Weight]]:
@@ -106,11 +102,8 @@ def _share(call: WatchedCall, elements: Elements, factor: _Weight, batch_size: i
     return fold(elements.values, batch_size, call.name) * factor / call.divisor(elements)
 
 
-def _primary(parts: list[_Part], earlier: list[WatchedCall] | None) -> _Part:
-    """Choose whose logits and targets are kept: the earlier one's, else the heaviest with class outputs."""
-    for part in parts:
-        if earlier and part[0] is earlier[0]:
-            return part
+def _primary(parts: list[_Part]) -> _Part:
+    """Choose whose logits and targets are kept: those of the heaviest with class outputs."""
     scored = [part for part in parts if part[1].logits is not None and part[1].kind != "regression"] or parts
     if len(scored) == 1:
         return scored[0]

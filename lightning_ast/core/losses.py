@@ -36,7 +36,6 @@ class LossRecord:
         targets: What it was given as target; None where the logits are.
         kind: What the logits are.
         ignore_index: The target value that counts for nothing, or None.
-        position: The position of its call among those of the step.
     """
 
     name: str
@@ -45,7 +44,6 @@ class LossRecord:
     targets: Tensor | None
     kind: OutputKind
     ignore_index: int | None = None
-    position: int = 0
 
     @property
     def labels(self) -> Tensor | None:
@@ -55,11 +53,11 @@ class LossRecord:
         return class_labels(self.targets, self.ignore_index, len(self.losses))
 
     @classmethod
-    def of(cls, call: WatchedCall, elements: Elements, losses: Tensor, position: int) -> LossRecord:
+    def of(cls, call: WatchedCall, elements: Elements, losses: Tensor) -> LossRecord:
         """Keep the losses, which may have a graph, and what ``call`` was given, without one."""
         logits = None if elements.logits is None else elements.logits.detach()
         targets = None if elements.targets is None else elements.targets.detach()
-        return cls(call.name, losses, logits, targets, elements.kind, elements.ignore_index, position)
+        return cls(call.name, losses, logits, targets, elements.kind, elements.ignore_index)
 
 
 class LossCapture(TorchFunctionMode):
@@ -166,7 +164,7 @@ class LossCapture(TorchFunctionMode):
         losses = fold(elements.values, batch_size, call.name)
         if call.reduction != "sum":
             losses = losses * batch_size / call.divisor(elements)
-        return LossRecord.of(call, elements, losses, self.calls.index(call))
+        return LossRecord.of(call, elements, losses)
 
     def labels(self, batch_size: int) -> Tensor | None:
         """Give the class indices of the samples, for monitors; nothing is computed for it.
@@ -186,7 +184,7 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Check explicit per-sample losses.
+    """Check the losses that a function of the user's own gives for the samples.
 
     Args:
         losses: Expected a tensor of shape ``(B,)``.

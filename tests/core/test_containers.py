@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_ast.core.batch import BatchError, EmptyBatchError, batch_size_of, select_batch, unclear_listing
+from lightning_ast.core.batch import BatchError, EmptyBatchError, batch_size_of, select_batch
 from lightning_ast.core.replacement import find_finite, replace_in_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors")
@@ -269,11 +269,6 @@ def test_a_known_size_tells_a_short_list() -> None:
 def test_unclear_lists() -> None:
     with pytest.raises(BatchError, match=r"a list of 3 tensors with leading dimensions 5, 4, 2.*override"):
         batch_size_of([torch.zeros(n, 2) for n in (5, 4, 2)])
-    images = [torch.zeros(3, 8, n) for n in (4, 5, 6, 7)]
-    assert unclear_listing(images, batch_size_of(images), expected=4)
-    assert unclear_listing((images, [1, 2, 3, 4]), 3, expected=4)
-    assert not unclear_listing((X, Y), SIZE, expected=2), "a pair"
-    assert not unclear_listing([{"x": X, "y": Y}] * 2, SIZE, expected=SIZE)
 
 
 @pytest.mark.parametrize("batch", [[], (), {}, X[:0], {"x": X[:0], "y": Y[:0]}], ids=repr)
