@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -9,10 +10,13 @@ from torch import Tensor
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core.batch import BatchError
 from lightning_ast.core.listing import samples_of
+from lightning_ast.core.losses import LossCaptureError
+from lightning_ast.core.partial.rows import Place
 
 __all__ = [
     "check_indices",
     "check_listing",
+    "check_order",
     "check_scores",
 ]
 
@@ -46,6 +50,26 @@ def check_listing(batch: Any, size: int, loaders: list[Any]) -> None:
             f"the batch holds those of {size} loaders, which differ in size: expected equal batch sizes. Use "
             "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
         )
+
+
+def check_order(places: Iterable[Place], size: int) -> None:
+    """Check that rows which a loss function is given can be told from the samples, for scores that are made of losses.
+
+    Args:
+        places: Where the samples lie in the tensors through which the gradient enters the network.
+        size: The number of samples.
+
+    Raises:
+        LossCaptureError: The samples are not outermost, and what is outermost is as many.
+    """
+    for place in places:
+        outer = place.shape[0] if place.dim else place.pre
+        if size > 1 and outer == size and (place.dim or place.pre > 1):
+            raise LossCaptureError(
+                f"the network gives a tensor of shape {place.shape} with {size} time steps (or the like) ahead of as "
+                f"many samples, so the rows that a loss function is given do not show which sample each belongs to. "
+                "Use significance='gradient', or a batch of another size."
+            )
 
 
 def check_scores(values: Tensor, *, first: bool) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.callbacks._checks import check_order
 from lightning_ast.callbacks._decide import Decision
 from lightning_ast.callbacks._fit_loop import runs_backward
 from lightning_ast.callbacks._plan import BatchPlan
@@ -142,7 +143,7 @@ class Gating:
                 self._take_part(plan, loss)
             return
         if traced and self._decision.needs_losses and not plan.is_gated:
-            self._scores(plan, loss)  # what cannot be computed must not wait for the end of the warmup
+            self._scores(plan, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
         if plan.is_gated:
             self._reached = True
             self._stand(plan, loss, found.entries)
@@ -168,13 +169,14 @@ class Gating:
         gate = self._gate_of(plan)
         by_losses = self._decision.needs_losses and plan.sub_batch is None and self._capture is not None
         if by_losses and not gate.decided:  # the values are known before the backward
-            scores, record = self._scores(plan, loss)
+            scores, record = self._scores(plan, loss, entries)
             with torch.no_grad():
                 gate.settle(self._decision.decide(plan, scores, record.losses, record.labels))
         gate.open(loss, entries)
 
-    def _scores(self, plan: BatchPlan, loss: Tensor) -> tuple[Tensor, LossRecord]:
+    def _scores(self, plan: BatchPlan, loss: Tensor, entries: tuple[Entry, ...]) -> tuple[Tensor, LossRecord]:
         assert self._capture is not None
+        check_order((entry.place for entry in entries), plan.batch_size)
         record = self._capture.record(loss, plan.batch_size, scale=1 / self.score_scale(1))
         return self._decision.scores(plan, self._batch, record), record
 

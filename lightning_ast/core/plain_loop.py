@@ -123,6 +123,12 @@ class GradientGate:
         )
         self._gate.open(loss, found.entries)
 
+    def close(self) -> None:
+        """Let go of the last batch and its graph; :meth:`open` does so too. Safe to call twice."""
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
+
     def _release(self) -> None:
         self._assignments = ()
         if self._trace is not None:
