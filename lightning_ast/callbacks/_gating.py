@@ -90,7 +90,11 @@ class Gating:
         self._batch = batch
         self._reached = False
         if self._traces.wanted(plan.forwarded):
-            self._trace = self._traces.start(batch if plan.sub_batch is None else plan.sub_batch, plan.forwarded)
+            if plan.sub_batch is None:
+                self._trace = self._traces.start(batch, plan.forwarded)
+            else:
+                take = partial(self._decision.take_again, plan, batch)
+                self._trace = self._traces.start(plan.sub_batch, plan.forwarded, take=take)
             self._enter(self._trace)
             plan.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
