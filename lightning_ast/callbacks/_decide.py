@@ -176,9 +176,26 @@ class Decision:
             return  # the step sees the whole batch: BatchNorm cannot do with one sample
         assert plan.selection is not None
         indices = plan.selection.indices
-        take = self._take or partial(select_batch, batch_size=plan.batch_size)
-        plan.sub_batch = take(batch, indices)
+        plan.sub_batch = self._taken(plan, batch, indices)
         plan.scored_norms = scored.norms[indices]
+
+    def take_again(self, plan: BatchPlan, batch: Any, _: Any, positions: Tensor) -> Any:
+        """Take some of the selected samples out of the whole batch.
+
+        Among the selected ones alone, a tensor that is shared looks like the samples' own where it has as many rows.
+
+        Args:
+            plan: The plan of the batch, with its selection.
+            batch: The batch as loaded.
+            positions: Which of the selected samples.
+        """
+        assert plan.selection is not None
+        indices = plan.selection.indices
+        return self._taken(plan, batch, indices[positions.to(indices.device)])
+
+    def _taken(self, plan: BatchPlan, batch: Any, indices: Tensor) -> Any:
+        take = self._take or partial(select_batch, batch_size=plan.batch_size)
+        return take(batch, indices)
 
     def _tell(self, plan: BatchPlan, scores: Tensor) -> None:
         if plan.observe is not None:

@@ -92,7 +92,11 @@ class Gating:
         self._batch = batch
         self._reached = False
         if self._traces.wanted(plan.forwarded):
-            self._trace = self._traces.start(batch if plan.sub_batch is None else plan.sub_batch, plan.forwarded)
+            if plan.sub_batch is None:
+                self._trace = self._traces.start(batch, plan.forwarded)
+            else:
+                take = partial(self._decision.take_again, plan, batch)
+                self._trace = self._traces.start(plan.sub_batch, plan.forwarded, take=take)
             self._enter(self._trace)
             plan.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
@@ -314,9 +318,10 @@ def entry_error(unclear: tuple[str, ...], size: int) -> EntryError:
         problem = f"in {', '.join(unclear)} no dimension holds {size} samples that only change their own rows"
     else:
         problem = f"nothing in the graph of the loss was seen to depend on one of the {size} samples"
+    hidden = " What a step takes out of tensors by `numpy()`, `tolist()` or `item()` cannot be followed: use tensors."
     return EntryError(
         f"expected a batch of {size} samples, each of which has rows of its own where the gradient of the loss enters "
         f"the network, but {problem}. If the batch size is another one, or the samples do not lie along the first "
         "dimension of the batch's tensors, use SparseLossMixin and override `count_samples(batch)` and "
-        "`select_batch(batch, indices)`."
+        f"`select_batch(batch, indices)`.{'' if unclear else hidden}"
     )

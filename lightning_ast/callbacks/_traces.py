@@ -48,12 +48,18 @@ class Traces:
         """Whether nothing was proved by any trace, and none will follow."""
         return not self._proved and not self._wanted and self.attempts > 0
 
-    def start(self, batch: Any, batch_size: int) -> SampleTrace:
-        """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
+    def start(self, batch: Any, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
+        """Make the trace of a forward; where a first one proved nothing, of another part of the batch.
+
+        Args:
+            batch: What the forward gets.
+            batch_size: Its samples.
+            take: Takes samples of it, where it is itself a part of a batch.
+        """
         self._started += 1
         self._counted = False
         only = None if self.attempts == 0 or self._proved else self.attempts - 1
-        return SampleTrace(batch, batch_size, take=self._take, only=only)
+        return SampleTrace(batch, batch_size, take=take or self._take, only=only)
 
     def note_proof(self, *, proved: bool) -> None:
         """Count a trace that a loss came of, and whether it proved anything."""
