@@ -136,6 +136,8 @@ class TracedView(SizedView):
             sample=self._trace.sample,
             assignments=self.assignments,
         )
+        if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
+            return None
         return self._unless_picked(node, output_nr, layout)
 
     def _inherited(self, node: Node, output_nr: int) -> Layout | None:

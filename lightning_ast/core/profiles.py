@@ -25,12 +25,14 @@ class Dependence:
         independent: Whether it is known that no element changes with the sample: NaN hides it.
         touched: Whether it was computed from something of the sample all the same: a margin that is kept, a code that
             two samples share.
+        picked: Whether values chose its rows one by one, so that their number says nothing of the samples.
     """
 
     shape: tuple[int, ...]
     profiles: tuple[Tensor, ...]
     independent: bool
     touched: bool = True
+    picked: bool = False
 
 
 def independent_of_shape(shape: tuple[int, ...]) -> Dependence:

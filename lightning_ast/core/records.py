@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -25,12 +26,20 @@ class Record:
         real: The output without its graph; None where no comparison is needed.
         shadow: Its shadow.
         known: Without tensors: True for an independent output, False where nothing is known.
+        picked: Whether values chose its rows one by one.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], real: Tensor | None = None, shadow: Tensor | None = None, *, known: bool = True
+        self,
+        shape: tuple[int, ...],
+        real: Tensor | None = None,
+        shadow: Tensor | None = None,
+        *,
+        known: bool = True,
+        picked: bool = False,
     ) -> None:
         self.shape = shape
+        self._picked = picked
         self._pair = None if real is None or shadow is None else (real, shadow)
         self._known = known
         self._dependence: Dependence | None = None
@@ -43,7 +52,8 @@ class Record:
     def dependence(self) -> Dependence | None:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self._pair is not None:
-            self._dependence = self._compared(*self._pair)
+            found = self._compared(*self._pair)
+            self._dependence = found if found is None else replace(found, picked=self._picked)
             self._known = self._dependence is not None
             self._pair = None
         elif self._dependence is None and self._known:

@@ -29,6 +29,8 @@ __all__ = ["Call", "follow", "prepare"]
 
 _Keep = tuple[torch.dtype, ...] | None
 """Types of the arguments that stay real; None for all that are no real numbers."""
+_PICKING = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
+"""Operations whose number of rows depends on values."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 
@@ -90,6 +92,24 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
         OutOfMemoryError: The device has no memory for the second run.
     """
     real = list(tensors_in(results))
+    _follow(shadows, call, real)
+    if call.facts is not None and call.kind is not Kind.PLAIN:
+        _pass_picks_on(shadows, call.facts, list(tensors_in((call.args, call.kwargs))), real)
+
+
+def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
+    """Note rows that were picked one by one, and results that have as many rows.
+
+    Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
+    """
+    by_mask = facts.name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
+    rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
+    for tensor in real:
+        if tensor.dim() > 0 and (by_mask or facts.name in _PICKING or tensor.shape[0] in rows):
+            shadows.note_picked(tensor)
+
+
+def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
     if call.kind is not Kind.SHADOW or call.facts is None:
         _settle(shadows, call, real, call.kind)
         return

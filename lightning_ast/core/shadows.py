@@ -33,6 +33,7 @@ class _Entry:
     kind: Kind
     shadow: torch.UntypedStorage | None = None
     start_byte: int = 0  # where the shadow begins in the real storage
+    picked_rows: int | None = None  # rows that values chose one by one, as a mask does
 
 
 class Shadows:
@@ -138,6 +139,19 @@ class Shadows:
             self._objects[tensor] = None
         elif tensor in self._objects:
             del self._objects[tensor]
+
+    def is_picked(self, tensor: Tensor) -> bool:
+        """Tell whether the values of other tensors chose the rows of a tensor one by one."""
+        storage = _storage(tensor)
+        entry = None if storage is None else self._entries.get(storage._cdata)
+        return entry is not None and tensor.dim() > 0 and entry.picked_rows == tensor.shape[0]
+
+    def note_picked(self, tensor: Tensor) -> None:
+        """Note that the rows of a tensor were chosen one by one."""
+        storage = _storage(tensor)
+        entry = None if storage is None else self._entries.get(storage._cdata)
+        if entry is not None and tensor.dim() > 0:
+            entry.picked_rows = tensor.shape[0]
 
     def sweep(self) -> None:
         """Drop the shadows of storages that are no longer in use."""
