@@ -76,6 +76,24 @@ def test_what_readme_says_of_the_monitors_and_of_advice_is_on_record() -> None:
     assert all(max(record["largest_error"].values()) < 0.15 for record in records("advice"))
 
 
+def test_what_readme_says_of_the_whole_of_cifar10_is_on_record() -> None:
+    def runs(policy: str, epochs: int) -> tuple[float, float]:
+        name = f"cifar10-gpu-{policy}-r0.4-w64-n50000-b256-e{epochs}-s*.json"
+        found = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob(name)]
+        assert len(found) == 3
+        return 100 * statistics.mean(r["accuracy"] for r in found), statistics.mean(r["flops"] for r in found)
+
+    text = " ".join((ROOT / "README.md").read_text().split())
+    (dense, whole), (partial, flops) = runs("dense", 16), runs("partial", 16)
+    assert abs(dense - partial) < 0.25, "within the noise of three seeds"
+    assert f"at {flops / whole:.2f} of its FLOPs" in text
+    assert f"{partial - runs('dense-shortened', 11)[0]:.1f} points above the dense run of that work" in text
+    assert f"and {partial - runs('infobatch', 16)[0]:.1f} above InfoBatch's rule" in text
+    prune = runs("prune", 16)[0]
+    gains = sorted(f"{prune - runs(*other)[0]:.1f}" for other in (("prune-random", 16), ("dense-shortened", 8)))
+    assert f"`prune` is {gains[0]} to {gains[1]} points above a random share" in text
+
+
 def test_what_readme_says_of_prune_is_on_record() -> None:
     def accuracy(policy: str, rate: str, epochs: int) -> float:
         name = f"cifar10-cpu-{policy}-r{rate}-w8-n20000-b256-e{epochs}-s*.json"
