@@ -64,9 +64,10 @@ def _dense(package: str, module: str, note: str) -> list[Outcome]:
 
 
 def _own_mean(package: str, module: str, of: str, note: str = "", *, dense: bool = False) -> list[Outcome]:
+    by_rows = ("mask", "prune") if dense else ("mask", "partial", "prune")
     return [
-        Outcome(package, module, ("mask", "prune"), "exact", note),
-        Outcome(package, module, ("partial",), "exact", f"{note}; goes dense" if dense else note, dense=dense),
+        Outcome(package, module, by_rows, "exact", note),
+        *([Outcome(package, module, ("partial",), "exact", f"{note}; goes dense", dense=True)] if dense else []),
         Outcome(package, module, ("subset",), "exact", f"divides by the {of} of the selected samples", own_mean=True),
     ]
 
