@@ -72,15 +72,7 @@ class SparseFit:
         self._trainer = trainer
         self._module = module
         self._schedule = schedule
-        self.selector = SampleSelector(
-            target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
-            gate=callback.gate,
-            weighting=resolve_weighting(callback.weighting, mode=callback.mode, gate=callback.gate),
-            controller=callback.controller,
-            min_selected=callback.min_selected,
-            seed=callback.seed,
-            rank=0 if callback.mode == "prune" else trainer.global_rank,
-        )
+        self.selector = _selector_of(callback, trainer, schedule)
         self._processes = processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self._window = AccumulationWindow()
@@ -93,16 +85,7 @@ class SparseFit:
             divisor=lambda own, offered: self._window.divisor(*processes.mean_of(own, offered)),
         )
         self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
-        self.gating = Gating(
-            module,
-            self._decision,
-            execution="partial" if callback.mode == "partial" else "mask",
-            batchnorm=callback.batchnorm,
-            dense_ops=callback.dense_ops,
-            take=getattr(module, "select_batch", None) if overrides(module, "select_batch") else None,
-            lost=self.quarantine.lost,
-            enabled=callback.mode == "prune" or self.selector.target_activation_rate < 1,
-        )
+        self.gating = self._gating_of(callback)
         self._samples_in = SampleCount(trainer, module)
         self.plan: BatchPlan | None = None
         self._last: tuple[Selection | None, int] | None = None
@@ -112,9 +95,24 @@ class SparseFit:
         self.epochs: PrunedEpochs | None = None
         if callback.mode == "prune":
             self.epochs = PrunedEpochs(callback, trainer, self.selector, kept_schedule(schedule, trainer), processes)
-        self.state = FitState(
-            trainer=trainer,
-            token=trainer.strategy.broadcast(uuid.uuid4().hex),
+        self.state = self._state_of(callback)
+
+    def _gating_of(self, callback: Any) -> Gating:
+        return Gating(
+            self._module,
+            self._decision,
+            execution="partial" if callback.mode == "partial" else "mask",
+            batchnorm=callback.batchnorm,
+            dense_ops=callback.dense_ops,
+            take=getattr(self._module, "select_batch", None) if overrides(self._module, "select_batch") else None,
+            lost=self.quarantine.lost,
+            enabled=callback.mode == "prune" or self.selector.target_activation_rate < 1,
+        )
+
+    def _state_of(self, callback: Any) -> FitState:
+        return FitState(
+            trainer=self._trainer,
+            token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
             rule=rule_of(callback),
             owner=callback.state_key,
             selector=self.selector,
@@ -328,3 +326,15 @@ class SparseFit:
         """What Lightning's ThroughputMonitor asks the module for, unless the module has an answer of its own."""
         if self._tells_flops:
             self._module.__dict__[_FLOPS] = flops
+
+
+def _selector_of(callback: Any, trainer: pl.Trainer, schedule: TwoStageScheduler | None) -> SampleSelector:
+    return SampleSelector(
+        target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
+        gate=callback.gate,
+        weighting=resolve_weighting(callback.weighting, mode=callback.mode, gate=callback.gate),
+        controller=callback.controller,
+        min_selected=callback.min_selected,
+        seed=callback.seed,
+        rank=0 if callback.mode == "prune" else trainer.global_rank,
+    )

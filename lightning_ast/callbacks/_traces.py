@@ -69,7 +69,8 @@ class Traces:
 
     def is_last(self, trace: SampleTrace) -> bool:
         """Tell whether all parts of the batch have been tried with this trace."""
-        return self.attempts > min(trace.leaves, _MOST - 1)
+        parts = min(trace.leaves, _MOST - 1) if trace.leaves > 1 else 0
+        return self.attempts > parts
 
     def note_new_form(self) -> None:
         """Trace the next forward too."""

@@ -39,7 +39,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         sample: The position of the sample that is followed.
-        leaves: The number of tensors of the batch that could be changed.
+        leaves: The number of tensors of the batch that could be changed one by one; labels count where there is
+            nothing else.
         complete: Whether all tensors that hold the sample were changed.
         paused: Whether operations pass without being followed, as those of a backward.
         failure: Why nothing is known, or None.
@@ -69,7 +70,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operations = 0
         self._stances: list[AbstractContextManager[Any]] = []
         pairs = self._perturbed(batch, batch_size, take)
-        self.leaves = len(pairs)
+        pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
+        self.leaves = sum(not _is_label(real) for real, _ in pairs) or len(pairs)
         if not pairs and self.failure is None and batch_size > 1:
             self.failure = "the batch holds no tensor in which a sample could be changed"
         try:
@@ -248,3 +250,8 @@ def _inner(tensor: Tensor) -> Tensor:
     parts = [getattr(tensor, name) for name in flatten()[0]]
     numbers = [part for part in parts if isinstance(part, Tensor) and is_real_valued(part) and part.numel()]
     return numbers[0] if len(numbers) == 1 else tensor
+
+
+def _is_label(tensor: Tensor) -> bool:
+    """Whether a tensor holds one integer for each sample."""
+    return tensor.dim() == 1 and not is_real_valued(tensor)
