@@ -36,6 +36,7 @@ from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
 from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._fit_loop import lead
 from lightning_ast.core.batch import BatchError, batch_size_of
+from lightning_ast.core.entries import EntryError
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.mixin import SparseLossMixin
@@ -131,7 +132,9 @@ class Measurement:
                         f"a plain training step fails: {type(error).__name__}: {error}. (The Trainer's callbacks and "
                         "loggers are not there during the measurement: stand-ins take what is logged.)"
                     ) from error
-                self._refused[probe.active] = _reason(error)
+                self._refused |= dict.fromkeys(
+                    modes if isinstance(error, EntryError) else [probe.active], _reason(error)
+                )
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:

@@ -28,14 +28,14 @@ from lightning_ast.callbacks._quarantine import Quarantine
 from lightning_ast.callbacks._resume import Resumption
 from lightning_ast.callbacks._sample_count import SampleCount
 from lightning_ast.callbacks._scoring import ScoringPass
+from lightning_ast.callbacks._selector import selector_of
 from lightning_ast.callbacks._subset import SubsetStep
 from lightning_ast.callbacks._watch import Watcher
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, kept_schedule, stages_from
 from lightning_ast.core.batch import EmptyBatchError
-from lightning_ast.core.execution import Mode, resolve_weighting
+from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.partial import compiled_parts
-from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import overrides
 from lightning_ast.schedule import Stage
 
@@ -72,7 +72,7 @@ class SparseFit:
         self._trainer = trainer
         self._module = module
         self._schedule = schedule
-        self.selector = _selector_of(callback, trainer, schedule)
+        self.selector = selector_of(callback, trainer, schedule)
         self._processes = processes = Processes(trainer)
         self.quarantine = Quarantine(callback.quarantine_limit, processes)
         self._window = AccumulationWindow()
@@ -326,15 +326,3 @@ class SparseFit:
         """What Lightning's ThroughputMonitor asks the module for, unless the module has an answer of its own."""
         if self._tells_flops:
             self._module.__dict__[_FLOPS] = flops
-
-
-def _selector_of(callback: Any, trainer: pl.Trainer, schedule: TwoStageScheduler | None) -> SampleSelector:
-    return SampleSelector(
-        target_activation_rate=getattr(schedule, "target_activation_rate", None) or callback.target_activation_rate,
-        gate=callback.gate,
-        weighting=resolve_weighting(callback.weighting, mode=callback.mode, gate=callback.gate),
-        controller=callback.controller,
-        min_selected=callback.min_selected,
-        seed=callback.seed,
-        rank=0 if callback.mode == "prune" else trainer.global_rank,
-    )
