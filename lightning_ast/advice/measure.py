@@ -31,12 +31,10 @@ from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
-from lightning_ast.advice.summary import summarize
+from lightning_ast.advice.summary import reason_of, refused_for, summarize
 from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
-from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.callbacks._fit_loop import lead
 from lightning_ast.core.batch import BatchError, batch_size_of
-from lightning_ast.core.entries import EntryError
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.mixin import SparseLossMixin
@@ -132,9 +130,7 @@ class Measurement:
                         f"a plain training step fails: {type(error).__name__}: {error}. (The Trainer's callbacks and "
                         "loggers are not there during the measurement: stand-ins take what is logged.)"
                     ) from error
-                self._refused |= dict.fromkeys(
-                    modes if isinstance(error, EntryError) else [probe.active], _reason(error)
-                )
+                self._refused |= refused_for(error, modes, probe.active)
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:
@@ -227,7 +223,7 @@ class Measurement:
         except Enough:
             pass
         except Exception as error:
-            self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
+            self._notes.append(f"Validation could not be measured, and is left out: {reason_of(error)}")
             return None
         known = all(math.isfinite(n) for n in timer.batches)
         batches = timer.done if ended else sum(int(n) for n in timer.batches) if known else 0
@@ -314,15 +310,6 @@ def _faults(trainer: pl.Trainer) -> list[str]:
     if settings.state.status == TrainerStatus.RUNNING:
         found.append("the Trainer is running: call advise before fit.")
     return found
-
-
-def _reason(error: Exception) -> str:
-    """In one line."""
-    if isinstance(error, ConfigurationError):
-        return error.faults[0]
-    lines = str(error).splitlines() or [""]
-    known = type(error).__module__.startswith("lightning_ast")
-    return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
 
 
 def _device(device: torch.device) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
 from lightning_ast.advice.script import FEW_SAMPLES, Sample
+from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.core.entries import EntryError
 from lightning_ast.core.execution import Mode
 
 __all__ = ["curve_of", "summarize"]
@@ -83,3 +85,24 @@ def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
         share = statistics.median(t.seconds / dense[b.cycle] for b, t in own)
         points.append(StepAt(statistics.fmean(t.rate for _, t in own), share * typical, max(peaks, default=None)))
     return tuple(sorted(points, key=lambda p: p.rate))
+
+
+def refused_for(error: Exception, modes: list[Mode], active: Mode) -> dict[Mode, str]:
+    """Describe in one line, for each mode that cannot run, why that is so.
+
+    Args:
+        error: What a step of a mode failed with.
+        modes: The modes that are tried.
+        active: The mode of the step. Entries are found alike in all modes.
+    """
+    alike = modes if isinstance(error, EntryError) else [active]
+    return dict.fromkeys(alike, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Describe an error in one line."""
+    if isinstance(error, ConfigurationError):
+        return error.faults[0]
+    lines = str(error).splitlines() or [""]
+    known = type(error).__module__.startswith("lightning_ast")
+    return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
