@@ -69,7 +69,7 @@ class Traces:
 
     def is_last(self, trace: SampleTrace) -> bool:
         """Tell whether all parts of the batch have been tried with this trace."""
-        parts = min(trace.leaves, _MOST - 1) if trace.leaves > 1 else 0
+        parts = min(trace.parts, _MOST - 1) if trace.parts > 1 else 0
         return self.attempts > parts
 
     def note_new_form(self) -> None:
