@@ -5,12 +5,14 @@ Nothing is run for it, and no device is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+
+from lightning_ast.core.node_facts import OPAQUE, nodes_below
 
 __all__ = ["RowOrder", "below_ddp", "row_order", "rows_are_picked", "runs_compiled"]
 
@@ -22,7 +24,6 @@ _ARRANGING = (
     *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute"),
     *("Cat", "Stack", "Expand", "Repeat", "AsStrided", "Unfold", "Select", "Slice", "Split", "Unbind", "IndexSelect"),
 )
-_HIDING = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 _DDP_SINK = "_DDPSinkBackward"
 _RESHAPING = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "CloneBackward0")
 
@@ -98,7 +99,7 @@ def rows_are_picked(node: Any, output_nr: int, *, is_constant: Callable[[Any, in
         same = [child for child, nr in edges if _leading(child, nr) == rows]
         if name.startswith(_PICKING) and _picks_first(current):
             return True
-        if not same and edges and not name.startswith((*_ARRANGING, *_HIDING)):
+        if not same and edges and not name.startswith((*_ARRANGING, *OPAQUE)):
             return True
         pending += same
     return False
@@ -106,19 +107,9 @@ def rows_are_picked(node: Any, output_nr: int, *, is_constant: Callable[[Any, in
 
 def runs_compiled(loss: Tensor) -> bool:
     """Whether a function that ``torch.compile`` made lies between the parameters and a loss."""
-    return any(node.name().startswith("CompiledFunction") for node in _nodes(loss.grad_fn))
-
-
-def _nodes(root: Any) -> Iterator[Any]:
-    """Yield the nodes of a graph."""
-    pending, seen = [root], set[Any]()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        pending += [parent for parent, _ in node.next_functions]
+    root = loss.grad_fn
+    nodes = () if root is None else (root, *nodes_below([root]))
+    return any(node.name().startswith("CompiledFunction") for node in nodes)
 
 
 def _picks_first(node: Any) -> bool:
