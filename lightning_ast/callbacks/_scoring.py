@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from lightning_ast.callbacks._gating import Gating
@@ -20,7 +21,7 @@ from lightning_ast.callbacks._step_losses import StepLosses
 from lightning_ast.callbacks._taps import Taps
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry, Found
-from lightning_ast.core.layout import row_norms
+from lightning_ast.core.gradient_gate import norms_at
 from lightning_ast.core.losses import LossCaptureError
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.scoring import TracelessForward
@@ -123,7 +124,8 @@ class ScoringPass:
             return None
         if trace is not None and self._taps is not None:
             self._taps.settle(entries, size, trace)
-        return gradient_norms(loss, entries, size)
+        edges = [GradientEdge(entry.node, entry.output_nr) for entry in entries]
+        return norms_at(loss, edges, [entry.place for entry in entries], weight=size)
 
     def _passes(self, loss: Tensor, number: int, size: int, trace: SampleTrace | None) -> bool:
         """Tell whether a step that runs its own backwards goes on behind this one: its loss has nothing to score.
@@ -192,24 +194,6 @@ class ScoringPass:
                 f"what stands before the loss in training_step changes parameters ({', '.join(changed[:3])}), and "
                 "mode='subset' runs it twice. Move it to on_train_batch_end, or use mode='partial'."
             )
-
-
-def gradient_norms(loss: Tensor, entries: list[Entry], size: int) -> Tensor | None:
-    """Take the norms of the samples' rows of a loss's gradient at its entries, times the batch size.
-
-    Args:
-        loss: Scalar with its graph.
-        entries: Entries that the network's own gradient does not reach.
-        size: Samples B of the batch.
-
-    Returns:
-        ``(B,)``, or None where no gradient arrives.
-    """
-    edges = [torch.autograd.graph.GradientEdge(entry.node, entry.output_nr) for entry in entries]
-    weight = torch.full_like(loss, float(size))
-    gradients = torch.autograd.grad(loss, edges, weight, retain_graph=True, allow_unused=True)
-    norms = [row_norms(g, entry.place) for g, entry in zip(gradients, entries, strict=True) if g is not None]
-    return torch.stack(norms).norm(dim=0) if norms else None
 
 
 class _BackwardReached(Exception):  # noqa: N818 - it is caught, and no error

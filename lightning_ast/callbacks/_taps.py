@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lightning_ast.core.dependence import SampleTrace
 from lightning_ast.core.entries import Entry
-from lightning_ast.core.layout import Layout, prove_layout, row_norms
+from lightning_ast.core.gradient_gate import norms_at
+from lightning_ast.core.layout import Layout
+from lightning_ast.core.node_views import TracedView
 from lightning_ast.core.partial.rows import UnequalPlace
 
 __all__ = ["Taps"]
@@ -62,12 +63,14 @@ class Taps:
     def settle(self, entries: list[Entry], batch_size: int, trace: SampleTrace) -> None:
         """Find the outputs that the entries are, with the layout of the samples in each; none where one is missing."""
         taps: dict[tuple[nn.Module, int], Layout] = {}
+        view = TracedView(batch_size, trace)
         for entry in entries:
             tap = next((tap for tap in self._outputs if _is_output_of(tap[2].grad_fn, entry)), None)
-            layout = (
-                None if tap is None or isinstance(entry.place, UnequalPlace) else _layout(tap[2], batch_size, trace)
-            )
-            if tap is None or layout is None:
+            if tap is None or tap[2].grad_fn is None or isinstance(entry.place, UnequalPlace):
+                taps.clear()
+                break
+            layout = view.layout(tap[2].grad_fn, tap[2].output_nr)
+            if layout is None:
                 taps.clear()
                 break
             taps[tap[0], tap[1]] = layout
@@ -106,26 +109,15 @@ class Taps:
         """
         if loss.grad_fn is None or len(self._cuts) != len(self._taps):
             return None
-        edges = [edge for edge, _, _ in self._cuts]
-        weight = torch.full_like(loss, float(batch_size))
-        gradients = torch.autograd.grad(loss, edges, weight, retain_graph=True, allow_unused=True)
-        norms = []
-        for gradient, (_, shape, layout) in zip(gradients, self._cuts, strict=True):
+        places = []
+        for _, shape, layout in self._cuts:
             place = layout.place(shape, batch_size)
             if place is None:
                 return None
-            if gradient is not None:
-                norms.append(row_norms(gradient, place))
+            places.append(place)
+        norms = norms_at(loss, [edge for edge, _, _ in self._cuts], places, weight=batch_size)
         self._cuts.clear()
-        return torch.stack(norms).norm(dim=0) if norms else None
-
-
-def _layout(output: Tensor, batch_size: int, trace: SampleTrace) -> Layout | None:
-    assert output.grad_fn is not None
-    dependence = trace.dependence(output.grad_fn, output.output_nr)
-    if dependence is None or dependence.independent:
-        return None
-    return prove_layout(dependence.shape, dependence.profiles, batch_size=batch_size, sample=trace.sample)
+        return norms
 
 
 def _is_output_of(node: Node | None, entry: Entry) -> bool:

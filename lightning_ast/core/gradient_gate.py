@@ -8,7 +8,7 @@ the backward gets the rows of the selected samples alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows, UnequalPlace
 
-__all__ = ["BatchGate", "Execution", "Kept"]
+__all__ = ["BatchGate", "Execution", "Kept", "norms_at"]
 
 Execution = Literal["mask", "partial"]
 
@@ -43,6 +43,27 @@ class Kept:
     indices: Tensor
     factors: Tensor | None = None
     rows_only: bool = False
+
+
+def norms_at(
+    loss: Tensor, edges: Sequence[GradientEdge], places: Sequence[Place], *, weight: float = 1.0
+) -> Tensor | None:
+    """Take the norms of the samples' rows of a loss's gradient, over several places of its graph.
+
+    Args:
+        loss: Scalar with its graph, which is kept.
+        edges: The places of the graph.
+        places: Where the samples lie in the tensor of each.
+        weight: Multiplies the gradient.
+
+    Returns:
+        ``(B,)`` on the device of the first, or None where no gradient arrives.
+    """
+    root, seed = below_ddp(loss)
+    seed = (torch.ones_like(loss) if seed is None else seed) * weight
+    gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
+    norms = [row_norms(g, place) for g, place in zip(gradients, places, strict=True) if g is not None]
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0) if norms else None
 
 
 class BatchGate:
@@ -123,13 +144,9 @@ class BatchGate:
 
     def _decide_together(self, loss: Tensor, entries: list[Entry]) -> None:
         outer = [entry for entry in entries if not entry.nested] or entries
-        edges = [GradientEdge(entry.node, entry.output_nr) for entry in outer]
-        root, seed = below_ddp(loss)
-        gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
-        norms = [row_norms(g, e.place) for g, e in zip(gradients, outer, strict=True) if g is not None]
-        if norms:
-            device = norms[0].device
-            self._settle(torch.stack([norm.to(device) for norm in norms]).norm(dim=0))
+        norms = norms_at(loss, [GradientEdge(e.node, e.output_nr) for e in outer], [e.place for e in outer])
+        if norms is not None:
+            self._settle(norms)
 
     def _settle(self, norms: Tensor) -> None:
         with torch.no_grad():

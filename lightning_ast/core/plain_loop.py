@@ -99,8 +99,7 @@ class GradientGate:
         Raises:
             EntryError: The samples' rows cannot be found in the graph of the loss.
         """
-        if self._gate is not None:
-            self._gate.close()
+        self.close()
         rows = self._assignments
         found = self._finder.find(loss, batch_size, assignments=rows)
         if found is None and self._trace is not None and self._trace.failure is None:
