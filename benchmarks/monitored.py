@@ -25,9 +25,9 @@ from record import QUIET, RECORDS, kind, provenance, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from lightning_ast.callbacks._costs import OpenEpoch
-from lightning_ast.callbacks._samples import SampleWatcher
 from lightning_ast.demo import ImageData, ResNet9
+from lightning_ast.energy.epoch_costs import OpenEpoch
+from lightning_ast.monitoring.samples import SampleWatcher
 
 STEP = ("on_train_batch_start", "on_train_batch_end", "on_after_backward", "finish_batch", "indices")
 EPOCH = ("on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "on_validation_end", "start_stage")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["MissingPackageError", "needs"]
+from lightning_ast.errors import MissingPackageError
 
-
-class MissingPackageError(ModuleNotFoundError):
-    """An optional package is not installed; the message names the extra that brings it."""
+__all__ = ["needs"]
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ast.core.batch import batch_size_of, select_batch
-from lightning_ast.core.losses import LossCapture, LossCaptureError, LossReached
+from lightning_ast.core.batch.samples import batch_size_of, select_batch
+from lightning_ast.core.losses.capture import LossCapture, LossReached
 from lightning_ast.core.significance import el2n, loss
+from lightning_ast.errors import LossCaptureError
 
 __all__ = ["SparseLossMixin", "overrides"]
 

@@ -15,12 +15,13 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_ast.core.batch import batch_size_of
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import Entry, EntryError, EntryFinder
+from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import Entry, EntryFinder
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
-from lightning_ast.core.losses import check_losses
+from lightning_ast.core.losses.capture import check_losses
 from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
+from lightning_ast.errors import EntryError
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_ast.demo.compare import equal_work_epochs, run_demo
-from lightning_ast.extras import MissingPackageError
+from lightning_ast.errors import MissingPackageError
 from tests.support_cli import Done, run
 
 ROW = re.compile(

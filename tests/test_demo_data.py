@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_ast.demo.data import DEBIAN_FASHION_MNIST, DataNotFoundError, ImageData, _shifted, load_images
+from lightning_ast.demo.data import DEBIAN_FASHION_MNIST, ImageData, _shifted, load_images
+from lightning_ast.errors import DataNotFoundError
 
 
 def test_digits_are_real_and_split_once() -> None:

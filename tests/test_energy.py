@@ -81,7 +81,7 @@ def test_without_nvidia_ml_py_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
 def test_the_meter_of_a_device_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     install(monkeypatch, FakeNvml([1_000, 2_000]))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: types.SimpleNamespace(uuid=UUID[4:], index=d))
-    monkeypatch.setattr("lightning_ast.energy._POWERCAP", Path("/nowhere"))
+    monkeypatch.setattr("lightning_ast.energy.meters._POWERCAP", Path("/nowhere"))
     meters, missing = find_meters(device)
     assert [meter.identity for meter in meters] == [UUID]
     assert meters[0].read_joules() == 2.0
@@ -138,7 +138,7 @@ def test_rapl_that_root_alone_may_read(tmp_path: Path, monkeypatch: pytest.Monke
     def refused(folder: Path) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lightning_ast.energy._microjoules", refused)
+    monkeypatch.setattr("lightning_ast.energy.meters._microjoules", refused)
     with pytest.raises(EnergyUnavailableError, match=r"root alone: sudo chmod a\+r .*energy_uj"):
         RaplMeter(tmp_path)
 
@@ -172,5 +172,5 @@ def test_nothing_to_measure_has_reasons(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def none() -> RaplMeter:
         raise EnergyUnavailableError("no counters here")
 
-    monkeypatch.setattr("lightning_ast.energy.RaplMeter", none)
+    monkeypatch.setattr("lightning_ast.energy.meters.RaplMeter", none)
     assert find_meters(torch.device("cpu")) == ([], ["no counters here"])

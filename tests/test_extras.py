@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ast.demo import DataNotFoundError, ImageData, ResNet9, compare
-from lightning_ast.extras import MissingPackageError, needs
+from lightning_ast.demo import ImageData, ResNet9, compare
+from lightning_ast.errors import DataNotFoundError, MissingPackageError
+from lightning_ast.extras import needs
 from tests.conftest import quiet_trainer
 from tests.support_cli import boring, run
 

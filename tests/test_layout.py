@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "lightning_ast"
 LAYERS = [
     "words",
+    "errors",
     "config_mark",
     "core",
     "__about__",
@@ -20,7 +21,11 @@ LAYERS = [
     "schedule",
     "mixin",
     "testing",
+    "lightning_internals",
+    "pruning",
+    "selection",
     "energy",
+    "monitoring",
     "callbacks",
     "report",
     "commands",

@@ -12,8 +12,7 @@ from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast.core import densify
-from lightning_ast.core.entries import EntryError
-from lightning_ast.core.losses import LossCaptureError
+from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.testing import check_partial_backward
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 

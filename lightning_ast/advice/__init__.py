@@ -7,10 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_ast.advice.measure import Measurement
-from lightning_ast.advice.measured import AdviceError, Facts
+from lightning_ast.advice.measured import Facts
 from lightning_ast.advice.predict import Prediction
 from lightning_ast.advice.report import Advice, render
 from lightning_ast.advice.verdict import Verdict
+from lightning_ast.errors import AdviceError
 
 __all__ = ["Advice", "AdviceError", "Facts", "Prediction", "Verdict", "advise", "render"]
 

@@ -12,7 +12,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_ast.advice.measured import AdviceError, LoadingFacts
+from lightning_ast.advice.measured import LoadingFacts
+from lightning_ast.errors import AdviceError
 
 __all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
 

@@ -18,25 +18,18 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
-from lightning_ast.advice.measured import (
-    AdviceError,
-    Facts,
-    LoadingFacts,
-    MemoryEstimate,
-    RunFacts,
-    StepFacts,
-    ValidationFacts,
-)
+from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
 from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import reason_of, refused_for, summarize
 from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
-from lightning_ast.callbacks._fit_loop import lead
-from lightning_ast.core.batch import BatchError, batch_size_of
+from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
+from lightning_ast.errors import AdviceError, BatchError
+from lightning_ast.lightning_internals.fit_loop import lead
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.words import counted
 

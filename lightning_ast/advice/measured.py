@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from lightning_ast.core.execution import Mode
 
 __all__ = [
-    "AdviceError",
     "Curve",
     "Facts",
     "LoadingFacts",
@@ -18,10 +17,6 @@ __all__ = [
     "StepFacts",
     "ValidationFacts",
 ]
-
-
-class AdviceError(RuntimeError):
-    """What is asked for cannot be measured; the message says what to change."""
 
 
 @dataclass(frozen=True)

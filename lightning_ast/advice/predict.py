@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import get_args
 
 from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt, ValidationFacts
-from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.history import planned_count
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
 from lightning_ast.schedule import Schedule
 
 __all__ = [

@@ -11,15 +11,16 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ast.advice.measured import RunFacts, ValidationFacts
-from lightning_ast.callbacks._faults import ConfigurationError, setting_faults
-from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
-from lightning_ast.callbacks._loader import LoaderFacts, loader_faults
-from lightning_ast.callbacks._planned import length_faults, planned_run
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler, run_length
 from lightning_ast.core.execution import Mode
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import accumulation, epoch_limit, first_callback
+from lightning_ast.pruning.loader import LoaderFacts, loader_faults
+from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import Schedule
+from lightning_ast.selection.faults import setting_faults
 from lightning_ast.words import counted
 
 __all__ = ["Asked", "due_validations", "limit_faults", "prune_fault", "run_facts"]

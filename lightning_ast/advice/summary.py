@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
 from lightning_ast.advice.script import FEW_SAMPLES, Sample
-from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.core.entries import EntryError
 from lightning_ast.core.execution import Mode
+from lightning_ast.errors import ConfigurationError, EntryError
 
 __all__ = ["curve_of", "summarize"]
 

@@ -27,8 +27,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_ast.advice.measured import AdviceError
-from lightning_ast.callbacks._loader import loader_generators
+from lightning_ast.errors import AdviceError
+from lightning_ast.pruning.loader import loader_generators
 
 __all__ = ["Twin", "fresh_loops", "make_twin", "out_of_sight"]
 

@@ -1,12 +1,11 @@
 """Lightning glue: one callback per file. Decisions are :mod:`lightning_ast.core`'s; callbacks read, call, write."""
 
-from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.callbacks._quarantine import QuarantinedSample, QuarantineError
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor, EpochCosts
 from lightning_ast.callbacks.monitor import SparseTrainingMonitor
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
-from lightning_ast.core.state import CheckpointError
+from lightning_ast.errors import CheckpointError, ConfigurationError, QuarantineError
+from lightning_ast.selection.quarantine import QuarantinedSample
 
 __all__ = [
     "CheckpointError",

@@ -9,17 +9,17 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_ast.callbacks._costs import EpochCosts, OpenEpoch
-from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.callbacks._fit_loop import logged_step
-from lightning_ast.callbacks._joules import EnergyBook
-from lightning_ast.callbacks._logger_connector import error_told, write
-from lightning_ast.callbacks._processes import Processes
-from lightning_ast.callbacks._sections import clock_of
-from lightning_ast.callbacks._state_monitors import ENERGY_STATE
-from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
 from lightning_ast.core.state import known_fields
-from lightning_ast.energy import EnergyMeter
+from lightning_ast.energy.energy_ledger import EnergyBook
+from lightning_ast.energy.epoch_costs import EpochCosts, OpenEpoch
+from lightning_ast.energy.meters import EnergyMeter
+from lightning_ast.energy.step_sections import clock_of
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.fit_loop import logged_step
+from lightning_ast.lightning_internals.logger_connector import error_told, write
+from lightning_ast.monitoring.saved_state import ENERGY_STATE
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
 

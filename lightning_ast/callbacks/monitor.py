@@ -13,22 +13,23 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ast.callbacks._drawn import DrawnIndices
-from lightning_ast.callbacks._faults import ConfigurationError, not_logged
-from lightning_ast.callbacks._fit_loop import first_callback, logged_step
-from lightning_ast.callbacks._guard import Guard
-from lightning_ast.callbacks._progress import RunProgress, names_accuracy
-from lightning_ast.callbacks._samples import EpochSamples, SampleHistory, SampleWatcher
-from lightning_ast.callbacks._state_monitors import MONITOR_STATE
-from lightning_ast.callbacks._step_log import BAR_NAMES
-from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_epoch, format_summary
-from lightning_ast.callbacks._terminal import say
-from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, sole_key
-from lightning_ast.callbacks._watch import watch
-from lightning_ast.callbacks._writers import Writers
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import first_callback, logged_step
+from lightning_ast.monitoring.guard import Guard
+from lightning_ast.monitoring.index_recorder import DrawnIndices
+from lightning_ast.monitoring.progress import RunProgress, names_accuracy
+from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
+from lightning_ast.monitoring.saved_state import MONITOR_STATE
+from lightning_ast.monitoring.tensorboard import Writers
+from lightning_ast.monitoring.terminal import say
+from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format_epoch, format_summary
+from lightning_ast.selection.faults import not_logged
+from lightning_ast.selection.observer import watch
+from lightning_ast.selection.step_log import BAR_NAMES
 
 __all__ = ["SparseTrainingMonitor"]
 

@@ -11,13 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_ast.callbacks._faults import ConfigurationError, configuration_faults, doubtful_settings
-from lightning_ast.callbacks._fit import SparseFit
-from lightning_ast.callbacks._fit_loop import epochs_done
-from lightning_ast.callbacks._logger_connector import error_told, repaint
-from lightning_ast.callbacks._quarantine import QuarantinedSample
-from lightning_ast.callbacks._step_log import StepLog
-from lightning_ast.callbacks._use import begin_use, duplicate_faults, end_use, serves, sole_key
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves, sole_key
 from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
@@ -25,6 +19,13 @@ from lightning_ast.core.gate import GateName, Selection, Weighting
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import epochs_done
+from lightning_ast.lightning_internals.logger_connector import error_told, repaint
+from lightning_ast.selection.faults import configuration_faults, doubtful_settings
+from lightning_ast.selection.quarantine import QuarantinedSample
+from lightning_ast.selection.session import SparseFit
+from lightning_ast.selection.step_log import StepLog
 
 __all__ = ["SparseSelectionCallback"]
 

@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.callbacks._faults import ConfigurationError, rate_faults
-from lightning_ast.callbacks._fit_loop import accumulation, epoch_limit, first_callback
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import accumulation, epoch_limit, first_callback
 from lightning_ast.run_length import Point, RunLength
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.selection.faults import rate_faults
 from lightning_ast.words import counted
 
 __all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "kept_schedule", "run_length", "stages_from"]

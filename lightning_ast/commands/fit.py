@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_ast.callbacks import ConfigurationError
-from lightning_ast.commands.messages import UsageError, condensed
+from lightning_ast.commands.messages import condensed
 from lightning_ast.commands.saved_config import SavedConfig
+from lightning_ast.errors import UsageError
 from lightning_ast.extras import needs
 
 __all__ = ["CommandLine", "CommandLineParser"]

@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._faults import setting_faults
 from lightning_ast.commands.messages import condensed
+from lightning_ast.selection.faults import setting_faults
 
 __all__ = ["faulty_file", "faulty_item", "named", "with_owner"]
 

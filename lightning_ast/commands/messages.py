@@ -12,8 +12,9 @@ from types import TracebackType
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ast.callbacks import ConfigurationError
+from lightning_ast.errors import UsageError
 
-__all__ = ["UsageError", "condensed", "plain_lines", "users_error"]
+__all__ = ["condensed", "plain_lines", "users_error"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
@@ -30,10 +31,6 @@ _WORDS = {
     ),
 }
 """What jsonargparse writes, and what a user understands."""
-
-
-class UsageError(Exception):
-    """The arguments or the configuration cannot be used; the message is one line."""
 
 
 def plain_lines(error: Exception) -> list[str] | None:

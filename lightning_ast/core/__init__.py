@@ -7,21 +7,22 @@
 ``significance``. In ``prune`` the epoch comes first: ``history`` decides what is loaded.
 """
 
-from lightning_ast.core.batch import BatchError, batch_size_of, select_batch
+from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import EntryError, EntryFinder
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder
 from lightning_ast.core.execution import cost_share
 from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
 from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch, planned_count
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
-from lightning_ast.core.losses import LossCapture, LossCaptureError, LossRecord
+from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
 from lightning_ast.core.plain_loop import GradientGate
-from lightning_ast.core.scoring import TracelessForward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
+from lightning_ast.core.traceless_forward import TracelessForward
+from lightning_ast.errors import BatchError, EntryError, LossCaptureError
 
 __all__ = [
     "BackwardFlops",

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge, Node
 
-from lightning_ast.core.entries import Entry
-from lightning_ast.core.graph import below_ddp
-from lightning_ast.core.layout import row_norms, spread
+from lightning_ast.core.entries.finder import Entry
+from lightning_ast.core.entries.graph import below_ddp
+from lightning_ast.core.entries.layout import row_norms, spread
 from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows, UnequalPlace

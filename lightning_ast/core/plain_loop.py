@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch import batch_size_of
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import EntryError, EntryFinder
+from lightning_ast.core.batch.graphs import Assignments, assignments_of
+from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
-from lightning_ast.core.graph_batches import Assignments, assignments_of
 from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.errors import EntryError
 
 __all__ = ["GradientGate"]
 

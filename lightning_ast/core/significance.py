@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from lightning_ast.core.loss_functions import OutputKind
-from lightning_ast.core.losses import LossRecord
+from lightning_ast.core.losses.capture import LossRecord
+from lightning_ast.core.losses.functions import OutputKind
 
 __all__ = [
     "SIGNIFICANCE",

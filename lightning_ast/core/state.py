@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lightning_ast.errors import CheckpointError
+
 __all__ = [
     "Check",
-    "CheckpointError",
     "Faults",
     "StateFormat",
     "described",
@@ -28,39 +29,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-_SHOWN = 20
 _CHARACTERS = 60
 
 Faults = Iterator[tuple[str, str, Any]]
 """What does not fit together: field, what was expected, what was found."""
-
-
-class CheckpointError(ValueError):
-    """The state in a checkpoint cannot be used; nothing of it was applied.
-
-    Attributes:
-        owner: The callback whose state it is.
-        faults: One sentence for each field that is wrong.
-    """
-
-    def __init__(self, owner: str, faults: list[str]) -> None:
-        self.owner = owner
-        self.faults = faults
-        more = len(faults) - _SHOWN
-        super().__init__(
-            "\n".join(
-                [
-                    f"lightning-ast cannot use the state of {owner} in this checkpoint, and has applied none of it:",
-                    *(f"- {fault}" for fault in faults[:_SHOWN]),
-                    *([f"- and {more} more faults."] if more > 0 else []),
-                    f"Resume from another checkpoint. To begin anew with this part alone, remove {owner!r} from the "
-                    "checkpoint's 'callbacks'.",
-                ]
-            )
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.owner, self.faults)
 
 
 @dataclass(frozen=True)

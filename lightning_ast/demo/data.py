@@ -14,17 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_ast.extras import MissingPackageError, needs
+from lightning_ast.errors import DataNotFoundError, MissingPackageError
+from lightning_ast.extras import needs
 
-__all__ = ["DataName", "DataNotFoundError", "ImageData", "Images", "load_images"]
+__all__ = ["DataName", "ImageData", "Images", "load_images"]
 
 DataName = Literal["digits", "fashion_mnist", "cifar10"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-
-
-class DataNotFoundError(FileNotFoundError):
-    """The images are nowhere to be found; the message names every way to provide them."""
 
 
 class Images(NamedTuple):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from lightning_ast.report.series import ReportError
+from lightning_ast.errors import ReportError
 from lightning_ast.report.texts import readable
 from lightning_ast.report.write import make_report
 

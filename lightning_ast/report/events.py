@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from lightning_ast.errors import ReportError
 from lightning_ast.report.files import UnreadableError, reading
-from lightning_ast.report.series import Histogram, ReportError, is_point, tame
+from lightning_ast.report.series import Histogram, is_point, tame
 from lightning_ast.words import counted
 
 __all__ = ["Point", "Session", "read_session"]

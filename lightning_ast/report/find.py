@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lightning_ast.report.series import ReportError
+from lightning_ast.errors import ReportError
 
 __all__ = ["CSV", "EVENTS", "find_runs", "run_names"]
 

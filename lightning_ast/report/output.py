@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lightning_ast.errors import ReportError
 from lightning_ast.report.page import GENERATOR, SOFTWARE
-from lightning_ast.report.series import ReportError
 
 __all__ = ["check_files", "write_files"]
 

@@ -16,7 +16,6 @@ __all__ = [
     "Floats",
     "Histogram",
     "Ints",
-    "ReportError",
     "Run",
     "Series",
     "Source",
@@ -39,10 +38,6 @@ _MOST_STEPS = 2**53
 _MOST_EPOCHS = 10**7
 _LARGEST = 1e100
 """What is above is as good as infinite: sums and the axes of a figure overflow not far from it."""
-
-
-class ReportError(RuntimeError):
-    """No report can be written; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)

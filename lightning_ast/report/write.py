@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm import tqdm
 
 from lightning_ast import __version__
+from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
 from lightning_ast.report.output import check_files, write_files
 from lightning_ast.report.page import Picture, render
 from lightning_ast.report.runs import MANY_RUNS, read_logs
-from lightning_ast.report.series import ReportError, Run
+from lightning_ast.report.series import Run
 from lightning_ast.report.summary import Summary, reference, summarize
 from lightning_ast.report.texts import percent
 

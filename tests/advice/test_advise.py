@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.advice import Advice, AdviceError, advise
+from lightning_ast.advice import Advice, advise
 from lightning_ast.demo import ImageData
+from lightning_ast.errors import AdviceError
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 QUICK = 0.2

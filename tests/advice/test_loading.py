@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, read, steady_period
-from lightning_ast.advice.measured import AdviceError
-from lightning_ast.core.batch import batch_size_of
+from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.errors import AdviceError
 from tests.advice.clock import Clock
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core.gate import Selection
+from lightning_ast.errors import ConfigurationError
 from tests.callbacks.test_sparse_selection import ExplicitNet, fit, fresh
 from tests.conftest import PlainNet, assert_same_weights, loader, weights
 

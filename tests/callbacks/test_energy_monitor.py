@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._measure import SETTLE_STEPS
-from lightning_ast.callbacks._sections import StepSections
 from lightning_ast.energy import EnergyUnavailableError, ReplayedMeter
+from lightning_ast.energy.step_sections import StepSections
+from lightning_ast.selection.flop_count import SETTLE_STEPS
 from tests.conftest import PlainNet, gloo, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]
@@ -141,8 +141,10 @@ def test_a_plain_run_is_measured_too(digits: Digits) -> None:
 
 def test_what_cannot_be_measured_is_none_and_said_once(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("lightning_ast.callbacks._joules.rank_zero_info", said.append)
-    monkeypatch.setattr("lightning_ast.callbacks._joules.find_meters", lambda device: ([], ["no counter", "nor here"]))
+    monkeypatch.setattr("lightning_ast.energy.energy_ledger.rank_zero_info", said.append)
+    monkeypatch.setattr(
+        "lightning_ast.energy.energy_ledger.find_meters", lambda device: ([], ["no counter", "nor here"])
+    )
     energy, selection = EnergyMonitor(), SparseSelectionCallback()
     chain = [energy, selection, TwoStageScheduler(warmup_epochs=1)]
     quiet_trainer(callbacks=chain, max_epochs=3).fit(PlainNet(), loader(digits))
@@ -155,7 +157,7 @@ def test_what_cannot_be_measured_is_none_and_said_once(digits: Digits, monkeypat
 
 def test_a_counter_that_fails_is_unknown_from_there(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("lightning_ast.callbacks._joules.rank_zero_warn", said.append)
+    monkeypatch.setattr("lightning_ast.energy.energy_ledger.rank_zero_warn", said.append)
     meter = Meter()
 
     class Breaks(pl.Callback):

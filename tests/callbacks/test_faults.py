@@ -18,9 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core import BatchError, LossCaptureError
-from lightning_ast.core.entries import EntryError
+from lightning_ast.errors import ConfigurationError, EntryError
 from tests.callbacks.test_sparse_selection import fresh
 from tests.conftest import PlainNet, loader, quiet_trainer, weights
 

@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from lightning_ast.callbacks._measure import StepClock
-from lightning_ast.callbacks._summary import format_epoch
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.monitoring.text import format_epoch
+from lightning_ast.selection.flop_count import StepClock
 from tests.conftest import PlainNet, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]

@@ -26,11 +26,11 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
-from lightning_ast.callbacks import _writers
-from lightning_ast.callbacks._samples import BINS, EpochSamples, SampleHistory
-from lightning_ast.callbacks._summary import RunSummary, best_flops_savings, format_summary, seconds_left
-from lightning_ast.callbacks._writers import LAYOUT
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
+from lightning_ast.monitoring import tensorboard as _writers
+from lightning_ast.monitoring.samples import BINS, EpochSamples, SampleHistory
+from lightning_ast.monitoring.tensorboard import LAYOUT
+from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format_summary, seconds_left
 from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]

@@ -34,12 +34,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from lightning_ast.callbacks import _quarantine
-from lightning_ast.callbacks._plan import BatchPlan
-from lightning_ast.callbacks._processes import Processes
-from lightning_ast.callbacks._quarantine import Quarantine
+from lightning_ast.core.batch.finite import all_finite, finite_samples, replace_samples
 from lightning_ast.core.history import SignificanceHistory
-from lightning_ast.core.quarantine import all_finite, finite_samples, replace_samples
+from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.selection import quarantine as _quarantine
+from lightning_ast.selection.quarantine import Quarantine
+from lightning_ast.selection.step_state import BatchPlan
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._decide import Decision
 from lightning_ast.core.gate import Selection
+from lightning_ast.selection.decision import Decision
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]

@@ -43,9 +43,9 @@ from torch.utils.data import (
 )
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._faults import ConfigurationError
-from lightning_ast.callbacks._planned import EpochLengths, PlannedRun
 from lightning_ast.core import planned_count
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
 from lightning_ast.schedule import Schedule
 from tests.callbacks.pruning import (
     SIZE,

@@ -12,8 +12,8 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_ast import SparseSelectionCallback
-from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core import planned_count
+from lightning_ast.errors import ConfigurationError
 from tests.callbacks.pruning import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, plan_by_hand, pruned
 from tests.callbacks.test_prune_resume import SaveAt
 from tests.conftest import assert_same_weights, gloo, weights

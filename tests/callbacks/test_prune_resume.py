@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
-from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.errors import ConfigurationError
 from tests.callbacks.pruning import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, pruned
 from tests.conftest import assert_same_weights, quiet_trainer, weights
 

@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._quarantine import QuarantineError
+from lightning_ast.errors import QuarantineError
 from tests.callbacks.pruning import Indexed, Witness, pruned
 from tests.callbacks.pruning import fit as fit_pruned
 from tests.callbacks.test_prune_resume import SaveAt

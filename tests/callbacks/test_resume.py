@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._faults import ConfigurationError
+from lightning_ast.errors import ConfigurationError
 from tests.callbacks.killed_run import TIMED
 from tests.callbacks.killed_run import run as killed_run
 from tests.callbacks.pruning import Cycle, Indexed, fresh, loader

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._decide import Decision
 from lightning_ast.core import RowOps
-from lightning_ast.core.entries import EntryError
 from lightning_ast.core.execution import Mode
-from lightning_ast.core.losses import LossCaptureError
+from lightning_ast.errors import EntryError, LossCaptureError
+from lightning_ast.selection.decision import Decision
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._stand_ins import StandIns
+from lightning_ast.selection.stand_ins import StandIns
 from tests.conftest import PlainNet, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]

@@ -16,7 +16,7 @@ from lightning_utilities.core.imports import RequirementCache
 from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from lightning_ast.callbacks._summary import RunSummary, format_epoch, format_summary
+from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
 from tests.conftest import PlainNet, loader, quiet_trainer
 
 Digits = tuple[Tensor, Tensor]
@@ -74,7 +74,7 @@ def test_every_message_of_a_run_counts_from_zero(
 
 
 def test_heatmaps_count_from_zero(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_ast.callbacks import _pictures
+    from lightning_ast.monitoring import figures as _pictures
 
     columns: list[list[int]] = []
     heatmap = _pictures._heatmap

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import EntryFinder, Found
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 
 B = 5

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_ast.core.batch import BatchError, EmptyBatchError, batch_size_of, select_batch
-from lightning_ast.core.replacement import find_finite, replace_in_batch
+from lightning_ast.core.batch.replacement import find_finite, replace_in_batch
+from lightning_ast.core.batch.samples import batch_size_of, select_batch
+from lightning_ast.errors import BatchError, EmptyBatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested tensors")
 SIZE = 6

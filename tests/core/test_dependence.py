@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.dependence.trace import SampleTrace
 from tests.core.tracing import B, known, places, unchanged
 
 

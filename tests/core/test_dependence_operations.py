@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.dependence.trace import SampleTrace
 from tests.core.tracing import B, known, places, unchanged
 
 
@@ -225,7 +225,7 @@ def test_out_of_memory_ends_the_trace_and_not_the_run(monkeypatch: pytest.Monkey
 
     with SampleTrace(x, B) as trace:
         first = net(x)
-        monkeypatch.setattr("lightning_ast.core.dependence.follow", fail)
+        monkeypatch.setattr("lightning_ast.core.dependence.trace.follow", fail)
         second = net(x)
     assert torch.equal(first, second)
     assert "no memory left" in (trace.failure or "")
@@ -287,7 +287,7 @@ def test_a_second_tensor_of_labels_does_not_matter() -> None:
 
 
 def test_a_slice_of_a_large_data_set_is_not_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_ast.core.shadows._LARGE_BYTES", 1000)
+    monkeypatch.setattr("lightning_ast.core.dependence.shadows._LARGE_BYTES", 1000)
     data = torch.randn(1000, 3)
     net = nn.Linear(3, 2)
     x = data[501 : 501 + B]
@@ -323,7 +323,7 @@ def test_compiled_functions_run_uncompiled_meanwhile() -> None:
 
 
 def test_a_limit_on_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_ast.core.records._MAX_ELEMENTS", 40)
+    monkeypatch.setattr("lightning_ast.core.dependence.records._MAX_ELEMENTS", 40)
     layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(10))
     x = torch.randn(B, 3)
     outs = [x]

@@ -7,7 +7,7 @@ import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import SampleTrace
+from lightning_ast.core.dependence.trace import SampleTrace
 
 B = 6
 

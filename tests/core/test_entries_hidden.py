@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import EntryFinder, Found
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder, Found
 
 SIZE = 4
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import EntryFinder, Found
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from tests.core.gating import Parts
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ast.core.layout import Layout, layouts_by_size, prove_layout, row_norms, spread
+from lightning_ast.core.entries.layout import Layout, layouts_by_size, prove_layout, row_norms, spread
 from lightning_ast.core.partial.rows import place_of
 
 B = 4

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ast.core.loss_sum import combine
-from lightning_ast.core.losses import LossCapture, LossCaptureError
+from lightning_ast.core.losses.capture import LossCapture
+from lightning_ast.core.losses.loss_sum import combine
+from lightning_ast.errors import LossCaptureError
 
 B = 6
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])

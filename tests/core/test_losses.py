@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_ast.core.losses import LossCapture, LossCaptureError, LossReached, check_losses
+from lightning_ast.core.losses.capture import LossCapture, LossReached, check_losses
+from lightning_ast.errors import LossCaptureError
 
 B = 6
 

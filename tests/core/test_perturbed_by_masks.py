@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.perturbed import perturbed
+from lightning_ast.core.dependence.perturbed import perturbed
 
 NODES = torch.tensor([0, 0, 1, 1, 1, 2])
 

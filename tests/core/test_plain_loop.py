@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ast.core.entries import EntryError
 from lightning_ast.core.gradient_gate import Execution
 from lightning_ast.core.plain_loop import GradientGate
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.errors import EntryError
 
 B, X, C = 8, 5, 3
 

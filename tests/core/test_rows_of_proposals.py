@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import SampleTrace
-from lightning_ast.core.entries import EntryFinder, Found
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder, Found
 
 B, T, H = 4, 6, 5
 

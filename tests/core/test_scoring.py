@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lightning_ast.core.scoring import TracelessForward
+from lightning_ast.core.traceless_forward import TracelessForward
 
 
 class Stateful(nn.Module):

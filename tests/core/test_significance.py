@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_ast.core import significance as S
-from lightning_ast.core.losses import LossCapture, LossRecord
+from lightning_ast.core.losses.capture import LossCapture, LossRecord
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(5, 4, generator=GENERATOR)

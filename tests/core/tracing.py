@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence import Dependence, SampleTrace
+from lightning_ast.core.dependence.trace import Dependence, SampleTrace
 
 B = 5
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_ast.report import ReportError
+from lightning_ast.errors import ReportError
 from lightning_ast.report.find import find_runs, run_names
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ast.report import ReportError, Run
+from lightning_ast.errors import ReportError
+from lightning_ast.report import Run
 from lightning_ast.report.runs import read_logs
 
 CONFIG = """\

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ast.report import ReportError, read_runs, write_report
+from lightning_ast.errors import ReportError
+from lightning_ast.report import read_runs, write_report
 from lightning_ast.report.derive import clip_to_training
 from lightning_ast.report.page import table
 from lightning_ast.report.summary import reference, summarize

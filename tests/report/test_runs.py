@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_ast.report import ReportError, Run, read_runs
+from lightning_ast.errors import ReportError
+from lightning_ast.report import Run, read_runs
 from lightning_ast.report.runs import read_logs, session_offsets, undone_from
 from lightning_ast.report.summary import summarize
 from tests.report.conftest import EPOCHS, PARTS, train

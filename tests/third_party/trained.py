@@ -14,11 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.callbacks._faults import ConfigurationError
 from lightning_ast.core import SampleSelector, Selection
-from lightning_ast.core.batch import BatchError
-from lightning_ast.core.entries import EntryError
-from lightning_ast.core.losses import LossCaptureError
+from lightning_ast.errors import BatchError, ConfigurationError, EntryError, LossCaptureError
 from tests.conftest import assert_same_weights, weights
 from tests.third_party.outcomes import OUTCOMES, Outcome
 

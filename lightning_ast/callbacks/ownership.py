@@ -1,0 +1,120 @@
+"""Who may use a callback object: one Trainer takes one of a kind, and one object serves one fit at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from lightning_ast.errors import ConfigurationError
+
+__all__ = ["begin_use", "duplicate_faults", "end_use", "serves", "sole_key"]
+
+_users: WeakKeyDictionary[Any, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
+"""The Trainer of the running fit, by the object that the fit changes."""
+_lock = threading.Lock()
+
+
+def begin_use(part: Any, trainer: pl.Trainer) -> None:
+    """Keep an object for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
+
+    A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
+
+    Args:
+        part: A callback, or its controller.
+        trainer: The Trainer of the fit that begins.
+
+    Raises:
+        ConfigurationError: A fit that is still running has it.
+    """
+    with _lock:
+        user = _users[part]() if part in _users else None
+        if user is not None and user.state.status == TrainerStatus.RUNNING:
+            name = type(part).__name__
+            raise ConfigurationError(
+                [
+                    f"this {name} object belongs to a fit that is still running, and one object serves one fit at a "
+                    f"time: give each Trainer a {name} of its own."
+                ]
+            )
+        _users[part] = weakref.ref(trainer)
+
+
+def serves(part: Any, trainer: pl.Trainer) -> bool:
+    """Tell whether an object is kept for the fit of this Trainer."""
+    user = _users.get(part)
+    return user is not None and user() is trainer
+
+
+def end_use(part: Any, trainer: pl.Trainer) -> bool:
+    """Give an object back.
+
+    Returns:
+        Whether the fit of this Trainer had it; a fit that was refused did not.
+    """
+    with _lock:
+        own = serves(part, trainer)
+        if own:
+            del _users[part]
+        return own
+
+
+def duplicate_faults(trainer: pl.Trainer, kind: type[Callback], reason: str) -> list[str]:
+    """Find more than one callback of a kind, its subclasses included.
+
+    Args:
+        trainer: Its callbacks are counted.
+        kind: The class of which a Trainer takes one.
+        reason: What two of them would do.
+    """
+    count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return [f"expected one {kind.__name__}, got {count}: {reason}."] if count > 1 else []
+
+
+def sole_key(callback: Callback, key: str, reason: str) -> str:
+    """Make the state key of a callback that has no state yet, where a Trainer may have only one such callback.
+
+    Lightning compares the state keys of a Trainer's callbacks in its constructor, before any hook of theirs, and speaks
+    of state keys where two are equal. This key is a plain one but for that comparison, where it raises the error that
+    names the mistake. A callback with a state must give the plain key: it is pickled into checkpoints.
+
+    Args:
+        callback: The owner of the key.
+        key: Lightning's key.
+        reason: What two of these callbacks would do.
+    """
+    return _SoleKey(callback, key, reason)
+
+
+class _SoleKey(str):
+    __slots__ = ("_owner", "_reason")
+    _owner: Callback
+    _reason: str
+
+    def __new__(cls, owner: Callback, key: str, reason: str) -> _SoleKey:
+        made = super().__new__(cls, key)
+        made._owner = owner
+        made._reason = reason
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        equal = str.__eq__(self, other) is True
+        if equal and isinstance(other, _SoleKey) and other is not self:  # the same callback listed twice, too
+            raise ConfigurationError(
+                [f"expected one {type(self._owner).__name__} in a Trainer, got several: {self._reason}."]
+            )
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Copy and pickle as the plain key: what is compared in the constructor is the callbacks themselves."""
+        return str, (str(self),)

@@ -1,0 +1,3 @@
+"""The samples of a batch: found, counted, taken, looked at for NaN and replaced."""
+
+__all__: list[str] = []

@@ -1,0 +1,233 @@
+"""Step 0 of a batch, its containers: what is in them, and the same ones with some of their samples."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import UserDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import cached_property
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_ast.core.batch.graphs import graph_count, take_graphs
+from lightning_ast.core.batch.rows import row_count, take_rows
+from lightning_ast.errors import BatchError
+
+__all__ = ["Slicer", "are_images", "children_of", "is_listing", "leaves_of"]
+
+_REMEDY = "use SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+
+
+def is_listing(part: Any) -> TypeGuard[list[Any] | tuple[Any, ...] | deque[Any]]:
+    """Tell whether a container is a plain sequence: a list, a tuple without names or a deque."""
+    return isinstance(part, (list, tuple, deque)) and not hasattr(part, "_fields")
+
+
+def are_images(part: Any) -> bool:
+    """Tell whether a list holds nothing but images ``(C, H, W)``, whose channels may be as many as the samples."""
+    return len(part) > 0 and all(isinstance(each, Tensor) and each.ndim == 3 and _is_number(each) for each in part)
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds numbers or pixels, and not ids."""
+    return tensor.is_floating_point() or tensor.dtype is torch.uint8
+
+
+def children_of(part: Any) -> list[Any] | None:
+    """List what a container holds; return None for an object that is no container.
+
+    Raises:
+        BatchError: The container is a ``PackedSequence``, whose samples do not lie along a dimension.
+    """
+    if isinstance(part, PackedSequence):
+        raise BatchError(f"a PackedSequence has no batch dimension to index: {_REMEDY}")
+    if _is_tensordict(part):
+        try:
+            return [part.get(key) for key in part.keys()]  # noqa: SIM118  # iterating goes over its rows
+        except RuntimeError:  # rows of several lengths, stacked lazily
+            return list(part.unbind(0))
+    if isinstance(part, Mapping):
+        return list(part.values())
+    if isinstance(part, (list, tuple, deque)):
+        return list(part)
+    names = _field_names(part)
+    return None if names is None else [getattr(part, name) for name in names if hasattr(part, name)]
+
+
+def leaves_of(part: Any, *, lists: bool = True) -> Iterator[Tensor | np.ndarray[Any, Any]]:
+    """Find the tensors and arrays in a nesting of containers.
+
+    Args:
+        part: Any nesting.
+        lists: Whether to look into plain sequences too.
+    """
+    if isinstance(part, (Tensor, np.ndarray)):
+        yield part
+    elif lists or not is_listing(part):
+        for child in children_of(part) or ():
+            yield from leaves_of(child, lists=lists)
+
+
+class Slicer:
+    """Takes samples out of nested containers, and keeps their types.
+
+    Args:
+        batch: The whole batch.
+        size: Its number of samples.
+        indices: ``(k,)`` positions to take. They are read from the device only where a list needs them.
+        listings: Ids of the sequences in it that have an entry a sample for certain.
+    """
+
+    def __init__(self, batch: Any, size: int, indices: Tensor, listings: frozenset[int]) -> None:
+        self._batch = batch
+        self._size = size
+        self._on_device = {indices.device: indices}
+        self._indices = indices
+        self._listings = listings
+        self._offsets: dict[int, Tensor] = {}
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Positions to take, on the host."""
+        return [int(i) for i in self._indices.tolist()]
+
+    def take(self, part: Any) -> Any:
+        """Take the chosen samples out of a part of the batch; what has no entry for each sample stays as it is."""
+        if isinstance(part, (Tensor, np.ndarray)):
+            return self._leaf(part) if row_count(part) == self._size else part
+        if graph_count(part) == self._size:
+            graphs = take_graphs(part, self._indices)
+            return self.unknown(part) if graphs is None else graphs
+        names = _field_names(part)
+        if isinstance(part, PackedSequence) or (names is None and _may_hold_samples(part, self._size)):
+            return self.unknown(part)
+        return self._container(part, names or [])
+
+    def _leaf(self, leaf: Tensor | np.ndarray[Any, Any]) -> Any:
+        return self.tensor(leaf) if isinstance(leaf, Tensor) else self.array(leaf)
+
+    def _container(self, part: Any, names: list[str]) -> Any:
+        if _is_tensordict(part):
+            return self._tensordict(part)
+        if isinstance(part, (list, tuple, deque)):
+            return self._sequence(part)
+        if isinstance(part, Mapping):
+            return self._mapping(part)
+        return self._object(part, names) if names else part
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """Take rows of a tensor that has one row for each sample."""
+        try:
+            return take_rows(tensor, self._at(tensor.device), self._offsets)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            layout = f"{type(tensor).__name__} of layout {tensor.layout}"
+            raise BatchError(f"the samples of a {layout} cannot be indexed: {_REMEDY}") from error
+
+    def array(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Take rows of an array that has one row for each sample."""
+        return array[self.positions]
+
+    def entries(self, part: Any) -> list[Any]:
+        """Take entries of a sequence that has one entry for each sample."""
+        return [part[i] for i in self.positions]
+
+    def unknown(self, part: Any) -> Any:
+        """Refuse an object that may hold samples but cannot be taken apart."""
+        raise BatchError(
+            f"an object of type {type(part).__name__} in the batch cannot be indexed by samples: {_REMEDY}"
+        )
+
+    def _sequence(self, part: Any) -> Any:
+        if hasattr(part, "_fields"):  # a named tuple
+            return part._make([self.take(entry) for entry in part])
+        listed = id(part) in self._listings or (part is not self._batch and are_images(part))
+        entry_a_sample = len(part) == self._size and (listed or self._few_rows(part))
+        entries = self.entries(part) if entry_a_sample else [self.take(entry) for entry in part]
+        return self._remake(part, lambda: type(part)(entries), "a list")
+
+    def _few_rows(self, part: Any) -> bool:
+        with_rows = sum(any(row_count(t) == self._size for t in leaves_of(entry)) for entry in part)
+        return with_rows == 0 if part is self._batch else 2 * with_rows < self._size
+
+    def _mapping(self, part: Any) -> Any:
+        items = {key: self.take(part[key]) for key in part}
+        if isinstance(part, (UserDict, defaultdict)):  # these copy themselves; their constructors vary
+            taken = copy.copy(part)
+            taken.update(items)
+        else:
+            taken = self._remake(part, lambda: type(part)(items), "a dict")
+        own = vars(taken) if hasattr(taken, "__dict__") else {}
+        for name, value in getattr(part, "__dict__", {}).items():  # encodings, sizes: what stands beside the items
+            if name != "data" and (name not in own or own[name] is value):
+                own[name] = self.take(value)
+        return taken
+
+    def _remake(self, part: Any, make: Callable[[], Any], source: str) -> Any:
+        try:
+            return make()
+        except Exception as error:
+            raise BatchError(f"a {type(part).__name__} cannot be made from {source}: {_REMEDY}") from error
+
+    def _object(self, part: Any, names: list[str]) -> Any:
+        taken = copy.copy(part)
+        beside = [name for name in getattr(part, "__dict__", {}) if name not in names]
+        for name in beside:
+            if isinstance(getattr(type(part), name, None), cached_property):  # of the whole batch: asked for anew
+                del taken.__dict__[name]
+                continue
+            object.__setattr__(taken, name, self.take(getattr(part, name)))
+        for name in names:
+            if hasattr(part, name):
+                object.__setattr__(taken, name, self.take(getattr(part, name)))  # frozen ones too
+        return taken
+
+    def _tensordict(self, part: Any) -> Any:
+        if part.batch_size:
+            if part.batch_size[0] != self._size:
+                return part
+            device = next((leaf.device for leaf in leaves_of(part) if isinstance(leaf, Tensor)), torch.device("cpu"))
+            return part[self._at(device)]
+        taken = part.clone(recurse=False)
+        for key in part.keys():  # noqa: SIM118
+            taken.set(key, self.take(part.get(key)))
+        return taken
+
+    def _at(self, device: torch.device) -> Tensor:
+        if device not in self._on_device:
+            self._on_device[device] = self._indices.to(device)
+        return self._on_device[device]
+
+
+def _is_tensordict(part: Any) -> bool:
+    """Tell whether an object is a TensorDict or a tensorclass; their package need not be installed."""
+    return isinstance(getattr(part, "batch_size", None), torch.Size) and hasattr(part, "get")
+
+
+def _field_names(part: Any) -> list[str] | None:
+    """List the fields of an instance of a dataclass or an attrs class; return None for anything else."""
+    if isinstance(part, type):
+        return None
+    if dataclasses.is_dataclass(part):
+        return [field.name for field in dataclasses.fields(part)]
+    attributes = getattr(type(part), "__attrs_attrs__", None)
+    return None if attributes is None else [attribute.name for attribute in attributes]
+
+
+def _may_hold_samples(part: Any, size: int) -> bool:
+    """Tell whether an object that is no container may still hold samples.
+
+    It may where it is an iterator, has tensors as attributes, has B entries or can be moved to a device.
+    """
+    simple = (str, bytes, int, float, type, nn.Module)
+    if isinstance(part, (*simple, list, tuple, deque, Mapping)) or _is_tensordict(part):
+        return False
+    if isinstance(part, Iterator) or callable(getattr(part, "to", None)):
+        return True
+    if any(isinstance(value, Tensor) for value in getattr(part, "__dict__", {}).values()):
+        return True
+    return isinstance(part, Sized) and len(part) == size

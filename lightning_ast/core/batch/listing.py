@@ -1,0 +1,198 @@
+"""Step 0 of a batch that lists its samples one by one, as detection and sequences of several lengths do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_ast.core.batch.containers import are_images, children_of, is_listing, leaves_of
+from lightning_ast.core.batch.rows import holds_floats, row_count
+from lightning_ast.errors import BatchError
+
+__all__ = [
+    "first_floats",
+    "is_ragged",
+    "is_uniform",
+    "leading_sizes",
+    "listed_length",
+    "listings_of",
+    "parallel_lists",
+    "samples_of",
+]
+
+
+def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
+    """List the samples of a batch that holds them one by one; return None where they are the rows of its tensors.
+
+    Such a batch is a list whose entries are of one form (dicts with the same keys, tuples of the same parts), or holds
+    lists of one length and no tensor beside them. Where B is not known, entries that hold a scalar each are samples: a
+    whole batch's dict has none. Without scalars they are samples where their tensors do not agree on a leading
+    dimension.
+
+    Args:
+        batch: Any nesting.
+        size: B, where it is known.
+
+    Example:
+        >>> import torch
+        >>> images, boxes = [torch.zeros(3, 8, 8)] * 2, [torch.zeros(5, 4), torch.zeros(0, 4)]
+        >>> len(samples_of((images, boxes))), samples_of((torch.zeros(2, 3), torch.zeros(2)))
+        (2, None)
+    """
+    found = _listing(batch, size)
+    return None if found is None else found[0]
+
+
+def listings_of(batch: Any, size: int) -> frozenset[int]:
+    """Return the ids of the sequences in a batch of a known size that have one entry for each sample."""
+    found = _listing(batch, size)
+    return frozenset() if found is None else frozenset(map(id, found[1]))
+
+
+def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | None:
+    """Find the samples of a batch that lists them one by one, and the sequences that list them."""
+    try:
+        entries = _entries(batch)
+        if entries is not None and size in (None, len(entries)):
+            scalars = len(entries) > 1 and all(map(_has_scalar, entries))
+            one_dict = size is None and len(entries) == 1
+            if scalars or not (one_dict or _agree_on_rows(entries, size)):
+                return entries, [batch]
+        if size is not None and _lists_tensors(batch, size):
+            return list(batch), [batch]
+        columns = parallel_lists(batch)
+        if columns is not None and size in (None, len(columns[0])):
+            entries = list(zip(*columns, strict=True))
+            if (size is not None and any(map(are_images, columns))) or not _agree_on_rows(entries, size):
+                return entries, columns
+    except BatchError:  # a packed sequence
+        pass
+    return None
+
+
+def _lists_tensors(batch: Any, size: int) -> bool:
+    """Tell whether a batch is a list of one tensor for each of B samples, none of which has B rows."""
+    if not is_listing(batch) or len(batch) != size or not all(map(_is_leaf, batch)):
+        return False
+    return size not in leading_sizes(batch) and is_uniform(batch)
+
+
+def listed_length(batch: Any) -> int | None:
+    """Count the samples of a batch that lists them, as earlier batches did; return None where it does not."""
+    if is_listing(batch) and batch and all(map(_is_leaf, batch)):
+        return len(batch)
+    try:
+        entries = _entries(batch) or next(iter(parallel_lists(batch) or ()), None)
+    except BatchError:
+        return None
+    return None if entries is None else len(entries)
+
+
+def _entries(batch: Any) -> list[Any] | None:
+    """List the entries of a batch that is a list of containers of one form; return None for any other."""
+    if not is_listing(batch) or len(batch) == 0 or any(map(_is_leaf, batch)) or not is_uniform(batch):
+        return None
+    return list(batch)
+
+
+def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
+    """Find the lists of one length that a batch consists of; return None where there are tensors beside them."""
+    children = None if _is_leaf(batch) else children_of(batch)
+    if not children:
+        return None
+    columns: list[Sequence[Any]] = [child for child in children if is_listing(child)]
+    beside = [child for child in children if not is_listing(child)]
+    if not columns or len({len(column) for column in columns}) > 1 or any(map(leading_sizes, beside)):
+        return None
+    if len(columns[0]) == 0 or not all(is_uniform(column) for column in columns if leading_sizes(column)):
+        return None
+    return columns
+
+
+def leading_sizes(part: Any, *, lists: bool = True) -> list[int]:
+    """Collect the leading dimensions of the tensors and arrays in a part of a batch.
+
+    Args:
+        part: Any nesting.
+        lists: Whether to look into lists inside it too.
+    """
+    parts = part if is_listing(part) else [part]
+    sizes = (row_count(leaf) for each in parts for leaf in leaves_of(each, lists=lists))
+    return [size for size in sizes if size is not None]
+
+
+def first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
+    """Find the first floating-point tensor or array whose rows are the samples; None where there is none."""
+    if samples_of(batch, size) is not None:
+        return None
+    try:
+        return next((leaf for leaf in leaves_of(batch) if row_count(leaf) == size and holds_floats(leaf)), None)
+    except BatchError:
+        return None
+
+
+def is_uniform(entries: Sequence[Any]) -> bool:
+    """Tell whether the entries of a sequence are of one form."""
+    first = _form(entries[0])
+    return first is not None and all(_form(entry) == first for entry in entries)
+
+
+def is_ragged(batch: Any) -> bool:
+    """Tell whether a batch is a list of tensors that differ only in length, where no length is that of most of them."""
+    if not is_listing(batch) or not all(isinstance(entry, Tensor) and not entry.is_nested for entry in batch):
+        return False
+    forms = {(entry.dtype, entry.shape[1:]) for entry in batch}
+    return len(forms) == 1 and not _majority([entry.shape[0] for entry in batch if entry.ndim > 0])
+
+
+def _agree_on_rows(entries: list[Any], size: int | None = None) -> bool:
+    """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample.
+
+    They have if, in every entry, more than half of the tensors have the same leading dimension.
+
+    Args:
+        entries: The entries of the list.
+        size: The leading dimension that they must have; None takes the most common one.
+
+    Returns:
+        Whether they agree. Without any tensor they agree only where no size is given.
+    """
+    sizes = [leading_sizes(entry) for entry in entries]
+    every = [each for own in sizes for each in own]
+    if not every:
+        return size is None
+    common = Counter(every).most_common(1)[0][0] if size is None else size
+    if common == 0:  # samples of which many have nothing in them
+        return not any(every)
+    return all(2 * own.count(common) > len(own) for own in sizes)
+
+
+def _majority(sizes: list[int]) -> bool:
+    return bool(sizes) and 2 * Counter(sizes).most_common(1)[0][1] > len(sizes)
+
+
+def _form(entry: Any) -> Any:
+    """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
+    if isinstance(entry, (Tensor, np.ndarray)):
+        return type(entry), entry.dtype, entry.ndim
+    if isinstance(entry, Mapping):
+        return Mapping, frozenset(entry.keys())
+    if is_listing(entry):
+        return type(entry), tuple(_form(part) or type(part) for part in entry)
+    return None if children_of(entry) is None else type(entry)
+
+
+def _is_leaf(part: Any) -> bool:
+    return isinstance(part, (Tensor, np.ndarray))
+
+
+def _has_scalar(entry: Any) -> bool:
+    return any(map(_is_scalar, children_of(entry) or ()))
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)

@@ -1,0 +1,97 @@
+"""Step 0 of a batch, one tensor of it: its rows, for every layout that torch has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.batch.finite import finite_samples
+
+__all__ = ["finite_rows", "holds_floats", "is_plain", "row_count", "take_rows"]
+
+
+def row_count(leaf: Any) -> int | None:
+    """Return the leading dimension of a tensor or an array; None where it has none.
+
+    Example:
+        >>> row_count(torch.zeros(4, 3)), row_count(torch.tensor(1.0))
+        (4, None)
+    """
+    if leaf.ndim == 0:
+        return None
+    return int(leaf.size(0) if isinstance(leaf, Tensor) else leaf.shape[0])  # strided nested ones have no shape
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is an ordinary one: neither sparse nor nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def holds_floats(leaf: Any) -> bool:
+    """Tell whether a tensor or an array holds floating-point numbers."""
+    return leaf.is_floating_point() if isinstance(leaf, Tensor) else leaf.dtype.kind == "f"
+
+
+def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Tensor:
+    """Take rows out of a tensor of any layout, and keep the layout.
+
+    Args:
+        tensor: ``(B, ...)``.
+        indices: ``(k,)`` positions, on the device of the tensor.
+        shared: By the id of jagged offsets, the offsets of the rows taken. Jagged tensors that share their offsets can
+            be combined, and have to share them afterwards; pass one dict for a whole batch.
+
+    Raises:
+        RuntimeError: Torch cannot do it for this layout (block-sparse tensors).
+
+    Example:
+        >>> take_rows(torch.eye(3).to_sparse(), torch.tensor([2, 0]), {}).to_dense()
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+    """
+    if tensor.is_nested:
+        taken: Tensor = _take_nested(tensor, indices.tolist(), shared)
+        return taken
+    if tensor.layout in (torch.strided, torch.sparse_coo):
+        return tensor.index_select(0, indices)
+    return tensor.to_sparse(layout=torch.sparse_coo).index_select(0, indices).to_sparse(layout=tensor.layout)
+
+
+def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
+    rows = tensor.unbind()
+    taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
+    if tensor.layout is not torch.jagged:
+        return taken
+    known = shared.setdefault(id(tensor.offsets()), taken.offsets())
+    if known is taken.offsets() or taken.values().shape[0] != int(known[-1]):
+        return taken
+    return torch.nested.nested_tensor_from_jagged(taken.values(), offsets=known)
+
+
+def finite_rows(leaf: Any) -> Tensor | None:
+    """Find the rows of a tensor or an array that hold finite values alone.
+
+    Args:
+        leaf: ``(B, ...)``, floating-point.
+
+    Returns:
+        ``(B,)`` bool, or None where torch cannot look into the layout.
+
+    Example:
+        >>> finite_rows(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]).to_sparse())
+        tensor([ True, False])
+    """
+    if not isinstance(leaf, Tensor):
+        return finite_samples(torch.tensor(leaf))
+    if is_plain(leaf):
+        return finite_samples(leaf)
+    try:
+        if leaf.is_nested:
+            return torch.stack([row.isfinite().all() for row in leaf.unbind()])
+        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()
+        bad = sparse.indices()[0][~finite_samples(sparse.values())]
+        return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device).index_fill(0, bad, value=False)
+    except (NotImplementedError, RuntimeError):
+        return None

@@ -1,0 +1,272 @@
+"""The batch as it would be if one of its samples were another: pairs of a tensor and its changed copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.batch.containers import children_of, leaves_of
+from lightning_ast.core.batch.graphs import assignments_of, graphs_in
+from lightning_ast.core.batch.samples import select_batch
+
+__all__ = ["Pair", "Take", "is_real_valued", "perturbed"]
+
+Take = Callable[[Any, Tensor], Any]
+Pair = tuple[Tensor, Tensor]
+
+_IDS = (torch.int64, torch.int32, torch.int16)
+_CANDIDATES = 8  # other samples that are tried until one differs in every tensor; each costs a copy of the batch
+
+
+def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None) -> list[Pair]:
+    """Pair the tensors of a batch with copies in which one sample is another.
+
+    A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
+    (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
+    nothing else. Tensors that all samples share are left out; the batch itself is not changed.
+
+    Args:
+        batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
+        batch_size: The number of samples B.
+        sample: The position of the sample to change.
+        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
+
+    Returns:
+        Pairs of a tensor of the batch and its changed copy. There are none where B is 1.
+
+    Raises:
+        BatchError: The batch cannot be indexed.
+    """
+    if batch_size < 2:
+        return []
+    with torch.no_grad():
+        graphs = graphs_in(batch)
+        pairs = [] if graphs is None else list(_graph_pairs(graphs, assignments_of(graphs)[0], sample))
+        if graphs is None or graphs is not batch:
+            pairs += _Swap(batch, batch_size, sample, take).pairs()
+        return pairs
+
+
+def is_real_valued(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds floating-point or complex numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+class _Swap:
+    """Swaps one sample of a batch for others, tensor by tensor."""
+
+    def __init__(self, batch: Any, batch_size: int, sample: int, take: Take | None) -> None:
+        self._batch = batch
+        self._size = batch_size
+        self._sample = sample
+        self._take = take or _selector(batch_size)
+        self._own_take = take is not None
+        self._leaves = list(_tensors(batch))
+        self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
+        self._shorter: list[Tensor] | None = None
+
+    def pairs(self) -> list[Pair]:
+        if self._own_take and not self._can_repeat():
+            return [(leaf, shadow) for k, leaf in enumerate(self._leaves) for shadow in self._without_repeats(k)]
+        strong = [k for k, leaf in enumerate(self._leaves) if not _is_mask(leaf)]
+        changed = self._changed(strong) or self._changed([k for k in range(len(self._leaves)) if k not in strong])
+        return [(_plain(self._leaves[k]), changed[k]) for k in sorted(changed)]
+
+    def _changed(self, wanted: list[int]) -> dict[int, Tensor]:
+        changed: dict[int, Tensor] = {}
+        first: list[Tensor] | None = None
+        for other in islice(self._others(), _CANDIDATES) if wanted else ():
+            taken = self._taken(other)
+            first = taken if first is None else first
+            for k in wanted:
+                if k not in changed and len(taken) == len(self._leaves):
+                    shadow = _swapped(self._leaves[k], taken[k])
+                    changed.update({} if shadow is None else {k: shadow})
+            if len(changed) == len(wanted):
+                break
+        for k in wanted:
+            if k not in changed and first is not None:
+                shadow = self._tweaked(k, first)
+                changed.update({} if shadow is None else {k: shadow})
+        return changed
+
+    def _others(self) -> Iterator[int]:
+        """Yield positions of other samples: the one before first, for it is there in the shortest batch too."""
+        return (k % self._size for k in range(self._sample + self._size - 1, self._sample, -1))
+
+    def _taken(self, other: int) -> list[Tensor]:
+        indices = torch.arange(self._size, device=self._device)
+        indices[self._sample] = other
+        return list(_tensors(self._take(self._batch, indices)))
+
+    def _can_repeat(self) -> bool:
+        """Tell whether a sample that is asked for twice is given twice; a way to take by masks cannot."""
+        index = torch.tensor([self._sample], device=self._device)
+        try:
+            once, twice = ([t.shape for t in _tensors(self._take(self._batch, i))] for i in (index, index.repeat(2)))
+        except Exception:  # it takes whole batches alone; what follows fails by itself where that is a fault
+            return True
+        return once != twice
+
+    def _without_repeats(self, k: int) -> Iterator[Tensor]:
+        """Change the rows of a tensor that the batch has with the sample, and has not without it."""
+        leaf = self._leaves[k]
+        every = torch.arange(self._size, device=self._device)
+        parts = [self._one_less(), list(_tensors(self._take(self._batch, every[: self._sample])))]
+        if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
+            return
+        shorter, before = (part[k] for part in parts)
+        missing = leaf.shape[0] - (_rows(shorter) or 0)
+        if leaf.shape[1:] != shorter.shape[1:] or missing < 1:
+            return
+        shadow = _copy(leaf)
+        start = _rows(before) or 0
+        rows = shadow[start : start + missing]
+        values = _other_values(rows)
+        if values is not None:
+            rows.copy_(values)
+            yield shadow
+
+    def _one_less(self) -> list[Tensor]:
+        """Take the batch without the sample."""
+        if self._shorter is None:
+            indices = torch.arange(self._size, device=self._device)
+            self._shorter = list(_tensors(self._take(self._batch, indices[indices != self._sample])))
+        return self._shorter
+
+    def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
+        """Change a sample's own values, where swapping it for another has changed nothing."""
+        leaf = self._leaves[k]
+        if _is_jagged(leaf):
+            return self._tweaked_jagged(leaf)
+        if leaf.is_nested:
+            return self._tweaked_nested(leaf)
+        if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
+            return None  # it is shared, or belongs to another sample
+        aligned = len(taken) == len(self._leaves)
+        entry = aligned and (taken[k].shape != leaf.shape or any(taken[k] is other for other in self._leaves))
+        if entry or (not aligned and not (leaf.dim() and leaf.shape[0] == self._size)):
+            return _other_values(_copy(leaf))
+        dim = self._batch_dim(k) if aligned else 0
+        if dim is None:
+            return None
+        shadow = _copy(leaf)
+        row = shadow.select(dim, self._sample)
+        values = _other_values(row)
+        return None if values is None else (row.copy_(values), shadow)[1]
+
+    def _tweaked_jagged(self, leaf: Tensor) -> Tensor | None:
+        offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
+        shadow = _copy(leaf.values())
+        rows = shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])]
+        values = _other_values(rows)
+        return None if values is None else (rows.copy_(values), shadow)[1]
+
+    def _tweaked_nested(self, leaf: Tensor) -> Tensor | None:
+        rows = list(leaf.unbind())
+        values = _other_values(rows[self._sample])
+        if values is None:
+            return None
+        rows[self._sample] = values
+        return torch.nested.nested_tensor([row.detach() for row in rows])
+
+    def _batch_dim(self, k: int) -> int | None:
+        """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
+        shorter = self._one_less()
+        if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
+            return None
+        before = self._leaves[k].shape
+        dims = [d for d, size in enumerate(shorter[k].shape) if size == self._size - 1 and before[d] == self._size]
+        return dims[0] if dims else None
+
+
+def _rows(tensor: Tensor) -> int | None:
+    return tensor.shape[0] if tensor.dim() and tensor.layout is torch.strided and not tensor.is_nested else None
+
+
+def _selector(batch_size: int) -> Take:
+    return lambda batch, indices: select_batch(batch, indices, batch_size=batch_size)
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """Find the tensors of a batch, also those that are attributes of an object that is no container."""
+    if not isinstance(part, Tensor) and children_of(part) is None:
+        part = {name: value for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, Tensor)}
+    return (leaf for leaf in leaves_of(part) if isinstance(leaf, Tensor))
+
+
+def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
+    """Return the taken tensor where it shows another sample in the same place; otherwise None."""
+    if real is taken or real.is_nested:
+        return None
+    if real.layout is not torch.strided:
+        return taken
+    if real.shape != taken.shape or real.dtype != taken.dtype or not _differ(_plain(real), _plain(taken)):
+        return None
+    return _copy(real).copy_(_plain(taken))
+
+
+def _other_values(part: Tensor) -> Tensor | None:
+    """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
+    if is_real_valued(part):
+        return part * 1.25 + 0.25
+    flipped = part.flip(tuple(range(part.dim())))
+    if _differ(flipped, part):
+        return flipped
+    # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
+    is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
+    return part - 1 if is_id else None
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    return bool((first != second).any())
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return _plain(tensor).clone(memory_format=torch.preserve_format)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor without its graph and without a class of its own; of a jagged one, its values."""
+    if _is_jagged(tensor):
+        tensor = tensor.values()
+    is_plain = tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.detach().as_subclass(Tensor) if is_plain else tensor
+
+
+def _is_jagged(tensor: Tensor) -> bool:
+    return tensor.is_nested and tensor.layout is torch.jagged
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Tell whether a tensor marks places. Such a column of ids (one number a sample) is no mask."""
+    if tensor.dtype is torch.bool:
+        return True
+    if is_real_valued(tensor) or tensor.layout is not torch.strided or tensor.dim() < 2:
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
+    to_dict = getattr(batch, "to_dict", None)
+    fields = to_dict() if callable(to_dict) else vars(batch)
+    nodes = assignment == sample
+    edges = fields.get("edge_index")
+    on_edges = nodes[edges[0]] if isinstance(edges, Tensor) and edges.dim() == 2 else None
+    for name, value in fields.items():
+        if not isinstance(value, Tensor) or name in ("batch", "ptr") or "index" in name or not value.dim():
+            continue
+        rows = next((r for r in (nodes, on_edges) if r is not None and len(r) == len(value)), None)
+        if rows is None or not bool(rows.any()) or bool(rows.all()) or _is_mask(value):
+            continue
+        shadow = _copy(value)
+        if is_real_valued(value):
+            shadow[rows] = value[rows] * 1.25 + 0.25
+        else:  # ids: those of other graphs are valid too
+            others = value[~rows]
+            shadow[rows] = others[torch.arange(int(rows.sum()), device=value.device) % len(others)]
+        yield _plain(value), shadow

@@ -1,0 +1,171 @@
+"""What is known about the outputs of autograd nodes; tensors are kept until they are compared, up to a limit."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ast.core.dependence.profiles import Dependence, compare, independent_of_shape
+
+__all__ = ["Record", "Records"]
+
+_MAX_ELEMENTS = 64 * 10**6
+_names = count()
+
+
+class Record:
+    """One output of a node, and its shadow until they are compared.
+
+    Args:
+        shape: The output's shape.
+        real: The output without its graph; None where no comparison is needed.
+        shadow: Its shadow.
+        known: Without tensors: True for an independent output, False where nothing is known.
+        picked: Whether values chose its rows one by one.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        real: Tensor | None = None,
+        shadow: Tensor | None = None,
+        *,
+        known: bool = True,
+        picked: bool = False,
+    ) -> None:
+        self.shape = shape
+        self._picked = picked
+        self._pair = None if real is None or shadow is None else (real, shadow)
+        self._known = known
+        self._dependence: Dependence | None = None
+
+    @property
+    def elements(self) -> int:
+        """The number of elements held."""
+        return 0 if self._pair is None else self._pair[0].numel()
+
+    def dependence(self) -> Dependence | None:
+        """Compare the output with its shadow, once; return None where nothing is known."""
+        if self._pair is not None:
+            found = self._compared(*self._pair)
+            self._dependence = found if found is None else replace(found, picked=self._picked)
+            self._known = self._dependence is not None
+            self._pair = None
+        elif self._dependence is None and self._known:
+            self._dependence = independent_of_shape(self.shape)
+        return self._dependence
+
+    @staticmethod
+    def _compared(real: Tensor, shadow: Tensor) -> Dependence | None:
+        """Compare two tensors; NaN and infinity in both of them hide what they depend on."""
+        found = compare(real, shadow)
+        return None if found.independent and not bool(real.isfinite().all()) else found
+
+    def forget(self) -> None:
+        """Drop the tensors without a comparison."""
+        if self._pair is not None:
+            self._pair = None
+            self._known = False
+
+
+class Records:
+    """Finds what is known about a node's output.
+
+    A record is kept in the metadata of its node and ends with it: a node is told from others by itself, for two threads
+    may give the same number. Outputs that nothing has used yet are kept by the number of their node.
+    """
+
+    def __init__(self) -> None:
+        self._name = f"lightning_ast.records.{next(_names)}"
+        self._unused: dict[int, list[Record | None]] = {}
+        self._held: deque[weakref.ref[Record]] = deque()
+        self._by_memory: dict[int, list[weakref.ref[Record]]] = {}
+        self._elements = 0
+
+    def has(self, node: Any, output_nr: int) -> bool:
+        """Tell whether an output of a node is known."""
+        return output_nr in node.metadata.get(self._name, ())
+
+    def add(self, node: Any, output_nr: int, record: Record, key: int | None) -> None:
+        """Record an output of a node; ``key`` stands for its memory."""
+        node.metadata.setdefault(self._name, {})[output_nr] = record
+        made = self._unused.get(node._sequence_nr(), [])
+        if output_nr < len(made):
+            made[output_nr] = None
+        self._hold(record, key)
+
+    def add_unused(self, number: int, records: list[Record | None], keys: list[int | None]) -> None:
+        """Record the outputs of the node that has a number, before anything uses them."""
+        self._unused[number] = records
+        for record, key in zip(records, keys, strict=True):
+            if record is not None:
+                self._hold(record, key)
+
+    def find(self, node: Any, output_nr: int, *, by_number: bool) -> Record | None:
+        """Find the record of a node's output; by the node's number only where the numbers are those of its thread."""
+        record: Record | None = node.metadata.get(self._name, {}).get(output_nr)
+        if record is not None or not by_number:
+            return record
+        made = self._unused.get(node._sequence_nr(), [])
+        shape = _output_shape(node, output_nr)
+        if output_nr < len(made):
+            record = made[output_nr]
+            if record is not None and shape in (None, record.shape):
+                return record
+        fitting = [other for other in made if other is not None and other.shape == shape]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def before_write(self, key: int | None) -> None:
+        """Compare the outputs that lie in some memory, before it is written to."""
+        for reference in self._by_memory.pop(key, ()) if key is not None else ():
+            record = reference()
+            if record is not None:
+                record.dependence()
+
+    def sweep(self) -> None:
+        """Forget records that ended with their node or were compared, and compare the oldest above the limit."""
+        living = [reference for reference in self._held if (r := reference()) is not None and r.elements]
+        self._held = deque(living)
+        self._elements = sum(r.elements for reference in living if (r := reference()) is not None)
+        while self._elements > _MAX_ELEMENTS and self._held:
+            record = self._held.popleft()()
+            if record is not None:
+                self._elements -= record.elements
+                record.dependence()
+        kept = {id(reference) for reference in self._held}
+        memory = {key: [r for r in held if id(r) in kept] for key, held in self._by_memory.items()}
+        self._by_memory = {key: held for key, held in memory.items() if held}
+        self._unused = {number: made for number, made in self._unused.items() if any(r is not None for r in made)}
+
+    def clear(self) -> None:
+        """Drop all tensors."""
+        for reference in self._held:
+            record = reference()
+            if record is not None:
+                record.forget()
+        self._held.clear()
+        self._by_memory.clear()
+        self._unused.clear()
+        self._elements = 0
+
+    def _hold(self, record: Record, key: int | None) -> None:
+        if record.elements == 0:
+            return
+        reference = weakref.ref(record)
+        self._held.append(reference)
+        self._elements += record.elements
+        if key is not None:
+            self._by_memory.setdefault(key, []).append(reference)
+        if self._elements > _MAX_ELEMENTS:
+            self.sweep()
+
+
+def _output_shape(node: Any, output_nr: int) -> tuple[int, ...] | None:
+    """Return the shape of a node's output; None where torch does not tell."""
+    outputs = getattr(node, "_input_metadata", ())
+    return tuple(outputs[output_nr].shape) if output_nr < len(outputs) else None

@@ -1,0 +1,264 @@
+"""The second run of one operation: what it is run on, and what becomes of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.dependence.perturbed import is_real_valued
+from lightning_ast.core.dependence.shadow_ops import (
+    ONE_OF_MANY,
+    Facts,
+    batch_norm_shadow,
+    facts_of,
+    generators_of,
+    map_tensors,
+    named,
+    random_states,
+    restored,
+    sort_shadow,
+    tensors_in,
+)
+from lightning_ast.core.dependence.shadows import Kind, Shadows
+
+__all__ = ["Call", "follow", "prepare"]
+
+_Keep = tuple[torch.dtype, ...] | None
+"""Types of the arguments that stay real; None for all that are no real numbers."""
+_PICKING = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
+"""Operations whose number of rows depends on values."""
+_UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
+
+
+@dataclass
+class Call:
+    """An operation between its arrival and its second run.
+
+    Args:
+        func: The operation.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        facts: Its facts; None for an operator that takes functions, which may do anything.
+        kind: ``SHADOW`` where it is to be run again; otherwise what its results become.
+        written: The arguments that it changes.
+        has_numbers: Whether numbers (not ids alone) among the arguments depend on the sample.
+        states: The states of the random generators before the first run.
+        with_grad: Whether the step records gradients here: some kernels return more then.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    facts: Facts | None = None
+    kind: Kind = Kind.PLAIN
+    written: list[Tensor] = field(default_factory=list)
+    has_numbers: bool = False
+    states: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
+    with_grad: bool = True
+
+
+def prepare(
+    shadows: Shadows, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, with_grad: bool = True
+) -> Call:
+    """Decide before an operation what to do after it, and save what it is going to change."""
+    call = Call(func, args, kwargs, with_grad=with_grad)
+    read: list[Tensor] = []
+    call.facts = facts_of(func)
+    if call.facts is None:
+        touched = any(shadows.kind(tensor) not in (Kind.PLAIN, Kind.UNSEEN) for tensor in tensors_in((args, kwargs)))
+        call.kind = Kind.UNKNOWN if touched else Kind.PLAIN
+        return call
+    for name, value in named(call.facts, args, kwargs):
+        (call.written if name in call.facts.writes else read).extend(tensors_in(value))
+    known = [(tensor, shadows.kind(tensor)) for tensor in (*read, *call.written)]
+    call.kind = _outlook(call.facts, known[: len(read)], known[len(read) :])
+    call.has_numbers = any(kind is Kind.SHADOW and is_real_valued(tensor) for tensor, kind in known)
+    if call.kind is Kind.SHADOW:
+        for tensor in call.written:
+            shadows.start(tensor)
+        if call.facts.is_random:
+            call.states = random_states(generators_of(args, kwargs))
+    return call
+
+
+def follow(shadows: Shadows, call: Call, results: Any) -> None:
+    """Run an operation again on the shadows, after it has been run; results that do not fit count as unknown.
+
+    Raises:
+        OutOfMemoryError: The device has no memory for the second run.
+    """
+    real = list(tensors_in(results))
+    _follow(shadows, call, real)
+    if call.facts is not None and call.kind is not Kind.PLAIN:
+        _pass_picks_on(shadows, call.facts, list(tensors_in((call.args, call.kwargs))), real)
+
+
+def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
+    """Note rows that were picked one by one, and results that have as many rows.
+
+    Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
+    """
+    by_mask = facts.name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
+    rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
+    for tensor in real:
+        if tensor.dim() > 0 and (by_mask or facts.name in _PICKING or tensor.shape[0] in rows):
+            shadows.note_picked(tensor)
+
+
+def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
+    if call.kind is not Kind.SHADOW or call.facts is None:
+        _settle(shadows, call, real, call.kind)
+        return
+    for keep in _attempts(shadows, call):
+        try:
+            made = _made(shadows, call, real, keep)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a shape or an index that depends on the values: it must not fail the run
+            made = None
+        if made is not None and _fit(real, made):
+            made = _other_choice(shadows, call, real, made)
+            for tensor, shadow in zip(real, made, strict=True):
+                shadows.adopt(tensor, shadow)
+            if call.facts.is_sort:
+                shadows.mark(real[1], Kind.UNKNOWN)
+            return
+    _settle(shadows, call, real, Kind.UNKNOWN)
+
+
+def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
+    """Give the results on the shadows.
+
+    Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
+    the sample. In their place stand others, and what changes there is added to the real results.
+    """
+    with restored(call.states):
+        made = _run(shadows, call, real, keep, {})
+    silent = _silent(shadows, call)
+    if made is None or not silent or call.written or not _fit(real, made):
+        return made
+    with restored(call.states):
+        loud = _run(shadows, call, real, keep, silent)
+    with restored(call.states):
+        plain = _run(shadows, call, real, None, silent, on_shadows=False)
+    if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
+        return made
+    return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
+
+
+def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
+    """Find the parameters among the arguments that are all zero, by id, with others of the same form."""
+    if not call.has_numbers:
+        return {}
+    found = {}
+    for tensor in tensors_in((call.args, call.kwargs)):
+        is_weight = tensor.requires_grad and tensor.is_floating_point() and tensor.numel() > 0
+        if is_weight and shadows.kind(tensor) in (Kind.PLAIN, Kind.UNSEEN) and not bool(tensor.detach().any()):
+            values = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+            found[id(tensor)] = (values + 0.5).to(tensor)
+    return found
+
+
+def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
+    if facts.is_plain or facts.moves_views_only or not facts.returns_tensors:
+        return Kind.PLAIN
+    if facts.is_empty:
+        return Kind.EMPTY
+    unread = [is_real_valued(tensor) for tensor, kind in read if kind in _UNREAD]
+    if any(unread) or any(kind is Kind.UNKNOWN for _, kind in written):
+        return Kind.UNKNOWN
+    if any(kind is Kind.SHADOW for _, kind in (*read, *written)):
+        return Kind.UNKNOWN if facts.is_choice else Kind.SHADOW
+    # Unknown positions are taken as they are, where they move numbers that have shadows; here are none.
+    return Kind.UNKNOWN if unread else Kind.PLAIN
+
+
+def _attempts(shadows: Shadows, call: Call) -> Iterator[tuple[torch.dtype, ...] | None]:
+    """Yield what is kept real: nothing, the masks, or all masks and positions.
+
+    A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
+    the real ones, so that they are used wherever numbers that depend on the sample are moved by them.
+    """
+    if not call.has_numbers:
+        yield ()
+        return
+    yield (torch.bool, torch.uint8) if call.facts is not None and call.facts.selects else ()
+    discrete = [t for t in tensors_in((call.args, call.kwargs)) if not is_real_valued(t)]
+    if any(shadows.kind(tensor) is Kind.SHADOW for tensor in discrete):
+        yield None
+
+
+def _run(
+    shadows: Shadows,
+    call: Call,
+    real: list[Tensor],
+    keep: _Keep,
+    swap: dict[int, Tensor],
+    *,
+    on_shadows: bool = True,
+) -> list[Tensor] | None:
+    written = {id(tensor) for tensor in call.written}
+
+    def shadow_of(tensor: Tensor) -> Tensor:
+        tensor = swap.get(id(tensor), tensor)
+        if not on_shadows or shadows.kind(tensor) is not Kind.SHADOW:
+            return tensor
+        if id(tensor) not in written and (tensor.dtype in keep if keep is not None else not is_real_valued(tensor)):
+            return tensor
+        return shadows.of(tensor)
+
+    facts = call.facts
+    assert facts is not None
+    given = dict(named(facts, call.args, call.kwargs))
+    if facts.is_batch_norm and given.get("training", True):
+        affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
+        if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
+            return None
+        given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
+        return batch_norm_shadow(given, shadow_of(given["input"]), real)
+    if facts.is_sort:
+        return sort_shadow(given, shadow_of(given["self"]), real)
+    args = map_tensors(tuple(call.args), shadow_of)
+    kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
+    with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
+        return list(tensors_in(call.func(*args, **kwargs)))
+
+
+def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
+    """Choose another place where the largest or smallest value of a changed row is where it was.
+
+    Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
+    """
+    given = {} if call.facts is None else dict(named(call.facts, call.args, call.kwargs))
+    if call.facts is None or call.facts.name not in ONE_OF_MANY or given.get("dim") is None:
+        return made
+    values, chosen, keep = given["self"], real[-1], bool(given.get("keepdim", False))
+    if values.dim() == 0 or values.shape[given["dim"]] < 2:
+        return made
+    same = (values != shadows.of(values)).any(given["dim"], keepdim=keep) & (made[-1] == chosen)
+    return [*made[:-1], torch.where(same, torch.where(chosen > 0, chosen - 1, chosen + 1), made[-1])]
+
+
+def _fit(real: list[Tensor], made: list[Tensor]) -> bool:
+    if len(real) != len(made):
+        return False
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and a.layout == b.layout for a, b in zip(real, made, strict=True)
+    )
+
+
+def _settle(shadows: Shadows, call: Call, real: list[Tensor], kind: Kind) -> None:
+    """Note what is known about the results of an operation that has not been run again."""
+    is_collective = call.facts is not None and call.facts.name == "collective"
+    for tensor in call.written:
+        if kind is Kind.UNKNOWN:
+            shadows.mark(tensor, Kind.UNKNOWN)
+        elif is_collective or shadows.kind(tensor) is Kind.EMPTY:
+            shadows.mark(tensor, Kind.PLAIN)
+    for tensor in real:
+        if shadows.kind(tensor) is Kind.UNSEEN:
+            shadows.mark(tensor, kind)

@@ -1,0 +1,258 @@
+"""Which elements of a tensor belong to which sample: one sample is followed through the network's first forward."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
+from lightning_ast.core.dependence.profiles import Dependence, changed_places
+from lightning_ast.core.dependence.records import Record, Records
+from lightning_ast.core.dependence.shadow_ops import quiet, tensors_in
+from lightning_ast.core.dependence.shadow_run import Call, follow, prepare
+from lightning_ast.core.dependence.shadows import Kind, Shadows
+from lightning_ast.errors import BatchError
+
+__all__ = ["Dependence", "SampleTrace"]
+
+_SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
+
+
+class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows one sample: every operation runs once more on the values that there would be with another sample.
+
+    Where the two differ, the elements belong to the sample. The run itself is not changed: results, buffers and random
+    numbers are those of the first run. It may be entered several times; leave it before the backward, and release it.
+
+    Args:
+        batch: The batch of the step, on its device.
+        batch_size: The number of samples B.
+        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
+        only: Change this one of the batch's tensors alone; None changes all that hold the sample.
+
+    Attributes:
+        sample: The position of the sample that is followed.
+        leaves: The number of tensors of the batch that could be changed.
+        parts: The number of those worth changing alone, which come first: labels count where there is nothing else.
+        complete: Whether all tensors that hold the sample were changed.
+        paused: Whether operations pass without being followed, as those of a backward.
+        failure: Why nothing is known, or None.
+
+    Example:
+        >>> layer, batch = torch.nn.Linear(2, 3), torch.randn(4, 2)
+        >>> with SampleTrace(batch, 4) as trace:
+        ...     out = layer(batch)
+        ...     loss = out.square().sum()
+        >>> (trace.dependence(out.grad_fn).profiles[0] > 0).tolist()
+        [False, False, False, True]
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, batch: Any, batch_size: int, *, take: Take | None = None, only: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sample = batch_size - 1
+        self.failure: str | None = None
+        self.complete = only is None
+        self.paused = False
+        self._shadows = Shadows()
+        self._records = Records()
+        self._thread = threading.get_ident()
+        self._last_number = _last_node_number()
+        self._first_number = self._last_number + 1
+        self._operations = 0
+        self._stances: list[AbstractContextManager[Any]] = []
+        pairs = self._perturbed(batch, batch_size, take)
+        pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
+        self.leaves = len(pairs)
+        self.parts = sum(not _is_label(real) for real, _ in pairs) or len(pairs)
+        if not pairs and self.failure is None and batch_size > 1:
+            self.failure = "the batch holds no tensor in which a sample could be changed"
+        try:
+            with quiet():
+                self._shadows.add(pairs if only is None else pairs[only : only + 1])
+        except Exception as error:  # the trace must never fail the run
+            self._give_up(error)
+
+    def __enter__(self) -> SampleTrace:
+        # Compiled functions run uncompiled meanwhile: torch does not compile under a mode, and with fullgraph=True it
+        # raises an error instead.
+        is_loaded = "torch._dynamo" in sys.modules
+        self._stances.append(torch.compiler.set_stance("force_eager") if is_loaded else nullcontext())
+        self._stances[-1].__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stances.pop().__exit__(*error)
+
+    def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
+        """Tell where an output of an autograd node depends on the sample.
+
+        Args:
+            node: A node of the graph that was made while the trace was active, or the node of a leaf.
+            output_nr: The position of the output.
+
+        Returns:
+            The dependence, by the shape of the output (of a jagged one: of its values); None where nothing is known.
+        """
+        if self.failure is not None:
+            return None
+        with quiet():
+            if hasattr(node, "variable"):
+                return self._record(node.variable).dependence()
+            own_thread = threading.get_ident() == self._thread
+            record = self._records.find(node, output_nr, by_number=own_thread)
+            found = None if record is None else record.dependence()
+        if found is not None and found.independent and isinstance(node, BackwardCFunction):
+            # A function of the user's own may write by kernels that nobody sees.
+            return found if all(self._is_plain(*edge) for edge in node.next_functions) else None
+        return found
+
+    def depends(self, tensor: Tensor) -> bool | None:
+        """Tell whether a tensor holds something that depends on the sample; None where that is not known."""
+        if self.failure is not None:
+            return None
+        with quiet():
+            inner = _inner(tensor)
+            kind = self._shadows.kind(inner)
+            if kind is Kind.SHADOW:
+                return bool(changed_places(inner.detach(), self._shadows.of(inner)).any())
+        return False if kind in (Kind.PLAIN, Kind.UNSEEN) else None
+
+    def release(self) -> None:
+        """Drop every tensor held; what was not asked for yet is unknown from now on."""
+        self._shadows.clear()
+        self._records.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        wrapped = any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types)
+        call, number = (None, None) if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
+        if wrapped:
+            return NotImplemented  # a tensor class of its own: it calls the operations that it is made of
+        try:
+            results = func(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            if call is None or not len(self._shadows):
+                raise
+            self._give_up(error)  # the shadows took the memory
+            return func(*args, **kwargs)
+        if call is not None:
+            self._leave(call, results, number)
+        return results
+
+    def _perturbed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
+        try:
+            return perturbed(batch, batch_size, self.sample, take)
+        except BatchError as error:
+            self.failure = str(error)
+        except Exception as error:  # an override of the user's own, which is not called otherwise in most modes
+            self.failure = f"a sample of the batch could not be changed: {type(error).__name__}: {error}"
+        return []
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
+        self.release()
+
+    def _is_plain(self, node: Any, output_nr: int) -> bool:
+        found = None if node is None else self.dependence(node, output_nr)
+        return node is None or (found is not None and found.independent)
+
+    def _arrive(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, wrapped: bool
+    ) -> tuple[Call | None, int | None]:
+        """Note which nodes made the arguments, and save what the operation will overwrite.
+
+        Returns:
+            What to do afterwards, and the number of the node that the operation has made for its results, if any.
+        """
+        try:
+            number, with_grad = _last_node_number(), torch.is_grad_enabled()
+            fresh, self._last_number = number != self._last_number, number
+            with quiet():
+                tensors = list(tensors_in((args, kwargs)))
+                for tensor in tensors:
+                    self._note_node(tensor, fresh)
+                if wrapped:
+                    return None, None
+                call = prepare(self._shadows, func, args, kwargs, with_grad=with_grad)
+                for tensor in call.written:
+                    self._records.before_write(self._shadows.key(tensor))
+            makes_node = fresh and with_grad and any(tensor.requires_grad for tensor in tensors)
+            return call, number if makes_node else None
+        except Exception as error:  # the trace must never fail the run
+            self._give_up(error)
+            return None, None
+
+    def _leave(self, call: Call, results: Any, number: int | None) -> None:
+        """Run the operation again on the shadows, and note its results."""
+        try:
+            with quiet():
+                follow(self._shadows, call, results)
+                made = call.facts is None or not (call.facts.is_plain or call.facts.is_empty)
+                if number is not None and made:
+                    self._note_results(list(tensors_in(results)), number)
+                self._operations += 1
+                if self._operations % _SWEEP_OPERATIONS == 0:
+                    self._shadows.sweep()
+                    self._records.sweep()
+        except Exception as error:  # the trace must never fail the run
+            self._give_up(error)
+
+    def _note_node(self, tensor: Tensor, fresh: bool) -> None:
+        """Record an argument under the node that made it.
+
+        Asking a changed view for its node makes a new one, unless the operation itself has just done so.
+        """
+        if tensor.requires_grad and not tensor.is_leaf and (fresh or not tensor._is_view()):
+            node = tensor.grad_fn
+            if node is not None and not self._records.has(node, tensor.output_nr):
+                key = self._shadows.key(_inner(tensor))
+                self._records.add(node, tensor.output_nr, self._record(tensor, node), key)
+
+    def _note_results(self, results: list[Tensor], number: int) -> None:
+        """Record results by the number of their node: they may be used where the trace does not see it."""
+        records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in results]
+        self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in results])
+
+    def _record(self, tensor: Tensor, node: Any = None) -> Record:
+        inner = _inner(tensor)
+        kind = self._shadows.kind(inner)
+        shape = tuple(inner.shape)
+        if kind is Kind.SHADOW:
+            return Record(shape, inner.detach(), self._shadows.of(inner), picked=self._shadows.is_picked(inner))
+        if kind is Kind.UNSEEN and node is not None and node._sequence_nr() >= self._first_number:
+            kind = Kind.UNKNOWN  # made during the trace, by a kernel that it has not seen
+        return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))
+
+
+def _last_node_number() -> int:
+    """Return the number of the autograd node that this thread has made last, without making one."""
+    number: int = torch._C._autograd._get_sequence_nr() - 1
+    return number
+
+
+def _inner(tensor: Tensor) -> Tensor:
+    """Return the tensor that holds the numbers of a tensor class of its own, such as a jagged one's values."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return tensor
+    parts = [getattr(tensor, name) for name in flatten()[0]]
+    numbers = [part for part in parts if isinstance(part, Tensor) and is_real_valued(part) and part.numel()]
+    return numbers[0] if len(numbers) == 1 else tensor
+
+
+def _is_label(tensor: Tensor) -> bool:
+    """Whether a tensor holds one integer for each sample."""
+    return tensor.dim() == 1 and not is_real_valued(tensor)

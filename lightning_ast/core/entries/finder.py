@@ -1,0 +1,289 @@
+"""The entries of a loss's graph: the edges through which its gradient enters the network.
+
+Walk from the loss towards the parameters. What is made of parameters alone (a tied weight, a temperature) is passed by;
+the first nodes that combine parameters with the samples' rows are the entries. What lies between the loss and them is
+the loss part: it may be of any form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.layout import Layout
+from lightning_ast.core.entries.node_facts import edges_of, form_of, is_leaf, nodes_below, shape_of
+from lightning_ast.core.entries.node_views import Kind, SizedView, TracedView, owns_parameters
+from lightning_ast.core.partial.rows import Place
+
+__all__ = ["Entry", "EntryFinder", "Found"]
+
+_PLANS = 64
+"""Graphs of different forms that are remembered."""
+
+Verdict = Literal["pass", "walk", "enter"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor through which the gradient enters the network.
+
+    Attributes:
+        node: The node that computed it.
+        output_nr: Which of the node's outputs it is.
+        place: Where the samples lie in it.
+        edges: The edges of the loss part that lead to it: pairs of a node and the position among its inputs.
+        nested: Whether the network's own gradient arrives there too, from an entry closer to the loss.
+        exact: Whether a sample was seen to change its own rows alone.
+    """
+
+    node: Node
+    output_nr: int
+    place: Place
+    edges: tuple[tuple[Node, int], ...]
+    nested: bool
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """The entries of one loss.
+
+    Attributes:
+        entries: In the order of the walk; empty where the loss does not depend on the samples.
+        proved: Whether each one's rows are proved to be the samples'. False: they were taken from the sizes, which
+            allow one answer only.
+        unclear: Sizes of tensors whose rows could not be told.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    proved: bool = True
+    unclear: tuple[str, ...] = ()
+
+
+@dataclass
+class _Plan:
+    """A walk that was proved, to be followed in graphs of the same form.
+
+    Attributes:
+        names: For each visited node, its name.
+        verdicts: For each visited node, what to do at each of its edges.
+        layouts: For each edge that enters, in order, the layout, the child's name and whether it is nested.
+    """
+
+    names: list[str] = field(default_factory=list)
+    verdicts: list[tuple[Verdict, ...]] = field(default_factory=list)
+    layouts: list[tuple[Layout, str, bool]] = field(default_factory=list)
+
+
+class EntryFinder:
+    """Finds the entries of each batch's losses; proves them where a trace of the forward is at hand.
+
+    Attributes:
+        proved: Whether a graph was proved.
+    """
+
+    def __init__(self) -> None:
+        self._plans: list[_Plan] = []
+        self._known: dict[tuple[str, int], Layout] = {}
+        self._mixed: set[Kind] = set()
+
+    @property
+    def proved(self) -> bool:
+        """Whether the rows of at least one loss were proved."""
+        return any(plan.layouts for plan in self._plans)
+
+    def prove(
+        self,
+        loss: Tensor,
+        batch_size: int,
+        trace: SampleTrace,
+        *,
+        may_be_apart: bool = False,
+        assignments: Assignments = (),
+    ) -> Found:
+        """Find the entries of a loss whose forward was traced, and remember the form of its graph.
+
+        Args:
+            loss: Scalar with its graph.
+            batch_size: Samples B of the batch.
+            trace: The trace of one sample through the forward.
+            may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
+                begins with noise.
+            assignments: Of a batch of graphs, the sample of each node and of each edge.
+        """
+        view = TracedView(batch_size, trace, assignments)
+        found, plan = _search(loss, batch_size, view)
+        if found.entries or (may_be_apart and trace.complete and not found.unclear):
+            self._remember(plan)
+        if found.entries:
+            self._mixed |= view.unclear.keys()
+        return found
+
+    def find(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found | None:
+        """Find the entries of a loss whose graph has a form that was proved.
+
+        Returns:
+            None where its form is new.
+        """
+        for position, plan in enumerate(self._plans):
+            found = _Follow(plan).result(loss, batch_size, assignments)
+            if found is not None:
+                if position:
+                    self._plans.insert(0, self._plans.pop(position))
+                return found
+        return None
+
+    def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
+        """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
+        found, _ = _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))
+        return Found(found.entries, proved=False, unclear=found.unclear)
+
+    def _remember(self, plan: _Plan) -> None:
+        self._plans.insert(0, plan)
+        del self._plans[_PLANS:]
+        for layout, name, _ in plan.layouts:
+            self._known[name, layout.ndim] = layout
+
+
+# ---------------------------------------------------------------------- the walk
+
+
+def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
+    """Walk twice where there are several entries: what one network hands to the next is not the loss part's.
+
+    Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they can is an entry.
+    """
+    first = _Walk(loss, batch_size, view, inner=set())
+    if not first.entered and view.unclear:
+        unclear = view.unclear.copy()
+        view.unclear.clear()
+        above = _Walk(loss, batch_size, view, inner=set(), above=True)
+        if above.entered:
+            return above.result()
+        view.unclear.update(unclear)
+    if len(first.entered) > 1:
+        inner = set(nodes_below([child for child, _ in first.entered]))
+        return _Walk(loss, batch_size, view, inner=inner).result()
+    return first.result()
+
+
+class _Walk:
+    """One walk from a loss to its entries; with ``above``, to the last places above the layers that have rows."""
+
+    def __init__(
+        self, loss: Tensor, batch_size: int, view: SizedView, inner: set[Node], *, above: bool = False
+    ) -> None:
+        self._above = above
+        self._view = view
+        self._batch_size = batch_size
+        self._inner = inner
+        self.plan = _Plan()
+        self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
+        self._layouts: dict[tuple[Node, int], Layout] = {}
+        for node in _visit(loss, self._decide):
+            self.plan.names.append(form_of(node))
+
+    def _decide(self, node: Node) -> tuple[Verdict, ...]:
+        verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
+        self.plan.verdicts.append(verdicts)
+        return verdicts
+
+    def _verdict(self, node: Node, position: int, child: Node | None, output_nr: int) -> Verdict:
+        if child is None or is_leaf(child) or self._view.is_pure(child, output_nr):
+            return "pass"
+        if child in self._inner or owns_parameters(child, self._view) or (self._above and self._is_last(child)):
+            layout = self._view.layout(child, output_nr)
+            if layout is not None:
+                self.entered.setdefault((child, output_nr), []).append((node, position))
+                self._layouts[child, output_nr] = layout
+                self.plan.layouts.append((layout, form_of(child), child in self._inner))
+                return "enter"
+            self._view.note_unclear(child, output_nr)
+        return "walk"
+
+    def _is_last(self, node: Node) -> bool:
+        """Whether the samples' rows cannot be told in anything that a node was computed from."""
+        below = [edge for edge in edges_of(node) if not is_leaf(edge[0]) and not self._view.is_pure(*edge)]
+        return bool(below) and all(self._view.layout(*edge) is None for edge in below)
+
+    def result(self) -> tuple[Found, _Plan]:
+        entries = []
+        for (child, output_nr), edges in self.entered.items():
+            layout = self._layouts[child, output_nr]
+            place = _place(child, output_nr, layout, self._batch_size, self._view.assignments)
+            if place is not None:
+                nested = child in self._inner
+                entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
+        return Found(tuple(entries), unclear=tuple(self._view.unclear.values())), self.plan
+
+
+def _place(child: Node, output_nr: int, layout: Layout, batch_size: int, assignments: Assignments) -> Place | None:
+    shape = shape_of(child, output_nr)
+    return None if shape is None else layout.place(shape, batch_size, assignments)
+
+
+class _Follow:
+    """Follows a proved walk through a graph that may have the same form."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._names = iter(plan.names)
+        self._verdicts = iter(plan.verdicts)
+        self._layouts = iter(plan.layouts)
+        self._edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
+        self._facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
+
+    def result(self, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
+        """Give the entries; None where this graph has another form or its sizes do not fit."""
+        complete = all(node is not None for node in _visit(loss, self._decide))
+        if not complete or next(self._names, None) is not None:
+            return None
+        entries = []
+        for (child, output_nr), (layout, nested) in self._facts.items():
+            edges = tuple(self._edges[child, output_nr])
+            place = _place(child, output_nr, layout, batch_size, assignments)
+            if place is None:
+                return None
+            entries.append(Entry(child, output_nr, place, edges, nested, layout.exact))
+        return Found(tuple(entries))
+
+    def _decide(self, node: Node) -> tuple[Verdict, ...] | None:
+        if next(self._names, None) != form_of(node):
+            return None
+        planned = next(self._verdicts)
+        following = node.next_functions
+        if len(planned) != len(following):
+            return None
+        for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
+            if verdict != "pass" and child is None:
+                return None
+            if verdict == "enter":
+                layout, name, nested = next(self._layouts)
+                if child is None or form_of(child) != name:
+                    return None
+                self._edges.setdefault((child, output_nr), []).append((node, position))
+                self._facts[child, output_nr] = layout, nested
+        return planned
+
+
+def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> Iterator[Any]:
+    """Visit the loss part; give None and end where ``decide`` does not know a node."""
+    root = loss.grad_fn
+    pending: list[Node] = [] if root is None else [root]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        verdicts = decide(node)
+        if verdicts is None:
+            yield None
+            return
+        yield node
+        for verdict, (child, _) in zip(verdicts, node.next_functions, strict=True):
+            if verdict == "walk" and child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)

@@ -1,0 +1,212 @@
+"""Where the samples of a batch lie in a tensor, and the proof of it from what changes with one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.partial.rows import Place, UnequalPlace, place_of
+
+__all__ = ["Layout", "layouts_by_assignment", "layouts_by_size", "prove_layout", "row_norms", "spread"]
+
+_EXACT = 1e-3
+"""Change of all other samples, as a share of the changed sample's, up to which they count as unchanged."""
+_MIXED = 0.2
+"""Mean change of another sample, as a share of the changed sample's, up to which its rows can be told."""
+_PARTNERS = 0.5
+"""Share of the other samples' rows that may change as well, however much, as those mixed with the sample do."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples lie in a tensor, whatever its sizes in a particular batch.
+
+    Attributes:
+        ndim: Number of dimensions of the tensor.
+        dim: The dimension that holds the samples; its size is ``pre * B * post``.
+        pre: Groups outside the samples: T in ``(T * B, C)``. It may differ in other batches where ``post`` is 1.
+        post: Rows of one sample: T in ``(B * T, C)``. It may differ in other batches where ``pre`` is 1.
+        exact: Whether a sample changes its own rows alone. False: other rows follow it to a lesser degree.
+        assigned: Of graphs, which of the batch's assignments tells the sample of each row; None: the sizes do.
+    """
+
+    ndim: int
+    dim: int
+    pre: int
+    post: int
+    exact: bool = True
+    assigned: int | None = None
+
+    def place(self, shape: tuple[int, ...], batch_size: int, assignments: Assignments = ()) -> Place | None:
+        """Find the samples in a tensor of another batch.
+
+        Args:
+            shape: Shape of the tensor.
+            batch_size: Samples B of the batch.
+            assignments: Of a batch of graphs, the sample of each node and of each edge.
+
+        Returns:
+            Their place, or None where the shape does not fit.
+        """
+        if len(shape) != self.ndim:
+            return None
+        if self.assigned is not None:
+            fitting = [rows for rows in assignments[self.assigned :][:1] if len(rows) == shape[0]]
+            return UnequalPlace(shape, 0, 1, 1, -len(shape), shape[0], fitting[0], batch_size) if fitting else None
+        groups, rest = divmod(shape[self.dim], batch_size)
+        if rest or groups == 0:
+            return None
+        pre, post = self.pre, self.post
+        if groups != pre * post:
+            if (pre > 1) == (post > 1):
+                return None
+            pre, post = (groups, 1) if pre > 1 else (1, groups)
+        return place_of(shape, self.dim, pre, post)
+
+
+def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]:
+    """List every layout that the sizes of a tensor allow.
+
+    Args:
+        shape: Shape of the tensor.
+        batch_size: Samples B of the batch.
+
+    Example:
+        >>> [(layout.dim, layout.pre, layout.post) for layout in layouts_by_size((8, 3), 4)]
+        [(0, 1, 2), (0, 2, 1)]
+    """
+    for dim, size in enumerate(shape):
+        groups, rest = divmod(size, batch_size)
+        if rest == 0 and groups > 0:
+            for pre in range(1, groups + 1):
+                if groups % pre == 0:
+                    yield Layout(len(shape), dim, pre, groups // pre)
+
+
+def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> Iterator[Layout]:
+    """List the layouts that the numbers of nodes and edges of a batch of graphs allow.
+
+    Args:
+        shape: Shape of the tensor; its rows lie along the first dimension.
+        assignments: The sample of each node and of each edge.
+
+    Example:
+        >>> [layout.assigned for layout in layouts_by_assignment((3, 8), (torch.tensor([0, 1, 1]),))]
+        [0]
+    """
+    fitting = [k for k, assignment in enumerate(assignments) if shape and len(assignment) == shape[0]]
+    for k in fitting:
+        if k == fitting[0] or not torch.equal(assignments[k], assignments[fitting[0]]):
+            yield Layout(len(shape), 0, 1, 1, assigned=k)
+
+
+def prove_layout(
+    shape: tuple[int, ...],
+    profiles: tuple[Tensor, ...],
+    *,
+    batch_size: int,
+    sample: int,
+    assignments: Assignments = (),
+) -> Layout | None:
+    """Find the one layout that explains which rows changed with one sample.
+
+    Args:
+        shape: Shape of the tensor.
+        profiles: For each dimension ``(shape[dim],)``, how much its entries change with the sample.
+        batch_size: Samples B of the batch.
+        sample: Position of the changed sample.
+        assignments: Of a batch of graphs, the sample of each node and of each edge.
+
+    Returns:
+        The layout, or None where none or several explain the change.
+
+    Example:
+        >>> changed = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])  # rows 3 and 7 of (2 * 4, C)
+        >>> layout = prove_layout((8,), (changed,), batch_size=4, sample=3)
+        >>> layout.pre, layout.post
+        (2, 1)
+    """
+    found: list[tuple[float, Layout]] = []
+    for layout, own in _candidates(shape, batch_size, sample, assignments):
+        profile = profiles[layout.dim].double()
+        inside, outside = profile[own], profile[~own]
+        change = float(inside.sum())
+        if change == 0:
+            continue
+        exact = float(outside.sum()) <= _EXACT * change
+        mixed = float(outside.mean()) <= _MIXED * float(inside.mean())
+        if exact or mixed or float((outside > 0).double().mean()) <= _PARTNERS:
+            coverage = float((inside > 0).double().mean())
+            found.append((coverage + exact, replace(layout, exact=exact)))
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    if not found or (len(found) > 1 and found[0][0] == found[1][0]):
+        return None
+    return found[0][1]
+
+
+def _candidates(
+    shape: tuple[int, ...], batch_size: int, sample: int, assignments: Assignments
+) -> Iterator[tuple[Layout, Tensor]]:
+    """List the layouts, each with the rows that it gives a sample; what nodes and edges explain is not listed twice."""
+    assigned: list[Tensor] = []
+    for layout in layouts_by_assignment(shape, assignments):
+        assigned.append(assignments[layout.assigned or 0].cpu() == sample)
+        yield layout, assigned[-1]
+    for layout in layouts_by_size(shape, batch_size):
+        own = (torch.arange(shape[layout.dim]) // layout.post) % batch_size == sample
+        if layout.dim or not any(torch.equal(own, other) for other in assigned):
+            yield layout, own
+
+
+def row_norms(gradient: Tensor, place: Place) -> Tensor:
+    """Take the norm of each sample's rows.
+
+    Args:
+        gradient: The tensor, of ``place.shape``.
+        place: Where the samples lie in it.
+
+    Returns:
+        ``(B,)`` float32, or float64 for a gradient of that type.
+    """
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient.resolve_conj())
+    dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    if isinstance(place, UnequalPlace):
+        squares = _norms(gradient.reshape(place.size, -1), [1], dtype).square()
+        return squares.new_zeros(place.count).index_add(0, place.assignment, squares).sqrt()
+    if place.dim == 0 and place.pre == 1:
+        samples = gradient.reshape(place.size // place.post, -1)
+        return _norms(samples, [1], dtype)
+    shape = gradient.shape
+    size = place.size // (place.pre * place.post)
+    grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
+    others = [dim for dim in range(grouped.dim()) if dim != place.dim + 1]
+    return _norms(grouped, others, dtype)
+
+
+def _norms(values: Tensor, dims: list[int], dtype: torch.dtype) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(values, dim=dims, dtype=dtype)
+    return norms
+
+
+def spread(values: Tensor, place: Place) -> Tensor:
+    """Give each row of a tensor the value of its sample.
+
+    Args:
+        values: ``(B,)``.
+        place: Where the samples lie in the tensor.
+
+    Returns:
+        A tensor that broadcasts against one of ``place.shape``.
+    """
+    if isinstance(place, UnequalPlace):
+        values = values[place.assignment]
+    if place.post > 1:
+        values = values.repeat_interleave(place.post)
+    if place.pre > 1:
+        values = values.repeat(place.pre)
+    return values.view(-1, *[1] * (-place.from_end - 1))

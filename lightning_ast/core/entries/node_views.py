@@ -1,0 +1,205 @@
+"""What is known of the nodes of a loss's graph: what depends on the samples and owns parameters, and where rows are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.graph import rows_are_picked
+from lightning_ast.core.entries.layout import Layout, layouts_by_assignment, layouts_by_size, prove_layout
+from lightning_ast.core.entries.node_facts import (
+    OPAQUE,
+    PICKING,
+    PRODUCTS,
+    RESHAPING,
+    Edge,
+    edges_of,
+    form_of,
+    is_layer,
+    is_leaf,
+    named,
+    nodes_below,
+    settled,
+    shape_of,
+)
+
+__all__ = ["Kind", "SizedView", "TracedView", "owns_parameters"]
+
+Kind = tuple[str, tuple[int, ...] | None]
+"""A node's name, and the sizes of its output but for the first."""
+
+
+class SizedView:
+    """What the form of a graph tells: a branch without an edge to nothing is made of parameters alone."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        known: dict[tuple[str, int], Layout],
+        mixed: set[Kind],
+        assignments: Assignments = (),
+    ) -> None:
+        self._batch_size = batch_size
+        self.assignments = assignments
+        self._known = known
+        self._mixed = mixed
+        self._pure: dict[Edge, bool] = {}
+        self.unclear: dict[Kind, str] = {}
+
+    def is_parameter(self, leaf: Tensor) -> bool:
+        """Whether a leaf of the graph is a parameter, and not an input."""
+        return isinstance(leaf, nn.Parameter)
+
+    def is_pure(self, node: Node, output_nr: int) -> bool:
+        """Whether a node's output does not depend on the samples."""
+        return settled((node, output_nr), self._pure, self._pure_of)
+
+    def _pure_of(self, edge: Edge) -> bool | list[Edge]:
+        node = edge[0]
+        if is_leaf(node):
+            return self.is_parameter(node.variable)  # type: ignore[attr-defined]
+        if named(node.name(), PICKING) or named(node.name(), OPAQUE):
+            return False
+        children = edges_of(node)
+        return children if children and len(children) == len(node.next_functions) else False
+
+    def note_unclear(self, node: Node, output_nr: int) -> None:
+        """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
+        shape = shape_of(node, output_nr)
+        if shape is not None and math.prod(shape) < self._batch_size and not is_layer(node.name()):
+            return  # what is left of the samples after a mean: learned weights of several losses
+        kind = node.name(), None if shape is None else shape[1:]
+        if kind not in self._mixed:
+            self.unclear.setdefault(kind, f"{node.name()} {'of a jagged tensor' if shape is None else shape}")
+
+    def layout(self, node: Node, output_nr: int) -> Layout | None:
+        """Where the samples lie in a node's output; None where that is not known."""
+        shape = shape_of(node, output_nr)
+        if shape is None or _has_shape_of_parameter(node, shape):
+            return None
+        known = self._known.get((form_of(node), len(shape)))
+        if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
+            return self._unless_picked(node, output_nr, known)
+        if self._batch_size == 1 and shape:  # every row is the sample's
+            return Layout(len(shape), 0, 1, shape[0])
+        by_assignment = list(layouts_by_assignment(shape, self.assignments))
+        fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
+        if len(fitting) > 1:  # as in the other tensors of this network, if these agree
+            kin = [layout for (_, ndim), layout in self._known.items() if ndim == len(shape)]
+            fitting = [layout for layout in fitting if kin and all(_is_alike(layout, other) for other in kin)]
+        return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
+
+    def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
+        """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
+        if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
+            return layout
+        return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
+
+
+def _is_alike(one: Layout, other: Layout) -> bool:
+    return (one.dim, one.pre, one.post, one.assigned) == (other.dim, other.pre, other.post, other.assigned)
+
+
+class TracedView(SizedView):
+    """What the trace of one sample through the forward tells."""
+
+    def __init__(self, batch_size: int, trace: SampleTrace, assignments: Assignments = ()) -> None:
+        super().__init__(batch_size, {}, set(), assignments)
+        self._trace = trace
+
+    def is_parameter(self, leaf: Tensor) -> bool:
+        """Whether a leaf of the graph is a parameter, and not an input."""
+        return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
+
+    def _pure_of(self, edge: Edge) -> bool | list[Edge]:
+        dependence = None if is_leaf(edge[0]) else self._trace.dependence(*edge)
+        if dependence is None:
+            return super()._pure_of(edge)
+        return not dependence.touched
+
+    def layout(self, node: Node, output_nr: int) -> Layout | None:
+        """Where the samples lie in a node's output; None where that cannot be proved."""
+        dependence = self._trace.dependence(node, output_nr)
+        if dependence is None:
+            return None
+        if dependence.independent:
+            return self._inherited(node, output_nr)
+        layout = prove_layout(
+            dependence.shape,
+            dependence.profiles,
+            batch_size=self._batch_size,
+            sample=self._trace.sample,
+            assignments=self.assignments,
+        )
+        if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
+            return None
+        return self._unless_picked(node, output_nr, layout)
+
+    def _inherited(self, node: Node, output_nr: int) -> Layout | None:
+        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from.
+
+        So are those of a straight-through estimator, which are equal for samples of one code.
+        """
+        shape = shape_of(node, output_nr)
+        pending, seen = [node], set[Node]()
+        while pending and shape:
+            current = pending.pop()
+            if current in seen or named(current.name(), (*RESHAPING, *PICKING, *OPAQUE)):
+                continue
+            seen.add(current)
+            for edge in edges_of(current):
+                rows = None if is_leaf(edge[0]) or self.is_pure(*edge) else shape_of(*edge)
+                if not rows or rows[0] != shape[0]:
+                    continue
+                dependence = self._trace.dependence(*edge)
+                if dependence is None or dependence.independent:
+                    pending.append(edge[0])
+                    continue
+                layout = self.layout(*edge)
+                if layout is not None and layout.dim == 0:
+                    return replace(layout, ndim=len(shape))
+        return None
+
+
+def owns_parameters(node: Node, view: SizedView) -> bool:
+    """Whether a node combines parameters with what depends on the samples."""
+    name = node.name()
+    if named(name, OPAQUE):
+        return True
+    layer = is_layer(name)
+    for child, output_nr in node.next_functions:
+        if child is None or not _leads_to_parameters(child, output_nr, view):
+            continue
+        shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
+        if layer or shape is None or math.prod(shape) > 1:
+            return True
+        if named(name, ("Add",)) and any(_is_layers_output(other, view) for other, _ in node.next_functions):
+            return True  # the bias of a layer of one output, which stands apart from the product
+    return False
+
+
+def _is_layers_output(node: Node | None, view: SizedView) -> bool:
+    """Whether a node is a product with a parameter, or shows one in another shape or type."""
+    while node is not None and named(node.name(), RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and named(node.name(), PRODUCTS) and owns_parameters(node, view)
+
+
+def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether a node's output is as large as a parameter that it works on, as a weight times a constant mask is."""
+    leaves = [child.variable for child, _ in node.next_functions if child is not None and is_leaf(child)]  # type: ignore[attr-defined]
+    return not is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
+
+
+def _leads_to_parameters(node: Node, output_nr: int, view: SizedView) -> bool:
+    """Whether a node's output is made without the samples, and of a parameter."""
+    if is_leaf(node):
+        return view.is_parameter(node.variable)  # type: ignore[attr-defined]
+    if not view.is_pure(node, output_nr):
+        return False
+    return any(is_leaf(below) and view.is_parameter(below.variable) for below in nodes_below([node]))  # type: ignore[attr-defined]

@@ -1,0 +1,188 @@
+"""Remember one call of a torch loss function, and take it apart once a score is asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from lightning_ast.core.entries.graph import row_order
+from lightning_ast.core.losses.functions import CLASS_LOSSES, RULES, Elements
+from lightning_ast.errors import LossCaptureError
+
+__all__ = ["REMEDY", "Outermost", "WatchedCall", "class_labels", "fold", "widen"]
+
+Outermost = Callable[[Tensor], bool]
+"""Whether the rows of a tensor lie with the samples outermost."""
+REMEDY = (
+    "Use significance='gradient' (the default), which needs no torch loss function. Or define "
+    "`per_sample_loss(self, batch, batch_idx)` on your module and return the unreduced losses, shape (B,)."
+)
+_PARAMETERS = {func: inspect.signature(func).parameters for func in RULES}
+_DEFAULTS = {
+    func: {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+    for func, parameters in _PARAMETERS.items()
+}
+_IGNORED_BY_DEFAULT = -100
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedCall:
+    """Remember one call of a loss function.
+
+    Attributes:
+        func: The loss function.
+        args: Its positional arguments.
+        kwargs: Its other arguments.
+        output: What it returned; None where the capture stopped there.
+        edge: Where the gradient of the output enters the graph; None without a graph. It stays the same if the output
+            is changed in place later (``loss += penalty``).
+        counted: Whether the call may enter a score: it was not under the user's own ``torch.no_grad``.
+        versions: How often each tensor among the arguments had been changed in place at the call.
+    """
+
+    func: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor | None
+    edge: GradientEdge | None
+    counted: bool
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        func: Callable[..., Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor | None,
+        *,
+        counted: bool,
+    ) -> WatchedCall:
+        """Remember a call that was just made, or is not made."""
+        edge = get_gradient_edge(output) if output is not None and output.requires_grad else None
+        return cls(func, args, kwargs, output, edge, counted, _versions(args, kwargs))
+
+    @property
+    def name(self) -> str:
+        """The name of the loss function."""
+        return self.func.__name__
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, in the order of the function's parameters, defaults included."""
+        # Signature.bind does the same in ten times the time
+        names = _PARAMETERS[self.func]
+        known = {**_DEFAULTS[self.func], **dict(zip(names, self.args, strict=False)), **self.kwargs}
+        return {name: known[name] for name in names if name in known}
+
+    @property
+    def reduction(self) -> str:
+        """``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
+        return str(self.arguments["reduction"])
+
+    @property
+    def changed(self) -> bool:
+        """Whether a tensor among the arguments was changed in place after the call."""
+        return self.versions != _versions(self.args, self.kwargs)
+
+    def labels(self, batch_size: int) -> Tensor | None:
+        """``(B,)`` class indices that the loss was given, -1 where they are to be ignored; None where it has none."""
+        if self.func not in CLASS_LOSSES or self.changed:
+            return None
+        ignore_index = self.arguments["ignore_index"]
+        ignore_index = _IGNORED_BY_DEFAULT if ignore_index is None else ignore_index
+        return class_labels(self.arguments["target"], ignore_index, batch_size)
+
+    def take_apart(self, batch_size: int, outermost: Outermost | None = None) -> Elements:
+        """Compute the elements that the call reduced; with a graph where gradients are enabled.
+
+        Args:
+            batch_size: B.
+            outermost: Tells whether the rows that the call was given lie with the samples outermost. None reads the
+                graph, and only where there are not B rows.
+
+        Returns:
+            The elements, of at least 32 bits.
+
+        Raises:
+            LossCaptureError: They cannot be had, or which sample each belongs to is not known.
+        """
+        if self.arguments.get("size_average") is not None or self.arguments.get("reduce") is not None:
+            raise LossCaptureError(
+                f"`{self.name}` was called with the deprecated size_average/reduce: use `reduction=` instead."
+            )
+        if self.changed:
+            raise LossCaptureError(
+                f"a tensor that `{self.name}` was given was changed in place after it: change a copy. Or: {REMEDY}"
+            )
+        # autocast would have computed these losses in float32, and it is not on any more
+        elements = RULES[self.func](self.func, {name: widen(value) for name, value in self.arguments.items()})
+        if elements.values.ndim > 0 and elements.logits is not None:
+            given = next(iter(self.arguments.values()))
+            _check_rows(given, elements.values.shape[0], batch_size, self.name, outermost)
+        return elements
+
+    def divisor(self, elements: Elements) -> Tensor | int:
+        """Give what the call's own reduction divides the sum of its elements by: 1 for ``"sum"``."""
+        if self.reduction == "sum":
+            return 1
+        return elements.values.numel() if self.reduction == "none" else elements.divisor
+
+
+def widen(value: Any) -> Any:
+    """Turn a tensor of 16 bits into one of 32, and leave everything else."""
+    low = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if low else value
+
+
+def fold(values: Tensor, batch_size: int, name: str) -> Tensor:
+    """Add the elements ``(N, ...)`` of each sample up, to ``(B,)``; N is B or B * T with the samples outermost.
+
+    Raises:
+        LossCaptureError: N is not a multiple of B.
+    """
+    if values.ndim == 0 or values.shape[0] == 0 or values.shape[0] % batch_size != 0:
+        raise LossCaptureError(
+            f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "
+            f"multiple of it (tokens), got shape {tuple(values.shape)}. {REMEDY}"
+        )
+    return values if values.shape == (batch_size,) else values.reshape(batch_size, -1).sum(1)
+
+
+def class_labels(targets: Tensor, ignore_index: int | None, batch_size: int) -> Tensor | None:
+    """``(B,)`` class indices where ``targets`` are that, -1 in place of ``ignore_index``; else None."""
+    if targets.shape != (batch_size,) or targets.is_floating_point():
+        return None
+    if ignore_index is None:
+        return targets
+    return targets.where(targets != ignore_index, torch.full_like(targets, -1))
+
+
+def _check_rows(given: Tensor, rows: int, batch_size: int, name: str, outermost: Outermost | None) -> None:
+    if outermost is not None:
+        order = "samples" if outermost(given) else "joined"
+    else:
+        order = "samples" if rows == batch_size else row_order(given, batch_size)
+    if order == "picked":
+        raise LossCaptureError(
+            f"the rows that `{name}` is given were picked by an index or a mask, so which sample each belongs to is "
+            f"not known: keep all rows and use `ignore_index`. Or: {REMEDY}"
+        )
+    if order == "joined":
+        raise LossCaptureError(
+            f"`{name}` is given several rows a sample that do not lie together (views joined along the batch, time "
+            f"first, ensembles, chunks): flatten with the samples outermost, `(B, T, C)` to `(B * T, C)`. Or: {REMEDY}"
+        )
+
+
+def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """Count the changes in place of the tensors; inference tensors do not count theirs."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)

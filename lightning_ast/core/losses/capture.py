@@ -1,0 +1,206 @@
+"""Watch torch's loss functions while the user's unmodified code runs, for the scores that are made of losses.
+
+Nothing is changed and nothing is computed. ``loss_sum`` adds the watched losses up once a score is asked for; the
+default score, the norm of the gradient, needs neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+
+from lightning_ast.core.losses.calls import REMEDY, Outermost, WatchedCall, class_labels, fold
+from lightning_ast.core.losses.functions import RULES, Elements, OutputKind
+from lightning_ast.errors import LossCaptureError
+
+__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses"]
+
+
+class LossReached(BaseException):
+    """Raised by a capture with ``stop=True`` at the loss, so that nothing behind it runs."""
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """Hold the losses of a batch and what the heaviest of its loss functions was given.
+
+    Attributes:
+        name: The name of that loss function, e.g. ``"cross_entropy"``.
+        losses: ``(B,)`` loss of each sample.
+        logits: What it was given as prediction: class scores, binary scores or a regression output; None where it
+            has no row for each sample.
+        targets: What it was given as target; None where the logits are.
+        kind: What the logits are.
+        ignore_index: The target value that counts for nothing, or None.
+    """
+
+    name: str
+    losses: Tensor
+    logits: Tensor | None
+    targets: Tensor | None
+    kind: OutputKind
+    ignore_index: int | None = None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``(B,)`` class indices where each sample has one, else None; -1 where it is to be ignored."""
+        if self.kind != "multiclass" or self.targets is None:
+            return None
+        return class_labels(self.targets, self.ignore_index, len(self.losses))
+
+    @classmethod
+    def of(cls, call: WatchedCall, elements: Elements, losses: Tensor) -> LossRecord:
+        """Keep the losses, which may have a graph, and what ``call`` was given, without one."""
+        logits = None if elements.logits is None else elements.logits.detach()
+        targets = None if elements.targets is None else elements.targets.detach()
+        return cls(call.name, losses, logits, targets, elements.kind, elements.ignore_index)
+
+
+class LossCapture(TorchFunctionMode):
+    """Remember the calls of torch's loss functions; what they return is not changed.
+
+    Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``,
+    ``mse_loss``, ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss``,
+    ``ctc_loss``, ``linear_cross_entropy`` and the margin, hinge, ranking, embedding and triplet losses, called as
+    functions or as modules, with any reduction. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples
+    outermost: what ``view(-1, C)`` of ``(B, T, C)`` gives. Losses inside a ``torch.compile``d function are not seen.
+
+    Nothing is computed before a score is asked for. The calls keep the graph of their step alive until
+    :meth:`clear`. A capture can be used in a ``with`` block, or entered in one place and left in another: leaving it
+    twice, and while a mode that was entered later is still on, does no harm.
+
+    Args:
+        stop: Raise :class:`LossReached` at the first loss instead of returning to the user's code.
+
+    Attributes:
+        calls: What was watched, in order.
+
+    Example:
+        >>> with LossCapture() as capture:
+        ...     x = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
+        ...     loss = torch.nn.functional.mse_loss(x, torch.zeros(3, 2))
+        >>> capture.record(3).losses
+        tensor([1., 4., 0.])
+    """
+
+    def __init__(self, *, stop: bool = False) -> None:
+        super().__init__()
+        self._stop = stop
+        self._entered = False
+        self._graded = True
+        self.calls: list[WatchedCall] = []
+
+    def __enter__(self) -> LossCapture:
+        """Start to watch."""
+        if not self._entered:
+            self._entered = True
+            self._graded = torch.is_grad_enabled()
+            super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop watching; modes that were entered later stay on."""
+        above = []
+        while self._entered and _len_torch_function_stack():
+            mode = _pop_mode()  # type: ignore[no-untyped-call]
+            if mode is self:
+                self._entered = False
+            else:
+                above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass everything through and remember the loss functions."""
+        kwargs = kwargs or {}
+        if func not in RULES or torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        counted = torch.is_grad_enabled() or not self._graded
+        if self._stop and counted:
+            self.calls.append(WatchedCall.of(func, args, kwargs, None, counted=True))
+            raise LossReached
+        output = func(*args, **kwargs)
+        self.calls.append(WatchedCall.of(func, args, kwargs, output, counted=counted))
+        return output
+
+    def clear(self) -> None:
+        """Forget the calls and the graph that they keep alive."""
+        self.calls.clear()
+
+    def record(self, batch_size: int, *, outermost: Outermost | None = None) -> LossRecord:
+        """Give the losses of the one loss that was called; with a graph where gradients are enabled.
+
+        Args:
+            batch_size: B.
+            outermost: Tells whether the rows of what the loss function was given lie with the samples outermost.
+
+        Returns:
+            Losses whose mean is what the call returned; with ``reduction="sum"`` their sum is. With
+            ``reduction="none"`` they are the means of each sample's elements.
+
+        Raises:
+            LossCaptureError: No loss or more than one was called, or it cannot be taken apart.
+        """
+        counted = [call for call in self.calls if call.counted]
+        if not counted:
+            raise LossCaptureError(
+                "no torch loss function was called in the training step: the loss is written by hand, compiled, "
+                f"computed elsewhere, or the step returned before it. {REMEDY}"
+            )
+        if len(counted) > 1:
+            names = ", ".join(call.name for call in counted)
+            raise LossCaptureError(
+                f"{len(counted)} losses were called ({names}): which of them makes a sample matter is not known. "
+                f"{REMEDY}"
+            )
+        call = counted[0]
+        elements = call.take_apart(batch_size, outermost)
+        losses = fold(elements.values, batch_size, call.name)
+        if call.reduction != "sum":
+            losses = losses * batch_size / call.divisor(elements)
+        return LossRecord.of(call, elements, losses)
+
+    def labels(self, batch_size: int) -> Tensor | None:
+        """Give the class indices of the samples, for monitors; nothing is computed for it.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            ``(B,)`` of the first classification loss that has one a sample, -1 where it is to be ignored; a loss
+            without gradient is taken where no other has them. None where none has.
+        """
+        for call in sorted(self.calls, key=lambda call: not call.counted):
+            labels = call.labels(batch_size)
+            if labels is not None:
+                return labels
+        return None
+
+
+def check_losses(losses: Any, batch_size: int) -> Tensor:
+    """Check the losses that a function of the user's own gives for the samples.
+
+    Args:
+        losses: Expected a tensor of shape ``(B,)``.
+        batch_size: B.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        LossCaptureError: It is not a floating-point tensor of shape ``(B,)``.
+    """
+    if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
+        got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise LossCaptureError(
+            f"expected per-sample losses, a floating-point tensor of shape ({batch_size},), got {got}. "
+            "Use reduction='none' and average everything but the batch dimension."
+        )
+    return losses

@@ -1,0 +1,228 @@
+"""What the running epoch costs: the joules of the meters, the seconds of the sections, the stage they belong to."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
+from lightning_ast.energy.energy_ledger import Activity, EnergyBook
+from lightning_ast.energy.meters import EnergyKind
+from lightning_ast.energy.step_sections import Clock, StepSections
+from lightning_ast.selection.flop_count import SETTLE_STEPS
+from lightning_ast.selection.observer import Watcher, watch
+from lightning_ast.selection.step_state import BatchPlan
+
+__all__ = ["EpochCosts", "OpenEpoch"]
+
+
+@dataclass(frozen=True)
+class EpochCosts:
+    """What one epoch cost.
+
+    Seconds are this process's wall time, those of the three sections on CUDA the device's. Joules are those of all
+    processes, validation included, and None where they are not measured.
+
+    Attributes:
+        epoch: from 0.
+        epoch_seconds: of the whole epoch, the sum of the five that follow.
+        loading_seconds: from the end of a batch to the start of the next: fetching, transfer, and what Lightning does
+            in between. With workers, or on CUDA, what was waited for.
+        scoring_seconds: the scoring forward of mode ``subset``; the other modes score from the step's own losses.
+        forward_backward_seconds: from there to the end of the last backward.
+        validation_seconds: within the epoch.
+        other_seconds: what is in none of these: optimizer, callbacks, loggers, checkpoints.
+        gpu_joules: of the GPUs that were trained on.
+        cpu_joules: of the machines' CPUs, whatever else ran on them.
+    """
+
+    epoch: int
+    epoch_seconds: float
+    loading_seconds: float
+    scoring_seconds: float
+    forward_backward_seconds: float
+    validation_seconds: float
+    other_seconds: float
+    gpu_joules: float | None
+    cpu_joules: float | None
+
+    @property
+    def epoch_joules(self) -> float | None:
+        """GPUs and CPUs together, where either is measured."""
+        known = [joules for joules in (self.gpu_joules, self.cpu_joules) if joules is not None]
+        return sum(known) if known else None
+
+
+class OpenEpoch(Watcher):
+    """The epoch that is being measured.
+
+    Args:
+        trainer: of the fit.
+        book: of the joules.
+        clock: of the sections.
+
+    Attributes:
+        number: of the epoch, from 0.
+        sections: of its steps.
+    """
+
+    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock) -> None:
+        self._book, self._clock = book, clock
+        self.number = trainer.current_epoch
+        self.sections = StepSections(clock)
+        self._selection = watch(trainer, self)
+        self._stage: Stage = "warmup"
+        self._steps = dict.fromkeys(STAGE_CODES, 0)
+        self._kinds: set[EnergyKind] | None = None
+        self._began = self._validation_began = time.perf_counter()
+        self._validates = self._pauses = False
+        self._seconds = self._validation_seconds = 0.0
+
+    @property
+    def _offered(self) -> int:
+        return 0 if self._selection is None else self._selection.ledger.offered
+
+    @property
+    def savings(self) -> float | None:
+        """Share of the joules that was saved so far, or None."""
+        saved: float | None = None if self._selection is None else self._selection.savings["joules"]
+        return saved
+
+    @property
+    def _activity(self) -> Activity:
+        return self._stage if self._steps[self._stage] >= SETTLE_STEPS else "settling"
+
+    def begin(self, carried: dict[str, Any]) -> None:
+        """Measure from now on, besides what an interrupted run had cost."""
+        self._book.begin(self._offered)
+        if carried:
+            self.number = carried["epoch"]
+            self._resume(carried["book"])
+            self.sections.seconds = dict(carried["sections"])
+            self._seconds, self._validation_seconds = carried["seconds"]
+        self._began = time.perf_counter()
+        self.sections.restart()
+
+    def _resume(self, book: dict[str, Any]) -> None:
+        if (
+            self._selection is not None
+            and book["meters"] != self._book.measured
+            and self._selection.ledger.forget_joules()
+        ):
+            rank_zero_warn(
+                f"lightning-ast: the interrupted run measured {book['meters'] or 'no'} energy and this one "
+                f"{self._book.measured or 'none'}: there are no ast/savings_joules."
+            )
+            self._kinds = set()
+        self._book.load_state_dict(book)
+        if self._offered == 0 and any(self._book.offered.values()):
+            self._book.offered.clear()  # the checkpoint had no state of the selection: its ledger begins anew
+            self._kinds = set()
+
+    # ------------------------------------------------------------------ told by the fit
+
+    def start_batch(self) -> None:
+        """A batch is loaded; where something else lay before it, it is training from here on."""
+        if self._pauses:
+            self._pauses = False
+            self._book.read(self._activity, offered=self._offered)
+        self.sections.start_batch()
+
+    def start_stage(self, stage: Stage) -> None:
+        """What was counted so far is the last stage's."""
+        self._stage = stage
+        self._book.read(self._activity, offered=self._offered)
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """A section of the step."""
+        return self.sections.scoring()
+
+    def finish_batch(self, plan: BatchPlan) -> None:
+        """From a few steps on a stage is taken to be itself."""
+        self._steps[self._stage] += 1
+        if self._steps[self._stage] == SETTLE_STEPS:
+            self._clock.wait()
+            self._book.read(self._activity, offered=self._offered)
+
+    # ------------------------------------------------------------------ told by Lightning
+
+    def read_if_due(self) -> None:
+        """Read counters that would come round."""
+        if self._book.due:
+            self._book.read(offered=self._offered)
+
+    def start_validation(self) -> None:
+        """Training stands still."""
+        self._clock.wait()
+        self._book.read("validation", offered=self._offered)
+        self._validation_began, self._validates = time.perf_counter(), True
+
+    def end_validation(self) -> None:
+        """Training goes on."""
+        if not self._validates:
+            return
+        self._clock.wait()
+        self._pause()
+        self._validation_seconds += time.perf_counter() - self._validation_began
+        self._validates = False
+        self.sections.restart()
+
+    def _pause(self) -> None:
+        """What comes now, up to the next batch, stands for no stage."""
+        self._book.read("settling", offered=self._offered)
+        self._pauses = True
+
+    def close(self) -> EpochCosts:
+        """What the epoch cost, over all processes; the next one begins."""
+        sections = self.sections.take()
+        self._pause()
+        joules = self._book.close()
+        self._record(joules)
+        now = time.perf_counter()
+        seconds, validation = self._seconds + now - self._began, self._validation_seconds
+        self._began, self._seconds, self._validation_seconds = now, 0.0, 0.0
+        self.number += 1
+        known = {name: sections.get(name, 0.0) for name in ("loading", "scoring", "forward_backward")}
+        return EpochCosts(
+            self.number - 1,
+            seconds,
+            known["loading"],
+            known["scoring"],
+            known["forward_backward"],
+            validation,
+            seconds - validation - sum(known.values()),
+            *(sum(joules[kind].values()) if kind in joules else None for kind in ("gpu", "cpu")),
+        )
+
+    def _record(self, joules: dict[EnergyKind, dict[Activity, float]]) -> None:
+        """Into the ledger: what the steps cost that stand for their stage, as long as the same is measured."""
+        offered, self._book.offered = self._book.offered, {}
+        self._kinds = set(joules) if self._kinds is None else self._kinds
+        if self._selection is None or not self._kinds:
+            return
+        if self._kinds != set(joules):
+            self._selection.ledger.forget_joules()
+            self._kinds = set()
+            return
+        for stage in STAGE_CODES:
+            if offered.get(stage):
+                spent = sum(by_activity[stage] for by_activity in joules.values())
+                self._selection.ledger.record_joules(stage, joules=spent, offered=offered[stage])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epoch cost so far."""
+        self.sections.settle()
+        self._book.read(offered=self._offered)
+        now = time.perf_counter()
+        validation = self._validation_seconds + (now - self._validation_began if self._validates else 0.0)
+        return {
+            "epoch": self.number,
+            "book": self._book.state_dict(),
+            "sections": dict(self.sections.seconds),
+            "seconds": [self._seconds + now - self._began, validation],
+        }

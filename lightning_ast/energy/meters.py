@@ -1,0 +1,232 @@
+"""Energy meters: counters of joules that only grow, read now and then. A GPU's through NVML, a CPU's through RAPL."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from lightning_ast.errors import EnergyUnavailableError
+
+__all__ = [
+    "EnergyKind",
+    "EnergyMeter",
+    "NvmlMeter",
+    "RaplMeter",
+    "ReplayedMeter",
+    "find_meters",
+]
+
+EnergyKind = Literal["gpu", "cpu"]
+
+_POWERCAP = Path("/sys/class/powercap")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_MOST_WATTS = 1000.0
+"""A CPU package or its memory draws less: how soon a RAPL counter can come round."""
+
+
+class EnergyMeter(Protocol):
+    """What :class:`~lightning_ast.EnergyMonitor` reads; anything that counts joules can be one.
+
+    Attributes:
+        name: what is measured, and how.
+        kind: ``"gpu"`` or ``"cpu"``.
+        identity: the same for all meters of one piece of hardware, so that processes which share it count it once.
+        longest_interval_seconds: it must be read at least this often; infinite for most.
+    """
+
+    name: str
+    kind: EnergyKind
+    identity: str
+    longest_interval_seconds: float
+
+    def read_joules(self) -> float:
+        """Joules since a moment that stays the same.
+
+        Raises:
+            EnergyUnavailableError: the counter cannot be read any more.
+        """
+
+
+class NvmlMeter:
+    """The energy counter of an NVIDIA GPU (Volta or later): the whole board, whoever uses it.
+
+    Source: NVML, ``nvmlDeviceGetTotalEnergyConsumption``, millijoules since the driver was loaded.
+
+    Args:
+        uuid: of the GPU, as ``nvidia-smi -L`` gives it: ``"GPU-..."``.
+
+    Raises:
+        EnergyUnavailableError: nvidia-ml-py is missing, or the GPU has no such counter (a MIG slice has none).
+    """
+
+    kind: EnergyKind = "gpu"
+    longest_interval_seconds = math.inf
+
+    def __init__(self, uuid: str) -> None:
+        try:
+            import pynvml
+        except ModuleNotFoundError as error:
+            raise EnergyUnavailableError("nvidia-ml-py is missing: pip install 'lightning-ast[energy]'") from error
+        self._nvml: Any = pynvml
+        self.identity = uuid
+        try:
+            pynvml.nvmlInit()
+            self._device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self.name = f"{_text(pynvml.nvmlDeviceGetName(self._device))} (NVML)"
+        except pynvml.NVMLError as error:
+            raise EnergyUnavailableError(f"NVML does not know {uuid}: {error}") from error
+        self.read_joules()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.identity,)
+
+    @classmethod
+    def of(cls, device: torch.device) -> NvmlMeter:
+        """The meter of a CUDA device of this process, whatever ``CUDA_VISIBLE_DEVICES`` says."""
+        return cls(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+    def read_joules(self) -> float:
+        """Joules since the driver was loaded; the counter moves about every 20 to 100 ms."""
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device)) / 1e3
+        except self._nvml.NVMLError as error:
+            raise EnergyUnavailableError(f"{self.name} has no energy counter that can be read: {error}") from error
+
+
+class RaplMeter:
+    """The energy counters of the CPU packages and, where they are apart, their memory: the whole machine's.
+
+    Source: Linux powercap, ``intel-rapl:*/energy_uj`` (AMD's CPUs too); a counter that came round is recognised by
+    its smaller value.
+
+    Args:
+        root: where the kernel shows the counters.
+
+    Raises:
+        EnergyUnavailableError: there are none, or they are not readable by this user.
+
+    Attributes:
+        longest_interval_seconds: in which a counter cannot come round twice.
+    """
+
+    kind: EnergyKind = "cpu"
+
+    def __init__(self, root: str | Path = _POWERCAP) -> None:
+        domains = [zone for zone in sorted(Path(root).glob("intel-rapl:*")) if _counts(zone)]
+        if not domains:
+            raise EnergyUnavailableError("the kernel shows no RAPL counters (virtual machines rarely do)")
+        self.name = f"CPU, {len(domains)} RAPL counters" if len(domains) > 1 else "CPU (RAPL)"
+        self.identity = f"cpu of {_machine()}"
+        try:
+            self._ranges = {zone: int((zone / "max_energy_range_uj").read_text()) for zone in domains}
+            self._last = {zone: _microjoules(zone) for zone in domains}
+        except PermissionError as error:
+            raise EnergyUnavailableError(
+                f"RAPL counters are readable by root alone: sudo chmod a+r {root}/intel-rapl:*/energy_uj"
+            ) from error
+        except (OSError, ValueError) as error:  # virtual machines show counters that cannot be read
+            raise EnergyUnavailableError(f"the kernel's RAPL counters cannot be read: {error}") from error
+        if min(self._ranges.values()) <= 0:
+            raise EnergyUnavailableError("the kernel's RAPL counters have no range")
+        self.longest_interval_seconds = min(self._ranges.values()) / 1e6 / _MOST_WATTS
+        self._microjoules = 0
+
+    def read_joules(self) -> float:
+        """Joules since the meter was made."""
+        for zone, last in self._last.items():
+            try:
+                now = _microjoules(zone)
+            except (OSError, ValueError) as error:
+                raise EnergyUnavailableError(f"{self.name} can no longer be read: {error}") from error
+            self._microjoules += now - last + (self._ranges[zone] if now < last else 0)
+            self._last[zone] = now
+        return self._microjoules / 1e6
+
+
+class ReplayedMeter:
+    """Gives recorded readings, one after the other.
+
+    Args:
+        readings: joules since some moment, never falling.
+        kind: of the hardware that they were recorded on.
+        identity: of that hardware.
+
+    Example:
+        >>> meter = ReplayedMeter([10.0, 12.5])
+        >>> meter.read_joules(), meter.read_joules()
+        (10.0, 12.5)
+    """
+
+    longest_interval_seconds = math.inf
+
+    def __init__(self, readings: Iterable[float], *, kind: EnergyKind = "gpu", identity: str = "replayed") -> None:
+        self._readings = iter(readings)
+        self.name = f"{kind} (replayed)"
+        self.kind: EnergyKind = kind
+        self.identity = identity
+
+    def read_joules(self) -> float:
+        """The next reading.
+
+        Raises:
+            EnergyUnavailableError: there are no more.
+        """
+        try:
+            return float(next(self._readings))
+        except StopIteration:
+            raise EnergyUnavailableError("the recording is over") from None
+
+
+def find_meters(device: torch.device) -> tuple[list[EnergyMeter], list[str]]:
+    """What can be measured here.
+
+    Args:
+        device: that this process trains on.
+
+    Returns:
+        The meters, and for each that is missing the reason.
+    """
+    meters: list[EnergyMeter] = []
+    missing: list[str] = []
+    if device.type == "cuda" and torch.version.hip is not None:
+        missing.append("NVML measures NVIDIA's GPUs alone: pass EnergyMonitor(meters=[...]) for others")
+    elif device.type == "cuda":
+        try:
+            meters.append(NvmlMeter.of(device))
+        except Exception as error:  # a driver or its library may fail in any way
+            missing.append(str(error))
+    try:
+        meters.append(RaplMeter())
+    except Exception as error:
+        missing.append(str(error))
+    return meters, missing
+
+
+def _machine() -> str:
+    """The same for all processes, and containers, that one kernel runs."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _counts(zone: Path) -> bool:
+    """Whether a RAPL zone is a package or memory: what lies inside a package, and the whole platform, is left out."""
+    try:
+        name = (zone / "name").read_text().strip()
+    except OSError:
+        return False
+    return name.startswith("package") or name == "dram"
+
+
+def _microjoules(zone: Path) -> int:
+    return int((zone / "energy_uj").read_text())
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name

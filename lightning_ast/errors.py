@@ -1,0 +1,111 @@
+"""Every error that this package raises for its user to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AdviceError",
+    "BatchError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataNotFoundError",
+    "EmptyBatchError",
+    "EnergyUnavailableError",
+    "EntryError",
+    "LossCaptureError",
+    "MissingPackageError",
+    "QuarantineError",
+    "ReportError",
+    "UsageError",
+]
+
+_SHOWN = 20
+"""Faults of a checkpoint that are named one by one."""
+
+
+class ConfigurationError(ValueError):
+    """Everything that is wrong with a set-up, each with what to do.
+
+    Attributes:
+        faults: one sentence a fault.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(["lightning-ast cannot run with this configuration:", *(f"- {f}" for f in faults)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.faults,)
+
+
+class CheckpointError(ValueError):
+    """The state in a checkpoint cannot be used; nothing of it was applied.
+
+    Attributes:
+        owner: The callback whose state it is.
+        faults: One sentence for each field that is wrong.
+    """
+
+    def __init__(self, owner: str, faults: list[str]) -> None:
+        self.owner = owner
+        self.faults = faults
+        more = len(faults) - _SHOWN
+        super().__init__(
+            "\n".join(
+                [
+                    f"lightning-ast cannot use the state of {owner} in this checkpoint, and has applied none of it:",
+                    *(f"- {fault}" for fault in faults[:_SHOWN]),
+                    *([f"- and {more} more faults."] if more > 0 else []),
+                    f"Resume from another checkpoint. To begin anew with this part alone, remove {owner!r} from the "
+                    "checkpoint's 'callbacks'.",
+                ]
+            )
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.owner, self.faults)
+
+
+class QuarantineError(RuntimeError):
+    """More samples of an epoch are not finite than ``quarantine_limit`` allows."""
+
+
+class BatchError(ValueError):
+    """A batch has no recognisable batch dimension; the message says what to override."""
+
+
+class EmptyBatchError(BatchError):
+    """A batch holds no sample."""
+
+
+class EntryError(RuntimeError):
+    """The rows of the samples cannot be found in the graph of a loss."""
+
+
+class LossCaptureError(RuntimeError):
+    """Per-sample losses cannot be taken from this training step; the message names the remedy."""
+
+
+class EnergyUnavailableError(RuntimeError):
+    """This machine, or this process, cannot read the counter; the message says why and what would help."""
+
+
+class ReportError(RuntimeError):
+    """No report can be written; the message says why, and what to do."""
+
+
+class AdviceError(RuntimeError):
+    """What is asked for cannot be measured; the message says what to change."""
+
+
+class DataNotFoundError(FileNotFoundError):
+    """The images are nowhere to be found; the message names every way to provide them."""
+
+
+class MissingPackageError(ModuleNotFoundError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class UsageError(Exception):
+    """The arguments or the configuration cannot be used; the message is one line."""

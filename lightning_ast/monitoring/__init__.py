@@ -1,0 +1,3 @@
+"""What the monitors show and remember of a run."""
+
+__all__: list[str] = []

@@ -1,0 +1,159 @@
+"""What a run has come to, epoch by epoch: loss, accuracy, activation, time. Read for the line and the summary."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.callbacks.two_stage import Stage, run_length
+from lightning_ast.core.ledger import Ledger
+from lightning_ast.lightning_internals.fit_loop import first_callback
+from lightning_ast.monitoring.text import seconds_left
+
+__all__ = ["RunProgress", "names_accuracy"]
+
+
+@dataclass
+class RunProgress:
+    """Adds up steps and epochs; what it holds is primitives.
+
+    Attributes:
+        accuracies: validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
+        seconds: of each finished epoch, by stage.
+        monitoring_seconds: that the monitor took while training went on.
+        stage: of the last batch.
+        validated: whether a validation has ended since the last epoch's line.
+    """
+
+    accuracies: dict[int, float] = field(default_factory=dict)
+    seconds: dict[Stage, list[float]] = field(default_factory=dict)
+    monitoring_seconds: float = 0.0
+    stage: Stage = "warmup"
+    validated: bool = False
+    _loss_sum: Tensor | None = None
+    _steps: int = 0
+    _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    _began: float = 0.0
+    _carried: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """Finished."""
+        return sum(len(each) for each in self.seconds.values())
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether the run has begun, here or before it was resumed."""
+        return bool(self._began or self._carried or self.seconds)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the finished epochs and of the running one."""
+        return sum(sum(each) for each in self.seconds.values()) + self._carried + time.perf_counter() - self._began
+
+    def begin(self) -> None:
+        """Time runs from now on."""
+        self._began = time.perf_counter()
+
+    def start_epoch(self, ledger: Ledger | None) -> None:
+        """With its first batch: the hook for its start is not called after every resume."""
+        self._loss_sum, self._steps = None, 0
+        self._before = _totals(ledger)
+
+    def add_loss(self, outputs: Any) -> None:
+        """Add what ``training_step`` returned, without waiting for the device."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            loss = loss.detach().float()
+            self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
+            self._steps += 1
+
+    def finish_epoch(self, trainer: pl.Trainer, ledger: Ledger | None, accuracy: float | None) -> dict[str, Any]:
+        """What the epoch's line says: arguments of :func:`~lightning_ast.monitoring.text.format_epoch`."""
+        stage, self.validated = self.stage, False
+        now = time.perf_counter()
+        self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
+        self._began, self._carried = now, 0.0
+        if accuracy is not None:
+            self.accuracies[trainer.current_epoch] = accuracy
+        offered, selected, spent, dense = (now - then for now, then in zip(_totals(ledger), self._before, strict=True))
+        # Lightning divides the step's output by the accumulation; the line shows the user's own loss
+        scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+        max_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        stages_ahead = _stages_ahead(trainer, stage)
+        left = None if stages_ahead is None else seconds_left(self.seconds, stages_ahead)
+        loss = None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps
+        self.start_epoch(ledger)  # the next one's first batch may be skipped
+        return {
+            "epoch": trainer.current_epoch,
+            "max_epochs": max_epochs,
+            "loss": loss,
+            "accuracy": accuracy,
+            "activation_rate": selected / offered if offered else 1.0,
+            "flops_savings": 1 - spent / dense if dense else None,
+            "eta_seconds": left or None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """So that an epoch that was interrupted in its middle is summed up whole."""
+        return {
+            "loss_sum": None if self._loss_sum is None else float(self._loss_sum),
+            "steps": self._steps,
+            "before": list(self._before),
+            "accuracies": dict(self.accuracies),
+            "seconds": {stage: list(each) for stage, each in self.seconds.items()},
+            "running": self._carried + (time.perf_counter() - self._began if self._began else 0.0),
+            "monitoring": self.monitoring_seconds,
+            "stage": self.stage,
+            "validated": int(self.validated),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RunProgress:
+        """What :meth:`state_dict` was made from."""
+        return cls(
+            dict(state["accuracies"]),
+            {stage: list(each) for stage, each in state["seconds"].items()},
+            state["monitoring"],
+            state["stage"],
+            bool(state["validated"]),
+            None if state["loss_sum"] is None else torch.tensor(state["loss_sum"]),
+            state["steps"],
+            tuple(state["before"]),
+            _carried=state["running"],
+        )
+
+
+def _totals(ledger: Ledger | None) -> tuple[float, ...]:
+    """Offered, selected, FLOPs spent, FLOPs of a dense run, since the start; zeros in a run without selection."""
+    if ledger is None:
+        return 0.0, 0.0, 0.0, 0.0
+    return ledger.offered, ledger.selected, ledger.spent_flops() or 0.0, ledger.dense_flops() or 0.0
+
+
+def _stages_ahead(trainer: pl.Trainer, stage: Stage) -> list[Stage] | None:
+    """List the stages of the epochs that are still to come; a run without selection keeps the stage that it has."""
+    selection = first_callback(trainer, SparseSelectionCallback)
+    if selection is not None and selection._fit is not None:
+        return selection._fit.stages_ahead()
+    length = run_length(trainer).epochs
+    return None if length is None else [stage] * (math.ceil(length) - trainer.current_epoch - 1)
+
+
+def names_accuracy(name: str) -> bool:
+    """Tell whether a metric's name is that of a validation accuracy.
+
+    Example:
+        >>> names_accuracy("val_acc"), names_accuracy("train_acc"), names_accuracy("val_loss")
+        (True, False, False)
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})

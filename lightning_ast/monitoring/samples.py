@@ -1,0 +1,222 @@
+"""The samples of an epoch as the selection saw them, and what became of each over the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.monitoring.guard import Guard
+from lightning_ast.selection.observer import Watcher
+from lightning_ast.selection.step_state import BatchPlan
+
+__all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
+
+BINS = 20
+"""Parts of an epoch that the threshold is shown in."""
+
+
+@dataclass(frozen=True)
+class EpochSamples:
+    """What was offered in the sparse batches of an epoch, on the CPU.
+
+    Attributes:
+        significance: ``(n,)``, as the selection was made from it.
+        selected: ``(n,)`` bool.
+        labels: ``(n,)`` class indices, -1 where one is not known; None where the loss has none.
+        indices: ``(n,)`` dataset indices, or None where they are not known.
+        thresholds: ``(BINS,)`` mean threshold in each part of the epoch, NaN where it was dense.
+    """
+
+    significance: Tensor
+    selected: Tensor
+    labels: Tensor | None
+    indices: Tensor | None
+    thresholds: Tensor
+
+    def class_activation(self) -> Tensor | None:
+        """``(C,)`` share of each class's samples that was selected, NaN for a class without any; None: no labels."""
+        if self.labels is None or not bool((known := self.labels >= 0).any()):
+            return None
+        offered = self.labels[known].bincount()
+        return self.labels[known & self.selected].bincount(minlength=len(offered)) / offered
+
+
+class SampleWatcher(Watcher):
+    """Collects an epoch's sparse batches where they are; nothing is waited for before the epoch's end.
+
+    In ``prune`` the epoch's plan tells what was selected, from the remembered significance of all samples.
+
+    Args:
+        selection: the :class:`~lightning_ast.SparseSelectionCallback` of the fit.
+        indices: ``(batch_size) -> (B,)`` dataset indices of the batch that arrives, or None.
+        size: samples of the data set, or None where it has no length: nothing is counted by index then.
+
+    Attributes:
+        seconds: that watching took.
+    """
+
+    wants_labels = True
+
+    def __init__(self, selection: Any, indices: Callable[[int], Tensor | None], *, size: int | None) -> None:
+        self._selection = selection
+        self._indices, self._size = indices, size
+        self.seconds = 0.0
+        self._guard = Guard("watching the samples")
+        self._stage: Stage = "warmup"
+        self._labels = torch.empty(0, dtype=torch.long)
+        self._start()
+
+    def _start(self) -> None:
+        self._batches = 0
+        self._rows: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._thresholds: list[tuple[int, Tensor]] = []
+
+    def start_stage(self, stage: Stage) -> None:
+        """Dense stages are not collected."""
+        self._stage = stage
+
+    def indices(self, batch_size: int) -> Tensor | None:
+        """Of the batch that arrives."""
+        began, drawn = time.perf_counter(), None
+        with self._guard():
+            drawn = self._indices(batch_size)
+        self.seconds += time.perf_counter() - began
+        return drawn
+
+    def finish_batch(self, plan: BatchPlan) -> None:
+        """Keep what the selection was made from."""
+        began = time.perf_counter()
+        with self._guard():
+            self._keep(plan)
+        self.seconds += time.perf_counter() - began
+
+    def _keep(self, plan: BatchPlan) -> None:
+        self._batches += 1
+        if self._stage == "sparse" and (threshold := self._selection._fit.selector.last_threshold) is not None:
+            self._thresholds.append((self._batches, threshold))
+        labels = None if plan.labels is None else plan.labels.clone()  # a view would keep what it is a view of
+        if labels is not None and plan.indices is not None and self._selection.mode == "prune":
+            self._seen.append((plan.indices, labels))
+        if self._stage != "sparse" or self._selection.mode == "prune" or plan.significance is None:
+            return
+        selected = torch.ones_like(plan.significance, dtype=torch.bool)
+        if plan.selection is not None:
+            selected = torch.zeros_like(selected).index_fill_(0, plan.selection.indices, not plan.void)
+        self._rows.append((plan.significance, selected, labels, plan.indices))
+
+    def take(self) -> EpochSamples | None:
+        """What was collected, and begin anew; None where no batch was sparse."""
+        rows, seen, thresholds, batches = self._rows, self._seen, self._thresholds, self._batches
+        self._start()
+        if seen:
+            self._remember(torch.cat([i.cpu() for i, _ in seen]), torch.cat([labels for _, labels in seen]).cpu())
+        binned = _binned(thresholds, batches)
+        if self._selection.mode == "prune":
+            return self._planned(binned) if thresholds else None
+        if not rows:
+            return None
+        significance, selected, labels, indices = zip(*rows, strict=True)
+        scores, kept = torch.cat(significance).cpu(), torch.cat(selected).cpu()
+        known = _all(indices)
+        if known is not None and (self._size is None or int(known.min()) < 0 or int(known.max()) >= self._size):
+            known = None  # names of samples, and not places in the data set
+        return EpochSamples(scores, kept, _all(labels), known, binned)
+
+    def _planned(self, thresholds: Tensor) -> EpochSamples:
+        epochs = self._selection._fit.epochs
+        significance = epochs.history.significance()
+        selected = torch.zeros(len(significance), dtype=torch.bool)
+        selected[epochs.epoch.plan.indices] = True
+        labels = torch.full((len(significance),), -1)
+        labels[: len(self._labels)] = self._labels
+        known = labels if len(self._labels) else None
+        return EpochSamples(significance, selected, known, torch.arange(len(significance)), thresholds)
+
+    def _remember(self, indices: Tensor, labels: Tensor) -> None:
+        missing = int(indices.max()) + 1 - len(self._labels)
+        if missing > 0:
+            self._labels = torch.cat([self._labels, self._labels.new_full((missing,), -1)])
+        self._labels[indices] = labels.long()
+
+
+def _all(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    known = [part.cpu() for part in parts if part is not None]
+    return torch.cat(known).long() if len(known) == len(parts) else None
+
+
+def _binned(thresholds: list[tuple[int, Tensor]], batches: int) -> Tensor:
+    bins = torch.full((BINS,), torch.nan)
+    if thresholds:
+        values = torch.stack([threshold.float() for _, threshold in thresholds]).cpu()
+        places = torch.tensor([(batch - 1) * BINS // batches for batch, _ in thresholds])
+        sums, counts = torch.zeros(BINS).index_add(0, places, values), places.bincount(minlength=BINS)
+        bins[counts > 0] = sums[counts > 0] / counts[counts > 0]
+    return bins
+
+
+@dataclass
+class SampleHistory:
+    """What became of classes, thresholds and samples, epoch by epoch.
+
+    Attributes:
+        classes: by epoch ``(C,)``, see :meth:`EpochSamples.class_activation`.
+        thresholds: by epoch ``(BINS,)``.
+        offered: ``(N,)`` int32, how often each sample of the data set was offered in a sparse batch.
+        selected: ``(N,)`` int32, how often it was selected.
+        worth: ``(N,)`` float32, the sum of its significance whenever it was offered.
+    """
+
+    classes: dict[int, Tensor] = field(default_factory=dict)
+    thresholds: dict[int, Tensor] = field(default_factory=dict)
+    offered: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
+    selected: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
+    worth: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def add(self, epoch: int, samples: EpochSamples) -> None:
+        """Add an epoch."""
+        self.thresholds[epoch] = samples.thresholds
+        if (activation := samples.class_activation()) is not None:
+            self.classes[epoch] = activation
+        if samples.indices is None:
+            return
+        length = max(len(self.offered), int(samples.indices.max()) + 1)
+        self.offered, self.selected, self.worth = (
+            torch.cat([kept, kept.new_zeros(length - len(kept))]) for kept in (self.offered, self.selected, self.worth)
+        )
+        self.offered.index_add_(0, samples.indices, torch.ones_like(samples.indices, dtype=torch.int32))
+        self.selected.index_add_(0, samples.indices, samples.selected.int())
+        self.worth.index_add_(0, samples.indices, samples.significance.float().nan_to_num())
+
+    def extremes(self, count: int) -> tuple[Tensor, Tensor]:
+        """Dataset indices of the samples that were selected most and least, ``(<= count,)`` each, of those offered.
+
+        Where several were selected equally often, the one of the larger mean significance counts as more selected.
+        """
+        offered = self.offered.nonzero().flatten()
+        share, worth = (each[offered] / self.offered[offered] for each in (self.selected, self.worth))
+        order = offered[np.lexsort((worth.numpy(), share.numpy()))]  # by the last key first
+        return order.flip(0)[:count], order[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone."""
+        return {
+            "classes": dict(self.classes),
+            "thresholds": dict(self.thresholds),
+            "offered": self.offered,
+            "selected": self.selected,
+            "worth": self.worth,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> SampleHistory:
+        """What :meth:`state_dict` was made from."""
+        rows = (state["offered"], state["selected"], state["worth"])
+        return cls(dict(state["classes"]), dict(state["thresholds"]), *rows)

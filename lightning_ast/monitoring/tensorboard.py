@@ -1,0 +1,184 @@
+"""What loggers show besides scalars: each is asked for what it can do, and for nothing else."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_ast.monitoring.figures import class_heatmap, sample_grid, threshold_heatmap
+from lightning_ast.monitoring.samples import EpochSamples, SampleHistory
+from lightning_ast.selection.quarantine import QuarantinedSample
+
+__all__ = ["LAYOUT", "Writers"]
+
+LAYOUT = {
+    "AST": {
+        "activation against target": [
+            "Multiline",
+            ["ast/activation_rate$", "ast/activation_rate_ema$", "ast/target_activation_rate$"],
+        ],
+        "threshold": ["Multiline", ["ast/threshold$"]],
+        "savings": [
+            "Multiline",
+            ["ast/savings_samples$", "ast/savings_flops$", "ast/savings_seconds$", "ast/savings_joules$"],
+        ],
+        "stage (0 warmup, 1 sparse, 2 cooldown)": ["Multiline", ["ast/stage$"]],
+        "significance (10th, 50th, 90th percentile)": [
+            "Multiline",
+            ["ast/significance_p10$", "ast/significance_p50$", "ast/significance_p90$"],
+        ],
+        "seconds of an epoch": [
+            "Multiline",
+            ["energy/(epoch|loading|scoring|forward_backward|validation|other)_seconds$"],
+        ],
+        "joules of an epoch": ["Multiline", ["energy/(epoch|gpu|cpu)_joules$"]],
+    }
+}
+"""TensorBoard's custom scalars page."""
+
+_LISTED = 100
+
+
+class Writers:
+    """The loggers of a run that take more than scalars, on the process that logs.
+
+    Args:
+        trainer: of the run.
+        images: samples in each row of the grid; 0 shows none.
+    """
+
+    def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
+        self._trainer, self._images = trainer, images
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        experiments = [_experiment(logger) for logger in loggers]
+        self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
+        self._draws = bool(self._with("add_image")) and _has_matplotlib()
+        self._told = False
+        self._refused: list[Any] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self._all)
+
+    def _with(self, method: str) -> list[Any]:
+        found = [getattr(experiment, method) for experiment in self._all if hasattr(experiment, method)]
+        return [functools.partial(self._asked, experiment_method) for experiment_method in found]
+
+    def _asked(self, method: Any, *arguments: Any, **options: Any) -> None:
+        """Ask a logger; one that has the name, but not what TensorBoard means by it, does not end the training."""
+        owner = getattr(method, "__self__", None)
+        if any(owner is refused for refused in self._refused):
+            return
+        try:
+            method(*arguments, **options)
+        except Exception as error:
+            self._refused.append(owner)
+            rank_zero_warn(
+                f"lightning-ast: {type(owner).__name__}.{method.__name__} failed and is not asked again: "
+                f"{type(error).__name__}: {error}"
+            )
+
+    def lay_out(self) -> None:
+        """Arrange the scalars on a page."""
+        for add in self._with("add_custom_scalars"):
+            add(LAYOUT)
+
+    def histograms(self, samples: EpochSamples, history: SampleHistory, step: int) -> None:
+        """The significance of all and of the selected, and how often each sample was selected."""
+        shown = {"ast/significance": samples.significance}
+        if samples.selected.any():
+            shown["ast/significance_selected"] = samples.significance[samples.selected]
+        offered = history.offered > 0
+        if offered.any():
+            shown["ast/times_selected"] = history.selected[offered]
+            shown["ast/selected_share"] = history.selected[offered] / history.offered[offered]
+        for add in self._with("add_histogram"):
+            for tag, values in shown.items():
+                add(tag, values.float(), step)
+
+    def pictures(self, history: SampleHistory, step: int) -> None:
+        """Heatmaps, and the samples that were selected most and least."""
+        if not self._draws:
+            return
+        shown = {}
+        if history.classes:
+            shown["ast/class_activation"] = class_heatmap(history.classes)
+        if history.thresholds:
+            shown["ast/threshold_by_epoch"] = threshold_heatmap(history.thresholds)
+        grid = self._sample_grid(history) if self._images and len(history.offered) else None
+        if grid is not None:
+            shown["ast/most_and_least_selected"] = grid
+        for add in self._with("add_image"):
+            for tag, picture in shown.items():
+                add(tag, picture, step, dataformats="HWC")
+
+    def quarantined(self, samples: Sequence[QuarantinedSample], step: int) -> None:
+        """Name the samples that were left out."""
+        rows = [f"| {s.epoch} | {s.batch} | {_known(s.position)} | {_known(s.index)} |" for s in samples[:_LISTED]]
+        if len(samples) > _LISTED:
+            rows.append(f"\nand {len(samples) - _LISTED} more")
+        table = "\n".join(["| epoch | batch | position | dataset index |", "|---|---|---|---|", *rows])
+        for add in self._with("add_text"):
+            add("ast/quarantined_samples", table, step)
+
+    def _sample_grid(self, history: SampleHistory) -> Any:
+        most, least = history.extremes(self._images)
+        images = self._load([*most.tolist(), *least.tolist()])
+        if images is None:
+            return None
+        captions = [f"#{i}: {history.selected[i]}/{history.offered[i]}" for i in (*most.tolist(), *least.tolist())]
+        rows = list(zip(images, captions, strict=True))
+        return sample_grid(rows[: len(most)], rows[len(most) :])
+
+    def _load(self, indices: list[int]) -> list[Tensor] | None:
+        """The images of samples, as the data set gives them; None where it gives none."""
+        loader = self._trainer.train_dataloader
+        try:
+            with isolate_rng(include_cuda=False):
+                dataset = loader.dataset  # type: ignore[union-attr]
+                whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
+                samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]
+                return _images_of(loader.collate_fn(samples), len(indices))  # type: ignore[union-attr]
+        except Exception as error:  # the user's data set, asked in a way that training does not need
+            if not self._told:
+                rank_zero_info(f"lightning-ast: no pictures of samples: {type(error).__name__}: {error}")
+            self._told = True
+            return None
+
+
+def _experiment(logger: Any) -> Any:
+    try:
+        return logger.experiment
+    except Exception:  # it has none, or cannot open one: Lightning will say so where it logs
+        return None
+
+
+def _images_of(batch: Any, size: int) -> list[Tensor] | None:
+    """``(1 or 3, H, W)`` of each sample: the first tensor of a batch that can be one."""
+    for leaf in torch.utils._pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim == 4 and len(leaf) == size:
+            if leaf.shape[1] in (1, 3):
+                return list(leaf)
+            if leaf.shape[-1] in (1, 3):
+                return list(leaf.movedim(-1, 1))
+    return None
+
+
+def _known(number: int) -> str:
+    return str(number) if number >= 0 else "not known"
+
+
+def _has_matplotlib() -> bool:
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        rank_zero_info("lightning-ast: heatmaps and samples need matplotlib: pip install 'lightning-ast[report]'.")
+        return False
+    return True

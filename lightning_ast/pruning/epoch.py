@@ -1,0 +1,156 @@
+"""The epoch that mode ``prune`` is in: its stage, its lengths, its plan, and which part of the plan each batch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.core.history import EpochPlan
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.pruning.run_plan import EpochLengths
+from lightning_ast.selection.faults import changes
+from lightning_ast.words import counted
+
+__all__ = ["PlannedBatch", "RunningEpoch", "check_split"]
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """What the plan says of a batch.
+
+    Attributes:
+        indices: ``(B,)`` dataset indices of its samples, in the order in which they stand in the batch.
+        weights: ``(B,)`` importance weights, or None where all are 1.
+        stands_for: samples of a dense epoch that it stands for.
+    """
+
+    indices: Tensor
+    weights: Tensor | None
+    stands_for: int
+
+
+@dataclass
+class RunningEpoch:
+    """An epoch from the start of its loader to its end.
+
+    Attributes:
+        number: from 0.
+        stage: of the whole epoch.
+        sparse: whether it is pruned.
+        lengths: in one process.
+        plan: None until its first index is drawn.
+        resumed_at: batches that were trained on before the run was resumed in it.
+        batch: index of the batch that comes next.
+        replays: whether the plan is a checkpoint's, and not to be drawn.
+        drained: states of the sampler's generators after it is asked for one index more than it has.
+    """
+
+    number: int
+    stage: Stage
+    sparse: bool
+    lengths: EpochLengths
+    plan: EpochPlan | None = None
+    resumed_at: int = 0
+    batch: int = 0
+    replays: bool = False
+    drained: list[Tensor] = field(default_factory=list)
+
+    @property
+    def activation_rate(self) -> float:
+        """Planned / offered, in (0, 1]."""
+        return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
+
+    def next_batch(
+        self, batch_size: int, own: Tensor | None, *, planned_size: int, share: Callable[[Tensor], Tensor]
+    ) -> PlannedBatch:
+        """What the plan says of the batch that the loader has given.
+
+        Args:
+            batch_size: samples that it holds.
+            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
+            planned_size: samples of a full batch.
+            share: from what is planned for all processes to the part of this one.
+
+        Raises:
+            ConfigurationError: it does not hold the samples that were to be loaded.
+        """
+        assert self.plan is not None
+        indices = share(self.plan.indices)
+        start, stop = self.batch * planned_size, min((self.batch + 1) * planned_size, len(indices))
+        order = _order(self.batch, indices[start:stop], batch_size, own)
+        self.batch += 1
+        weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop][order]
+        scale = self.plan.offered / self.plan.indices.numel() if self.sparse else 1.0
+        return PlannedBatch(indices[start:stop][order], weights, round(stop * scale) - round(start * scale))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone."""
+        return {
+            "plan": None if self.plan is None else self.plan.state_dict(),
+            "stage": self.stage,
+            "sparse": int(self.sparse),
+            "lengths": [self.lengths.samples, self.lengths.batches],
+            "drained": self.drained,
+        }
+
+    @classmethod
+    def resumed(cls, state: dict[str, Any], batches_done: int) -> RunningEpoch:
+        """The rest of the epoch that a state was made from, with the stage and lengths that it began with."""
+        plan = EpochPlan.from_state_dict(state["plan"])
+        lengths = EpochLengths(*state["lengths"])
+        return cls(
+            plan.epoch,
+            state["stage"],
+            bool(state["sparse"]),
+            lengths,
+            plan,
+            resumed_at=batches_done,
+            batch=batches_done,
+            replays=True,
+            drained=state["drained"],
+        )
+
+
+def check_split(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to deal the rest of a plan out in another way than its beginning.
+
+    Args:
+        saved: settings by name, of the checkpoint.
+        now: the same of this run.
+    """
+    if changed := changes(saved, now):
+        raise ConfigurationError(
+            [
+                f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "
+                "epoch's plan cannot be dealt out anew: use the same settings, or a checkpoint from an epoch's end."
+            ]
+        )
+
+
+def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> Tensor:
+    """Where in the batch's part of the plan each of its samples stands: a permutation ``(B,)``."""
+    if batch_size != len(drawn):
+        raise ConfigurationError(
+            [
+                f"batch {number} holds {counted(batch_size, 'sample')} where {len(drawn)} were drawn for it: "
+                "mode='prune' cannot tell which samples these are. Use a collate_fn that neither drops nor "
+                "adds samples (filter the dataset instead); where the first dimension does not count samples, override "
+                "SparseLossMixin.count_samples; or use mode='partial'."
+            ]
+        )
+    if own is None:
+        return torch.arange(batch_size)
+    (drawn, there), (own, here) = drawn.sort(stable=True), own.detach().cpu().long().sort(stable=True)
+    if not torch.equal(drawn, own):
+        raise ConfigurationError(
+            [
+                f"sample_indices of batch {number} are not those of the samples that were drawn for it: return each "
+                "sample's index in the dataset, shape (B,), and load what the sampler draws."
+            ]
+        )
+    return torch.empty_like(there).index_copy_(0, here, there)

@@ -1,0 +1,328 @@
+"""Mode ``prune`` inside Lightning's fit loop: the plan of each epoch, its lengths, and what a resumed run continues."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_ast.core.gate import Selection
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.fit_loop import (
+    accumulation,
+    announce_batches,
+    batches_done,
+    begin_new_epoch,
+    epochs_done,
+    hold_reload,
+    last_reloads,
+    lead,
+    reload_as_due,
+    reload_validation_as_due,
+    restart_loader,
+)
+from lightning_ast.pruning.epoch import RunningEpoch, check_split
+from lightning_ast.pruning.loader import (
+    LoaderFacts,
+    PrunedLoader,
+    PrunedSampler,
+    draw,
+    loader_faults,
+    loader_generators,
+    set_states,
+)
+from lightning_ast.pruning.run_plan import (
+    EpochLengths,
+    PlannedRun,
+    length_faults,
+    planned_run,
+    promise_steps,
+    size_faults,
+)
+from lightning_ast.schedule import Schedule
+from lightning_ast.selection.step_state import BatchPlan
+
+__all__ = ["PrunedEpochs"]
+
+_CHUNK = 4096
+
+
+class PrunedEpochs:
+    """Plans epochs, and keeps the loader, Lightning's counters and the checkpoint in step with the plan.
+
+    The plan is drawn when the loader asks for the first index of an epoch: there the user's own sampler would have
+    drawn. How many samples it will have is known before, so that lengths and schedules can be.
+
+    Args:
+        owner: the selection callback.
+        trainer: of this fit.
+        selector: gate, weighting, seed and target.
+        schedule: Warmup and cooldown.
+        processes: that train together.
+    """
+
+    def __init__(
+        self,
+        owner: Callback,
+        trainer: pl.Trainer,
+        selector: SampleSelector,
+        schedule: Schedule,
+        processes: Processes,
+    ) -> None:
+        self._owner = owner
+        self._trainer = trainer
+        self._selector = selector
+        self._schedule = schedule
+        self._processes = processes
+        self._maximum = processes.maximum if processes.count > 1 else None
+        self._accumulate = accumulation(trainer)
+        self.history: SignificanceHistory | None = None
+        self._facts: LoaderFacts | None = None
+        self._pruned: PrunedLoader | None = None
+        self._resumes = False
+        self._observes = True
+        self._loaded: dict[str, Any] | None = None
+        self._undo: list[Callable[[], None]] = []
+        self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
+
+    # ------------------------------------------------------------------ the loader
+
+    def attach(self) -> None:
+        """From here on, every training loader that Lightning sets up is pruned."""
+        self._undo = [
+            lead(self._trainer.fit_loop, load=self._load, begin=self._begin),
+            promise_steps(self._trainer, self.planned_steps),
+        ]
+
+    def detach(self) -> None:
+        """Leave the trainer as it was; the user's loader was never touched. Safe to call twice."""
+        while self._undo:
+            self._undo.pop()()
+        self._pruned = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy leads no fit loop."""
+        return {**vars(self), "_undo": []}
+
+    def ensure_installed(self) -> None:
+        """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
+        loop = self._trainer.fit_loop
+        if self._facts is None:
+            loop._combined_loader = None
+            loop.setup_data()
+        if self._resumes and self._loaded is not None:
+            hold_reload(loop)
+        self._announce()
+
+    def _load(self, combined: CombinedLoader) -> CombinedLoader:
+        if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
+            self._facts = None
+            return combined
+        faults = loader_faults(combined, processes=self._processes.count)
+        if not faults:
+            self._facts = LoaderFacts.of(combined)
+            remembered = None if self.history is None else len(self.history)
+            faults = length_faults(self.run, self._trainer, self._facts, remembered=remembered)
+        if faults:
+            raise ConfigurationError(faults)
+        assert self._facts is not None
+        if self.history is None:
+            self._load_history()
+        if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
+            self._pruned.given = combined  # reloaded, but not anew: its workers may persist
+        else:
+            make = functools.partial(PrunedSampler, indices=self._indices, length=self._samples)
+            self._pruned = PrunedLoader(combined, make)
+        self._start(epochs_done(self._trainer))
+        self._pruned.limits = self.epoch.lengths.batches
+        return self._pruned
+
+    # ------------------------------------------------------------------ lengths
+
+    @property
+    def run(self) -> PlannedRun:
+        """Return the run that the trainer's limits make."""
+        assert self._facts is not None
+        return planned_run(
+            self._trainer,
+            self._facts,
+            schedule=self._schedule,
+            accumulate=self._accumulate,
+            rate=self._selector.target_activation_rate,
+            min_selected=self._selector.min_selected,
+            processes=self._processes.count,
+        )
+
+    def planned_steps(self) -> float:
+        """Optimizer steps of the whole run; sets the loader up where that was not done yet."""
+        if self._facts is None:
+            self._trainer.fit_loop.setup_data()
+        return math.inf if self._facts is None else self.run.steps
+
+    def _samples(self) -> int:
+        return self.epoch.lengths.samples
+
+    def _announce(self) -> None:
+        """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
+        if self._pruned is not None:
+            self._pruned.limits = self.epoch.lengths.batches
+            announce_batches(self._trainer, self.epoch.lengths.batches)
+
+    # ------------------------------------------------------------------ an epoch
+
+    def _start(self, epoch: int) -> None:
+        run = self.run
+        stage = run.stage(epoch)
+        sparse = stage == "sparse" and self._selector.target_activation_rate < 1
+        self.epoch = RunningEpoch(epoch, stage, sparse, run.sparse if sparse else run.dense)
+        self._observes = not stage == run.stage(epoch + 1) == "warmup"  # the last warmup epoch sees all samples again
+
+    def _begin(self, epoch: int) -> None:
+        """Lightning is about to run this epoch; the first one's loader has already started."""
+        if self._facts is None:
+            return
+        if self._resumes:
+            self._resumes = False
+            self._resume(epoch)
+            return
+        if epoch != self.epoch.number:
+            self._start(epoch)
+        self._announce()
+
+    def _indices(self, sampler: Any) -> Iterator[int]:
+        """The epoch's dataset indices for this process, from the position on."""
+        if self._resumes:  # Lightning started the loader before it knew where the run continues
+            return
+        epoch = self.epoch
+        if not epoch.replays or epoch.plan is None:
+            epoch.plan = self._make_plan(sampler)
+        epoch.replays = False  # a loader that is started twice draws twice, as without this callback
+        assert self._facts is not None
+        share = self._processes.share(epoch.plan.indices)[epoch.resumed_at * self._facts.batch_size :]
+        for start in range(0, len(share), _CHUNK):
+            yield from share[start : start + _CHUNK].tolist()
+        set_states(self._generators(), epoch.drained)
+
+    def _make_plan(self, sampler: Any) -> EpochPlan:
+        assert self.history is not None
+        assert self._facts is not None
+        combined = self._trainer.fit_loop._combined_loader
+        if combined is not None and (faults := size_faults(len(self.history), len(combined.flattened[0].dataset))):
+            raise ConfigurationError(faults)
+        self.history.fold(self._maximum)
+        own, self.epoch.drained = draw(sampler, self._facts, self._generators())
+        draws = self._processes.interleaved(own)
+        if not self.epoch.sparse:
+            return EpochPlan(self.epoch.number, draws, self._facts.offered * self._processes.count)
+        offered = draws[: self._facts.offered * self._processes.count]
+        count = self.epoch.lengths.samples * self._processes.count
+        return plan_epoch(self.history, offered, epoch=self.epoch.number, count=count, selector=self._selector)
+
+    def batch_plan(self, batch_size: int, own: Tensor | None) -> BatchPlan:
+        """What is to be done with the next batch of the epoch: train on all of it, and remember what it was worth.
+
+        Args:
+            batch_size: samples that it holds.
+            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
+
+        Raises:
+            ConfigurationError: it does not hold the samples that were to be loaded.
+        """
+        assert self._facts is not None
+        assert self.history is not None
+        planned = self.epoch.next_batch(
+            batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share
+        )
+        plan = BatchPlan(batch_size, sparse=False, stands_for=planned.stands_for, indices=planned.indices)
+        if self._observes:
+            plan.observe = functools.partial(self.history.observe, planned.indices)
+        if planned.weights is not None:
+            plan.sparse = True
+            plan.selection = Selection(torch.arange(batch_size), planned.weights)
+        return plan
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores, plan and random state of all processes; every process must ask for it."""
+        maximum = None if self._processes.failing else self._maximum
+        return {
+            "history": None if self.history is None else self.history.state_dict(maximum),
+            **self.epoch.state_dict(),
+            "split": None if self._facts is None else self._split(self._facts, sparse=self.epoch.sparse),
+            **last_reloads(self._trainer.fit_loop),
+            "random": self._processes.random_states(),
+            "generators": [generator.get_state() for generator in self._generators()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Kept until the loader, the epoch and the position in it are known."""
+        self._loaded = state
+        if self.history is not None:
+            self._load_history()
+
+    def expect_resume(self) -> None:
+        """A checkpoint is being loaded: a loader that starts before the epoch is known yields nothing."""
+        self._resumes = True
+        self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
+
+    def _load_history(self) -> None:
+        assert self._facts is not None
+        self.history = SignificanceHistory(self._facts.dataset_size)
+        state = None if self._loaded is None else self._loaded["history"]
+        if state is not None:
+            try:
+                self.history.load_state_dict(state)
+            except ValueError as error:
+                if self._resumes:
+                    raise ConfigurationError([str(error)]) from error
+                rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
+
+    def _generators(self) -> list[torch.Generator]:
+        combined = self._trainer.fit_loop._combined_loader
+        return [] if combined is None else loader_generators(combined.flattened[0])
+
+    def _resume(self, epoch: int) -> None:
+        """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
+        loop, state = self._trainer.fit_loop, self._loaded or {}
+        self._start(epoch)
+        reload_validation_as_due(loop, state.get("validation_reloaded"))
+        goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
+        if goes_on:
+            assert self._facts is not None
+            check_split(state["split"], self._split(self._facts, sparse=bool(state["sparse"])))
+            self.epoch = RunningEpoch.resumed(state, batches_done(loop))
+            rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
+        else:
+            self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
+            self._restore_random_state()
+            begin_new_epoch(loop)
+        reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
+        self._announce()
+        restart_loader(loop)
+        if goes_on:
+            self._restore_random_state()
+
+    def _split(self, facts: LoaderFacts, *, sparse: bool) -> dict[str, Any]:
+        """What decides how a plan is dealt out and weighted."""
+        return {
+            "batch_size": facts.batch_size,
+            "drop_last": int(facts.drop_last),
+            "processes": self._processes.count,
+            "weighting": self._selector.weighting if sparse else None,
+        }
+
+    def _restore_random_state(self) -> None:
+        if self._loaded is not None:
+            self._processes.restore_random_states(self._loaded["random"])
+            set_states(self._generators(), self._loaded["generators"])

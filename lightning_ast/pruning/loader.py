@@ -1,0 +1,214 @@
+"""The user's DataLoader in mode ``prune``: what can be pruned, and a sampler put between the user's and the batches."""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
+
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.words import counted
+
+__all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators", "set_states"]
+
+
+def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
+    """Why the training data cannot be pruned.
+
+    Args:
+        combined: what Lightning made of the user's loaders.
+        processes: that train together.
+    """
+    if len(combined.flattened) != 1:
+        return [
+            f"mode='prune' needs one training dataloader, got {len(combined.flattened)}: which samples are skipped "
+            "must be the same for all. Join the data sets (one that returns a tuple, or torch's ConcatDataset and "
+            "StackDataset)."
+        ]
+    loader = combined.flattened[0]
+    if not isinstance(loader, DataLoader):
+        return [f"mode='prune' needs a torch DataLoader, got {type(loader).__name__}: nothing tells what it will load."]
+    if isinstance(loader.dataset, IterableDataset):
+        return ["mode='prune' needs a map-style dataset: an IterableDataset cannot skip a sample before it is loaded."]
+    if loader.batch_sampler is None:
+        return ["mode='prune' needs batch_size: with batch_size=None the dataset makes the batches, not the samples."]
+    return _sampling_faults(loader, processes)
+
+
+def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
+    found = []
+    if type(loader.batch_sampler) is not BatchSampler:
+        found.append(
+            f"mode='prune' needs torch's own BatchSampler, got {type(loader.batch_sampler).__name__}: a batch sampler "
+            "that groups samples by a rule of its own cannot be told from outside which to leave out. Use batch_size= "
+            "and sampler=."
+        )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        found.append(
+            f"{type(loader).__name__} iterates in a way of its own, which may change the order of the batches: "
+            "mode='prune' needs torch's DataLoader.__iter__."
+        )
+    if not getattr(loader, "in_order", True):
+        found.append("mode='prune' needs in_order=True: else batches arrive in an order that nobody knows.")
+    if isinstance(loader, _Stateful):
+        found.append(
+            f"{type(loader).__name__} restores its own position when a run is resumed, and mode='prune' does so too: "
+            "use torch's DataLoader."
+        )
+    for name, part in (("dataset", loader.dataset), ("sampler", getattr(loader.batch_sampler, "sampler", None))):
+        if not hasattr(part, "__len__"):
+            found.append(f"mode='prune' needs to know how many samples there are: the {name} has no __len__.")
+    if processes > 1 and not isinstance(getattr(loader.batch_sampler, "sampler", None), DistributedSampler):
+        found.append(
+            "mode='prune' with several processes needs a DistributedSampler, so that an index means the same sample in "
+            "all of them: leave Trainer(use_distributed_sampler=True), or pass one."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class LoaderFacts:
+    """Lengths of a dense epoch in one process.
+
+    Attributes:
+        dataset_size: samples in the data set.
+        draws: samples that the user's sampler draws.
+        batch_size: samples of a batch.
+        drop_last: whether a last short batch is dropped.
+        batches: batches, ``limit_train_batches`` included.
+    """
+
+    dataset_size: int
+    draws: int
+    batch_size: int
+    drop_last: bool
+    batches: int
+
+    @classmethod
+    def of(cls, combined: CombinedLoader) -> LoaderFacts:
+        """Of a loader without faults."""
+        loader = combined.flattened[0]
+        sampler = loader.batch_sampler
+        (limit,) = combined.limits or [len(loader)]
+        return cls(
+            dataset_size=len(loader.dataset),
+            draws=len(sampler.sampler),
+            batch_size=sampler.batch_size,
+            drop_last=sampler.drop_last,
+            batches=int(min(len(loader), limit)),
+        )
+
+    @property
+    def offered(self) -> int:
+        """Samples that a dense epoch trains on."""
+        return min(self.draws, self.batches * self.batch_size)
+
+
+class PrunedSampler(Sampler[int]):
+    """Stands in for the user's sampler; what it yields is decided elsewhere.
+
+    Args:
+        sampler: the user's.
+        indices: ``(sampler) -> iterator`` over the dataset indices of the running epoch, made when it is iterated.
+        length: samples of the running epoch.
+    """
+
+    def __init__(self, sampler: Any, *, indices: Callable[[Any], Iterator[int]], length: Callable[[], int]) -> None:
+        self.sampler = sampler
+        self._indices, self._length = indices, length
+
+    def __iter__(self) -> Iterator[int]:
+        return self._indices(self.sampler)
+
+    def __len__(self) -> int:
+        return self._length()
+
+
+class PrunedLoader(CombinedLoader):
+    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
+
+    Args:
+        given: with one loader, without faults; may be replaced by another of the same loader.
+        make: from its sampler to the one that takes its place.
+    """
+
+    def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
+        super().__init__(given.iterables, given._mode)
+        self.given = given
+        (loader,) = given.flattened
+        taken, batch_sampler = copy.copy(loader), copy.copy(loader.batch_sampler)
+        batch_sampler.sampler = make(batch_sampler.sampler)
+        taken.__dict__.update(batch_sampler=batch_sampler, _iterator=None)  # a DataLoader refuses ordinary assignment
+        self.flattened = [taken]
+
+    def __iter__(self) -> PrunedLoader:
+        """Lightning asks the given loader for the length, which needs an iterator to tell."""
+        super().__iter__()
+        self.given._iterator = self._iterator
+        return self
+
+    def reset(self) -> None:
+        """Stop the workers."""
+        super().reset()
+        self.given._iterator = None
+
+
+def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
+    """One epoch's indices from the user's sampler.
+
+    A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
+    torch's RandomSampler does. So it is asked, and the generators are put back.
+
+    Returns:
+        ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
+
+    Raises:
+        ConfigurationError: they are not what can be pruned.
+    """
+    source = iter(sampler)
+    try:
+        indices = array("q", (index.__index__() for index in islice(source, facts.draws)))
+        before = [generator.get_state() for generator in generators]
+        indices.extend(index.__index__() for index in islice(source, 1))
+    except (AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            [f"mode='prune' needs a sampler of integer dataset indices: {type(sampler).__name__} yields others."]
+        ) from error
+    draws = torch.frombuffer(indices, dtype=torch.int64) if indices else torch.empty(0, dtype=torch.int64)
+    if len(draws) != facts.draws:
+        raise ConfigurationError(
+            [
+                f"{type(sampler).__name__} drew {'more than ' * (len(draws) > facts.draws)}"
+                f"{counted(min(len(draws), facts.draws), 'sample')} where its length was {facts.draws}: "
+                "mode='prune' needs a sampler whose __len__ is true and stays the same."
+            ]
+        )
+    if len(draws) and not 0 <= int(draws.min()) <= int(draws.max()) < facts.dataset_size:
+        raise ConfigurationError(
+            [f"{type(sampler).__name__} drew indices outside [0, {facts.dataset_size}), the range of the dataset."]
+        )
+    after = [generator.get_state() for generator in generators]
+    set_states(generators, before, strict=True)
+    return draws, after
+
+
+def set_states(generators: list[torch.Generator], states: list[Tensor], *, strict: bool = False) -> None:
+    """Put generators where their ``get_state`` found them: as many as there are of both, or (``strict``) all."""
+    for generator, state in zip(generators, states, strict=strict):
+        generator.set_state(state)
+
+
+def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """The torch generators of the loader and of its sampler, which a resumed run must continue."""
+    owners: list[Any] = [loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)]
+    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())

@@ -1,0 +1,242 @@
+"""The length of a pruned run: how many batches each epoch has, and how many optimizer steps that makes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from lightning_ast.core.history import planned_count
+from lightning_ast.lightning_internals.fit_loop import change_class, epoch_limit
+from lightning_ast.pruning.loader import LoaderFacts
+from lightning_ast.run_length import RunLength
+from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.words import counted
+
+__all__ = [
+    "EpochLengths",
+    "PlannedRun",
+    "length_faults",
+    "planned_run",
+    "promise_steps",
+    "rounded_stages",
+    "size_faults",
+]
+
+
+@dataclass(frozen=True)
+class EpochLengths:
+    """Length of an epoch in one process.
+
+    Attributes:
+        samples: that the sampler yields.
+        batches: that are trained on.
+    """
+
+    samples: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Stages and lengths of the epochs of a pruned run. A stage is that of a whole epoch, of its middle.
+
+    Attributes:
+        schedule: Warmup and cooldown.
+        dense: length of a dense epoch.
+        sparse: length of a pruned epoch.
+        accumulate: batches to an optimizer step from each of these epochs on, the first of which is 0.
+        max_epochs: limit of the run, or None.
+        max_steps: limit of the run in optimizer steps, or None.
+    """
+
+    schedule: Schedule
+    dense: EpochLengths
+    sparse: EpochLengths
+    accumulate: dict[int, int]
+    max_epochs: int | None
+    max_steps: int | None
+
+    @property
+    def dense_run(self) -> RunLength:
+        """Return the length of a dense epoch, for stages that are given in steps."""
+        return RunLength(batches=self.dense.batches, accumulate=self.accumulate)
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs of the run (the last one may be cut short by ``max_steps``), or None where nothing limits it."""
+        if self.max_steps is None:
+            return self.max_epochs
+        most = self.max_steps if self.max_epochs is None else min(self.max_epochs, self.max_steps)
+        return bisect_left(range(most), self.max_steps, key=self._steps)
+
+    @property
+    def steps(self) -> float:
+        """Optimizer steps of the run; infinite where nothing limits it."""
+        total = self.total_epochs
+        steps = math.inf if total is None else self._steps(total)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage of an epoch, counted from 0; one behind the end is dense."""
+        total = self.total_epochs
+        return "cooldown" if total is not None and epoch >= total else self._stage(epoch, total)
+
+    def stages_from(self, epoch: int) -> list[Stage] | None:
+        """List the stages of this epoch and of all that follow it; None where nothing limits the run."""
+        total = self.total_epochs
+        return None if total is None else [self._stage(number, total) for number in range(epoch, total)]
+
+    def sparse_epochs(self) -> int | None:
+        """Epochs that are pruned, or None where nothing limits the run."""
+        total = self.total_epochs
+        if total is None:
+            return None
+        first, end = self._sparse_range(total)
+        return end - first
+
+    def _steps(self, total: int) -> int:
+        first, end = self._sparse_range(total)
+        starts = sorted({0, first, end, *self.accumulate})
+        steps = 0
+        for start, stop in zip(starts, [*starts[1:], total], strict=True):
+            lengths = self.sparse if first <= start < end else self.dense
+            factor = self.accumulate[max(epoch for epoch in self.accumulate if epoch <= start)]
+            steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / factor)
+        return steps
+
+    def _sparse_range(self, total: int) -> tuple[int, int]:
+        """The first sparse epoch of a run, and the first behind the last."""
+
+        def code(epoch: int) -> int:
+            return STAGE_CODES[self._stage(epoch, total)]
+
+        return bisect_left(range(total), 1, key=code), bisect_left(range(total), 2, key=code)
+
+    def _stage(self, epoch: int, total: int | None) -> Stage:
+        return self.schedule.stage_at(epoch + 0.5, total, dense=self.dense_run)
+
+
+def planned_run(
+    trainer: pl.Trainer,
+    facts: LoaderFacts,
+    *,
+    schedule: Schedule,
+    accumulate: dict[int, int],
+    rate: float,
+    min_selected: int | float,
+    processes: int,
+) -> PlannedRun:
+    """The run that a trainer's limits and its loader make.
+
+    Args:
+        trainer: its limits.
+        facts: of the dense epoch.
+        schedule: Warmup and cooldown.
+        accumulate: batches to an optimizer step from each of these epochs on.
+        rate: target activation rate in (0, 1].
+        min_selected: fewest samples of a pruned epoch, a count or a share.
+        processes: that train together.
+    """
+    dense = EpochLengths(facts.draws, facts.batches)
+    sparse = dense
+    if rate < 1:
+        count = planned_count(
+            facts.offered * processes,
+            rate,
+            batch_size=facts.batch_size,
+            processes=processes,
+            drop_last=facts.drop_last,
+            min_selected=min_selected,
+        )
+        sparse = EpochLengths(count // processes, math.ceil(count / processes / facts.batch_size))
+    return PlannedRun(
+        schedule=schedule,
+        dense=dense,
+        sparse=sparse,
+        accumulate=accumulate,
+        max_epochs=epoch_limit(trainer),
+        max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+    )
+
+
+def rounded_stages(run: PlannedRun) -> str | None:
+    """Describe the stages of a run that are not what was asked for because they are whole epochs; None where they are.
+
+    Args:
+        run: The run as planned.
+    """
+    total = run.total_epochs
+    if total is None:
+        return None
+    asked = run.schedule.dense_epochs(total, run.dense_run)
+    first, end = run._sparse_range(total)
+    planned = (first, total - end)
+    if all(abs(one - other) < 1e-6 for one, other in zip(asked, planned, strict=True)):
+        return None
+    return (
+        f"mode='prune' works in whole epochs: of {total} epochs the first {planned[0]} are the warmup and the last "
+        f"{planned[1]} the cooldown ({run.schedule.dense} would be {asked[0]:.3g} and {asked[1]:.3g})."
+    )
+
+
+def size_faults(then: int, now: int) -> list[str]:
+    """What is wrong with a data set that had one length and has another."""
+    if then == now:
+        return []
+    return [
+        f"the data set had {counted(then, 'sample')} and has {now} now: mode='prune' remembers samples by their "
+        "index, so the data set must stay the same."
+    ]
+
+
+def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
+    """What is wrong with the lengths of the run and of its epochs.
+
+    Args:
+        run: as planned.
+        trainer: its limits.
+        facts: of the dense epoch.
+        remembered: samples of the data set so far, or None before the first epoch.
+    """
+    found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
+    pruned = run.sparse is not run.dense
+    if run.sparse_epochs() == 0 and pruned:
+        found.append(
+            "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
+            f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
+        )
+    interval, batches = getattr(trainer, "val_check_interval", None), run.sparse.batches  # none where it is a time
+    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if type(interval) is int and by_epoch and pruned and batches < interval <= facts.batches:
+        found.append(
+            f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
+            "would never be validated: use a share (a float), or check_val_every_n_epoch=None."
+        )
+    return found
+
+
+def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[], None]:
+    """Make ``trainer.estimated_stepping_batches`` the planned number of steps.
+
+    Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
+    no setter and modules read it in ``configure_optimizers``: the trainer gets a class of its own until the end of the
+    run.
+
+    Args:
+        trainer: whose property is answered.
+        steps: gives the number.
+
+    Returns:
+        Undoes it.
+    """
+    own = type(trainer)
+
+    def answer(self: pl.Trainer) -> float:
+        known = steps() if self.state.fn == "fit" else math.inf
+        return own.estimated_stepping_batches.fget(self) if math.isinf(known) else known  # type: ignore[attr-defined]
+
+    return change_class(trainer, {"estimated_stepping_batches": property(answer)})

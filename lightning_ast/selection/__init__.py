@@ -1,0 +1,3 @@
+"""What the selection callback does in one fit."""
+
+__all__: list[str] = []

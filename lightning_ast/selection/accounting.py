@@ -1,0 +1,129 @@
+"""The books of a fit, kept from the callback's hooks: samples, FLOPs and seconds of each batch into the ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.ledger import Ledger
+from lightning_ast.selection.flop_count import FlopCount, StepClock
+from lightning_ast.selection.notices import note_dense_ops, poor_savings
+from lightning_ast.selection.step_state import BatchPlan
+
+__all__ = ["Books"]
+
+
+class Books:
+    """Writes a fit's batches into its ledger.
+
+    Args:
+        mode: of the callback.
+        ledger: of the fit.
+        dense_ops: backward ops that ran over all rows so far, and their calls; filled by the backward.
+        count_flops: Whether FLOPs are counted.
+    """
+
+    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
+        self._mode = mode
+        self._ledger = ledger
+        self._dense_ops = dense_ops
+        self._count_flops = count_flops
+        self._clock = StepClock()
+        self._told = set[str]()
+        self._flops: FlopCount | None = None
+        self._dense_share = 0.0
+        self._judged = False
+        self._module: nn.Module | None = None
+        self._trained: list[bool] | None = None
+
+    def open(self, module: nn.Module) -> None:
+        """The layers are all there: FLOPs can be counted."""
+        # books of a resumed run that did not know the cost of its earlier batches cannot learn it from a later one
+        lost = self._ledger.offered > 0 and self._ledger.flops is None
+        self._flops = FlopCount(module, enabled=self._count_flops and not lost)
+        self._module = module
+
+    def start_batch(self, batch_idx: int) -> None:
+        """Give the FLOPs up where an epoch begins to train other parameters than those that were counted."""
+        if batch_idx > 0 or self._module is None:
+            return
+        trained = [parameter.requires_grad for parameter in self._module.parameters()]
+        if self._trained not in (None, trained) and self._ledger.flops is not None:
+            self._ledger.flops = None
+            rank_zero_warn(
+                "lightning-ast: FLOPs are not known any more, and there are no ast/savings_flops: they are counted "
+                "once, and since then other parameters are trained (layers were frozen or unfrozen)."
+            )
+        self._trained = trained
+
+    def start_forward(self) -> None:
+        """Count the FLOPs of the forward that begins, if they are wanted."""
+        if self._flops is not None:
+            self._flops.start_forward()
+
+    def stop_forward(self) -> None:
+        """End the forward's count. Safe to call twice."""
+        if self._flops is not None:
+            self._flops.stop_forward()
+
+    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
+        """Count the FLOPs of the backward that begins, if they are wanted."""
+        if self._flops is not None:
+            self._flops.start_backward(plan, loss)
+
+    def stop_backward(self, plan: BatchPlan | None) -> float | None:
+        """The backward is over.
+
+        Returns:
+            FLOPs of the batch, as far as they are known by now.
+        """
+        if self._flops is None:
+            return None
+        self._flops.stop_backward()
+        if plan is None:
+            return None
+        each = self._ledger.flops or self._flops.of_sample(plan)
+        if each is None:
+            return None
+        return each.of_batch(
+            self._mode_of(plan), offered=plan.offered, selected=plan.selected, dense_share=self._dense_share
+        )
+
+    def finish_batch(self, plan: BatchPlan, stage: Stage, *, target_rate: float) -> None:
+        """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
+        assert self._flops is not None
+        mode = self._mode_of(plan)
+        dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
+        self._dense_share = dense_ops.at_most
+        advice = None
+        if mode is not None and self._ledger.flops is not None and dense_ops.settled and not self._judged:
+            self._judged = True
+            advice = poor_savings(mode, self._ledger.flops, rate=target_rate, dense_share=self._dense_share)
+        if dense_ops.calls:
+            note_dense_ops(dense_ops, self._told, advice)
+        elif advice is not None:
+            rank_zero_warn(f"lightning-ast: {advice}")
+        self._ledger.record(
+            stage,
+            mode=mode,
+            offered=plan.offered,
+            selected=plan.selected,
+            dense_share=self._dense_share,
+        )
+        self._clock.finish_batch(self._ledger, stage, offered=plan.offered)
+
+    def _mode_of(self, plan: BatchPlan) -> Mode | None:
+        return self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None
+
+    def interrupt(self) -> None:
+        """Something else than training happens now."""
+        self._clock.interrupt()
+
+    def close(self) -> None:
+        """Stop counting wherever an exception left it."""
+        if self._flops is not None:
+            self._flops.close()

@@ -1,0 +1,237 @@
+"""Configuration faults: found as text by pure functions, collected, and raised together before the first batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
+from lightning_ast.core.controller import PIController
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.significance import SIGNIFICANCE
+from lightning_ast.lightning_internals.fit_loop import accumulation
+from lightning_ast.mixin import overrides
+
+__all__ = [
+    "changes",
+    "configuration_faults",
+    "doubtful_settings",
+    "is_number",
+    "not_logged",
+    "rate_faults",
+    "rule_of",
+    "setting_faults",
+    "training_faults",
+    "use_faults",
+]
+
+
+_DEFAULT_TARGET = 0.4
+"""Cannot be told from a target that was not given."""
+
+
+def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
+    """What differs between the settings of a checkpoint and those of this run, each as ``name was x and is y``."""
+    return [f"{name} was {say(saved[name])} and is {say(value)}" for name, value in now.items() if saved[name] != value]
+
+
+def not_logged(name: str, logged: Iterable[str]) -> str:
+    """Describe a metric that is not logged, with the names that are: similar ones first.
+
+    Args:
+        name: The name that was asked for.
+        logged: The names of the logged metrics; those of this package that have a prefix are left out.
+    """
+    others = [other for other in logged if not other.startswith(("ast/", "energy/"))]
+    similar = get_close_matches(name, others, n=3, cutoff=0.5)
+    ordered = [*similar, *sorted(set(others) - set(similar))]
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
+
+
+def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
+    """Find settings that have no effect in this set-up, each with what counts in its place.
+
+    Args:
+        callback: The ``SparseSelectionCallback``.
+        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
+        module: The module to be trained.
+    """
+    found = []
+    mode, own = callback.mode, callback.target_activation_rate
+    if mode != "partial" and callback.batchnorm != "selected":
+        found.append(
+            f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
+        )
+    if callback.gate == "topk" and callback.controller is not None:
+        found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
+    if callback.significance != "gradient" and overrides(module, "significance"):
+        found.append(
+            f"significance={callback.significance!r} has no effect: the module's own significance method counts."
+        )
+    for target in (scheduler.target_activation_rate for scheduler in schedulers):
+        if target is not None and own not in (target, _DEFAULT_TARGET):
+            found.append(
+                f"SparseSelectionCallback(target_activation_rate={own:g}) has no effect: the target of the "
+                f"TwoStageScheduler counts, {target:g}. Give one of them."
+            )
+    return found
+
+
+def rule_of(callback: Any) -> dict[str, str]:
+    """Name the rule that a ``SparseSelectionCallback`` selects by, for its checkpoints."""
+    score = callback.significance if isinstance(callback.significance, str) else "callable"
+    return {"mode": callback.mode, "gate": callback.gate, "significance": score}
+
+
+def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
+    if value in choices:
+        return []
+    similar = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.{hint}"]
+
+
+def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule, schedulers: list[Any]) -> list[str]:
+    """Everything that can be known to be wrong before the training data is there.
+
+    Args:
+        callback: the ``SparseSelectionCallback``.
+        trainer: limits of the run.
+        module: to be trained.
+        schedulers: the trainer's ``TwoStageScheduler`` callbacks.
+    """
+    faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
+    if len(schedulers) > 1:
+        faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
+    for scheduler in schedulers[:1]:
+        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
+    return faults
+
+
+def setting_faults(callback: Any) -> list[str]:
+    """What is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
+    mode, gate, significance, weighting = callback.mode, callback.gate, callback.significance, callback.weighting
+    least: Any = callback.min_selected
+    found = rate_faults("target_activation_rate", callback.target_activation_rate)
+    found += _one_of("mode", mode, get_args(Mode))
+    found += _one_of("gate", gate, get_args(GateName))
+    found += _significance_faults(significance)
+    if weighting is not None:
+        found += _one_of("weighting", weighting, get_args(Weighting))
+        if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
+            found.append(
+                f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
+                "gate='soft', or weighting=None."
+            )
+    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
+    if not whole and not (isinstance(least, float) and 0 < least < 1):
+        hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
+        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}")
+    if not isinstance(callback.seed, int):
+        found.append(f"seed: expected an int, got {callback.seed!r}.")
+    if callback.controller is not None and not isinstance(callback.controller, PIController):
+        found.append(f"controller: expected a PIController or None, got {callback.controller!r}.")
+    elif callback.controller is not None and mode == "prune":
+        found.append(
+            "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
+            "correct, leave controller=None."
+        )
+    found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
+    if not isinstance(callback.count_flops, bool):
+        found.append(f"count_flops: expected True or False, got {callback.count_flops!r}.")
+    limit = callback.quarantine_limit
+    if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
+        hint = _percent_hint(limit)
+        found.append(
+            f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
+        )
+    return found
+
+
+def _significance_faults(significance: Any) -> list[str]:
+    if callable(significance):
+        four = _takes(significance, 4)
+        return [] if four else ["significance: a callable must take (losses, logits, inputs, targets), four arguments."]
+    faults = _one_of("significance", significance, ("gradient", *SIGNIFICANCE))
+    return [fault.replace(", got", ", or a callable, got", 1) for fault in faults]
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether so many positional arguments may be given, as far as can be told."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # built in, without a signature
+        return True
+    return True
+
+
+def rate_faults(name: str, value: Any) -> list[str]:
+    """What is wrong with an activation rate."""
+    good = is_number(value) and 0 < value <= 1
+    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
+
+
+def _percent_hint(value: Any) -> str:
+    return f" Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
+
+
+def is_number(value: Any) -> bool:
+    """An int or a float, but not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
+    """What is wrong with the module for this mode."""
+    found = []
+    step: Callable[..., Any] = module.training_step
+    names = list(inspect.signature(step).parameters)
+    if "dataloader_iter" in names:
+        found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
+    elif not names:
+        found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
+    if getattr(module, "_compiler_ctx", None) is not None:
+        found.append(
+            "the LightningModule itself is compiled, so the graph of its loss cannot be seen: compile the network "
+            "inside it (`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
+        )
+    return found
+
+
+def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
+    """Find what is wrong with the optimizers and with how gradients are accumulated; asked when they are there.
+
+    Args:
+        trainer: The trainer, with its optimizers.
+        mode: How selections are executed.
+    """
+    found: list[str] = []
+    searching = any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    if searching and mode in ("mask", "partial"):
+        found.append(
+            f"an optimizer searches along a line, comparing values of the loss; in mode={mode!r} the loss is that of "
+            "the whole batch and its gradient that of the selection: set line_search_fn=None, or use mode='subset' or "
+            "'prune'."
+        )
+    if max(accumulation(trainer).values()) == 1:
+        return found
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+        found.append(
+            "LBFGS evaluates a batch several times, and Lightning adds up the gradients of all evaluations when it "
+            "accumulates: set accumulate_grad_batches=1."
+        )
+    if isinstance(trainer.strategy, DeepSpeedStrategy):
+        found.append(
+            "DeepSpeed accumulates gradients out of sight, so micro-batches that keep different numbers of samples "
+            "cannot be weighted alike: set accumulate_grad_batches=1, or use DDP or FSDP."
+        )
+    return found

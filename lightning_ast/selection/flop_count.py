@@ -1,0 +1,209 @@
+"""Measuring a run from the callback's hooks: FLOPs once, seconds by stage."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_ast.core.entries.graph import runs_compiled
+from lightning_ast.core.ledger import FlopsPerSample, Ledger
+from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
+from lightning_ast.selection.step_state import BatchPlan
+
+__all__ = ["DenseOps", "FlopCount", "StepClock"]
+
+SETTLE_STEPS = 3
+"""First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
+
+
+_TRIES = 3
+"""Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more."""
+
+
+@dataclass(frozen=True)
+class DenseOps:
+    """What ran over all rows in the backward of one batch.
+
+    Attributes:
+        calls: by name of the op.
+        share: of the backward's FLOPs that were spent on every row, in [0, 1]; None where that is not counted.
+        settled: whether ``share`` is final, or is going to be counted in one of the next batches.
+    """
+
+    calls: Counter[str]
+    share: float | None = 0.0
+    settled: bool = True
+
+    @property
+    def at_most(self) -> float:
+        """The share for the books: all, where it is not counted."""
+        return 1.0 if self.share is None else self.share
+
+
+_NONE = DenseOps(Counter())
+
+
+class FlopCount:
+    """Counts forward and backward of the first batch that is trained on.
+
+    It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
+    counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
+    what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. An
+    optimizer that evaluates the step often (LBFGS) has its first evaluation counted. A module with compiled parts is
+    not counted (the ops of fused kernels are not seen): the ledger's FLOPs then stay None, which is said once. So they
+    do where a step has operations that cannot be counted.
+
+    Args:
+        module: The LightningModule.
+        enabled: Whether anything is counted.
+    """
+
+    def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
+        self._counts = self._wants_dense = self._wants_share = enabled and not compiled_parts(module)
+        self._open = ExitStack()
+        self._forward_open = ExitStack()
+        self._in_forward = False
+        self._tries = _TRIES
+        self._counter = BackwardFlops()
+        self._counting_now = False
+        self._backward_began: int | None = None
+        self._backward_full = 0
+        self._forward: int | None = None
+        self._backward: int | None = None
+        self._expects_backward = False
+        self._calls: Counter[str] = Counter()
+        self._shares: dict[frozenset[str], float] = {frozenset(): 0.0}
+        self._seen: Counter[frozenset[str]] = Counter()
+        if enabled and not self._counts:
+            rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
+
+    def start_forward(self) -> None:
+        """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such."""
+        self._expects_backward = self._in_forward = self._wants_dense and self._forward is None
+        if self._in_forward:
+            self._forward_open.enter_context(self._counting())
+
+    def stop_forward(self) -> None:
+        """End the forward's count. Safe to call twice."""
+        if self._in_forward:
+            self._in_forward = False
+            self._forward_open.close()
+            self._forward = self._counter.full - self._backward_full
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        self._counting_now = True
+        try:
+            with self._counter:
+                yield
+        finally:
+            self._counting_now = False
+
+    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
+        """Begin to count a backward, if that of this batch is to be counted."""
+        partial = plan is not None and plan.may_spare_rows
+        if not ((self._wants_dense and self._expects_backward) or (partial and self._wants_share)):
+            return
+        if not self._counting_now:
+            self._open.enter_context(self._counting())
+        self._backward_began = self._counter.full
+        if runs_compiled(loss):
+            self._counter.failure = "the step calls a function that torch.compile made"
+
+    def stop_backward(self) -> None:
+        """End the backward's count."""
+        if self._backward_began is None:
+            return
+        full, self._backward_began = self._counter.full - self._backward_began, None
+        self._open.close()
+        self._backward_full += full
+        if self._wants_dense and self._expects_backward:
+            self._backward = full + (self._backward or 0)
+        if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
+            self._expects_backward = False
+
+    def of_sample(self, plan: BatchPlan) -> FlopsPerSample | None:
+        """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
+        counted = self._wants_dense and not plan.void and self._counter.failure is None
+        if not counted or not plan.forwarded or not self._forward or self._backward is None:
+            return None
+        return FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
+
+    def finish_batch(self, ledger: Ledger, plan: BatchPlan, dense_ops: Counter[str]) -> DenseOps:
+        """Write the cost of one sample to the ledger, once known.
+
+        Args:
+            ledger: Its FLOPs are left alone where it knows them already (restored from a checkpoint).
+            plan: The plan of the batch that ends.
+            dense_ops: Backward ops that ran over all rows so far, and their calls.
+
+        Returns:
+            What ran over all rows in this batch for want of a rule.
+        """
+        self.close()
+        if self._wants_dense and ledger.flops is None:
+            ledger.flops = self.of_sample(plan)
+        counter, full = self._counter, self._backward_full
+        self._counter, self._backward_full = BackwardFlops(), 0
+        hindered = plan.traced and counter.failure is not None  # the next batch is run without the trace
+        if self._wants_dense and counter.failure is not None and not hindered:
+            self._counts = self._wants_share = False
+            rank_zero_warn(
+                f"lightning-ast: FLOPs are not counted, and there are no ast/savings_flops: {counter.failure}. "
+                "Training is not affected; SparseSelectionCallback(count_flops=False) does not try."
+            )
+        self._tries -= self._forward is not None
+        if self._counts and self._tries > 0 and (plan.void or hindered or self._backward is None):
+            self._forward = self._backward = None  # the next batch tells what one costs
+        else:
+            self._wants_dense = False
+        executed = None
+        if counter.executed is not None and counter.failure is None and full:
+            executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes
+        if not plan.spares_rows or plan.void:  # a gradient of 0 runs over all rows
+            return _NONE
+        if uncounted(dense_ops):
+            ledger.flops = None
+        return self._dense_ops(dense_ops, executed, plan.selected / plan.batch_size)
+
+    def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
+        calls, self._calls = dense_ops - self._calls, dense_ops.copy()
+        kind = frozenset(calls)
+        if executed is not None and self._wants_share:
+            self._shares[kind] = min(max((executed - rate) / (1 - rate), 0.0), 1.0)
+        self._seen[kind] += 1
+        self._wants_share = self._counts and kind not in self._shares and self._seen[kind] <= _TRIES
+        share = None if uncounted(kind) else self._shares.get(kind)
+        return DenseOps(calls, share, settled=not self._wants_share)
+
+    def close(self) -> None:
+        """Stop counting wherever an exception left it."""
+        self._open.close()
+        self._forward_open.close()
+        self._in_forward = False
+
+
+class StepClock:
+    """Wall time from the end of one training batch to the end of the next, loading included."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._steps: dict[str, int] = {}
+
+    def interrupt(self) -> None:
+        """Something else than training happens now: the running step is not timed."""
+        self._last = None
+
+    def finish_batch(self, ledger: Ledger, stage: str, *, offered: int) -> None:
+        """Add the step that ends now to the ledger, if it stands for its stage."""
+        now = time.perf_counter()
+        self._steps[stage] = self._steps.get(stage, 0) + 1
+        if self._last is not None and self._steps[stage] > SETTLE_STEPS:
+            ledger.record_seconds(stage, seconds=now - self._last, offered=offered)
+        self._last = now

@@ -1,0 +1,122 @@
+"""What the selection callback tells the person."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.gate import Selection
+from lightning_ast.core.ledger import FlopsPerSample, saves_too_little, step_cost
+from lightning_ast.core.losses.capture import LossRecord
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.mixin import SparseLossMixin
+from lightning_ast.selection.flop_count import DenseOps
+from lightning_ast.words import counted
+
+__all__ = [
+    "note_compiled",
+    "note_dense_ops",
+    "note_first_selection",
+    "note_score",
+    "note_unused_methods",
+    "poor_savings",
+]
+
+
+def note_score(record: LossRecord | None, *, el2n: bool) -> None:
+    """Say where the loss stands in for EL2N.
+
+    Args:
+        record: what the first loss was computed from, where that is known.
+        el2n: whether EL2N is the score.
+    """
+    if el2n and (record is None or record.kind == "regression"):
+        name = "a per_sample_loss without classes" if record is None else record.name
+        rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
+
+
+def note_first_selection(selector: SampleSelector, *, batch_size: int, selection: Selection) -> None:
+    """Say that the fewest samples allowed are more than the target.
+
+    Args:
+        selector: the rule.
+        batch_size: of the first sparse batch.
+        selection: of the first sparse batch.
+    """
+    target, least = selector.target_activation_rate, selector.least(batch_size)
+    if least > target * batch_size and selection.indices.numel() == least:
+        rank_zero_warn(
+            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the activation rate "
+            f"cannot fall to its target of {target:g}: use larger batches or a smaller min_selected."
+        )
+
+
+def note_dense_ops(dense_ops: DenseOps, told: set[str], advice: str | None) -> None:
+    """Say once of each backward op of ``partial`` that it ran over the whole batch, and what that cost.
+
+    Args:
+        dense_ops: of a sparse batch.
+        told: names that were said; new ones are added.
+        advice: What to do where the mode saves next to nothing, or None.
+    """
+    if not dense_ops.settled or dense_ops.calls.keys() <= told:
+        return
+    told.update(dense_ops.calls)
+    names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.calls.most_common())
+    cost = "their cost was not counted"
+    if dense_ops.share is not None:
+        cost = f"{dense_ops.share:.0%} of the backward's FLOPs are spent on every sample"
+    rank_zero_warn(
+        "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
+        f"lies before them: {names}; {cost}. Gradients are exact"
+        + (f", but {advice}" if advice else "; if the share is large, mode='subset' saves more.")
+    )
+
+
+def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share: float) -> str | None:
+    """Describe a mode that saves next to nothing with this module, and name the modes that would save; else None.
+
+    Args:
+        mode: How selections are executed.
+        flops: The counted cost of a sample.
+        rate: The target activation rate.
+        dense_share: The share of the backward that ``partial`` runs over every sample, in [0, 1].
+    """
+    forward = flops.forward / flops.dense
+    if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
+        return None
+    own, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
+    fresh: Mode = "partial" if mode == "subset" else "subset"
+    costs = {other: step_cost(other, rate, forward=forward) for other in ("prune", fresh)}
+    others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
+    passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
+    reasons = {
+        "scoring all samples takes more than it spares at so high a rate": promised > 1,
+        f"{dense_share:.0%} of the backward runs over every sample": dense_share > 0.05,
+        passes: forward > 0.45,
+    }
+    held = [reason for reason, holds in reasons.items() if holds] or [passes]
+    return (
+        f"mode={mode!r} at an activation rate of {rate:.0%} costs {own:.1%} of the FLOPs of dense training, as counted "
+        f"in this run ({promised:.0%} where all parameters are trained): "
+        f"{'; '.join(held)}. {others}."
+    )
+
+
+def note_unused_methods(module: pl.LightningModule) -> None:
+    """Say that methods of the mixin's names are not called on a module without the mixin."""
+    names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
+    if names and not isinstance(module, SparseLossMixin):
+        rank_zero_warn(
+            f"lightning-ast: {type(module).__name__} defines {', '.join(names)}, which SparseSelectionCallback calls "
+            "on a SparseLossMixin alone: list it before LightningModule, if they are meant for it."
+        )
+
+
+def note_compiled() -> None:
+    """Say before the first batch that compiled regions gain nothing from ``partial``."""
+    rank_zero_warn(
+        "lightning-ast: a part of the module is compiled with torch.compile. mode='partial' is exact there, but runs "
+        "the compiled region's whole backward: use mode='subset', or leave the network uncompiled."
+    )

@@ -1,0 +1,52 @@
+"""What other callbacks may be told of while a fit goes on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.lightning_internals.fit_loop import first_callback
+from lightning_ast.selection.step_state import BatchPlan
+
+__all__ = ["Watcher", "watch"]
+
+
+class Watcher:
+    """Told of what a fit does to each batch; it changes nothing.
+
+    Attributes:
+        wants_labels: Whether the classes of the samples are of use to it.
+    """
+
+    wants_labels = False
+
+    def start_stage(self, stage: Stage) -> None:
+        """A batch of another stage than the last one's is about to be trained on."""
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """Entered around the scoring forward of ``subset``."""
+        return nullcontext()
+
+    def indices(self, batch_size: int) -> Any:
+        """``(B,)`` dataset indices of the batch that starts, or None where they are not known."""
+        return None
+
+    def finish_batch(self, plan: BatchPlan) -> None:
+        """A batch was trained on as planned."""
+
+
+def watch(trainer: pl.Trainer, watcher: Watcher) -> Any:
+    """Have the watcher told of the fit that has begun.
+
+    Returns:
+        The :class:`~lightning_ast.SparseSelectionCallback`, or None: nobody selects, and the watcher is told nothing.
+    """
+    from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+
+    selection = first_callback(trainer, SparseSelectionCallback)
+    if selection is not None and selection._fit is not None:
+        selection._fit.watchers.append(watcher)
+    return selection

@@ -1,0 +1,233 @@
+"""Samples that are not finite: kept out of the training, counted, named, and no more of them than allowed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.core.batch.finite import all_finite
+from lightning_ast.core.batch.replacement import find_finite, replace_in_batch
+from lightning_ast.errors import QuarantineError
+from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.selection.stand_ins import StandIns
+from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.words import counted
+
+__all__ = ["Quarantine", "QuarantinedSample"]
+
+_NAMED = 20
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class QuarantinedSample:
+    """A sample that was left out of a training step.
+
+    Attributes:
+        epoch: from 0.
+        batch: index of its batch in the epoch, in its process.
+        position: in the batch, or -1 where that is not known: the batch was left out as a whole, and counts as all
+            of its samples towards ``quarantine_limit``.
+        index: in the data set, or -1 where that is not known.
+    """
+
+    epoch: int
+    batch: int
+    position: int
+    index: int
+
+    def __str__(self) -> str:
+        """As a message names it."""
+        if self.index >= 0:
+            return f"{self.index}"
+        return f"batch {self.batch}, position {self.position}" if self.position >= 0 else f"batch {self.batch}"
+
+
+@dataclass
+class _Pending:
+    """What was found in a batch, on its way from the device."""
+
+    bad: Tensor
+    indices: Tensor | None
+    epoch: int
+    batch: int
+    arrived: Any = None
+
+
+class Quarantine:
+    """Finds the samples that are not finite, by their input ahead of the step and by their loss within it.
+
+    On the CPU both are looked at in every step. On an accelerator a dense step waits for nothing: a sample that is not
+    finite is replaced without the host knowing, and is counted when the news arrives.
+
+    Args:
+        limit: largest share of an epoch's samples, in [0, 1]; None looks at nothing.
+        processes: that train together; the limit holds for each, in the midst of an epoch for a single one.
+    """
+
+    def __init__(self, limit: float | None, processes: Processes) -> None:
+        self.limit = limit
+        self._processes = processes
+        self.samples: list[QuarantinedSample] = []
+        self.count = 0
+        self._offered = self._expected = 0
+        self._epoch = 0
+        self._pending: list[_Pending] = []
+        self._stand_ins = StandIns()
+
+    # ------------------------------------------------------------------ within a step
+
+    def examine(self, plan: BatchPlan, batch: Any) -> None:
+        """Look at the input of a batch, and put other samples in the place of those that are not finite.
+
+        They stand there until :meth:`restore`.
+
+        Args:
+            plan: The plan of the batch; told which samples these are.
+            batch: The batch as loaded.
+        """
+        finite = None if self.limit is None else find_finite(batch, plan.batch_size)
+        if finite is None:
+            return
+        plan.quarantine(~finite)
+        self._stand_ins.put(batch, replace_in_batch(batch, finite))
+
+    def restore(self) -> None:
+        """Give the batch its own values back. Safe to call twice."""
+        self._stand_ins.restore()
+
+    def eligible(self, plan: BatchPlan, values: Tensor) -> Tensor | None:
+        """Tell which samples may be selected.
+
+        Args:
+            plan: The plan of the batch; told of samples that are not finite.
+            values: ``(B,)`` losses, or norms of the samples' gradients.
+
+        Returns:
+            ``(B,)`` bool, or None where the host knows that all may.
+        """
+        if self.limit is None:
+            return None
+        finite = values.isfinite()
+        if plan.bad is not None:
+            finite = finite & ~plan.bad.to(finite.device)
+        if values.device.type == "cpu" and bool(finite.all()):
+            return None
+        plan.quarantine(~finite)
+        return finite
+
+    def lost(self, loss: Tensor) -> bool:
+        """Tell whether the loss of a dense step is not finite, where the host can tell without waiting."""
+        return self.limit is not None and loss.device.type == "cpu" and not all_finite(loss.detach())
+
+    # ------------------------------------------------------------------ behind it
+
+    def finish_batch(self, plan: BatchPlan, trainer: pl.Trainer, batch_idx: int) -> None:
+        """Count what was found.
+
+        Raises:
+            QuarantineError: it is more than the limit.
+        """
+        if trainer.current_epoch != self._epoch:
+            self._read(wait=True)
+            self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
+        self._offered += plan.offered
+        if plan.bad is not None:
+            self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
+            _send(self._pending[-1])
+        if self._expected == 0:
+            batches = trainer.num_training_batches
+            self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
+        found = bool(self._pending) and self._read()
+        if found and self._processes.count == 1:
+            self._check(self.count, max(self._offered, self._expected))
+
+    def finish_epoch(self) -> None:
+        """Count what is still on its way, over all processes.
+
+        Raises:
+            QuarantineError: it is more than the limit.
+        """
+        if self.limit is None:
+            return
+        self._read(wait=True)
+        own = torch.tensor([float(self.count), float(max(self._offered, self._expected))])
+        count, offered = (self._processes.mean(own) * self._processes.count).tolist()
+        self._check(round(count), round(offered))
+
+    def _read(self, *, wait: bool = False) -> bool:
+        """Whether samples were found among what has arrived."""
+        before = self.count
+        while self._pending and (wait or self._pending[0].arrived is None or self._pending[0].arrived.query()):
+            found = self._pending.pop(0)
+            if found.arrived is not None:
+                found.arrived.synchronize()
+            self._note(found)
+        return self.count > before
+
+    def _note(self, found: _Pending) -> None:
+        positions = found.bad.nonzero().flatten().tolist()
+        if not positions:
+            return
+        names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
+        new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
+        self._add(new, count=len(new))
+
+    def _add(self, new: list[QuarantinedSample], *, count: int) -> None:
+        if not self.samples:
+            warnings.warn(
+                f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {new[0].epoch}). "
+                "Such samples are left out of the training and counted: see `quarantined` of the callback at the end.",
+                stacklevel=2,
+            )
+        self.samples += new
+        self.count += count
+
+    def _check(self, count: int, total: int) -> None:
+        if self.limit is None or count <= self.limit * total:
+            return
+        latest = [sample for sample in self.samples if sample.epoch == self._epoch]
+        lost = bool(latest) and latest[-1].position == _UNKNOWN
+        whole = lost or (len(latest) > 1 and latest[-2].batch == latest[-1].batch)
+        raise QuarantineError(
+            f"lightning-ast: NaN or infinity in the input or the loss of {counted(count, 'sample')} of epoch "
+            f"{self._epoch}, more than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. "
+            "Mend or remove these samples"
+            + ("; if they are whole batches, the model has diverged: lower the learning rate" if whole else "")
+            + ". If NaN or infinity in a batch is meant, pass quarantine_limit=None; to allow more, a larger one."
+        )
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone."""
+        self._read(wait=True)
+        samples = torch.tensor([astuple(sample) for sample in self.samples], dtype=torch.long).reshape(-1, 4)
+        return {"samples": samples, "epoch": self._epoch, "count": self.count, "offered": self._offered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.samples = [QuarantinedSample(*row) for row in state["samples"].tolist()]
+        self._epoch, self.count, self._offered = state["epoch"], state["count"], state["offered"]
+
+
+def _send(found: _Pending) -> None:
+    """Start the way from the device to the host; on CUDA nothing is waited for."""
+    if found.bad.device.type == "cuda":
+        host = torch.empty(found.bad.shape, dtype=torch.bool, pin_memory=True)
+        found.bad = host.copy_(found.bad, non_blocking=True)
+        found.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        found.arrived.record()
+
+
+def _names(samples: list[QuarantinedSample]) -> str:
+    known = all(sample.index >= 0 for sample in samples)
+    listed = ", ".join(str(s) if known else f"({s})" for s in samples[:_NAMED])
+    more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+    return (f"dataset index {listed}" if known else listed) + more

@@ -1,0 +1,85 @@
+"""How many samples a batch holds: what the module says, else what the DataLoader and the batch's tensors say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_ast.core.batch.listing import leading_sizes, listed_length, samples_of
+from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.errors import EmptyBatchError
+from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.mixin import overrides
+from lightning_ast.selection.checks import check_listing
+
+__all__ = ["SampleCount"]
+
+
+class SampleCount:
+    """Counts the samples of each batch in the way that the first batch showed.
+
+    Args:
+        trainer: The trainer, whose loader says how many samples it puts into a batch.
+        module: The LightningModule.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._trainer = trainer
+        self._own: Any = getattr(module, "count_samples", None) if overrides(module, "count_samples") else None
+        self._lists: bool | None = None
+        self._position: int | None = None
+
+    def __call__(self, batch: Any) -> int:
+        """Count the samples of a batch, which may be none.
+
+        A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
+        leading dimension was the loader's batch size in the first batch counts from then on.
+
+        Raises:
+            BatchError: It cannot be told how many there are.
+        """
+        try:
+            return self._counted(batch)
+        except EmptyBatchError:
+            return 0
+
+    def _counted(self, batch: Any) -> int:
+        if self._own is not None:
+            return int(self._own(batch))
+        if self._lists is None:
+            return self._counted_first(batch)
+        known = self._known(batch)
+        if known:
+            return known
+        listed = listed_length(batch) if self._lists else None
+        return batch_size_of(batch) if listed is None else listed
+
+    def _counted_first(self, batch: Any) -> int:
+        expected = self._expected()
+        if expected is not None and samples_of(batch, expected) is not None:
+            self._lists = True
+            return expected
+        size = batch_size_of(batch)
+        self._lists = samples_of(batch) is not None
+        leading = [] if self._lists else _leading(batch)
+        if expected in leading:
+            self._position = leading.index(expected)
+            return leading[self._position]
+        check_listing(batch, size, loaders(self._trainer.fit_loop))
+        return size
+
+    def _known(self, batch: Any) -> int | None:
+        """Look where the first batch showed its size: the usual case, in a few microseconds."""
+        leading = [] if self._position is None else _leading(batch)
+        return None if self._position is None or self._position >= len(leading) else leading[self._position]
+
+    def _expected(self) -> int | None:
+        """Samples that the only loader puts into a batch; None where that is not known."""
+        given = loaders(self._trainer.fit_loop)
+        size = getattr(given[0], "batch_size", None) if len(given) == 1 else None
+        return size if isinstance(size, int) else None
+
+
+def _leading(batch: Any) -> list[int]:
+    return leading_sizes(batch, lists=False) or leading_sizes(batch)

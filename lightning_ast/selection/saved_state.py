@@ -1,0 +1,278 @@
+"""What a ``SparseSelectionCallback`` writes into a checkpoint, field by field; read before any of it is used."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+
+from lightning_ast.callbacks.two_stage import Stage
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.significance import SIGNIFICANCE
+from lightning_ast.core.state import Faults, StateFormat
+from lightning_ast.core.state_checks import (
+    JOULES,
+    SECONDS,
+    SHARE,
+    choice,
+    listing,
+    mapping,
+    maybe,
+    number,
+    positional,
+    record,
+    tensor,
+    text,
+    whole,
+)
+from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
+
+__all__ = ["SELECTION_STATE"]
+
+_MOST_FLOPS = 1e24
+_LARGEST_BATCH = 2**31
+_ROUNDING = 1e-6
+
+_stage = choice(*get_args(Stage))
+_flag = choice(0, 1)
+_scalar = tensor(shape=(), values="a number that is finite", allowed=torch.isfinite)
+_positive_scalar = tensor(shape=(), values="a finite number >= 0", allowed=lambda v: v.isfinite() & (v >= 0))
+
+
+def _rate_is_known(state: dict[str, Any]) -> Faults:
+    if state["steps"] > 0 and state["activation_rate"] is None:
+        yield "activation_rate", f"a rate, as there were {state['steps']} steps", None
+
+
+def _has_a_threshold(state: dict[str, Any]) -> Faults:
+    level, limit = state["level"], state.get("integral_limit", float("inf"))
+    if abs(state["integral"]) > limit:
+        yield "integral", f"a number in [-{limit:g}, {limit:g}]", state["integral"]
+    if state.get("feedforward") is False and (level is None or float(level) < 0):
+        yield "level", "a threshold >= 0, as there is no feed-forward", None if level is None else float(level)
+
+
+_SELECTOR = record(
+    {
+        "steps": whole(),
+        "activation_rate": maybe(SHARE),
+        "threshold": maybe(_positive_scalar),
+        "controller": record(
+            {"activation_rate_ema": maybe(SHARE), "integral": number(), "level": maybe(_scalar)},
+            {"feedforward": choice(True, False), "integral_limit": number(0, infinite=True)},
+            _has_a_threshold,
+        ),
+    },
+    None,
+    _rate_is_known,
+)
+
+
+def _counts_fit(totals: dict[str, Any]) -> Faults:
+    offered, selected = totals["offered"], totals["selected"]
+    bounds = {
+        "offered": (0, totals["steps"] * _LARGEST_BATCH, "2**31 samples a step"),
+        "selected": (0, offered, f"offered = {offered}"),
+        "forwarded": (selected, offered + selected, f"offered + selected = {offered + selected}"),
+        "backwarded": (selected * (1 - _ROUNDING), offered * (1 + _ROUNDING), f"offered = {offered}"),
+        "timed_offered": (0, offered, f"offered = {offered}"),
+        "joules_offered": (0, offered, f"offered = {offered}"),
+    }
+    for name, (low, high, words) in bounds.items():
+        if totals[name] < low:
+            yield name, f"at least selected = {selected}", totals[name]
+        if totals[name] > high:
+            yield name, f"at most {words}", totals[name]
+
+
+_LEDGER = record(
+    {
+        "flops": maybe(record({"forward": number(0, _MOST_FLOPS), "backward": number(0, _MOST_FLOPS)})),
+        "stages": mapping(
+            _stage,
+            record(
+                {
+                    **dict.fromkeys(["steps", "offered", "selected", "forwarded"], whole()),
+                    "backwarded": number(0),
+                    "timed_seconds": SECONDS,
+                    "timed_offered": whole(),
+                    "joules": JOULES,
+                    "joules_offered": whole(),
+                },
+                None,
+                _counts_fit,
+            ),
+        ),
+    }
+)
+
+
+def _quarantine_fits(state: dict[str, Any]) -> Faults:
+    epochs = state["samples"][:, 0]
+    if state["count"] > state["offered"]:
+        yield "count", f"at most offered = {state['offered']}", state["count"]
+    if state["count"] > 0 and not len(epochs):
+        yield "count", "0 where no sample is named", state["count"]
+    if len(epochs) and int(epochs.max()) > state["epoch"]:
+        yield "epoch", f"at least that of its samples, {int(epochs.max())}", state["epoch"]
+
+
+_QUARANTINE = record(
+    {
+        "samples": tensor(
+            torch.int64,
+            shape=(None, 4),
+            values="an epoch and a batch >= 0, a position and an index >= -1",
+            allowed=lambda v: v >= v.new_tensor([0, 0, -1, -1]),
+        ),
+        "epoch": whole(),
+        "count": whole(),
+        "offered": whole(),
+    },
+    None,
+    _quarantine_fits,
+)
+
+
+def _data_fits(state: dict[str, Any]) -> Faults:
+    data = state["data"]
+    sizes, lengths = data["batch size"], data["data set length"]
+    if len(sizes) != len(lengths):
+        yield "data.data set length", f"a length for each of {len(sizes)} loaders", lengths
+    yield from one_for_each(state["random"], data["number of processes"])
+
+
+_reloads = {"validation_reloaded": maybe(whole())}
+_RESUMPTION = record(
+    {
+        "data": record(
+            {
+                "batch size": listing(maybe(whole(1))),
+                "data set length": listing(maybe(whole())),
+                "number of processes": whole(1),
+            }
+        ),
+        "reloaded": maybe(whole()),
+        "random": RANDOM_STATES,
+    },
+    _reloads,
+    _data_fits,
+)
+
+
+# ---------------------------------------------------------------------- pruned epochs
+
+
+def _history_fits(state: dict[str, Any]) -> Faults:
+    if len(state["recent"]) != len(state["scores"]):
+        yield "recent", f"as many as scores, {len(state['scores'])}", state["recent"]
+
+
+def _plan_fits(plan: dict[str, Any]) -> Faults:
+    if plan["weights"] is not None and len(plan["weights"]) != len(plan["indices"]):
+        yield "weights", f"as many as indices, {len(plan['indices'])}", plan["weights"]
+
+
+def _epoch_fits(state: dict[str, Any]) -> Faults:
+    sparse, split = state["sparse"], state["split"]
+    if sparse and state["stage"] != "sparse":
+        yield "stage", "'sparse', as sparse is 1", state["stage"]
+    if split is not None:
+        if bool(sparse) != (split["weighting"] is not None):
+            yield "split.weighting", f"{'a name' if sparse else 'None'}, as sparse is {sparse}", split["weighting"]
+        yield from one_for_each(state["random"], split["processes"])
+    if state["plan"] is not None:
+        for part in ("history", "split"):
+            if state[part] is None:
+                yield part, "a dict, as there is a plan", None
+                return
+        yield from _lengths_fit(state)
+
+
+def _lengths_fit(state: dict[str, Any]) -> Faults:
+    """Compare the plan of an epoch with the data set and with the epoch's lengths in one process."""
+    plan, sparse, processes = state["plan"], state["sparse"], state["split"]["processes"]
+    (samples, batches), remembered = state["lengths"], len(state["history"]["scores"])
+    planned, most = len(plan["indices"]), -(-samples // state["split"]["batch_size"])
+    if planned and int(plan["indices"].max()) >= remembered:
+        yield "plan.indices", f"indices below {remembered}", int(plan["indices"].max())
+    if samples * processes != planned:
+        yield "lengths[0]", f"a share of {planned} planned samples for {processes} process(es)", samples
+    if batches > most or (sparse and batches < most):
+        yield "lengths[1]", f"{'' if sparse else 'at most '}{most} batches of {samples} samples", batches
+    if sparse and planned > plan["offered"]:
+        yield "plan.offered", f"at least the {planned} that are planned", plan["offered"]
+
+
+_scores = tensor(
+    torch.float32,
+    shape=(None,),
+    values="a significance >= 0, or -1",
+    allowed=lambda v: (v >= 0) | (v == -1),
+)
+_indices = tensor(torch.int32, torch.int64, shape=(None,), values="indices >= 0", allowed=lambda v: v >= 0)
+_weights = tensor(torch.float32, shape=(None,), values="finite weights > 0", allowed=lambda v: v.isfinite() & (v > 0))
+_EPOCHS = record(
+    {
+        "history": maybe(record({"scores": _scores, "recent": _scores}, None, _history_fits)),
+        "plan": maybe(
+            record(
+                {"epoch": whole(), "indices": _indices, "offered": whole(), "weights": maybe(_weights)},
+                None,
+                _plan_fits,
+            )
+        ),
+        "stage": _stage,
+        "sparse": _flag,
+        "lengths": positional(whole(), whole()),
+        "drained": listing(GENERATOR_STATE),
+        "split": maybe(
+            record(
+                {
+                    "batch_size": whole(1),
+                    "drop_last": _flag,
+                    "processes": whole(1),
+                    "weighting": maybe(choice(*get_args(Weighting))),
+                }
+            )
+        ),
+        "reloaded": maybe(whole()),
+        "random": RANDOM_STATES,
+        "generators": listing(GENERATOR_STATE),
+    },
+    _reloads,
+    _epoch_fits,
+)
+
+
+def _parts_fit(state: dict[str, Any]) -> Faults:
+    mode = state["rule"]["mode"]
+    place = "epochs" if mode == "prune" else "resumption"
+    if place not in state:
+        yield place, f"a dict, as rule.mode is {mode!r}", None
+    offered = sum(totals["offered"] for totals in state["ledger"]["stages"].values())
+    if state["quarantine"]["offered"] > offered:
+        yield "quarantine.offered", f"at most the ledger's {offered}", state["quarantine"]["offered"]
+
+
+SELECTION_STATE = StateFormat(
+    1,
+    record(
+        {
+            "fit": text(),
+            "rule": record(
+                {
+                    "mode": choice(*get_args(Mode)),
+                    "gate": choice(*get_args(GateName)),
+                    "significance": choice("gradient", *SIGNIFICANCE, "callable"),
+                }
+            ),
+            "selector": _SELECTOR,
+            "ledger": _LEDGER,
+            "quarantine": _QUARANTINE,
+        },
+        {"resumption": _RESUMPTION, "epochs": _EPOCHS},
+        _parts_fit,
+    ),
+)

@@ -1,0 +1,128 @@
+"""The state of one fit in a checkpoint: what is saved, what is restored, and what a resumed run expects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import written_within
+from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.selection.faults import changes
+from lightning_ast.selection.quarantine import Quarantine
+from lightning_ast.selection.resume import Resumption
+from lightning_ast.selection.saved_state import SELECTION_STATE
+
+__all__ = ["FitState"]
+
+
+class FitState:
+    """Saves and restores the parts of a fit.
+
+    Args:
+        trainer: The trainer of the fit.
+        token: Of this fit alone: a state that has it is not another run's.
+        rule: Names of what selects, with ``mode`` among them.
+        owner: The key of the callback's state in a checkpoint.
+        selector: Gate, controller and target.
+        ledger: Books.
+        quarantine: Samples that were left out.
+        resumption: Place in the data and random state, where the loader is the user's own.
+        epochs: The planned epochs of ``prune``, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        trainer: pl.Trainer,
+        token: str,
+        rule: dict[str, str],
+        owner: str,
+        selector: SampleSelector,
+        ledger: Ledger,
+        quarantine: Quarantine,
+        resumption: Resumption,
+        epochs: PrunedEpochs | None,
+    ) -> None:
+        self._trainer = trainer
+        self._rule = rule
+        self._owner = owner
+        self._selector = selector
+        self._ledger = ledger
+        self._quarantine = quarantine
+        self._resumption = resumption
+        self._epochs = epochs
+        self.token = token
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors alone; every process must ask for it."""
+        place = {"epochs": self._epochs.state_dict()} if self._epochs else {"resumption": self._resumption.state_dict()}
+        state = {
+            "fit": self.token,
+            "rule": self._rule,
+            "selector": self._selector.state_dict(),
+            "ledger": self._ledger.state_dict(),
+            "quarantine": self._quarantine.state_dict(),
+            **place,
+        }
+        return SELECTION_STATE.stamped(state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
+
+        A checkpoint that is loaded to validate, test or predict with changes nothing.
+
+        Raises:
+            CheckpointError: It is damaged, or a later release's; nothing of it was applied.
+        """
+        if self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        SELECTION_STATE.require(state, owner=self._owner)
+        self._ledger.load_state_dict(state["ledger"])
+        self._quarantine.load_state_dict(state["quarantine"])
+        changed = changes(state["rule"], self._rule, repr)
+        if changed:
+            rank_zero_info(
+                f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
+                "what was learned of thresholds and significance begins anew."
+            )
+        self._selector.load_state_dict(state["selector"], controller=not changed)
+        if self._epochs is not None and "epochs" in state:
+            self._epochs.load_state_dict(state["epochs"])
+        elif self._epochs is None and "resumption" in state:
+            self._resumption.load_state_dict(state["resumption"])
+
+    def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
+        """A checkpoint is being loaded, perhaps one without this callback.
+
+        Args:
+            checkpoint: Lightning's.
+            state: of this callback in it, or empty.
+
+        Raises:
+            CheckpointError: The state is damaged, or a later release's.
+            ConfigurationError: it is from the midst of an epoch, and only one of the two plans its epochs.
+        """
+        if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
+            SELECTION_STATE.require(state, owner=self._owner)
+        own = state.get("fit") == self.token and hasattr(self._trainer.fit_loop, "is_resuming")
+        if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
+            return
+        mode = state["rule"]["mode"] if state else self._rule["mode"]
+        own_mode = self._rule["mode"]
+        if mode != own_mode and "prune" in (mode, own_mode) and written_within(checkpoint):
+            raise ConfigurationError(
+                [
+                    f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={own_mode!r} "
+                    "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
+                ]
+            )
+        if self._epochs is not None:
+            self._epochs.expect_resume()
+        else:
+            self._resumption.expect()

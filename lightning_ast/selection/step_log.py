@@ -1,0 +1,205 @@
+"""The scalars of the selection callback: those of a step, and at the end those that the loggers lack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
+from lightning_ast.lightning_internals.logger_connector import (
+    batches_completed,
+    forget_step_values,
+    last_logged,
+    logs_this_step,
+    remove_shown,
+    running_step,
+    show,
+    will_write,
+    write,
+)
+
+if TYPE_CHECKING:
+    from lightning_ast.selection.session import SparseFit
+
+__all__ = ["BAR_NAMES", "StepLog"]
+
+BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})
+"""What the progress bar shows."""
+_JOULES = "ast/savings_joules"
+"""Logged by ``EnergyMonitor`` at the end of each epoch."""
+_NOT_KNOWN = math.nan
+"""The last value of savings that were logged and are not known any more, which else would seem to hold."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The last batch that was trained on.
+
+    Attributes:
+        step: Its number on the x-axis of the loggers.
+        epoch: The epoch that it belongs to, from 0.
+        stage: Its stage.
+        completed: Batches that were completed before it.
+        written: Its values, where Lightning writes them once the batch is completed; else None.
+        activation_rate_ema: The controller's mean behind it.
+        threshold: The threshold of the last sparse batch up to it, or None before the first.
+    """
+
+    step: int
+    epoch: int
+    stage: Stage
+    completed: int
+    written: dict[str, float] | None
+    activation_rate_ema: float | None
+    threshold: Tensor | None
+
+
+class StepLog:
+    """Logs the steps of a fit, and at its end the values that the loggers were not given.
+
+    Lightning's loggers take the values of every ``log_every_n_steps``-th step, but savings change with every step: the
+    last ones that were logged would be those of a step before the end. The values are those of this process.
+
+    Args:
+        fit: The fit whose values are logged.
+        trainer: The trainer of this fit.
+        module: The module whose ``log_dict`` is called.
+    """
+
+    def __init__(self, fit: SparseFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._fit, self._trainer, self._module = fit, trainer, module
+        self._last: _Batch | None = None
+        self._fresh = False
+        self._threshold: Tensor | None = None
+        self._logged: set[str] = set()
+
+    # ------------------------------------------------------------------ a step
+
+    def finish_batch(self, batch_idx: int, *, trained: bool) -> None:
+        """Log the batch where it is wanted.
+
+        Args:
+            batch_idx: The index of the batch.
+            trained: Whether it was trained on; Lightning passes over a batch that is None.
+        """
+        self._settle()
+        if not trained:
+            return
+        trainer, stage, selector = self._trainer, self._fit.stage, self._fit.selector
+        mean = selector.controller.activation_rate_ema
+        if self._last is None and stage != "sparse":
+            self._threshold = selector.last_threshold  # of a resumed run, which logged it before it was interrupted
+        values: dict[str, float] | None = None
+        if self._is_wanted(batch_idx):
+            values = self._values(stage, mean)
+            self._log(values, stage)
+        self._last = _Batch(
+            running_step(trainer),
+            trainer.current_epoch,
+            stage,
+            batches_completed(trainer),
+            values if will_write(trainer) else None,
+            mean,
+            selector.last_threshold,
+        )
+
+    def _settle(self) -> dict[str, float]:
+        """Take note of what Lightning did with the last batch, and keep it from being written again.
+
+        Returns:
+            The values that Lightning wrote; none where it did not, or where an error came before.
+        """
+        if self._fresh:
+            forget_step_values(self._trainer, self._logged)
+            self._fresh = False
+        batch = self._last
+        if batch is None or batch.written is None or batches_completed(self._trainer) == batch.completed:
+            return {}
+        if batch.stage == "sparse":
+            self._threshold = batch.threshold
+        return batch.written
+
+    def _is_wanted(self, batch_idx: int) -> bool:
+        """Whether a step is logged: where the loggers write, and where an epoch or the run begins or ends.
+
+        The first step makes the names known to callbacks that monitor them; the last one is what the bar shows at last.
+        """
+        trainer = self._trainer
+        ends = trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step
+        return batch_idx == 0 or ends or logs_this_step(trainer)
+
+    def _log(self, values: dict[str, float], stage: Stage) -> None:
+        """Log tensors on the host: a number would be copied to the device, and waited for."""
+        logged = {name: torch.tensor(value) for name, value in values.items()}
+        threshold = self._fit.selector.last_threshold
+        if stage == "sparse" and threshold is not None:
+            logged["ast/threshold"] = threshold.float()
+        self._module.log_dict(logged, on_step=True, on_epoch=False, batch_size=1)
+        bar = _bar(values)
+        remove_shown(self._trainer, BAR_NAMES - bar.keys())
+        shown = {name: torch.tensor(value) for name, value in bar.items()}
+        self._module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1, prog_bar=True, logger=False)
+        self._logged.update(logged, shown)
+        self._fresh = True
+
+    def _values(self, stage: Stage, activation_rate_ema: float | None) -> dict[str, float]:
+        """What the host knows of the run so far, by the name it is logged under; what is not known is left out."""
+        fit, savings = self._fit, self._fit.ledger.savings()
+        values = {
+            "ast/activation_rate": fit.activation_rate,
+            "ast/activation_rate_ema": activation_rate_ema,
+            "ast/target_activation_rate": fit.selector.target_activation_rate if stage == "sparse" else 1.0,
+            "ast/stage": float(STAGE_CODES[stage]),
+            "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
+            **{f"ast/savings_{name}": savings[name] for name in ("samples", "flops", "seconds")},
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    # ------------------------------------------------------------------ the end
+
+    def finish_epoch(self) -> None:
+        """Show the values of the epoch's last batch: a stop in its midst is known only behind that batch."""
+        if self._last is not None:
+            values = self._values(self._last.stage, self._last.activation_rate_ema)
+            show(self._trainer, values, bar=_bar(values))
+
+    def close(self) -> None:
+        """Write the last value of every series that the loggers do not have yet; later calls write nothing.
+
+        No process waits for another, so this also works in a run that fails.
+        """
+        written = self._settle()
+        batch, self._last = self._last, None
+        if batch is None:
+            return
+        values = self._values(batch.stage, batch.activation_rate_ema) | self._joules()
+        gone = {name for name in self._logged - values.keys() if name.startswith("ast/savings_")}
+        values |= dict.fromkeys(gone, _NOT_KNOWN)
+        if batch.threshold is not None and batch.threshold is not self._threshold:
+            values["ast/threshold"] = float(batch.threshold)
+        show(self._trainer, values, bar=_bar(values))
+        lacking = {name: value for name, value in values.items() if written.get(name) != value}
+        write(self._trainer, lacking, step=batch.step, epoch=batch.epoch)
+
+    def _joules(self) -> dict[str, float]:
+        """The share of the joules that was saved, where it is not what was logged at the end of an epoch."""
+        joules, logged = self._fit.ledger.savings()["joules"], last_logged(self._trainer, _JOULES)
+        if joules is None:
+            return {} if logged is None else {_JOULES: _NOT_KNOWN}
+        return {} if logged is not None and math.isclose(joules, logged, rel_tol=1e-6) else {_JOULES: joules}
+
+
+def _bar(values: dict[str, float]) -> dict[str, float]:
+    """What the progress bar shows: the activation rate, and a share that is named by what was saved."""
+    shown = {"act": values.get("ast/activation_rate")}
+    flops = values.get("ast/savings_flops", _NOT_KNOWN)
+    if math.isnan(flops):
+        shown["samples_skipped"] = values.get("ast/savings_samples")
+    else:
+        shown["flops_saved"] = flops
+    return {name: value for name, value in shown.items() if value is not None}

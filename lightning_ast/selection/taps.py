@@ -1,0 +1,134 @@
+"""Where the last layers of a network hand their outputs to the loss: found once, then read without a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import Entry
+from lightning_ast.core.entries.layout import Layout
+from lightning_ast.core.entries.node_views import TracedView
+from lightning_ast.core.gradient_gate import norms_at
+from lightning_ast.core.partial.rows import UnequalPlace
+
+__all__ = ["Taps"]
+
+_STEPS = 6
+"""Reshapes and casts between the last layer and the output of its module, at most."""
+
+
+class Taps:
+    """The outputs of modules through which the whole gradient of a loss enters the network.
+
+    Args:
+        module: The module whose parts are looked at.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._outputs: list[tuple[nn.Module, int, Tensor]] = []
+        self._taps: dict[tuple[nn.Module, int], Layout] = {}
+        self._calls: Counter[nn.Module] = Counter()
+        self._cuts: list[tuple[GradientEdge, tuple[int, ...], Layout]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether every entry of the loss was found to be an output of a module."""
+        return bool(self._taps)
+
+    @contextmanager
+    def finding(self) -> Iterator[None]:
+        """Note the outputs of all modules of a forward with its graph."""
+        self._calls.clear()
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                self._outputs.append((module, self._calls[module], output))
+            self._calls[module] += 1
+
+        own = set(self._module.modules()) - {self._module}
+        handles = [module.register_forward_hook(note) for module in own]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def settle(self, entries: list[Entry], batch_size: int, trace: SampleTrace) -> None:
+        """Find the outputs that the entries are, with the layout of the samples in each; none where one is missing."""
+        taps: dict[tuple[nn.Module, int], Layout] = {}
+        view = TracedView(batch_size, trace)
+        for entry in entries:
+            tap = next((tap for tap in self._outputs if _is_output_of(tap[2].grad_fn, entry)), None)
+            if tap is None or tap[2].grad_fn is None or isinstance(entry.place, UnequalPlace):
+                taps.clear()
+                break
+            layout = view.layout(tap[2].grad_fn, tap[2].output_nr)
+            if layout is None:
+                taps.clear()
+                break
+            taps[tap[0], tap[1]] = layout
+        self._taps = taps
+        self._outputs.clear()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Run a forward whose graph begins at the outputs."""
+        self._calls.clear()
+        self._cuts.clear()
+
+        def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            layout = self._taps.get((module, self._calls[module]))
+            self._calls[module] += 1
+            if layout is None or not isinstance(output, Tensor):
+                return None
+            start = output.detach().requires_grad_().clone()  # no leaf: it may be changed in place behind its module
+            self._cuts.append((get_gradient_edge(start), tuple(start.shape), layout))
+            return start
+
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+        handles = [module.register_forward_hook(cut) for module in {module for module, _ in self._taps}]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def norms(self, loss: Tensor, batch_size: int) -> Tensor | None:
+        """Take the norms of the samples' rows of a loss's gradient at the outputs that were read, times the batch size.
+
+        Returns:
+            ``(B,)``, or None where the loss was not computed from them.
+        """
+        if loss.grad_fn is None or len(self._cuts) != len(self._taps):
+            return None
+        places = []
+        for _, shape, layout in self._cuts:
+            place = layout.place(shape, batch_size)
+            if place is None:
+                return None
+            places.append(place)
+        norms = norms_at(loss, [edge for edge, _, _ in self._cuts], places, weight=batch_size)
+        self._cuts.clear()
+        return norms
+
+
+def _is_output_of(node: Node | None, entry: Entry) -> bool:
+    """Whether an output is an entry, but for reshapes and casts."""
+    for _ in range(_STEPS):
+        if node is None:
+            return False
+        if node is entry.node:
+            return entry.output_nr == 0
+        children = [child for child, _ in node.next_functions if child is not None]
+        if len(children) != 1:
+            return False
+        node = children[0]
+    return False
