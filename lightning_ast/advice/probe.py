@@ -131,8 +131,8 @@ class Probe(Callback):
         for mode, selection in self._selections.items():
             self.active = mode
             selection.setup(trainer, pl_module, stage)
-            assert selection._fit is not None
-            selection._fit.unwrap()
+            assert selection.session is not None
+            selection.session.unwrap()
         self.active = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -161,12 +161,12 @@ class Probe(Callback):
         self._gaps, self._scorings, self._forwards, self._backwards, self._rests = ([0.0] for _ in range(5))
         self.active = block.mode
         if (selection := self._selected()) is not None:
-            assert selection._fit is not None
-            selector = selection._fit.selector
+            assert selection.session is not None
+            selector = selection.session.selector
             selector.target_activation_rate = block.target
             selector.controller = self._controllers.setdefault((selection.mode, block.target), PIController())
-            selection._fit.interrupt()
-            selection._fit.wrap()
+            selection.session.interrupt()
+            selection.session.wrap()
         self._books = self._backwarded()
         cache = self._cache()
         cache.position = block.cycle
@@ -181,8 +181,8 @@ class Probe(Callback):
         seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
         parts = [sum(part) / steps for part in (self._gaps, self._forwards, self._backwards, self._rests)]
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
-        if selection is not None and selection._fit is not None:
-            selection._fit.unwrap()
+        if selection is not None and selection.session is not None:
+            selection.session.unwrap()
         return Timing(
             seconds=seconds / steps,
             rate=sum(self._rates) / steps,

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.callbacks.sparse_selection import running_session
 from lightning_ast.core.state import known_fields
 from lightning_ast.energy.energy_ledger import EnergyBook
 from lightning_ast.energy.epoch_costs import EpochCosts, OpenEpoch
@@ -92,7 +93,7 @@ class EnergyMonitor(Callback):
         self.epochs = [costs for costs in self.epochs if costs.epoch < trainer.current_epoch]
         book = EnergyBook(self.meters, trainer.strategy.root_device, Processes(trainer))
         self.names = book.names
-        self._epoch = OpenEpoch(trainer, book, clock_of(trainer.strategy.root_device))
+        self._epoch = OpenEpoch(trainer, book, clock_of(trainer.strategy.root_device), running_session(trainer))
         self._epoch.begin(self._carried)
         if self._epoch.number < trainer.current_epoch:  # the checkpoint was written behind an epoch's last batch
             self.epochs.append(self._epoch.close())

@@ -15,10 +15,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
 from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
-from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
+from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import first_callback, logged_step
+from lightning_ast.lightning_internals.fit_loop import logged_step
+from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
 from lightning_ast.monitoring.progress import RunProgress, names_accuracy
@@ -28,7 +29,6 @@ from lightning_ast.monitoring.tensorboard import Writers
 from lightning_ast.monitoring.terminal import say
 from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format_epoch, format_summary
 from lightning_ast.selection.faults import not_logged
-from lightning_ast.selection.observer import watch
 from lightning_ast.selection.step_log import BAR_NAMES
 
 __all__ = ["SparseTrainingMonitor"]
@@ -117,8 +117,9 @@ class SparseTrainingMonitor(Callback):
         self._selection = selection = first_callback(trainer, SparseSelectionCallback)
         if selection is not None and trainer.loggers and trainer.is_global_zero:
             drawn = (lambda size: None) if self._drawn is None else self._drawn.take
-            self._watcher = SampleWatcher(selection, drawn, size=_dataset_size(trainer))
-            watch(trainer, self._watcher)
+            assert selection.session is not None
+            self._watcher = SampleWatcher(selection.session, drawn, size=_dataset_size(trainer))
+            selection.session.watchers.append(self._watcher)
         if self._writers:
             self._writers.lay_out()
         if not self._resumed:
@@ -158,7 +159,7 @@ class SparseTrainingMonitor(Callback):
             if samples is not None:
                 self._show(samples, trainer, pl_module)
         with self._own_time():
-            line = self._progress.finish_epoch(trainer, self._ledger, self._accuracy(trainer))
+            line = self._progress.finish_epoch(trainer, running_session(trainer), self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
             say(trainer, format_epoch(**line, joules=joules))
 
@@ -311,7 +312,7 @@ def _selected(selection: SparseSelectionCallback | None, *, measures_joules: boo
     """
     if selection is None:
         return {}
-    sparse, fit, savings = selection.ledger.stages.get("sparse"), selection._fit, selection.savings
+    sparse, fit, savings = selection.ledger.stages.get("sparse"), selection.session, selection.savings
     target = selection.target_activation_rate if fit is None else fit.selector.target_activation_rate
     rate = sparse.selected / sparse.offered if sparse is not None and sparse.offered else None
     selected = rate is not None and min(rate, target) < 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves, sole_key
-from lightning_ast.callbacks.two_stage import Stage, TwoStageScheduler
+from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Selection, Weighting
@@ -20,14 +20,16 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import epochs_done
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
+from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
+from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
 from lightning_ast.selection.quarantine import QuarantinedSample
-from lightning_ast.selection.session import SparseFit
+from lightning_ast.selection.session import Session
+from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.selection.step_log import StepLog
 
-__all__ = ["SparseSelectionCallback"]
+__all__ = ["SparseSelectionCallback", "running_session"]
 
 _WHY_ONE = "each would select from the other's"
 
@@ -120,21 +122,26 @@ class SparseSelectionCallback(Callback):
         self.count_flops = count_flops
         self.dense_ops: Counter[str] = Counter()
         self.ledger = Ledger()
-        self._fit: SparseFit | None = None
+        self._session: Session | None = None
         self._log: StepLog | None = None
         self._loads_foreign = False
 
     # ------------------------------------------------------------------ readable while it runs
 
     @property
+    def session(self) -> Session | None:
+        """What lives for the length of a fit, of the running or the last one; None before the first."""
+        return self._session
+
+    @property
     def stage(self) -> Stage:
         """``"warmup"``, ``"sparse"`` or ``"cooldown"``: that of the last training batch."""
-        return "warmup" if self._fit is None else self._fit.stage
+        return "warmup" if self._session is None else self._session.stage
 
     @property
     def activation_rate(self) -> float | None:
         """Selected / offered of the last training batch, in [0, 1]; None before the first."""
-        return None if self._fit is None else self._fit.activation_rate
+        return None if self._session is None else self._session.activation_rate
 
     @property
     def last_selection(self) -> Selection | None:
@@ -142,12 +149,12 @@ class SparseSelectionCallback(Callback):
 
         None before the first batch, and after one of which no sample could be trained on.
         """
-        return None if self._fit is None else self._fit.last_selection
+        return None if self._session is None else self._session.last_selection
 
     @property
     def threshold(self) -> float | None:
         """Significance at which the gate was fully open for the last sparse batch; None before it. Reads the device."""
-        last = None if self._fit is None else self._fit.selector.last_threshold
+        last = None if self._session is None else self._session.selector.last_threshold
         return None if last is None else float(last)
 
     @property
@@ -158,7 +165,7 @@ class SparseSelectionCallback(Callback):
     @property
     def quarantined(self) -> list[QuarantinedSample]:
         """Samples that were left out because they are not finite, in this process, in the order they were found in."""
-        return [] if self._fit is None else list(self._fit.quarantine.samples)
+        return [] if self._session is None else list(self._session.quarantine.samples)
 
     def planned_steps(self, trainer: pl.Trainer) -> float:
         """Optimizer steps of the whole run (infinite without a limit), for schedules that are stepped with it.
@@ -171,9 +178,9 @@ class SparseSelectionCallback(Callback):
         """
         if self.mode != "prune":
             return float(trainer.estimated_stepping_batches)
-        if self._fit is None or self._fit.epochs is None:
+        if self._session is None or self._session.epochs is None:
             raise RuntimeError("planned_steps is known once fit has begun: ask for it in configure_optimizers.")
-        return self._fit.epochs.planned_steps()
+        return self._session.epochs.planned_steps()
 
     # ------------------------------------------------------------------ the hooks
 
@@ -186,70 +193,79 @@ class SparseSelectionCallback(Callback):
         if faults := faults + configuration_faults(self, trainer, pl_module, schedulers):
             raise ConfigurationError(faults)
         self._begin_use(trainer)
+        for scheduler in schedulers:
+            scheduler.serve(self)
         for doubt in doubtful_settings(self, schedulers, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
-        goes_on = self._fit is not None and self._fit.mode == self.mode and epochs_done(trainer) > 0
+        goes_on = self._session is not None and self._session.mode == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
         if self.controller is not None:
             self.controller.reset()
         self.ledger = Ledger()
         self.dense_ops.clear()
-        self._fit = SparseFit(self, trainer, pl_module, next(iter(schedulers), None))
-        self._log = StepLog(self._fit, trainer, pl_module)
-        self._fit.attach()
+        self._session = Session(
+            self._settings(trainer, next(iter(schedulers), None)),
+            trainer,
+            pl_module,
+            owner=self,
+            ledger=self.ledger,
+            dense_ops=self.dense_ops,
+        )
+        self._log = StepLog(self._session, trainer, pl_module)
+        self._session.attach()
         self.load_state_dict(before)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what is known only now."""
-        assert self._fit is not None
-        self._fit.start_training()
+        assert self._session is not None
+        self._session.start_training()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Pause the timers until the next batch."""
-        assert self._fit is not None
-        self._fit.interrupt()
+        assert self._session is not None
+        self._session.interrupt()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
-        assert self._fit is not None
-        self._fit.start_batch(batch, batch_idx)
+        assert self._session is not None
+        self._session.start_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Put the gate where the gradient of the loss enters the network; count FLOPs in one batch."""
-        assert self._fit is not None
-        self._fit.start_backward(loss)
+        assert self._session is not None
+        self._session.start_backward(loss)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the count of FLOPs, and go on watching a step that runs its own backward."""
-        assert self._fit is not None
-        self._fit.stop_backward()
+        assert self._session is not None
+        self._session.stop_backward()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Weigh accumulated micro-batches as one large batch."""
-        assert self._fit is not None
-        self._fit.start_optimizer_step(optimizer)
+        assert self._session is not None
+        self._session.start_optimizer_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the books, write the logs, let go of the batch."""
-        assert self._fit is not None
+        assert self._session is not None
         assert self._log is not None
         trained = True
         try:
-            trained = self._fit.finish_batch(batch_idx)
+            trained = self._session.finish_batch(batch_idx)
         finally:  # what the quarantine ends the run with stands behind a batch that is in the ledger
             self._log.finish_batch(batch_idx, trained=trained)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare what was left out with what is allowed, over all processes."""
-        assert self._fit is not None
+        assert self._session is not None
         assert self._log is not None
-        self._fit.finish_epoch()
+        self._session.finish_epoch()
         self._log.finish_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -259,8 +275,8 @@ class SparseSelectionCallback(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Pause the timers for the length of a validation."""
-        if self._fit is not None:
-            self._fit.interrupt()
+        if self._session is not None:
+            self._session.interrupt()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the loggers the last values; leave the module as it was."""
@@ -275,14 +291,33 @@ class SparseSelectionCallback(Callback):
         if stage == "fit" and end_use(self, trainer):
             if self.controller is not None:
                 end_use(self.controller, trainer)
-            if self._fit is not None:
-                self._fit.detach()
+            if self._session is not None:
+                self._session.detach()
+
+    def _settings(self, trainer: pl.Trainer, scheduler: TwoStageScheduler | None) -> SelectionSettings:
+        """Read the settings; a target of the scheduler's own counts."""
+        own = self.target_activation_rate
+        return SelectionSettings(
+            target_activation_rate=own if scheduler is None else scheduler.target_activation_rate or own,
+            mode=self.mode,
+            gate=self.gate,
+            significance=self.significance,
+            weighting=self.weighting,
+            controller=self.controller,
+            min_selected=self.min_selected,
+            seed=self.seed,
+            batchnorm=self.batchnorm,
+            quarantine_limit=self.quarantine_limit,
+            count_flops=self.count_flops,
+            schedule=Schedule() if scheduler is None else scheduler.schedule_of(trainer),
+            state_key=super().state_key,
+        )
 
     def _begin_use(self, trainer: pl.Trainer) -> None:
         begin_use(self, trainer)
         self._loads_foreign = False
-        if self._fit is not None:
-            self._fit.detach()  # an interrupted fit may not have come to its end
+        if self._session is not None:
+            self._session.detach()  # an interrupted fit may not have come to its end
         if self.controller is not None:
             try:
                 begin_use(self.controller, trainer)
@@ -296,18 +331,18 @@ class SparseSelectionCallback(Callback):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
         key = super().state_key
-        return sole_key(self, key, _WHY_ONE) if self._fit is None else key
+        return sole_key(self, key, _WHY_ONE) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is this callback with its ledger, outside the fit that runs."""
-        return {**vars(self), "_fit": None, "_log": None}
+        return {**vars(self), "_session": None, "_log": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Controller, books, quarantine and random state; in ``prune`` scores and plan. Primitives and tensors alone.
 
         With several processes every one of them must ask for it, as Lightning does when it writes a checkpoint.
         """
-        return {} if self._fit is None else self._fit.state.state_dict()
+        return {} if self._session is None else self._session.state.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was written.
@@ -316,8 +351,8 @@ class SparseSelectionCallback(Callback):
             CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
         """
         foreign, self._loads_foreign = self._loads_foreign, False
-        if self._fit is not None and state_dict != {} and not foreign:  # empty: it was saved outside a fit
-            self._fit.state.load_state_dict(state_dict)
+        if self._session is not None and state_dict != {} and not foreign:  # empty: it was saved outside a fit
+            self._session.state.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -327,5 +362,11 @@ class SparseSelectionCallback(Callback):
         What another Trainer loads while this fit goes on (to test, say) is not for this fit.
         """
         self._loads_foreign = not serves(self, trainer)
-        if self._fit is not None and not self._loads_foreign:
-            self._fit.state.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))
+        if self._session is not None and not self._loads_foreign:
+            self._session.state.expect_resume(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}))
+
+
+def running_session(trainer: pl.Trainer) -> Session | None:
+    """Return the session of a trainer's selection callback; None where nobody selects."""
+    selection = first_callback(trainer, SparseSelectionCallback)
+    return None if selection is None else selection.session

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_ast.core.execution import Mode
+from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import accumulation, epoch_limit, first_callback
-from lightning_ast.run_length import Point, RunLength
-from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.faults import rate_faults
+from lightning_ast.selection.stages import stage_of_batch
 from lightning_ast.words import counted
 
-__all__ = ["STAGE_CODES", "Stage", "TwoStageScheduler", "kept_schedule", "run_length", "stages_from"]
+__all__ = ["Selecting", "Stage", "TwoStageScheduler"]
 
 
-def run_length(trainer: pl.Trainer) -> RunLength:
-    """Read what limits a run; the batches of an epoch are known once the training loader is set up."""
-    batches, module = trainer.num_training_batches, trainer.lightning_module
-    automatic = module is None or module.automatic_optimization  # None: the trainer was not given a module yet
-    return RunLength(
-        max_epochs=epoch_limit(trainer),
-        max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
-        batches=int(batches) if math.isfinite(batches) and batches > 0 else None,
-        accumulate=accumulation(trainer) if automatic else None,
-    )
+class Selecting(Protocol):
+    """A callback that selects samples, as its schedule knows it.
+
+    Attributes:
+        mode: How its selections are executed.
+        ledger: Its books, which know the stages that the run has had.
+    """
+
+    mode: Mode
+    ledger: Ledger
 
 
 class TwoStageScheduler(Callback):
@@ -80,6 +82,7 @@ class TwoStageScheduler(Callback):
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
         self._warned = False
+        self._selection: Selecting | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -102,9 +105,7 @@ class TwoStageScheduler(Callback):
             trainer: Its progress and limits are read.
             batch_idx: The index of the batch in the running epoch.
         """
-        run = run_length(trainer)
-        within = 0.0 if run.batches is None else batch_idx / run.batches
-        return self.schedule_of(trainer).stage(Point(trainer.current_epoch + within, trainer.global_step), run)
+        return stage_of_batch(self.schedule_of(trainer), trainer, batch_idx)
 
     def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
         """Return the stage at a point that is known in epochs alone; see
@@ -132,19 +133,22 @@ class TwoStageScheduler(Callback):
 
     # ------------------------------------------------------------------ the hooks
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse to run alone; all other faults are reported by the selection callback."""
-        if stage != "fit":
-            return
+    def serve(self, selection: Selecting) -> None:
+        """Switch the stages of a selection callback, which calls this in its own ``setup``."""
+        self._selection = selection
         self._warned = False
-        if self._selection(trainer) is None:
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to run alone; all other faults are reported by the selection callback."""
+        if self._selection not in trainer.callbacks:  # type: ignore[attr-defined]
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell what becomes of the stages where that is not what was asked for."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
-            without_scores = " The epoch is planned without scores." if self._selection(trainer).mode == "prune" else ""
+            prunes = self._selection is not None and self._selection.mode == "prune"
+            without_scores = " The epoch is planned without scores." if prunes else ""
             rank_zero_info(
                 f"lightning-ast: fast_dev_run trains every batch sparsely, without {self.schedule.dense}, to test the "
                 f"selection.{without_scores}"
@@ -164,7 +168,7 @@ class TwoStageScheduler(Callback):
             return  # over, or known since before the first batch
         per_epoch = math.ceil(steps / (trainer.current_epoch + 1))
         measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
-        if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):
+        if self._stages() and "sparse" not in self._stages() and self.schedule.never_sparse(measured):
             self._warn(
                 f"an epoch has {counted(per_epoch, 'optimizer step')}, so {self.schedule.dense} will leave no sparse "
                 f"step in this run of {measured}"
@@ -172,7 +176,7 @@ class TwoStageScheduler(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn of a run that ended before its sparse stage."""
-        stages = self._stages(trainer)
+        stages = self._stages()
         cools_down = self.cooldown_epochs or self.cooldown_steps
         if stages and "sparse" not in stages and not self._warned:
             self._warn(f"the run ended after {counted(trainer.global_step, 'optimizer step')} without a sparse one")
@@ -185,28 +189,6 @@ class TwoStageScheduler(Callback):
             f"lightning-ast: {fact}: all of it is dense. Shorten the warmup (warmup_steps=...), or train longer."
         )
 
-    def _stages(self, trainer: pl.Trainer) -> set[str]:
+    def _stages(self) -> set[str]:
         """Return the stages that the run has had, the part before a resumption included."""
-        selection = self._selection(trainer)
-        return set() if selection is None else set(selection.ledger.stages)
-
-    @staticmethod
-    def _selection(trainer: pl.Trainer) -> Any:
-        from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
-
-        return first_callback(trainer, SparseSelectionCallback)
-
-
-def kept_schedule(scheduler: TwoStageScheduler | None, trainer: pl.Trainer) -> Schedule:
-    """Return the schedule that a run keeps; without a scheduler every step is sparse."""
-    return Schedule() if scheduler is None else scheduler.schedule_of(trainer)
-
-
-def stages_from(epoch: int, schedule: Schedule, trainer: pl.Trainer) -> list[Stage] | None:
-    """List the stages in the middle of each epoch from this one on; None in a run without an end that is known."""
-    run = run_length(trainer)
-    if run.epochs is None:
-        return None
-    middles = (each + 0.5 for each in range(epoch, math.ceil(run.epochs)))
-    now = trainer.global_step
-    return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]
+        return set() if self._selection is None else set(self._selection.ledger.stages)

@@ -10,12 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.energy.energy_ledger import Activity, EnergyBook
 from lightning_ast.energy.meters import EnergyKind
 from lightning_ast.energy.step_sections import Clock, StepSections
+from lightning_ast.schedule import STAGE_CODES, Stage
 from lightning_ast.selection.flop_count import SETTLE_STEPS
-from lightning_ast.selection.observer import Watcher, watch
+from lightning_ast.selection.observer import Watcher
+from lightning_ast.selection.session import Session
 from lightning_ast.selection.step_state import BatchPlan
 
 __all__ = ["EpochCosts", "OpenEpoch"]
@@ -65,17 +66,20 @@ class OpenEpoch(Watcher):
         trainer: of the fit.
         book: of the joules.
         clock: of the sections.
+        session: The session of the selection callback, or None where nobody selects.
 
     Attributes:
         number: of the epoch, from 0.
         sections: of its steps.
     """
 
-    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock) -> None:
+    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock, session: Session | None) -> None:
         self._book, self._clock = book, clock
         self.number = trainer.current_epoch
         self.sections = StepSections(clock)
-        self._selection = watch(trainer, self)
+        self._ledger = None if session is None else session.ledger
+        if session is not None:
+            session.watchers.append(self)
         self._stage: Stage = "warmup"
         self._steps = dict.fromkeys(STAGE_CODES, 0)
         self._kinds: set[EnergyKind] | None = None
@@ -85,13 +89,12 @@ class OpenEpoch(Watcher):
 
     @property
     def _offered(self) -> int:
-        return 0 if self._selection is None else self._selection.ledger.offered
+        return 0 if self._ledger is None else self._ledger.offered
 
     @property
     def savings(self) -> float | None:
         """Share of the joules that was saved so far, or None."""
-        saved: float | None = None if self._selection is None else self._selection.savings["joules"]
-        return saved
+        return None if self._ledger is None else self._ledger.savings()["joules"]
 
     @property
     def _activity(self) -> Activity:
@@ -109,11 +112,7 @@ class OpenEpoch(Watcher):
         self.sections.restart()
 
     def _resume(self, book: dict[str, Any]) -> None:
-        if (
-            self._selection is not None
-            and book["meters"] != self._book.measured
-            and self._selection.ledger.forget_joules()
-        ):
+        if self._ledger is not None and book["meters"] != self._book.measured and self._ledger.forget_joules():
             rank_zero_warn(
                 f"lightning-ast: the interrupted run measured {book['meters'] or 'no'} energy and this one "
                 f"{self._book.measured or 'none'}: there are no ast/savings_joules."
@@ -203,16 +202,16 @@ class OpenEpoch(Watcher):
         """Into the ledger: what the steps cost that stand for their stage, as long as the same is measured."""
         offered, self._book.offered = self._book.offered, {}
         self._kinds = set(joules) if self._kinds is None else self._kinds
-        if self._selection is None or not self._kinds:
+        if self._ledger is None or not self._kinds:
             return
         if self._kinds != set(joules):
-            self._selection.ledger.forget_joules()
+            self._ledger.forget_joules()
             self._kinds = set()
             return
         for stage in STAGE_CODES:
             if offered.get(stage):
                 spent = sum(by_activity[stage] for by_activity in joules.values())
-                self._selection.ledger.record_joules(stage, joules=spent, offered=offered[stage])
+                self._ledger.record_joules(stage, joules=spent, offered=offered[stage])
 
     def state_dict(self) -> dict[str, Any]:
         """What the epoch cost so far."""

@@ -10,20 +10,16 @@ from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
 
+from lightning_ast.lightning_internals.class_patch import change_class
+
 __all__ = [
-    "accumulation",
     "announce_batches",
     "batches_done",
     "batches_handed",
     "begin_new_epoch",
-    "change_class",
-    "epoch_limit",
-    "epochs_done",
-    "first_callback",
     "hold_reload",
     "last_reloads",
     "lead",
@@ -116,60 +112,6 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
         own.on_advance_start(self)
 
     return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})
-
-
-def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
-    """Give one object a class of its own, with other methods and properties; copies and pickles have the first class.
-
-    Returns:
-        Puts the first class back.
-    """
-    own: Any = type(instance)
-
-    def reduce(self: Any, protocol: Any) -> Any:
-        _, _, *state = own.__reduce_ex__(self, protocol)
-        return own.__new__, (own,), *state
-
-    instance.__class__ = type(own.__name__, (own,), {**parts, "__reduce_ex__": reduce})
-
-    def undo() -> None:
-        instance.__class__ = own
-
-    return undo
-
-
-def epochs_done(trainer: pl.Trainer) -> int:
-    """Epochs that this trainer has trained, in an earlier fit included."""
-    return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-
-
-def epoch_limit(trainer: pl.Trainer) -> int | None:
-    """Epochs that the run trains, or None without a limit.
-
-    Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
-    """
-    limit = trainer.max_epochs
-    for callback in _callbacks(trainer, StochasticWeightAveraging):
-        if limit is not None and limit == getattr(callback, "_max_epochs", math.inf) + 1:
-            limit -= 1
-    return limit if limit is not None and limit > 0 else None
-
-
-def accumulation(trainer: pl.Trainer) -> dict[int, int]:
-    """Batches to an optimizer step from each of these epochs on, the first of which is 0."""
-    for callback in _callbacks(trainer, GradientAccumulationScheduler):
-        return dict(callback.scheduling)
-    return {0: trainer.accumulate_grad_batches}
-
-
-def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
-    """By name: those of the package ``pytorch_lightning`` are other classes."""
-    return [c for c in trainer.callbacks if kind.__name__ in {k.__name__ for k in type(c).__mro__}]  # type: ignore[attr-defined]
-
-
-def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
-    """The Trainer's first callback of a kind, or None."""
-    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def announce_batches(trainer: pl.Trainer, batches: int) -> None:

@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
-from lightning_ast.callbacks.two_stage import Stage, run_length
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.lightning_internals.fit_loop import first_callback
+from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.monitoring.text import seconds_left
+from lightning_ast.schedule import Stage
+from lightning_ast.selection.session import Session
 
 __all__ = ["RunProgress", "names_accuracy"]
 
@@ -76,9 +76,11 @@ class RunProgress:
             self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
             self._steps += 1
 
-    def finish_epoch(self, trainer: pl.Trainer, ledger: Ledger | None, accuracy: float | None) -> dict[str, Any]:
+    def finish_epoch(self, trainer: pl.Trainer, session: Session | None, accuracy: float | None) -> dict[str, Any]:
         """What the epoch's line says: arguments of :func:`~lightning_ast.monitoring.text.format_epoch`."""
-        stage, self.validated = self.stage, False
+        ledger = None if session is None else session.ledger
+        stage = self.stage
+        self.validated = False
         now = time.perf_counter()
         self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
         self._began, self._carried = now, 0.0
@@ -88,7 +90,7 @@ class RunProgress:
         # Lightning divides the step's output by the accumulation; the line shows the user's own loss
         scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         max_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        stages_ahead = _stages_ahead(trainer, stage)
+        stages_ahead = _stages_ahead(trainer, stage, session)
         left = None if stages_ahead is None else seconds_left(self.seconds, stages_ahead)
         loss = None if self._loss_sum is None else float(self._loss_sum) * scale / self._steps
         self.start_epoch(ledger)  # the next one's first batch may be skipped
@@ -139,11 +141,10 @@ def _totals(ledger: Ledger | None) -> tuple[float, ...]:
     return ledger.offered, ledger.selected, ledger.spent_flops() or 0.0, ledger.dense_flops() or 0.0
 
 
-def _stages_ahead(trainer: pl.Trainer, stage: Stage) -> list[Stage] | None:
+def _stages_ahead(trainer: pl.Trainer, stage: Stage, session: Session | None) -> list[Stage] | None:
     """List the stages of the epochs that are still to come; a run without selection keeps the stage that it has."""
-    selection = first_callback(trainer, SparseSelectionCallback)
-    if selection is not None and selection._fit is not None:
-        return selection._fit.stages_ahead()
+    if session is not None:
+        return session.stages_ahead()
     length = run_length(trainer).epochs
     return None if length is None else [stage] * (math.ceil(length) - trainer.current_epoch - 1)
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.monitoring.guard import Guard
+from lightning_ast.schedule import Stage
 from lightning_ast.selection.observer import Watcher
+from lightning_ast.selection.session import Session
 from lightning_ast.selection.step_state import BatchPlan
 
 __all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
@@ -54,7 +55,7 @@ class SampleWatcher(Watcher):
     In ``prune`` the epoch's plan tells what was selected, from the remembered significance of all samples.
 
     Args:
-        selection: the :class:`~lightning_ast.SparseSelectionCallback` of the fit.
+        session: The session of the :class:`~lightning_ast.SparseSelectionCallback`.
         indices: ``(batch_size) -> (B,)`` dataset indices of the batch that arrives, or None.
         size: samples of the data set, or None where it has no length: nothing is counted by index then.
 
@@ -64,8 +65,8 @@ class SampleWatcher(Watcher):
 
     wants_labels = True
 
-    def __init__(self, selection: Any, indices: Callable[[int], Tensor | None], *, size: int | None) -> None:
-        self._selection = selection
+    def __init__(self, session: Session, indices: Callable[[int], Tensor | None], *, size: int | None) -> None:
+        self._session = session
         self._indices, self._size = indices, size
         self.seconds = 0.0
         self._guard = Guard("watching the samples")
@@ -100,12 +101,12 @@ class SampleWatcher(Watcher):
 
     def _keep(self, plan: BatchPlan) -> None:
         self._batches += 1
-        if self._stage == "sparse" and (threshold := self._selection._fit.selector.last_threshold) is not None:
+        if self._stage == "sparse" and (threshold := self._session.selector.last_threshold) is not None:
             self._thresholds.append((self._batches, threshold))
         labels = None if plan.labels is None else plan.labels.clone()  # a view would keep what it is a view of
-        if labels is not None and plan.indices is not None and self._selection.mode == "prune":
+        if labels is not None and plan.indices is not None and self._session.mode == "prune":
             self._seen.append((plan.indices, labels))
-        if self._stage != "sparse" or self._selection.mode == "prune" or plan.significance is None:
+        if self._stage != "sparse" or self._session.mode == "prune" or plan.significance is None:
             return
         selected = torch.ones_like(plan.significance, dtype=torch.bool)
         if plan.selection is not None:
@@ -119,7 +120,7 @@ class SampleWatcher(Watcher):
         if seen:
             self._remember(torch.cat([i.cpu() for i, _ in seen]), torch.cat([labels for _, labels in seen]).cpu())
         binned = _binned(thresholds, batches)
-        if self._selection.mode == "prune":
+        if self._session.mode == "prune":
             return self._planned(binned) if thresholds else None
         if not rows:
             return None
@@ -131,7 +132,10 @@ class SampleWatcher(Watcher):
         return EpochSamples(scores, kept, _all(labels), known, binned)
 
     def _planned(self, thresholds: Tensor) -> EpochSamples:
-        epochs = self._selection._fit.epochs
+        epochs = self._session.epochs
+        assert epochs is not None
+        assert epochs.history is not None
+        assert epochs.epoch.plan is not None
         significance = epochs.history.significance()
         selected = torch.zeros(len(significance), dtype=torch.bool)
         selected[epochs.epoch.plan.indices] = True

@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.state import Check, Faults, StateFormat
 from lightning_ast.core.state_checks import (
     JOULES,
@@ -26,6 +25,7 @@ from lightning_ast.core.state_checks import (
 )
 from lightning_ast.energy.energy_ledger import Activity
 from lightning_ast.monitoring.samples import BINS
+from lightning_ast.schedule import Stage
 
 __all__ = ["ENERGY_STATE", "MONITOR_STATE"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger, step_cost
+from lightning_ast.schedule import Stage
 from lightning_ast.words import counted
 
 __all__ = ["RunSummary", "best_flops_savings", "format_epoch", "format_seconds", "format_summary", "seconds_left"]

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.pruning.run_plan import EpochLengths
-from lightning_ast.selection.faults import changes
-from lightning_ast.words import counted
+from lightning_ast.schedule import Stage
+from lightning_ast.words import changes, counted
 
 __all__ = ["PlannedBatch", "RunningEpoch", "check_split"]
 

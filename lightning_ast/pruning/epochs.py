@@ -13,17 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.gate import Selection
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import (
-    accumulation,
     announce_batches,
     batches_done,
     begin_new_epoch,
-    epochs_done,
     hold_reload,
     last_reloads,
     lead,
@@ -31,7 +28,8 @@ from lightning_ast.lightning_internals.fit_loop import (
     reload_validation_as_due,
     restart_loader,
 )
-from lightning_ast.pruning.epoch import RunningEpoch, check_split
+from lightning_ast.lightning_internals.run_limits import accumulation, epochs_done
+from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split
 from lightning_ast.pruning.loader import (
     LoaderFacts,
     PrunedLoader,
@@ -50,7 +48,6 @@ from lightning_ast.pruning.run_plan import (
     size_faults,
 )
 from lightning_ast.schedule import Schedule
-from lightning_ast.selection.step_state import BatchPlan
 
 __all__ = ["PrunedEpochs"]
 
@@ -228,28 +225,23 @@ class PrunedEpochs:
         count = self.epoch.lengths.samples * self._processes.count
         return plan_epoch(self.history, offered, epoch=self.epoch.number, count=count, selector=self._selector)
 
-    def batch_plan(self, batch_size: int, own: Tensor | None) -> BatchPlan:
-        """What is to be done with the next batch of the epoch: train on all of it, and remember what it was worth.
+    def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
+        """Return what the plan says of the next batch of the epoch.
 
         Args:
-            batch_size: samples that it holds.
+            batch_size: The samples that the batch holds.
             own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
 
         Raises:
-            ConfigurationError: it does not hold the samples that were to be loaded.
+            ConfigurationError: It does not hold the samples that were to be loaded.
         """
         assert self._facts is not None
+        return self.epoch.next_batch(batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share)
+
+    def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
+        """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
         assert self.history is not None
-        planned = self.epoch.next_batch(
-            batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share
-        )
-        plan = BatchPlan(batch_size, sparse=False, stands_for=planned.stands_for, indices=planned.indices)
-        if self._observes:
-            plan.observe = functools.partial(self.history.observe, planned.indices)
-        if planned.weights is not None:
-            plan.sparse = True
-            plan.selection = Selection(torch.arange(batch_size), planned.weights)
-        return plan
+        return functools.partial(self.history.observe, planned.indices) if self._observes else None
 
     # ------------------------------------------------------------------ state
 

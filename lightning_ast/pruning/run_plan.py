@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 
 from lightning_ast.core.history import planned_count
-from lightning_ast.lightning_internals.fit_loop import change_class, epoch_limit
+from lightning_ast.lightning_internals.class_patch import change_class
+from lightning_ast.lightning_internals.run_limits import epoch_limit
 from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage

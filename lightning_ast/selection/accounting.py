@@ -7,9 +7,9 @@ from collections import Counter
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.schedule import Stage
 from lightning_ast.selection.flop_count import FlopCount, StepClock
 from lightning_ast.selection.notices import note_dense_ops, poor_savings
 from lightning_ast.selection.step_state import BatchPlan

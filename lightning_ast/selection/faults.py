@@ -16,17 +16,15 @@ from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SIGNIFICANCE
-from lightning_ast.lightning_internals.fit_loop import accumulation
+from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 
 __all__ = [
-    "changes",
     "configuration_faults",
     "doubtful_settings",
     "is_number",
     "not_logged",
     "rate_faults",
-    "rule_of",
     "setting_faults",
     "training_faults",
     "use_faults",
@@ -35,11 +33,6 @@ __all__ = [
 
 _DEFAULT_TARGET = 0.4
 """Cannot be told from a target that was not given."""
-
-
-def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
-    """What differs between the settings of a checkpoint and those of this run, each as ``name was x and is y``."""
-    return [f"{name} was {say(saved[name])} and is {say(value)}" for name, value in now.items() if saved[name] != value]
 
 
 def not_logged(name: str, logged: Iterable[str]) -> str:
@@ -83,12 +76,6 @@ def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.Lightning
                 f"TwoStageScheduler counts, {target:g}. Give one of them."
             )
     return found
-
-
-def rule_of(callback: Any) -> dict[str, str]:
-    """Name the rule that a ``SparseSelectionCallback`` selects by, for its checkpoints."""
-    score = callback.significance if isinstance(callback.significance, str) else "callable"
-    return {"mode": callback.mode, "gate": callback.gate, "significance": score}
 
 
 def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:

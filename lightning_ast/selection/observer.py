@@ -5,13 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import lightning.pytorch as pl
-
-from lightning_ast.callbacks.two_stage import Stage
-from lightning_ast.lightning_internals.fit_loop import first_callback
+from lightning_ast.schedule import Stage
 from lightning_ast.selection.step_state import BatchPlan
 
-__all__ = ["Watcher", "watch"]
+__all__ = ["Watcher"]
 
 
 class Watcher:
@@ -36,17 +33,3 @@ class Watcher:
 
     def finish_batch(self, plan: BatchPlan) -> None:
         """A batch was trained on as planned."""
-
-
-def watch(trainer: pl.Trainer, watcher: Watcher) -> Any:
-    """Have the watcher told of the fit that has begun.
-
-    Returns:
-        The :class:`~lightning_ast.SparseSelectionCallback`, or None: nobody selects, and the watcher is told nothing.
-    """
-    from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
-
-    selection = first_callback(trainer, SparseSelectionCallback)
-    if selection is not None and selection._fit is not None:
-        selection._fit.watchers.append(watcher)
-    return selection

@@ -25,7 +25,7 @@ from lightning_ast.lightning_internals.fit_loop import (
     reload_validation_as_due,
     restart_loader,
 )
-from lightning_ast.selection.faults import changes
+from lightning_ast.words import changes
 
 __all__ = ["Resumption"]
 

@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_ast.callbacks.two_stage import Stage
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
@@ -27,6 +26,7 @@ from lightning_ast.core.state_checks import (
     whole,
 )
 from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
+from lightning_ast.schedule import Stage
 
 __all__ = ["SELECTION_STATE"]
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_ast.callbacks.two_stage import TwoStageScheduler, kept_schedule, stages_from
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import Selection
+from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.mixin import overrides
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
@@ -26,7 +29,7 @@ from lightning_ast.selection.accounting import Books
 from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.checks import check_indices
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.faults import rule_of, training_faults
+from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.modes.subset import SubsetStep
 from lightning_ast.selection.notices import note_compiled, note_unused_methods
@@ -35,23 +38,26 @@ from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.resume import Resumption
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.scoring_pass import ScoringPass
-from lightning_ast.selection.selector import selector_of
 from lightning_ast.selection.session_state import FitState
+from lightning_ast.selection.settings import SelectionSettings
+from lightning_ast.selection.stages import stage_of_batch, stages_from
 from lightning_ast.selection.step_state import BatchPlan
 
-__all__ = ["SparseFit"]
+__all__ = ["Session"]
 
 _FLOPS = "flops_per_batch"
 
 
-class SparseFit:
+class Session:
     """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit.
 
     Args:
-        callback: its settings, its ledger and its count of dense ops.
+        settings: What the fit selects by.
         trainer: of the fit.
         module: that is trained.
-        schedule: of the stages, or None: every step is sparse.
+        owner: The selection callback.
+        ledger: The books of the run.
+        dense_ops: The backward ops that ran over all rows, and their calls; added to.
 
     Attributes:
         state: Saves and restores its parts.
@@ -62,61 +68,68 @@ class SparseFit:
     """
 
     def __init__(
-        self, callback: Any, trainer: pl.Trainer, module: pl.LightningModule, schedule: TwoStageScheduler | None
+        self,
+        settings: SelectionSettings,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        *,
+        owner: Callback,
+        ledger: Ledger,
+        dense_ops: Counter[str],
     ) -> None:
-        self.mode: Mode = callback.mode
-        self.ledger = callback.ledger
+        self.mode: Mode = settings.mode
+        self.ledger = ledger
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.watchers: list[Watcher] = []
         self._trainer = trainer
         self._module = module
-        self._schedule = schedule
-        self.selector = selector_of(callback, trainer, schedule)
+        self._schedule = settings.schedule
+        self.selector = settings.selector(trainer.global_rank)
         self._processes = processes = Processes(trainer)
-        self.quarantine = Quarantine(callback.quarantine_limit, processes)
+        self.quarantine = Quarantine(settings.quarantine_limit, processes)
         self._window = AccumulationWindow()
         self._decision = Decision(
             module,
-            callback.significance,
+            settings.significance,
             self.selector,
             processes,
             self.quarantine,
             divisor=lambda own, offered: self._window.divisor(*processes.mean_of(own, offered)),
         )
-        self._books = Books(callback.mode, callback.ledger, callback.dense_ops, count_flops=callback.count_flops)
-        self.gating = self._gating_of(callback)
+        self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
+        self.gating = self._gating_of(settings, dense_ops)
         self._samples_in = SampleCount(trainer, module)
         self.plan: BatchPlan | None = None
         self._last: tuple[Selection | None, int] | None = None
-        self._subset = SubsetStep(module) if callback.mode == "subset" else None
+        self._subset = SubsetStep(module) if settings.mode == "subset" else None
         self._score: ScoringPass | None = None
         self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
         self.epochs: PrunedEpochs | None = None
-        if callback.mode == "prune":
-            self.epochs = PrunedEpochs(callback, trainer, self.selector, kept_schedule(schedule, trainer), processes)
-        self.state = self._state_of(callback)
+        if settings.mode == "prune":
+            self.epochs = PrunedEpochs(owner, trainer, self.selector, settings.schedule, processes)
+        self.state = self._state_of(settings)
 
-    def _gating_of(self, callback: Any) -> Gating:
+    def _gating_of(self, settings: SelectionSettings, dense_ops: Counter[str]) -> Gating:
         return Gating(
             self._module,
             self._decision,
-            execution="partial" if callback.mode == "partial" else "mask",
-            batchnorm=callback.batchnorm,
-            dense_ops=callback.dense_ops,
+            execution="partial" if settings.mode == "partial" else "mask",
+            batchnorm=settings.batchnorm,
+            dense_ops=dense_ops,
             take=getattr(self._module, "select_batch", None) if overrides(self._module, "select_batch") else None,
             lost=self.quarantine.lost,
-            enabled=callback.mode == "prune" or self.selector.target_activation_rate < 1,
+            enabled=settings.mode == "prune" or self.selector.target_activation_rate < 1,
         )
 
-    def _state_of(self, callback: Any) -> FitState:
+    def _state_of(self, settings: SelectionSettings) -> FitState:
         return FitState(
             trainer=self._trainer,
             token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
-            rule=rule_of(callback),
-            owner=callback.state_key,
+            rule=settings.rule,
+            owner=settings.state_key,
             selector=self.selector,
-            ledger=callback.ledger,
+            ledger=self.ledger,
             quarantine=self.quarantine,
             resumption=self._resumption,
             epochs=self.epochs,
@@ -175,8 +188,8 @@ class SparseFit:
             self.epochs.ensure_installed()
             if rounded := rounded_stages(self.epochs.run):
                 rank_zero_info(f"lightning-ast: {rounded}")
-        elif self._schedule is not None:
-            faults += self._schedule.faults(self._trainer, batches_known=True)
+        else:
+            faults += self._schedule.length_faults(run_length(self._trainer), batches_known=True)
         if faults:
             raise ConfigurationError(faults)
 
@@ -201,7 +214,7 @@ class SparseFit:
         indices = self._indices(batch, size)
         check_indices(indices, size)
         if self.epochs is not None:
-            plan = self.epochs.batch_plan(size, indices)
+            plan = self._planned(self.epochs, size, indices)
         else:
             sparse = stage == "sparse" and self.selector.target_activation_rate < 1
             plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
@@ -213,6 +226,16 @@ class SparseFit:
         self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self.gating.start_batch(plan, batch)
         self._books.start_forward()
+
+    @staticmethod
+    def _planned(epochs: PrunedEpochs, size: int, indices: Tensor | None) -> BatchPlan:
+        planned = epochs.next_batch(size, indices)
+        plan = BatchPlan(size, sparse=False, stands_for=planned.stands_for, indices=planned.indices)
+        plan.observe = epochs.observer_of(planned)
+        if planned.weights is not None:
+            plan.sparse = True
+            plan.selection = Selection(torch.arange(size), planned.weights)
+        return plan
 
     def _size(self, batch: Any) -> int:
         """Count the samples of a batch, which may be none.
@@ -250,17 +273,17 @@ class SparseFit:
     def _stage_of(self, batch_idx: int) -> Stage:
         if self.epochs is not None:
             return self.epochs.epoch.stage
-        if self._schedule is None:
+        if not self._schedule.dense:
             return "sparse"
         first = self._window.first_batch(self._trainer, batch_idx)  # a stage begins with an optimizer step
-        return self._schedule.stage(self._trainer, first)
+        return stage_of_batch(self._schedule, self._trainer, first)
 
     def stages_ahead(self) -> list[Stage] | None:
         """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
         following = self._trainer.current_epoch + 1
         if self.epochs is not None:
             return self.epochs.run.stages_from(following)
-        return stages_from(following, kept_schedule(self._schedule, self._trainer), self._trainer)
+        return stages_from(following, self._schedule, self._trainer)
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of the loss; count its backward, if that is wanted."""

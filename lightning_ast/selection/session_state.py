@@ -13,10 +13,10 @@ from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import written_within
 from lightning_ast.pruning.epochs import PrunedEpochs
-from lightning_ast.selection.faults import changes
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.resume import Resumption
 from lightning_ast.selection.saved_state import SELECTION_STATE
+from lightning_ast.words import changes
 
 __all__ = ["FitState"]
 

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks.two_stage import STAGE_CODES, Stage
 from lightning_ast.lightning_internals.logger_connector import (
     batches_completed,
     forget_step_values,
@@ -22,9 +21,10 @@ from lightning_ast.lightning_internals.logger_connector import (
     will_write,
     write,
 )
+from lightning_ast.schedule import STAGE_CODES, Stage
 
 if TYPE_CHECKING:
-    from lightning_ast.selection.session import SparseFit
+    from lightning_ast.selection.session import Session
 
 __all__ = ["BAR_NAMES", "StepLog"]
 
@@ -71,7 +71,7 @@ class StepLog:
         module: The module whose ``log_dict`` is called.
     """
 
-    def __init__(self, fit: SparseFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __init__(self, fit: Session, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._fit, self._trainer, self._module = fit, trainer, module
         self._last: _Batch | None = None
         self._fresh = False

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from matplotlib.figure import Figure
 
 import lightning_ast.report
-from lightning_ast.callbacks.two_stage import STAGE_CODES
 from lightning_ast.callbacks.two_stage import Stage as CallbackStage
 from lightning_ast.cli import main
 from lightning_ast.core.execution import Mode
@@ -26,6 +25,7 @@ from lightning_ast.report.epoch_means import behind_each, epoch_means
 from lightning_ast.report.series import MODES, STAGES, Stage
 from lightning_ast.report.style import GREY
 from lightning_ast.report.texts import percent, readable
+from lightning_ast.schedule import STAGE_CODES
 from tests.conftest import PlainNet, quiet_trainer
 from tests.report.conftest import long_run, made
 

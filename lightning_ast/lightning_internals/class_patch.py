@@ -1,0 +1,28 @@
+"""Give one object a class of its own for a time: methods and properties that its class does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["change_class"]
+
+
+def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
+    """Give one object a class of its own, with other methods and properties; copies and pickles have the first class.
+
+    Returns:
+        Puts the first class back.
+    """
+    own: Any = type(instance)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        _, _, *state = own.__reduce_ex__(self, protocol)
+        return own.__new__, (own,), *state
+
+    instance.__class__ = type(own.__name__, (own,), {**parts, "__reduce_ex__": reduce})
+
+    def undo() -> None:
+        instance.__class__ = own
+
+    return undo

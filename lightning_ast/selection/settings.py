@@ -1,0 +1,61 @@
+"""The settings of one fit, read once from the callbacks that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_ast.core.controller import PIController
+from lightning_ast.core.execution import Mode, resolve_weighting
+from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.significance import SignificanceFn, SignificanceName
+from lightning_ast.schedule import Schedule
+
+__all__ = ["SelectionSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings:
+    """What a fit selects by; :class:`~lightning_ast.SparseSelectionCallback` describes each setting.
+
+    Attributes:
+        schedule: The stages of the run.
+        state_key: The name of the callback's state in a checkpoint.
+    """
+
+    target_activation_rate: float
+    mode: Mode
+    gate: GateName
+    significance: SignificanceName | SignificanceFn
+    weighting: Weighting | None
+    controller: PIController | None
+    min_selected: int | float
+    seed: int
+    batchnorm: BatchNormBackward
+    quarantine_limit: float | None
+    count_flops: bool
+    schedule: Schedule
+    state_key: str
+
+    def selector(self, rank: int) -> SampleSelector:
+        """Make the selector of this fit.
+
+        Args:
+            rank: The number of this process, which decides its random draws; ``prune`` draws alike in all of them.
+        """
+        return SampleSelector(
+            target_activation_rate=self.target_activation_rate,
+            gate=self.gate,
+            weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
+            controller=self.controller,
+            min_selected=self.min_selected,
+            seed=self.seed,
+            rank=0 if self.mode == "prune" else rank,
+        )
+
+    @property
+    def rule(self) -> dict[str, str]:
+        """Name what is selected by, for a checkpoint."""
+        score = self.significance if isinstance(self.significance, str) else "callable"
+        return {"mode": self.mode, "gate": self.gate, "significance": score}

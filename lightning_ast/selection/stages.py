@@ -1,0 +1,36 @@
+"""The stages of a run: the schedule, read at the place where the trainer is."""
+
+from __future__ import annotations
+
+import math
+
+import lightning.pytorch as pl
+
+from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.run_length import Point
+from lightning_ast.schedule import Schedule, Stage
+
+__all__ = ["stage_of_batch", "stages_from"]
+
+
+def stage_of_batch(schedule: Schedule, trainer: pl.Trainer, batch_idx: int) -> Stage:
+    """Return the stage of a training batch.
+
+    Args:
+        schedule: The schedule of the run.
+        trainer: The trainer, whose progress and limits are read.
+        batch_idx: The index of the batch in the running epoch.
+    """
+    run = run_length(trainer)
+    within = 0.0 if run.batches is None else batch_idx / run.batches
+    return schedule.stage(Point(trainer.current_epoch + within, trainer.global_step), run)
+
+
+def stages_from(epoch: int, schedule: Schedule, trainer: pl.Trainer) -> list[Stage] | None:
+    """List the stages in the middle of each epoch from this one on; None in a run without an end that is known."""
+    run = run_length(trainer)
+    if run.epochs is None:
+        return None
+    middles = (each + 0.5 for each in range(epoch, math.ceil(run.epochs)))
+    now = trainer.global_step
+    return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]
