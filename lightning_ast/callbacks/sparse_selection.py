@@ -41,7 +41,7 @@ class SparseSelectionCallback(Callback):
     ``mask`` 1. The first sparse batch warns where a frozen part makes a mode useless. In ``partial`` and ``mask`` the
     loss and the metrics of the training step are those of the full batch, and only the gradient is the selection's. In
     ``subset`` and ``prune`` the step sees the selected samples alone. Under DDP and under gradient accumulation every
-    selected sample counts alike, whatever each rank and each micro-batch keeps: the gradient is that of one large batch.
+    selected sample counts alike, whatever each rank and micro-batch keeps: the gradient is that of one large batch.
 
     Args:
         target_activation_rate: The share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
