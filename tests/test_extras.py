@@ -12,7 +12,7 @@ from lightning_ast.demo import ImageData, ResNet9, compare
 from lightning_ast.errors import DataNotFoundError, MissingPackageError
 from lightning_ast.extras import needs
 from tests.conftest import quiet_trainer
-from tests.support_cli import boring, run
+from tests.helpers.command import boring, run
 
 
 def test_the_first_snippet_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.advice.measure import Measurement
 from lightning_ast.advice.measured import Facts
-from tests.callbacks.differentiating import MODULES, data, fresh
+from tests.selection.differentiating import MODULES, data, fresh
 from tests.conftest import quiet_trainer
 
 pytestmark = [

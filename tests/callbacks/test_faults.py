@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import BatchError, LossCaptureError
 from lightning_ast.errors import ConfigurationError, EntryError
-from tests.callbacks.test_sparse_selection import fresh
+from tests.selection.test_sparse_selection import fresh
 from tests.conftest import PlainNet, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
