@@ -1,4 +1,4 @@
-"""the compatibility matrix, cell by cell: trained with Lightning, and compared with a plain loop written by hand."""
+"""The compatibility matrix, cell by cell: trained with Lightning, and compared with a plain loop written by hand."""
 
 from __future__ import annotations
 
