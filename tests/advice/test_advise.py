@@ -24,7 +24,9 @@ from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageSche
 from lightning_ast.advice import Advice, advise
 from lightning_ast.demo import ImageData
 from lightning_ast.errors import AdviceError
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
+from tests.helpers.data import loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 QUICK = 0.2
 """Seconds: two rounds of a small network."""

@@ -17,9 +17,10 @@ from lightning_ast import EnergyMonitor, SparseSelectionCallback, TwoStageSchedu
 from lightning_ast.energy import EnergyUnavailableError, ReplayedMeter
 from lightning_ast.energy.step_sections import StepSections
 from lightning_ast.selection.flop_count import SETTLE_STEPS
-from tests.conftest import PlainNet, gloo, loader, quiet_trainer
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import gloo, quiet_trainer
 
-Digits = tuple[Tensor, Tensor]
 BATCHES = 8  # of 64 in 512 digits
 
 

@@ -20,11 +20,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import BatchError, LossCaptureError
 from lightning_ast.errors import ConfigurationError, EntryError
-from tests.selection.test_sparse_selection import fresh
-from tests.conftest import PlainNet, loader, quiet_trainer, weights
-
-Digits = tuple[Tensor, Tensor]
-
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import quiet_trainer, weights
 
 # ---------------------------------------------------------------------- modules
 

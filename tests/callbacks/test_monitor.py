@@ -31,9 +31,10 @@ from lightning_ast.monitoring import tensorboard as _writers
 from lightning_ast.monitoring.samples import BINS, EpochSamples, SampleHistory
 from lightning_ast.monitoring.tensorboard import LAYOUT
 from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format_summary, seconds_left
-from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, gloo, quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 EPOCHS, WARMUP = 5, 2
 
 

@@ -24,9 +24,9 @@ from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.demo.data import load_images
-from tests.conftest import quiet_trainer
 from tests.compatibility.matrix import Cell, cells, verdict
 from tests.compatibility.oracle import Micro, network, optimizers_of
+from tests.helpers.training import quiet_trainer
 
 __all__ = ["record_of", "run"]
 

@@ -13,13 +13,12 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.imports import RequirementCache
-from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
-from tests.conftest import PlainNet, loader, quiet_trainer
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 
 
 def chain(*extra: pl.Callback, **settings: Any) -> list[pl.Callback]:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import SampleSelector, SignificanceHistory, plan_epoch
 from lightning_ast.demo.data import load_images
-from tests.conftest import PlainNet, quiet_trainer
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 
 SIZE = 300
 

@@ -14,9 +14,8 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Su
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import planned_count
 from lightning_ast.errors import ConfigurationError
+from tests.helpers.training import SaveAt, assert_same_weights, gloo, weights
 from tests.pruning.prune_by_hand import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, plan_by_hand, pruned
-from tests.pruning.test_resume import SaveAt
-from tests.conftest import assert_same_weights, gloo, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -47,6 +47,8 @@ from lightning_ast.core import planned_count
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
 from lightning_ast.schedule import Schedule
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 from tests.pruning.prune_by_hand import (
     SIZE,
     Cycle,
@@ -60,7 +62,6 @@ from tests.pruning.prune_by_hand import (
     plan_by_hand,
     pruned,
 )
-from tests.conftest import PlainNet, assert_same_weights, quiet_trainer, weights
 
 
 class Backwards(Sampler[int]):

@@ -13,32 +13,8 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.errors import ConfigurationError
+from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
 from tests.pruning.prune_by_hand import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, pruned
-from tests.conftest import assert_same_weights, quiet_trainer, weights
-
-
-class SaveAt(pl.Callback):
-    """One checkpoint at a given point of a run."""
-
-    def __init__(self, path: Path, hook: str, epoch: int, batch: int | None = None) -> None:
-        self.path, self.hook, self.epoch, self.batch = path, hook, epoch, batch
-
-    def save(self, trainer: pl.Trainer, hook: str, batch: int | None = None) -> None:
-        if (hook, trainer.current_epoch, batch) == (self.hook, self.epoch, self.batch):
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.save(trainer, "epoch end")
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.save(trainer, "batch end", batch_idx)
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self.save(trainer, "batch start", batch_idx)
-
-    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if not trainer.sanity_checking:
-            self.save(trainer, "validation end", trainer.fit_loop.batch_idx)
 
 
 def training(save: SaveAt | None, *, ckpt_path: Any = None, seed: int = 0, **options: Any) -> tuple[Any, Any, Any]:

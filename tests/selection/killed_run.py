@@ -17,8 +17,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from tests.helpers.training import quiet_trainer
 from tests.pruning.prune_by_hand import Cycle, Indexed, fresh, loader
-from tests.conftest import quiet_trainer
 
 TIMED = ("seconds", "timed")
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import Selection, select_batch
-from tests.conftest import quiet_trainer
 from tests.core.entries.gating import Cuts, whole
+from tests.helpers.training import quiet_trainer
 
 B = 8
 MODES = ("mask", "partial", "subset", "prune")

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.gate import Selection
 from lightning_ast.errors import ConfigurationError
-from tests.selection.test_sparse_selection import ExplicitNet, fit, fresh
-from tests.conftest import PlainNet, assert_same_weights, loader, weights
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import ExplicitNet, PlainNet, fresh
+from tests.helpers.training import assert_same_weights, fit, weights
 
 
 class Steps(pl.Callback):

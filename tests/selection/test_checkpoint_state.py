@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_ast import CheckpointError, SparseSelectionCallback
+from tests.helpers.training import quiet_trainer
 from tests.selection.mutations import changed, paths, values
 from tests.selection.saved import BATCH, BATCHES, EPOCHS, LANDED, MODES, Meter, Net, SaveMidEpoch, train
-from tests.conftest import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.set_vital. is deprecated",

@@ -20,10 +20,10 @@ from lightning_ast import (
     TwoStageScheduler,
 )
 from lightning_ast.core import BatchError
-from tests.selection.test_sparse_selection import fit, fresh
-from tests.conftest import PlainNet, loader, weights
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import fit, weights
 
-Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial"]
 WARM = pytest.mark.parametrize("warm", [False, True], ids=["sparse", "warmup"])
 

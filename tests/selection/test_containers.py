@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import BatchError
+from tests.helpers.training import fit
 from tests.selection.test_lost_and_empty_batches import Stop
-from tests.selection.test_sparse_selection import fit
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 from tests.selection.differentiating import BATCH, BATCHES, MODULES, Step, data, fresh
-from tests.conftest import assert_same_weights, quiet_trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's forward AD
 

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback
-from tests.conftest import PlainNet, gloo, loader, quiet_trainer, weights
+from tests.helpers.data import loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import gloo, quiet_trainer, weights
 
 
 class Record(pl.Callback):

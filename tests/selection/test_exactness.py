@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lightning_ast import PIController, SparseSelectionCallback
 from lightning_ast.core import SampleSelector, select_rows
 from lightning_ast.core.gate import FLOOR, Selection
-from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, gloo, quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial"]
 
 # ---------------------------------------------------------------------- 1. unbiased weights

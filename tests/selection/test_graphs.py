@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import GradientGate, SampleSelector
-from tests.selection.test_sparse_selection import fit
-from tests.conftest import weights
+from tests.helpers.training import fit, weights
 
 SIZE = 8
 pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these backward operations")

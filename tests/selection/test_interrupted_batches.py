@@ -8,13 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from tests.conftest import PlainNet, assert_same_weights, quiet_trainer, weights
+from tests.helpers.data import Digits
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial", "prune"]
 FAULTS = [
     ("training_step", RuntimeError, 1),

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast import QuarantineError, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from tests.selection.test_sparse_selection import fit, fresh
-from tests.conftest import PlainNet, assert_same_weights, weights
+from tests.helpers.data import Digits
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import assert_same_weights, fit, weights
 
-Digits = tuple[Tensor, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")  # within the warmup
 MODES = ["mask", "subset", "partial", "prune"]
 

@@ -40,9 +40,10 @@ from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection import quarantine as _quarantine
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_state import BatchPlan
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial", "prune"]
 BATCH = 16
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from lightning_ast.core.ledger import saves_too_little, step_cost
-from tests.conftest import quiet_trainer
+from tests.helpers.training import quiet_trainer
 
 WIDTH, SAMPLES = 32, 64
 

@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.errors import QuarantineError
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import ExplicitNet, PlainNet, fresh
+from tests.helpers.training import SaveAt, assert_same_weights, fit, gloo, quiet_trainer, weights
 from tests.pruning.prune_by_hand import Indexed, Witness, pruned
 from tests.pruning.prune_by_hand import fit as fit_pruned
-from tests.pruning.test_resume import SaveAt
-from tests.selection.test_sparse_selection import ExplicitNet, fit, fresh
-from tests.conftest import PlainNet, assert_same_weights, gloo, loader, quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 MODES = ["mask", "subset", "partial"]
 BAD = [3, 70, 200]
 

@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.errors import ConfigurationError
+from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
+from tests.pruning.prune_by_hand import Cycle, Indexed, fresh, loader
 from tests.selection.killed_run import TIMED
 from tests.selection.killed_run import run as killed_run
-from tests.pruning.prune_by_hand import Cycle, Indexed, fresh, loader
-from tests.pruning.test_resume import SaveAt
-from tests.conftest import assert_same_weights, quiet_trainer, weights
 
 FORK = multiprocessing.get_context(
     "fork"

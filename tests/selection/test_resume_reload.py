@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from tests.conftest import assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 BATCH, BATCHES, EPOCHS = 4, 6, 5
 

@@ -20,27 +20,9 @@ from lightning_ast.core import RowOps
 from lightning_ast.core.execution import Mode
 from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.selection.decision import Decision
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
-
-Digits = tuple[Tensor, Tensor]
-
-
-def fit(module: pl.LightningModule, data: Any, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    trainer = quiet_trainer(callbacks=list(callbacks), **options)
-    trainer.fit(module, data)
-    return trainer
-
-
-def fresh(cls: type[PlainNet] = PlainNet, **options: Any) -> PlainNet:
-    torch.manual_seed(0)
-    return cls(**options)
-
-
-def half(**options: Any) -> SparseSelectionCallback:
-    """A deterministic selection: exactly the half with the largest loss."""
-    return SparseSelectionCallback(
-        **{"target_activation_rate": 0.5, "mode": "subset", "gate": "topk", "significance": "loss", **options}  # type: ignore[arg-type]
-    )
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import ExplicitNet, PlainNet, fresh
+from tests.helpers.training import assert_same_weights, fit, half, quiet_trainer, weights
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
@@ -211,17 +193,6 @@ def test_the_reported_loss_is_the_users_own(digits: Digits, mode: str) -> None:
     fit(module, loader(digits), callback, Spy(), max_steps=1, log_every_n_steps=1)
     seen = callback.last_selection.indices if mode == "subset" else torch.arange(64)
     assert reported[0] == pytest.approx(F.cross_entropy(reference(digits[0][seen]), digits[1][seen]).item(), rel=1e-5)
-
-
-class ExplicitNet(SparseLossMixin, PlainNet):
-    """The same cross-entropy, written as per-sample losses."""
-
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = self.unpack(batch)
-        return F.cross_entropy(self(x), y, reduction="none")
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.per_sample_loss(batch, batch_idx).mean()
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])

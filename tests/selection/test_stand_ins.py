@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.selection.stand_ins import StandIns
-from tests.conftest import PlainNet, quiet_trainer, weights
+from tests.helpers.data import Digits
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 BAD, BATCH = 5, 16
 Pair = namedtuple("Pair", ["x", "y"])
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_ast import ConfigurationError, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from tests.selection.test_sparse_selection import fit, fresh
-from tests.conftest import PlainNet, loader, weights
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import fit, weights
 
-Digits = tuple[Tensor, Tensor]
 Score = Callable[..., Any]
 MODES = ["mask", "subset", "partial", "prune"]
 

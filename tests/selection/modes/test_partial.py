@@ -15,9 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.gate import Selection
 from lightning_ast.selection.decision import Decision
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 
 def trained(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
-from tests.selection.test_sparse_selection import fit
+from tests.helpers.training import fit
 
 SIZE = 8
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_ast import PIController, SparseSelectionCallback
-from tests.selection.test_sparse_selection import fit, fresh
-from tests.conftest import PlainNet, gloo, loader, quiet_trainer, weights
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import fit, gloo, quiet_trainer, weights
 
-Digits = tuple[Tensor, Tensor]
 SIZE = 64
 REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
