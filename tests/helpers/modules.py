@@ -64,6 +64,7 @@ class ExplicitNet(SparseLossMixin, PlainNet):
         return self.per_sample_loss(batch, batch_idx).mean()
 
 
-def fresh(cls: type[PlainNet] = PlainNet, **options: Any) -> PlainNet:
+def fresh(cls: type[Any] = PlainNet, **options: Any) -> Any:
+    """Return a module whose parameters are always the same."""
     torch.manual_seed(0)
     return cls(**options)
