@@ -1,6 +1,6 @@
 """What works with what: the factors, ONE table of rules, and the cells in which the rules are tried.
 
-A cell is a whole set-up. Its verdict follows from the first rule that matches it; ``tests/compatibility/test_matrix.py`` trains
+A cell is a whole set-up. Its verdict follows from the first rule that matches it; ``test_matrix.py`` trains
 every cell and holds it to its verdict, and :func:`markdown` writes README's table from the same rules.
 """
 
@@ -10,13 +10,15 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from lightning_ast.core.execution import Mode
 
 Verdict = Literal["exact", "approximate", "refused", "untested"]
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 FACTORS: dict[str, tuple[str, ...]] = {
-    "mode": ("mask", "subset", "partial", "prune"),
+    "mode": get_args(Mode),
     "optimization": ("automatic", "manual", "two", "lbfgs"),
     "accumulation": ("1", "3"),
     "gate": ("soft", "threshold", "topk"),

@@ -15,7 +15,7 @@ from lightning_ast.core.gate import Selection
 from lightning_ast.errors import ConfigurationError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import ExplicitNet, PlainNet, fresh
-from tests.helpers.training import assert_same_weights, fit, weights
+from tests.helpers.training import fit, weights
 
 
 class Steps(pl.Callback):
@@ -123,31 +123,6 @@ def test_a_stage_begins_with_an_optimizer_step(digits: Digits, mode: str) -> Non
     schedule = TwoStageScheduler(warmup_epochs=0.4)
     fit(fresh(), loader(digits), callback, schedule, Spy(), accumulate_grad_batches=2)
     assert stages == ["warmup"] * 4 + ["sparse"] * 4
-
-
-class AfterEpoch(pl.Callback):
-    def __init__(self, epoch: int) -> None:
-        self.epoch, self.weights = epoch, {}
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == self.epoch:
-            self.weights = weights(pl_module)
-
-
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
-def test_warmup_and_target_one_with_accumulation_are_bitwise_plain(digits: Digits, mode: str) -> None:
-    ends = []
-    for callbacks in (
-        [],
-        [SparseSelectionCallback(mode=mode, target_activation_rate=1.0)],
-        [SparseSelectionCallback(mode=mode), TwoStageScheduler(warmup_epochs=2)],
-    ):
-        module, spy = fresh(), AfterEpoch(1)
-        torch.manual_seed(1)
-        fit(module, loader(digits), *callbacks, spy, accumulate_grad_batches=3, max_epochs=3, limit_train_batches=7)
-        ends.append(spy.weights)
-    for end in ends[1:]:
-        assert_same_weights(ends[0], end)
 
 
 class Lbfgs(PlainNet):

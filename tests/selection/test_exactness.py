@@ -1,4 +1,4 @@
-"""What the callback computes is what it says: unbiased weights, the plain run at a rate of 1, two processes as one."""
+"""What the callback computes is what it says: unbiased weights, two processes as one."""
 
 from __future__ import annotations
 
@@ -163,63 +163,9 @@ def test_the_mean_over_trainers_is_the_dense_gradient(trained: Linear, batch: Di
     assert found["none"] > 1, "the same draws without weights are biased"
 
 
-# ---------------------------------------------------------------------- 2. a rate of 1
 
 
-class Scheduled(PlainNet):
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps + 1)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-
-class Trace(pl.Callback):
-    """What each optimizer step was made with."""
-
-    def __init__(self) -> None:
-        self.steps: list[Any] = []
-
-    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        gradients = [p.grad.clone() for p in module.parameters()]  # accumulated so far, or clipped
-        self.steps.append((trainer.optimizers[0].param_groups[0]["lr"], gradients))
-
-
-@pytest.mark.parametrize("clip", ["norm", "value"])
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
-def test_a_rate_of_one_is_the_plain_run(digits: Digits, mode: str, clip: str) -> None:
-    """Three micro-batches a step, a short window and a short batch at the end, clipping, a schedule, two epochs."""
-    ends = []
-    for callbacks in ([], [SparseSelectionCallback(mode=mode, target_activation_rate=1.0)]):  # type: ignore[arg-type]
-        torch.manual_seed(0)
-        module, trace = Scheduled(), Trace()
-        torch.manual_seed(1)
-        trainer = quiet_trainer(
-            callbacks=[*callbacks, trace],
-            max_epochs=2,
-            accumulate_grad_batches=3,
-            gradient_clip_val=0.05,
-            gradient_clip_algorithm=clip,
-        )
-        few = digits[0][:250], digits[1][:250]
-        trainer.fit(module, loader(few, batch_size=32, shuffle=True), loader(few))
-        optimizer = trainer.optimizers[0].state_dict()["state"]
-        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if not k.startswith("ast/")}
-        ends.append((weights(module), trace.steps, optimizer, metrics, torch.get_rng_state(), trainer.global_step))
-    plain, whole = ends
-    assert_same_weights(plain[0], whole[0])
-    assert [lr for lr, _ in plain[1]] == [lr for lr, _ in whole[1]]
-    for (_, one), (_, other) in zip(plain[1], whole[1], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert len(plain[1]) == 16
-    for index, state in plain[2].items():
-        assert all(torch.equal(value, whole[2][index][name]) for name, value in state.items())
-    assert {k: v for k, v in whole[3].items() if k in plain[3]} == plain[3]
-    assert torch.equal(plain[4], whole[4])
-    assert plain[5] == whole[5] == 6
-
-
-# ---------------------------------------------------------------------- 3. two processes
+# ---------------------------------------------------------------------- 2. two processes
 
 
 class Record(pl.Callback):

@@ -17,21 +17,6 @@ from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 from tests.selection.plain_and_ours import MODES, AtEpochEnd, Draws, data, ours, random_state, seed
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_warmup_leaves_generators_and_buffers_where_the_plain_run_does(few: Digits, mode: str) -> None:
-    ends = []
-    for callbacks in ([], ours(mode, warmup=2)):
-        ends.append(AtEpochEnd())
-        seed()
-        quiet_trainer(callbacks=[*callbacks, ends[-1]], max_epochs=3).fit(fresh(Draws), data(few, shuffle=True))
-    for epoch in (0, 1):
-        assert_same_weights(ends[0].weights[epoch], ends[1].weights[epoch])
-        assert ends[0].random[epoch] == ends[1].random[epoch]
-        assert all(torch.equal(a, b) for a, b in zip(ends[0].momenta[epoch], ends[1].momenta[epoch]))
-    assert int(ends[1].weights[1]["net.1.num_batches_tracked"]) == 16
-    assert any(not torch.equal(t, ends[1].weights[2][n]) for n, t in ends[0].weights[2].items()), "the third is sparse"
-
-
 @pytest.mark.parametrize(("mode", "dropout"), [("mask", 0.1), ("partial", 0.1), ("subset", 0.0)])
 @pytest.mark.parametrize("gate", ["soft", "topk"])
 def test_sparse_steps_draw_from_a_generator_of_their_own(few: Digits, mode: str, dropout: float, gate: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_ast.core import EntryError
+from lightning_ast.errors import EntryError
+from tests.helpers.data import Digits
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import fit, half
 from tests.selection.plain_loop import B, Zoo, check, train
 
 
@@ -40,3 +44,21 @@ def test_a_shared_tensor_of_as_many_rows_as_are_selected() -> None:
         },
     )
     check(zoo, "subset")
+
+
+def test_a_batch_whose_samples_are_out_of_sight_is_refused(digits: Digits) -> None:
+    class Opaque:
+        def __init__(self, x: Tensor) -> None:
+            self.x = lambda: x
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            hidden, y = batch["hidden"].x(), batch["all_y"].x()
+            return F.cross_entropy(self(hidden), y)
+
+    x, y = digits[0][:64], digits[1][:64]
+    data = torch.utils.data.DataLoader(
+        [{"hidden": Opaque(x), "all_y": Opaque(y), "id": torch.arange(64)}], batch_size=None
+    )
+    with pytest.raises(EntryError, match="nothing in the graph of the loss was seen to depend on one of the 64"):
+        fit(fresh(Net), data, half(), max_epochs=3)

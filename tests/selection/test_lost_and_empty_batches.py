@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast import QuarantineError, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from tests.helpers.data import Digits
+from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
 from tests.helpers.training import assert_same_weights, fit, weights
 
@@ -174,3 +174,27 @@ def test_an_empty_batch_under_accumulation(digits: Digits, mode: str) -> None:
         optimizer.step()
     for name, value in weights(reference).items():
         torch.testing.assert_close(weights(module)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None")
+def test_a_skipped_batch_and_a_batch_of_none(digits: Digits) -> None:
+    class Skips(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+    callback = SparseSelectionCallback()
+    fit(fresh(Skips), loader(digits), callback, TwoStageScheduler(warmup_epochs=0.5))
+    assert callback.ledger.offered == 512
+
+    for mode in ("mask", "subset", "partial"):
+        callback = SparseSelectionCallback(mode=mode)
+        fit(fresh(Skips), loader(digits), callback)
+        assert callback.ledger.offered == 512
+        assert callback.ledger.stages["sparse"].selected < 512 - 64
+
+    x, y = digits
+    batches = [None, (x[:64], y[:64])]
+    data = torch.utils.data.DataLoader(batches, batch_size=None)
+    with pytest.warns(UserWarning, match="yielded None"):
+        fit(fresh(), data, callback)
+    assert callback.ledger.offered == 64

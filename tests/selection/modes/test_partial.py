@@ -17,7 +17,7 @@ from lightning_ast.core.gate import Selection
 from lightning_ast.selection.decision import Decision
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import quiet_trainer, weights
 
 
 def trained(
@@ -256,22 +256,6 @@ def test_books_of_exact_and_selected_batchnorm(digits: Digits) -> None:
     )  # its weight's gradient: positions x channels x taps; the layer that lies before BatchNorm
     assert dense_share(exact) == pytest.approx(convolution / flops.backward, rel=1e-3)
     assert exact.savings["flops"] < selected.savings["flops"]
-
-
-def test_resume_continues_the_same_training(digits: Digits, tmp_path: Any) -> None:
-    def run(seed: int, epochs: int, path: Any = None) -> tuple[pl.Trainer, PlainNet, SparseSelectionCallback]:
-        torch.manual_seed(seed)
-        module, callback = PlainNet(dropout=0.0), SparseSelectionCallback()
-        trainer = quiet_trainer(callbacks=[callback], max_epochs=epochs)
-        trainer.fit(module, loader(digits), ckpt_path=path)
-        return trainer, module, callback
-
-    _, straight, whole = run(0, 3)
-    run(0, 2)[0].save_checkpoint(tmp_path / "two.ckpt")
-    _, again, resumed = run(5, 3, tmp_path / "two.ckpt")
-    assert_same_weights(weights(straight), weights(again))
-    assert resumed.savings["flops"] == pytest.approx(whole.savings["flops"])
-    assert resumed.ledger.stages["sparse"].backwarded == whole.ledger.stages["sparse"].backwarded
 
 
 def test_batchnorm_setting_is_checked(digits: Digits) -> None:
