@@ -108,6 +108,12 @@ def plan_by_hand(module: Witness, draws: list[int], *, epoch: int, count: int, s
     return plan_epoch(history, torch.tensor(draws), epoch=epoch, count=count, selector=selector).indices.tolist()
 
 
+def epochs_by_hand(module: Witness) -> dict[int, list[int]]:
+    """What a run without shuffling must load."""
+    everyone = list(range(SIZE))
+    return {e: everyone if e in (0, 3) else plan_by_hand(module, everyone, epoch=e, count=120) for e in range(4)}
+
+
 def pruned(**options: Any) -> SparseSelectionCallback:
     return SparseSelectionCallback(**{"mode": "prune", "target_activation_rate": 0.4, **options})
 
