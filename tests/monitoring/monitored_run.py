@@ -22,7 +22,6 @@ from tests.helpers.training import quiet_trainer
 
 __all__ = ["EPOCHS", "WARMUP", "Net", "Numbered", "Spy", "chain", "events", "run"]
 
-
 EPOCHS, WARMUP = 5, 2
 
 

@@ -33,8 +33,6 @@ def history_of(monitor: SparseTrainingMonitor) -> SampleHistory:
 
 
 DROPPED: dict[str, Any] = {"batch_size": 60, "drop_last": True}
-
-
 WORKERS: dict[str, Any] = {"num_workers": 2, "persistent_workers": True}
 
 

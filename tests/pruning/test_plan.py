@@ -72,7 +72,6 @@ SAMPLERS: dict[str, Any] = {
     "a list": lambda: list(range(0, SIZE, 2)),
 }
 
-
 LOADERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "drop_last": {"drop_last": True},
@@ -85,14 +84,12 @@ LOADERS: dict[str, dict[str, Any]] = {
     "persistent workers": {"num_workers": 4, "persistent_workers": True, "prefetch_factor": 3},
 }
 
-
 LIMITS: dict[str, dict[str, Any]] = {
     "limit_train_batches in batches": {"limit_train_batches": 5},
     "limit_train_batches as a share": {"limit_train_batches": 0.5},
     "overfit_batches": {"overfit_batches": 3},
     "accumulation": {"accumulate_grad_batches": 3},
 }
-
 
 VARIANTS = [
     *(pytest.param(make, {}, {}, id=name) for name, make in SAMPLERS.items()),

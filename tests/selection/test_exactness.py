@@ -163,8 +163,6 @@ def test_the_mean_over_trainers_is_the_dense_gradient(trained: Linear, batch: Di
     assert found["none"] > 1, "the same draws without weights are biased"
 
 
-
-
 # ---------------------------------------------------------------------- 2. two processes
 
 

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.multiprocessing import ProcessRaisedException
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.errors import QuarantineError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import ExplicitNet, PlainNet, fresh
-from tests.helpers.training import SaveAt, assert_same_weights, fit, gloo, quiet_trainer, weights
-from tests.pruning.prune_by_hand import Indexed, Witness, pruned
-from tests.pruning.prune_by_hand import fit as fit_pruned
-
-MODES = ["mask", "subset", "partial"]
-BAD = [3, 70, 200]
+from tests.helpers.training import assert_same_weights, fit, weights
+from tests.selection.bad_samples import BAD, MODES, BadLoss, finite, marked, spoiled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
     "ignore:lightning-ast. the run ended after",  # within the warmup
 )
-
-
-def spoiled(digits: Digits, value: float = math.nan, where: list[int] = BAD) -> Digits:
-    x = digits[0].clone()
-    x[where, 0, 2, 2] = value
-    return x, digits[1]
-
-
-def finite(module: torch.nn.Module) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in weights(module).values())
 
 
 def places(callback: SparseSelectionCallback) -> list[int]:
@@ -120,23 +100,6 @@ def test_bad_samples_are_never_selected(digits: Digits, mode: str, gate: str) ->
     assert len(chosen) > 400
 
 
-class BadLoss(PlainNet):
-    """Finite inputs; the scores of marked samples (first pixel 9) become NaN, as after a division by zero."""
-
-    explicit = False
-
-    def losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        x, y = batch
-        hurt = x[:, 0, 0, 0] == 9
-        return self(x.where(x != 9, torch.zeros_like(x))) / (~hurt).float()[:, None] * 1.0, y
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        scores, y = self.losses(batch)
-        loss = F.cross_entropy(scores, y)
-        self.log("train_loss", loss)
-        return loss
-
-
 class BadExplicitLoss(SparseLossMixin, BadLoss):
     def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
         scores, y = self.losses(batch)
@@ -146,12 +109,6 @@ class BadExplicitLoss(SparseLossMixin, BadLoss):
         loss = self.per_sample_loss(batch, batch_idx).mean()
         self.log("train_loss", loss)
         return loss
-
-
-def marked(digits: Digits, where: list[int] = BAD) -> Digits:
-    x = digits[0].clone()
-    x[where, 0, 0, 0] = 9
-    return x, digits[1]
 
 
 @pytest.mark.parametrize("cls", [BadLoss, BadExplicitLoss])
@@ -195,70 +152,6 @@ def test_the_selection_s_gradient_is_that_without_them(digits: Digits, mode: str
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_prune_does_not_load_them_again_before_a_dense_epoch() -> None:
-    dataset = Indexed()
-    dataset.x = dataset.x.clone()
-    dataset.x[[5, 17, 40]] = math.nan
-    module, callback = Witness(), pruned(quarantine_limit=0.02)
-    fit_pruned(module, DataLoader(dataset, batch_size=32, shuffle=True), callback, max_epochs=5)
-    epochs = module.epochs()
-    loaded = {epoch: set(indices) & {5, 17, 40} for epoch, indices in epochs.items()}
-    assert {s.index for s in callback.quarantined} == {5, 17, 40}
-    assert [s.epoch for s in callback.quarantined] == [0] * 3 + [4] * 3, "dense epochs see them, pruned ones do not"
-    assert [len(loaded[e]) for e in (1, 2, 3)] == [0, 0, 0]
-    assert finite(module)
-
-
-def test_prune_takes_a_mended_sample_back() -> None:
-    dataset = Indexed()
-    good, dataset.x = dataset.x, dataset.x.clone()
-    dataset.x[5] = math.nan
-
-    class Mend(pl.Callback):
-        def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.current_epoch == 1:
-                dataset.x[5] = good[5]
-
-    module, callback = Witness(), pruned(quarantine_limit=0.02)
-    fit_pruned(module, DataLoader(dataset, batch_size=32), callback, Mend(), warmup=2)
-    assert not callback.session.epochs.history.quarantined[5]
-    assert len(callback.quarantined) == 1
-
-
-def test_dataset_indices_are_named_where_the_module_knows_them(digits: Digits) -> None:
-    class Net(SparseLossMixin, PlainNet):
-        def sample_indices(self, batch: Any) -> Tensor:
-            return batch[2]
-
-    x, y = spoiled(digits)
-    data = DataLoader(torch.utils.data.TensorDataset(x, y, torch.arange(512)), batch_size=64, shuffle=True)
-    callback = SparseSelectionCallback()
-    with pytest.warns(UserWarning, match=r"dataset index (3|70|200) \(epoch 0\)"):
-        fit(fresh(Net), data, callback)
-    assert sorted(s.index for s in callback.quarantined) == BAD
-
-
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
-def test_more_than_the_limit_stops_the_run(digits: Digits, mode: str) -> None:
-    bad = [1, 65, 130, 195, 260, 325, 390]
-    callback = SparseSelectionCallback(mode=mode)
-    with pytest.raises(QuarantineError) as error:
-        fit(fresh(), loader(spoiled(digits, where=bad)), callback, TwoStageScheduler(warmup_epochs=1), max_epochs=2)
-    assert "6 samples of epoch 0, more than quarantine_limit=0.01 of its 512" in str(error.value)
-    assert ("dataset index 1, 65, 130" if mode == "prune" else "(batch 0, position 1), (batch 1, position 1)") in str(
-        error.value
-    )
-    assert "quarantine_limit=None" in str(error.value)
-
-
-def test_a_limit_of_zero_and_one(digits: Digits) -> None:
-    with pytest.raises(QuarantineError, match="1 sample of"):
-        fit(fresh(), loader(spoiled(digits)), SparseSelectionCallback(quarantine_limit=0))
-    module = fresh()
-    fit(module, loader(spoiled(digits, where=list(range(0, 512, 2)))), SparseSelectionCallback(quarantine_limit=1.0))
-    assert finite(module)
-
-
 @pytest.mark.parametrize("mode", [*MODES, "prune"])
 def test_a_batch_without_a_finite_sample_moves_nothing(digits: Digits, mode: str) -> None:
     module, moved = fresh(), []
@@ -275,15 +168,6 @@ def test_a_batch_without_a_finite_sample_moves_nothing(digits: Digits, mode: str
     fit(module, loader(spoiled(digits, where=where)), callback, TwoStageScheduler(warmup_epochs=1), Spy(), max_epochs=2)
     assert finite(module)
     assert [i for i, m in enumerate(moved) if not m] == ([2] if mode == "prune" else [2, 10])
-
-
-def test_a_diverged_model_is_told_so(digits: Digits) -> None:
-    class Net(PlainNet):
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=1e30)
-
-    with pytest.raises(QuarantineError, match="the model has diverged: lower the learning rate"):
-        fit(fresh(Net, batchnorm=False), loader(digits), SparseSelectionCallback(), max_epochs=3)
 
 
 def test_finite_batches_are_passed_on_untouched(digits: Digits) -> None:
@@ -324,18 +208,6 @@ def test_missing_labels_are_meant(digits: Digits) -> None:
     assert finite(module)
 
 
-def test_state_of_the_quarantine_is_saved(digits: Digits, tmp_path: Path) -> None:
-    path = tmp_path / "run.ckpt"
-
-    counts = []
-    for ckpt_path, callbacks in ((None, [SaveAt(path, "batch end", 0, 2)]), (path, [])):
-        callback = SparseSelectionCallback()
-        trainer = quiet_trainer(callbacks=[callback, *callbacks], max_epochs=1, log_every_n_steps=1)
-        trainer.fit(fresh(), loader(spoiled(digits)), ckpt_path=ckpt_path)
-        counts.append([len(callback.quarantined), int(trainer.callback_metrics["ast/quarantined"])])
-    assert counts == [[3, 3], [5, 5]], "two before the checkpoint; Lightning starts a plain loader anew for the rest"
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_looking_changes_nothing_where_all_is_finite(digits: Digits, mode: str) -> None:
     ends = []
@@ -345,68 +217,6 @@ def test_looking_changes_nothing_where_all_is_finite(digits: Digits, mode: str) 
         fit(module, loader(digits), SparseSelectionCallback(mode=mode, quarantine_limit=limit), max_epochs=2)
         ends.append(weights(module))
     assert_same_weights(*ends)
-
-
-class Alternating(pl.LightningDataModule):
-    """Two ranks take turns, in the order of the data."""
-
-    def __init__(self, digits: Digits) -> None:
-        super().__init__()
-        self.digits = digits
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        sampler = DistributedSampler(range(512), num_replicas=2, rank=self.trainer.global_rank, shuffle=False)
-        return loader(self.digits, batch_size=32, sampler=sampler)
-
-
-class Ends(pl.Callback):
-    """Writes down what each rank ended with."""
-
-    def __init__(self, folder: Path, callback: SparseSelectionCallback) -> None:
-        self.folder, self.callback = folder, callback
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        found = [(s.epoch, s.batch, s.position) for s in self.callback.quarantined]
-        torch.save({"weights": weights(pl_module), "found": found}, self.folder / f"rank{trainer.global_rank}.pt")
-
-
-@pytest.mark.parametrize("where", ["one rank", "a whole batch"])
-@pytest.mark.parametrize("stage", ["warmup", "sparse"])
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_two_ranks_stay_in_step(digits: Digits, tmp_path: Path, mode: str, stage: str, where: str) -> None:
-    """Bad samples in one rank alone: nobody waits for ever, and the ranks agree on finite weights."""
-    bad = [0, 2, 130] if where == "one rank" else list(range(0, 64, 2))  # rank 0 has the even samples
-    module = fresh(dropout=0.0)
-    callback = SparseSelectionCallback(mode=mode, quarantine_limit=0.5)
-    trainer = quiet_trainer(
-        devices=2,
-        strategy=gloo(),
-        callbacks=[callback, TwoStageScheduler(warmup_epochs=2 if stage == "warmup" else 1), Ends(tmp_path, callback)],
-        max_epochs=3 if stage == "warmup" else 2,
-    )
-    trainer.fit(module, Alternating(spoiled(digits, where=bad)))
-    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=False) for r in (0, 1)]
-    for name, value in ranks[0]["weights"].items():
-        assert "running" in name or torch.equal(value, ranks[1]["weights"][name]), name
-        assert value.isfinite().all(), name
-    assert ranks[1]["found"] == []
-    assert len([f for f in ranks[0]["found"] if f[0] == 0]) == len(bad)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_the_limit_holds_over_all_ranks(digits: Digits) -> None:
-    """Twelve of 512, all of them in one rank: both stop at the end of the epoch."""
-    callback = SparseSelectionCallback()
-    trainer = quiet_trainer(
-        devices=2,
-        strategy=gloo(),
-        callbacks=[callback],
-    )
-    with pytest.raises(
-        ProcessRaisedException, match=r"12 samples of epoch 0, more than quarantine_limit=0.01 of its 512"
-    ):
-        trainer.fit(fresh(), loader(spoiled(digits, where=list(range(0, 480, 40))), batch_size=32))
 
 
 class CountsRuns(BadLoss):
@@ -450,28 +260,6 @@ def test_a_manual_step_is_watched_in_the_warmup(digits: Digits) -> None:
     fit(module, loader(marked(digits)), callback, TwoStageScheduler(warmup_epochs=1), StopAfter(8), max_epochs=2)
     assert finite(module)
     assert places(callback) == BAD
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_a_rank_that_logs_over_all_ranks_does_not_wait_for_ever(digits: Digits, tmp_path: Path) -> None:
-    class Net(BadLoss):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            scores, y = self.losses(batch)
-            loss = F.cross_entropy(scores, y)
-            self.log("loss", loss, on_step=True, sync_dist=True)
-            return loss
-
-    module, callback = fresh(Net, dropout=0.0), SparseSelectionCallback(quarantine_limit=0.5)
-    trainer = quiet_trainer(
-        devices=2,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=60)),
-        callbacks=[callback, TwoStageScheduler(warmup_epochs=1), Ends(tmp_path, callback)],
-        max_epochs=2,
-    )
-    trainer.fit(module, Alternating(marked(digits, [64, 66, 130])))
-    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=False) for r in (0, 1)]
-    for name, value in ranks[0]["weights"].items():
-        assert "running" in name or torch.equal(value, ranks[1]["weights"][name]), name
 
 
 @pytest.mark.parametrize("left", [0, 1])
