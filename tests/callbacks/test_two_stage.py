@@ -5,13 +5,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.schedule import Schedule
-from tests.conftest import PlainNet, loader, quiet_trainer
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 
 
 @pytest.mark.parametrize(
