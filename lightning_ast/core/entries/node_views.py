@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.graph import rows_are_picked
 from lightning_ast.core.entries.layout import Layout, layouts_by_assignment, layouts_by_size, prove_layout
 from lightning_ast.core.entries.node_facts import (
     OPAQUE,
@@ -22,10 +22,9 @@ from lightning_ast.core.entries.node_facts import (
     form_of,
     is_layer,
     is_leaf,
-    named,
     nodes_below,
+    rows_are_picked,
     settled,
-    shape_of,
 )
 
 __all__ = ["Kind", "SizedView", "TracedView", "owns_parameters"]
@@ -63,7 +62,7 @@ class SizedView:
         node = edge[0]
         if is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
-        if named(node.name(), PICKING) or named(node.name(), OPAQUE):
+        if node.name().startswith((*PICKING, *OPAQUE)):
             return False
         children = edges_of(node)
         return children if children and len(children) == len(node.next_functions) else False
@@ -149,7 +148,7 @@ class TracedView(SizedView):
         pending, seen = [node], set[Node]()
         while pending and shape:
             current = pending.pop()
-            if current in seen or named(current.name(), (*RESHAPING, *PICKING, *OPAQUE)):
+            if current in seen or current.name().startswith((*RESHAPING, *PICKING, *OPAQUE)):
                 continue
             seen.add(current)
             for edge in edges_of(current):
@@ -169,7 +168,7 @@ class TracedView(SizedView):
 def owns_parameters(node: Node, view: SizedView) -> bool:
     """Whether a node combines parameters with what depends on the samples."""
     name = node.name()
-    if named(name, OPAQUE):
+    if name.startswith(OPAQUE):
         return True
     layer = is_layer(name)
     for child, output_nr in node.next_functions:
@@ -178,16 +177,16 @@ def owns_parameters(node: Node, view: SizedView) -> bool:
         shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or math.prod(shape) > 1:
             return True
-        if named(name, ("Add",)) and any(_is_layers_output(other, view) for other, _ in node.next_functions):
+        if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in node.next_functions):
             return True  # the bias of a layer of one output, which stands apart from the product
     return False
 
 
 def _is_layers_output(node: Node | None, view: SizedView) -> bool:
     """Whether a node is a product with a parameter, or shows one in another shape or type."""
-    while node is not None and named(node.name(), RESHAPING):
+    while node is not None and node.name().startswith(RESHAPING):
         node = node.next_functions[0][0]
-    return node is not None and named(node.name(), PRODUCTS) and owns_parameters(node, view)
+    return node is not None and node.name().startswith(PRODUCTS) and owns_parameters(node, view)
 
 
 def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_ast.core.entries.graph import row_order
+from lightning_ast.core.entries.node_facts import row_order
 from lightning_ast.core.losses.functions import CLASS_LOSSES, RULES, Elements
 from lightning_ast.errors import LossCaptureError
 

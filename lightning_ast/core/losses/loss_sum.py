@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_ast.core.entries.graph import below_ddp
+from lightning_ast.core.entries.node_facts import below_ddp
 from lightning_ast.core.losses.calls import REMEDY, Outermost, WatchedCall, fold, widen
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.losses.functions import Elements
