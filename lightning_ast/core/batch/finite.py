@@ -15,7 +15,7 @@ __all__ = ["all_finite", "finite_samples", "replace_samples"]
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether every value is finite, in one pass where it is so; waits for the device.
+    """Tell whether every value is finite, in one pass where it is so; waits for the device.
 
     Example:
         >>> all_finite(torch.ones(3)), all_finite(torch.tensor([1.0, float("nan")]))

@@ -254,5 +254,5 @@ def _inner(tensor: Tensor) -> Tensor:
 
 
 def _is_label(tensor: Tensor) -> bool:
-    """Whether a tensor holds one integer for each sample."""
+    """Tell whether a tensor holds one integer for each sample."""
     return tensor.dim() == 1 and not is_real_valued(tensor)

@@ -19,7 +19,7 @@ from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.layout import Layout
 from lightning_ast.core.entries.node_facts import Edge, edges_of, form_of, is_leaf, nodes_below
-from lightning_ast.core.entries.node_views import Kind, SizedView, TracedView, owns_parameters
+from lightning_ast.core.entries.node_views import OutputForm, SizedView, TracedView, owns_parameters
 from lightning_ast.core.partial.rows import Place
 from lightning_ast.errors import EntryError
 
@@ -96,7 +96,7 @@ class EntryFinder:
     def __init__(self) -> None:
         self._plans: list[_Plan] = []
         self._known: dict[tuple[str, int], Layout] = {}
-        self._mixed: set[Kind] = set()
+        self._mixed: set[OutputForm] = set()
 
     @property
     def proved(self) -> bool:
@@ -250,7 +250,7 @@ class _Walk:
         return "walk"
 
     def _is_last(self, node: Node) -> bool:
-        """Whether the samples' rows cannot be told in anything that a node was computed from."""
+        """Tell whether the samples' rows cannot be told in anything that a node was computed from."""
         below = [edge for edge in edges_of(node) if not is_leaf(edge[0]) and not self._view.is_pure(*edge)]
         return bool(below) and all(self._view.layout(*edge) is None for edge in below)
 
