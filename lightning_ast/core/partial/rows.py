@@ -139,8 +139,8 @@ class Rows:
 
         Returns:
             A tensor of ``full``'s shape with ``pre * k * post`` rows in ``dim``. Do not write to it: it may share
-            A tensor of the shape of ``full`` with ``pre * k * post`` rows in ``dim``. Do not write to it: it may share
-            last gathered in this backward is not noticed.
+            memory with ``full`` or with other gathered tensors. A tensor that was rewritten through ``.data`` since it
+            was last gathered in this backward is not noticed.
         """
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is not None:
