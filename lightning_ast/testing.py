@@ -17,11 +17,10 @@ from torchmetrics import Metric
 
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import Entry, EntryFinder
+from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
 from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
-from lightning_ast.errors import EntryError
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
 
@@ -160,7 +159,10 @@ def _both_ways(
         with _left_as_it_was(module, seed):
             with nullcontext() if finder.proved else trace:
                 value = compute(module, batch)
-            gate.open(value, _entries(finder, value, size, trace))
+            found = finder.locate(value, size, None if finder.proved else trace)
+            if not found.entries:
+                raise entry_error(found.unclear, size)
+            gate.open(value, found.entries)
             with count:
                 value.backward()  # type: ignore[no-untyped-call]
             gate.close()
@@ -203,20 +205,6 @@ def _loss_of(module: Any) -> Loss:
         return loss
 
     return compute
-
-
-def _entries(finder: EntryFinder, loss: Tensor, size: int, trace: SampleTrace) -> tuple[Entry, ...]:
-    found = finder.find(loss, size)
-    if found is None and not finder.proved and trace.failure is None and size > 1:
-        found = finder.prove(loss, size, trace)
-    elif found is None:
-        found = finder.guess(loss, size)
-    if not found.entries:
-        raise EntryError(
-            f"expected a loss that depends on {counted(size, 'sample')}, each with rows of its own where the gradient "
-            f"enters the network; got {', '.join(found.unclear) or 'none'}. Check the batch size."
-        )
-    return found.entries
 
 
 def _device(module: nn.Module) -> torch.device:

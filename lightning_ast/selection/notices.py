@@ -5,9 +5,9 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.gate import Selection
-from lightning_ast.core.ledger import FlopsPerSample, saves_too_little, step_cost
+from lightning_ast.core.ledger import FlopsPerSample, saves_too_little
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import SparseLossMixin
@@ -100,9 +100,9 @@ def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share:
     forward = flops.forward / flops.dense
     if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
         return None
-    own, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
+    own, promised = cost_share(mode, rate, forward=forward, dense_share=dense_share), cost_share(mode, rate)
     fresh: Mode = "partial" if mode == "subset" else "subset"
-    costs = {other: step_cost(other, rate, forward=forward) for other in ("prune", fresh)}
+    costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
     others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
     passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
     reasons = {
