@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.combined_loader import _SUPPORTED_MODES
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_ast.advice.measured import LoadingFacts
 from lightning_ast.errors import AdviceError
+from lightning_ast.lightning_internals.combined_loader import make_iterator
 
 __all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
 
@@ -156,8 +156,7 @@ class CachedLoader(CombinedLoader):
         self._given = given
 
     def __iter__(self) -> CachedLoader:
-        """Lightning asks the given loader for the length of an epoch, which needs an iterator, not started, to tell."""
+        """Start, and let the user's loader be asked for the length of an epoch."""
         super().__iter__()
-        kind: Any = _SUPPORTED_MODES[self._given._mode]["iterator"]
-        self._given._iterator = kind(self._given.flattened, self._given.limits)
+        make_iterator(self._given)
         return self

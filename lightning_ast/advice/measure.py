@@ -12,10 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
@@ -24,12 +23,15 @@ from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, 
 from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import reason_of, refused_for, summarize
-from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
+from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError
-from lightning_ast.lightning_internals.fit_loop import lead
+from lightning_ast.lightning_internals.distributed import starts_processes
+from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.words import counted
 
@@ -165,7 +167,7 @@ class Measurement:
             self._notes.append(
                 f"The Trainer has trained {counted(done, 'epoch')}: what follows is a run from the start."
             )
-        self._batchnorm = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
+        self._batchnorm = sum(isinstance(m, _BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
         if "prune" not in self._refused and (
@@ -188,7 +190,7 @@ class Measurement:
         facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
         static = static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
-        partial = probe._selections.get("partial")
+        partial = probe.selections.get("partial")
         return replace(
             facts,
             cycles=probe.cycles,
@@ -271,10 +273,9 @@ class _ValidationTimer(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin."""
         self.batches = list(trainer.num_val_batches)
-        loaders: Any = trainer.validate_loop._combined_loader
         self._starts_workers = any(
             getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
-            for each in loaders.flattened
+            for each in loaders(trainer.validate_loop)
         )
         self._wait = synchronizer(trainer.strategy.root_device)
         self._ends.append(self._clock())
@@ -296,7 +297,7 @@ def _faults(trainer: pl.Trainer) -> list[str]:
             f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "
             "Trainer(devices=1, num_nodes=1) with the same settings; its predictions are then for one device."
         )
-    elif isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    elif starts_processes(trainer):
         found.append("the strategy starts processes of its own: give advise a Trainer(devices=1, strategy='auto').")
     if settings.fast_dev_run:
         found.append("fast_dev_run runs a single batch, whose length says nothing: leave it out.")

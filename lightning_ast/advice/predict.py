@@ -174,7 +174,7 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
         max_steps=run.max_steps,
     )
     epochs, sparse = plan.total_epochs or 0, plan.sparse_epochs() or 0
-    warmup, _ = plan._sparse_range(epochs)
+    warmup, _ = plan.sparse_range(epochs)
     dense_batches, sparse_batches = (epochs - sparse) * run.batches_per_epoch, sparse * batches
     kept = 1.0
     if run.max_steps is not None:  # ends the last epoch early

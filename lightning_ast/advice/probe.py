@@ -19,6 +19,7 @@ from lightning_ast.advice.script import Block, Sample, Timing
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
+from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_step_limit
 
 __all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
@@ -120,7 +121,10 @@ class Probe(Callback):
         self.active: Mode | None = None
         self.samples: list[Sample] = []
         self.cycles = 0
-        self._selections, self._begin, self._cache, self._clock = selections, begin, cache, clock
+        self.selections = selections
+        self._begin = begin
+        self._cache = cache
+        self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}
         self._block = Block()
 
@@ -128,7 +132,7 @@ class Probe(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set every selection up; none has its wrapper on the module yet."""
-        for mode, selection in self._selections.items():
+        for mode, selection in self.selections.items():
             self.active = mode
             selection.setup(trainer, pl_module, stage)
             assert selection.session is not None
@@ -141,14 +145,14 @@ class Probe(Callback):
         self._wait = synchronizer(self._device)
         self._script = self._begin(trainer)
         trainer.limit_val_batches = 0
-        trainer.fit_loop.epoch_loop.max_steps = -1
+        lift_step_limit(trainer.fit_loop)
         if pl_module.automatic_optimization:
             for schedule in trainer.lr_scheduler_configs:
                 schedule.frequency = ENDLESS  # it is there to be asked
         for optimizer in trainer.optimizers:
             for group in [] if isinstance(optimizer, LBFGS) else optimizer.param_groups:
                 group["lr"] = group["lr"] * _FROZEN
-        for mode, selection in self._selections.items():
+        for mode, selection in self.selections.items():
             self.active = mode
             selection.on_train_start(trainer, pl_module)
         self.active = None
@@ -207,7 +211,7 @@ class Probe(Callback):
         return (backwarded - selected) / (offered - selected) if offered > selected else 0.0
 
     def _selected(self) -> SparseSelectionCallback | None:
-        return None if self.active is None else self._selections[self.active]
+        return None if self.active is None else self.selections[self.active]
 
     def _now(self, *, wait: bool) -> float:
         if wait:
@@ -258,7 +262,7 @@ class Probe(Callback):
         self._rates.append(1.0 if selection is None else selection.activation_rate or 1.0)
         self._ended = self._mark()
         self._rests.append(self._ended - self._phase)
-        self._begin_again(trainer)
+        count_batches_anew(trainer.fit_loop, trainer.num_training_batches)
         self._left -= 1
         if self._left == 0:
             timing = self._finish()
@@ -270,15 +274,9 @@ class Probe(Callback):
                 self.cycles = end.value
                 raise Enough from None
 
-    def _begin_again(self, trainer: pl.Trainer) -> None:
-        """Count batches from 0 where the user's epoch would end: ``batch_idx`` stays within its length."""
-        done = trainer.fit_loop.epoch_loop.batch_progress.current
-        if done.ready >= trainer.num_training_batches:
-            done.reset()
-
     def on_exception(self, *hook: Any) -> None:
         """Leave the module as it was."""
-        for selection in self._selections.values():
+        for selection in self.selections.values():
             selection.on_exception(*hook)
 
     def _pass_on(self, name: str, *hook: Any) -> None:

@@ -15,6 +15,7 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
 from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
@@ -225,10 +226,10 @@ def due_validations(trainer: pl.Trainer, *, batches: int, seconds_per_batch: flo
         batches: of one validation.
         seconds_per_batch: loading included.
     """
-    timed = getattr(trainer, "_val_check_time_interval", None)
+    timed = validation_interval_seconds(trainer)
     every, interval = trainer.check_val_every_n_epoch, getattr(trainer, "val_check_interval", 1.0)
     if timed is not None:
-        return ValidationFacts(batches, seconds_per_batch, every_seconds=float(timed))
+        return ValidationFacts(batches, seconds_per_batch, every_seconds=timed)
     if every is None:
         return ValidationFacts(batches, seconds_per_batch, every_batches=int(interval))
     if isinstance(interval, int):

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import default_collate, default_convert
 
 from lightning_ast.lightning_internals.class_patch import change_class
-from lightning_ast.lightning_internals.fit_loop import batches_handed, lead
+from lightning_ast.lightning_internals.fit_loop import batches_handed
+from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.pruning.loader import loader_faults
 

@@ -17,17 +17,15 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoc
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.fit_loop import (
-    announce_batches,
-    batches_done,
-    begin_new_epoch,
+from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_anew
+from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.reloading import (
     hold_reload,
     last_reloads,
-    lead,
     reload_as_due,
     reload_validation_as_due,
-    restart_loader,
 )
+from lightning_ast.lightning_internals.resuming import batches_done, begin_new_epoch, restart_loader
 from lightning_ast.lightning_internals.run_limits import accumulation, epochs_done
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split
 from lightning_ast.pruning.loader import (
@@ -115,8 +113,7 @@ class PrunedEpochs:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
         loop = self._trainer.fit_loop
         if self._facts is None:
-            loop._combined_loader = None
-            loop.setup_data()
+            set_up_anew(loop)
         if self._resumes and self._loaded is not None:
             hold_reload(loop)
         self._announce()
@@ -213,9 +210,9 @@ class PrunedEpochs:
     def _make_plan(self, sampler: Any) -> EpochPlan:
         assert self.history is not None
         assert self._facts is not None
-        combined = self._trainer.fit_loop._combined_loader
-        if combined is not None and (faults := size_faults(len(self.history), len(combined.flattened[0].dataset))):
-            raise ConfigurationError(faults)
+        for loader in loaders(self._trainer.fit_loop):
+            if faults := size_faults(len(self.history), len(loader.dataset)):
+                raise ConfigurationError(faults)
         self.history.fold(self._maximum)
         own, self.epoch.drained = draw(sampler, self._facts, self._generators())
         draws = self._processes.interleaved(own)
@@ -281,8 +278,7 @@ class PrunedEpochs:
                 rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
 
     def _generators(self) -> list[torch.Generator]:
-        combined = self._trainer.fit_loop._combined_loader
-        return [] if combined is None else loader_generators(combined.flattened[0])
+        return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]
 
     def _resume(self, epoch: int) -> None:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""

@@ -10,12 +10,18 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.combined_loader import (
+    copied_loader,
+    lend_iterator,
+    same_mode,
+    take_iterator_away,
+)
+from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.words import counted
 
 __all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators", "set_states"]
@@ -59,7 +65,7 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
         )
     if not getattr(loader, "in_order", True):
         found.append("mode='prune' needs in_order=True: else batches arrive in an order that nobody knows.")
-    if isinstance(loader, _Stateful):
+    if knows_its_place(loader):
         found.append(
             f"{type(loader).__name__} restores its own position when a run is resumed, and mode='prune' does so too: "
             "use torch's DataLoader."
@@ -142,24 +148,23 @@ class PrunedLoader(CombinedLoader):
     """
 
     def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
-        super().__init__(given.iterables, given._mode)
+        super().__init__(given.iterables, same_mode(given))
         self.given = given
         (loader,) = given.flattened
-        taken, batch_sampler = copy.copy(loader), copy.copy(loader.batch_sampler)
+        batch_sampler = copy.copy(loader.batch_sampler)
         batch_sampler.sampler = make(batch_sampler.sampler)
-        taken.__dict__.update(batch_sampler=batch_sampler, _iterator=None)  # a DataLoader refuses ordinary assignment
-        self.flattened = [taken]
+        self.flattened = [copied_loader(loader, batch_sampler=batch_sampler)]
 
     def __iter__(self) -> PrunedLoader:
-        """Lightning asks the given loader for the length, which needs an iterator to tell."""
+        """Start the loader, and lend its iterator to the user's, which Lightning asks for the length of an epoch."""
         super().__iter__()
-        self.given._iterator = self._iterator
+        lend_iterator(self.given, self)
         return self
 
     def reset(self) -> None:
         """Stop the workers."""
         super().reset()
-        self.given._iterator = None
+        take_iterator_away(self.given)
 
 
 def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:

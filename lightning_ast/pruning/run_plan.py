@@ -96,11 +96,11 @@ class PlannedRun:
         total = self.total_epochs
         if total is None:
             return None
-        first, end = self._sparse_range(total)
+        first, end = self.sparse_range(total)
         return end - first
 
     def _steps(self, total: int) -> int:
-        first, end = self._sparse_range(total)
+        first, end = self.sparse_range(total)
         starts = sorted({0, first, end, *self.accumulate})
         steps = 0
         for start, stop in zip(starts, [*starts[1:], total], strict=True):
@@ -109,8 +109,8 @@ class PlannedRun:
             steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / factor)
         return steps
 
-    def _sparse_range(self, total: int) -> tuple[int, int]:
-        """The first sparse epoch of a run, and the first behind the last."""
+    def sparse_range(self, total: int) -> tuple[int, int]:
+        """Return the first sparse epoch of a run of ``total`` epochs, and the first behind the last sparse one."""
 
         def code(epoch: int) -> int:
             return STAGE_CODES[self._stage(epoch, total)]
@@ -174,7 +174,7 @@ def rounded_stages(run: PlannedRun) -> str | None:
     if total is None:
         return None
     asked = run.schedule.dense_epochs(total, run.dense_run)
-    first, end = run._sparse_range(total)
+    first, end = run.sparse_range(total)
     planned = (first, total - end)
     if all(abs(one - other) < 1e-6 for one, other in zip(asked, planned, strict=True)):
         return None

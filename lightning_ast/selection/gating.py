@@ -19,7 +19,7 @@ from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.errors import EntryError
-from lightning_ast.lightning_internals.fit_loop import runs_backward
+from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backward
 from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.step_losses import StepLosses
@@ -262,8 +262,7 @@ class Gating:
         scale: Any = float(batch_size)
         if self._module.automatic_optimization:
             scale *= trainer.accumulate_grad_batches
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        factor = getattr(scaler, "_scale", None)  # get_scale() would wait for the device
+        factor = loss_scale(trainer)
         return scale if factor is None else scale / factor
 
     # ------------------------------------------------------------------ the end
@@ -289,7 +288,7 @@ class Gating:
         if plan.sub_batch is None:
             plan.sparse = plan.leave_out = False
         is_known = self.finder.proved or (self._traces.exhausted and not self._traces.attempts)
-        if is_known and runs_backward(self._module.trainer.fit_loop):
+        if is_known and runs_backward(self._module.trainer):
             result = "so it was a dense one" if plan.sub_batch is None else "so the selected samples weigh alike"
             self._warn(
                 f"a training step had no loss whose gradient could be selected from, {result}: it calls "

@@ -20,6 +20,7 @@ from lightning_ast.core.gradient_gate import norms_at
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
+from lightning_ast.lightning_internals.step_facts import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.scored import Scored
@@ -161,7 +162,7 @@ class ScoringPass:
         if self._module.automatic_optimization:
             return
         trainer = self._module.trainer
-        for optimizer in (*trainer.strategy._lightning_optimizers, *trainer.optimizers):
+        for optimizer in (*wrapped_optimizers(trainer), *trainer.optimizers):
             yield optimizer, "step", _nothing
             yield optimizer, "zero_grad", _nothing
         for config in trainer.lr_scheduler_configs:
