@@ -82,7 +82,7 @@ def trained(digits: tuple[Tensor, Tensor], *, advised: bool, bare: bool = False)
         assert all(vars(trainer)[name] is value for name, value in own.items())
         assert trainer.callbacks == kept
         assert module._trainer is None
-        assert selection._fit is None
+        assert selection.session is None
     trainer.fit(module, data, **({"val_dataloaders": val} if bare else {}))
     return weights(module), trainer.global_step, random_states(), module.seen
 

@@ -358,7 +358,7 @@ def test_scores_are_those_of_the_training_forward_at_no_extra_pass() -> None:
     callback = pruned()
     fit(module, loader(shuffle=True), callback)
     assert len(forwards) == len(module.batches) == 28
-    epochs = callback._fit.epochs
+    epochs = callback.session.epochs
     epochs.history.fold()
     torch.testing.assert_close(
         epochs.history.significance(), history_by_hand(module, 4).significance(), rtol=1e-5, atol=1e-6
@@ -391,7 +391,7 @@ def test_weights_enter_the_loss(weighting: str, explicit: bool) -> None:
             gradients.append([p.grad.clone() for p in pl_module.parameters()])
 
     fit(module, loader(shuffle=True), callback, Spy(), max_epochs=2, cooldown=0)
-    plan = callback._fit.epochs.epoch.plan
+    plan = callback.session.epochs.epoch.plan
     assert plan.weights.unique().numel() > 10
     data = Indexed()
     for step in range(10, 14):
@@ -649,8 +649,8 @@ def test_the_loader_may_be_looked_into_at_any_time(hook: str, workers: int) -> N
     trainer = fit(module, loader(num_workers=workers), callback, Looks(), **limits)
     assert seen[0] == SIZE
     assert module.epochs() == epochs_by_hand(module)
-    callback._fit.epochs.history.fold()
-    assert torch.allclose(callback._fit.epochs.history.significance(), history_by_hand(module, 4).significance())
+    callback.session.epochs.history.fold()
+    assert torch.allclose(callback.session.epochs.history.significance(), history_by_hand(module, 4).significance())
     assert sum(len(batch[0]) for batch in trainer.train_dataloader) == SIZE
 
 
@@ -688,7 +688,7 @@ def test_a_collate_function_that_reorders(weighting: str) -> None:
         def on_train_batch_end(self, *_: Any) -> None:
             weights = callback.last_selection.weights
             if weights is not None:
-                indices, epoch = module.last[2], callback._fit.epochs.epoch.plan
+                indices, epoch = module.last[2], callback.session.epochs.epoch.plan
                 for index, weight in zip(indices.tolist(), weights):
                     assert weight == epoch.weights[epoch.indices.tolist().index(index)]
                     weighted.append(index)
@@ -700,8 +700,8 @@ def test_a_collate_function_that_reorders(weighting: str) -> None:
     module.training_step = step
     fit(module, loader(collate_fn=by_label), callback, Weights())
     assert len(weighted) == (0 if weighting == "none" else 2 * 120)
-    callback._fit.epochs.history.fold()
-    assert torch.allclose(callback._fit.epochs.history.significance(), history_by_hand(module, 4).significance())
+    callback.session.epochs.history.fold()
+    assert torch.allclose(callback.session.epochs.history.significance(), history_by_hand(module, 4).significance())
 
 
 def test_indices_that_were_not_drawn_are_refused() -> None:
@@ -784,7 +784,7 @@ def test_a_second_fit_goes_on() -> None:
     assert type(trainer.fit_loop) is _FitLoop
     with pytest.warns(UserWarning, match="what was remembered is forgotten"):
         trainer.fit(module, loader(dataset=Indexed(200)))
-    assert len(callback._fit.epochs.history) == 200
+    assert len(callback.session.epochs.history) == 200
 
 
 def test_copies_and_pickles_after_and_within_a_fit() -> None:
@@ -878,9 +878,9 @@ def test_a_batch_that_is_none_is_passed_over() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(module, loader(collate_fn=collate), callback)
-    callback._fit.epochs.history.fold()
+    callback.session.epochs.history.fold()
     assert sorted(module.epochs()[0]) == [*range(32), *range(64, SIZE)]
-    mine, hand = callback._fit.epochs.history, history_by_hand(module, 4)
+    mine, hand = callback.session.epochs.history, history_by_hand(module, 4)
     assert torch.equal(mine.seen, hand.seen)
     assert torch.allclose(mine.significance(), hand.significance())
 

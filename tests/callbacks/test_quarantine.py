@@ -222,7 +222,7 @@ def test_prune_takes_a_mended_sample_back() -> None:
 
     module, callback = Witness(), pruned(quarantine_limit=0.02)
     fit_pruned(module, DataLoader(dataset, batch_size=32), callback, Mend(), warmup=2)
-    assert not callback._fit.epochs.history.quarantined[5]
+    assert not callback.session.epochs.history.quarantined[5]
     assert len(callback.quarantined) == 1
 
 

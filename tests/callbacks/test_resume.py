@@ -171,7 +171,7 @@ def test_other_settings(
 
     class Spy(pl.Callback):
         def on_train_start(self, *_: Any) -> None:
-            started.append(callback._fit.selector.controller.activation_rate_ema)
+            started.append(callback.session.selector.controller.activation_rate_ema)
 
     path = tmp_path / "run.ckpt"
     trainer = quiet_trainer(callbacks=[SparseSelectionCallback(), SaveAt(path, "epoch end", 0)], max_epochs=2)

@@ -94,7 +94,7 @@ def test_resume_in_mid_epoch_finds_its_stage(digits: Digits, tmp_path: Any) -> N
     chain = [resumed, TwoStageScheduler(warmup_epochs=0.5), stages]
     quiet_trainer(callbacks=chain).fit(PlainNet(), loader(digits, batch_size=128), ckpt_path=path)
     assert stages.seen == "s"
-    assert resumed._fit.selector.steps == 2
+    assert resumed.session.selector.steps == 2
 
 
 @pytest.mark.parametrize(
