@@ -43,15 +43,15 @@ _VALIDATION_SHARE = 1 / 11
 
 
 class Measurement:
-    """Measures what a Trainer would do with a module and data.
+    """A measurement of what a Trainer would do with a module and data.
 
     Args:
-        trainer: the user's; not changed.
-        module: the user's; not changed.
-        data: training data, as ``trainer.fit`` takes it.
-        val_data: validation data, likewise.
-        budget_seconds: for all of it.
-        clock: seconds.
+        trainer: The user's Trainer; not changed.
+        module: The user's module; not changed.
+        data: The training data, as ``trainer.fit`` takes it.
+        val_data: The validation data, likewise.
+        budget_seconds: The time for all of it.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class Measurement:
     ) -> None:
         if faults := _faults(trainer):
             raise AdviceError(" ".join(faults))
-        self._user, self._clock, self._budget = trainer, clock, budget_seconds
+        self._user = trainer
+        self._clock = clock
+        self._budget = budget_seconds
         self._began = clock()
         self._asked = Asked.of(trainer)
         self._twin = make_twin(trainer, module, data, val_data)
@@ -77,10 +79,10 @@ class Measurement:
         self._kept: list[Any] = []
 
     def facts(self) -> Facts:
-        """Measure.
+        """Measure everything.
 
         Raises:
-            AdviceError: a plain training step fails, or there is nothing to train on.
+            AdviceError: A plain training step fails, or there is nothing to train on.
         """
         with out_of_sight(self._twin):
             probe, saved = self._train()
@@ -129,7 +131,7 @@ class Measurement:
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:
-        """The fit loop of the twin trains on the kept batches, from the start."""
+        """Let the twin's fit loop train on the kept batches, from the start."""
         trainer: Any = self._twin.trainer
         fresh_loops(trainer, self._user)
         limit = trainer.limit_val_batches
@@ -159,8 +161,9 @@ class Measurement:
             return 1
 
     def _begin(self, trainer: pl.Trainer) -> Generator[Block, Timing, int]:
-        """Training starts, everything is set up: look at it, and give the script."""
-        module, size = self._twin.module, self._count(self._kept[0])
+        """Look at the training that starts, with everything set up, and return the script."""
+        module = self._twin.module
+        size = self._count(self._kept[0])
         self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         self._notes = notes
         if done := self._user.current_epoch:
@@ -203,7 +206,8 @@ class Measurement:
     # ------------------------------------------------------------------ validation
 
     def _validate(self) -> ValidationFacts | None:
-        twin, timer = self._twin, _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
+        twin = self._twin
+        timer = _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
         trainer: Any = twin.trainer
         trainer.callbacks = [timer]
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
@@ -231,11 +235,12 @@ class Measurement:
 
 
 class _ValidationTimer(Callback):
-    """Seconds of a validation batch, for a while."""
+    """A timer of validation batches that runs for a while."""
 
     def __init__(self, seconds: float, clock: Clock) -> None:
         super().__init__()
-        self._seconds, self._clock = seconds, clock
+        self._seconds = seconds
+        self._clock = clock
         self._ends: list[float] = []
         self._reset_seconds = 0.0
         self._starts_workers = False
@@ -243,18 +248,18 @@ class _ValidationTimer(Callback):
 
     @property
     def done(self) -> int:
-        """Batches that were run."""
+        """Count the batches that were run."""
         return max(0, len(self._ends) - 1)
 
     @property
     def start_seconds(self) -> float:
-        """What workers take to start, and to bring the first batch; 0 where none start anew each time."""
+        """Return the time that workers take to start and bring a first batch; 0 where none start anew each time."""
         if not self._starts_workers or len(self._ends) < 2:
             return 0.0
         return self._reset_seconds + max(0.0, self._ends[1] - self._ends[0] - (self.seconds_per_batch or 0.0))
 
     def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
-        """The loop's ``reset``, with its seconds noted."""
+        """Wrap the loop's ``reset``, to record its seconds."""
 
         def noted() -> None:
             begin = self._clock()
@@ -265,13 +270,13 @@ class _ValidationTimer(Callback):
 
     @property
     def seconds_per_batch(self) -> float | None:
-        """Steady, the first batch left out where three were run; None without any."""
+        """Return the steady time of a batch, the first left out where three were run; None without any."""
         first = 1 if len(self._ends) > 3 else 0
         steps = len(self._ends) - 1 - first
         return (self._ends[-1] - self._ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin."""
+        """Begin to take the times."""
         self.batches = list(trainer.num_val_batches)
         self._starts_workers = any(
             getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)

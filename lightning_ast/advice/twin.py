@@ -36,10 +36,10 @@ class Twin:
     """Copies to measure on.
 
     Attributes:
-        trainer: with the settings of the user's, and without its callbacks, loggers, profiler and progress.
-        module: a deep copy.
-        data: arguments of ``trainer.fit`` and, but for the training data, of ``trainer.validate``.
-        generators: torch generators that the user's loaders draw from, and the states to put them back to.
+        trainer: A Trainer with the settings of the user's, without its callbacks, loggers, profiler and progress.
+        module: A deep copy of the module.
+        data: The arguments of ``trainer.fit`` and, but for the training data, of ``trainer.validate``.
+        generators: The torch generators that the user's loaders draw from, and the states to put them back to.
     """
 
     trainer: pl.Trainer
@@ -49,13 +49,13 @@ class Twin:
 
 
 class _StandInLogger(DummyLogger):
-    """Takes everything and writes nothing; what a module writes beside it goes to a folder that is removed."""
+    """A logger that writes nothing; what a module writes beside it goes to a folder that is removed."""
 
     folder = ""
 
     @property
     def save_dir(self) -> str:
-        """The folder; ``trainer.log_dir`` is it too."""
+        """Return the folder; ``trainer.log_dir`` is it too."""
         return self.folder
 
     log_dir = root_dir = save_dir
@@ -67,7 +67,7 @@ def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_da
     Datasets are shared: loaders and datamodules are copied without them.
 
     Raises:
-        AdviceError: something cannot be copied.
+        AdviceError: Something cannot be copied.
     """
     try:
         module_twin = copy.deepcopy(module)
@@ -109,7 +109,7 @@ def _detach_loaders(owner: Any, twin: Twin) -> None:
 
 
 def _detached(loaders: Any, twin: Twin) -> Any:
-    """Copies that share dataset and sampler, but no iterator and no workers."""
+    """Copy loaders: the copies share dataset and sampler, but no iterator and no workers."""
     if isinstance(loaders, CombinedLoader):
         return copy_combined(loaders, [_detached_loader(loader, twin) for loader in loaders.flattened])
     return tree_map(lambda loader: _detached_loader(loader, twin), loaders)

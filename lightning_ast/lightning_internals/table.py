@@ -15,7 +15,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
-from packaging.version import Version
+from torch.torch_version import TorchVersion
 
 __all__ = ["PRIVATE_NAMES", "PrivateName", "missing_names"]
 
@@ -45,7 +45,7 @@ class PrivateName:
 
     @property
     def package(self) -> str:
-        """The distribution that the owner comes from."""
+        """Return the distribution that the owner comes from."""
         package = self.owner.partition(".")[0]
         return "lightning" if package == "trainer" else package
 
@@ -166,7 +166,7 @@ def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_
 
 
 def _is_expected(name: PrivateName) -> bool:
-    return Version(version(name.package)) >= Version(name.checked[0])
+    return TorchVersion(version(name.package)) >= name.checked[0]
 
 
 def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:

@@ -28,11 +28,11 @@ __all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_fault
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
-    """Why the training data cannot be pruned.
+    """Find why the training data cannot be pruned.
 
     Args:
-        combined: what Lightning made of the user's loaders.
-        processes: that train together.
+        combined: The loaders as Lightning has combined them.
+        processes: The number of processes that train together.
     """
     if len(combined.flattened) != 1:
         return [
@@ -86,11 +86,11 @@ class LoaderFacts:
     """Lengths of a dense epoch in one process.
 
     Attributes:
-        dataset_size: samples in the data set.
-        draws: samples that the user's sampler draws.
-        batch_size: samples of a batch.
-        drop_last: whether a last short batch is dropped.
-        batches: batches, ``limit_train_batches`` included.
+        dataset_size: The samples in the data set.
+        draws: The samples that the user's sampler draws.
+        batch_size: The samples of a batch.
+        drop_last: True where a last short batch is dropped.
+        batches: The number of batches, ``limit_train_batches`` included.
     """
 
     dataset_size: int
@@ -101,7 +101,7 @@ class LoaderFacts:
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:
-        """Of a loader without faults."""
+        """Read the lengths from a loader without faults."""
         loader = combined.flattened[0]
         sampler = loader.batch_sampler
         (limit,) = combined.limits or [len(loader)]
@@ -115,22 +115,24 @@ class LoaderFacts:
 
     @property
     def offered(self) -> int:
-        """Samples that a dense epoch trains on."""
+        """Count the samples that a dense epoch trains on."""
         return min(self.draws, self.batches * self.batch_size)
 
 
 class PrunedSampler(Sampler[int]):
-    """Stands in for the user's sampler; what it yields is decided elsewhere.
+    """A stand-in for the user's sampler; what it yields is decided elsewhere.
 
     Args:
-        sampler: the user's.
-        indices: ``(sampler) -> iterator`` over the dataset indices of the running epoch, made when it is iterated.
-        length: samples of the running epoch.
+        sampler: The user's sampler.
+        indices: Takes the sampler and returns an iterator over the dataset indices of the running epoch, made when it
+            is iterated.
+        length: Counts the samples of the running epoch.
     """
 
     def __init__(self, sampler: Any, *, indices: Callable[[Any], Iterator[int]], length: Callable[[], int]) -> None:
         self.sampler = sampler
-        self._indices, self._length = indices, length
+        self._indices = indices
+        self._length = length
 
     def __iter__(self) -> Iterator[int]:
         return self._indices(self.sampler)
@@ -143,8 +145,8 @@ class PrunedLoader(CombinedLoader):
     """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
 
     Args:
-        given: with one loader, without faults; may be replaced by another of the same loader.
-        make: from its sampler to the one that takes its place.
+        given: The user's loaders: one loader, without faults. Another of the same loader may replace it.
+        make: Takes the user's sampler and returns the one that takes its place.
     """
 
     def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
@@ -168,7 +170,7 @@ class PrunedLoader(CombinedLoader):
 
 
 def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
-    """One epoch's indices from the user's sampler.
+    """Draw one epoch's indices from the user's sampler.
 
     A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
     torch's RandomSampler does. So it is asked, and the generators are put back.
@@ -177,7 +179,7 @@ def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) ->
         ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
 
     Raises:
-        ConfigurationError: they are not what can be pruned.
+        ConfigurationError: The indices are not what can be pruned.
     """
     source = iter(sampler)
     try:
@@ -213,7 +215,7 @@ def set_states(generators: list[torch.Generator], states: list[Tensor], *, stric
 
 
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """The torch generators of the loader and of its sampler, which a resumed run must continue."""
+    """Find the torch generators of the loader and of its sampler, which a resumed run must continue."""
     owners: list[Any] = [loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)]
     values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())
