@@ -15,12 +15,12 @@ from lightning_ast.core.state import known_fields
 from lightning_ast.energy.energy_ledger import EnergyBook
 from lightning_ast.energy.epoch_costs import EpochCosts, OpenEpoch
 from lightning_ast.energy.meters import EnergyMeter
+from lightning_ast.energy.saved_state import ENERGY_STATE
 from lightning_ast.energy.step_sections import clock_of
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.logger_connector import error_told, write
-from lightning_ast.monitoring.saved_state import ENERGY_STATE
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import Entry, EntryFinder, Found
+from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
-from lightning_ast.lightning_internals.fit_loop import runs_backward
+from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.entry_search import EntrySearch, entry_error
+from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.notices import WarnOnce
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_losses import StepLosses
@@ -206,8 +206,7 @@ class Gating:
         scale: Any = float(batch_size)
         if self._module.automatic_optimization:
             scale *= trainer.accumulate_grad_batches
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        factor = getattr(scaler, "_scale", None)  # get_scale() would wait for the device
+        factor = loss_scale(trainer)
         return scale if factor is None else scale / factor
 
     def resume_forward(self) -> None:
@@ -238,7 +237,7 @@ class Gating:
         if step.part is None:
             step.treatment = Treatment.DENSE
         is_known = self._finder.proved or (self.search.is_exhausted and not self.search.attempts)
-        if is_known and runs_backward(self._module.trainer.fit_loop):
+        if is_known and runs_backward(self._module.trainer):
             result = "so it was a dense one" if step.part is None else "so the selected samples weigh alike"
             self._warn(
                 f"a training step had no loss whose gradient could be selected from, {result}: it calls "

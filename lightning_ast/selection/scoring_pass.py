@@ -22,6 +22,7 @@ from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
+from lightning_ast.lightning_internals.step_facts import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.step_losses import StepLosses
@@ -176,7 +177,7 @@ class ScoringPass:
         if self._module.automatic_optimization:
             return
         trainer = self._module.trainer
-        for optimizer in (*trainer.strategy._lightning_optimizers, *trainer.optimizers):
+        for optimizer in (*wrapped_optimizers(trainer), *trainer.optimizers):
             yield optimizer, "step", _nothing
             yield optimizer, "zero_grad", _nothing
         for config in trainer.lr_scheduler_configs:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import written_within
+from lightning_ast.lightning_internals.resuming import tells_resumption, written_within
 from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.saved_state import SELECTION_STATE
@@ -102,7 +102,7 @@ class SessionState:
         """
         if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
             SELECTION_STATE.require(state, owner=self._owner)
-        own = state.get("fit") == self.token and hasattr(self._trainer.fit_loop, "is_resuming")
+        own = state.get("fit") == self.token and tells_resumption(self._trainer)
         if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
             return
         mode = state["rule"]["mode"] if state else self._rule["mode"]
