@@ -1,4 +1,4 @@
-"""Step 2 of a batch, where the gradient of a loss enters the network: score the samples and hand on some of their rows.
+"""Step 4 of a batch, in its backward: score the samples where the gradient enters the network, and gate their rows.
 
 The norm of a sample's rows of that gradient is its significance: for softmax cross-entropy it is EL2N (arXiv
 2107.07075), for every other loss the gradient-norm score of Katharopoulos and Fleuret (arXiv 1803.00942). The rest of

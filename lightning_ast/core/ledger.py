@@ -1,4 +1,4 @@
-"""Step 6 of a batch: add up what was spent, and what a dense run would have spent.
+"""Step 7 of a batch: add up what was spent, and what a dense run would have spent.
 
 Samples are counted, FLOPs are counted once with torch's formulas and scaled, seconds and joules are measured
 against the warmup stage of the same run. What cannot be known is None, never 0.

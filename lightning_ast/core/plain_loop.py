@@ -1,4 +1,4 @@
-"""The whole way of a batch in a loop without Lightning: one call before ``loss.backward()``."""
+"""Steps 1 to 6 of a batch in a loop without Lightning: one call before ``loss.backward()``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 2 of a batch whose score is made of losses: turn losses, logits, inputs and targets into significance ``(B,)``.
+"""Step 4 for scores that are made of losses: turn losses, logits, inputs and targets into significance ``(B,)``.
 
 The default score, ``"gradient"``, is taken where the gradient enters the network and needs none of this. Each score
 takes the arguments that a user's own callable takes, and two more by name:

@@ -1,4 +1,4 @@
-"""Step 1 of a batch, before its forward: the batch as it would be if one of its samples were another."""
+"""Step 2, before the forward: the batch as it would be if one of its samples were another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 1 of a batch, what came of it: where a tensor and its shadow differ, as a profile along each dimension."""
+"""Step 2, the result for one tensor: where it differs from its shadow, as a profile along each dimension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 1 of a batch, its results: what is known about the outputs of autograd nodes.
+"""Step 2, the results by node: what is known about the outputs of autograd nodes.
 
 Tensors are kept until they are compared with their shadows, up to a limit: most are never asked for.
 """

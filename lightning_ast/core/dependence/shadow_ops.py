@@ -1,4 +1,4 @@
-"""Step 1 of a batch, facts about operations: how each is run a second time on shadows, and which must not be."""
+"""Step 2, facts about operations: how each is run a second time on shadows, and which must not be."""
 
 from __future__ import annotations
 

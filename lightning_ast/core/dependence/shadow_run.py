@@ -1,4 +1,4 @@
-"""Step 1 of a batch, one operation of its forward: run it a second time, on the shadows, and keep what comes out."""
+"""Step 2, for each operation of the forward: run it a second time, on the shadows, and keep the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 1 of a batch, second values for tensors: one shadow storage beside each storage.
+"""Step 2, second values for tensors: one shadow storage beside each storage.
 
 So all views of a storage have their shadow too, and what is written through one of them is seen through all.
 """

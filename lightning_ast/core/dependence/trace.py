@@ -1,4 +1,4 @@
-"""Step 1 of a batch, the whole of it: follow one sample through the network's first forward.
+"""Step 2 of a batch: follow one sample through the network's first forward.
 
 So it becomes known which elements of each tensor belong to which sample.
 """

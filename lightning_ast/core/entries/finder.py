@@ -1,4 +1,4 @@
-"""The entries of a loss's graph: the edges through which its gradient enters the network.
+"""Step 3 of a batch: find the entries of a loss's graph, the edges through which its gradient enters the network.
 
 Walk from the loss towards the parameters. What is made of parameters alone (a tied weight, a temperature) is passed by;
 the first nodes that combine parameters with the samples' rows are the entries. What lies between the loss and them is

@@ -1,4 +1,4 @@
-"""Where the samples of a batch lie in a tensor, and the proof of it from what changes with one sample."""
+"""Step 3, the rows: where the samples of a batch lie in a tensor, proved by what changes with one sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of the nodes of a loss's graph: which own parameters, which depend on samples, where the rows are."""
+"""Step 3, what is known of the graph's nodes: which own parameters, which depend on samples, where the rows are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row gradient: a tensor of the batch's full shape that holds the selected rows alone.
+"""Step 6, the row gradient: a tensor of the batch's full shape that holds the selected rows alone.
 
 The autograd engine checks shapes, adds gradients and calls every layer's own derivative formula. Each ATen op of those
 formulas lands in :meth:`RowGradient.__torch_dispatch__`, which looks for a row rule; without one it makes the gradient

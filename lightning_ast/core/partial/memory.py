@@ -1,4 +1,4 @@
-"""Memory that a derivative formula fills: written into, it is a row gradient again.
+"""Step 6, memory that a derivative formula fills: written into, it is a row gradient again.
 
 Formulas that put a gradient into something larger begin with ``gradient.new_zeros(shape)`` and write into it. Row rules
 (scatter, index_put) take those zeros as such. Two write through a view of the memory: as_strided's backward, which

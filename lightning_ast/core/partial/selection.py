@@ -1,4 +1,4 @@
-"""The entry: losses whose backward starts with the selected rows alone."""
+"""Step 6 without a gate: losses whose backward starts with the selected rows alone."""
 
 from __future__ import annotations
 
