@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
 from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
+from lightning_ast.lightning_internals.still_metrics import state_of
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
 
@@ -220,7 +220,7 @@ def _left_as_it_was(module: nn.Module, seed: int) -> Iterator[None]:
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     gradients = {name: p.grad for name, p in module.named_parameters()}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
-    metrics = [(m, {n: deepcopy(vars(m)[n]) for n in _state_of(m)}) for m in module.modules() if isinstance(m, Metric)]
+    metrics = [(m, state_of(m)) for m in module.modules() if isinstance(m, Metric)]
     stubs = {"log", "log_dict"} - vars(module).keys() if isinstance(module, pl.LightningModule) else set()
     vars(module).update(dict.fromkeys(stubs, lambda *_, **__: None))
     try:
@@ -239,8 +239,3 @@ def _left_as_it_was(module: nn.Module, seed: int) -> Iterator[None]:
                     b.copy_(buffers[name])
         for metric, state in metrics:
             vars(metric).update(state)
-
-
-def _state_of(metric: Metric) -> list[str]:
-    """List the attributes of a metric that an update changes."""
-    return [*metric.metric_state, "_update_count", "_computed"]

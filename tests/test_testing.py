@@ -14,9 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ast.core import densify
 from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.testing import check_partial_backward
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 
 def batch_of(digits: Digits, size: int = 20) -> Digits:

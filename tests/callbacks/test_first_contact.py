@@ -20,7 +20,7 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
-from tests.conftest import quiet_trainer
+from tests.helpers.training import quiet_trainer
 
 
 class Net(pl.LightningModule):

@@ -22,9 +22,9 @@ from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTraining
 from lightning_ast.callbacks import QuarantineError
 from lightning_ast.report import read_runs
 from lightning_ast.report.summary import summarize
-from tests.conftest import gloo, loader, quiet_trainer
+from tests.helpers.data import Digits, loader
+from tests.helpers.training import gloo, quiet_trainer
 
-Digits = tuple[Tensor, Tensor]
 Points = dict[str, list[tuple[int, float]]]
 MODES = ("partial", "subset", "prune", "mask")
 NAMED = {"samples": "samples", "flops": "FLOPs", "seconds": "seconds", "joules": "joules"}

@@ -12,15 +12,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.monitoring.text import format_epoch
 from lightning_ast.selection.flop_count import StepClock
-from tests.conftest import PlainNet, loader, quiet_trainer
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 
-Digits = tuple[Tensor, Tensor]
 ALWAYS = {"ast/activation_rate", "ast/target_activation_rate", "ast/stage", "ast/savings_samples", "ast/savings_flops"}
 
 

@@ -23,7 +23,7 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
-from tests.conftest import assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 MODES = ["partial", "subset", "mask", "prune"]
 

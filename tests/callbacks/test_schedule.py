@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ast import ConfigurationError, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from tests.conftest import quiet_trainer
+from tests.helpers.training import quiet_trainer
 
 BATCHES = 4
 

@@ -5,13 +5,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.schedule import Schedule
-from tests.conftest import PlainNet, loader, quiet_trainer
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_resume_in_mid_epoch_finds_its_stage(digits: Digits, tmp_path: Any) -> N
     chain = [resumed, TwoStageScheduler(warmup_epochs=0.5), stages]
     quiet_trainer(callbacks=chain).fit(PlainNet(), loader(digits, batch_size=128), ckpt_path=path)
     assert stages.seen == "s"
-    assert resumed._fit.selector.steps == 2
+    assert resumed.session.selector.steps == 2
 
 
 @pytest.mark.parametrize(

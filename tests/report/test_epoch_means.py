@@ -16,7 +16,7 @@ from lightning_ast.report.comparison import comparison
 from lightning_ast.report.derive import clip_to_training, training_loss_tag
 from lightning_ast.report.epoch_means import EpochMeans, behind_each, epoch_means
 from lightning_ast.report.style import GREY
-from tests.conftest import quiet_trainer
+from tests.helpers.training import quiet_trainer
 from tests.report.conftest import made
 
 EPOCH = [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2)]
