@@ -1,4 +1,4 @@
-"""Step 4 of a batch: turn the activation rate so far into the threshold of the next gate."""
+"""Step 5, the threshold: turn the activation rate so far into the threshold of the next gate."""
 
 from __future__ import annotations
 

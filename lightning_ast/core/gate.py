@@ -1,8 +1,8 @@
-"""Step 3 of a batch: turn significance and a threshold into keep-probabilities, and these into the samples kept.
+"""Step 5 of a batch: turn significance and a threshold into keep-probabilities, and these into the samples kept.
 
 ``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
 the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a batch is kept at a
-given rate, which the controller (step 4) feeds forward.
+given rate, which the controller feeds forward.
 """
 
 from __future__ import annotations

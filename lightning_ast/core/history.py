@@ -1,7 +1,7 @@
-"""Before a batch: the remembered significance of every sample of the data set, and the plan of an epoch made from it.
+"""Before a batch, in mode ``prune``: remember the significance of every sample, and plan an epoch by it.
 
-Mode ``prune`` decides before an epoch which samples are loaded at all. What it decides from is what each sample's
-significance was when it was last trained on: the scores of the training forward itself, kept by dataset index.
+The mode decides before an epoch which samples are loaded at all. It decides by what each sample's significance was when
+it was last trained on: the scores of the training forward itself, kept by dataset index.
 """
 
 from __future__ import annotations

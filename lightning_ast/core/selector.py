@@ -1,4 +1,4 @@
-"""Steps 3 and 4 of a batch together: choose its samples by their significance, and teach the controller."""
+"""Step 5, gate and controller together: choose samples by their significance, and teach the controller."""
 
 from __future__ import annotations
 

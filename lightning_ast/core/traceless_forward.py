@@ -1,4 +1,4 @@
-"""For ``subset``: run a module's training code to look at the gradient of its loss, and leave no trace of it."""
+"""Beside the steps of a batch, for ``subset``: run a module's training code to score samples, without a trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL = 2**16
 
 
 class _NoDropout(TorchFunctionMode):
-    """Functional dropout passes its input through; attention keeps every weight."""
+    """Switches functional dropout off: it passes its input through, and attention keeps every weight."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class TracelessForward:
     Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
 
     Args:
-        module: The module to run. Its layers are listed once, here.
+        module: The module to run. Its layers are listed once, when this object is made.
     """
 
     def __init__(self, module: nn.Module) -> None:

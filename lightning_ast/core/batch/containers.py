@@ -1,4 +1,4 @@
-"""Step 0 of a batch, for its containers: list what is in them, and make the same ones with some of their samples."""
+"""Step 1 for the containers of a batch: list what is in them, and make the same ones with some of the samples."""
 
 from __future__ import annotations
 

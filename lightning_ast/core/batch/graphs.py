@@ -1,4 +1,4 @@
-"""Batches of graphs, as torch_geometric makes them: a sample is a graph, and its rows are nodes or edges."""
+"""Step 1 for batches of graphs, as torch_geometric makes them: a sample is a graph, its rows are nodes or edges."""
 
 from __future__ import annotations
 

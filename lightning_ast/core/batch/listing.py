@@ -1,4 +1,4 @@
-"""Step 0 of a batch that lists its samples one by one, as in detection and for sequences of several lengths."""
+"""Step 1 for a batch that lists its samples one by one, as in detection and for sequences of several lengths."""
 
 from __future__ import annotations
 

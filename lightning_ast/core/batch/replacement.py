@@ -1,4 +1,4 @@
-"""Step 0 of a batch with NaN or infinity: find the samples whose input is not finite, and put others in their place.
+"""Step 1 for a batch with NaN or infinity: find the samples that are not finite, and put others in their place.
 
 What stands in such a sample's place is a copy of a sample of the same batch, so that nothing that mixes samples (the
 statistics of BatchNorm above all) sees it. That the copy is not trained on is the gate's part.

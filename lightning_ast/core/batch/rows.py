@@ -1,4 +1,4 @@
-"""Step 0 of a batch, for a single tensor: count its rows, take some, and find and replace those that are not finite."""
+"""Step 1 for one tensor of a batch: count its rows, take some, and find and replace those that are not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 0 of a batch: count its samples, and take some of them.
+"""Step 1 of a batch: count its samples, and take some of them.
 
 A batch may be any nesting of tensors of any layout, arrays, lists, tuples, named tuples, dicts, ``UserDict``,
 dataclasses, attrs classes and TensorDicts.
