@@ -14,7 +14,7 @@ from lightning_ast import SparseLossMixin, SparseSelectionCallback
 from lightning_ast.errors import LossCaptureError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import ExplicitNet, PlainNet, fresh
-from tests.helpers.training import fit, half, weights
+from tests.helpers.training import assert_close_weights, fit, half, weights
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
@@ -24,8 +24,7 @@ def test_explicit_losses_train_as_captured_ones(digits: Digits, mode: str, weigh
     for module in (captured, explicit):
         callback = SparseSelectionCallback(target_activation_rate=0.3, mode=mode, weighting=weighting)
         fit(module, loader(digits), callback, max_steps=4)
-    for name, tensor in weights(captured).items():
-        torch.testing.assert_close(tensor, weights(explicit)[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert_close_weights(weights(captured), weights(explicit), rtol=1e-4)
 
 
 def test_mixin_default_losses_on_an_unmodified_step(digits: Digits) -> None:
@@ -72,8 +71,7 @@ def test_losses_by_hand_are_scored_where_the_step_uses_them(digits: Digits, mode
     assert callback.last_selection.indices.tolist() == losses.topk(32).indices.sort().values.tolist()
     losses.topk(32).values.mean().backward()
     reference.configure_optimizers().step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
     assert "per_sample_loss" not in vars(module)
 
 
@@ -125,8 +123,7 @@ def test_a_time_major_batch_by_overrides(mode: str) -> None:
     losses = reference.per_sample_loss(tokens.t(), 0)
     losses.topk(6).values.mean().backward()
     torch.optim.SGD(reference.parameters(), lr=1.0).step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
 
 
 def test_packed_sequences_by_overrides() -> None:

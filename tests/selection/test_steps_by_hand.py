@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, fit, half, weights
+from tests.helpers.training import assert_close_weights, assert_same_weights, fit, half, weights
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
@@ -31,8 +31,7 @@ def test_one_step_equals_the_step_by_hand(digits: Digits, kind: str, mode: str) 
         optimizer.zero_grad()
         losses[kept].mean().backward()
         optimizer.step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
     assert module.seen == ([64, 32] * 3 if mode == "subset" else [64] * 3), "subset scores the whole batch first"
 
 
@@ -172,8 +171,7 @@ def test_a_compiled_network_inside_the_module(digits: Digits, mode: str) -> None
         fit(compiled, loader(digits), callbacks[1], max_steps=3)
     told = [str(w.message) for w in said if "torch.compile" in str(w.message)]
     assert len(told) == (2 if mode == "partial" else 0), "before the first batch, and after the first sparse one"
-    for (_, want), (name, got) in zip(weights(plain).items(), weights(compiled).items()):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6, msg=name)
+    assert_close_weights(weights(compiled), weights(plain), rtol=1e-4)
     assert callbacks[1].savings["flops"] is None, "not counted, so unknown"
     assert callbacks[0].savings["flops"] is not None
 
@@ -206,8 +204,7 @@ def test_frozen_layers_and_aux_terms(digits: Digits) -> None:
     penalty = sum((p**2).sum() for p in reference.parameters())
     (0.5 * losses.topk(32).values.mean() + 0.01 * penalty).backward()
     optimizer.step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
 
 
 def test_tokens_with_ignored_ones_end_to_end() -> None:
@@ -240,8 +237,7 @@ def test_tokens_with_ignored_ones_end_to_end() -> None:
         valid = counts[kept].sum() if mode == "subset" else counts.sum() / 2
         (sums[kept].sum() / valid).backward()
         torch.optim.SGD(reference.parameters(), lr=1.0).step()
-        for name, tensor in weights(module).items():
-            torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=f"{mode} {name}")
+        assert_close_weights(weights(module), weights(reference))
 
 
 @pytest.mark.parametrize("signature", ["batch", "args", "kwargs"])
