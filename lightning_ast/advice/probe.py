@@ -136,7 +136,7 @@ class Probe(Callback):
             self.active = mode
             selection.setup(trainer, pl_module, stage)
             assert selection.session is not None
-            selection.session.unwrap()
+            selection.session.mode.unwrap()
         self.active = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -171,7 +171,7 @@ class Probe(Callback):
             selector.target_activation_rate = block.target
             selector.controller = self._controllers.setdefault((selection.mode, block.target), PIController())
             selection.session.interrupt()
-            selection.session.wrap()
+            selection.session.mode.wrap()
         self._books = self._backwarded()
         cache = self._cache()
         cache.position = block.cycle
@@ -188,7 +188,7 @@ class Probe(Callback):
         parts = [sum(part) / steps for part in (self._gaps, self._forwards, self._backwards, self._rests)]
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if selection is not None and selection.session is not None:
-            selection.session.unwrap()
+            selection.session.mode.unwrap()
         return Timing(
             seconds=seconds / steps,
             rate=sum(self._rates) / steps,

@@ -85,7 +85,7 @@ class EnergyMonitor(Callback):
             faults.append(f"meters: expected a list of EnergyMeter objects or None, got {meters!r}.")
         if faults:
             raise ConfigurationError(faults)
-        begin_use(self, trainer)
+        begin_use(trainer, self)
         self._epoch = None  # of a fit that was interrupted: what it cost could be saved until now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -17,7 +17,7 @@ from lightning_ast.schedule import STAGE_CODES, Stage
 from lightning_ast.selection.flop_count import SETTLE_STEPS
 from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.session import Session
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["EpochCosts", "OpenEpoch"]
 
@@ -142,7 +142,7 @@ class OpenEpoch(Watcher):
         """Time a section of the step: the scoring forward."""
         return self.sections.scoring()
 
-    def finish_batch(self, plan: BatchPlan) -> None:
+    def finish_batch(self, step: StepState) -> None:
         """Count the step: from a few of a stage on, what is measured stands for that stage."""
         self._steps[self._stage] += 1
         if self._steps[self._stage] == SETTLE_STEPS:

@@ -15,7 +15,7 @@ from lightning_ast.monitoring.guard import Guard
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.session import Session
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
 
@@ -94,26 +94,26 @@ class SampleWatcher(Watcher):
         self.seconds += time.perf_counter() - began
         return drawn
 
-    def finish_batch(self, plan: BatchPlan) -> None:
+    def finish_batch(self, step: StepState) -> None:
         """Keep what the selection was made from."""
         began = time.perf_counter()
         with self._guard():
-            self._keep(plan)
+            self._keep(step)
         self.seconds += time.perf_counter() - began
 
-    def _keep(self, plan: BatchPlan) -> None:
+    def _keep(self, step: StepState) -> None:
         self._batches += 1
         if self._stage == "sparse" and (threshold := self._session.selector.last_threshold) is not None:
             self._thresholds.append((self._batches, threshold))
-        labels = None if plan.labels is None else plan.labels.clone()  # a view would keep what it is a view of
-        if labels is not None and plan.indices is not None and self._session.mode == "prune":
-            self._seen.append((plan.indices, labels))
-        if self._stage != "sparse" or self._session.mode == "prune" or plan.significance is None:
+        labels = None if step.labels is None else step.labels.clone()  # a view would keep what it is a view of
+        if labels is not None and step.indices is not None and self._session.mode.name == "prune":
+            self._seen.append((step.indices, labels))
+        if self._stage != "sparse" or self._session.mode.name == "prune" or step.significance is None:
             return
-        selected = torch.ones_like(plan.significance, dtype=torch.bool)
-        if plan.selection is not None:
-            selected = torch.zeros_like(selected).index_fill_(0, plan.selection.indices, not plan.void)
-        self._rows.append((plan.significance, selected, labels, plan.indices))
+        selected = torch.ones_like(step.significance, dtype=torch.bool)
+        if step.selection is not None:
+            selected = torch.zeros_like(selected).index_fill_(0, step.selection.indices, True)
+        self._rows.append((step.significance, selected, labels, step.indices))
 
     def take(self) -> EpochSamples | None:
         """Return what was collected, and begin anew; None where no batch was sparse."""
@@ -125,7 +125,7 @@ class SampleWatcher(Watcher):
         if seen:
             self._remember(torch.cat([i.cpu() for i, _ in seen]), torch.cat([labels for _, labels in seen]).cpu())
         binned = _binned(thresholds, batches)
-        if self._session.mode == "prune":
+        if self._session.mode.name == "prune":
             return self._planned(binned) if thresholds else None
         if not rows:
             return None

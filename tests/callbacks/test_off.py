@@ -39,7 +39,7 @@ from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection import quarantine as _quarantine
 from lightning_ast.selection.quarantine import Quarantine
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import BatchFacts, StepState
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
@@ -826,7 +826,7 @@ def test_looking_for_samples_that_are_not_finite_waits_for_no_device() -> None:
     assert (finite.shape, finite.device.type) == ((8,), "meta")
     assert replace_samples(x, finite).shape == x.shape
     assert replace_samples(y, finite).dtype == y.dtype
-    quarantine, plan = Quarantine(0.01, Processes(quiet_trainer())), BatchPlan(8, sparse=False)
+    quarantine, plan = Quarantine(0.01, Processes(quiet_trainer())), StepState(BatchFacts(size=8))
     memory = StorageWeakRef(x.untyped_storage())
     quarantine.examine(plan, (x, y))
     assert StorageWeakRef(x.untyped_storage()) != memory

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.gate import Selection
-from lightning_ast.selection.decision import Decision
+from lightning_ast.core.selector import SampleSelector
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
@@ -215,10 +215,10 @@ def test_what_goes_dense_may_change_from_batch_to_batch(
 ) -> None:
     """It is measured when it happens (again), said once, and every batch is booked with its own share."""
 
-    def chosen(self: Decision, plan: Any, *_: Any) -> None:
-        plan.selection = Selection(torch.arange(sizes[trainer.global_step]), None)
+    def chosen(self: SampleSelector, *_: Any, **__: Any) -> Selection:
+        return Selection(torch.arange(sizes[trainer.global_step]))
 
-    monkeypatch.setattr(Decision, "select", chosen)
+    monkeypatch.setattr(SampleSelector, "select", chosen)
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -18,8 +18,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from lightning_ast.core.execution import Mode
+from lightning_ast.core.gate import Selection
+from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import EntryError, LossCaptureError
-from lightning_ast.selection.decision import Decision
 from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
 
 Digits = tuple[Tensor, Tensor]
@@ -100,19 +101,20 @@ def test_subset_leaves_no_trace_of_scoring(digits: Digits) -> None:
 
     callback = half()
     indices: list[Tensor] = []
-    decide = Decision.select
+    select = SampleSelector.select
 
-    def remember(self: Decision, plan: Any, *args: Any) -> None:
-        decide(self, plan, *args)
-        indices.append(plan.selection.indices)
+    def remember(self: SampleSelector, *args: Any, **options: Any) -> Selection:
+        selection = select(self, *args, **options)
+        indices.append(selection.indices)
+        return selection
 
-    Decision.select = remember
+    SampleSelector.select = remember
     try:
         torch.manual_seed(3)
         fit(module, loader(digits), callback, Spy(), max_steps=4)
         after = torch.get_rng_state()
     finally:
-        Decision.select = decide
+        SampleSelector.select = select
 
     class SelectedOnly(PlainNet):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
