@@ -148,6 +148,7 @@ class BatchGate:
     # ------------------------------------------------------------------ the decision
 
     def _decide_together(self, loss: Tensor, entries: list[Entry]) -> None:
+        # The gradient at a nested entry holds what comes through the network too, which is not the loss part's.
         outer = [entry for entry in entries if not entry.nested] or entries
         norms = norms_at(loss, [GradientEdge(e.node, e.output_nr) for e in outer], [e.place for e in outer])
         if norms is not None:
@@ -174,7 +175,7 @@ class BatchGate:
         gradient = gradients[position]
         if gradient is None:
             return None
-        plain = densify(gradient)
+        plain = densify(gradient)  # it may hold rows alone already, where something above it has selected
         if not self.decided:
             self._settle(row_norms(plain, place))
         if self._lets_all_through():
@@ -186,12 +187,12 @@ class BatchGate:
     def _gate(self, gradient: Tensor, place: Place, kept: Kept) -> Tensor:
         nothing = kept.indices.numel() == 0
         by_rows = (self._execution == "partial" or kept.rows_only) and kept.indices.numel() < self._batch_size
-        if by_rows and isinstance(place, UnequalPlace):
+        if by_rows and isinstance(place, UnequalPlace):  # a RowGradient needs equal numbers of rows a sample
             self._dense_ops["rows of graphs"] += 1
             by_rows = False
         if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
             factors = spread(self._factors_of_all(kept), place).to(gradient)
-            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))
+            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))  # NaN times 0 would stay NaN
         rows = self._rows_of(kept)
         data = rows.gather(gradient, place.dim, place.pre, place.post)
         if kept.factors is not None:

@@ -213,7 +213,7 @@ class Ledger:
         sparse = self.stages.get("sparse", StageTotals())
         if not total or not samples or not self.offered or (sparse.offered and not costs["sparse"][1]):
             return None
-        dense = total / samples
+        dense = total / samples  # what a sample cost in the warmup, which trains densely
         spent = sum(
             totals.offered * (costs[stage][0] / costs[stage][1] if costs[stage][1] else dense)
             for stage, totals in self.stages.items()

@@ -130,12 +130,12 @@ class GradientGate:
         size = norms.numel()
         finite = norms.isfinite()
         scores = (norms * size).nan_to_num(0.0, 0.0, 0.0)
-        eligible = None if bool(finite.all()) else finite
+        eligible = None if bool(finite.all()) else finite  # a sample with a NaN gradient is never selected
         kept = self._selector.select(scores, eligible=eligible, average=self._average)
         self.selection = kept
         weights = torch.ones_like(kept.indices, dtype=scores.dtype) if kept.weights is None else kept.weights.to(scores)
         total = weights.sum()
-        if self._selector.weighting == "unbiased":
+        if self._selector.weighting == "unbiased":  # weights 1/p need no normaliser but the number of samples
             total = finite.sum().to(scores)
         if self._average is not None:
             total = self._average(total)

@@ -18,7 +18,7 @@ __all__ = ["TracelessForward"]
 
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _ATTENTION_DROPOUT_POSITION = 4
-_SMALL = 2**16
+_SMALL = 2**16  # elements of a buffer that is cheap to copy in every pass
 
 
 class _NoDropout(TorchFunctionMode):
@@ -90,7 +90,7 @@ class TracelessForward:
             for name, (buffer, version) in before.items():
                 owner, _, leaf = name.rpartition(".")
                 holder = self._module.get_submodule(owner)
-                holder._buffers[leaf] = buffer
+                holder._buffers[leaf] = buffer  # the layer may have put another tensor in its place
                 if buffer._version != version:
                     self._restore(name, buffer, copies.get(name))
             self._first = False
@@ -98,6 +98,7 @@ class TracelessForward:
     def _worth_copying(self, name: str, buffer: Tensor) -> bool:
         if name in self._left_alone:  # running statistics, which the normalisation layers do not touch in here
             return False
+        # Copies of large buffers are made only while it is not known that nothing changes them.
         return self._first or buffer.numel() <= _SMALL or name in self._mutated
 
     def _restore(self, name: str, buffer: Tensor, copy: Tensor | None) -> None:
@@ -120,7 +121,7 @@ def _quiet(layers: Sequence[nn.Module]) -> Iterator[None]:
         for layer in layers:
             if not layer.training:
                 continue
-            if isinstance(layer, _NormBase) and layer.track_running_stats:
+            if isinstance(layer, _NormBase) and layer.track_running_stats:  # batch statistics, and none are kept
                 put(layer, "track_running_stats", False)
             elif isinstance(layer, _DropoutNd):
                 put(layer, "training", False)

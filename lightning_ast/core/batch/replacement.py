@@ -83,7 +83,7 @@ class _Replacer(Slicer):
         first = finite.to(torch.uint8).argmax()
         super().__init__(batch, finite.numel(), places.where(finite, first), listings)
         self._finite = finite
-        self._waits = finite.is_cpu or bool(listings)
+        self._waits = finite.is_cpu or bool(listings)  # lists need positions on the host; a batch of lists has no other
 
     def tensor(self, tensor: Tensor) -> Tensor:
         if is_plain(tensor):
