@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from lightning_ast.core.ledger import saves_too_little, step_cost
+from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer
 
 WIDTH, SAMPLES = 32, 64
@@ -26,7 +27,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
 
 
-class Ordinary(pl.LightningModule):
+class Ordinary(Trained):
     """All parameters are trained."""
 
     def __init__(self) -> None:
@@ -35,9 +36,6 @@ class Ordinary(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
 class Frozen(Ordinary):
