@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import GradientGate, SampleSelector
+from tests.helpers.modules import Trained
 from tests.helpers.training import assert_close_weights, fit, weights
 
 SIZE = 8
@@ -65,8 +66,10 @@ def graphs(number: int, *, nodes: int | None = None) -> list[tuple[Tensor, Tenso
     return found
 
 
-class Network(pl.LightningModule):
+class Network(Trained):
     """One step of message passing; the loss is one of graphs, of nodes or of edges."""
+
+    lr = 1.0
 
     def __init__(self, rows: str) -> None:
         super().__init__()
@@ -86,9 +89,6 @@ class Network(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.losses(batch).mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
 def owners(rows: str, batch: Graphs) -> Tensor:

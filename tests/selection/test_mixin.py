@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lightning_ast import SparseLossMixin, SparseSelectionCallback
 from lightning_ast.errors import LossCaptureError
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import ExplicitNet, PlainNet, fresh
+from tests.helpers.modules import ExplicitNet, PlainNet, Trained, fresh
 from tests.helpers.training import assert_close_weights, fit, half, weights
 
 
@@ -87,8 +86,10 @@ def test_losses_of_another_shape_are_refused(digits: Digits) -> None:
         fit(fresh(Net), loader(digits), half(), max_steps=1)
 
 
-class TimeMajor(SparseLossMixin, pl.LightningModule):
+class TimeMajor(SparseLossMixin, Trained):
     """Sequences as (T, B): everything about the batch is overridden."""
+
+    lr = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,9 +109,6 @@ class TimeMajor(SparseLossMixin, pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.per_sample_loss(batch, batch_idx).mean()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
-
 
 @pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
 def test_a_time_major_batch_by_overrides(mode: str) -> None:
@@ -129,7 +127,7 @@ def test_a_time_major_batch_by_overrides(mode: str) -> None:
 def test_packed_sequences_by_overrides() -> None:
     from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-    class Packed(SparseLossMixin, pl.LightningModule):
+    class Packed(SparseLossMixin, Trained):
         def __init__(self) -> None:
             super().__init__()
             self.rnn, self.head = nn.GRU(3, 4), nn.Linear(4, 1)
@@ -144,9 +142,6 @@ def test_packed_sequences_by_overrides() -> None:
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return F.mse_loss(self.head(self.rnn(batch[0])[1][0]).squeeze(1), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
 
     rows = [(torch.randn(n, 3), torch.tensor(float(n))) for n in (2, 5, 3, 4)]
     data = torch.utils.data.DataLoader(
