@@ -53,7 +53,7 @@ class _Scale(nn.Module):
 
 
 def resnet9(in_channels: int = 3, num_classes: int = 10, width: int = 64) -> nn.Module:
-    """ResNet-9: eight convolutions in two residual stages and a linear layer.
+    """Make a ResNet-9: eight convolutions in two residual stages and a linear layer.
 
     Source: D. Page, How to train your ResNet (2018), the DAWNBench CIFAR-10 network.
     """
