@@ -202,12 +202,14 @@ class Session:
         check_indices(indices, size)
         step = self.mode.open_batch(self.stage, size, indices)
         self.step = step
+        # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
         if step.known_bad and not step.is_sparse:
             step.treatment = Treatment.CLEANED
         self.mode.prepare_step(step, batch, batch_idx)
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self._gating.start_batch(step, batch)
+        # Last: the scoring pass of subset is not a part of the forward that is counted.
         self._books.start_forward()
 
     def _enter_stage(self, stage: Stage) -> None:
