@@ -50,7 +50,7 @@ class Record:
 
     @property
     def elements(self) -> int:
-        """The number of elements held."""
+        """Return the number of elements held."""
         return 0 if self._pair is None else self._pair[0].numel()
 
     def dependence(self) -> Dependence | None:

@@ -98,7 +98,7 @@ class EntryFinder:
 
     @property
     def proved(self) -> bool:
-        """Whether the rows of at least one loss were proved."""
+        """Tell whether the rows of at least one loss were proved."""
         return any(plan.layouts for plan in self._plans)
 
     def prove(

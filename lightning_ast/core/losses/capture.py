@@ -48,7 +48,7 @@ class LossRecord:
 
     @property
     def labels(self) -> Tensor | None:
-        """The class indices ``(B,)``, -1 for those to ignore; None where not every sample has one."""
+        """Return the class indices ``(B,)``, -1 for those to ignore; None where not every sample has one."""
         if self.kind != "multiclass" or self.targets is None:
             return None
         return class_labels(self.targets, self.ignore_index, len(self.losses))

@@ -89,7 +89,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def executed_share(self) -> float | None:
-        """The executed FLOPs as a share of the full backward's; None where either is not known."""
+        """Return the executed FLOPs as a share of the full backward's; None where either is not known."""
         if self.failure is not None or self.executed is None or self.full == 0:
             return None
         return self.executed / self.full

@@ -67,7 +67,7 @@ class RowGradient(Tensor):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The memory format that this tensor claims to have."""
+        """Return the memory format that this tensor claims to have."""
         return torch.contiguous_format if self.is_contiguous() else torch.channels_last
 
     def packed(self) -> Tensor:

@@ -63,7 +63,7 @@ class GradientMemory(Tensor):
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was written yet."""
+        """Tell whether nothing was written yet."""
         return self.shared.source is None and self.shared.plain is None
 
     def content(self) -> Tensor:
