@@ -76,15 +76,14 @@ class Books:
         """Count the FLOPs of the backward that begins, if they are wanted."""
         self._flops.start_backward(step, loss)
 
-    def stop_backward(self, step: StepState | None) -> float | None:
-        """End the count of the backward.
-
-        Returns:
-            FLOPs of the batch, as far as they are known by now.
-        """
+    def stop_backward(self) -> None:
+        """End the count of the backward."""
         self._flops.stop_backward()
-        each = None if step is None else self._ledger.flops or self._flops.of_sample(step)
-        if step is None or each is None:
+
+    def flops_of(self, step: StepState) -> float | None:
+        """Return the FLOPs of the running step, as far as they are known by now."""
+        each = self._ledger.flops or self._flops.of_sample(step)
+        if each is None:
             return None
         return each.of_batch(
             self._mode_of(step), offered=step.offered, selected=step.selected, dense_share=self._dense_share
