@@ -179,7 +179,7 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
 
     Args:
         unclear: Sizes of tensors whose rows could not be told, as :class:`Found` lists them.
-        batch_size: Samples B of the batch.
+        batch_size: The number of samples B of the batch.
         remedy: What the user can do about it.
     """
     if unclear:
