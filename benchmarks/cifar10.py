@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     callbacks = policy_callbacks(options.policy, options.rate, options.seed, options.epochs)
     selection = callbacks[0]
     assert isinstance(selection, SparseSelectionCallback)
-    trace, timer = Trace(), Timer()
+    trace = Trace()
+    timer = Timer()
     trainer = pl.Trainer(
         max_epochs=options.epochs,
         precision=options.precision,

@@ -60,12 +60,15 @@ def main() -> None:
 
         threading.Thread(target=listen, daemon=True).start()
         work(3)
-        start, before = time.perf_counter(), meter.read_joules()
+        start = time.perf_counter()
+        before = meter.read_joules()
         work(options.seconds)
-        end, after = time.perf_counter(), meter.read_joules()
+        end = time.perf_counter()
+        after = meter.read_joules()
         time.sleep(0.5)
         process.terminate()
-    counted, summed = after - before, integral(seconds, watts, start, end)
+    counted = after - before
+    summed = integral(seconds, watts, start, end)
     record = {
         "benchmark": "energy",
         "seconds": round(end - start, 2),

@@ -63,9 +63,11 @@ def steps(options: argparse.Namespace) -> Lines:
     if options.against is None:
         return ["left out: needs --against"]
     arguments = ["--root", options.images, "--against", str(options.against), "--out", str(options.out)]
-    cases, sizes = STEP_CASES, ["--steps", "18", "--skip", "8", "--rounds", "3", "--seconds", "32"]
+    cases = STEP_CASES
+    sizes = ["--steps", "18", "--skip", "8", "--rounds", "3", "--seconds", "32"]
     if options.tiny:
-        cases, sizes = ("vit-tiny-16",), ["--steps", "4", "--skip", "2", "--rounds", "1", "--threads", "1"]
+        cases = ("vit-tiny-16",)
+        sizes = ["--steps", "4", "--skip", "2", "--rounds", "1", "--threads", "1"]
     for case in cases:
         arguments += ["--case", case]
     records = step_time.main([*arguments, *sizes])
@@ -186,10 +188,12 @@ def run_section(name: str, options: argparse.Namespace) -> tuple[Lines, bool]:
     try:
         lines = SECTIONS[name](options)
     except SectionError as error:
-        lines, well = [str(error.args[0]), *error.args[1]], False
+        lines = [str(error.args[0]), *error.args[1]]
+        well = False
     except Exception as error:
         traceback.print_exc()
-        lines, well = [f"FAIL {type(error).__name__}: {error}"], False
+        lines = [f"FAIL {type(error).__name__}: {error}"]
+        well = False
     title = f"== {name}, {time.perf_counter() - begin:.0f} s" + ("" if well else ", FAILED")
     return [title, *(f"   {line}" for line in lines)], well
 

@@ -31,7 +31,8 @@ class InfoBatchData(ImageData):
             self.scores = torch.ones(len(self.images.train_labels))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        trainer, size = self.trainer, len(self.scores)
+        trainer = self.trainer
+        size = len(self.scores)
         self.weights = torch.ones(size)
         kept = torch.ones(size, dtype=torch.bool)
         if trainer.current_epoch < PRUNED_SHARE * trainer.max_epochs:

@@ -48,7 +48,8 @@ class Watch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return method(*args, **kwargs)
-            self._inside, began = True, time.perf_counter()
+            self._inside = True
+            began = time.perf_counter()
             try:
                 return method(*args, **kwargs)
             finally:
@@ -79,7 +80,8 @@ def run(mode: str, options: argparse.Namespace, watch: Watch) -> dict[str, Any]:
     pl.seed_everything(options.seed, verbose=False)
     rate = 1.0 if mode == "dense" else options.rate
     selection = SparseSelectionCallback(mode="partial" if mode == "dense" else mode, target_activation_rate=rate)  # type: ignore[arg-type]
-    energy, monitor = EnergyMonitor(), SparseTrainingMonitor()
+    energy = EnergyMonitor()
+    monitor = SparseTrainingMonitor()
     throughput = ThroughputMonitor(batch_size_fn=lambda batch: len(batch[1]), window_size=20)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.125)
     logger = TensorBoardLogger(str(options.logs), name=mode, version="")

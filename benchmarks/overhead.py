@@ -250,10 +250,19 @@ def settings(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args(arguments)
     options.threads = options.threads or (2 if options.short_run else 1)
-    options.width, options.channels, options.pixels, options.short_steps = 480, 32, 32, 24
+    options.width = 480
+    options.channels = 32
+    options.pixels = 32
+    options.short_steps = 24
     if options.tiny:
-        options.rounds, options.steps, options.skip, options.batch_size = 1, 8, 2, 32
-        options.width, options.channels, options.pixels, options.short_steps = 8, 8, 8, 3
+        options.rounds = 1
+        options.steps = 8
+        options.skip = 2
+        options.batch_size = 32
+        options.width = 8
+        options.channels = 8
+        options.pixels = 8
+        options.short_steps = 3
     return options
 
 

@@ -37,8 +37,12 @@ def architectures() -> list[dict[str, Any]]:
     """Each model at several rates: error with `exact`, what went dense, cosine and FLOPs with `selected`."""
     rows = []
     for name, (make, data, _) in MODELS.items():
-        module, batch = build(make), data()
-        errors, dense, cosines, flops = [], {}, [], []
+        module = build(make)
+        batch = data()
+        errors = []
+        dense = {}
+        cosines = []
+        flops = []
         for share in SHARES:
             torch.manual_seed(0)
             indices = torch.randperm(B)[: round(share * B)].sort().values
@@ -57,7 +61,9 @@ class Cosines(pl.Callback):
     """At the end of each epoch: cosine of `partial` and of `subset` with exact masking, over all parameters."""
 
     def __init__(self, batch: Any, rates: tuple[float, ...]) -> None:
-        self.batch, self.rates, self.rows = batch, rates, []
+        self.batch = batch
+        self.rates = rates
+        self.rows = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.look(trainer, module, epoch=0)

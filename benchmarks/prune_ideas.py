@@ -54,7 +54,8 @@ class Progress(SignificanceHistory):
         self._change = torch.zeros(size)
 
     def fold(self, maximum: Any = None) -> None:
-        before, known = self._scores.clone(), self.seen
+        before = self._scores.clone()
+        known = self.seen
         super().fold(maximum)
         moved = (self._scores - before).abs()
         self._change = torch.where(known & (moved > 0), moved, self._change)
@@ -85,7 +86,8 @@ class MeanOfVisits(SignificanceHistory):
     """The running mean over visits in place of the last visit: what one augmentation hides, another shows."""
 
     def fold(self, maximum: Any = None) -> None:
-        before, known = self._scores.clone(), self.seen
+        before = self._scores.clone()
+        known = self.seen
         super().fold(maximum)
         self._scores = torch.where(known, 0.5 * (before + self._scores), self._scores)
 
@@ -168,7 +170,8 @@ IDEAS = ["prune", "dense", *HISTORIES, *SETTINGS, *WARMUPS, *COOLDOWNS, "average
 def schedule(idea: str, rate: float, epochs: int) -> tuple[int, int, float]:
     """Warmup and cooldown in epochs, and the rate that gives the same samples as `prune`'s own schedule."""
     usual = prune_stages(epochs)
-    warmup, cooldown = WARMUPS.get(idea, usual[0]), COOLDOWNS.get(idea, usual[1])
+    warmup = WARMUPS.get(idea, usual[0])
+    cooldown = COOLDOWNS.get(idea, usual[1])
     loaded = sum(usual) + rate * (epochs - sum(usual))
     return warmup, cooldown, (loaded - warmup - cooldown) / (epochs - warmup - cooldown)
 

@@ -29,7 +29,8 @@ from lightning_ast.demo import ImageData, ResNet9
 from lightning_ast.demo.data import load_images
 from lightning_ast.demo.models import ImageClassifier
 
-DENSE, SPARSE = 3, 4
+DENSE = 3
+SPARSE = 4
 """Dense epochs before and after the pruned ones, and pruned epochs."""
 
 
@@ -91,7 +92,8 @@ def measure(bound_by: str, rate: float, options: argparse.Namespace, folder: Pat
             "datamodule": ImageData("cifar10", str(options.root), batch_size=128, train_limit=options.images)
         }
     else:
-        model, data = tiny(), {"train_dataloaders": folder_loader(folder, options.workers)}
+        model = tiny()
+        data = {"train_dataloaders": folder_loader(folder, options.workers)}
     times = EpochTimes()
     trainer = pl.Trainer(
         max_epochs=2 * DENSE + SPARSE,

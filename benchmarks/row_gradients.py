@@ -71,7 +71,8 @@ def exact_convolutions() -> Iterator[None]:
     """Keep TF32 and nondeterministic algorithms out of cuDNN: they would be the larger part of the error."""
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.deterministic
-    cudnn.allow_tf32, cudnn.deterministic = False, True
+    cudnn.allow_tf32 = False
+    cudnn.deterministic = True
     try:
         yield
     finally:

@@ -24,7 +24,8 @@ STEPS = 20
 def flops(callback: SparseSelectionCallback | None) -> int:
     """All FLOPs of a run of 20 steps."""
     pl.seed_everything(0, verbose=False)
-    model, data = ResNet9(1, width=16), ImageData("digits", batch_size=128)
+    model = ResNet9(1, width=16)
+    data = ImageData("digits", batch_size=128)
     trainer = pl.Trainer(
         max_steps=STEPS,
         limit_val_batches=0,

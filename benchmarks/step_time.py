@@ -87,10 +87,12 @@ class Case:
             text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
             tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
             tokens = tokens.repeat(1 + count * (self.size + 1) // len(tokens))[: count * (self.size + 1)]
-            x, y = tokens.view(count, -1)[:, :-1], tokens.view(count, -1)[:, 1:]
+            x = tokens.view(count, -1)[:, :-1]
+            y = tokens.view(count, -1)[:, 1:]
         else:
             pick = torch.arange(count) % len(images)
-            x, y = images[pick], labels[pick]
+            x = images[pick]
+            y = labels[pick]
         return DataLoader(TensorDataset(x, y), self.batch, drop_last=True)
 
 
@@ -113,7 +115,8 @@ class Model(pl.LightningModule):
 
     def __init__(self, case: Case, channels_last: bool) -> None:
         super().__init__()
-        self.net, self.size = case.make(), case.size
+        self.net = case.make()
+        self.size = case.size
         self.channels_last = channels_last
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)
@@ -141,7 +144,9 @@ class Times(pl.Callback):
     """Seconds of each step and of its forward, and the rate of the selection, the first few steps left out."""
 
     def __init__(self, skip: int, selection: SparseSelectionCallback | None, *, split: bool) -> None:
-        self.skip, self.selection, self.split = skip, selection, split
+        self.skip = skip
+        self.selection = selection
+        self.split = split
         self.steps: list[float] = []
         self.forwards: list[float] = []
         self.last = self.start = 0.0
@@ -170,7 +175,8 @@ class Times(pl.Callback):
     @property
     def rate(self) -> float:
         """Selected over offered in the steps that were timed; 1 without a selection."""
-        (selected, offered), (earlier, before) = self.samples(), self.before
+        (selected, offered) = self.samples()
+        (earlier, before) = self.before
         return (selected - earlier) / (offered - before) if self.selection else 1.0
 
 
@@ -256,7 +262,8 @@ def serve(images: Tensor, labels: Tensor, options: argparse.Namespace) -> None:
 
 def compare_all(cases: list[Case], command: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compare this checkout with another on each case; one record each."""
-    script, here = Path(__file__).resolve(), Path(__file__).resolve().parent.parent
+    script = Path(__file__).resolve()
+    here = Path(__file__).resolve().parent.parent
     command = [str(script), *command, "--serve"]
     records = []
     old = Checkout(options.against, command)  # both start at once: importing takes its time

@@ -127,7 +127,8 @@ def main() -> None:
         for size in options.sizes.split(","):
             width, batch = map(int, size.split("x"))
             count = options.steps * batch
-            x, y = images.train_images[:count].float() / 255, images.train_labels[:count]
+            x = images.train_images[:count].float() / 255
+            y = images.train_labels[:count]
             data = DataLoader(TensorDataset(x, y), batch_size=batch)
             found = {mode: measure(mode, data, width, options.epochs, folder) for mode in MODES}
             row = {

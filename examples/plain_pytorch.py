@@ -11,7 +11,8 @@ torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
 labels = torch.tensor(digits.target)
-train, test = (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
+train = (images[:1400], labels[:1400])
+test = (images[1400:], labels[1400:])
 
 model = torch.nn.Sequential(
     torch.nn.Conv2d(1, 32, 3, padding=1),
@@ -33,7 +34,8 @@ for epoch in range(10):
         gate.open(loss, batch_size=len(x))
         loss.backward()  # computes over the selected rows only
         optimizer.step()
-        offered, selected = offered + len(x), selected + len(gate.selection.indices)
+        offered = offered + len(x)
+        selected = selected + len(gate.selection.indices)
     model.eval()
     accuracy = (model(test[0]).argmax(1) == test[1]).float().mean()
     model.train()

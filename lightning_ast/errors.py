@@ -28,7 +28,7 @@ class ConfigurationError(ValueError):
     """Everything that is wrong with a set-up, each with what to do.
 
     Attributes:
-        faults: one sentence a fault.
+        faults: A sentence for each fault.
     """
 
     def __init__(self, faults: list[str]) -> None:

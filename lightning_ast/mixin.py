@@ -52,13 +52,13 @@ class SparseLossMixin:
 
         Args:
             batch: as ``training_step`` gets it.
-            batch_idx: index of the batch in its epoch.
+            batch_idx: Index of the batch in its epoch.
 
         Returns:
             ``(B,)`` with gradient.
 
         Raises:
-            LossCaptureError: the training step calls no torch loss function, or one that cannot be taken apart.
+            LossCaptureError: The training step calls no torch loss function, or one that cannot be taken apart.
         """
         if self._capturing:
             raise LossCaptureError(
@@ -87,9 +87,9 @@ class SparseLossMixin:
 
         Args:
             losses: ``(B,)``, detached.
-            logits: what the loss was given as prediction, or None where it is not known.
-            inputs: the batch's first floating-point tensor ``(B, ...)``, or None.
-            targets: what the loss was given as target, or None.
+            logits: What the loss was given as prediction, or None where it is not known.
+            inputs: The batch's first floating-point tensor ``(B, ...)``, or None.
+            targets: What the loss was given as target, or None.
 
         Returns:
             ``(B,)``, non-negative.
@@ -116,7 +116,7 @@ class SparseLossMixin:
 
 
 def overrides(module: Any, name: str) -> bool:
-    """Whether ``module`` brings its own version of a :class:`SparseLossMixin` method.
+    """Tell whether ``module`` brings its own version of a :class:`SparseLossMixin` method.
 
     ``per_sample_loss`` counts on any module; the others only on one that uses the mixin.
     """

@@ -113,7 +113,8 @@ class RunLength:
         return self.accumulate[max(start for start in self.accumulate if start <= max(0, epoch))]
 
     def __str__(self) -> str:
-        epochs, steps = self.epochs, self.steps
+        epochs = self.epochs
+        steps = self.steps
         known = [None if epochs is None else counted(epochs, "epoch")]
         known.append(None if steps is None else counted(steps, "optimizer step"))
         return " and ".join(words for words in known if words)

@@ -103,12 +103,15 @@ class Schedule:
     def _cools_down(self, at: Point, run: RunLength) -> bool:
         left: float | None
         if self.cooldown_steps is not None:
-            left, length = run.steps_left(at), float(self.cooldown_steps)
+            left = run.steps_left(at)
+            length = float(self.cooldown_steps)
         elif isinstance(self.cooldown_epochs, float):
             done = run.share_done(at)
-            left, length = None if done is None else 1 - done, self.cooldown_epochs
+            left = None if done is None else 1 - done
+            length = self.cooldown_epochs
         else:
-            left, length = run.epochs_left(at), float(self.cooldown_epochs or 0)
+            left = run.epochs_left(at)
+            length = float(self.cooldown_epochs or 0)
         return length > 0 and left is not None and left <= length + _ROUNDING
 
     # ------------------------------------------------------------------ what is wrong with it
@@ -117,7 +120,8 @@ class Schedule:
         """Find what is wrong with the settings on their own."""
         found = []
         for stage in ("warmup", "cooldown"):
-            epochs, steps = getattr(self, f"{stage}_epochs"), getattr(self, f"{stage}_steps")
+            epochs = getattr(self, f"{stage}_epochs")
+            steps = getattr(self, f"{stage}_steps")
             if epochs is not None and steps is not None:
                 found.append(
                     f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one of them, got both: leave one "
@@ -173,8 +177,10 @@ class Schedule:
         shares = [name for name in ("warmup_epochs", "cooldown_epochs") if _is_share(getattr(self, name))]
         whole_cooldown = bool(self.cooldown_epochs) and not _is_share(self.cooldown_epochs)
         needs_end = bool(shares or self.cooldown_epochs or self.cooldown_steps)
-        manual, no_length = run.accumulate is None, batches_known and run.batches is None
-        by_steps, by_epochs = run.max_steps is not None, run.max_epochs is not None
+        manual = run.accumulate is None
+        no_length = batches_known and run.batches is None
+        by_steps = run.max_steps is not None
+        by_epochs = run.max_epochs is not None
         possible = (
             (
                 needs_end and not by_steps and not by_epochs,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +16,11 @@ from torchmetrics import Metric
 
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import Entry, EntryFinder
+from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
 from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
-from lightning_ast.errors import EntryError
+from lightning_ast.lightning_internals.still_metrics import state_of
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
 
@@ -160,7 +159,10 @@ def _both_ways(
         with _left_as_it_was(module, seed):
             with nullcontext() if finder.proved else trace:
                 value = compute(module, batch)
-            gate.open(value, _entries(finder, value, size, trace))
+            found = finder.locate(value, size, None if finder.proved else trace)
+            if not found.entries:
+                raise entry_error(found.unclear, size)
+            gate.open(value, found.entries)
             with count:
                 value.backward()  # type: ignore[no-untyped-call]
             gate.close()
@@ -205,20 +207,6 @@ def _loss_of(module: Any) -> Loss:
     return compute
 
 
-def _entries(finder: EntryFinder, loss: Tensor, size: int, trace: SampleTrace) -> tuple[Entry, ...]:
-    found = finder.find(loss, size)
-    if found is None and not finder.proved and trace.failure is None and size > 1:
-        found = finder.prove(loss, size, trace)
-    elif found is None:
-        found = finder.guess(loss, size)
-    if not found.entries:
-        raise EntryError(
-            f"expected a loss that depends on {counted(size, 'sample')}, each with rows of its own where the gradient "
-            f"enters the network; got {', '.join(found.unclear) or 'none'}. Check the batch size."
-        )
-    return found.entries
-
-
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
@@ -236,7 +224,7 @@ def _left_as_it_was(module: nn.Module, seed: int) -> Iterator[None]:
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     gradients = {name: p.grad for name, p in module.named_parameters()}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
-    metrics = [(m, {n: deepcopy(vars(m)[n]) for n in _state_of(m)}) for m in module.modules() if isinstance(m, Metric)]
+    metrics = [(m, state_of(m)) for m in module.modules() if isinstance(m, Metric)]
     stubs = {"log", "log_dict"} - vars(module).keys() if isinstance(module, pl.LightningModule) else set()
     vars(module).update(dict.fromkeys(stubs, lambda *_, **__: None))
     try:
@@ -255,8 +243,3 @@ def _left_as_it_was(module: nn.Module, seed: int) -> Iterator[None]:
                     b.copy_(buffers[name])
         for metric, state in metrics:
             vars(metric).update(state)
-
-
-def _state_of(metric: Metric) -> list[str]:
-    """List the attributes of a metric that an update changes."""
-    return [*metric.metric_state, "_update_count", "_computed"]

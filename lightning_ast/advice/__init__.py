@@ -39,12 +39,13 @@ def advise(
     Loading with workers and training are taken to run side by side, which holds where they do not share the same cores.
 
     Args:
-        trainer: as for the run; one process (``devices=1``).
-        module: as for the run.
-        data: training data as ``trainer.fit`` takes it: a LightningDataModule, a loader, a collection of loaders, or
-            None for the module's own.
-        val_data: validation loaders where ``data`` is no datamodule.
-        budget_seconds: for all of it. Two rounds are measured in any case; the report says where that took longer.
+        trainer: The Trainer as for the run; one process (``devices=1``).
+        module: The module as for the run.
+        data: The training data as ``trainer.fit`` takes it: a LightningDataModule, a loader, a collection of loaders,
+            or None for the module's own.
+        val_data: The validation loaders where ``data`` is no datamodule.
+        budget_seconds: The time for all of it. Two rounds are measured in any case; the report says where that took
+            longer.
 
     Returns:
         The advice; ``print`` it, or :func:`render` it.

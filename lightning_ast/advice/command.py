@@ -42,7 +42,7 @@ def advise_command(arguments: list[str]) -> None:
 
 
 def _configured(arguments: list[str]) -> Any:
-    """Everything that ``fit`` would make of the arguments, for one device, with nothing that writes files."""
+    """Make everything that ``fit`` would make of the arguments, for one device, with nothing that writes files."""
     from lightning.pytorch.loggers.logger import DummyLogger
 
     from lightning_ast.commands.fit import CommandLine
@@ -51,7 +51,7 @@ def _configured(arguments: list[str]) -> Any:
         said: str | None = None
 
         def before_instantiate_classes(self) -> None:
-            """What is measured is one process."""
+            """Ask for one device: what is measured is one process."""
             trainer = self.config["fit"]["trainer"]
             asked = {name: trainer[name] for name in ("devices", "num_nodes", "strategy")}
             if _several(asked["devices"]) or (asked["num_nodes"] or 1) > 1:
@@ -68,11 +68,11 @@ def _configured(arguments: list[str]) -> Any:
                 trainer["strategy"] = "auto"
 
         def after_instantiate_classes(self) -> None:
-            """Loggers that take everything and write nothing, where the module may use some."""
+            """Put loggers that take everything and write nothing, where the module may use some."""
             self.trainer.loggers = [DummyLogger() for _ in range(self.loggers)]
 
         def _run_subcommand(self, subcommand: str) -> None:
-            """Nothing is trained."""
+            """Train nothing."""
 
     return Configured(["fit", *arguments], save_config_callback=None)
 
@@ -89,7 +89,7 @@ def _seconds(text: str) -> float:
 
 
 def _several(devices: Any) -> bool:
-    """Whether a Trainer's ``devices`` are more than one here."""
+    """Tell whether a Trainer's ``devices`` are more than one here."""
     if devices in ("auto", "-1", -1):
         return torch.accelerator.device_count() > 1
     if isinstance(devices, str):

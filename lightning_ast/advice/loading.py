@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.combined_loader import _SUPPORTED_MODES
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_ast.advice.measured import LoadingFacts
 from lightning_ast.errors import AdviceError
+from lightning_ast.lightning_internals.combined_loader import make_iterator
 
 __all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
 
@@ -27,18 +27,18 @@ Clock = Callable[[], float]
 
 
 def steady_period(arrivals: list[float], workers: int, fetched_ahead: int) -> float:
-    """Seconds from batch to batch of a loader that is read as fast as it goes.
+    """Return the seconds from batch to batch of a loader that is read as fast as it goes.
 
     Workers deliver in bursts, one batch each: a window of whole bursts has the period. What was fetched ahead, before
     the reader began to wait, is left out where enough batches follow.
 
     Args:
-        arrivals: time of each batch, in seconds, and before them the time when the first was asked for.
-        workers: processes that load.
-        fetched_ahead: batches that were asked for at once at the start.
+        arrivals: The time of each batch, in seconds, and before them the time when the first was asked for.
+        workers: The number of processes that load.
+        fetched_ahead: The batches that were asked for at once at the start.
 
     Returns:
-        Seconds >= 0; of a single batch the time that it took.
+        The seconds, >= 0; of a single batch the time that it took.
 
     Example:
         >>> steady_period([0.0, 3.0, 4.0, 5.0], workers=0, fetched_ahead=0)
@@ -48,7 +48,8 @@ def steady_period(arrivals: list[float], workers: int, fetched_ahead: int) -> fl
     """
     if len(arrivals) == 2:
         return arrivals[1] - arrivals[0]
-    times, burst = arrivals[1:], max(1, workers)
+    times = arrivals[1:]
+    burst = max(1, workers)
     window = len(times) - 1
     settled = window - fetched_ahead
     for length in (settled, window):
@@ -64,20 +65,22 @@ def read(
     """Iterate the user's loader for a while, and keep its first batches.
 
     Args:
-        combined: as Lightning has set it up; its workers are stopped behind it.
-        seconds: to read for, unless enough batches have come; two are read in any case.
-        clock: seconds.
-        count: ``(batch) -> B``.
+        combined: The loaders as Lightning has set them up; their workers are stopped afterwards.
+        seconds: The time to read for, unless enough batches have come; two are read in any case.
+        clock: Returns the time in seconds.
+        count: Returns the batch size of a batch.
 
     Returns:
         The facts, and at most 8 batches of the same size that take at most 512 MiB, at least one.
 
     Raises:
-        AdviceError: it is empty.
+        AdviceError: The loader is empty.
     """
     workers, ahead, restarts = _workers(combined)
     begin = clock()
-    arrivals, kept, used = [begin], list[Any](), 0
+    arrivals = [begin]
+    kept = list[Any]()
+    used = 0
     for batch, *_ in iter(combined):
         arrivals.append(clock())
         used += size_of(batch)
@@ -95,37 +98,40 @@ def read(
 
 
 def _workers(combined: CombinedLoader) -> tuple[int, int, bool]:
-    """Workers of all loaders, batches that they fetch ahead, and whether each epoch starts them anew."""
+    """Return the workers of all loaders, the batches that they fetch ahead, and whether each epoch starts them anew."""
     workers = ahead = 0
     restarts = False
     for loader in combined.flattened:
         own = getattr(loader, "num_workers", 0)
-        workers, ahead = max(workers, own), max(ahead, own * (getattr(loader, "prefetch_factor", None) or 0))
+        workers = max(workers, own)
+        ahead = max(ahead, own * (getattr(loader, "prefetch_factor", None) or 0))
         restarts = restarts or (own > 0 and not getattr(loader, "persistent_workers", False))
     return workers, ahead, restarts
 
 
 def size_of(batch: Any) -> int:
-    """Bytes of the tensors of a batch."""
+    """Count the bytes of the tensors of a batch."""
     return sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
 
 
 class CachedBatches:
-    """Gives the kept batches over and over, and says how long it took to give them.
+    """The kept batches, given over and over, and the time that it took to give them.
 
     Args:
-        batches: at least one.
-        clock: seconds.
-        copies: whether each is a copy: a step that changes its batch in place would change what others get. On an
+        batches: The batches, at least one.
+        clock: Returns the time in seconds.
+        copies: True where each is a copy: a step that changes its batch in place would change what others get. On an
             accelerator the transfer makes one.
 
     Attributes:
-        position: of the batch that comes next; may be set.
-        seconds: spent here so far, which no training step is to be charged with.
+        position: The index of the batch that comes next; may be set.
+        seconds: The time spent here so far, which no training step is to be charged with.
     """
 
     def __init__(self, batches: list[Any], *, clock: Clock, copies: bool) -> None:
-        self._batches, self._clock, self._copies = batches, clock, copies
+        self._batches = batches
+        self._clock = clock
+        self._copies = copies
         self.position = 0
         self.seconds = 0.0
 
@@ -144,11 +150,11 @@ class CachedBatches:
 
 
 class CachedLoader(CombinedLoader):
-    """Takes the place of the user's loaders in the fit loop.
+    """A loader that takes the place of the user's in the fit loop.
 
     Args:
-        given: the user's; Lightning asks them for the length of an epoch.
-        batches: to train on.
+        given: The user's loaders; Lightning asks them for the length of an epoch.
+        batches: The batches to train on.
     """
 
     def __init__(self, given: CombinedLoader, batches: CachedBatches) -> None:
@@ -156,8 +162,7 @@ class CachedLoader(CombinedLoader):
         self._given = given
 
     def __iter__(self) -> CachedLoader:
-        """Lightning asks the given loader for the length of an epoch, which needs an iterator, not started, to tell."""
+        """Start, and let the user's loader be asked for the length of an epoch."""
         super().__iter__()
-        kind: Any = _SUPPORTED_MODES[self._given._mode]["iterator"]
-        self._given._iterator = kind(self._given.flattened, self._given.limits)
+        make_iterator(self._given)
         return self

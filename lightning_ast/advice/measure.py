@@ -12,10 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
@@ -24,12 +23,15 @@ from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, 
 from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import reason_of, refused_for, summarize
-from lightning_ast.advice.twin import fresh_loops, make_twin, out_of_sight
+from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError
-from lightning_ast.lightning_internals.fit_loop import lead
+from lightning_ast.lightning_internals.distributed import starts_processes
+from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.words import counted
 
@@ -41,15 +43,15 @@ _VALIDATION_SHARE = 1 / 11
 
 
 class Measurement:
-    """Measures what a Trainer would do with a module and data.
+    """A measurement of what a Trainer would do with a module and data.
 
     Args:
-        trainer: the user's; not changed.
-        module: the user's; not changed.
-        data: training data, as ``trainer.fit`` takes it.
-        val_data: validation data, likewise.
-        budget_seconds: for all of it.
-        clock: seconds.
+        trainer: The user's Trainer; not changed.
+        module: The user's module; not changed.
+        data: The training data, as ``trainer.fit`` takes it.
+        val_data: The validation data, likewise.
+        budget_seconds: The time for all of it.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Measurement:
     ) -> None:
         if faults := _faults(trainer):
             raise AdviceError(" ".join(faults))
-        self._user, self._clock, self._budget = trainer, clock, budget_seconds
+        self._user = trainer
+        self._clock = clock
+        self._budget = budget_seconds
         self._began = clock()
         self._asked = Asked.of(trainer)
         self._twin = make_twin(trainer, module, data, val_data)
@@ -75,10 +79,10 @@ class Measurement:
         self._kept: list[Any] = []
 
     def facts(self) -> Facts:
-        """Measure.
+        """Measure everything.
 
         Raises:
-            AdviceError: a plain training step fails, or there is nothing to train on.
+            AdviceError: A plain training step fails, or there is nothing to train on.
         """
         with out_of_sight(self._twin):
             probe, saved = self._train()
@@ -127,7 +131,7 @@ class Measurement:
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:
-        """The fit loop of the twin trains on the kept batches, from the start."""
+        """Let the twin's fit loop train on the kept batches, from the start."""
         trainer: Any = self._twin.trainer
         fresh_loops(trainer, self._user)
         limit = trainer.limit_val_batches
@@ -157,15 +161,16 @@ class Measurement:
             return 1
 
     def _begin(self, trainer: pl.Trainer) -> Generator[Block, Timing, int]:
-        """Training starts, everything is set up: look at it, and give the script."""
-        module, size = self._twin.module, self._count(self._kept[0])
+        """Look at the training that starts, with everything set up, and return the script."""
+        module = self._twin.module
+        size = self._count(self._kept[0])
         self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         self._notes = notes
         if done := self._user.current_epoch:
             self._notes.append(
                 f"The Trainer has trained {counted(done, 'epoch')}: what follows is a run from the start."
             )
-        self._batchnorm = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules())
+        self._batchnorm = sum(isinstance(m, _BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
         if "prune" not in self._refused and (
@@ -188,7 +193,7 @@ class Measurement:
         facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
         static = static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
-        partial = probe._selections.get("partial")
+        partial = probe.selections.get("partial")
         return replace(
             facts,
             cycles=probe.cycles,
@@ -201,7 +206,8 @@ class Measurement:
     # ------------------------------------------------------------------ validation
 
     def _validate(self) -> ValidationFacts | None:
-        twin, timer = self._twin, _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
+        twin = self._twin
+        timer = _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
         trainer: Any = twin.trainer
         trainer.callbacks = [timer]
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
@@ -229,11 +235,12 @@ class Measurement:
 
 
 class _ValidationTimer(Callback):
-    """Seconds of a validation batch, for a while."""
+    """A timer of validation batches that runs for a while."""
 
     def __init__(self, seconds: float, clock: Clock) -> None:
         super().__init__()
-        self._seconds, self._clock = seconds, clock
+        self._seconds = seconds
+        self._clock = clock
         self._ends: list[float] = []
         self._reset_seconds = 0.0
         self._starts_workers = False
@@ -241,18 +248,18 @@ class _ValidationTimer(Callback):
 
     @property
     def done(self) -> int:
-        """Batches that were run."""
+        """Count the batches that were run."""
         return max(0, len(self._ends) - 1)
 
     @property
     def start_seconds(self) -> float:
-        """What workers take to start, and to bring the first batch; 0 where none start anew each time."""
+        """Return the time that workers take to start and bring a first batch; 0 where none start anew each time."""
         if not self._starts_workers or len(self._ends) < 2:
             return 0.0
         return self._reset_seconds + max(0.0, self._ends[1] - self._ends[0] - (self.seconds_per_batch or 0.0))
 
     def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
-        """The loop's ``reset``, with its seconds noted."""
+        """Wrap the loop's ``reset``, to record its seconds."""
 
         def noted() -> None:
             begin = self._clock()
@@ -263,18 +270,17 @@ class _ValidationTimer(Callback):
 
     @property
     def seconds_per_batch(self) -> float | None:
-        """Steady, the first batch left out where three were run; None without any."""
+        """Return the steady time of a batch, the first left out where three were run; None without any."""
         first = 1 if len(self._ends) > 3 else 0
         steps = len(self._ends) - 1 - first
         return (self._ends[-1] - self._ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin."""
+        """Begin to take the times."""
         self.batches = list(trainer.num_val_batches)
-        loaders: Any = trainer.validate_loop._combined_loader
         self._starts_workers = any(
             getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
-            for each in loaders.flattened
+            for each in loaders(trainer.validate_loop)
         )
         self._wait = synchronizer(trainer.strategy.root_device)
         self._ends.append(self._clock())
@@ -296,7 +302,7 @@ def _faults(trainer: pl.Trainer) -> list[str]:
             f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "
             "Trainer(devices=1, num_nodes=1) with the same settings; its predictions are then for one device."
         )
-    elif isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    elif starts_processes(trainer):
         found.append("the strategy starts processes of its own: give advise a Trainer(devices=1, strategy='auto').")
     if settings.fast_dev_run:
         found.append("fast_dev_run runs a single batch, whose length says nothing: leave it out.")

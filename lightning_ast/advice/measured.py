@@ -1,4 +1,4 @@
-"""What was measured before a prediction is made: frozen facts, every one with its unit; what is not known is None."""
+"""The measured facts that predictions start from, each with its unit; what is not known is None."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class RunFacts:
     """The run that the Trainer, the loader and the callbacks make.
 
     Attributes:
-        epochs: length of a dense run, > 0; a fraction where ``max_steps`` ends it within an epoch.
-        batches_per_epoch: of a dense epoch, ``limit_train_batches`` included.
-        batch_size: samples of a batch.
-        samples_per_epoch: of a dense epoch, a short last batch counted as it is.
-        drop_last: whether a last short batch is dropped.
-        accumulate: batches to an optimizer step from each of these epochs on, the first of which is 0.
-        max_epochs: limit of the run, or None.
-        max_steps: limit in optimizer steps, or None.
-        warmup_epochs: an int counts epochs, a float in (0, 1) is a share of the run.
-        cooldown_epochs: likewise, at the end.
-        min_selected: fewest samples of a batch (in ``prune`` of an epoch), a count or a share in (0, 1).
-        own_mode: that the Trainer's own callback asks for, or None without one.
-        own_rate: activation rate that the Trainer's own callbacks ask for, in (0, 1], or None without one.
+        epochs: The length of a dense run, > 0; a fraction where ``max_steps`` ends it within an epoch.
+        batches_per_epoch: The batches of a dense epoch, ``limit_train_batches`` included.
+        batch_size: The samples of a batch.
+        samples_per_epoch: The samples of a dense epoch, a short last batch counted as it is.
+        drop_last: True where a last short batch is dropped.
+        accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
+        max_epochs: The limit in epochs, or None.
+        max_steps: The limit in optimizer steps, or None.
+        warmup_epochs: The warmup: an int counts epochs, a float in (0, 1) is a share of the run.
+        cooldown_epochs: The cooldown, likewise.
+        min_selected: The fewest samples of a batch (in ``prune`` of an epoch), a count or a share in (0, 1).
+        own_mode: The mode that the Trainer's own callback asks for, or None without one.
+        own_rate: The activation rate that the Trainer's own callbacks ask for, in (0, 1], or None without one.
     """
 
     epochs: float
@@ -59,11 +59,11 @@ class LoadingFacts:
     """The training loader, iterated as fast as it goes.
 
     Attributes:
-        seconds_per_batch: steady period from batch to batch, what was fetched ahead left out.
-        start_seconds: from its start to the first batch, besides the period: workers that start, a shuffle.
-        workers: processes that load; 0 loads in the training process.
-        restarts: whether each epoch starts its workers anew.
-        batches: that were read.
+        seconds_per_batch: The steady period from batch to batch, what was fetched ahead left out.
+        start_seconds: The time from its start to the first batch, besides the period: workers that start, a shuffle.
+        workers: The number of processes that load; 0 loads in the training process.
+        restarts: True where each epoch starts its workers anew.
+        batches: The number of batches that were read.
     """
 
     seconds_per_batch: float
@@ -75,12 +75,12 @@ class LoadingFacts:
 
 @dataclass(frozen=True)
 class StepAt:
-    """Steps at one activation rate, median over the cycles.
+    """The steps at one activation rate, median over the cycles.
 
     Attributes:
-        rate: observed activation rate, in (0, 1].
-        seconds: of a whole step on batches that are in memory, transfer included.
-        peak_bytes: highest device memory that was allocated, or None where the device does not tell.
+        rate: The observed activation rate, in (0, 1].
+        seconds: The time of a whole step on batches that are in memory, transfer included.
+        peak_bytes: The highest device memory that was allocated, or None where the device does not tell.
     """
 
     rate: float
@@ -97,10 +97,10 @@ class Phases:
     """A dense step on batches in memory, cut up; medians, so that the parts need not add up to the step.
 
     Attributes:
-        gap_seconds: from the end of a step to the start of the next: transfer, Lightning.
-        forward_seconds: from there to the backward.
-        backward_seconds: of the backward.
-        rest_seconds: behind it: optimizer, logs.
+        gap_seconds: The time from the end of a step to the start of the next: transfer, Lightning.
+        forward_seconds: The time from there to the backward.
+        backward_seconds: The time of the backward.
+        rest_seconds: The time after the backward: optimizer, logs.
     """
 
     gap_seconds: float
@@ -111,11 +111,11 @@ class Phases:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """**Estimated**, where the device does not count its memory.
+    """An **estimate** of memory, where the device does not count it.
 
     Attributes:
-        static_bytes: parameters, gradients and optimizer state.
-        activation_bytes: distinct storages that autograd saves in a dense step, parameters left out.
+        static_bytes: The parameters, gradients and optimizer state.
+        activation_bytes: The distinct storages that autograd saves in a dense step, parameters left out.
     """
 
     static_bytes: int
@@ -124,25 +124,25 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """Training steps on batches in memory.
+    """The training steps on batches in memory.
 
     Attributes:
-        dense: plain steps, without any callback.
-        curves: of the modes that were measured, ``partial`` and ``subset``.
-        refused: modes that cannot run here, and why.
-        phases: of the dense step; None where its backward was not seen.
-        host_share: step on a few samples over dense step, in [0, 1]: what does not shrink with the samples. None where
-            ``subset`` is refused.
-        few_samples: how many these were.
-        selection_seconds: what scoring and selecting add to a step that computes everything else too (``mask`` less
-            the dense step), >= 0; None where ``mask`` is refused.
-        cycles: over which the medians were taken.
-        batchnorm_layers: BatchNorm layers that train.
-        dense_ops: backward ops of ``partial`` that ran over all samples, and their calls in the probe.
-        dense_ops_share: of the backward's FLOPs that ``partial`` spent on every sample, at the lowest rate measured,
-            in [0, 1]; None where that is not counted.
-        compiled: whether a part of the module is compiled.
-        memory: an estimate where the device does not count.
+        dense: The plain steps, without any callback.
+        curves: The steps of the modes that were measured, ``partial`` and ``subset``.
+        refused: The modes that cannot run here, and why.
+        phases: The parts of the dense step; None where its backward was not seen.
+        host_share: The step on a few samples over the dense step, in [0, 1]: what does not shrink with the samples.
+            None where ``subset`` is refused.
+        few_samples: The number of these samples.
+        selection_seconds: The time that scoring and selecting add to a step that computes everything else too (``mask``
+            less the dense step), >= 0; None where ``mask`` is refused.
+        cycles: The number of cycles that the medians were taken over.
+        batchnorm_layers: The number of BatchNorm layers that train.
+        dense_ops: The backward ops of ``partial`` that ran over all samples, and their calls in the probe.
+        dense_ops_share: The share of the backward's FLOPs that ``partial`` spent on every sample, at the lowest rate
+            measured, in [0, 1]; None where that is not counted.
+        compiled: True where a part of the module is compiled.
+        memory: An estimate of memory where the device does not count it.
     """
 
     dense: StepAt
@@ -162,17 +162,17 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class ValidationFacts:
-    """What a validation takes, and when one is due. One of ``every_*`` says when; the others are None.
+    """The time that a validation takes, and when one is due. One of ``every_*`` tells when; the others are None.
 
     Attributes:
-        batches: of one validation.
-        seconds_per_batch: loading included.
-        every_epochs: epochs from one to the next; ``share`` then says how often within such an epoch.
-        share: of an epoch's batches from one validation to the next, in (0, 1].
-        every_batches_of_epoch: batches from one to the next, counted anew in each epoch; with ``every_epochs``.
-        every_batches: batches from one to the next, counted over the run.
-        every_seconds: seconds from one to the next.
-        start_seconds: of each validation, besides its batches: workers that start.
+        batches: The batches of one validation.
+        seconds_per_batch: The time of a batch, loading included.
+        every_epochs: The epochs from one to the next; ``share`` then tells how often within such an epoch.
+        share: The share of an epoch's batches from one validation to the next, in (0, 1].
+        every_batches_of_epoch: The batches from one to the next, counted anew in each epoch; with ``every_epochs``.
+        every_batches: The batches from one to the next, counted over the run.
+        every_seconds: The seconds from one to the next.
+        start_seconds: The time of each validation besides its batches: workers that start.
     """
 
     batches: int
@@ -186,22 +186,22 @@ class ValidationFacts:
 
     @property
     def seconds(self) -> float:
-        """Of one validation."""
+        """Return the time of one validation."""
         return self.start_seconds + self.batches * self.seconds_per_batch
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that was measured.
+    """Everything that was measured.
 
     Attributes:
-        device: in words.
-        run: lengths.
-        loading: of the training data.
-        step: training steps.
-        validation: None where the run has none, or where it could not be measured (a note says so).
-        notes: what a reader must know of how this was measured, a sentence each.
-        seconds: that the measurement took.
+        device: The device, in words.
+        run: The lengths of the run.
+        loading: The loading of the training data.
+        step: The training steps.
+        validation: The validation; None where the run has none, or where it could not be measured (a note tells).
+        notes: The things that a reader must know of how this was measured, a sentence each.
+        seconds: The time that the measurement took.
     """
 
     device: str

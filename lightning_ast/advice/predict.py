@@ -1,4 +1,4 @@
-"""From measured facts to predicted steps, memory and runs: arithmetic alone, no model and no clock."""
+"""The prediction of steps, memory and runs from measured facts: arithmetic alone, no model and no clock."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ DEFAULT_RATE = 0.4
 
 @dataclass(frozen=True)
 class Prediction:
-    """One mode at one rate, or dense training.
+    """The prediction for one mode at one rate, or for dense training.
 
     Attributes:
-        mode: None is dense training.
-        rate: activation rate in (0, 1].
-        step_seconds: of a sparse step, loading included; in ``prune`` of a step on a whole batch, its scoring included.
-        memory_bytes: peak of a sparse step, or None; measured on CUDA, estimated elsewhere.
-        run_seconds: of the whole run, warmup, cooldown and validation included.
-        validation_seconds: the part of them that is validation.
-        run_share: of the dense run's seconds.
-        batches: of the whole run.
+        mode: The mode; None is dense training.
+        rate: The activation rate in (0, 1].
+        step_seconds: The time of a sparse step, loading included; in ``prune`` of a step on a whole batch, its scoring
+            included.
+        memory_bytes: The peak memory of a sparse step, or None; measured on CUDA, estimated elsewhere.
+        run_seconds: The time of the whole run, warmup, cooldown and validation included.
+        validation_seconds: The part of that time that is validation.
+        run_share: The share of the dense run's seconds.
+        batches: The batches of the whole run.
     """
 
     mode: Mode | None
@@ -62,17 +63,18 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Lengths:
-    """A run in batches.
+    """The lengths of a run in batches.
 
     Attributes:
-        epochs: that are begun or, where ``max_steps`` ends the run within one, the fraction.
-        dense_batches: of warmup and cooldown, a short batch counted as one.
-        sparse_batches: of the sparse stage, likewise.
-        sparse_epochs: epochs of the sparse stage.
-        sparse_batches_per_epoch: of one of its epochs.
-        dense_missing: what the short ones among the dense batches lack, in batches, >= 0.
-        sparse_missing: likewise, of the sparse stage.
-        unscored_batches: dense batches of ``prune`` that it does not score: of every warmup epoch but the last.
+        epochs: The epochs that are begun or, where ``max_steps`` ends the run within one, the fraction.
+        dense_batches: The batches of warmup and cooldown, a short batch counted as one.
+        sparse_batches: The batches of the sparse stage, likewise.
+        sparse_epochs: The epochs of the sparse stage.
+        sparse_batches_per_epoch: The batches of one of its epochs.
+        dense_missing: The part of a full batch that the short ones among the dense batches lack, in batches, >= 0.
+        sparse_missing: The same of the sparse stage.
+        unscored_batches: The dense batches of ``prune`` that it does not score: those of every warmup epoch but the
+            last.
     """
 
     epochs: float
@@ -86,22 +88,22 @@ class Lengths:
 
     @property
     def batches(self) -> float:
-        """Of the whole run."""
+        """Count the batches of the whole run."""
         return self.dense_batches + self.sparse_batches
 
 
 def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
-    """A step at another rate than those measured: linear between two neighbours.
+    """Predict a step at another rate than those measured: linear between two neighbours.
 
     Below the lowest it is the lowest, which is measured; above the highest it goes on as before, and never falls.
 
     Args:
-        curve: measured, by rising rate, at least one.
-        rate: in (0, 1].
-        dense: joins the curve at rate 1, where the mode becomes the dense step there.
+        curve: The measured steps, by rising rate, at least one.
+        rate: The activation rate in (0, 1].
+        dense: The dense step, which joins the curve at rate 1 where the mode becomes the dense step there.
 
     Returns:
-        Seconds >= 0; memory where both neighbours have it.
+        The step, with seconds >= 0; it has a memory where both neighbours have one.
 
     Example:
         >>> at_rate((StepAt(0.2, 2.0), StepAt(0.6, 4.0)), 0.4).seconds
@@ -122,7 +124,7 @@ def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
 
 
 def with_loading(compute_seconds: float, loading: LoadingFacts) -> float:
-    """Seconds of a step, loading included: one after the other without workers, at the same time with them.
+    """Add loading to a step: one after the other without workers, at the same time with them.
 
     Example:
         >>> with_loading(2.0, LoadingFacts(3.0)), with_loading(2.0, LoadingFacts(3.0, workers=2))
@@ -134,24 +136,25 @@ def with_loading(compute_seconds: float, loading: LoadingFacts) -> float:
 
 
 def wanted_rates(run: RunFacts) -> tuple[float, ...]:
-    """Rates that are predicted: :data:`RATES`, and the user's own."""
+    """List the rates that are predicted: :data:`RATES`, and the user's own."""
     return tuple(sorted({*RATES, run.own_rate or DEFAULT_RATE}))
 
 
 def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
-    """The lengths of a run.
+    """Count the batches and epochs of a run.
 
     Args:
-        run: of the dense run.
-        mode: None is dense training.
-        rate: of the sparse stage, in (0, 1].
+        run: The facts of the dense run.
+        mode: The mode; None is dense training.
+        rate: The activation rate of the sparse stage, in (0, 1].
     """
     missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
     if mode == "prune":
         return _pruned_lengths(run, rate, missing)
     dense = sum(_in_epochs(part, run.epochs) for part in (run.warmup_epochs, run.cooldown_epochs))
     sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
-    dense, batches = run.epochs - sparse, run.batches_per_epoch
+    dense = run.epochs - sparse
+    batches = run.batches_per_epoch
     return Lengths(run.epochs, dense * batches, sparse * batches, sparse, batches, dense * missing, sparse * missing)
 
 
@@ -160,7 +163,7 @@ def _in_epochs(part: int | float, epochs: float) -> float:
 
 
 def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
-    """Whole epochs, the sparse ones shorter; ``max_steps`` then makes more of them."""
+    """Count whole epochs, the sparse ones shorter; ``max_steps`` then makes more of them."""
     count = planned_count(
         run.samples_per_epoch, rate, batch_size=run.batch_size, drop_last=run.drop_last, min_selected=run.min_selected
     )
@@ -173,16 +176,19 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
         max_epochs=run.max_epochs,
         max_steps=run.max_steps,
     )
-    epochs, sparse = plan.total_epochs or 0, plan.sparse_epochs() or 0
-    warmup, _ = plan._sparse_range(epochs)
-    dense_batches, sparse_batches = (epochs - sparse) * run.batches_per_epoch, sparse * batches
+    epochs = plan.total_epochs or 0
+    sparse = plan.sparse_epochs() or 0
+    warmup, _ = plan.sparse_range(epochs)
+    dense_batches = (epochs - sparse) * run.batches_per_epoch
+    sparse_batches = sparse * batches
     kept = 1.0
     if run.max_steps is not None:  # ends the last epoch early
         most = run.max_steps * run.accumulate[max(run.accumulate)]
         cut = max(0, dense_batches + sparse_batches - most)
         from_dense = min(cut, dense_batches if epochs > sparse else 0)
         kept = 1 - cut / max(1, dense_batches + sparse_batches)
-        dense_batches, sparse_batches = dense_batches - from_dense, sparse_batches - (cut - from_dense)
+        dense_batches = dense_batches - from_dense
+        sparse_batches = sparse_batches - (cut - from_dense)
     return Lengths(
         epochs,
         dense_batches,
@@ -196,13 +202,13 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
 
 
 def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, training_seconds: float) -> float:
-    """How often a run is validated.
+    """Count the validations of a run.
 
     Args:
-        facts: when one is due.
-        run: of the dense run.
-        lengths: of this run.
-        training_seconds: of this run.
+        facts: The facts that tell when one is due.
+        run: The facts of the dense run.
+        lengths: The lengths of this run.
+        training_seconds: The time that this run trains.
     """
     if facts.every_seconds is not None:
         return math.floor(training_seconds / facts.every_seconds)
@@ -220,15 +226,15 @@ def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, trainin
 
 
 class Predictions:
-    """All that follows from the facts.
+    """The predictions that follow from the facts.
 
     Args:
-        facts: measured.
+        facts: The measured facts.
 
     Attributes:
-        facts: as given.
-        rate: the user's own activation rate, else 0.4.
-        rates: that are predicted, the user's among them.
+        facts: The measured facts.
+        rate: The user's own activation rate, else 0.4.
+        rates: The rates that are predicted, the user's among them.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -238,23 +244,23 @@ class Predictions:
 
     @cached_property
     def dense(self) -> Prediction:
-        """Dense training."""
+        """Predict dense training."""
         return self._prediction(None, 1.0)
 
     @cached_property
     def table(self) -> tuple[Prediction, ...]:
-        """Every mode that can run, at every rate."""
+        """Predict every mode that can run, at every rate."""
         modes = [mode for mode in get_args(Mode) if mode not in self.facts.step.refused]
         return tuple(
             self._prediction(mode, rate) for mode in modes for rate in self.rates if self._validated(mode, rate)
         )
 
     def at(self, mode: Mode, rate: float) -> Prediction | None:
-        """The prediction for a mode and one of :attr:`rates`, or None where the mode, or this rate, is refused."""
+        """Return the prediction for a mode and one of :attr:`rates`; None where the mode, or this rate, is refused."""
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
 
     def _validated(self, mode: Mode, rate: float) -> bool:
-        """Whether an epoch reaches its first validation, which ``prune`` insists on."""
+        """Tell whether an epoch reaches its first validation, which ``prune`` insists on."""
         interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
         if mode != "prune" or interval is None:
             return True
@@ -262,26 +268,27 @@ class Predictions:
 
     @property
     def compute_seconds(self) -> float:
-        """A dense step on batches in memory, the optimizer's part shared among the batches it accumulates over."""
+        """Return the time of a dense step in memory, the optimizer's part shared among accumulated batches."""
         return self._accumulated(self.facts.step.dense.seconds)
 
     @property
     def _host_seconds(self) -> float:
-        """Of a short batch, what its missing samples do not spare; none where loading sets the pace."""
+        """Return the time of a short batch that its missing samples do not save; none where loading sets the pace."""
         hidden = self.facts.loading.workers > 0 and self.facts.loading.seconds_per_batch >= self.compute_seconds
         return 0.0 if hidden else (self.facts.step.host_share or 0.0) * self.compute_seconds
 
     def _accumulated(self, seconds: float) -> float:
-        phases, factors = self.facts.step.phases, self.facts.run.accumulate
+        phases = self.facts.step.phases
+        factors = self.facts.run.accumulate
         factor = factors[max(factors)]
         return seconds if phases is None else seconds - min(seconds, phases.rest_seconds) * (1 - 1 / factor)
 
     def sparse_compute(self, mode: Mode, rate: float) -> float:
-        """Seconds of a sparse step on a batch in memory, likewise."""
+        """Return the time of a sparse step on a batch in memory, likewise."""
         return self._accumulated(self._sparse_step(mode, rate).seconds)
 
     def _sparse_step(self, mode: Mode, rate: float) -> StepAt:
-        """A step of a mode on batches in memory."""
+        """Predict a step of a mode on batches in memory."""
         step = self.facts.step
         if mode in step.curves:
             size = self.facts.run.batch_size

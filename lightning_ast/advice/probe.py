@@ -19,6 +19,7 @@ from lightning_ast.advice.script import Block, Sample, Timing
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode
+from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_step_limit
 
 __all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
@@ -26,23 +27,23 @@ _FROZEN = 1e-6
 
 
 class Enough(Exception):  # noqa: N818
-    """Ends a fit or a validation from within: nothing went wrong."""
+    """The end of a fit or a validation from within: nothing went wrong."""
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """Waits until the device has done what it was given; the CPU always has."""
+    """Return what waits until the device has done what it was given; the CPU always has."""
     return (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
 
 
 class SavedBytes:
-    """Counts what autograd saves for the backward in the first call of a module's training step.
+    """A count of what autograd saves for the backward in the first call of a module's training step.
 
     Args:
-        module: its instance's ``training_step`` is wrapped, for good.
+        module: The module, whose instance's ``training_step`` is wrapped for good.
 
     Attributes:
-        total: bytes of distinct storages, parameters left out; None before the first call, and where torch does not let
-            them be counted.
+        total: The bytes of distinct storages, parameters left out; None before the first call, and where torch does not
+            let them be counted.
     """
 
     def __init__(self, module: pl.LightningModule) -> None:
@@ -84,28 +85,28 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
 
 
 def static_bytes(module: pl.LightningModule, optimizers: list[Any]) -> int:
-    """Parameters, gradients and optimizer state."""
+    """Count the bytes of parameters, gradients and optimizer state."""
     parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
     states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
     return parameters + sum(v.numel() * v.element_size() for v in states)
 
 
 class Probe(Callback):
-    """Runs blocks of plain and of sparse steps in turns, then ends the fit with :class:`Enough`.
+    """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`.
 
     The learning rate is next to nothing, so that nothing diverges on a few batches; schedules of it are left out where
     Lightning steps them.
 
     Args:
-        selections: the callbacks that do the sparse steps, by mode; each is set up and takes its turns.
-        begin: called when training starts, with everything set up; gives the script.
-        cache: batches that are trained on.
-        clock: seconds.
+        selections: The callbacks that do the sparse steps, by mode; each is set up and takes its turns.
+        begin: Called when training starts, with everything set up; returns the script.
+        cache: Returns the batches that are trained on.
+        clock: Returns the time in seconds.
 
     Attributes:
-        active: mode of the running step, or of the set-up that runs; whose fault an exception is.
-        samples: of the blocks that were measured.
-        cycles: that were measured.
+        active: The mode of the running step, or of the set-up that runs; an exception is its fault.
+        samples: The times of the blocks that were measured.
+        cycles: The number of cycles that were measured.
     """
 
     def __init__(
@@ -120,7 +121,10 @@ class Probe(Callback):
         self.active: Mode | None = None
         self.samples: list[Sample] = []
         self.cycles = 0
-        self._selections, self._begin, self._cache, self._clock = selections, begin, cache, clock
+        self.selections = selections
+        self._begin = begin
+        self._cache = cache
+        self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}
         self._block = Block()
 
@@ -128,11 +132,11 @@ class Probe(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set every selection up; none has its wrapper on the module yet."""
-        for mode, selection in self._selections.items():
+        for mode, selection in self.selections.items():
             self.active = mode
             selection.setup(trainer, pl_module, stage)
             assert selection.session is not None
-            selection.session.unwrap()
+            selection.session.mode.unwrap()
         self.active = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -141,14 +145,14 @@ class Probe(Callback):
         self._wait = synchronizer(self._device)
         self._script = self._begin(trainer)
         trainer.limit_val_batches = 0
-        trainer.fit_loop.epoch_loop.max_steps = -1
+        lift_step_limit(trainer.fit_loop)
         if pl_module.automatic_optimization:
             for schedule in trainer.lr_scheduler_configs:
                 schedule.frequency = ENDLESS  # it is there to be asked
         for optimizer in trainer.optimizers:
             for group in [] if isinstance(optimizer, LBFGS) else optimizer.param_groups:
                 group["lr"] = group["lr"] * _FROZEN
-        for mode, selection in self._selections.items():
+        for mode, selection in self.selections.items():
             self.active = mode
             selection.on_train_start(trainer, pl_module)
         self.active = None
@@ -156,7 +160,8 @@ class Probe(Callback):
 
     def _start(self, block: Block) -> None:
         """Switch to a block."""
-        self._block, self._left = block, block.steps
+        self._block = block
+        self._left = block.steps
         self._rates: list[float] = []
         self._gaps, self._scorings, self._forwards, self._backwards, self._rests = ([0.0] for _ in range(5))
         self.active = block.mode
@@ -166,7 +171,7 @@ class Probe(Callback):
             selector.target_activation_rate = block.target
             selector.controller = self._controllers.setdefault((selection.mode, block.target), PIController())
             selection.session.interrupt()
-            selection.session.wrap()
+            selection.session.mode.wrap()
         self._books = self._backwarded()
         cache = self._cache()
         cache.position = block.cycle
@@ -176,13 +181,14 @@ class Probe(Callback):
         self._began = self._ended = self._now(wait=True)
 
     def _finish(self) -> Timing:
-        """What the block took."""
-        steps, selection = self._block.steps, self._selected()
+        """Return the times of the block."""
+        steps = self._block.steps
+        selection = self._selected()
         seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
         parts = [sum(part) / steps for part in (self._gaps, self._forwards, self._backwards, self._rests)]
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if selection is not None and selection.session is not None:
-            selection.session.unwrap()
+            selection.session.mode.unwrap()
         return Timing(
             seconds=seconds / steps,
             rate=sum(self._rates) / steps,
@@ -193,13 +199,13 @@ class Probe(Callback):
         )
 
     def _backwarded(self) -> tuple[float, int, int]:
-        """By the books of the active selection: backwards so far, samples selected, and offered."""
+        """Read the books of the active selection: backwards so far, samples selected, and offered."""
         selection = self._selected()
         totals = None if selection is None else selection.ledger.stages.get("sparse")
         return (0, 0, 0) if totals is None else (totals.backwarded, totals.selected, totals.offered)
 
     def _dense_share(self) -> float | None:
-        """Of the backward's FLOPs that the block spent on all samples; None where they are not counted."""
+        """Return the share of the backward's FLOPs that the block spent on all samples; None where not counted."""
         selection = self._selected()
         if selection is None or selection.mode != "partial" or selection.ledger.flops is None:
             return None
@@ -207,7 +213,7 @@ class Probe(Callback):
         return (backwarded - selected) / (offered - selected) if offered > selected else 0.0
 
     def _selected(self) -> SparseSelectionCallback | None:
-        return None if self.active is None else self._selections[self.active]
+        return None if self.active is None else self.selections[self.active]
 
     def _now(self, *, wait: bool) -> float:
         if wait:
@@ -215,7 +221,7 @@ class Probe(Callback):
         return self._clock()
 
     def _mark(self) -> float:
-        """The time within a step, where its phases are wanted; on a device that runs behind only there."""
+        """Read the time within a step; the device is waited for only where its phases are wanted."""
         return self._now(wait=self._block.phases)
 
     # ------------------------------------------------------------------ steps
@@ -226,7 +232,8 @@ class Probe(Callback):
 
     def on_train_batch_start(self, *hook: Any) -> None:
         """Score and select, or do nothing."""
-        start, fetched = self._mark(), self._cache().seconds
+        start = self._mark()
+        fetched = self._cache().seconds
         self._gaps.append(start - self._ended - (fetched - self._fetched))
         self._fetched = fetched
         self._pass_on("on_train_batch_start", *hook)
@@ -234,14 +241,14 @@ class Probe(Callback):
         self._scorings.append(self._phase - start)
 
     def on_before_backward(self, *hook: Any) -> None:
-        """The forward is over."""
+        """Mark the end of the forward."""
         now = self._mark()
         self._forwards.append(now - self._phase)
         self._phase = now
         self._pass_on("on_before_backward", *hook)
 
     def on_after_backward(self, *hook: Any) -> None:
-        """The backward is over."""
+        """Mark the end of the backward."""
         self._pass_on("on_after_backward", *hook)
         now = self._mark()
         self._backwards.append(now - self._phase)
@@ -252,13 +259,13 @@ class Probe(Callback):
         self._pass_on("on_before_optimizer_step", *hook)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *hook: Any) -> None:
-        """The step is over, and perhaps its block."""
+        """End the step, and perhaps its block."""
         self._pass_on("on_train_batch_end", trainer, *hook)
         selection = self._selected()
         self._rates.append(1.0 if selection is None else selection.activation_rate or 1.0)
         self._ended = self._mark()
         self._rests.append(self._ended - self._phase)
-        self._begin_again(trainer)
+        count_batches_anew(trainer.fit_loop, trainer.num_training_batches)
         self._left -= 1
         if self._left == 0:
             timing = self._finish()
@@ -270,15 +277,9 @@ class Probe(Callback):
                 self.cycles = end.value
                 raise Enough from None
 
-    def _begin_again(self, trainer: pl.Trainer) -> None:
-        """Count batches from 0 where the user's epoch would end: ``batch_idx`` stays within its length."""
-        done = trainer.fit_loop.epoch_loop.batch_progress.current
-        if done.ready >= trainer.num_training_batches:
-            done.reset()
-
     def on_exception(self, *hook: Any) -> None:
         """Leave the module as it was."""
-        for selection in self._selections.values():
+        for selection in self.selections.values():
             selection.on_exception(*hook)
 
     def _pass_on(self, name: str, *hook: Any) -> None:

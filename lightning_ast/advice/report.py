@@ -20,13 +20,13 @@ _HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
 
 @dataclass(frozen=True)
 class Advice:
-    """What was measured, what follows from it, and what to do. ``print`` it.
+    """The advice: what was measured, what follows from it, and what to do. ``print`` it.
 
     Attributes:
-        facts: measured.
-        dense: predicted dense run.
-        table: predictions of every mode that can run, at every rate.
-        verdict: what to do.
+        facts: The measured facts.
+        dense: The predicted dense run.
+        table: The predictions of every mode that can run, at every rate.
+        verdict: The verdict: what to do.
     """
 
     facts: Facts
@@ -36,16 +36,16 @@ class Advice:
 
     @classmethod
     def of(cls, facts: Facts) -> Advice:
-        """All that follows from the facts."""
+        """Predict and decide from the facts."""
         predictions = Predictions(facts)
         return cls(facts, predictions.dense, predictions.table, decide(predictions))
 
     def at(self, mode: str, rate: float) -> Prediction | None:
-        """The prediction of a mode at a rate of the table, or None."""
+        """Return the prediction of a mode at a rate of the table, or None."""
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
 
     def __str__(self) -> str:
-        """The report, in lines of about 120 characters."""
+        """Return the report, in lines of about 120 characters."""
         rows = [_HEADER, *_rows(self)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
         table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -56,8 +56,8 @@ def render(advice: Advice, *, file: Any = None) -> None:
     """Write the report for a person; as a table with rich where that is installed.
 
     Args:
-        advice: to show.
-        file: to write to; None is the standard output.
+        advice: The advice to show.
+        file: The file to write to; None is the standard output.
     """
     out = sys.stdout if file is None else file
     try:
@@ -81,7 +81,9 @@ def _is_recommended(advice: Advice, row: tuple[str, ...]) -> bool:
 
 
 def _measured(advice: Advice) -> Iterator[str]:
-    facts, run, step = advice.facts, advice.facts.run, advice.facts.step
+    facts = advice.facts
+    run = advice.facts.run
+    step = advice.facts.step
     yield (
         f"Measured on {facts.device} in {facts.seconds:.0f} s, {counted(step.cycles, 'round')}: "
         f"{counted(run.epochs, 'epoch')} of {counted(run.batches_per_epoch, 'batch')} of {run.batch_size}."
@@ -134,7 +136,8 @@ def _rows(advice: Advice) -> Iterator[tuple[str, ...]]:
 
 
 def _conclusion(advice: Advice) -> Iterator[str]:
-    verdict, run = advice.verdict, advice.facts.run
+    verdict = advice.verdict
+    run = advice.facts.run
     yield verdict.headline
     yield from (f"- {reason}" for reason in verdict.reasons)
     own = None if run.own_mode is None or run.own_rate is None else advice.at(run.own_mode, run.own_rate)

@@ -15,6 +15,7 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
 from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
@@ -50,13 +51,13 @@ def limit_faults(trainer: pl.Trainer) -> list[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the Trainer's own callbacks ask for.
+    """The wishes of the Trainer's own callbacks.
 
     Attributes:
-        selection: the first selection callback, or None.
-        schedule: the first schedule, or None.
-        times_out: whether the Trainer has a limit in time.
-        stops_early: whether it may stop before its limits.
+        selection: The first selection callback, or None.
+        schedule: The first schedule, or None.
+        times_out: True where the Trainer has a limit in time.
+        stops_early: True where it may stop before its limits.
     """
 
     selection: SparseSelectionCallback | None
@@ -66,7 +67,7 @@ class Asked:
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
-        """Read them from a Trainer.
+        """Read the wishes of a Trainer's callbacks.
 
         Raises:
             ConfigurationError: A setting of the callbacks cannot be used.
@@ -87,21 +88,22 @@ class Asked:
 
     @property
     def rate(self) -> float | None:
-        """Activation rate that is asked for, or None."""
+        """Return the activation rate that is asked for, or None."""
         own = None if self.selection is None else self.selection.target_activation_rate
         return getattr(self.schedule, "target_activation_rate", None) or own
 
     @property
     def stages(self) -> TwoStageScheduler:
-        """Their own; without a schedule every step of theirs is sparse; without either, what is assumed."""
+        """Return the schedule; without one every step of a selection is sparse, and without either it is assumed."""
         if self.schedule is not None:
             return self.schedule
         part = ASSUMED_DENSE if self.selection is None else 0
         return TwoStageScheduler(warmup_epochs=part, cooldown_epochs=part)
 
     def probe(self, mode: Mode) -> SparseSelectionCallback:
-        """A callback for this mode with their settings; a hard gate that its controller moves slowly is measured as
-        ``topk``, which costs the same and has the rate at once.
+        """Make a callback for this mode with the user's settings.
+
+        A hard gate, which its controller moves slowly, becomes ``topk``, which costs the same and has the rate at once.
         """
         own = SparseSelectionCallback() if self.selection is None else self.selection
         return SparseSelectionCallback(
@@ -116,7 +118,7 @@ class Asked:
         )
 
     def notes(self) -> list[str]:
-        """What a reader must know of the assumptions."""
+        """List what a reader must know of the assumptions."""
         found = []
         if self.schedule is None and self.selection is None:
             found.append(f"Assumed: a dense warmup and a dense cooldown of {ASSUMED_DENSE:.0%} of the run each.")
@@ -132,16 +134,17 @@ class Asked:
 def run_facts(
     trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, *, batch_size: int, limits: pl.Trainer
 ) -> tuple[RunFacts, list[str]]:
-    """The lengths of the run, and what had to be assumed.
+    """Find the lengths of the run, and what had to be assumed.
 
     Args:
-        trainer: whose training starts, its loader set up.
-        combined: its loader.
-        asked: by the user's callbacks.
-        batch_size: of the first batch.
-        limits: the user's Trainer, with its accumulation.
+        trainer: The trainer whose training starts, its loader set up.
+        combined: The training loader.
+        asked: The wishes of the user's callbacks.
+        batch_size: The size of the first batch.
+        limits: The user's Trainer, with its accumulation.
     """
-    notes, factors = asked.notes(), accumulation(limits)
+    notes = asked.notes()
+    factors = accumulation(limits)
     known = math.isfinite(trainer.num_training_batches)
     batches = int(trainer.num_training_batches) if known else 0
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None
@@ -154,12 +157,15 @@ def run_facts(
         by_steps = max_steps / math.ceil(batches / factors[max(factors)])
         epochs = by_steps if max_epochs is None else min(by_steps, float(max_epochs))
     if epochs is None:
-        epochs, max_epochs = float(ASSUMED_EPOCHS), ASSUMED_EPOCHS
+        epochs = float(ASSUMED_EPOCHS)
+        max_epochs = ASSUMED_EPOCHS
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
-    samples, drop_last = batches * batch_size, False
+    samples = batches * batch_size
+    drop_last = False
     if not loader_faults(combined, processes=1):
         loader = LoaderFacts.of(combined)
-        samples, drop_last = loader.offered, loader.drop_last
+        samples = loader.offered
+        drop_last = loader.drop_last
         batch_size = min(loader.batch_size, samples)  # a smaller data set is one batch, which was measured
     warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
@@ -192,14 +198,14 @@ def _stage_lengths(schedule: Schedule, epochs: float, dense: RunLength) -> tuple
 def prune_fault(
     trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run: RunFacts, *, rate: float
 ) -> str | None:
-    """Why this run cannot be pruned, or None.
+    """Find why this run cannot be pruned, or None.
 
     Args:
-        trainer: whose training starts, its loader set up.
-        combined: its loader.
-        asked: by the user's callbacks.
-        run: its lengths.
-        rate: the highest that is predicted: lower ones make shorter epochs, and may fail where it does not.
+        trainer: The trainer whose training starts, its loader set up.
+        combined: The training loader.
+        asked: The wishes of the user's callbacks.
+        run: The lengths of the run.
+        rate: The highest rate that is predicted: lower ones make shorter epochs, and may fail where it does not.
     """
     faults = loader_faults(combined, processes=1)
     if not faults:
@@ -218,17 +224,18 @@ def prune_fault(
 
 
 def due_validations(trainer: pl.Trainer, *, batches: int, seconds_per_batch: float) -> ValidationFacts:
-    """When validations are due.
+    """Find when validations are due.
 
     Args:
-        trainer: its intervals.
-        batches: of one validation.
-        seconds_per_batch: loading included.
+        trainer: The user's Trainer, with its intervals.
+        batches: The batches of one validation.
+        seconds_per_batch: The time of a batch, loading included.
     """
-    timed = getattr(trainer, "_val_check_time_interval", None)
-    every, interval = trainer.check_val_every_n_epoch, getattr(trainer, "val_check_interval", 1.0)
+    timed = validation_interval_seconds(trainer)
+    every = trainer.check_val_every_n_epoch
+    interval = getattr(trainer, "val_check_interval", 1.0)
     if timed is not None:
-        return ValidationFacts(batches, seconds_per_batch, every_seconds=float(timed))
+        return ValidationFacts(batches, seconds_per_batch, every_seconds=timed)
     if every is None:
         return ValidationFacts(batches, seconds_per_batch, every_batches=int(interval))
     if isinstance(interval, int):

@@ -1,4 +1,4 @@
-"""Which steps are probed, in which order and how often: rates and modes take turns, so that drift falls on all."""
+"""The order of the probed steps: rates and modes take turns, so that drift falls on all."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _STEP = 0.05
 
 @dataclass(frozen=True)
 class Block:
-    """Steps that are timed as one.
+    """A block of steps that are timed as one.
 
     Attributes:
-        mode: None is a plain dense step.
-        target: activation rate asked for, in (0, 1].
-        steps: training steps.
-        phases: whether the device is waited for at every phase of a step, which slows it down.
-        few: whether the fewest samples are asked for.
-        settles: not measured: caches fill, FLOPs are counted, regions are compiled.
-        cycle: number of the round; all its blocks train on the same batches.
+        mode: The mode; None is a plain dense step.
+        target: The activation rate asked for, in (0, 1].
+        steps: The number of training steps.
+        phases: True where the device is waited for at every phase of a step, which slows it down.
+        few: True where the fewest samples are asked for.
+        settles: True where nothing is measured: caches fill, FLOPs are counted, regions are compiled.
+        cycle: The number of the round; all its blocks train on the same batches.
     """
 
     mode: Mode | None = None
@@ -47,15 +47,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a block took.
+    """The times of a block.
 
     Attributes:
-        seconds: of a step.
-        rate: observed activation rate, in (0, 1].
-        phases: of a step, or None where no backward was seen.
-        scoring_seconds: of a step, between its start and the user's code.
-        peak_bytes: of device memory, or None.
-        dense_share: of the backward's FLOPs that ran over all samples, or None.
+        seconds: The time of a step.
+        rate: The observed activation rate, in (0, 1].
+        phases: The parts of a step, or None where no backward was seen.
+        scoring_seconds: The time of a step between its start and the user's code.
+        peak_bytes: The peak of device memory, or None.
+        dense_share: The share of the backward's FLOPs that ran over all samples, or None.
     """
 
     seconds: float
@@ -77,15 +77,16 @@ def script(
     wanted: Sequence[float],
     remaining_seconds: Callable[[], float],
 ) -> Generator[Block, Timing, int]:
-    """Blocks to run, one after the other; each is answered with what it took.
+    """Yield blocks to run, one after the other; each is answered with its times.
 
     Args:
-        modes: to measure, of ``partial``, ``subset`` and ``mask``, which takes the same at every rate.
-        batch_size: samples of a batch.
-        asynchronous: whether the device runs behind the host: blocks are then longer, and phases blocks of their own.
-        wanted: rates that will be predicted. Those between two measured ones are measured too where ``partial``
+        modes: The modes to measure, of ``partial``, ``subset`` and ``mask``, which takes the same at every rate.
+        batch_size: The samples of a batch.
+        asynchronous: True where the device runs behind the host: blocks are then longer, and phases blocks of their
+            own.
+        wanted: The rates that will be predicted. Those between two measured ones are measured too where ``partial``
             falls back to all samples at the one and not at the other: there is a step between them, and no line.
-        remaining_seconds: of the budget. Two cycles are run in any case.
+        remaining_seconds: Returns what is left of the budget. Two cycles are run in any case.
 
     Returns:
         The number of cycles that were measured.
@@ -103,7 +104,8 @@ def script(
     answers: list[Sample] = []
     for block in blocks if settle else ():
         answers.append((block, (yield replace(block, settles=True))))
-    cycle, last = 0, 0.0
+    cycle = 0
+    last = 0.0
     while cycle < LEAST_CYCLES or (cycle < MOST_CYCLES and last < remaining_seconds()):
         if cycle == 0 or not settle:
             blocks += [block for block in _between(answers, wanted) if block not in blocks]
@@ -116,7 +118,7 @@ def script(
 
 
 def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
-    """Blocks at wanted rates between neighbours of which one fell back to all samples."""
+    """Make blocks at wanted rates between neighbours of which one fell back to all samples."""
     partial = {block: timing.dense_share or 0.0 for block, timing in answers if block.mode == "partial"}
     found = []
     for low, high in pairwise(sorted(partial, key=lambda block: block.target)):
@@ -126,14 +128,14 @@ def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
 
 
 def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *, reduced: bool) -> list[Block]:
-    """The blocks of a round.
+    """List the blocks of a round.
 
     Args:
-        modes: to measure.
-        few: activation rate of the fewest samples.
-        steps: of a block.
-        asynchronous: see :func:`script`.
-        reduced: whether only the ends of each mode's curve are measured.
+        modes: The modes to measure.
+        few: The activation rate of the fewest samples.
+        steps: The number of steps of a block.
+        asynchronous: True where the device runs behind the host.
+        reduced: True where only the ends of each mode's curve are measured.
     """
     blocks = [Block(steps=steps, phases=not asynchronous)]
     if asynchronous:
@@ -149,6 +151,6 @@ def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *,
 
 
 def _cost(blocks: list[Block], dense_seconds: float) -> float:
-    """Estimated seconds of a round, from the cost of each mode as counted."""
+    """Estimate the seconds of a round, from the cost of each mode as counted."""
     shares = [1.0 if b.mode is None else cost_share(b.mode, b.target) for b in blocks]
     return sum(b.steps * dense_seconds * share for b, share in zip(blocks, shares, strict=True))

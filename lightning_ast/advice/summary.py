@@ -1,4 +1,4 @@
-"""From the times of the probed blocks to facts of a step: medians over the cycles."""
+"""The facts of a step from the times of the probed blocks: medians over the cycles."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["curve_of", "summarize"]
 
 
 def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: int) -> StepFacts:
-    """Medians over the cycles.
+    """Take the medians over the cycles.
 
     Args:
-        samples: measured blocks.
-        refused: modes that cannot run, and why.
-        batch_size: samples of a batch.
+        samples: The measured blocks.
+        refused: The modes that cannot run, and why.
+        batch_size: The samples of a batch.
     """
     (dense,) = curve_of(samples, None)
     curves: dict[Mode, tuple[StepAt, ...]] = {}
@@ -57,21 +57,21 @@ def _median_phases(phases: list[Phases]) -> Phases | None:
 
 
 def _selection_seconds(samples: list[Sample], dense: StepAt) -> float | None:
-    """What a step that scores and selects, and computes all the rest, takes longer than a dense one."""
+    """Return how much longer a step takes that scores and selects, and computes all the rest, than a dense one."""
     curve = curve_of(samples, "mask")
     return max(0.0, curve[0].seconds - dense.seconds) if curve else None
 
 
 def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
-    """One mode's steps by rising rate.
+    """Collect one mode's steps by rising rate.
 
     A mode is compared with the dense step of the same cycle, and the median of the quotients is taken: what slows the
     machine for longer than a cycle then falls out. Blocks that waited for the device at every phase are left out where
     there are others.
 
     Args:
-        samples: measured.
-        mode: None is the dense step.
+        samples: The measured blocks.
+        mode: The mode; None is the dense step.
     """
     plain = [(b, t) for b, t in samples if b.mode is None and not b.phases]
     dense = {b.cycle: t.seconds for b, t in plain or samples if b.mode is None}

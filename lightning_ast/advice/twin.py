@@ -14,23 +14,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-from lightning.pytorch.loops.fit_loop import _FitLoop
-from lightning.pytorch.loops.prediction_loop import _PredictionLoop
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerState
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ast.errors import AdviceError
+from lightning_ast.lightning_internals.combined_loader import copied_loader, copy_combined
+from lightning_ast.lightning_internals.random_state import kept_random_state
+from lightning_ast.lightning_internals.trainer_copy import copied_trainer
 from lightning_ast.pruning.loader import loader_generators
 
-__all__ = ["Twin", "fresh_loops", "make_twin", "out_of_sight"]
+__all__ = ["Twin", "make_twin", "out_of_sight"]
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
@@ -40,10 +36,10 @@ class Twin:
     """Copies to measure on.
 
     Attributes:
-        trainer: with the settings of the user's, and without its callbacks, loggers, profiler and progress.
-        module: a deep copy.
-        data: arguments of ``trainer.fit`` and, but for the training data, of ``trainer.validate``.
-        generators: torch generators that the user's loaders draw from, and the states to put them back to.
+        trainer: A Trainer with the settings of the user's, without its callbacks, loggers, profiler and progress.
+        module: A deep copy of the module.
+        data: The arguments of ``trainer.fit`` and, but for the training data, of ``trainer.validate``.
+        generators: The torch generators that the user's loaders draw from, and the states to put them back to.
     """
 
     trainer: pl.Trainer
@@ -53,13 +49,13 @@ class Twin:
 
 
 class _StandInLogger(DummyLogger):
-    """Takes everything and writes nothing; what a module writes beside it goes to a folder that is removed."""
+    """A logger that writes nothing; what a module writes beside it goes to a folder that is removed."""
 
     folder = ""
 
     @property
     def save_dir(self) -> str:
-        """The folder; ``trainer.log_dir`` is it too."""
+        """Return the folder; ``trainer.log_dir`` is it too."""
         return self.folder
 
     log_dir = root_dir = save_dir
@@ -71,7 +67,7 @@ def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_da
     Datasets are shared: loaders and datamodules are copied without them.
 
     Raises:
-        AdviceError: something cannot be copied.
+        AdviceError: Something cannot be copied.
     """
     try:
         module_twin = copy.deepcopy(module)
@@ -95,40 +91,12 @@ def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_da
 
 
 def _copied(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
-    """A Trainer of its own connectors, strategy and plugins; what an earlier fit left in it is not copied."""
-    strategy: Any = trainer.strategy
-    settings: Any = trainer
-    stand_ins: list[tuple[Any, Any]] = [
-        (settings.callbacks, []),
-        (settings._loggers, [_StandInLogger() for _ in settings._loggers]),
-        (settings.profiler, PassThroughProfiler()),
-        (settings.state, TrainerState()),
-        *((loop, None) for loop in (settings.fit_loop, settings.validate_loop)),
-        *((loop, None) for loop in (settings.test_loop, settings.predict_loop)),
-        *((held, module) for held in (strategy._lightning_module, strategy._model)),
-        *((held, []) for held in (strategy._optimizers, strategy._lightning_optimizers)),
-        *((held, []) for held in (strategy.lr_scheduler_configs,)),
-        (getattr(settings, "datamodule", None), None),
-    ]
-    memo = {id(held): stand_in for held, stand_in in stand_ins if held is not None}
-    twin: Any = copy.deepcopy(trainer, memo)
-    fresh_loops(twin, trainer)
+    """Copy a Trainer for measurements: it stops for nothing, and starts with training."""
+    twin = copied_trainer(trainer, module, _StandInLogger)
     twin.should_stop = False
     twin.num_sanity_val_steps = 0
     twin.accumulate_grad_batches = 1  # its share of the optimizer is reckoned
-    result: pl.Trainer = twin
-    return result
-
-
-def fresh_loops(twin: Any, trainer: pl.Trainer) -> None:
-    """Give a twin the loops of a Trainer that has not run, with the limits of the user's."""
-    twin.fit_loop = _FitLoop(twin, min_epochs=0, max_epochs=trainer.max_epochs)
-    twin.fit_loop.epoch_loop = _TrainingEpochLoop(twin, max_steps=trainer.max_steps)
-    mode = trainer.validate_loop.inference_mode
-    validating, testing = (TrainerFn.VALIDATING, RunningStage.VALIDATING), (TrainerFn.TESTING, RunningStage.TESTING)
-    twin.validate_loop = _EvaluationLoop(twin, *validating, verbose=False, inference_mode=mode)
-    twin.test_loop = _EvaluationLoop(twin, *testing, inference_mode=mode)
-    twin.predict_loop = _PredictionLoop(twin, inference_mode=mode)
+    return twin
 
 
 def _detach_loaders(owner: Any, twin: Twin) -> None:
@@ -141,12 +109,9 @@ def _detach_loaders(owner: Any, twin: Twin) -> None:
 
 
 def _detached(loaders: Any, twin: Twin) -> Any:
-    """Copies that share dataset and sampler, but no iterator and no workers."""
+    """Copy loaders: the copies share dataset and sampler, but no iterator and no workers."""
     if isinstance(loaders, CombinedLoader):
-        copied = copy.copy(loaders)
-        copied._iterator = None
-        copied.flattened = [_detached_loader(loader, twin) for loader in loaders.flattened]
-        return copied
+        return copy_combined(loaders, [_detached_loader(loader, twin) for loader in loaders.flattened])
     return tree_map(lambda loader: _detached_loader(loader, twin), loaders)
 
 
@@ -160,19 +125,16 @@ def _detached_loader(loader: Any, twin: Twin) -> Any:
         return loader
     known = {id(generator) for generator, _ in twin.generators}
     twin.generators += [(g, g.get_state()) for g in loader_generators(loader) if id(g) not in known]
-    copied = copy.copy(loader)
     dataset = copy.deepcopy(loader.dataset) if isinstance(loader.dataset, IterableDataset) else loader.dataset
-    copied.__dict__.update(_iterator=None, dataset=dataset)  # a DataLoader refuses ordinary assignment
-    return copied
+    return copied_loader(loader, dataset=dataset)
 
 
 @contextmanager
 def out_of_sight(twin: Twin) -> Iterator[None]:
-    """Measure without a trace: random states are put back, nothing is said on the way."""
-    states = _collect_rng_states()  # Lightning's isolate_rng does not put them back where something fails
+    """Measure without a trace: random states are put back, and warnings and logs are silent meanwhile."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        with kept_random_state(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             for logger in twin.trainer.loggers:
                 logger.folder = folder  # type: ignore[attr-defined]
@@ -182,6 +144,5 @@ def out_of_sight(twin: Twin) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        _set_rng_states(states)
         for generator, state in twin.generators:
             generator.set_state(state)

@@ -6,7 +6,7 @@ __all__ = ["size_words", "time_words"]
 
 
 def time_words(seconds: float) -> str:
-    """In a unit that suits.
+    """Write a time in a unit that suits.
 
     Example:
         >>> time_words(0.0123), time_words(0.9997), time_words(2.5), time_words(90_000)
@@ -20,7 +20,7 @@ def time_words(seconds: float) -> str:
 
 
 def size_words(size: int) -> str:
-    """Bytes in a unit that suits.
+    """Write bytes in a unit that suits.
 
     Example:
         >>> size_words(3 << 20)

@@ -1,4 +1,4 @@
-"""Which mode and rate to use, or that sparse training will not help, and why: decided from predictions alone."""
+"""The advice on which mode and rate to use, or that sparse training will not help, decided from predictions alone."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _SOME_DENSE = 0.1
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do.
+    """The verdict: what to do, and why.
 
     Attributes:
-        mode: to use, or None where none saves at least :data:`LEAST_SAVING` of the run.
-        rate: activation rate that was compared.
-        saving: of the run's seconds, by the mode or, without one, by the best there is; None where all are refused.
-        baseline_epochs: epochs of dense training that take the seconds of the best mode: what it must beat.
-        reasons: what holds savings back, and what to know of the mode, a sentence each.
-        headline: the verdict in a sentence.
+        mode: The mode to use, or None where none saves at least :data:`LEAST_SAVING` of the run.
+        rate: The activation rate that was compared.
+        saving: The share of the run's seconds saved by the mode or, without one, by the best there is; None where all
+            are refused.
+        baseline_epochs: The epochs of dense training that take the seconds of the best mode: what it must beat.
+        reasons: The reasons that hold savings back, and what to know of the mode, a sentence each.
+        headline: The verdict in a sentence.
     """
 
     mode: Mode | None
@@ -40,10 +41,10 @@ class Verdict:
 
 
 def decide(predictions: Predictions) -> Verdict:
-    """The verdict at the user's own rate, else 0.4.
+    """Decide at the user's own rate, else 0.4.
 
     Args:
-        predictions: of all modes.
+        predictions: The predictions of all modes.
     """
     rate = predictions.rate
     at_rate = [p for p in predictions.table if p.rate == rate and p.mode != "mask"]
@@ -75,8 +76,9 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
 
 
 def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
-    """What bounds the run."""
-    facts, dense = predictions.facts, predictions.dense
+    """List what bounds the run."""
+    facts = predictions.facts
+    dense = predictions.dense
     found = []
     validation = dense.validation_seconds / dense.run_seconds
     if validation >= _MUCH:
@@ -86,13 +88,15 @@ def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
             f"{validation:.0%} of the run is validation, {how}: validate less often (check_val_every_n_epoch), or on "
             "less (limit_val_batches)."
         )
-    loading, compute = facts.loading.seconds_per_batch, predictions.compute_seconds
+    loading = facts.loading.seconds_per_batch
+    compute = predictions.compute_seconds
     if loading >= compute:
         found.append(
             f"Loader-bound: a batch takes {time_words(loading)} to load and {time_words(compute)} to train on. "
             f"{_remedy(predictions)} (num_workers is {facts.loading.workers})."
         )
-    host, few = facts.step.host_share, facts.step.few_samples
+    host = facts.step.host_share
+    few = facts.step.few_samples
     fresh = _at_rate(predictions, "partial", "subset")
     computed = [predictions.sparse_compute(p.mode, p.rate) for p in fresh if p.mode is not None]
     if host is not None and host >= _MUCH and all(c > (1 - LEAST_SAVING) * compute for c in computed):
@@ -108,7 +112,7 @@ def _at_rate(predictions: Predictions, *modes: Mode) -> list[Prediction]:
 
 
 def _remedy(predictions: Predictions) -> str:
-    """Against a loader that sets the pace."""
+    """Advise what to do against a loader that sets the pace."""
     if not any(p.run_share <= 1 - LEAST_SAVING for p in _at_rate(predictions, "prune")):
         return "Load faster"
     others = any(p.run_share <= 1 - LEAST_SAVING for p in _at_rate(predictions, "partial", "subset"))
@@ -117,8 +121,9 @@ def _remedy(predictions: Predictions) -> str:
 
 
 def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
-    """What to know of the modes that can run."""
-    step, found = predictions.facts.step, []
+    """List what to know of the modes that can run."""
+    step = predictions.facts.step
+    found = []
     if "partial" not in step.refused and step.compiled:
         found.append("A part of the module is compiled: 'partial' runs its whole backward and gains nothing there.")
     share = step.dense_ops_share
@@ -138,7 +143,8 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
 
 
 def _refusals(predictions: Predictions) -> list[str]:
-    refused, rate = predictions.facts.step.refused, predictions.rate
+    refused = predictions.facts.step.refused
+    rate = predictions.rate
     found = [f"{mode!r} cannot run here: {reason}" for mode, reason in refused.items()]
     if "prune" not in refused and predictions.at("prune", rate) is None:
         found.append(f"'prune' cannot run at {rate:g}: val_check_interval is more than the batches of a pruned epoch.")

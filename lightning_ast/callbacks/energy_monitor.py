@@ -15,12 +15,12 @@ from lightning_ast.core.state import known_fields
 from lightning_ast.energy.energy_ledger import EnergyBook
 from lightning_ast.energy.epoch_costs import EpochCosts, OpenEpoch
 from lightning_ast.energy.meters import EnergyMeter
+from lightning_ast.energy.saved_state import ENERGY_STATE
 from lightning_ast.energy.step_sections import clock_of
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.logger_connector import error_told, write
-from lightning_ast.monitoring.saved_state import ENERGY_STATE
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
 
@@ -85,7 +85,7 @@ class EnergyMonitor(Callback):
             faults.append(f"meters: expected a list of EnergyMeter objects or None, got {meters!r}.")
         if faults:
             raise ConfigurationError(faults)
-        begin_use(self, trainer)
+        begin_use(trainer, self)
         self._epoch = None  # of a fit that was interrupted: what it cost could be saved until now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -102,7 +102,7 @@ class SparseTrainingMonitor(Callback):
             faults.append(f"accuracy: expected the name of a logged metric or None, got {accuracy!r}.")
         if faults:
             raise ConfigurationError(faults)
-        begin_use(self, trainer)
+        begin_use(trainer, self)
         self._checked = False
         selection = first_callback(trainer, SparseSelectionCallback)
         self._writers = Writers(trainer, images=self.images)

@@ -20,34 +20,37 @@ _users: WeakKeyDictionary[Any, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def begin_use(part: Any, trainer: pl.Trainer) -> None:
-    """Keep an object for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
+def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
+    """Keep objects for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
 
     A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
 
     Args:
-        part: A callback, or its controller.
         trainer: The Trainer of the fit that begins.
+        parts: A callback, and its controller; None among them is passed over.
 
     Raises:
-        ConfigurationError: A fit that is still running has it.
+        ConfigurationError: A fit that is still running has one of them; none of them is kept.
     """
+    wanted = [part for part in parts if part is not None]
     with _lock:
-        user = _users[part]() if part in _users else None
-        if user is not None and user.state.status == TrainerStatus.RUNNING:
-            name = type(part).__name__
-            raise ConfigurationError(
-                [
-                    f"this {name} object belongs to a fit that is still running, and one object serves one fit at a "
-                    f"time: give each Trainer a {name} of its own."
-                ]
-            )
-        _users[part] = weakref.ref(trainer)
+        for part in wanted:
+            user = _users[part]() if part in _users else None
+            if user is not None and user.state.status == TrainerStatus.RUNNING:
+                name = type(part).__name__
+                raise ConfigurationError(
+                    [
+                        f"this {name} object belongs to a fit that is still running, and one object serves one fit at "
+                        f"a time: give each Trainer a {name} of its own."
+                    ]
+                )
+        for part in wanted:
+            _users[part] = weakref.ref(trainer)
 
 
 def serves(part: Any, trainer: pl.Trainer) -> bool:
     """Tell whether an object is kept for the fit of this Trainer."""
-    user = _users.get(part)
+    user = None if part is None else _users.get(part)
     return user is not None and user() is trainer
 
 

@@ -1,4 +1,4 @@
-"""``SparseSelectionCallback``: reads the trainer, calls the core, writes the logs."""
+"""``SparseSelectionCallback``: hands Lightning's hooks on to the session of the running fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from lightning_ast.selection.faults import configuration_faults, doubtful_settin
 from lightning_ast.selection.quarantine import QuarantinedSample
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
-from lightning_ast.selection.step_log import StepLog
 
 __all__ = ["SparseSelectionCallback", "running_session"]
 
@@ -37,55 +36,53 @@ _WHY_ONE = "each would select from the other's"
 class SparseSelectionCallback(Callback):
     """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
 
-    Cost of a sparse step as a share of a dense one, counting forward 1 and backward 2 (as where all parameters are
-    trained; the first sparse batch warns where a frozen part makes a mode useless), at activation rate r:
-    ``partial`` (1 + 2r) / 3: the step runs once, on the full batch, and its backward computes over the selected rows;
-    ``subset`` (1 + 3r) / 3: a scoring forward, then the step on the selected samples; ``prune`` r: the samples that a
-    sparse epoch leaves out are not even loaded, and what they were worth is remembered from when they were last trained
-    on; ``mask`` 1: it saves nothing and is here for comparison with the original scripts.
-    In ``partial`` and ``mask`` the loss and the metrics of the training step are those of the full batch; only the
-    gradient is the selection's. In ``subset`` and ``prune`` the step sees the selected samples alone. Under DDP and
-    under gradient accumulation every selected sample counts alike, whatever each rank and each micro-batch keeps: the
-    gradient is that of one large batch.
+    Cost of a sparse step as a share of a dense one at activation rate r, counting the forward as 1 and the backward as
+    2, as where all parameters are trained: ``partial`` ``(1 + 2r) / 3``, ``subset`` ``(1 + 3r) / 3``, ``prune`` ``r``,
+    ``mask`` 1. The first sparse batch warns where a frozen part makes a mode useless. In ``partial`` and ``mask`` the
+    loss and the metrics of the training step are those of the full batch, and only the gradient is the selection's. In
+    ``subset`` and ``prune`` the step sees the selected samples alone. Under DDP and under gradient accumulation every
+    selected sample counts alike, whatever each rank and micro-batch keeps: the gradient is that of one large batch.
 
     Args:
-        target_activation_rate: share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
-        mode: ``"partial"``, ``"subset"``, ``"prune"`` or ``"mask"``. ``partial`` suits eager models; the backward of a
-            ``torch.compile``d region stays a full one there: use ``subset`` or ``prune`` with those. ``prune`` needs a
-            map-style dataset in one DataLoader and several epochs, and the mixin's ``sample_indices`` where a
-            ``collate_fn`` reorders.
-        gate: ``"soft"`` (keep with probability ``clip(significance / threshold, floor, 1)``), ``"threshold"`` (the
-            original's hard cut: trained from scratch it needs a warmup and a controller that holds its rate) or
-            ``"topk"``.
-        significance: ``"gradient"`` (the norm of a sample's rows of the gradient where it enters the network; it needs
-            no torch loss function), or a score that is made of losses: ``"el2n"``, ``"loss"``, ``"loss_entropy"``,
-            ``"loss_intensity"``, ``"confidence"`` or a callable ``(losses, logits, inputs, targets) -> (B,)``. A
-            module's own ``significance`` method wins.
-        weighting: importance weights p^0, p^-1/2, p^-1: ``"none"``, ``"sqrt"``, ``"unbiased"``. None is ``"sqrt"`` for
-            the soft gate (``"none"`` in ``prune``); the hard gates have no probabilities and always use ``"none"``.
-        controller: moves the threshold; None makes a default :class:`~lightning_ast.core.PIController`. ``prune`` needs
-            none: its threshold is solved over the whole data set.
-        min_selected: fewest samples kept of a batch (in ``prune``: of an epoch): a count, or a share in (0, 1) (0.1 is
-            the original's).
-        seed: of the gate's own draws; global generators are not touched.
-        batchnorm: in ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
+        target_activation_rate: The share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
+        mode: ``"partial"``: the step runs once, on the full batch, and its backward computes over the selected rows;
+            the backward of a ``torch.compile``d region stays a full one. ``"subset"``: a scoring forward, then the
+            step on the selected samples. ``"prune"``: an epoch loads only the samples that it trains on, chosen by
+            their remembered significance; it needs a map-style dataset in one DataLoader, several epochs, and the
+            mixin's ``sample_indices`` where a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
+            original scripts; it saves nothing and is here for comparison.
+        gate: ``"soft"``: keep with probability ``clip(significance / threshold, floor, 1)``. ``"threshold"``: the
+            original's hard cut; trained from scratch it needs a warmup and a controller that holds its rate.
+            ``"topk"``: keep the largest.
+        significance: ``"gradient"``: the norm of a sample's rows of the gradient where it enters the network. The
+            others are made of losses: ``"el2n"``, ``"loss"``, ``"loss_entropy"``, ``"loss_intensity"``,
+            ``"confidence"`` or a callable ``(losses, logits, inputs, targets) -> (B,)``. A module's own
+            ``significance`` method wins.
+        weighting: The importance weights p^0, p^-1/2, p^-1: ``"none"``, ``"sqrt"``, ``"unbiased"``. None is ``"sqrt"``
+            for the soft gate (``"none"`` in ``prune``); the hard gates have no probabilities and always use ``"none"``.
+        controller: The controller of the threshold; None makes a default :class:`~lightning_ast.core.PIController`.
+            ``prune`` solves its threshold over the whole data set and needs none.
+        min_selected: The fewest samples kept of a batch (in ``prune``: of an epoch): a count, or a share in (0, 1).
+        seed: The seed of the gate's own draws; global generators are not touched.
+        batchnorm: In ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
             an approximation) or ``"exact"`` (full from there on); see :func:`lightning_ast.core.select_rows`.
-        quarantine_limit: samples whose input (the batch's first floating-point tensor) or loss holds NaN or infinity
-            are not trained on; more of them than this share of an epoch's samples, in [0, 1], stop the run. None: they
-            are not looked for.
-        count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for the savings; training is the
-            same either way. False leaves ``savings["flops"]`` and ``ast/savings_flops`` out.
+        quarantine_limit: The largest share of an epoch's samples, in [0, 1], whose input (the batch's first
+            floating-point tensor) or loss may be NaN or infinite. They are not trained on; more of them stop the run.
+            None: they are not looked for.
+        count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for ``savings["flops"]`` and
+            ``ast/savings_flops``; training is the same either way.
 
     Attributes:
-        ledger: samples, FLOPs and seconds of the run.
-        dense_ops: in ``partial``, backward ops that ran over the whole batch for want of a row rule, and their calls.
+        ledger: The samples, FLOPs and seconds of the run.
+        dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
+            calls.
 
     Raises:
-        ConfigurationError: at setup, every fault of the configuration together.
-        EntryError: at the first batch, where it cannot be told which rows of the gradient belong to which sample.
-        LossCaptureError: at the first batch, where the score is made of losses that cannot be had per sample.
-        CheckpointError: where a checkpoint is loaded whose state is damaged, or a later release's.
-        QuarantineError: after a batch, when more samples are not finite than ``quarantine_limit`` allows.
+        ConfigurationError: At setup, every fault of the configuration together.
+        EntryError: At the first batch, where it cannot be told which rows of the gradient belong to which sample.
+        LossCaptureError: At the first batch, where the score is made of losses that cannot be had per sample.
+        CheckpointError: Where a checkpoint is loaded whose state is damaged, or a later release's.
+        QuarantineError: After a batch, when more samples are not finite than ``quarantine_limit`` allows.
 
     Example:
         >>> callback = SparseSelectionCallback(target_activation_rate=0.4)
@@ -123,14 +120,11 @@ class SparseSelectionCallback(Callback):
         self.dense_ops: Counter[str] = Counter()
         self.ledger = Ledger()
         self._session: Session | None = None
-        self._log: StepLog | None = None
         self._loads_foreign = False
-
-    # ------------------------------------------------------------------ readable while it runs
 
     @property
     def session(self) -> Session | None:
-        """What lives for the length of a fit, of the running or the last one; None before the first."""
+        """What lives for the length of a fit: that of the running or the last one; None before the first."""
         return self._session
 
     @property
@@ -145,10 +139,7 @@ class SparseSelectionCallback(Callback):
 
     @property
     def last_selection(self) -> Selection | None:
-        """Positions and weights of the samples that the last training batch was trained on.
-
-        None before the first batch, and after one of which no sample could be trained on.
-        """
+        """Positions and weights of the samples that the last batch was trained on; None where there were none."""
         return None if self._session is None else self._session.last_selection
 
     @property
@@ -182,8 +173,6 @@ class SparseSelectionCallback(Callback):
             raise RuntimeError("planned_steps is known once fit has begun: ask for it in configure_optimizers.")
         return self._session.epochs.planned_steps()
 
-    # ------------------------------------------------------------------ the hooks
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check everything that can be known before the first batch; in ``subset`` wrap the training step."""
         if stage != "fit":
@@ -192,12 +181,15 @@ class SparseSelectionCallback(Callback):
         faults = duplicate_faults(trainer, SparseSelectionCallback, _WHY_ONE)
         if faults := faults + configuration_faults(self, trainer, pl_module, schedulers):
             raise ConfigurationError(faults)
-        self._begin_use(trainer)
+        begin_use(trainer, self, self.controller)
+        self._loads_foreign = False
+        if self._session is not None:
+            self._session.detach()  # an interrupted fit may not have come to its end
         for scheduler in schedulers:
             scheduler.serve(self)
         for doubt in doubtful_settings(self, schedulers, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
-        goes_on = self._session is not None and self._session.mode == self.mode and epochs_done(trainer) > 0
+        goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
         if self.controller is not None:
             self.controller.reset()
@@ -211,67 +203,50 @@ class SparseSelectionCallback(Callback):
             ledger=self.ledger,
             dense_ops=self.dense_ops,
         )
-        self._log = StepLog(self._session, trainer, pl_module)
         self._session.attach()
         self.load_state_dict(before)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what is known only now."""
-        assert self._session is not None
-        self._session.start_training()
+        self._running.start_training()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Pause the timers until the next batch."""
-        assert self._session is not None
-        self._session.interrupt()
+        self._running.interrupt()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
-        assert self._session is not None
-        self._session.start_batch(batch, batch_idx)
+        self._running.start_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Put the gate where the gradient of the loss enters the network; count FLOPs in one batch."""
-        assert self._session is not None
-        self._session.start_backward(loss)
+        self._running.start_backward(loss)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the count of FLOPs, and go on watching a step that runs its own backward."""
-        assert self._session is not None
-        self._session.stop_backward()
+        self._running.stop_backward()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Weigh accumulated micro-batches as one large batch."""
-        assert self._session is not None
-        self._session.start_optimizer_step(optimizer)
+        self._running.start_optimizer_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the books, write the logs, let go of the batch."""
-        assert self._session is not None
-        assert self._log is not None
-        trained = True
-        try:
-            trained = self._session.finish_batch(batch_idx)
-        finally:  # what the quarantine ends the run with stands behind a batch that is in the ledger
-            self._log.finish_batch(batch_idx, trained=trained)
+        self._running.finish_batch(batch_idx)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare what was left out with what is allowed, over all processes."""
-        assert self._session is not None
-        assert self._log is not None
-        self._session.finish_epoch()
-        self._log.finish_epoch()
+        self._running.finish_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the loggers the last values, which need not be those of the last step that was logged."""
-        assert self._log is not None
-        self._log.close()
+        self._running.close_log()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Pause the timers for the length of a validation."""
@@ -280,50 +255,30 @@ class SparseSelectionCallback(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the loggers the last values; leave the module as it was."""
-        if self._log is not None and serves(self, trainer):
+        if self._session is not None and serves(self, trainer):
             with error_told():
-                self._log.close()
+                self._session.close_log()
                 repaint(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it was, where the fit that ends is the one that this callback serves."""
         if stage == "fit" and end_use(self, trainer):
-            if self.controller is not None:
-                end_use(self.controller, trainer)
+            end_use(self.controller, trainer)
             if self._session is not None:
                 self._session.detach()
 
     def _settings(self, trainer: pl.Trainer, scheduler: TwoStageScheduler | None) -> SelectionSettings:
-        """Read the settings; a target of the scheduler's own counts."""
-        own = self.target_activation_rate
-        return SelectionSettings(
-            target_activation_rate=own if scheduler is None else scheduler.target_activation_rate or own,
-            mode=self.mode,
-            gate=self.gate,
-            significance=self.significance,
-            weighting=self.weighting,
-            controller=self.controller,
-            min_selected=self.min_selected,
-            seed=self.seed,
-            batchnorm=self.batchnorm,
-            quarantine_limit=self.quarantine_limit,
-            count_flops=self.count_flops,
-            schedule=Schedule() if scheduler is None else scheduler.schedule_of(trainer),
-            state_key=super().state_key,
-        )
+        values = {name: getattr(self, name) for name in SelectionSettings.names() if hasattr(self, name)}
+        if scheduler is not None and scheduler.target_activation_rate is not None:
+            values["target_activation_rate"] = scheduler.target_activation_rate
+        schedule = Schedule() if scheduler is None else scheduler.schedule_of(trainer)
+        return SelectionSettings(**values | {"schedule": schedule, "state_key": super().state_key})
 
-    def _begin_use(self, trainer: pl.Trainer) -> None:
-        begin_use(self, trainer)
-        self._loads_foreign = False
-        if self._session is not None:
-            self._session.detach()  # an interrupted fit may not have come to its end
-        if self.controller is not None:
-            try:
-                begin_use(self.controller, trainer)
-            except ConfigurationError:
-                end_use(self, trainer)
-                raise
+    @property
+    def _running(self) -> Session:
+        assert self._session is not None  # Lightning calls no hook of a training before setup
+        return self._session
 
     # ------------------------------------------------------------------ state
 
@@ -335,7 +290,7 @@ class SparseSelectionCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is this callback with its ledger, outside the fit that runs."""
-        return {**vars(self), "_session": None, "_log": None}
+        return {**vars(self), "_session": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Controller, books, quarantine and random state; in ``prune`` scores and plan. Primitives and tensors alone.

@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_ast.callbacks import ConfigurationError
 from lightning_ast.commands.messages import condensed
 from lightning_ast.commands.saved_config import SavedConfig
 from lightning_ast.errors import UsageError
 from lightning_ast.extras import needs
+from lightning_ast.lightning_internals.command_line import OpenCLI
 
 __all__ = ["CommandLine", "CommandLineParser"]
 
@@ -31,7 +32,7 @@ class CommandLineParser(LightningArgumentParser):
         raise UsageError(condensed(message)) from ex
 
 
-class CommandLine(LightningCLI):
+class CommandLine(OpenCLI):
     """Parse the arguments, make the objects and run the command.
 
     Args:
@@ -77,17 +78,19 @@ class CommandLine(LightningCLI):
         files = [file for each in parsed for file in each.get("config") or [] if file is not None]
         self.save_config_kwargs.setdefault("inputs", [str(file.absolute) for file in files])
 
-    def _parse_ckpt_path(self) -> None:
+    def read_checkpoint_arguments(self) -> None:
+        """Take the hyperparameters of ``ckpt_path``; refuse what is no checkpoint."""
         try:
-            super()._parse_ckpt_path()
+            super().read_checkpoint_arguments()
         except UsageError as error:
             raise UsageError(f"ckpt_path: the checkpoint was saved with other hyperparameters: {error}") from error
         except Exception as error:
             raise UsageError(f"ckpt_path: expected a checkpoint of a Trainer, got {type(error).__name__}") from error
 
-    def _set_seed(self) -> None:
+    def set_seed(self) -> None:
+        """Set the seed; refuse what is none."""
         try:
-            super()._set_seed()
+            super().set_seed()
         except ValueError as error:
             raise UsageError(f"seed_everything: {error}") from error
 
@@ -130,14 +133,15 @@ class CommandLine(LightningCLI):
         Returns:
             Its position in the list, or None where it is not in the list.
         """
-        listed = self._get(self.config, "trainer.callbacks") or []
+        listed = self.setting(self.config, "trainer.callbacks") or []
         items = listed if isinstance(listed, list) else [listed]
         places = [i for i, item in enumerate(items) if item["class_path"].rpartition(".")[2] == kind.__name__]
         return places[earlier] if earlier < len(places) else None
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, name: str) -> None:
+        """Run the command; where the set-up is at fault, name the callbacks."""
         try:
-            super()._run_subcommand(subcommand)
+            super().run_command(name)
         except ConfigurationError as error:
             raise self.with_owners(error) from error
 
@@ -145,7 +149,7 @@ class CommandLine(LightningCLI):
         """Name the callback of each fault that is one of a callback's settings."""
         from lightning_ast.commands.listed import with_owner
 
-        listed = self._get(self.config_init, "trainer").get("callbacks") or []
+        listed = self.setting(self.config_init, "trainer").get("callbacks") or []
         callbacks = listed if isinstance(listed, list) else [listed]
         return ConfigurationError([with_owner(fault, callbacks, self.trainer) for fault in error.faults])
 

@@ -18,8 +18,8 @@ from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_ast.core.entries.finder import Entry
-from lightning_ast.core.entries.graph import below_ddp
 from lightning_ast.core.entries.layout import row_norms, spread
+from lightning_ast.core.entries.node_facts import below_ddp
 from lightning_ast.core.partial.gradient import wrap
 from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows, UnequalPlace

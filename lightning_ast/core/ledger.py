@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.state import known_fields
 
-__all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings", "saves_too_little", "step_cost"]
-
+__all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings", "saves_too_little"]
 
 _MODES = get_args(Mode)
 
@@ -48,35 +47,18 @@ def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) 
     return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
 
 
-def step_cost(mode: Mode, rate: float, *, forward: float = 1 / 3, dense_share: float = 0.0) -> float:
-    """Compute the FLOPs of a sparse step as a share of a dense one.
-
-    Args:
-        mode: How the selection is executed.
-        rate: The activation rate, in (0, 1].
-        forward: The forward's share of a dense step; a third where all parameters are trained, more where layers are
-            frozen.
-        dense_share: The share of the backward that ``partial`` runs over every sample for want of a rule, in [0, 1].
-
-    Example:
-        >>> round(step_cost("subset", 0.4), 3), round(step_cost("subset", 0.4, forward=0.9), 3)
-        (0.733, 1.3)
-    """
-    partial = forward + (1 - forward) * (rate + (1 - rate) * dense_share)
-    return {"mask": 1.0, "subset": forward + rate, "partial": partial, "prune": rate}[mode]
-
-
 def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: float = 0.0) -> bool:
     """Decide whether a mode costs more than dense training, or saves less than a tenth of what its formula promises.
 
-    ``mask``, which saves nothing by design, is never blamed. Arguments are those of :func:`step_cost`.
+    ``mask``, which saves nothing by design, is never blamed. Arguments are those of
+    :func:`~lightning_ast.core.execution.cost_share`.
 
     Example:
         >>> saves_too_little("partial", 0.4, forward=0.98), saves_too_little("partial", 0.4, forward=0.4)
         (True, False)
     """
-    cost, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
-    return mode != "mask" and (cost > 1 + 1e-9 or 1 - cost < 0.1 * (1 - promised))
+    cost = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    return mode != "mask" and (cost > 1 + 1e-9 or 1 - cost < 0.1 * (1 - cost_share(mode, rate)))
 
 
 @dataclass
@@ -84,16 +66,16 @@ class StageTotals:
     """Counts of one stage.
 
     Attributes:
-        steps: training batches.
-        offered: samples that were offered.
-        selected: samples that were trained on.
-        forwarded: forwards of one sample, scoring included.
-        backwarded: backwards of one sample, zeroed losses included, and of a partial backward the share that ran over
+        steps: Training batches.
+        offered: Samples that were offered.
+        selected: Samples that were trained on.
+        forwarded: Forwards of one sample, scoring included.
+        backwarded: Backwards of one sample, zeroed losses included, and of a partial backward the share that ran over
             all rows.
-        timed_seconds: wall time of the timed steps.
-        timed_offered: samples offered in the timed steps.
-        joules: energy measured while training, over all processes.
-        joules_offered: samples offered in this process meanwhile.
+        timed_seconds: Wall time of the timed steps.
+        timed_offered: Samples offered in the timed steps.
+        joules: Energy measured while training, over all processes.
+        joules_offered: Samples offered in this process meanwhile.
     """
 
     steps: int = 0
@@ -112,8 +94,8 @@ class Ledger:
     """Samples, FLOPs, seconds and joules of a run, by stage.
 
     Attributes:
-        flops: counted cost of one sample, or None while it is not known.
-        stages: counts by stage.
+        flops: Counted cost of one sample, or None while it is not known.
+        stages: Counts by stage.
 
     Example:
         >>> ledger = Ledger(flops=FlopsPerSample(forward=1.0, backward=2.0))
@@ -130,17 +112,17 @@ class Ledger:
 
         Args:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
-            mode: how the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
+            mode: How the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
                 ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
                 forward of every sample, backward of the selected ones. ``prune``: both of the selected ones alone; the
                 batch is the selection, and ``offered`` what it stands for in a dense epoch.
-            offered: samples of the batch.
-            selected: samples trained on.
-            dense_share: share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
+            offered: Samples of the batch.
+            selected: Samples trained on.
+            dense_share: Share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
                 without a row rule and all that lies before them.
 
         Raises:
-            ValueError: the cost of this mode is not known to the ledger.
+            ValueError: The cost of this mode is not known to the ledger.
         """
         if mode is not None and mode not in _MODES:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
@@ -255,16 +237,16 @@ def estimated_energy_savings(
     Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
 
     Args:
-        offered: samples offered, at least 1.
-        selected: samples trained on.
-        energy_per_activation: energy of a trained sample, in any unit.
-        energy_per_skip: energy of a skipped sample, in the same unit.
+        offered: Samples offered, at least 1.
+        selected: Samples trained on.
+        energy_per_activation: Energy of a trained sample, in any unit.
+        energy_per_skip: Energy of a skipped sample, in the same unit.
 
     Returns:
         Estimated share of energy saved, at most 1.
 
     Raises:
-        ValueError: no sample was offered.
+        ValueError: No sample was offered.
 
     Example:
         >>> round(estimated_energy_savings(offered=100, selected=40), 3)

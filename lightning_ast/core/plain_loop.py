@@ -13,12 +13,11 @@ from torch import Tensor
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import EntryFinder
+from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.errors import EntryError
 
 __all__ = ["GradientGate"]
 
@@ -101,19 +100,11 @@ class GradientGate:
             EntryError: The samples' rows cannot be found in the graph of the loss.
         """
         self.close()
-        rows = self._assignments
-        found = self._finder.find(loss, batch_size, assignments=rows)
-        if found is None and self._trace is not None and self._trace.failure is None:
-            found = self._finder.prove(loss, batch_size, self._trace, assignments=rows)
-        elif found is None:
-            found = self._finder.guess(loss, batch_size, assignments=rows)
+        found = self._finder.locate(loss, batch_size, self._trace, assignments=self._assignments)
         self._release()
         if not found.entries:
-            raise EntryError(
-                f"expected a loss that depends on {batch_size} samples, each with rows of its own where the gradient "
-                f"enters the network; got {', '.join(found.unclear) or 'none'}. Run the first forward in "
-                "`with gate.trace(batch):`, or check batch_size."
-            )
+            remedy = "Run the first forward in `with gate.trace(batch):`, or check batch_size."
+            raise entry_error(found.unclear, batch_size, remedy=remedy)
         self._gate = BatchGate(
             batch_size,
             self._decide,

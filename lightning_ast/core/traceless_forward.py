@@ -51,7 +51,7 @@ class TracelessForward:
     Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
 
     Args:
-        module: the module to run. Its layers are listed once, here.
+        module: The module to run. Its layers are listed once, here.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -69,7 +69,8 @@ def _digits(root: Path) -> Images:
     images = torch.from_numpy((bunch.images * 15.9375).astype(np.uint8)).unsqueeze(1)  # 0..16 to 0..255
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    test, train = order[:360], order[360:]
+    test = order[:360]
+    train = order[360:]
     return Images(images[train], labels[train], images[test], labels[test])
 
 
@@ -171,7 +172,8 @@ class _InMemory(Dataset[tuple[Tensor, Tensor]]):
     """Whole batches by index: no per-sample Python."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+        self.images = images
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)

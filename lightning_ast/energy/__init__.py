@@ -1,4 +1,4 @@
-"""What a run costs: meters of joules, and the seconds and joules of its epochs."""
+"""The costs of a run: meters of joules, and the seconds and joules of its epochs."""
 
 from lightning_ast.energy.meters import (
     EnergyKind,

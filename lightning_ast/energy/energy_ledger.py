@@ -1,4 +1,4 @@
-"""What the energy meters of all processes counted, by what was done meanwhile."""
+"""The joules that the meters of all processes counted, by what was done meanwhile."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _MARGIN = 0.5
 
 
 class EnergyBook:
-    """Attributes to each activity what the meters counted while it went on.
+    """A book of joules: each activity has what the meters counted while it went on.
 
     Args:
-        meters: of this process's hardware; None takes what the machine has.
-        device: that this process trains on.
-        processes: of the run; hardware that several of them share is counted once.
+        meters: The meters of this process's hardware; None takes what the machine has.
+        device: The device that this process trains on.
+        processes: The processes of the run; hardware that several of them share is counted once.
 
     Attributes:
-        names: of what this process measures.
-        measured: of what all of them measure.
-        offered: samples offered in this process by activity, since the last :meth:`close`.
+        names: The names of what this process measures.
+        measured: The names of what all processes measure.
+        offered: The samples offered in this process by activity, since the last :meth:`close`.
     """
 
     def __init__(self, meters: Sequence[EnergyMeter] | None, device: torch.device, processes: Processes) -> None:
@@ -59,7 +59,7 @@ class EnergyBook:
 
     @property
     def due(self) -> bool:
-        """Whether a counter would soon come round."""
+        """Tell whether a counter would soon come round to zero."""
         return time.monotonic() - self._read_at > self._longest
 
     def begin(self, offered: int) -> None:
@@ -72,8 +72,8 @@ class EnergyBook:
         """Attribute what was counted since the last reading to what went on, and go on with something else.
 
         Args:
-            then: what begins now; None: the same goes on.
-            offered: samples that the run was offered so far, in this process.
+            then: The activity that begins now; None where the same goes on.
+            offered: The samples that the run was offered so far, in this process.
         """
         self._read_at = time.monotonic()
         for position, meter in enumerate(self._meters):
@@ -101,7 +101,7 @@ class EnergyBook:
         self._running = self._running if then is None else then
 
     def close(self) -> dict[EnergyKind, dict[Activity, float]]:
-        """Joules over all processes, by kind and activity; a kind that one of them cannot measure is left out.
+        """Sum the joules of all processes, by kind and activity; leave out a kind that one of them cannot measure.
 
         Every process must call it. Begins anew; so must the caller with :attr:`offered`.
         """
@@ -116,7 +116,7 @@ class EnergyBook:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted and not closed, by all processes; each of them must ask, unless the run fails."""
+        """Return what all processes counted and did not close; each of them must ask, unless the run fails."""
         own = {f"{kind}/{activity}": joules for (kind, activity), joules in self._joules.items()}
         each = [own] if self._processes.failing else self._processes.gathered(own)
         return {
@@ -126,7 +126,7 @@ class EnergyBook:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count on from there; one process does, for all."""
+        """Count on from a state; one process does, for all."""
         self._joules = {
             (kind, activity): state["joules"][f"{kind}/{activity}"]
             for kind in _KINDS

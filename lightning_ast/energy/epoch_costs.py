@@ -1,4 +1,4 @@
-"""What the running epoch costs: the joules of the meters, the seconds of the sections, the stage they belong to."""
+"""The costs of the running epoch: the joules of the meters, the seconds of the sections, the stage they belong to."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from lightning_ast.schedule import STAGE_CODES, Stage
 from lightning_ast.selection.flop_count import SETTLE_STEPS
 from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.session import Session
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["EpochCosts", "OpenEpoch"]
 
 
 @dataclass(frozen=True)
 class EpochCosts:
-    """What one epoch cost.
+    """The costs of one epoch.
 
     Seconds are this process's wall time, those of the three sections on CUDA the device's. Joules are those of all
     processes, validation included, and None where they are not measured.
 
     Attributes:
-        epoch: from 0.
-        epoch_seconds: of the whole epoch, the sum of the five that follow.
-        loading_seconds: from the end of a batch to the start of the next: fetching, transfer, and what Lightning does
-            in between. With workers, or on CUDA, what was waited for.
-        scoring_seconds: the scoring forward of mode ``subset``; the other modes score from the step's own losses.
-        forward_backward_seconds: from there to the end of the last backward.
-        validation_seconds: within the epoch.
-        other_seconds: what is in none of these: optimizer, callbacks, loggers, checkpoints.
-        gpu_joules: of the GPUs that were trained on.
-        cpu_joules: of the machines' CPUs, whatever else ran on them.
+        epoch: The number of the epoch, from 0.
+        epoch_seconds: The seconds of the whole epoch, the sum of the five that follow.
+        loading_seconds: The time from the end of a batch to the start of the next: fetching, transfer, and what
+            Lightning does in between. With workers, or on CUDA, what was waited for.
+        scoring_seconds: The scoring forward of mode ``subset``; the other modes score from the step's own losses.
+        forward_backward_seconds: The time from there to the end of the last backward.
+        validation_seconds: The validation within the epoch.
+        other_seconds: The rest: optimizer, callbacks, loggers, checkpoints.
+        gpu_joules: The joules of the GPUs that were trained on.
+        cpu_joules: The joules of the machines' CPUs, whatever else ran on them.
     """
 
     epoch: int
@@ -54,7 +54,7 @@ class EpochCosts:
 
     @property
     def epoch_joules(self) -> float | None:
-        """GPUs and CPUs together, where either is measured."""
+        """Return the joules of GPUs and CPUs together, where either is measured."""
         known = [joules for joules in (self.gpu_joules, self.cpu_joules) if joules is not None]
         return sum(known) if known else None
 
@@ -63,18 +63,19 @@ class OpenEpoch(Watcher):
     """The epoch that is being measured.
 
     Args:
-        trainer: of the fit.
-        book: of the joules.
-        clock: of the sections.
+        trainer: The trainer of this fit.
+        book: The book of the joules.
+        clock: The clock of the sections.
         session: The session of the selection callback, or None where nobody selects.
 
     Attributes:
-        number: of the epoch, from 0.
-        sections: of its steps.
+        number: The number of the epoch, from 0.
+        sections: The sections of its steps.
     """
 
     def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock, session: Session | None) -> None:
-        self._book, self._clock = book, clock
+        self._book = book
+        self._clock = clock
         self.number = trainer.current_epoch
         self.sections = StepSections(clock)
         self._ledger = None if session is None else session.ledger
@@ -93,7 +94,7 @@ class OpenEpoch(Watcher):
 
     @property
     def savings(self) -> float | None:
-        """Share of the joules that was saved so far, or None."""
+        """Return the share of the joules that was saved so far, or None."""
         return None if self._ledger is None else self._ledger.savings()["joules"]
 
     @property
@@ -126,23 +127,23 @@ class OpenEpoch(Watcher):
     # ------------------------------------------------------------------ told by the fit
 
     def start_batch(self) -> None:
-        """A batch is loaded; where something else lay before it, it is training from here on."""
+        """Take note of a loaded batch; where something else came before it, training begins here."""
         if self._pauses:
             self._pauses = False
             self._book.read(self._activity, offered=self._offered)
         self.sections.start_batch()
 
     def start_stage(self, stage: Stage) -> None:
-        """What was counted so far is the last stage's."""
+        """Attribute what was counted so far to the stage before, and begin this one."""
         self._stage = stage
         self._book.read(self._activity, offered=self._offered)
 
     def scoring(self) -> AbstractContextManager[None]:
-        """A section of the step."""
+        """Time a section of the step: the scoring forward."""
         return self.sections.scoring()
 
-    def finish_batch(self, plan: BatchPlan) -> None:
-        """From a few steps on a stage is taken to be itself."""
+    def finish_batch(self, step: StepState) -> None:
+        """Count the step: from a few of a stage on, what is measured stands for that stage."""
         self._steps[self._stage] += 1
         if self._steps[self._stage] == SETTLE_STEPS:
             self._clock.wait()
@@ -156,13 +157,14 @@ class OpenEpoch(Watcher):
             self._book.read(offered=self._offered)
 
     def start_validation(self) -> None:
-        """Training stands still."""
+        """Count as validation from here on."""
         self._clock.wait()
         self._book.read("validation", offered=self._offered)
-        self._validation_began, self._validates = time.perf_counter(), True
+        self._validation_began = time.perf_counter()
+        self._validates = True
 
     def end_validation(self) -> None:
-        """Training goes on."""
+        """Count as training from here on."""
         if not self._validates:
             return
         self._clock.wait()
@@ -172,19 +174,22 @@ class OpenEpoch(Watcher):
         self.sections.restart()
 
     def _pause(self) -> None:
-        """What comes now, up to the next batch, stands for no stage."""
+        """Let what comes now, up to the next batch, stand for no stage."""
         self._book.read("settling", offered=self._offered)
         self._pauses = True
 
     def close(self) -> EpochCosts:
-        """What the epoch cost, over all processes; the next one begins."""
+        """Return the costs of the epoch over all processes; begin the next one."""
         sections = self.sections.take()
         self._pause()
         joules = self._book.close()
         self._record(joules)
         now = time.perf_counter()
-        seconds, validation = self._seconds + now - self._began, self._validation_seconds
-        self._began, self._seconds, self._validation_seconds = now, 0.0, 0.0
+        seconds = self._seconds + now - self._began
+        validation = self._validation_seconds
+        self._began = now
+        self._seconds = 0.0
+        self._validation_seconds = 0.0
         self.number += 1
         known = {name: sections.get(name, 0.0) for name in ("loading", "scoring", "forward_backward")}
         return EpochCosts(
@@ -199,8 +204,9 @@ class OpenEpoch(Watcher):
         )
 
     def _record(self, joules: dict[EnergyKind, dict[Activity, float]]) -> None:
-        """Into the ledger: what the steps cost that stand for their stage, as long as the same is measured."""
-        offered, self._book.offered = self._book.offered, {}
+        """Record the costs of the steps that stand for their stage, as long as the same hardware is measured."""
+        offered = self._book.offered
+        self._book.offered = {}
         self._kinds = set(joules) if self._kinds is None else self._kinds
         if self._ledger is None or not self._kinds:
             return
@@ -214,7 +220,7 @@ class OpenEpoch(Watcher):
                 self._ledger.record_joules(stage, joules=spent, offered=offered[stage])
 
     def state_dict(self) -> dict[str, Any]:
-        """What the epoch cost so far."""
+        """Return the costs of the epoch so far."""
         self.sections.settle()
         self._book.read(offered=self._offered)
         now = time.perf_counter()

@@ -30,13 +30,13 @@ _MOST_WATTS = 1000.0
 
 
 class EnergyMeter(Protocol):
-    """What :class:`~lightning_ast.EnergyMonitor` reads; anything that counts joules can be one.
+    """A counter that :class:`~lightning_ast.EnergyMonitor` reads; anything that counts joules can be one.
 
     Attributes:
-        name: what is measured, and how.
-        kind: ``"gpu"`` or ``"cpu"``.
-        identity: the same for all meters of one piece of hardware, so that processes which share it count it once.
-        longest_interval_seconds: it must be read at least this often; infinite for most.
+        name: The hardware that is measured, and how.
+        kind: The kind of hardware, ``"gpu"`` or ``"cpu"``.
+        identity: A name of the hardware, the same for all its meters: processes that share it count it once.
+        longest_interval_seconds: The longest time between two readings; infinite for most meters.
     """
 
     name: str
@@ -45,10 +45,10 @@ class EnergyMeter(Protocol):
     longest_interval_seconds: float
 
     def read_joules(self) -> float:
-        """Joules since a moment that stays the same.
+        """Return the joules since a moment that stays the same.
 
         Raises:
-            EnergyUnavailableError: the counter cannot be read any more.
+            EnergyUnavailableError: The counter cannot be read any more.
         """
 
 
@@ -58,10 +58,11 @@ class NvmlMeter:
     Source: NVML, ``nvmlDeviceGetTotalEnergyConsumption``, millijoules since the driver was loaded.
 
     Args:
-        uuid: of the GPU, as ``nvidia-smi -L`` gives it: ``"GPU-..."``.
+        uuid: The GPU's name as ``nvidia-smi -L`` gives it: ``"GPU-..."``.
 
     Raises:
-        EnergyUnavailableError: nvidia-ml-py is missing, or the GPU has no such counter (a MIG slice has none).
+        EnergyUnavailableError: The package nvidia-ml-py is missing, or the GPU has no such counter (a MIG slice has
+            none).
     """
 
     kind: EnergyKind = "gpu"
@@ -87,11 +88,11 @@ class NvmlMeter:
 
     @classmethod
     def of(cls, device: torch.device) -> NvmlMeter:
-        """The meter of a CUDA device of this process, whatever ``CUDA_VISIBLE_DEVICES`` says."""
+        """Make the meter of a CUDA device of this process, whatever ``CUDA_VISIBLE_DEVICES`` says."""
         return cls(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
     def read_joules(self) -> float:
-        """Joules since the driver was loaded; the counter moves about every 20 to 100 ms."""
+        """Return the joules since the driver was loaded; the counter moves about every 20 to 100 ms."""
         try:
             return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device)) / 1e3
         except self._nvml.NVMLError as error:
@@ -105,13 +106,13 @@ class RaplMeter:
     its smaller value.
 
     Args:
-        root: where the kernel shows the counters.
+        root: The folder in which the kernel shows the counters.
 
     Raises:
-        EnergyUnavailableError: there are none, or they are not readable by this user.
+        EnergyUnavailableError: There are no counters, or this user cannot read them.
 
     Attributes:
-        longest_interval_seconds: in which a counter cannot come round twice.
+        longest_interval_seconds: A time in which a counter cannot come round twice.
     """
 
     kind: EnergyKind = "cpu"
@@ -137,7 +138,7 @@ class RaplMeter:
         self._microjoules = 0
 
     def read_joules(self) -> float:
-        """Joules since the meter was made."""
+        """Return the joules since the meter was made."""
         for zone, last in self._last.items():
             try:
                 now = _microjoules(zone)
@@ -149,12 +150,12 @@ class RaplMeter:
 
 
 class ReplayedMeter:
-    """Gives recorded readings, one after the other.
+    """A meter that gives recorded readings, one after the other.
 
     Args:
-        readings: joules since some moment, never falling.
-        kind: of the hardware that they were recorded on.
-        identity: of that hardware.
+        readings: The joules since some moment, never falling.
+        kind: The kind of hardware that they were recorded on.
+        identity: A name of that hardware.
 
     Example:
         >>> meter = ReplayedMeter([10.0, 12.5])
@@ -171,10 +172,10 @@ class ReplayedMeter:
         self.identity = identity
 
     def read_joules(self) -> float:
-        """The next reading.
+        """Return the next reading.
 
         Raises:
-            EnergyUnavailableError: there are no more.
+            EnergyUnavailableError: There are no more readings.
         """
         try:
             return float(next(self._readings))
@@ -183,10 +184,10 @@ class ReplayedMeter:
 
 
 def find_meters(device: torch.device) -> tuple[list[EnergyMeter], list[str]]:
-    """What can be measured here.
+    """Find the meters of this machine.
 
     Args:
-        device: that this process trains on.
+        device: The device that this process trains on.
 
     Returns:
         The meters, and for each that is missing the reason.
@@ -208,7 +209,7 @@ def find_meters(device: torch.device) -> tuple[list[EnergyMeter], list[str]]:
 
 
 def _machine() -> str:
-    """The same for all processes, and containers, that one kernel runs."""
+    """Name the machine, alike for all processes and containers that one kernel runs."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -216,7 +217,7 @@ def _machine() -> str:
 
 
 def _counts(zone: Path) -> bool:
-    """Whether a RAPL zone is a package or memory: what lies inside a package, and the whole platform, is left out."""
+    """Tell whether a RAPL zone is a package or memory: parts of a package, and the whole platform, are left out."""
     try:
         name = (zone / "name").read_text().strip()
     except OSError:

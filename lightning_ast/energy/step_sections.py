@@ -1,4 +1,4 @@
-"""Where the seconds of an epoch go: loading, scoring, forward and backward. Nothing is waited for."""
+"""The seconds of an epoch by section: loading, scoring, forward and backward. Nothing is waited for."""
 
 from __future__ import annotations
 
@@ -16,73 +16,73 @@ Section = Literal["loading", "scoring", "forward_backward"]
 
 
 class Clock(Protocol):
-    """Marks moments, and tells later how far apart they were."""
+    """A clock that marks moments, and tells later how far apart they were."""
 
     def mark(self) -> Any:
-        """This moment."""
+        """Mark this moment."""
 
     def seconds(self, start: Any, end: Any) -> float | None:
-        """From one mark to a later one; None where that is not known yet."""
+        """Return the time from one mark to a later one; None where it is not known yet."""
 
     def wait(self) -> None:
-        """Until every mark is known."""
+        """Wait until every mark is known."""
 
 
 class HostClock:
-    """Wall time of this process."""
+    """The wall time of this process."""
 
     def mark(self) -> float:
-        """Seconds."""
+        """Read the time."""
         return time.perf_counter()
 
     def seconds(self, start: float, end: float) -> float:
-        """Their difference."""
+        """Return the difference of two times."""
         return end - start
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Return at once: every mark is known."""
 
 
 class CudaClock:
-    """Time of the device: a mark is an event in its stream, reached when what was enqueued before it is done.
+    """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done.
 
     Loading is then what the device waited for, not what went on beside it.
 
     Args:
-        device: a CUDA device.
+        device: The CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def mark(self) -> torch.cuda.Event:
-        """An event, recorded."""
+        """Record an event."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float | None:
-        """Between two events, once the device has reached them."""
+        """Return the time between two events, once the device has reached them."""
         return start.elapsed_time(end) / 1e3 if end.query() else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has done what it was given."""
         torch.cuda.synchronize(self._device)
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock for what runs on a device."""
+    """Choose the clock for what runs on a device."""
     return CudaClock(device) if device.type == "cuda" else HostClock()
 
 
 class StepSections:
-    """Adds up the sections of training steps; what is in none of them is the caller's to name.
+    """The sections of training steps, added up; what is in none of them is the caller's to name.
 
     Args:
-        clock: see :class:`Clock`.
+        clock: The clock that marks their ends.
 
     Attributes:
-        seconds: by section, since the last :meth:`take`; what the clock does not know yet is not in it.
+        seconds: The seconds by section, since the last :meth:`take`; what the clock does not know yet is not in them.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -95,19 +95,19 @@ class StepSections:
         self._backward: Any = None
 
     def restart(self) -> None:
-        """Training goes on now, after something else."""
+        """Begin to load a batch now, after something else than training."""
         self._start = self._ready = self._backward = None
         self._idle = self._clock.mark()
 
     def start_batch(self) -> None:
-        """A batch is on the device; scoring may have begun before this is called."""
+        """Begin a step: its batch is on the device. Scoring may have begun before this is called."""
         if self._start is None:
             self._start = self._ready = self._clock.mark()
             self._add("loading", self._idle, self._start)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Around a scoring forward."""
+        """Time the scoring forward inside."""
         self.start_batch()
         begin = self._clock.mark()
         yield
@@ -115,11 +115,11 @@ class StepSections:
         self._add("scoring", begin, self._ready)
 
     def finish_backward(self) -> None:
-        """A backward is over; the last one of a batch counts."""
+        """Mark the end of a backward; the last one of a batch counts."""
         self._backward = self._clock.mark()
 
     def finish_batch(self) -> None:
-        """The step is over."""
+        """End the step, and begin to load the next batch."""
         if self._start is not None and self._backward is not None:
             self._add("forward_backward", self._ready, self._backward)
         self._start = self._backward = None
@@ -127,9 +127,10 @@ class StepSections:
         self._collect()
 
     def take(self) -> dict[Section, float]:
-        """The seconds so far, all of them; begins anew."""
+        """Return all seconds so far, and begin anew."""
         self.settle()
-        taken, self.seconds = self.seconds, {}
+        taken = self.seconds
+        self.seconds = {}
         return taken
 
     def settle(self) -> None:

@@ -1,3 +1,3 @@
-"""Everything private that is read or changed of Lightning."""
+"""Everything private of Lightning and of torchmetrics that this package reads or changes; :mod:`.table` lists it."""
 
 __all__: list[str] = []

@@ -12,7 +12,7 @@ def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
     """Give one object a class of its own, with other methods and properties; copies and pickles have the first class.
 
     Returns:
-        Puts the first class back.
+        A function that puts the first class back.
     """
     own: Any = type(instance)
 

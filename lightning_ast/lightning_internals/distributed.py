@@ -1,27 +1,27 @@
-"""What the processes that train together tell each other."""
+"""The processes of a run, and what they tell each other."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.lightning_internals.random_state import random_state, restore_random_state
 from lightning_ast.words import counted
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "starts_processes"]
 
 
 class Processes:
     """The processes of a run; every method that communicates is called by all of them, or by none.
 
     Args:
-        trainer: its strategy communicates.
+        trainer: The Trainer whose strategy communicates.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -31,15 +31,15 @@ class Processes:
         self.rank = trainer.global_rank
 
     def mean(self, value: Tensor) -> Tensor:
-        """Element-wise mean over the processes."""
+        """Return the element-wise mean over the processes."""
         return self._reduced(value, "mean")
 
     def mean_of(self, *values: float) -> list[float]:
-        """Means of numbers over the processes."""
+        """Return the means of numbers over the processes."""
         return list(values) if self.count == 1 else self.mean(torch.tensor(values)).tolist()
 
     def maximum(self, value: Tensor) -> Tensor:
-        """Element-wise maximum over the processes."""
+        """Return the element-wise maximum over the processes."""
         return self._reduced(value, "max")
 
     def _reduced(self, value: Tensor, operation: str) -> Tensor:
@@ -50,7 +50,7 @@ class Processes:
         return reduced.to(device) if isinstance(reduced, Tensor) else value.new_tensor(reduced)
 
     def interleaved(self, values: Tensor) -> Tensor:
-        """``(n,)`` of each process, taking turns: ``(n * count,)``; :meth:`share` is the inverse."""
+        """Let the ``(n,)`` of each process take turns: ``(n * count,)``; :meth:`share` is the inverse."""
         if self.count == 1:
             return values
         own = values.to(self._strategy.root_device)
@@ -59,7 +59,7 @@ class Processes:
         return torch.stack(everyone, dim=1).reshape(-1).cpu()
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each process has, by rank; it is pickled."""
+        """Return the values of all processes by rank; they are pickled on the way."""
         if self.count == 1:
             return [value]
         everyone: list[Any] = [None] * self.count
@@ -67,23 +67,23 @@ class Processes:
         return everyone
 
     def share(self, values: Tensor) -> Tensor:
-        """The part of an interleaved ``(n * count,)`` that is this process's: ``(n,)``."""
+        """Take this process's part ``(n,)`` of an interleaved ``(n * count,)``."""
         return values[self.rank :: self.count]
 
     @property
     def failing(self) -> bool:
-        """Whether the run is being interrupted: a process that failed speaks alone."""
+        """Tell whether the run is being interrupted: a process that failed cannot reach the others."""
         return self._state.status == TrainerStatus.INTERRUPTED
 
     def random_states(self) -> list[dict[str, Any]]:
-        """The state of the global generators of each process by rank; of this one alone where the run fails."""
-        own = _random_state()
+        """Return the states of the global generators of each process by rank; of this one alone where the run fails."""
+        own = random_state()
         return [own] if self.failing else self.gathered(own)
 
     def restore_random_states(self, states: list[dict[str, Any]]) -> None:
         """Put each process's global generators where :meth:`random_states` found them."""
         if len(states) == self.count:
-            _restore_random_state(states[self.rank])
+            restore_random_state(states[self.rank])
             return
         rank_zero_warn(
             f"lightning-ast: this checkpoint holds the random state of {counted(len(states), 'process')}, for "
@@ -92,24 +92,6 @@ class Processes:
         )
 
 
-def _random_state() -> dict[str, Any]:
-    """State of this process's global generators (torch on CPU and GPU, numpy, Python): primitives and tensors."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [str(name), torch.tensor(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "python": [version, torch.tensor(internal), gauss],
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    """Put the global generators where :func:`_random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
+def starts_processes(trainer: pl.Trainer) -> bool:
+    """Tell whether the strategy trains in processes that it starts, be it a single one."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

@@ -1,4 +1,4 @@
-"""What is read and written of Lightning's logger connector, private parts included: all of it is in this file."""
+"""The values that Lightning has logged and will write, and ways to show values when it is too late to log them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def batches_completed(trainer: pl.Trainer) -> int:
 
 
 def logs_this_step(trainer: pl.Trainer) -> bool:
-    """Whether the loggers take what is logged in this step."""
+    """Tell whether the loggers take what is logged in this step."""
     return bool(trainer._logger_connector.should_update_logs)
 
 
@@ -94,7 +94,8 @@ def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
     At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
     """
-    bar, within_epoch = trainer.progress_bar_callback, trainer._logger_connector._first_loop_iter is not None
+    bar = trainer.progress_bar_callback
+    within_epoch = trainer._logger_connector._first_loop_iter is not None
     if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
         bar.on_train_epoch_end(trainer, module)
 

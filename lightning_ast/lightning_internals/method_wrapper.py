@@ -17,11 +17,12 @@ __all__ = ["method_of"]
 def method_of(
     module: pl.LightningModule, name: str, original: Callable[..., Any], replacement: Callable[..., Any]
 ) -> types.MethodType:
-    """``replacement`` as a method with the name and signature of ``original``, which Lightning inspects.
+    """Make ``replacement`` a method with the name and signature of ``original``, which Lightning inspects.
 
     A copy of the module that is made within the fit, or a pickled one, has its class's own method.
     """
-    own, replace = weakref.ref(module), weakref.WeakMethod(replacement)  # a copy must not keep the original alive
+    own = weakref.ref(module)  # a copy must not keep the original alive
+    replace = weakref.WeakMethod(replacement)
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         replaced = replace() if self is own() else None

@@ -1,13 +1,16 @@
-"""The random states in a checkpoint: whether the generators would take them, tried on generators of our own."""
+"""The states of the global random generators: read, restored, and checked where they come from a checkpoint."""
 
 from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from torch import Tensor
 
 from lightning_ast.core.state import Check, Faults
@@ -22,7 +25,50 @@ from lightning_ast.core.state_checks import (
     whole,
 )
 
-__all__ = ["GENERATOR_STATE", "RANDOM_STATES", "one_for_each"]
+__all__ = [
+    "GENERATOR_STATE",
+    "RANDOM_STATES",
+    "kept_random_state",
+    "one_for_each",
+    "random_state",
+    "restore_random_state",
+]
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of this process's global generators (torch on CPU and GPU, numpy, Python).
+
+    It is made of primitives and tensors, as a checkpoint has to be.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [str(name), torch.tensor(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, torch.tensor(internal), gauss],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators where :func:`random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Put the global generators back at the end, also where the block fails: Lightning's ``isolate_rng`` does not."""
+    states = _collect_rng_states()
+    try:
+        yield
+    finally:
+        _set_rng_states(states)
 
 
 def _accepted(restore: Any, *states: Any) -> bool:

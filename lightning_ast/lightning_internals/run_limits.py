@@ -1,4 +1,4 @@
-"""What limits a run: its epochs, its optimizer steps, its accumulation; and the callbacks that change them."""
+"""The limits of a run: its epochs, its optimizer steps, its accumulation; and the callbacks that change them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ C = TypeVar("C")
 
 def run_length(trainer: pl.Trainer) -> RunLength:
     """Read what limits a run; the batches of an epoch are known once the training loader is set up."""
-    batches, module = trainer.num_training_batches, trainer.lightning_module
+    batches = trainer.num_training_batches
+    module = trainer.lightning_module
     automatic = module is None or module.automatic_optimization  # None: the trainer was not given a module yet
     return RunLength(
         max_epochs=epoch_limit(trainer),
@@ -28,12 +29,12 @@ def run_length(trainer: pl.Trainer) -> RunLength:
 
 
 def epochs_done(trainer: pl.Trainer) -> int:
-    """Epochs that this trainer has trained, in an earlier fit included."""
+    """Count the epochs that this trainer has trained, in an earlier fit included."""
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
 def epoch_limit(trainer: pl.Trainer) -> int | None:
-    """Epochs that the run trains, or None without a limit.
+    """Return how many epochs the run trains, or None without a limit.
 
     Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
     """
@@ -45,17 +46,17 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
 
 
 def accumulation(trainer: pl.Trainer) -> dict[int, int]:
-    """Batches to an optimizer step from each of these epochs on, the first of which is 0."""
+    """Return the batches to an optimizer step from each of these epochs on, the first of which is 0."""
     for callback in _callbacks(trainer, GradientAccumulationScheduler):
         return dict(callback.scheduling)
     return {0: trainer.accumulate_grad_batches}
 
 
 def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
-    """The Trainer's first callback of a kind, or None."""
+    """Find the Trainer's first callback of a kind, or None."""
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
-    """By name: those of the package ``pytorch_lightning`` are other classes."""
+    """List the callbacks of a kind, found by name: those of the package ``pytorch_lightning`` are other classes."""
     return [c for c in trainer.callbacks if kind.__name__ in {k.__name__ for k in type(c).__mro__}]  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_ast.core.batch.containers import leaves_of
 
-__all__ = ["StillMetrics"]
+__all__ = ["StillMetrics", "state_of"]
 
 _MISSING = object()
 _ANSWERS = ("forward", "compute")
@@ -39,7 +39,7 @@ class StillMetrics:
 
     def __enter__(self) -> None:
         kept = [metric for metric in self._metrics if self._is_first or id(metric) in self._in_loss]
-        self._states = [(metric, _state_of(metric)) for metric in kept]
+        self._states = [(metric, state_of(metric)) for metric in kept]
         if self._is_first:
             for metric in self._metrics:
                 for name in _ANSWERS:
@@ -81,9 +81,9 @@ class StillMetrics:
         owner.__dict__[name] = stub
 
 
-def _state_of(metric: Metric) -> dict[str, Any]:
-    """Copy what an update changes."""
-    names = [name for name in (*metric._defaults, *_BESIDE) if name in metric.__dict__]
+def state_of(metric: Metric) -> dict[str, Any]:
+    """Copy the attributes of a metric that an update changes, by name."""
+    names = [name for name in (*metric.metric_state, *_BESIDE) if name in metric.__dict__]
     return {name: _copy(metric.__dict__[name]) for name in names}
 
 

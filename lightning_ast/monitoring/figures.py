@@ -15,10 +15,10 @@ _MOST_CLASSES = 60
 
 
 def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
-    """Activation rate of each class (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
+    """Draw the activation rate of each class (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
 
     Args:
-        by_epoch: ``(C,)`` shares in [0, 1], NaN where a class was not offered.
+        by_epoch: The shares ``(C,)`` in [0, 1] by epoch, NaN where a class was not offered.
     """
     classes = min(max(len(shares) for shares in by_epoch.values()), _MOST_CLASSES)
     grid, epochs = _grid({epoch: shares[:classes] for epoch, shares in by_epoch.items()}, classes)
@@ -27,10 +27,10 @@ def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
 
 
 def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
-    """Threshold in each part of an epoch (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
+    """Draw the threshold in each part of an epoch (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
 
     Args:
-        by_epoch: ``(parts,)`` mean thresholds, NaN where it was dense.
+        by_epoch: The mean thresholds ``(parts,)`` by epoch, NaN where it was dense.
     """
     parts = len(next(iter(by_epoch.values())))
     grid, epochs = _grid(by_epoch, parts)
@@ -45,11 +45,11 @@ def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
 
 
 def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor, str]]) -> Any:
-    """The most selected samples above, the least selected below, ``(H, W, 3)`` uint8.
+    """Draw the most selected samples above, the least selected below, ``(H, W, 3)`` uint8.
 
     Args:
-        most: images ``(1 or 3, H, W)`` of any range, each with its caption.
-        least: likewise.
+        most: The images of the most selected, ``(1 or 3, H, W)`` of any range, each with its caption.
+        least: The images of the least selected, likewise.
     """
     columns = max(len(most), len(least))
     figure = _figure(1.3 * columns, 3.6)
@@ -65,7 +65,7 @@ def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor
 
 
 def _grid(by_epoch: Mapping[int, Tensor], length: int) -> tuple[Any, list[int]]:
-    """``(epochs, length)`` with NaN where nothing is known, and the epochs."""
+    """Arrange values as ``(epochs, length)``, NaN where nothing is known; return them with the epochs."""
     epochs = sorted(by_epoch)
     grid = np.full((len(epochs), length), np.nan)
     for row, epoch in enumerate(epochs):
@@ -101,7 +101,7 @@ def _drawn(figure: Any) -> Any:
 
 
 def _pixels(image: Tensor) -> Any:
-    """``(H, W)`` or ``(H, W, 3)`` in [0, 1]."""
+    """Scale an image to [0, 1], ``(H, W)`` or ``(H, W, 3)``."""
     image = torch.nan_to_num(image.detach().float().cpu())
     image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""What only measures or shows may fail without an effect on the training."""
+"""A guard around what only measures or shows: it may fail without an effect on the training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Guard"]
 
 
 class Guard:
-    """Catches the failures of a part that training does not need, and warns of the first.
+    """A catcher of the failures of a part that training does not need; it warns of the first.
 
     Nothing that all processes must call together belongs inside: a process that fails would leave the others waiting.
 

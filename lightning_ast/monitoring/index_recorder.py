@@ -1,4 +1,4 @@
-"""Which samples of the data set each batch holds, where the loader can tell: indices are noted as they are drawn."""
+"""The dataset indices of each batch, where the loader can tell: they are recorded as the sampler yields them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import default_collate, default_convert
 
 from lightning_ast.lightning_internals.class_patch import change_class
-from lightning_ast.lightning_internals.fit_loop import batches_handed, lead
+from lightning_ast.lightning_internals.fit_loop import batches_handed
+from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.pruning.loader import loader_faults
 
@@ -23,7 +24,7 @@ __all__ = ["DrawnIndices"]
 
 
 class DrawnIndices:
-    """Listens to what the user's sampler yields, and finds the part of it that a batch was made of.
+    """A listener to the user's sampler; it finds the part of what was drawn that a batch was made of.
 
     Needs what mode ``prune`` needs of a loader (one torch DataLoader over a map-style dataset, in order), and a
     ``collate_fn`` that keeps the order of the samples for certain: torch's own, or one that gives back what it gets.
@@ -31,12 +32,13 @@ class DrawnIndices:
     own until this is detached.
 
     Args:
-        owner: the callback that wants to know; a tuner's trials go on without it.
-        trainer: of the fit.
+        owner: The callback that wants to know; a tuner's trials go on without it.
+        trainer: The trainer of this fit.
     """
 
     def __init__(self, owner: Callback, trainer: pl.Trainer) -> None:
-        self._owner, self._trainer = owner, trainer
+        self._owner = owner
+        self._trainer = trainer
         self._guard = Guard("listening to the sampler")
         self._drawn = array("q")
         self._batch_size: int | None = None
@@ -46,7 +48,7 @@ class DrawnIndices:
         self._put_back: Callable[[], None] | None = None
 
     def attach(self) -> None:
-        """From here on, every training loader that Lightning sets up is listened to."""
+        """Listen to every training loader that Lightning sets up from here on."""
         self._undo = lead(self._trainer.fit_loop, load=self._load, begin=lambda epoch: None)
 
     def detach(self) -> None:
@@ -57,7 +59,7 @@ class DrawnIndices:
         self._undo = None
 
     def take(self, batch_size: int) -> Tensor | None:
-        """``(B,)`` dataset indices of the batch that was handed out last, or None where they are not known."""
+        """Return the dataset indices ``(B,)`` of the batch that was handed out last; None where they are not known."""
         if self._batch_size is None or self._loader.batch_sampler.sampler is not self._sampler:
             return None
         start = (batches_handed(self._trainer.fit_loop) - 1) * self._batch_size
@@ -85,7 +87,7 @@ class DrawnIndices:
         self._put_back = self._loader = self._sampler = self._batch_size = None
 
     def _draw(self, own: Any, sampler: Any) -> Iterator[Any]:
-        """An epoch begins; the settings of the loader are those of this moment."""
+        """Yield an epoch's indices and record them, with the loader's settings as they are at its start."""
         drawn = self._drawn = array("q")
         self._batch_size = self._loader.batch_sampler.batch_size if _keeps_order(self._loader.collate_fn) else None
         for index in own.__iter__(sampler):

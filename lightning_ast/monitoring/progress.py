@@ -1,4 +1,4 @@
-"""What a run has come to, epoch by epoch: loss, accuracy, activation, time. Read for the line and the summary."""
+"""The results of a run, epoch by epoch: loss, accuracy, activation, time. Read for the line and the summary."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["RunProgress", "names_accuracy"]
 
 @dataclass
 class RunProgress:
-    """Adds up steps and epochs; what it holds is primitives.
+    """The sums of steps and epochs, all of them primitives.
 
     Attributes:
-        accuracies: validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
-        seconds: of each finished epoch, by stage.
-        monitoring_seconds: that the monitor took while training went on.
-        stage: of the last batch.
-        validated: whether a validation has ended since the last epoch's line.
+        accuracies: The validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
+        seconds: The seconds of each finished epoch, by stage.
+        monitoring_seconds: The seconds that the monitor took while training went on.
+        stage: The stage of the last batch.
+        validated: True where a validation has ended since the last epoch's line.
     """
 
     accuracies: dict[int, float] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class RunProgress:
 
     @property
     def epochs(self) -> int:
-        """Finished."""
+        """Count the finished epochs."""
         return sum(len(each) for each in self.seconds.values())
 
     @property
@@ -56,16 +56,17 @@ class RunProgress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the finished epochs and of the running one."""
+        """Return the seconds of the finished epochs and of the running one."""
         return sum(sum(each) for each in self.seconds.values()) + self._carried + time.perf_counter() - self._began
 
     def begin(self) -> None:
-        """Time runs from now on."""
+        """Start the time."""
         self._began = time.perf_counter()
 
     def start_epoch(self, ledger: Ledger | None) -> None:
-        """With its first batch: the hook for its start is not called after every resume."""
-        self._loss_sum, self._steps = None, 0
+        """Start an epoch with its first batch: the hook for its start is not called after every resume."""
+        self._loss_sum = None
+        self._steps = 0
         self._before = _totals(ledger)
 
     def add_loss(self, outputs: Any) -> None:
@@ -77,13 +78,14 @@ class RunProgress:
             self._steps += 1
 
     def finish_epoch(self, trainer: pl.Trainer, session: Session | None, accuracy: float | None) -> dict[str, Any]:
-        """What the epoch's line says: arguments of :func:`~lightning_ast.monitoring.text.format_epoch`."""
+        """Return the arguments of :func:`~lightning_ast.monitoring.text.format_epoch` for the epoch's line."""
         ledger = None if session is None else session.ledger
         stage = self.stage
         self.validated = False
         now = time.perf_counter()
         self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
-        self._began, self._carried = now, 0.0
+        self._began = now
+        self._carried = 0.0
         if accuracy is not None:
             self.accuracies[trainer.current_epoch] = accuracy
         offered, selected, spent, dense = (now - then for now, then in zip(_totals(ledger), self._before, strict=True))
@@ -105,7 +107,7 @@ class RunProgress:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """So that an epoch that was interrupted in its middle is summed up whole."""
+        """Return the sums, so that an epoch that was interrupted in its middle is summed up whole."""
         return {
             "loss_sum": None if self._loss_sum is None else float(self._loss_sum),
             "steps": self._steps,
@@ -120,7 +122,7 @@ class RunProgress:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RunProgress:
-        """What :meth:`state_dict` was made from."""
+        """Make what :meth:`state_dict` was called on."""
         return cls(
             dict(state["accuracies"]),
             {stage: list(each) for stage, each in state["seconds"].items()},
@@ -135,7 +137,7 @@ class RunProgress:
 
 
 def _totals(ledger: Ledger | None) -> tuple[float, ...]:
-    """Offered, selected, FLOPs spent, FLOPs of a dense run, since the start; zeros in a run without selection."""
+    """Return the samples offered and selected, the FLOPs spent and those of a dense run; zeros without selection."""
     if ledger is None:
         return 0.0, 0.0, 0.0, 0.0
     return ledger.offered, ledger.selected, ledger.spent_flops() or 0.0, ledger.dense_flops() or 0.0

@@ -15,7 +15,7 @@ from lightning_ast.monitoring.guard import Guard
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.session import Session
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
 
@@ -25,14 +25,14 @@ BINS = 20
 
 @dataclass(frozen=True)
 class EpochSamples:
-    """What was offered in the sparse batches of an epoch, on the CPU.
+    """The samples offered in the sparse batches of an epoch, on the CPU.
 
     Attributes:
-        significance: ``(n,)``, as the selection was made from it.
-        selected: ``(n,)`` bool.
-        labels: ``(n,)`` class indices, -1 where one is not known; None where the loss has none.
-        indices: ``(n,)`` dataset indices, or None where they are not known.
-        thresholds: ``(BINS,)`` mean threshold in each part of the epoch, NaN where it was dense.
+        significance: The significance ``(n,)`` that the selection was made from.
+        selected: True for the samples that were selected, ``(n,)``.
+        labels: The class indices ``(n,)``, -1 where one is not known; None where the loss has none.
+        indices: The dataset indices ``(n,)``, or None where they are not known.
+        thresholds: The mean threshold in each part of the epoch, ``(BINS,)``, NaN where it was dense.
     """
 
     significance: Tensor
@@ -42,7 +42,7 @@ class EpochSamples:
     thresholds: Tensor
 
     def class_activation(self) -> Tensor | None:
-        """``(C,)`` share of each class's samples that was selected, NaN for a class without any; None: no labels."""
+        """Return the share of each class that was selected, ``(C,)``, NaN for an empty class; None without labels."""
         if self.labels is None or not bool((known := self.labels >= 0).any()):
             return None
         offered = self.labels[known].bincount()
@@ -50,24 +50,25 @@ class EpochSamples:
 
 
 class SampleWatcher(Watcher):
-    """Collects an epoch's sparse batches where they are; nothing is waited for before the epoch's end.
+    """A collector of an epoch's sparse batches, each left on its device; nothing is waited for before the epoch's end.
 
     In ``prune`` the epoch's plan tells what was selected, from the remembered significance of all samples.
 
     Args:
         session: The session of the :class:`~lightning_ast.SparseSelectionCallback`.
-        indices: ``(batch_size) -> (B,)`` dataset indices of the batch that arrives, or None.
-        size: samples of the data set, or None where it has no length: nothing is counted by index then.
+        indices: Takes the batch size and returns the dataset indices ``(B,)`` of the batch that arrives, or None.
+        size: The samples of the data set, or None where it has no length: nothing is counted by index then.
 
     Attributes:
-        seconds: that watching took.
+        seconds: The seconds that watching took.
     """
 
     wants_labels = True
 
     def __init__(self, session: Session, indices: Callable[[int], Tensor | None], *, size: int | None) -> None:
         self._session = session
-        self._indices, self._size = indices, size
+        self._indices = indices
+        self._size = size
         self.seconds = 0.0
         self._guard = Guard("watching the samples")
         self._stage: Stage = "warmup"
@@ -81,51 +82,56 @@ class SampleWatcher(Watcher):
         self._thresholds: list[tuple[int, Tensor]] = []
 
     def start_stage(self, stage: Stage) -> None:
-        """Dense stages are not collected."""
+        """Remember the stage: dense ones are not collected."""
         self._stage = stage
 
     def indices(self, batch_size: int) -> Tensor | None:
-        """Of the batch that arrives."""
-        began, drawn = time.perf_counter(), None
+        """Return the dataset indices of the batch that arrives, or None."""
+        began = time.perf_counter()
+        drawn = None
         with self._guard():
             drawn = self._indices(batch_size)
         self.seconds += time.perf_counter() - began
         return drawn
 
-    def finish_batch(self, plan: BatchPlan) -> None:
+    def finish_batch(self, step: StepState) -> None:
         """Keep what the selection was made from."""
         began = time.perf_counter()
         with self._guard():
-            self._keep(plan)
+            self._keep(step)
         self.seconds += time.perf_counter() - began
 
-    def _keep(self, plan: BatchPlan) -> None:
+    def _keep(self, step: StepState) -> None:
         self._batches += 1
         if self._stage == "sparse" and (threshold := self._session.selector.last_threshold) is not None:
             self._thresholds.append((self._batches, threshold))
-        labels = None if plan.labels is None else plan.labels.clone()  # a view would keep what it is a view of
-        if labels is not None and plan.indices is not None and self._session.mode == "prune":
-            self._seen.append((plan.indices, labels))
-        if self._stage != "sparse" or self._session.mode == "prune" or plan.significance is None:
+        labels = None if step.labels is None else step.labels.clone()  # a view would keep what it is a view of
+        if labels is not None and step.indices is not None and self._session.mode.name == "prune":
+            self._seen.append((step.indices, labels))
+        if self._stage != "sparse" or self._session.mode.name == "prune" or step.significance is None:
             return
-        selected = torch.ones_like(plan.significance, dtype=torch.bool)
-        if plan.selection is not None:
-            selected = torch.zeros_like(selected).index_fill_(0, plan.selection.indices, not plan.void)
-        self._rows.append((plan.significance, selected, labels, plan.indices))
+        selected = torch.ones_like(step.significance, dtype=torch.bool)
+        if step.selection is not None:
+            selected = torch.zeros_like(selected).index_fill_(0, step.selection.indices, True)
+        self._rows.append((step.significance, selected, labels, step.indices))
 
     def take(self) -> EpochSamples | None:
-        """What was collected, and begin anew; None where no batch was sparse."""
-        rows, seen, thresholds, batches = self._rows, self._seen, self._thresholds, self._batches
+        """Return what was collected, and begin anew; None where no batch was sparse."""
+        rows = self._rows
+        seen = self._seen
+        thresholds = self._thresholds
+        batches = self._batches
         self._start()
         if seen:
             self._remember(torch.cat([i.cpu() for i, _ in seen]), torch.cat([labels for _, labels in seen]).cpu())
         binned = _binned(thresholds, batches)
-        if self._session.mode == "prune":
+        if self._session.mode.name == "prune":
             return self._planned(binned) if thresholds else None
         if not rows:
             return None
         significance, selected, labels, indices = zip(*rows, strict=True)
-        scores, kept = torch.cat(significance).cpu(), torch.cat(selected).cpu()
+        scores = torch.cat(significance).cpu()
+        kept = torch.cat(selected).cpu()
         known = _all(indices)
         if known is not None and (self._size is None or int(known.min()) < 0 or int(known.max()) >= self._size):
             known = None  # names of samples, and not places in the data set
@@ -161,21 +167,22 @@ def _binned(thresholds: list[tuple[int, Tensor]], batches: int) -> Tensor:
     if thresholds:
         values = torch.stack([threshold.float() for _, threshold in thresholds]).cpu()
         places = torch.tensor([(batch - 1) * BINS // batches for batch, _ in thresholds])
-        sums, counts = torch.zeros(BINS).index_add(0, places, values), places.bincount(minlength=BINS)
+        sums = torch.zeros(BINS).index_add(0, places, values)
+        counts = places.bincount(minlength=BINS)
         bins[counts > 0] = sums[counts > 0] / counts[counts > 0]
     return bins
 
 
 @dataclass
 class SampleHistory:
-    """What became of classes, thresholds and samples, epoch by epoch.
+    """The history of classes, thresholds and samples, epoch by epoch.
 
     Attributes:
-        classes: by epoch ``(C,)``, see :meth:`EpochSamples.class_activation`.
-        thresholds: by epoch ``(BINS,)``.
-        offered: ``(N,)`` int32, how often each sample of the data set was offered in a sparse batch.
-        selected: ``(N,)`` int32, how often it was selected.
-        worth: ``(N,)`` float32, the sum of its significance whenever it was offered.
+        classes: The shares by epoch, ``(C,)`` each, see :meth:`EpochSamples.class_activation`.
+        thresholds: The thresholds by epoch, ``(BINS,)`` each.
+        offered: The times that each sample of the data set was offered in a sparse batch, ``(N,)`` int32.
+        selected: The times that it was selected, ``(N,)`` int32.
+        worth: The sum of its significance whenever it was offered, ``(N,)`` float32.
     """
 
     classes: dict[int, Tensor] = field(default_factory=dict)
@@ -200,7 +207,7 @@ class SampleHistory:
         self.worth.index_add_(0, samples.indices, samples.significance.float().nan_to_num())
 
     def extremes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Dataset indices of the samples that were selected most and least, ``(<= count,)`` each, of those offered.
+        """Find the dataset indices of the samples selected most and least, ``(<= count,)`` each, of those offered.
 
         Where several were selected equally often, the one of the larger mean significance counts as more selected.
         """
@@ -210,7 +217,7 @@ class SampleHistory:
         return order.flip(0)[:count], order[:count]
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone."""
+        """Return the history as primitives and tensors."""
         return {
             "classes": dict(self.classes),
             "thresholds": dict(self.thresholds),
@@ -221,6 +228,6 @@ class SampleHistory:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> SampleHistory:
-        """What :meth:`state_dict` was made from."""
+        """Make what :meth:`state_dict` was called on."""
         rows = (state["offered"], state["selected"], state["worth"])
         return cls(dict(state["classes"]), dict(state["thresholds"]), *rows)

@@ -1,4 +1,4 @@
-"""What loggers show besides scalars: each is asked for what it can do, and for nothing else."""
+"""The pictures, histograms and tables of loggers: each is asked for what it can do, and for nothing else."""
 
 from __future__ import annotations
 
@@ -50,12 +50,13 @@ class Writers:
     """The loggers of a run that take more than scalars, on the process that logs.
 
     Args:
-        trainer: of the run.
-        images: samples in each row of the grid; 0 shows none.
+        trainer: The trainer of this fit.
+        images: The samples in each row of the grid; 0 shows none.
     """
 
     def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
-        self._trainer, self._images = trainer, images
+        self._trainer = trainer
+        self._images = images
         loggers = trainer.loggers if trainer.is_global_zero else []
         experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
@@ -64,7 +65,7 @@ class Writers:
         self._refused: list[Any] = []
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Tell whether there is such a logger."""
         return bool(self._all)
 
     def _with(self, method: str) -> list[Any]:
@@ -91,7 +92,7 @@ class Writers:
             add(LAYOUT)
 
     def histograms(self, samples: EpochSamples, history: SampleHistory, step: int) -> None:
-        """The significance of all and of the selected, and how often each sample was selected."""
+        """Write histograms of the significance of all and of the selected, and of how often each was selected."""
         shown = {"ast/significance": samples.significance}
         if samples.selected.any():
             shown["ast/significance_selected"] = samples.significance[samples.selected]
@@ -104,7 +105,7 @@ class Writers:
                 add(tag, values.float(), step)
 
     def pictures(self, history: SampleHistory, step: int) -> None:
-        """Heatmaps, and the samples that were selected most and least."""
+        """Write heatmaps, and the samples that were selected most and least."""
         if not self._draws:
             return
         shown = {}
@@ -138,7 +139,7 @@ class Writers:
         return sample_grid(rows[: len(most)], rows[len(most) :])
 
     def _load(self, indices: list[int]) -> list[Tensor] | None:
-        """The images of samples, as the data set gives them; None where it gives none."""
+        """Load the images of samples as the data set gives them; None where it gives none."""
         loader = self._trainer.train_dataloader
         try:
             with isolate_rng(include_cuda=False):
@@ -161,7 +162,7 @@ def _experiment(logger: Any) -> Any:
 
 
 def _images_of(batch: Any, size: int) -> list[Tensor] | None:
-    """``(1 or 3, H, W)`` of each sample: the first tensor of a batch that can be one."""
+    """Find an image ``(1 or 3, H, W)`` for each sample: the first tensor of a batch that can be one."""
     for leaf in torch.utils._pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor) and leaf.ndim == 4 and len(leaf) == size:
             if leaf.shape[1] in (1, 3):

@@ -1,12 +1,12 @@
-"""What is said in words: the line of an epoch, the time that is left, the closing summary. Numbers in, text out."""
+"""The words of the monitor: the line of an epoch, the time that is left, the closing summary. Numbers in, text out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_ast.core.execution import Mode
-from lightning_ast.core.ledger import Ledger, step_cost
+from lightning_ast.core.execution import Mode, cost_share
+from lightning_ast.core.ledger import Ledger
 from lightning_ast.schedule import Stage
 from lightning_ast.words import counted
 
@@ -14,7 +14,7 @@ __all__ = ["RunSummary", "best_flops_savings", "format_epoch", "format_seconds",
 
 
 def format_seconds(seconds: float) -> str:
-    """Hours, minutes and seconds, the two largest that are not zero.
+    """Format a duration as hours, minutes and seconds, the two largest that are not zero.
 
     Example:
         >>> format_seconds(4.21), format_seconds(75), format_seconds(7384)
@@ -37,17 +37,17 @@ def format_epoch(
     joules: float | None = None,
     eta_seconds: float | None = None,
 ) -> str:
-    """One line for a finished epoch; what is not known is left out.
+    """Format one line for a finished epoch; what is not known is left out.
 
     Args:
         epoch: The number of the epoch, from 0, as Lightning's progress bars count.
         max_epochs: The number of epochs in the run, or None where it is open-ended; the last epoch is one less.
-        loss: mean training loss of the epoch.
-        accuracy: validation accuracy in [0, 1].
-        activation_rate: selected / offered in this epoch, in [0, 1]; the line has its complement too.
-        flops_savings: share of FLOPs saved in this epoch, at most 1.
-        joules: energy of this epoch.
-        eta_seconds: until the end of the run.
+        loss: The mean training loss of the epoch.
+        accuracy: The validation accuracy in [0, 1].
+        activation_rate: The selected / offered samples of this epoch, in [0, 1]; the line has the complement too.
+        flops_savings: The share of FLOPs saved in this epoch, at most 1.
+        joules: The energy of this epoch.
+        eta_seconds: The seconds until the end of the run.
 
     Example:
         >>> format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
@@ -69,14 +69,14 @@ def format_epoch(
 
 
 def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[Stage]) -> float | None:
-    """Seconds until the end of the run: each epoch that is left takes the mean of its stage's epochs so far.
+    """Estimate the seconds until the end of the run: an epoch takes the mean of its stage's epochs so far.
 
     Args:
-        taken: seconds of the finished epochs, by stage.
-        stages_left: of the epochs that are left; one of a stage that was not seen yet takes the last stage's mean.
+        taken: The seconds of the finished epochs, by stage.
+        stages_left: The stages of the epochs that are left; a stage that was not seen yet takes the last one's mean.
 
     Returns:
-        None where no epoch is finished.
+        The seconds, or None where no epoch is finished.
 
     Example:
         >>> seconds_left({"warmup": [10.0, 12.0], "sparse": [6.0]}, ["sparse", "sparse", "warmup"])
@@ -90,14 +90,14 @@ def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[S
 
 
 def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
-    """The share of FLOPs that the mode could have saved at best: at the rates of the run, with nothing run densely.
+    """Return the share of FLOPs that the mode could have saved at the rates of the run, with nothing run densely.
 
     Args:
-        ledger: of the run.
-        mode: how the selection was executed.
+        ledger: The ledger of the run.
+        mode: The mode of the selection.
 
     Returns:
-        At most 1, or None before the first batch and where FLOPs were not counted.
+        A share of at most 1, or None before the first batch and where FLOPs were not counted.
     """
     if ledger.flops is None or not ledger.offered:
         return None
@@ -105,32 +105,32 @@ def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
     spent = 0.0
     for stage, totals in ledger.stages.items():
         rate = totals.selected / totals.offered if totals.offered else 1.0
-        spent += totals.offered * (step_cost(mode, rate, forward=forward) if stage == "sparse" and rate < 1 else 1.0)
+        spent += totals.offered * (cost_share(mode, rate, forward=forward) if stage == "sparse" and rate < 1 else 1.0)
     return 1 - spent / ledger.offered
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is known of a finished run; None is what is not.
+    """The facts of a finished run; None is what is not known.
 
     Attributes:
-        epochs: trained.
-        seconds: wall time of them, validation included.
-        accuracy: last validation accuracy in [0, 1].
-        best_accuracy: best of them.
-        best_epoch: The epoch in which it was reached, from 0.
-        mode: how selections were executed, or None in a plain run.
-        activation_rate: selected / offered of the run.
-        sparse_rate: the same of its sparse stage, or None where every step was dense.
-        target_rate: of the sparse stage.
+        epochs: The number of epochs trained.
+        seconds: The wall time of them, validation included.
+        accuracy: The last validation accuracy in [0, 1].
+        best_accuracy: The best validation accuracy.
+        best_epoch: The epoch in which that was reached, from 0.
+        mode: The mode of the selection, or None in a plain run.
+        activation_rate: The selected / offered samples of the run.
+        sparse_rate: The same of its sparse stage, or None where every step was dense.
+        target_rate: The target of the sparse stage.
         savings: Shares by what was saved; one that is None is shown as not known.
-        best_savings: share of FLOPs that the mode could have saved; None leaves it out.
-        sections: seconds by name, of all epochs.
-        joules: of all epochs.
-        measured: what the joules are of.
-        quarantined: samples that were left out.
-        monitoring_seconds: that the monitor itself took while training went on.
-        closing_seconds: that it took for pictures at the end.
+        best_savings: The share of FLOPs that the mode could have saved; None leaves it out.
+        sections: The seconds by name, of all epochs.
+        joules: The joules of all epochs.
+        measured: The hardware that the joules are of.
+        quarantined: The number of samples that were left out.
+        monitoring_seconds: The seconds that the monitor itself took while training went on.
+        closing_seconds: The seconds that it took for pictures at the end.
     """
 
     epochs: int
@@ -153,7 +153,7 @@ class RunSummary:
 
 
 def format_summary(run: RunSummary) -> str:
-    """The closing summary, several lines; what is not known is left out.
+    """Format the closing summary, several lines; what is not known is left out.
 
     Example:
         >>> print(format_summary(RunSummary(2, 8.0, accuracy=0.5, best_accuracy=0.6, best_epoch=0)))

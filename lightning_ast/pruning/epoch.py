@@ -20,12 +20,12 @@ __all__ = ["PlannedBatch", "RunningEpoch", "check_split"]
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """What the plan says of a batch.
+    """A batch as the plan has it.
 
     Attributes:
         indices: ``(B,)`` dataset indices of its samples, in the order in which they stand in the batch.
         weights: ``(B,)`` importance weights, or None where all are 1.
-        stands_for: samples of a dense epoch that it stands for.
+        stands_for: The samples of a dense epoch that the batch stands for.
     """
 
     indices: Tensor
@@ -38,15 +38,15 @@ class RunningEpoch:
     """An epoch from the start of its loader to its end.
 
     Attributes:
-        number: from 0.
-        stage: of the whole epoch.
-        sparse: whether it is pruned.
-        lengths: in one process.
-        plan: None until its first index is drawn.
-        resumed_at: batches that were trained on before the run was resumed in it.
-        batch: index of the batch that comes next.
-        replays: whether the plan is a checkpoint's, and not to be drawn.
-        drained: states of the sampler's generators after it is asked for one index more than it has.
+        number: The number of the epoch, from 0.
+        stage: The stage of the whole epoch.
+        sparse: True where the epoch is pruned.
+        lengths: The length in one process.
+        plan: The plan; None until its first index is drawn.
+        resumed_at: The batches that were trained on before the run was resumed in this epoch.
+        batch: The index of the batch that comes next.
+        replays: True where the plan is a checkpoint's, and must not be drawn anew.
+        drained: The states of the sampler's generators after it is asked for one index more than it has.
     """
 
     number: int
@@ -61,26 +61,27 @@ class RunningEpoch:
 
     @property
     def activation_rate(self) -> float:
-        """Planned / offered, in (0, 1]."""
+        """Return planned / offered, in (0, 1]."""
         return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
 
     def next_batch(
         self, batch_size: int, own: Tensor | None, *, planned_size: int, share: Callable[[Tensor], Tensor]
     ) -> PlannedBatch:
-        """What the plan says of the batch that the loader has given.
+        """Return the part of the plan that the batch given by the loader is.
 
         Args:
-            batch_size: samples that it holds.
+            batch_size: The samples that the batch holds.
             own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-            planned_size: samples of a full batch.
-            share: from what is planned for all processes to the part of this one.
+            planned_size: The samples of a full batch.
+            share: Takes this process's part of what is planned for all processes.
 
         Raises:
-            ConfigurationError: it does not hold the samples that were to be loaded.
+            ConfigurationError: The batch does not hold the samples that were to be loaded.
         """
         assert self.plan is not None
         indices = share(self.plan.indices)
-        start, stop = self.batch * planned_size, min((self.batch + 1) * planned_size, len(indices))
+        start = self.batch * planned_size
+        stop = min((self.batch + 1) * planned_size, len(indices))
         order = _order(self.batch, indices[start:stop], batch_size, own)
         self.batch += 1
         weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop][order]
@@ -88,7 +89,7 @@ class RunningEpoch:
         return PlannedBatch(indices[start:stop][order], weights, round(stop * scale) - round(start * scale))
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone."""
+        """Return the plan and the lengths as primitives and tensors."""
         return {
             "plan": None if self.plan is None else self.plan.state_dict(),
             "stage": self.stage,
@@ -99,7 +100,7 @@ class RunningEpoch:
 
     @classmethod
     def resumed(cls, state: dict[str, Any], batches_done: int) -> RunningEpoch:
-        """The rest of the epoch that a state was made from, with the stage and lengths that it began with."""
+        """Make the rest of the epoch that a state was made from, with the stage and lengths that it began with."""
         plan = EpochPlan.from_state_dict(state["plan"])
         lengths = EpochLengths(*state["lengths"])
         return cls(
@@ -119,8 +120,8 @@ def check_split(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to deal the rest of a plan out in another way than its beginning.
 
     Args:
-        saved: settings by name, of the checkpoint.
-        now: the same of this run.
+        saved: The settings of the checkpoint, by name.
+        now: The settings of this run, by name.
     """
     if changed := changes(saved, now):
         raise ConfigurationError(
@@ -132,7 +133,7 @@ def check_split(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> Tensor:
-    """Where in the batch's part of the plan each of its samples stands: a permutation ``(B,)``."""
+    """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``."""
     if batch_size != len(drawn):
         raise ConfigurationError(
             [
@@ -144,7 +145,8 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
         )
     if own is None:
         return torch.arange(batch_size)
-    (drawn, there), (own, here) = drawn.sort(stable=True), own.detach().cpu().long().sort(stable=True)
+    (drawn, there) = drawn.sort(stable=True)
+    (own, here) = own.detach().cpu().long().sort(stable=True)
     if not torch.equal(drawn, own):
         raise ConfigurationError(
             [

@@ -17,17 +17,15 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoc
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.fit_loop import (
-    announce_batches,
-    batches_done,
-    begin_new_epoch,
+from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_anew
+from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.reloading import (
     hold_reload,
     last_reloads,
-    lead,
     reload_as_due,
     reload_validation_as_due,
-    restart_loader,
 )
+from lightning_ast.lightning_internals.resuming import batches_done, begin_new_epoch, restart_loader
 from lightning_ast.lightning_internals.run_limits import accumulation, epochs_done
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split
 from lightning_ast.pruning.loader import (
@@ -61,11 +59,11 @@ class PrunedEpochs:
     drawn. How many samples it will have is known before, so that lengths and schedules can be.
 
     Args:
-        owner: the selection callback.
-        trainer: of this fit.
-        selector: gate, weighting, seed and target.
+        owner: The selection callback.
+        trainer: The trainer of this fit.
+        selector: The gate, weighting, seed and target of the selection.
         schedule: Warmup and cooldown.
-        processes: that train together.
+        processes: The processes that train together.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class PrunedEpochs:
     # ------------------------------------------------------------------ the loader
 
     def attach(self) -> None:
-        """From here on, every training loader that Lightning sets up is pruned."""
+        """Prune every training loader that Lightning sets up from here on."""
         self._undo = [
             lead(self._trainer.fit_loop, load=self._load, begin=self._begin),
             promise_steps(self._trainer, self.planned_steps),
@@ -108,15 +106,14 @@ class PrunedEpochs:
         self._pruned = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy leads no fit loop."""
+        """Return the attributes of a copy, which leads no fit loop."""
         return {**vars(self), "_undo": []}
 
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
         loop = self._trainer.fit_loop
         if self._facts is None:
-            loop._combined_loader = None
-            loop.setup_data()
+            set_up_anew(loop)
         if self._resumes and self._loaded is not None:
             hold_reload(loop)
         self._announce()
@@ -161,7 +158,7 @@ class PrunedEpochs:
         )
 
     def planned_steps(self) -> float:
-        """Optimizer steps of the whole run; sets the loader up where that was not done yet."""
+        """Count the optimizer steps of the whole run; set the loader up where that was not done yet."""
         if self._facts is None:
             self._trainer.fit_loop.setup_data()
         return math.inf if self._facts is None else self.run.steps
@@ -185,7 +182,7 @@ class PrunedEpochs:
         self._observes = not stage == run.stage(epoch + 1) == "warmup"  # the last warmup epoch sees all samples again
 
     def _begin(self, epoch: int) -> None:
-        """Lightning is about to run this epoch; the first one's loader has already started."""
+        """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
         if self._facts is None:
             return
         if self._resumes:
@@ -197,7 +194,7 @@ class PrunedEpochs:
         self._announce()
 
     def _indices(self, sampler: Any) -> Iterator[int]:
-        """The epoch's dataset indices for this process, from the position on."""
+        """Yield the epoch's dataset indices for this process, from the position on."""
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
         epoch = self.epoch
@@ -213,9 +210,9 @@ class PrunedEpochs:
     def _make_plan(self, sampler: Any) -> EpochPlan:
         assert self.history is not None
         assert self._facts is not None
-        combined = self._trainer.fit_loop._combined_loader
-        if combined is not None and (faults := size_faults(len(self.history), len(combined.flattened[0].dataset))):
-            raise ConfigurationError(faults)
+        for loader in loaders(self._trainer.fit_loop):
+            if faults := size_faults(len(self.history), len(loader.dataset)):
+                raise ConfigurationError(faults)
         self.history.fold(self._maximum)
         own, self.epoch.drained = draw(sampler, self._facts, self._generators())
         draws = self._processes.interleaved(own)
@@ -246,7 +243,7 @@ class PrunedEpochs:
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores, plan and random state of all processes; every process must ask for it."""
+        """Return the scores, the plan and the random state of all processes; every process must ask for it."""
         maximum = None if self._processes.failing else self._maximum
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
@@ -258,13 +255,13 @@ class PrunedEpochs:
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Kept until the loader, the epoch and the position in it are known."""
+        """Keep a state until the loader, the epoch and the position in it are known."""
         self._loaded = state
         if self.history is not None:
             self._load_history()
 
     def expect_resume(self) -> None:
-        """A checkpoint is being loaded: a loader that starts before the epoch is known yields nothing."""
+        """Prepare for a checkpoint: a loader that starts before the epoch is known yields nothing."""
         self._resumes = True
         self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
 
@@ -281,12 +278,12 @@ class PrunedEpochs:
                 rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
 
     def _generators(self) -> list[torch.Generator]:
-        combined = self._trainer.fit_loop._combined_loader
-        return [] if combined is None else loader_generators(combined.flattened[0])
+        return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]
 
     def _resume(self, epoch: int) -> None:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
-        loop, state = self._trainer.fit_loop, self._loaded or {}
+        loop = self._trainer.fit_loop
+        state = self._loaded or {}
         self._start(epoch)
         reload_validation_as_due(loop, state.get("validation_reloaded"))
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
@@ -306,7 +303,7 @@ class PrunedEpochs:
             self._restore_random_state()
 
     def _split(self, facts: LoaderFacts, *, sparse: bool) -> dict[str, Any]:
-        """What decides how a plan is dealt out and weighted."""
+        """Return the settings that decide how a plan is dealt out and weighted."""
         return {
             "batch_size": facts.batch_size,
             "drop_last": int(facts.drop_last),

@@ -10,23 +10,29 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.combined_loader import (
+    copied_loader,
+    lend_iterator,
+    same_mode,
+    take_iterator_away,
+)
+from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.words import counted
 
 __all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators", "set_states"]
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
-    """Why the training data cannot be pruned.
+    """Find why the training data cannot be pruned.
 
     Args:
-        combined: what Lightning made of the user's loaders.
-        processes: that train together.
+        combined: The loaders as Lightning has combined them.
+        processes: The number of processes that train together.
     """
     if len(combined.flattened) != 1:
         return [
@@ -59,7 +65,7 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
         )
     if not getattr(loader, "in_order", True):
         found.append("mode='prune' needs in_order=True: else batches arrive in an order that nobody knows.")
-    if isinstance(loader, _Stateful):
+    if knows_its_place(loader):
         found.append(
             f"{type(loader).__name__} restores its own position when a run is resumed, and mode='prune' does so too: "
             "use torch's DataLoader."
@@ -80,11 +86,11 @@ class LoaderFacts:
     """Lengths of a dense epoch in one process.
 
     Attributes:
-        dataset_size: samples in the data set.
-        draws: samples that the user's sampler draws.
-        batch_size: samples of a batch.
-        drop_last: whether a last short batch is dropped.
-        batches: batches, ``limit_train_batches`` included.
+        dataset_size: The samples in the data set.
+        draws: The samples that the user's sampler draws.
+        batch_size: The samples of a batch.
+        drop_last: True where a last short batch is dropped.
+        batches: The number of batches, ``limit_train_batches`` included.
     """
 
     dataset_size: int
@@ -95,7 +101,7 @@ class LoaderFacts:
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:
-        """Of a loader without faults."""
+        """Read the lengths from a loader without faults."""
         loader = combined.flattened[0]
         sampler = loader.batch_sampler
         (limit,) = combined.limits or [len(loader)]
@@ -109,22 +115,24 @@ class LoaderFacts:
 
     @property
     def offered(self) -> int:
-        """Samples that a dense epoch trains on."""
+        """Count the samples that a dense epoch trains on."""
         return min(self.draws, self.batches * self.batch_size)
 
 
 class PrunedSampler(Sampler[int]):
-    """Stands in for the user's sampler; what it yields is decided elsewhere.
+    """A stand-in for the user's sampler; what it yields is decided elsewhere.
 
     Args:
-        sampler: the user's.
-        indices: ``(sampler) -> iterator`` over the dataset indices of the running epoch, made when it is iterated.
-        length: samples of the running epoch.
+        sampler: The user's sampler.
+        indices: Takes the sampler and returns an iterator over the dataset indices of the running epoch, made when it
+            is iterated.
+        length: Counts the samples of the running epoch.
     """
 
     def __init__(self, sampler: Any, *, indices: Callable[[Any], Iterator[int]], length: Callable[[], int]) -> None:
         self.sampler = sampler
-        self._indices, self._length = indices, length
+        self._indices = indices
+        self._length = length
 
     def __iter__(self) -> Iterator[int]:
         return self._indices(self.sampler)
@@ -137,33 +145,32 @@ class PrunedLoader(CombinedLoader):
     """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
 
     Args:
-        given: with one loader, without faults; may be replaced by another of the same loader.
-        make: from its sampler to the one that takes its place.
+        given: The user's loaders: one loader, without faults. Another of the same loader may replace it.
+        make: Takes the user's sampler and returns the one that takes its place.
     """
 
     def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
-        super().__init__(given.iterables, given._mode)
+        super().__init__(given.iterables, same_mode(given))
         self.given = given
         (loader,) = given.flattened
-        taken, batch_sampler = copy.copy(loader), copy.copy(loader.batch_sampler)
+        batch_sampler = copy.copy(loader.batch_sampler)
         batch_sampler.sampler = make(batch_sampler.sampler)
-        taken.__dict__.update(batch_sampler=batch_sampler, _iterator=None)  # a DataLoader refuses ordinary assignment
-        self.flattened = [taken]
+        self.flattened = [copied_loader(loader, batch_sampler=batch_sampler)]
 
     def __iter__(self) -> PrunedLoader:
-        """Lightning asks the given loader for the length, which needs an iterator to tell."""
+        """Start the loader, and lend its iterator to the user's, which Lightning asks for the length of an epoch."""
         super().__iter__()
-        self.given._iterator = self._iterator
+        lend_iterator(self.given, self)
         return self
 
     def reset(self) -> None:
         """Stop the workers."""
         super().reset()
-        self.given._iterator = None
+        take_iterator_away(self.given)
 
 
 def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
-    """One epoch's indices from the user's sampler.
+    """Draw one epoch's indices from the user's sampler.
 
     A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
     torch's RandomSampler does. So it is asked, and the generators are put back.
@@ -172,7 +179,7 @@ def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) ->
         ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
 
     Raises:
-        ConfigurationError: they are not what can be pruned.
+        ConfigurationError: The indices are not what can be pruned.
     """
     source = iter(sampler)
     try:
@@ -208,7 +215,7 @@ def set_states(generators: list[torch.Generator], states: list[Tensor], *, stric
 
 
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """The torch generators of the loader and of its sampler, which a resumed run must continue."""
+    """Find the torch generators of the loader and of its sampler, which a resumed run must continue."""
     owners: list[Any] = [loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)]
     values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())

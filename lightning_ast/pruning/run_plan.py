@@ -33,8 +33,8 @@ class EpochLengths:
     """Length of an epoch in one process.
 
     Attributes:
-        samples: that the sampler yields.
-        batches: that are trained on.
+        samples: The samples that the sampler yields.
+        batches: The batches that are trained on.
     """
 
     samples: int
@@ -43,15 +43,15 @@ class EpochLengths:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """Stages and lengths of the epochs of a pruned run. A stage is that of a whole epoch, of its middle.
+    """The stages and lengths of the epochs of a pruned run. An epoch has the stage of its middle.
 
     Attributes:
         schedule: Warmup and cooldown.
-        dense: length of a dense epoch.
-        sparse: length of a pruned epoch.
-        accumulate: batches to an optimizer step from each of these epochs on, the first of which is 0.
-        max_epochs: limit of the run, or None.
-        max_steps: limit of the run in optimizer steps, or None.
+        dense: The length of a dense epoch.
+        sparse: The length of a pruned epoch.
+        accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
+        max_epochs: The limit of the run in epochs, or None.
+        max_steps: The limit of the run in optimizer steps, or None.
     """
 
     schedule: Schedule
@@ -68,7 +68,7 @@ class PlannedRun:
 
     @property
     def total_epochs(self) -> int | None:
-        """Epochs of the run (the last one may be cut short by ``max_steps``), or None where nothing limits it."""
+        """Count the epochs of the run (the last may be cut short by ``max_steps``); None where nothing limits it."""
         if self.max_steps is None:
             return self.max_epochs
         most = self.max_steps if self.max_epochs is None else min(self.max_epochs, self.max_steps)
@@ -76,13 +76,13 @@ class PlannedRun:
 
     @property
     def steps(self) -> float:
-        """Optimizer steps of the run; infinite where nothing limits it."""
+        """Count the optimizer steps of the run; infinitely many where nothing limits it."""
         total = self.total_epochs
         steps = math.inf if total is None else self._steps(total)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def stage(self, epoch: int) -> Stage:
-        """The stage of an epoch, counted from 0; one behind the end is dense."""
+        """Return the stage of an epoch, counted from 0; one behind the end is dense."""
         total = self.total_epochs
         return "cooldown" if total is not None and epoch >= total else self._stage(epoch, total)
 
@@ -92,15 +92,15 @@ class PlannedRun:
         return None if total is None else [self._stage(number, total) for number in range(epoch, total)]
 
     def sparse_epochs(self) -> int | None:
-        """Epochs that are pruned, or None where nothing limits the run."""
+        """Count the epochs that are pruned; None where nothing limits the run."""
         total = self.total_epochs
         if total is None:
             return None
-        first, end = self._sparse_range(total)
+        first, end = self.sparse_range(total)
         return end - first
 
     def _steps(self, total: int) -> int:
-        first, end = self._sparse_range(total)
+        first, end = self.sparse_range(total)
         starts = sorted({0, first, end, *self.accumulate})
         steps = 0
         for start, stop in zip(starts, [*starts[1:], total], strict=True):
@@ -109,8 +109,8 @@ class PlannedRun:
             steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / factor)
         return steps
 
-    def _sparse_range(self, total: int) -> tuple[int, int]:
-        """The first sparse epoch of a run, and the first behind the last."""
+    def sparse_range(self, total: int) -> tuple[int, int]:
+        """Return the first sparse epoch of a run of ``total`` epochs, and the first behind the last sparse one."""
 
         def code(epoch: int) -> int:
             return STAGE_CODES[self._stage(epoch, total)]
@@ -131,16 +131,16 @@ def planned_run(
     min_selected: int | float,
     processes: int,
 ) -> PlannedRun:
-    """The run that a trainer's limits and its loader make.
+    """Plan the run that a trainer's limits and its loader make.
 
     Args:
-        trainer: its limits.
-        facts: of the dense epoch.
+        trainer: The trainer that limits the run.
+        facts: The lengths of a dense epoch.
         schedule: Warmup and cooldown.
-        accumulate: batches to an optimizer step from each of these epochs on.
-        rate: target activation rate in (0, 1].
-        min_selected: fewest samples of a pruned epoch, a count or a share.
-        processes: that train together.
+        accumulate: The batches to an optimizer step from each of these epochs on.
+        rate: The target activation rate in (0, 1].
+        min_selected: The fewest samples of a pruned epoch, a count or a share.
+        processes: The number of processes that train together.
     """
     dense = EpochLengths(facts.draws, facts.batches)
     sparse = dense
@@ -174,7 +174,7 @@ def rounded_stages(run: PlannedRun) -> str | None:
     if total is None:
         return None
     asked = run.schedule.dense_epochs(total, run.dense_run)
-    first, end = run._sparse_range(total)
+    first, end = run.sparse_range(total)
     planned = (first, total - end)
     if all(abs(one - other) < 1e-6 for one, other in zip(asked, planned, strict=True)):
         return None
@@ -185,7 +185,7 @@ def rounded_stages(run: PlannedRun) -> str | None:
 
 
 def size_faults(then: int, now: int) -> list[str]:
-    """What is wrong with a data set that had one length and has another."""
+    """Find what is wrong with a data set that had one length and has another."""
     if then == now:
         return []
     return [
@@ -195,13 +195,13 @@ def size_faults(then: int, now: int) -> list[str]:
 
 
 def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
-    """What is wrong with the lengths of the run and of its epochs.
+    """Find what is wrong with the lengths of the run and of its epochs.
 
     Args:
-        run: as planned.
-        trainer: its limits.
-        facts: of the dense epoch.
-        remembered: samples of the data set so far, or None before the first epoch.
+        run: The run as planned.
+        trainer: The trainer that limits the run.
+        facts: The lengths of a dense epoch.
+        remembered: The samples of the data set so far, or None before the first epoch.
     """
     found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
     pruned = run.sparse is not run.dense
@@ -210,7 +210,8 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
             "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
             f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
         )
-    interval, batches = getattr(trainer, "val_check_interval", None), run.sparse.batches  # none where it is a time
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
+    batches = run.sparse.batches
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if type(interval) is int and by_epoch and pruned and batches < interval <= facts.batches:
         found.append(
@@ -228,11 +229,11 @@ def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[
     run.
 
     Args:
-        trainer: whose property is answered.
-        steps: gives the number.
+        trainer: The trainer whose property is answered.
+        steps: Counts the planned optimizer steps.
 
     Returns:
-        Undoes it.
+        A function that undoes it.
     """
     own = type(trainer)
 

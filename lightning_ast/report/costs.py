@@ -60,7 +60,8 @@ def costs(run: Run) -> Figure:
     Returns:
         The figure: 11 x 4 inches, one or two axes.
     """
-    seconds, joules = _found(run, _SECONDS, _WHOLE_SECONDS), _found(run, _JOULES, _WHOLE_JOULES)
+    seconds = _found(run, _SECONDS, _WHOLE_SECONDS)
+    joules = _found(run, _JOULES, _WHOLE_JOULES)
     with drawing():
         figure = new_figure(11, 4)
         axes = iter(np.atleast_1d(figure.subplots(1, sum(map(bool, (seconds, joules))))))

@@ -21,10 +21,13 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
         [1.0, 2.33, 2.71]
     """
     decay = 1 - 2 / ((span or max(2, len(values) // 20)) + 1)
-    mean, weight, out = 0.0, 0.0, np.full(len(values), np.nan)
+    mean = 0.0
+    weight = 0.0
+    out = np.full(len(values), np.nan)
     for i, value in enumerate(values.tolist()):
         if np.isfinite(value):
-            mean, weight = decay * mean + (1 - decay) * value, decay * weight + 1 - decay
+            mean = decay * mean + (1 - decay) * value
+            weight = decay * weight + 1 - decay
         if weight:
             out[i] = mean / weight
     return out
@@ -39,7 +42,8 @@ def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Flo
         limit: at least 2.
     """
     finite = np.isfinite(y)
-    x, y = x[finite].astype(np.float64), y[finite]
+    x = x[finite].astype(np.float64)
+    y = y[finite]
     if len(y) <= limit:
         return x, y
     stretches = np.array_split(np.arange(len(y)), limit // 2)

@@ -106,7 +106,8 @@ def _accuracy(axes: Axes, run: Run) -> None:
 
 def _steps(axes: Axes, run: Run, series: Series) -> None:
     count_axis(axes, "training step")
-    first, last = float(series.steps[0]), float(series.steps[-1])
+    first = float(series.steps[0])
+    last = float(series.steps[-1])
     if first < last:
         axes.set_xlim(first, last)
     stage_bands(axes, [span for span in stage_spans(run, axis="steps") if span.start < last])
@@ -198,7 +199,8 @@ def _threshold(axes: Axes, run: Run) -> None:
 
 
 def _significance(axes: Axes, run: Run) -> None:
-    everything, selected = run.histograms.get("ast/significance"), run.histograms.get("ast/significance_selected")
+    everything = run.histograms.get("ast/significance")
+    selected = run.histograms.get("ast/significance_selected")
     if everything is not None and everything.counts.sum() > 0:
         _histograms(axes, everything, selected)
         return
@@ -211,7 +213,8 @@ def _significance(axes: Axes, run: Run) -> None:
 
 def _histograms(axes: Axes, everything: Histogram, selected: Histogram | None) -> None:
     total = float(everything.counts.sum())
-    low, high = float(everything.edges[0]), float(everything.edges[-1])
+    low = float(everything.edges[0])
+    high = float(everything.edges[-1])
     edges = np.linspace(low, high if high > low else low + 1, 31)
     axes.set_title("Significance of the samples")
     axes.stairs(rebin(everything, edges) / total, edges, color=COLOURS["black"], linewidth=1.2, label="all samples")

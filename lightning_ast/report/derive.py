@@ -109,7 +109,8 @@ def clip_to_training(run: Run) -> Run:
     epoch = run.scalars.get("epoch")
     if epoch is None or len(epoch) < 2 or epoch.values[-1] <= epoch.values[-2]:
         return run
-    last, before = int(epoch.steps[-1]), int(epoch.steps[-2])
+    last = int(epoch.steps[-1])
+    before = int(epoch.steps[-2])
     earlier = epoch.steps[epoch.values < epoch.values[-2]]
     steps_an_epoch = before - int(earlier[-1]) if earlier.size else before + 1
     # a callback writes its last stage at the number of steps done, which is this step, so that the loss decides
@@ -200,7 +201,8 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
     """
     if axis == "epochs":
         stages = stage_of_epochs(run)
-        places, names = [epoch - 0.5 for epoch in sorted(stages)], [stages[epoch] for epoch in sorted(stages)]
+        places = [epoch - 0.5 for epoch in sorted(stages)]
+        names = [stages[epoch] for epoch in sorted(stages)]
         end = max(stages, default=0) + 0.5
     else:
         series = run.series("ast/stage")
@@ -269,7 +271,8 @@ def is_dense(run: Run) -> bool:
 
 def activation_rate_when_sparse(run: Run) -> float | None:
     """Mean of the logged activation rates of sparse steps, in [0, 1]; of all steps where no stage was logged."""
-    rate, stage = run.series("ast/activation_rate"), run.series("ast/stage")
+    rate = run.series("ast/activation_rate")
+    stage = run.series("ast/stage")
     if rate is None:
         return None
     wanted = np.isfinite(rate.values)

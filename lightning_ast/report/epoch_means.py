@@ -95,7 +95,8 @@ def behind_each(found: EpochMeans) -> str | None:
         return None
     if found.at_ends:
         return "one value an epoch, at its last step"
-    least, most = int(found.logged.min()), int(found.logged.max())
+    least = int(found.logged.min())
+    most = int(found.logged.max())
     if least < most:
         return f"mean of {least} to {most:,} logged steps an epoch"
     return f"mean of {counted(most, 'logged step')} an epoch"

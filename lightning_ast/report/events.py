@@ -117,7 +117,8 @@ def _records(file: BinaryIO, size: int, checksum_of: Any) -> Iterator[tuple[int,
         length, checksum = struct.unpack("<QI", head)
         if checksum_of(head[:8]) != checksum or length > min(_MOST_RECORD_BYTES, size - at - 16):
             return
-        data, tail = file.read(length), file.read(4)
+        data = file.read(length)
+        tail = file.read(4)
         if len(tail) < 4:
             return
         at += 16 + length

@@ -235,7 +235,8 @@ def epoch_axis(axes: Axes, epochs: Ints) -> None:
         epochs: In order, at least one.
     """
     axes.set_xlabel("epoch")
-    first, last = int(epochs[0]), int(epochs[-1])
+    first = int(epochs[0])
+    last = int(epochs[-1])
     axes.set_xlim(first - 0.5, last + 0.5)
     ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first, last)
     shown = sorted({int(tick) for tick in ticks if first <= tick <= last and tick == int(tick)} | {first})
@@ -260,7 +261,8 @@ def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
         axes.axvspan(span.start, span.end, color=_BANDS[span.stage], zorder=0, linewidth=0)
         if i:
             axes.axvline(span.start, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
-        start, end = max(span.start, low), min(span.end, high)
+        start = max(span.start, low)
+        end = min(span.end, high)
         if (end - start) / (high - low) * inches > len(span.stage) * _CHARACTER_INCHES:
             axes.annotate(
                 span.stage,

@@ -55,7 +55,10 @@ class Summary:
 
 def summarize(run: Run) -> Summary:
     """The row of a run."""
-    found, seconds, joules, last = accuracy(run), elapsed_seconds(run), elapsed_joules(run), last_epoch(run)
+    found = accuracy(run)
+    seconds = elapsed_seconds(run)
+    joules = elapsed_joules(run)
+    last = last_epoch(run)
     saved = {name: run.series(f"ast/savings_{name}") for name in SAVINGS}
     return Summary(
         name=run.name,

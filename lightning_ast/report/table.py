@@ -88,7 +88,8 @@ def _rows(lines: Sequence[str]) -> Iterator[list[str] | None]:
 def _columns(header: Sequence[str], rows: Sequence[list[str] | None]) -> tuple[dict[str, Series], int]:
     """Collect the points of each column, and count the rows that cannot be used."""
     points: dict[str, tuple[list[int], list[float]]] = {}
-    at, lost = header.index("step"), 0
+    at = header.index("step")
+    lost = 0
     for row in rows:
         step = None if row is None or not at < len(row) <= len(header) else _number(row[at])
         if row is None or step is None or not is_point("step", step):

@@ -116,7 +116,8 @@ def file_stems(names: Sequence[str]) -> list[str]:
     stems: list[str] = []
     for name in names:
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "run"
-        unique, count = stem, 1
+        unique = stem
+        count = 1
         while unique.lower() in {taken.lower() for taken in stems}:
             count += 1
             unique = f"{stem}-{count}"

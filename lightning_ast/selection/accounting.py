@@ -11,8 +11,8 @@ from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.flop_count import FlopCount, StepClock
-from lightning_ast.selection.notices import note_dense_ops, poor_savings
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.notices import poor_savings, warn_of_dense_ops
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["Books"]
 
@@ -70,12 +70,12 @@ class Books:
         if self._flops is not None:
             self._flops.stop_forward()
 
-    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
+    def start_backward(self, step: StepState | None, loss: Tensor) -> None:
         """Count the FLOPs of the backward that begins, if they are wanted."""
         if self._flops is not None:
-            self._flops.start_backward(plan, loss)
+            self._flops.start_backward(step, loss)
 
-    def stop_backward(self, plan: BatchPlan | None) -> float | None:
+    def stop_backward(self, step: StepState | None) -> float | None:
         """The backward is over.
 
         Returns:
@@ -84,40 +84,40 @@ class Books:
         if self._flops is None:
             return None
         self._flops.stop_backward()
-        if plan is None:
+        if step is None:
             return None
-        each = self._ledger.flops or self._flops.of_sample(plan)
+        each = self._ledger.flops or self._flops.of_sample(step)
         if each is None:
             return None
         return each.of_batch(
-            self._mode_of(plan), offered=plan.offered, selected=plan.selected, dense_share=self._dense_share
+            self._mode_of(step), offered=step.offered, selected=step.selected, dense_share=self._dense_share
         )
 
-    def finish_batch(self, plan: BatchPlan, stage: Stage, *, target_rate: float) -> None:
+    def finish_batch(self, step: StepState, stage: Stage, *, target_rate: float) -> None:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
         assert self._flops is not None
-        mode = self._mode_of(plan)
-        dense_ops = self._flops.finish_batch(self._ledger, plan, self._dense_ops)
+        mode = self._mode_of(step)
+        dense_ops = self._flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
         if mode is not None and self._ledger.flops is not None and dense_ops.settled and not self._judged:
             self._judged = True
             advice = poor_savings(mode, self._ledger.flops, rate=target_rate, dense_share=self._dense_share)
         if dense_ops.calls:
-            note_dense_ops(dense_ops, self._told, advice)
+            warn_of_dense_ops(dense_ops, self._told, advice)
         elif advice is not None:
             rank_zero_warn(f"lightning-ast: {advice}")
         self._ledger.record(
             stage,
             mode=mode,
-            offered=plan.offered,
-            selected=plan.selected,
+            offered=step.offered,
+            selected=step.selected,
             dense_share=self._dense_share,
         )
-        self._clock.finish_batch(self._ledger, stage, offered=plan.offered)
+        self._clock.finish_batch(self._ledger, stage, offered=step.offered)
 
-    def _mode_of(self, plan: BatchPlan) -> Mode | None:
-        return self._mode if (plan.sparse and not plan.leave_out) or plan.offered != plan.batch_size else None
+    def _mode_of(self, step: StepState) -> Mode | None:
+        return self._mode if step.is_sparse or step.offered != step.batch_size else None
 
     def interrupt(self) -> None:
         """Something else than training happens now."""

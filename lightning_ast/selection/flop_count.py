@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ast.core.entries.graph import runs_compiled
+from lightning_ast.core.entries.node_facts import runs_compiled
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
 from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["DenseOps", "FlopCount", "StepClock"]
 
@@ -105,9 +105,9 @@ class FlopCount:
         finally:
             self._counting_now = False
 
-    def start_backward(self, plan: BatchPlan | None, loss: Tensor) -> None:
+    def start_backward(self, step: StepState | None, loss: Tensor) -> None:
         """Begin to count a backward, if that of this batch is to be counted."""
-        partial = plan is not None and plan.may_spare_rows
+        partial = step is not None and step.may_spare_rows
         if not ((self._wants_dense and self._expects_backward) or (partial and self._wants_share)):
             return
         if not self._counting_now:
@@ -128,19 +128,19 @@ class FlopCount:
         if self._forward is not None:  # the backward of the counted step, not of the optimizer's next evaluation
             self._expects_backward = False
 
-    def of_sample(self, plan: BatchPlan) -> FlopsPerSample | None:
+    def of_sample(self, step: StepState) -> FlopsPerSample | None:
         """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
-        counted = self._wants_dense and not plan.void and self._counter.failure is None
-        if not counted or not plan.forwarded or not self._forward or self._backward is None:
+        counted = self._wants_dense and not step.is_void and self._counter.failure is None
+        if not counted or not step.forwarded or not self._forward or self._backward is None:
             return None
-        return FlopsPerSample(self._forward / plan.forwarded, self._backward / plan.forwarded)
+        return FlopsPerSample(self._forward / step.forwarded, self._backward / step.forwarded)
 
-    def finish_batch(self, ledger: Ledger, plan: BatchPlan, dense_ops: Counter[str]) -> DenseOps:
+    def finish_batch(self, ledger: Ledger, step: StepState, dense_ops: Counter[str]) -> DenseOps:
         """Write the cost of one sample to the ledger, once known.
 
         Args:
             ledger: Its FLOPs are left alone where it knows them already (restored from a checkpoint).
-            plan: The plan of the batch that ends.
+            step: The state of the step that ends.
             dense_ops: Backward ops that ran over all rows so far, and their calls.
 
         Returns:
@@ -148,10 +148,10 @@ class FlopCount:
         """
         self.close()
         if self._wants_dense and ledger.flops is None:
-            ledger.flops = self.of_sample(plan)
+            ledger.flops = self.of_sample(step)
         counter, full = self._counter, self._backward_full
         self._counter, self._backward_full = BackwardFlops(), 0
-        hindered = plan.traced and counter.failure is not None  # the next batch is run without the trace
+        hindered = step.traced and counter.failure is not None  # the next batch is run without the trace
         if self._wants_dense and counter.failure is not None and not hindered:
             self._counts = self._wants_share = False
             rank_zero_warn(
@@ -159,18 +159,18 @@ class FlopCount:
                 "Training is not affected; SparseSelectionCallback(count_flops=False) does not try."
             )
         self._tries -= self._forward is not None
-        if self._counts and self._tries > 0 and (plan.void or hindered or self._backward is None):
+        if self._counts and self._tries > 0 and (step.is_void or hindered or self._backward is None):
             self._forward = self._backward = None  # the next batch tells what one costs
         else:
             self._wants_dense = False
         executed = None
         if counter.executed is not None and counter.failure is None and full:
             executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes
-        if not plan.spares_rows or plan.void:  # a gradient of 0 runs over all rows
+        if not step.spares_rows:  # a gradient of 0 runs over all rows
             return _NONE
         if uncounted(dense_ops):
             ledger.flops = None
-        return self._dense_ops(dense_ops, executed, plan.selected / plan.batch_size)
+        return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
 
     def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
         calls, self._calls = dense_ops - self._calls, dense_ops.copy()

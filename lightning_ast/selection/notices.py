@@ -1,13 +1,13 @@
-"""What the selection callback tells the person."""
+"""The messages of the selection callback: each is given once."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.gate import Selection
-from lightning_ast.core.ledger import FlopsPerSample, saves_too_little, step_cost
+from lightning_ast.core.ledger import FlopsPerSample, saves_too_little
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import SparseLossMixin
@@ -15,34 +15,48 @@ from lightning_ast.selection.flop_count import DenseOps
 from lightning_ast.words import counted
 
 __all__ = [
-    "note_compiled",
-    "note_dense_ops",
-    "note_first_selection",
-    "note_score",
-    "note_unused_methods",
+    "WarnOnce",
+    "inform_of_score",
     "poor_savings",
+    "warn_of_compiled",
+    "warn_of_dense_ops",
+    "warn_of_minimum",
+    "warn_of_unused_methods",
 ]
 
 
-def note_score(record: LossRecord | None, *, el2n: bool) -> None:
-    """Say where the loss stands in for EL2N.
+class WarnOnce:
+    """Warns of each kind of problem once; the first words of a message tell its kind."""
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Warn, unless there was a warning of this kind before; sizes behind its first words may differ."""
+        kind = message[:20]
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            rank_zero_warn(f"lightning-ast: {message}")
+
+
+def inform_of_score(record: LossRecord, *, el2n: bool) -> None:
+    """Inform where the loss stands in for EL2N.
 
     Args:
-        record: what the first loss was computed from, where that is known.
-        el2n: whether EL2N is the score.
+        record: What the first loss was computed from.
+        el2n: Whether EL2N is the score.
     """
-    if el2n and (record is None or record.kind == "regression"):
-        name = "a per_sample_loss without classes" if record is None else record.name
-        rank_zero_info(f"lightning-ast: EL2N is not defined for {name}: the loss itself is the significance.")
+    if el2n and record.kind == "regression":
+        rank_zero_info(f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance.")
 
 
-def note_first_selection(selector: SampleSelector, *, batch_size: int, selection: Selection) -> None:
-    """Say that the fewest samples allowed are more than the target.
+def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Selection) -> None:
+    """Warn where the fewest samples allowed are more than the target.
 
     Args:
-        selector: the rule.
-        batch_size: of the first sparse batch.
-        selection: of the first sparse batch.
+        selector: The gate and its target.
+        batch_size: The number of samples in the first sparse batch.
+        selection: The samples that were selected of it.
     """
     target, least = selector.target_activation_rate, selector.least(batch_size)
     if least > target * batch_size and selection.indices.numel() == least:
@@ -52,12 +66,12 @@ def note_first_selection(selector: SampleSelector, *, batch_size: int, selection
         )
 
 
-def note_dense_ops(dense_ops: DenseOps, told: set[str], advice: str | None) -> None:
-    """Say once of each backward op of ``partial`` that it ran over the whole batch, and what that cost.
+def warn_of_dense_ops(dense_ops: DenseOps, told: set[str], advice: str | None) -> None:
+    """Warn once of each backward op of ``partial`` that ran over the whole batch, with what that cost.
 
     Args:
-        dense_ops: of a sparse batch.
-        told: names that were said; new ones are added.
+        dense_ops: The ops of a sparse batch.
+        told: The names that were warned of; new ones are added.
         advice: What to do where the mode saves next to nothing, or None.
     """
     if not dense_ops.settled or dense_ops.calls.keys() <= told:
@@ -86,9 +100,9 @@ def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share:
     forward = flops.forward / flops.dense
     if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
         return None
-    own, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
+    own, promised = cost_share(mode, rate, forward=forward, dense_share=dense_share), cost_share(mode, rate)
     fresh: Mode = "partial" if mode == "subset" else "subset"
-    costs = {other: step_cost(other, rate, forward=forward) for other in ("prune", fresh)}
+    costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
     others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
     passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
     reasons = {
@@ -104,8 +118,8 @@ def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share:
     )
 
 
-def note_unused_methods(module: pl.LightningModule) -> None:
-    """Say that methods of the mixin's names are not called on a module without the mixin."""
+def warn_of_unused_methods(module: pl.LightningModule) -> None:
+    """Warn that methods of the mixin's names are not called on a module without the mixin."""
     names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
     if names and not isinstance(module, SparseLossMixin):
         rank_zero_warn(
@@ -114,8 +128,8 @@ def note_unused_methods(module: pl.LightningModule) -> None:
         )
 
 
-def note_compiled() -> None:
-    """Say before the first batch that compiled regions gain nothing from ``partial``."""
+def warn_of_compiled() -> None:
+    """Warn before the first batch that compiled regions gain nothing from ``partial``."""
     rank_zero_warn(
         "lightning-ast: a part of the module is compiled with torch.compile. mode='partial' is exact there, but runs "
         "the compiled region's whole backward: use mode='subset', or leave the network uncompiled."

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 
 __all__ = ["Watcher"]
 
@@ -31,5 +31,5 @@ class Watcher:
         """``(B,)`` dataset indices of the batch that starts, or None where they are not known."""
         return None
 
-    def finish_batch(self, plan: BatchPlan) -> None:
+    def finish_batch(self, step: StepState) -> None:
         """A batch was trained on as planned."""

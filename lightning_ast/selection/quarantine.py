@@ -11,12 +11,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch.finite import all_finite
 from lightning_ast.core.batch.replacement import find_finite, replace_in_batch
+from lightning_ast.core.batch.rows import all_finite
 from lightning_ast.errors import QuarantineError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection.stand_ins import StandIns
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import StepState
 from lightning_ast.words import counted
 
 __all__ = ["Quarantine", "QuarantinedSample"]
@@ -83,30 +83,30 @@ class Quarantine:
 
     # ------------------------------------------------------------------ within a step
 
-    def examine(self, plan: BatchPlan, batch: Any) -> None:
+    def examine(self, step: StepState, batch: Any) -> None:
         """Look at the input of a batch, and put other samples in the place of those that are not finite.
 
         They stand there until :meth:`restore`.
 
         Args:
-            plan: The plan of the batch; told which samples these are.
+            step: The state of the step; told which samples these are.
             batch: The batch as loaded.
         """
-        finite = None if self.limit is None else find_finite(batch, plan.batch_size)
+        finite = None if self.limit is None else find_finite(batch, step.batch_size)
         if finite is None:
             return
-        plan.quarantine(~finite)
+        step.quarantine(~finite)
         self._stand_ins.put(batch, replace_in_batch(batch, finite))
 
     def restore(self) -> None:
         """Give the batch its own values back. Safe to call twice."""
         self._stand_ins.restore()
 
-    def eligible(self, plan: BatchPlan, values: Tensor) -> Tensor | None:
+    def eligible(self, step: StepState, values: Tensor) -> Tensor | None:
         """Tell which samples may be selected.
 
         Args:
-            plan: The plan of the batch; told of samples that are not finite.
+            step: The state of the step; told of samples that are not finite.
             values: ``(B,)`` losses, or norms of the samples' gradients.
 
         Returns:
@@ -115,12 +115,32 @@ class Quarantine:
         if self.limit is None:
             return None
         finite = values.isfinite()
-        if plan.bad is not None:
-            finite = finite & ~plan.bad.to(finite.device)
+        if step.bad is not None:
+            finite = finite & ~step.bad.to(finite.device)
         if values.device.type == "cpu" and bool(finite.all()):
             return None
-        plan.quarantine(~finite)
+        step.quarantine(~finite)
         return finite
+
+    def finite_in_step(self, step: StepState, norms: Tensor) -> Tensor | None:
+        """Look for samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
+
+        Args:
+            step: The state of the step; told of samples that are not finite.
+            norms: ``(k,)`` norms of the gradients of the selected samples in the step.
+
+        Returns:
+            ``(k,)`` positions among the selected samples of those that are finite; None where the host knows of none
+            that are not.
+        """
+        if self.limit is None or step.selection is None or norms.device.type != "cpu":
+            return None
+        finite = norms.isfinite()
+        if bool(finite.all()):
+            return None
+        bad = torch.zeros(step.batch_size, dtype=torch.bool)
+        step.quarantine(bad.index_fill(0, step.selection.indices[~finite], True))
+        return finite.nonzero().flatten()
 
     def lost(self, loss: Tensor) -> bool:
         """Tell whether the loss of a dense step is not finite, where the host can tell without waiting."""
@@ -128,7 +148,7 @@ class Quarantine:
 
     # ------------------------------------------------------------------ behind it
 
-    def finish_batch(self, plan: BatchPlan, trainer: pl.Trainer, batch_idx: int) -> None:
+    def finish_batch(self, step: StepState, trainer: pl.Trainer, batch_idx: int) -> None:
         """Count what was found.
 
         Raises:
@@ -137,13 +157,13 @@ class Quarantine:
         if trainer.current_epoch != self._epoch:
             self._read(wait=True)
             self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
-        self._offered += plan.offered
-        if plan.bad is not None:
-            self._pending.append(_Pending(plan.bad, plan.indices, self._epoch, batch_idx))
+        self._offered += step.offered
+        if step.bad is not None:
+            self._pending.append(_Pending(step.bad, step.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
         if self._expected == 0:
             batches = trainer.num_training_batches
-            self._expected = int(batches * plan.offered) if math.isfinite(batches) else 1000
+            self._expected = int(batches * step.offered) if math.isfinite(batches) else 1000
         found = bool(self._pending) and self._read()
         if found and self._processes.count == 1:
             self._check(self.count, max(self._offered, self._expected))

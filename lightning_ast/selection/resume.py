@@ -13,16 +13,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.fit_loop import (
-    batches_done,
-    begin_new_epoch,
+from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.reloading import (
     hold_reload,
     last_reloads,
-    lead,
-    load_loader_states,
-    loaders,
     reload_as_due,
     reload_validation_as_due,
+)
+from lightning_ast.lightning_internals.resuming import (
+    batches_done,
+    begin_new_epoch,
+    load_loader_states,
     restart_loader,
 )
 from lightning_ast.words import changes

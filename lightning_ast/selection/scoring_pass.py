@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,16 +18,32 @@ from torch.overrides import TorchFunctionMode
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import Entry, Found
 from lightning_ast.core.gradient_gate import norms_at
+from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
+from lightning_ast.lightning_internals.step_facts import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
-from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.scored import Scored
+from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.taps import Taps
 
-__all__ = ["ScoringPass"]
+__all__ = ["Scored", "ScoringPass"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scoring pass found.
+
+    Attributes:
+        norms: ``(B,)`` norms of the samples' rows of the gradient of the loss, times B.
+        labels: ``(B,)`` class indices, or None.
+        record: The losses by their values, where the score needs them.
+    """
+
+    norms: Tensor
+    labels: Tensor | None
+    record: LossRecord | None
 
 
 class ScoringPass:
@@ -38,7 +55,7 @@ class ScoringPass:
     Args:
         module: The bare LightningModule, also under DDP: nothing is synchronised but SyncBatchNorm's own statistics.
         training_step: The module's own, not wrapped.
-        gating: Finds the entries of the loss.
+        search: Finds the entries of the losses of these passes.
         needs_losses: Whether the score is computed from the values of torch's loss functions.
     """
 
@@ -47,12 +64,12 @@ class ScoringPass:
         module: pl.LightningModule,
         *,
         training_step: Callable[..., Any],
-        gating: Gating,
+        search: EntrySearch,
         needs_losses: bool,
     ) -> None:
         self._module = module
         self._training_step = training_step
-        self._gating = gating
+        self._search = search
         self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._traceless = TracelessForward(module)
@@ -71,9 +88,9 @@ class ScoringPass:
             EntryError: The first batch's rows cannot be found in the graph of the loss.
             LossCaptureError: The score needs the losses, and they cannot be had.
         """
-        self._gating.start_scoring(batch)
-        traces = self._gating.scoring_traces
-        trace = traces.start(batch, batch_size) if traces.wanted(batch_size) else None
+        search = self._search
+        search.batch = batch
+        trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
         context = self._module.trainer.precision_plugin.forward_context()
         with (
             isolate_rng(include_cuda=False),
@@ -84,7 +101,8 @@ class ScoringPass:
         ):
             scored = self._scored(batch, batch_idx, batch_size, trace)
         if trace is not None:
-            traces.end(trace)
+            search.end_trace(trace)
+        search.batch = None
         return scored
 
     def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
@@ -114,11 +132,9 @@ class ScoringPass:
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
         if loss.grad_fn is None:
             return None
-        gating = self._gating
-        traces = gating.scoring_traces
         found, self._proved = self._proved, None
         if found is None:
-            found = gating.find(loss, size, traces) if trace is None else gating.prove(loss, size, trace, traces)
+            found = self._search.find(loss, size) if trace is None else self._search.prove(loss, size, trace)
         entries: list[Entry] = [entry for entry in found.entries if not entry.nested]
         if not entries:
             return None
@@ -141,7 +157,7 @@ class ScoringPass:
         if trace is None:
             return number < self._passed
         trace.paused = True
-        self._proved = self._gating.prove(loss, size, trace, self._gating.scoring_traces)
+        self._proved = self._search.prove(loss, size, trace)
         trace.paused = False
         passes = not self._proved.entries and not self._proved.unclear
         self._passed = number + passes
@@ -161,7 +177,7 @@ class ScoringPass:
         if self._module.automatic_optimization:
             return
         trainer = self._module.trainer
-        for optimizer in (*trainer.strategy._lightning_optimizers, *trainer.optimizers):
+        for optimizer in (*wrapped_optimizers(trainer), *trainer.optimizers):
             yield optimizer, "step", _nothing
             yield optimizer, "zero_grad", _nothing
         for config in trainer.lr_scheduler_configs:

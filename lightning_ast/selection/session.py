@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from contextlib import ExitStack
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.run_limits import run_length
-from lightning_ast.mixin import overrides
+from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.pruning.epochs import PrunedEpochs
-from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accounting import Books
 from lightning_ast.selection.accumulation import AccumulationWindow
@@ -31,17 +24,18 @@ from lightning_ast.selection.checks import check_indices
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.modes.subset import SubsetStep
-from lightning_ast.selection.notices import note_compiled, note_unused_methods
+from lightning_ast.selection.modes.base import FitParts
+from lightning_ast.selection.modes.prune import PruneMode
+from lightning_ast.selection.modes.registry import MODES
+from lightning_ast.selection.notices import warn_of_unused_methods
 from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.quarantine import Quarantine
-from lightning_ast.selection.resume import Resumption
 from lightning_ast.selection.sample_count import SampleCount
-from lightning_ast.selection.scoring_pass import ScoringPass
-from lightning_ast.selection.session_state import FitState
+from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.settings import SelectionSettings
-from lightning_ast.selection.stages import stage_of_batch, stages_from
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_log import StepLog
+from lightning_ast.selection.step_state import StepState, Treatment
+from lightning_ast.selection.weights import RowWeights
 
 __all__ = ["Session"]
 
@@ -53,18 +47,19 @@ class Session:
 
     Args:
         settings: What the fit selects by.
-        trainer: of the fit.
-        module: that is trained.
+        trainer: The trainer of the fit.
+        module: The LightningModule that is trained.
         owner: The selection callback.
         ledger: The books of the run.
         dense_ops: The backward ops that ran over all rows, and their calls; added to.
 
     Attributes:
-        state: Saves and restores its parts.
-        stage: of the last batch.
-        activation_rate: selected / offered of the last batch (in ``prune`` of its epoch), or None before the first.
-        watchers: other callbacks', told of what is done.
-        plan: Of the running batch, or None.
+        mode: How selections are executed.
+        state: Saves and restores the parts.
+        stage: The stage of the last batch.
+        activation_rate: Selected / offered of the last batch (in ``prune`` of its epoch); None before the first.
+        watchers: The other callbacks that are told of each batch.
+        step: The state of the running step, or None.
     """
 
     def __init__(
@@ -77,53 +72,63 @@ class Session:
         ledger: Ledger,
         dense_ops: Counter[str],
     ) -> None:
-        self.mode: Mode = settings.mode
         self.ledger = ledger
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.watchers: list[Watcher] = []
+        self.step: StepState | None = None
+        self.selector = settings.selector(trainer.global_rank)
         self._trainer = trainer
         self._module = module
-        self._schedule = settings.schedule
-        self.selector = settings.selector(trainer.global_rank)
-        self._processes = processes = Processes(trainer)
-        self.quarantine = Quarantine(settings.quarantine_limit, processes)
+        self._processes = Processes(trainer)
+        self.quarantine = Quarantine(settings.quarantine_limit, self._processes)
         self._window = AccumulationWindow()
-        self._decision = Decision(
-            module,
-            settings.significance,
-            self.selector,
-            processes,
-            self.quarantine,
-            divisor=lambda own, offered: self._window.divisor(*processes.mean_of(own, offered)),
+        self._decision = self._decision_of(settings)
+        self.mode = MODES[settings.mode](
+            FitParts(
+                owner=owner,
+                trainer=trainer,
+                module=module,
+                settings=settings,
+                selector=self.selector,
+                processes=self._processes,
+                watchers=self.watchers,
+            )
         )
+        self._gating = self._gating_of(settings, dense_ops)
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
-        self.gating = self._gating_of(settings, dense_ops)
-        self._samples_in = SampleCount(trainer, module)
-        self.plan: BatchPlan | None = None
+        self._count_samples = SampleCount(trainer, module)
         self._last: tuple[Selection | None, int] | None = None
-        self._subset = SubsetStep(module) if settings.mode == "subset" else None
-        self._score: ScoringPass | None = None
-        self._resumption, self._tells_flops = Resumption(trainer, processes), not hasattr(module, _FLOPS)
-        self.epochs: PrunedEpochs | None = None
-        if settings.mode == "prune":
-            self.epochs = PrunedEpochs(owner, trainer, self.selector, settings.schedule, processes)
+        self._offers_flops = not hasattr(module, _FLOPS)
+        self._log = StepLog(self, trainer, module)
         self.state = self._state_of(settings)
+
+    def _decision_of(self, settings: SelectionSettings) -> Decision:
+        def divisor(own: float, samples: float) -> float:
+            return self._window.divisor(*self._processes.mean_of(own, samples))
+
+        return Decision(
+            self._module,
+            settings.significance,
+            selector=self.selector,
+            processes=self._processes,
+            quarantine=self.quarantine,
+            weights=RowWeights(self.selector.weighting, divisor),
+        )
 
     def _gating_of(self, settings: SelectionSettings, dense_ops: Counter[str]) -> Gating:
         return Gating(
             self._module,
             self._decision,
-            execution="partial" if settings.mode == "partial" else "mask",
+            self.quarantine,
+            execution=self.mode.execution,
             batchnorm=settings.batchnorm,
             dense_ops=dense_ops,
-            take=getattr(self._module, "select_batch", None) if overrides(self._module, "select_batch") else None,
-            lost=self.quarantine.lost,
-            enabled=settings.mode == "prune" or self.selector.target_activation_rate < 1,
+            enabled=self.mode.always_scores or self.selector.target_activation_rate < 1,
         )
 
-    def _state_of(self, settings: SelectionSettings) -> FitState:
-        return FitState(
+    def _state_of(self, settings: SelectionSettings) -> SessionState:
+        return SessionState(
             trainer=self._trainer,
             token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
             rule=settings.rule,
@@ -131,8 +136,7 @@ class Session:
             selector=self.selector,
             ledger=self.ledger,
             quarantine=self.quarantine,
-            resumption=self._resumption,
-            epochs=self.epochs,
+            mode=self.mode,
         )
 
     @property
@@ -143,107 +147,78 @@ class Session:
         selection, size = self._last
         return Selection(torch.arange(size)) if selection is None else selection
 
+    @property
+    def epochs(self) -> PrunedEpochs | None:
+        """The planned epochs of ``prune``; None in the other modes."""
+        return self.mode.epochs if isinstance(self.mode, PruneMode) else None
+
+    def stages_ahead(self) -> list[Stage] | None:
+        """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
+        return self.mode.stages_ahead(self._trainer.current_epoch + 1)
+
+    # ------------------------------------------------------------------ the fit
+
     def attach(self) -> None:
-        """In ``subset`` wrap the training step; in ``prune`` lead the fit loop."""
-        note_unused_methods(self._module)
-        self.wrap()
-        if self.epochs is not None:
-            self.epochs.attach()
+        """Let the mode change what it has to change of the module or the trainer."""
+        warn_of_unused_methods(self._module)
+        self.mode.attach()
 
     def detach(self) -> None:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
         self.abandon_batch()
-        self.unwrap()
-        if self._tells_flops:
+        self.mode.detach()
+        if self._offers_flops:
             self._module.__dict__.pop(_FLOPS, None)
-        self._resumption.detach()
-        if self.epochs is not None:
-            self.epochs.detach()
-
-    def wrap(self) -> None:
-        """In ``subset`` wrap the training step."""
-        if self._subset is not None:
-            self._subset.install()
-
-    def unwrap(self) -> None:
-        """Take the wrapper off. Safe to call twice."""
-        if self._subset is not None:
-            self._subset.remove()
 
     def start_training(self) -> None:
-        """Ask the schedule again (the length of an epoch is known now), and list the layers (all exist now)."""
+        """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now.
+
+        Raises:
+            ConfigurationError: They show that the run cannot be trained as configured.
+        """
         self._books.open(self._module)
-        self._resumption.start_training()
-        if self.mode == "partial" and compiled_parts(self._module):
-            note_compiled()
-        if self._subset is not None:
-            self._score = ScoringPass(
-                self._module,
-                training_step=self._subset.training_step,
-                gating=self.gating,
-                needs_losses=self._decision.needs_losses,
-            )
-        faults = training_faults(self._trainer, mode=self.mode)
-        if self.epochs is not None:
-            self.epochs.ensure_installed()
-            if rounded := rounded_stages(self.epochs.run):
-                rank_zero_info(f"lightning-ast: {rounded}")
-        else:
-            faults += self._schedule.length_faults(run_length(self._trainer), batches_known=True)
+        faults = training_faults(self._trainer, mode=self.mode.name)
+        faults += self.mode.start_training(self._gating, self._decision)
         if faults:
             raise ConfigurationError(faults)
 
     # ------------------------------------------------------------------ a batch
 
-    def start_batch(self, batch: Any, batch_idx: int) -> None:
-        """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
-        if self.plan is not None:
+    def start_batch(self, batch: object, batch_idx: int) -> None:
+        """Decide what is done with this batch; in ``subset`` score it and take the selected samples.
+
+        Raises:
+            EmptyBatchError: It has no samples, and the other processes wait for this one in a sparse step.
+        """
+        if self.step is not None:
             self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
-        stage = self._stage_of(batch_idx)
+        self._enter_stage(self.mode.stage(batch_idx))
+        size = self._size(batch)
+        if size == 0:  # the step is the user's own, as in a plain run
+            return
+        indices = self._indices(batch, size)
+        check_indices(indices, size)
+        step = self.mode.open_batch(self.stage, size, indices)
+        self.step = step
+        self.quarantine.examine(step, batch)
+        if step.known_bad and not step.is_sparse:
+            step.treatment = Treatment.CLEANED
+        self.mode.prepare_step(step, batch, batch_idx)
+        self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
+        self._gating.start_batch(step, batch)
+        self._books.start_forward()
+
+    def _enter_stage(self, stage: Stage) -> None:
         if stage != self.stage:
             self._books.interrupt()
             for watcher in self.watchers:
                 watcher.start_stage(stage)
         self.stage = stage
-        size = self._size(batch)
-        self.plan = None  # of an empty batch: the step is the user's own, as in a plain run
-        if size == 0:
-            return
-        indices = self._indices(batch, size)
-        check_indices(indices, size)
-        if self.epochs is not None:
-            plan = self._planned(self.epochs, size, indices)
-        else:
-            sparse = stage == "sparse" and self.selector.target_activation_rate < 1
-            plan = BatchPlan(size, sparse, self.mode == "partial", indices=indices)
-        self.plan = plan
-        self.quarantine.examine(plan, batch)
-        plan.leave_out = not plan.sparse and plan.known_bad
-        if self._subset is not None and (plan.sparse or self.gating.scoring_traces.wanted(size)):
-            self._take_subset(self._subset, plan, batch, batch_idx)
-        self.gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
-        self.gating.start_batch(plan, batch)
-        self._books.start_forward()
 
-    @staticmethod
-    def _planned(epochs: PrunedEpochs, size: int, indices: Tensor | None) -> BatchPlan:
-        planned = epochs.next_batch(size, indices)
-        plan = BatchPlan(size, sparse=False, stands_for=planned.stands_for, indices=planned.indices)
-        plan.observe = epochs.observer_of(planned)
-        if planned.weights is not None:
-            plan.sparse = True
-            plan.selection = Selection(torch.arange(size), planned.weights)
-        return plan
-
-    def _size(self, batch: Any) -> int:
-        """Count the samples of a batch, which may be none.
-
-        Raises:
-            EmptyBatchError: There are none, and the other processes wait for this one in a sparse step.
-        """
-        size = self._samples_in(batch)
+    def _size(self, batch: object) -> int:
+        size = self._count_samples(batch)
         if size == 0 and self.stage == "sparse" and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "
@@ -251,101 +226,84 @@ class Session:
             )
         return size
 
-    def _take_subset(self, step: SubsetStep, plan: BatchPlan, batch: Any, batch_idx: int) -> None:
-        assert self._score is not None
-        step.plan = plan
-        with ExitStack() as sections:
-            for watcher in self.watchers:
-                sections.enter_context(watcher.scoring())
-            scored = self._score(batch, batch_idx, plan.batch_size)
-        if scored is None and plan.sparse:
-            self.gating.tell_ungated(plan)
-        elif scored is not None and plan.sparse:
-            self._decision.take_subset(plan, batch, scored)
-
-    def _indices(self, batch: Any, size: int) -> Any:
-        indices = self._decision.indices(batch)
+    def _indices(self, batch: object, size: int) -> Tensor | None:
+        """Return the dataset indices that the module tells, else those that another callback has recorded."""
+        indices = self._module.sample_indices(batch) if isinstance(self._module, SparseLossMixin) else None
         for watcher in self.watchers:
-            drawn = watcher.indices(size)
+            drawn = watcher.indices(size)  # asked in any case: it counts the batches
             indices = drawn if indices is None else indices
         return indices
 
-    def _stage_of(self, batch_idx: int) -> Stage:
-        if self.epochs is not None:
-            return self.epochs.epoch.stage
-        if not self._schedule.dense:
-            return "sparse"
-        first = self._window.first_batch(self._trainer, batch_idx)  # a stage begins with an optimizer step
-        return stage_of_batch(self._schedule, self._trainer, first)
-
-    def stages_ahead(self) -> list[Stage] | None:
-        """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
-        following = self._trainer.current_epoch + 1
-        if self.epochs is not None:
-            return self.epochs.run.stages_from(following)
-        return stages_from(following, self._schedule, self._trainer)
-
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of the loss; count its backward, if that is wanted."""
-        automatic = self._module.automatic_optimization
-        if automatic:
+        if self._module.automatic_optimization:
             self._books.stop_forward()
-        self.gating.start_backward(loss)
-        self._books.start_backward(self.plan, loss)
+        self._gating.start_backward(loss)
+        self._books.start_backward(self.step, loss)
 
     def stop_backward(self) -> None:
         """End what began with the backward."""
-        self._tell_flops(self._books.stop_backward(self.plan))
-        self.gating.resume_forward()
+        self._offer_flops(self._books.stop_backward(self.step))
+        self._gating.resume_forward()
 
     def start_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh accumulated micro-batches as one large batch."""
         self._window.rescale(optimizer)
 
-    def finish_batch(self, batch_idx: int) -> bool:
-        """Keep the books, let go of the batch.
+    def finish_batch(self, batch_idx: int) -> None:
+        """Keep the books, let go of the batch, log it.
 
-        Returns:
-            Whether it was trained on.
+        Raises:
+            QuarantineError: More samples are not finite than is allowed.
         """
-        plan = self.plan
-        self.plan = None
-        if plan is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
-            if self.epochs is not None:
-                self.epochs.epoch.batch += 1
-            return False
+        step = self.step
+        self.step = None
+        if step is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
+            self.mode.close_batch(None)
+            self._log.finish_batch(batch_idx, trained=False)
+            return
+        try:
+            self._finish_step(step, batch_idx)
+        finally:  # a batch is in the ledger before the quarantine ends the run with it
+            self._log.finish_batch(batch_idx, trained=True)
+
+    def _finish_step(self, step: StepState, batch_idx: int) -> None:
         self._books.stop_forward()
-        self.gating.finish_batch(plan)
+        self._gating.finish_batch(step)
         self.quarantine.restore()
-        if self._subset is not None:
-            self._subset.plan = None
-        self._books.finish_batch(plan, self.stage, target_rate=self.selector.target_activation_rate)
-        planned = None if self.epochs is None else self.epochs.epoch.activation_rate
-        self._last = None if plan.void else (plan.selection, plan.batch_size)
-        self.activation_rate = plan.selected / plan.batch_size if planned is None else planned
-        self.quarantine.finish_batch(plan, self._trainer, batch_idx)
+        self.mode.close_batch(step)
+        self._books.finish_batch(step, self.stage, target_rate=self.selector.target_activation_rate)
+        self._last = None if step.is_void else (step.selection, step.batch_size)
+        self.activation_rate = self.mode.activation_rate(step)
+        self.quarantine.finish_batch(step, self._trainer, batch_idx)
         for watcher in self.watchers:
-            watcher.finish_batch(plan)
-        return True
+            watcher.finish_batch(step)
 
     def abandon_batch(self) -> None:
         """Leave a batch that has no end: a step that failed, or was skipped by a hook. Safe where there is none."""
         self._books.close()
-        self.gating.close()
+        self._gating.close()
         self.quarantine.restore()
-        self.plan = None
+        self.step = None
+
+    # ------------------------------------------------------------------ between batches
 
     def finish_epoch(self) -> None:
         """Compare what was left out with what is allowed, over all processes."""
         self.abandon_batch()
         self.quarantine.finish_epoch()
+        self._log.finish_epoch()
+
+    def close_log(self) -> None:
+        """Give the loggers the last values, which need not be those of the last step that was logged."""
+        self._log.close()
 
     def interrupt(self) -> None:
-        """Something else than training happens now: it is not training time."""
+        """Pause the timers until the next batch."""
         self._books.interrupt()
-        self._tell_flops(None)
+        self._offer_flops(None)
 
-    def _tell_flops(self, flops: float | None) -> None:
-        """What Lightning's ThroughputMonitor asks the module for, unless the module has an answer of its own."""
-        if self._tells_flops:
+    def _offer_flops(self, flops: float | None) -> None:
+        # Lightning's ThroughputMonitor asks the module for it; a module's own answer stands
+        if self._offers_flops:
             self._module.__dict__[_FLOPS] = flops

@@ -11,17 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import written_within
-from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.lightning_internals.resuming import tells_resumption, written_within
+from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.selection.quarantine import Quarantine
-from lightning_ast.selection.resume import Resumption
 from lightning_ast.selection.saved_state import SELECTION_STATE
 from lightning_ast.words import changes
 
-__all__ = ["FitState"]
+__all__ = ["SessionState"]
 
 
-class FitState:
+class SessionState:
     """Saves and restores the parts of a fit.
 
     Args:
@@ -32,8 +31,7 @@ class FitState:
         selector: Gate, controller and target.
         ledger: Books.
         quarantine: Samples that were left out.
-        resumption: Place in the data and random state, where the loader is the user's own.
-        epochs: The planned epochs of ``prune``, or None.
+        mode: How selections are executed, with a state of its own.
     """
 
     def __init__(
@@ -46,8 +44,7 @@ class FitState:
         selector: SampleSelector,
         ledger: Ledger,
         quarantine: Quarantine,
-        resumption: Resumption,
-        epochs: PrunedEpochs | None,
+        mode: SelectionMode,
     ) -> None:
         self._trainer = trainer
         self._rule = rule
@@ -55,20 +52,18 @@ class FitState:
         self._selector = selector
         self._ledger = ledger
         self._quarantine = quarantine
-        self._resumption = resumption
-        self._epochs = epochs
+        self._mode = mode
         self.token = token
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives and tensors alone; every process must ask for it."""
-        place = {"epochs": self._epochs.state_dict()} if self._epochs else {"resumption": self._resumption.state_dict()}
         state = {
             "fit": self.token,
             "rule": self._rule,
             "selector": self._selector.state_dict(),
             "ledger": self._ledger.state_dict(),
             "quarantine": self._quarantine.state_dict(),
-            **place,
+            **self._mode.state_dict(),
         }
         return SELECTION_STATE.stamped(state)
 
@@ -92,10 +87,7 @@ class FitState:
                 "what was learned of thresholds and significance begins anew."
             )
         self._selector.load_state_dict(state["selector"], controller=not changed)
-        if self._epochs is not None and "epochs" in state:
-            self._epochs.load_state_dict(state["epochs"])
-        elif self._epochs is None and "resumption" in state:
-            self._resumption.load_state_dict(state["resumption"])
+        self._mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
         """A checkpoint is being loaded, perhaps one without this callback.
@@ -110,11 +102,11 @@ class FitState:
         """
         if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
             SELECTION_STATE.require(state, owner=self._owner)
-        own = state.get("fit") == self.token and hasattr(self._trainer.fit_loop, "is_resuming")
+        own = state.get("fit") == self.token and tells_resumption(self._trainer)
         if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
             return
         mode = state["rule"]["mode"] if state else self._rule["mode"]
-        own_mode = self._rule["mode"]
+        own_mode = self._mode.name
         if mode != own_mode and "prune" in (mode, own_mode) and written_within(checkpoint):
             raise ConfigurationError(
                 [
@@ -122,7 +114,4 @@ class FitState:
                     "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
                 ]
             )
-        if self._epochs is not None:
-            self._epochs.expect_resume()
-        else:
-            self._resumption.expect()
+        self._mode.expect_resume()

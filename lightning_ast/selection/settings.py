@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode, resolve_weighting
@@ -37,6 +37,11 @@ class SelectionSettings:
     count_flops: bool
     schedule: Schedule
     state_key: str
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """List the names of the settings."""
+        return [field.name for field in fields(cls)]
 
     def selector(self, rank: int) -> SampleSelector:
         """Make the selector of this fit.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.selector import SampleSelector
 from lightning_ast.lightning_internals.logger_connector import (
     batches_completed,
     forget_step_values,
@@ -22,9 +24,7 @@ from lightning_ast.lightning_internals.logger_connector import (
     write,
 )
 from lightning_ast.schedule import STAGE_CODES, Stage
-
-if TYPE_CHECKING:
-    from lightning_ast.selection.session import Session
+from lightning_ast.selection.quarantine import Quarantine
 
 __all__ = ["BAR_NAMES", "StepLog"]
 
@@ -59,6 +59,24 @@ class _Batch:
     threshold: Tensor | None
 
 
+class LoggedFit(Protocol):
+    """What is logged of a fit.
+
+    Attributes:
+        stage: The stage of the last batch.
+        activation_rate: Selected / offered of the last batch, in [0, 1]; None before the first.
+        selector: The gate, its controller and its target.
+        ledger: The books of the run.
+        quarantine: The samples that were left out.
+    """
+
+    stage: Stage
+    activation_rate: float | None
+    selector: SampleSelector
+    ledger: Ledger
+    quarantine: Quarantine
+
+
 class StepLog:
     """Logs the steps of a fit, and at its end the values that the loggers were not given.
 
@@ -71,7 +89,7 @@ class StepLog:
         module: The module whose ``log_dict`` is called.
     """
 
-    def __init__(self, fit: Session, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __init__(self, fit: LoggedFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._fit, self._trainer, self._module = fit, trainer, module
         self._last: _Batch | None = None
         self._fresh = False

@@ -1,9 +1,10 @@
-"""What is to be done with the current batch."""
+"""The batch of one training step: the facts that are known before it, and what becomes of it while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -11,101 +12,141 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 
-__all__ = ["BatchPlan"]
+__all__ = ["BatchFacts", "Part", "StepState", "Treatment"]
+
+
+class Treatment(Enum):
+    """What is done to the gradient of a batch where it enters the network.
+
+    ``DENSE``: nothing; the step is the plain run's. ``OBSERVED``: nothing, but the significance of every sample is
+    computed. ``CLEANED``: the rows of samples that are not finite are left out. ``SELECTED``: the rows of a selection
+    are kept.
+    """
+
+    DENSE = "dense"
+    OBSERVED = "observed"
+    CLEANED = "cleaned"
+    SELECTED = "selected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFacts:
+    """What is known of a batch before its step begins.
+
+    Attributes:
+        size: The number B of its samples.
+        indices: ``(B,)`` dataset indices of its samples, or None where they are not known.
+        stands_for: In ``prune``, the samples of a dense epoch that the batch stands for; None elsewhere: its own.
+        observe: Receives the significance ``(B,)`` of the samples; None where nothing remembers it.
+        spares_rows: Whether the backward of a selection computes over the selected rows alone.
+    """
+
+    size: int
+    indices: Tensor | None = None
+    stands_for: int | None = None
+    observe: Callable[[Tensor], None] | None = None
+    spares_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """The selected samples of a batch, which are all that a step of ``subset`` sees.
+
+    Attributes:
+        batch: The samples, in the form of the batch.
+        norms: ``(k,)`` norms of their gradients in the scoring pass, times the samples B of the whole batch.
+        take: ``(batch, positions) -> batch``: takes some of the selected samples out of the whole batch.
+    """
+
+    batch: Any
+    norms: Tensor
+    take: Callable[[Any, Tensor], Any]
 
 
 @dataclass
-class BatchPlan:
-    """What is to be done with the current batch; it lives from its start to its end.
+class StepState:
+    """What becomes of a batch, from the start of its step to the end.
 
     Attributes:
-        batch_size: Samples of the batch.
-        sparse: Whether a selection is trained on; False only watches.
-        partial: Whether the backward computes over the selected rows alone.
-        stands_for: In ``prune``, samples of a dense epoch that the batch stands for; None elsewhere: its own.
-        observe: Told the significance ``(B,)`` of the batch as it is trained on, or None.
-        indices: ``(B,)`` dataset indices of its samples, where they are known.
-        selection: None until the gradient was seen (in ``subset``: until the batch was scored); then kept, so that
-            every loss, closure and backward of the batch has one selection.
-        sub_batch: The selected samples, for ``subset``.
-        scored_norms: ``(k,)`` norms of the selected samples' gradients in the scoring pass of ``subset``, or None.
+        facts: What was known before.
+        treatment: What is done to its gradient.
+        selection: The samples that are trained on, made once for every loss, closure and backward of the batch. It may
+            hold none. None before it is made, and where all samples are trained on.
+        part: The selected samples in ``subset``; None where the step sees the whole batch.
         significance: ``(B,)``, where it was computed.
         labels: ``(B,)`` class indices, where they are known and the significance was computed.
-        bad: ``(B,)`` bool, samples that are not finite; None where the host knows of none.
-        leave_out: Whether the selection is every sample but the bad ones, without weights, in a dense step.
-        traced: Whether a sample is followed through the step's own forward.
-        void: Whether no sample can be trained on; the selection stands for none, and the gradient is zero.
+        bad: ``(B,)`` bool, the samples that are not finite; None where the host knows of none.
+        traced: Whether a sample is followed through the forward of the step.
     """
 
-    batch_size: int
-    sparse: bool
-    partial: bool = False
-    stands_for: int | None = None
-    observe: Callable[[Tensor], None] | None = None
-    indices: Tensor | None = None
+    facts: BatchFacts
+    treatment: Treatment = Treatment.DENSE
     selection: Selection | None = None
-    sub_batch: Any = None
-    scored_norms: Tensor | None = None
+    part: Part | None = None
     significance: Tensor | None = None
     labels: Tensor | None = None
     bad: Tensor | None = None
-    leave_out: bool = False
     traced: bool = False
-    void: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """The number B of samples in the batch."""
+        return self.facts.size
+
+    @property
+    def indices(self) -> Tensor | None:
+        """``(B,)`` dataset indices of the samples, or None where they are not known."""
+        return self.facts.indices
 
     @property
     def offered(self) -> int:
-        """Samples that a dense run would have trained on here."""
-        return self.batch_size if self.stands_for is None else self.stands_for
+        """The number of samples that a dense run would have trained on in place of this batch."""
+        return self.facts.size if self.facts.stands_for is None else self.facts.stands_for
 
     @property
     def selected(self) -> int:
-        """Samples that are trained on."""
-        if self.void:
-            return 0
-        return self.batch_size if self.selection is None else self.selection.indices.numel()
+        """The number of samples that are trained on."""
+        return self.facts.size if self.selection is None else self.selection.indices.numel()
 
     @property
     def forwarded(self) -> int:
-        """Samples that the step's own forward sees."""
-        return self.batch_size if self.sub_batch is None or self.selection is None else self.selection.indices.numel()
+        """The number of samples that the forward of the step sees."""
+        return self.facts.size if self.part is None else self.selected
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a selection is trained on."""
+        return self.treatment is Treatment.SELECTED
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether something is to be done where the gradient enters the network."""
+        return self.treatment is not Treatment.DENSE
+
+    @property
+    def is_void(self) -> bool:
+        """Whether no sample can be trained on: the gradient of the step is zero."""
+        return self.selected == 0
 
     @property
     def may_spare_rows(self) -> bool:
-        """Whether the backward may leave samples of the forward out; the selection need not be made yet."""
-        return self.partial and self.sparse
+        """Whether the backward may leave out samples of the forward; the selection need not be made yet."""
+        return self.facts.spares_rows and self.is_sparse
 
     @property
     def spares_rows(self) -> bool:
-        """Whether the backward left samples of the forward out."""
-        return self.may_spare_rows and self.selected < self.batch_size
+        """Whether the backward left out samples of the forward."""
+        return self.may_spare_rows and 0 < self.selected < self.facts.size
 
     @property
     def known_bad(self) -> bool:
         """Whether the host knows, without waiting for a device, that samples are not finite."""
         return self.bad is not None and self.bad.device.type == "cpu"
 
-    @property
-    def is_gated(self) -> bool:
-        """Whether something is to be done where the gradient enters the network."""
-        return self.sparse or self.leave_out or self.observe is not None
-
     def quarantine(self, bad: Tensor) -> None:
         """Add samples ``(B,)`` that are not finite to those that are known."""
         self.bad = bad if self.bad is None else bad | self.bad.to(bad.device)
 
-    def note(self, significance: Tensor, labels: Tensor | None) -> None:
-        """Keep the significance ``(B,)`` and the classes of the samples, for those who watch."""
-        self.significance = significance.detach()
-        self.labels = labels
-
     def everything(self, device: torch.device) -> Selection:
         """Select every sample, without weights."""
-        return Selection(torch.arange(self.batch_size, device=device))
-
-    def select(self, selection: Selection) -> None:
-        """Train on this selection; where it is empty, on nothing."""
-        if selection.indices.numel() == 0:
-            self.void = True
-            selection = Selection(selection.indices.new_zeros(1))
-        self.selection = selection
+        return Selection(torch.arange(self.facts.size, device=device))

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
-from lightning_ast.core.ledger import saves_too_little, step_cost
+from lightning_ast.core.execution import cost_share
+from lightning_ast.core.ledger import saves_too_little
 from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer
 
@@ -114,7 +115,7 @@ def test_warned_of_once_with_the_measured_share(cls: type[Ordinary], mode: str) 
         told = float(re.search(r"costs (\d+\.\d)% of the FLOPs", text)[1]) / 100
         assert told == pytest.approx(spent, abs=0.03), "6 of 16 samples are 37.5 %"
         assert f"mode='{mode}' at an activation rate of 40%" in text
-        assert f"({step_cost(mode, 0.4):.0%} where all parameters are trained): the forward is" in text
+        assert f"({cost_share(mode, 0.4):.0%} where all parameters are trained): the forward is" in text
         assert "mode='prune' would cost 40%" in text
         assert ("mode='partial' would cost" in text) == (mode == "subset" and cls in (Adapted, Distilled))
 

@@ -12,12 +12,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_ast.core.batch.finite import all_finite, finite_samples, replace_samples
+from lightning_ast.core.batch.rows import all_finite, finite_samples, replace_samples
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection import quarantine as _quarantine
 from lightning_ast.selection.quarantine import Quarantine
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.selection.step_state import BatchFacts, StepState
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
 from tests.helpers.training import StopAfter, quiet_trainer
@@ -114,7 +114,7 @@ def test_looking_for_samples_that_are_not_finite_waits_for_no_device() -> None:
     assert (finite.shape, finite.device.type) == ((8,), "meta")
     assert replace_samples(x, finite).shape == x.shape
     assert replace_samples(y, finite).dtype == y.dtype
-    quarantine, plan = Quarantine(0.01, Processes(quiet_trainer())), BatchPlan(8, sparse=False)
+    quarantine, plan = Quarantine(0.01, Processes(quiet_trainer())), StepState(BatchFacts(size=8))
     memory = StorageWeakRef(x.untyped_storage())
     quarantine.examine(plan, (x, y))
     assert StorageWeakRef(x.untyped_storage()) != memory

@@ -1,4 +1,4 @@
-"""Step 0 of a batch, its containers: what is in them, and the same ones with some of their samples."""
+"""Step 0 of a batch, for its containers: list what is in them, and make the same ones with some of their samples."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Slicer:
         batch: The whole batch.
         size: Its number of samples.
         indices: ``(k,)`` positions to take. They are read from the device only where a list needs them.
-        listings: Ids of the sequences in it that have an entry a sample for certain.
+        listings: The ids of the sequences in it that certainly have one entry for each sample.
     """
 
     def __init__(self, batch: Any, size: int, indices: Tensor, listings: frozenset[int]) -> None:
@@ -93,13 +93,15 @@ class Slicer:
 
     @cached_property
     def positions(self) -> list[int]:
-        """Positions to take, on the host."""
+        """The positions to take, on the host."""
         return [int(i) for i in self._indices.tolist()]
 
     def take(self, part: Any) -> Any:
         """Take the chosen samples out of a part of the batch; what has no entry for each sample stays as it is."""
         if isinstance(part, (Tensor, np.ndarray)):
-            return self._leaf(part) if row_count(part) == self._size else part
+            if row_count(part) != self._size:
+                return part
+            return self.tensor(part) if isinstance(part, Tensor) else self.array(part)
         if graph_count(part) == self._size:
             graphs = take_graphs(part, self._indices)
             return self.unknown(part) if graphs is None else graphs
@@ -107,9 +109,6 @@ class Slicer:
         if isinstance(part, PackedSequence) or (names is None and _may_hold_samples(part, self._size)):
             return self.unknown(part)
         return self._container(part, names or [])
-
-    def _leaf(self, leaf: Tensor | np.ndarray[Any, Any]) -> Any:
-        return self.tensor(leaf) if isinstance(leaf, Tensor) else self.array(leaf)
 
     def _container(self, part: Any, names: list[str]) -> Any:
         if _is_tensordict(part):

@@ -1,4 +1,4 @@
-"""Step 0 of a batch that lists its samples one by one, as detection and sequences of several lengths do."""
+"""Step 0 of a batch that lists its samples one by one, as in detection and for sequences of several lengths."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
 
     Args:
         batch: Any nesting.
-        size: B, where it is known.
+        size: The number of samples B, where it is known.
 
     Example:
         >>> import torch
@@ -146,10 +146,11 @@ def is_ragged(batch: Any) -> bool:
     if not is_listing(batch) or not all(isinstance(entry, Tensor) and not entry.is_nested for entry in batch):
         return False
     forms = {(entry.dtype, entry.shape[1:]) for entry in batch}
-    return len(forms) == 1 and not _majority([entry.shape[0] for entry in batch if entry.ndim > 0])
+    lengths = Counter(entry.shape[0] for entry in batch if entry.ndim > 0)
+    return len(forms) == 1 and not (lengths and 2 * max(lengths.values()) > lengths.total())
 
 
-def _agree_on_rows(entries: list[Any], size: int | None = None) -> bool:
+def _agree_on_rows(entries: list[Any], size: int | None) -> bool:
     """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample.
 
     They have if, in every entry, more than half of the tensors have the same leading dimension.
@@ -171,10 +172,6 @@ def _agree_on_rows(entries: list[Any], size: int | None = None) -> bool:
     return all(2 * own.count(common) > len(own) for own in sizes)
 
 
-def _majority(sizes: list[int]) -> bool:
-    return bool(sizes) and 2 * Counter(sizes).most_common(1)[0][1] > len(sizes)
-
-
 def _form(entry: Any) -> Any:
     """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
     if isinstance(entry, (Tensor, np.ndarray)):
@@ -191,8 +188,7 @@ def _is_leaf(part: Any) -> bool:
 
 
 def _has_scalar(entry: Any) -> bool:
-    return any(map(_is_scalar, children_of(entry) or ()))
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
+    return any(
+        isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
+        for value in children_of(entry) or ()
+    )

@@ -9,10 +9,11 @@ from itertools import count
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence.profiles import Dependence, compare, independent_of_shape
 
-__all__ = ["Record", "Records"]
+__all__ = ["Record", "Records", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
 _names = count()
@@ -112,7 +113,7 @@ class Records:
         if record is not None or not by_number:
             return record
         made = self._unused.get(node._sequence_nr(), [])
-        shape = _output_shape(node, output_nr)
+        shape = shape_of(node, output_nr)
         if output_nr < len(made):
             record = made[output_nr]
             if record is not None and shape in (None, record.shape):
@@ -165,7 +166,13 @@ class Records:
             self.sweep()
 
 
-def _output_shape(node: Any, output_nr: int) -> tuple[int, ...] | None:
-    """Return the shape of a node's output; None where torch does not tell."""
-    outputs = getattr(node, "_input_metadata", ())
-    return tuple(outputs[output_nr].shape) if output_nr < len(outputs) else None
+def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
+    """Return the shape of a node's output; None where the graph keeps none (nested tensors, undefined outputs)."""
+    metadata = getattr(node, "_input_metadata", None)
+    if metadata is None or output_nr >= len(metadata):
+        return None
+    try:
+        shape = tuple(metadata[output_nr].shape)
+    except (RuntimeError, AttributeError):
+        return None
+    return shape if all(type(size) is int for size in shape) else None

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
 from lightning_ast.core.dependence.profiles import Dependence, changed_places
 from lightning_ast.core.dependence.records import Record, Records
-from lightning_ast.core.dependence.shadow_ops import quiet, tensors_in
+from lightning_ast.core.dependence.shadow_ops import Treatment, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.errors import BatchError
@@ -200,7 +200,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with quiet():
                 follow(self._shadows, call, results)
-                made = call.facts is None or not (call.facts.is_plain or call.facts.is_empty)
+                made = call.facts is None or call.facts.treatment not in (Treatment.PLAIN, Treatment.EMPTY)
                 if number is not None and made:
                     self._note_results(list(tensors_in(results)), number)
                 self._operations += 1
@@ -254,5 +254,5 @@ def _inner(tensor: Tensor) -> Tensor:
 
 
 def _is_label(tensor: Tensor) -> bool:
-    """Whether a tensor holds one integer for each sample."""
+    """Tell whether a tensor holds one integer for each sample."""
     return tensor.dim() == 1 and not is_real_valued(tensor)

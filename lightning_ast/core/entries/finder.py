@@ -7,26 +7,35 @@ the loss part: it may be of any form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.layout import Layout
-from lightning_ast.core.entries.node_facts import edges_of, form_of, is_leaf, nodes_below, shape_of
-from lightning_ast.core.entries.node_views import Kind, SizedView, TracedView, owns_parameters
+from lightning_ast.core.entries.node_facts import Edge, edges_of, form_of, is_leaf, nodes_below
+from lightning_ast.core.entries.node_views import OutputForm, SizedView, TracedView, owns_parameters
 from lightning_ast.core.partial.rows import Place
+from lightning_ast.errors import EntryError
 
-__all__ = ["Entry", "EntryFinder", "Found"]
+__all__ = ["Entry", "EntryFinder", "Found", "entry_error"]
 
 _PLANS = 64
 """Graphs of different forms that are remembered."""
+_HIDDEN = "What a step takes out of tensors by `numpy()`, `tolist()` or `item()` cannot be followed: use tensors."
+_REMEDY = (
+    "If the batch size is another one, or the samples do not lie along the first dimension of the batch's tensors, use "
+    "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+)
 
 Verdict = Literal["pass", "walk", "enter"]
+_Entered = dict[Edge, tuple[Layout, bool, list[Edge]]]
+"""By each edge that enters the network: where the samples lie, whether it is nested, and the edges that lead to it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Entry:
     node: Node
     output_nr: int
     place: Place
-    edges: tuple[tuple[Node, int], ...]
+    edges: tuple[Edge, ...]
     nested: bool
     exact: bool
 
@@ -82,16 +91,12 @@ class _Plan:
 
 
 class EntryFinder:
-    """Finds the entries of each batch's losses; proves them where a trace of the forward is at hand.
-
-    Attributes:
-        proved: Whether a graph was proved.
-    """
+    """Finds the entries of each batch's losses; proves them where a trace of the forward is at hand."""
 
     def __init__(self) -> None:
         self._plans: list[_Plan] = []
         self._known: dict[tuple[str, int], Layout] = {}
-        self._mixed: set[Kind] = set()
+        self._mixed: set[OutputForm] = set()
 
     @property
     def proved(self) -> bool:
@@ -125,6 +130,26 @@ class EntryFinder:
             self._mixed |= view.unclear.keys()
         return found
 
+    def locate(
+        self,
+        loss: Tensor,
+        batch_size: int,
+        trace: SampleTrace | None,
+        *,
+        may_be_apart: bool = False,
+        assignments: Assignments = (),
+    ) -> Found:
+        """Find the entries of a loss in the best way there is: a graph of known form, else a trace, else sizes.
+
+        Arguments are those of :meth:`prove`, except that there may be no trace; one that failed is not used.
+        """
+        found = self.find(loss, batch_size, assignments=assignments)
+        if found is not None:
+            return found
+        if trace is None or trace.failure is not None or batch_size == 1:  # a single sample has none to be told from
+            return self.guess(loss, batch_size, assignments=assignments)
+        return self.prove(loss, batch_size, trace, may_be_apart=may_be_apart, assignments=assignments)
+
     def find(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found | None:
         """Find the entries of a loss whose graph has a form that was proved.
 
@@ -149,6 +174,25 @@ class EntryFinder:
         del self._plans[_PLANS:]
         for layout, name, _ in plan.layouts:
             self._known[name, layout.ndim] = layout
+
+
+def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:
+    """Make the error for a loss in whose graph the samples' rows cannot be found.
+
+    Args:
+        unclear: Sizes of tensors whose rows could not be told, as :class:`Found` lists them.
+        batch_size: Samples B of the batch.
+        remedy: What the user can do about it.
+    """
+    if unclear:
+        problem = f"in {', '.join(unclear)} no dimension holds {batch_size} samples that only change their own rows"
+    else:
+        problem = f"nothing in the graph of the loss was seen to depend on one of the {batch_size} samples"
+        remedy = f"{remedy} {_HIDDEN}"
+    return EntryError(
+        f"expected a batch of {batch_size} samples, each of which has rows of its own where the gradient of the loss "
+        f"enters the network, but {problem}. {remedy}"
+    )
 
 
 # ---------------------------------------------------------------------- the walk
@@ -184,10 +228,8 @@ class _Walk:
         self._batch_size = batch_size
         self._inner = inner
         self.plan = _Plan()
-        self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-        self._layouts: dict[tuple[Node, int], Layout] = {}
-        for node in _visit(loss, self._decide):
-            self.plan.names.append(form_of(node))
+        self.entered: _Entered = {}
+        self.plan.names = [form_of(node) for node in _visit(loss, self._decide) or ()]
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
         verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
@@ -200,32 +242,32 @@ class _Walk:
         if child in self._inner or owns_parameters(child, self._view) or (self._above and self._is_last(child)):
             layout = self._view.layout(child, output_nr)
             if layout is not None:
-                self.entered.setdefault((child, output_nr), []).append((node, position))
-                self._layouts[child, output_nr] = layout
-                self.plan.layouts.append((layout, form_of(child), child in self._inner))
+                nested = child in self._inner
+                self.entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
+                self.plan.layouts.append((layout, form_of(child), nested))
                 return "enter"
             self._view.note_unclear(child, output_nr)
         return "walk"
 
     def _is_last(self, node: Node) -> bool:
-        """Whether the samples' rows cannot be told in anything that a node was computed from."""
+        """Tell whether the samples' rows cannot be told in anything that a node was computed from."""
         below = [edge for edge in edges_of(node) if not is_leaf(edge[0]) and not self._view.is_pure(*edge)]
         return bool(below) and all(self._view.layout(*edge) is None for edge in below)
 
     def result(self) -> tuple[Found, _Plan]:
-        entries = []
-        for (child, output_nr), edges in self.entered.items():
-            layout = self._layouts[child, output_nr]
-            place = _place(child, output_nr, layout, self._batch_size, self._view.assignments)
-            if place is not None:
-                nested = child in self._inner
-                entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
-        return Found(tuple(entries), unclear=tuple(self._view.unclear.values())), self.plan
+        entries = _entries(self.entered, self._batch_size, self._view.assignments)
+        found = tuple(entry for entry in entries if entry is not None)
+        return Found(found, unclear=tuple(self._view.unclear.values())), self.plan
 
 
-def _place(child: Node, output_nr: int, layout: Layout, batch_size: int, assignments: Assignments) -> Place | None:
-    shape = shape_of(child, output_nr)
-    return None if shape is None else layout.place(shape, batch_size, assignments)
+def _entries(entered: _Entered, batch_size: int, assignments: Assignments) -> list[Entry | None]:
+    """Make the entries of what was entered; None for one whose sizes do not fit."""
+    entries: list[Entry | None] = []
+    for (child, output_nr), (layout, nested, edges) in entered.items():
+        shape = shape_of(child, output_nr)
+        place = None if shape is None else layout.place(shape, batch_size, assignments)
+        entries.append(place and Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
+    return entries
 
 
 class _Follow:
@@ -235,22 +277,15 @@ class _Follow:
         self._names = iter(plan.names)
         self._verdicts = iter(plan.verdicts)
         self._layouts = iter(plan.layouts)
-        self._edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-        self._facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
+        self._entered: _Entered = {}
 
     def result(self, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
         """Give the entries; None where this graph has another form or its sizes do not fit."""
-        complete = all(node is not None for node in _visit(loss, self._decide))
-        if not complete or next(self._names, None) is not None:
+        if _visit(loss, self._decide) is None or next(self._names, None) is not None:
             return None
-        entries = []
-        for (child, output_nr), (layout, nested) in self._facts.items():
-            edges = tuple(self._edges[child, output_nr])
-            place = _place(child, output_nr, layout, batch_size, assignments)
-            if place is None:
-                return None
-            entries.append(Entry(child, output_nr, place, edges, nested, layout.exact))
-        return Found(tuple(entries))
+        entries = _entries(self._entered, batch_size, assignments)
+        fitting = tuple(entry for entry in entries if entry is not None)
+        return Found(fitting) if len(fitting) == len(entries) else None
 
     def _decide(self, node: Node) -> tuple[Verdict, ...] | None:
         if next(self._names, None) != form_of(node):
@@ -266,24 +301,23 @@ class _Follow:
                 layout, name, nested = next(self._layouts)
                 if child is None or form_of(child) != name:
                     return None
-                self._edges.setdefault((child, output_nr), []).append((node, position))
-                self._facts[child, output_nr] = layout, nested
+                self._entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
         return planned
 
 
-def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> Iterator[Any]:
-    """Visit the loss part; give None and end where ``decide`` does not know a node."""
-    root = loss.grad_fn
-    pending: list[Node] = [] if root is None else [root]
+def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> list[Node] | None:
+    """Visit the nodes of the loss part; stop and return None at one for which there is no decision."""
+    visited: list[Node] = []
+    pending: list[Node] = [] if loss.grad_fn is None else [loss.grad_fn]
     seen = set(pending)
     while pending:
         node = pending.pop()
+        visited.append(node)
         verdicts = decide(node)
         if verdicts is None:
-            yield None
-            return
-        yield node
+            return None
         for verdict, (child, _) in zip(verdicts, node.next_functions, strict=True):
             if verdict == "walk" and child is not None and child not in seen:
                 seen.add(child)
                 pending.append(child)
+    return visited

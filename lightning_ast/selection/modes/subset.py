@@ -1,70 +1,151 @@
-"""Mode ``subset``: the user's training step on the selected samples in place of the whole batch."""
+"""Mode ``subset``: a scoring pass on all samples, then the user's training step on the selected ones alone."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
+import torch
+from torch import Tensor
 
+from lightning_ast.core.batch.samples import select_batch
 from lightning_ast.errors import BatchError
 from lightning_ast.lightning_internals.method_wrapper import method_of
-from lightning_ast.selection.step_state import BatchPlan
+from lightning_ast.mixin import overrides
+from lightning_ast.selection.decision import Decision
+from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.scoring_pass import Scored, ScoringPass
+from lightning_ast.selection.step_state import Part, StepState
 from lightning_ast.words import counted
 
-__all__ = ["SubsetStep"]
+__all__ = ["SubsetMode"]
 
 _MISSING = object()
 
 
-class SubsetStep:
-    """Wraps a module's training step for the length of a fit.
+class SubsetMode(SelectionMode):
+    """Trains on the selected samples by a step that sees no others; it is the one mode that wraps the training step."""
 
-    Args:
-        module: The LightningModule.
+    name = "subset"
 
-    Attributes:
-        training_step: The module's own.
-        plan: The plan of the running batch, or None.
-    """
-
-    def __init__(self, module: pl.LightningModule) -> None:
-        self._module = module
+    def __init__(self, parts: FitParts) -> None:
+        super().__init__(parts)
+        self._module = parts.module
+        self._training_step = parts.module.training_step
         self._replaced: Any = _MISSING
-        self._installed = False
-        self._sliced = False
-        self.training_step = module.training_step
-        self.plan: BatchPlan | None = None
+        self._is_wrapped = False
+        self._has_sliced = False
+        self._part: Part | None = None
+        self._score: ScoringPass | None = None
+        self._gating: Gating | None = None
+        self._decision: Decision | None = None
 
-    def install(self) -> None:
+    # ------------------------------------------------------------------ the training step
+
+    def attach(self) -> None:
+        """Wrap the training step."""
+        self.wrap()
+
+    def detach(self) -> None:
+        """Take the wrapper off. Safe to call twice."""
+        self.unwrap()
+        super().detach()
+
+    def wrap(self) -> None:
         """Put the wrapper on the instance."""
         self._replaced = self._module.__dict__.get("training_step", _MISSING)
-        method = method_of(self._module, "training_step", self.training_step, self._run)
+        method = method_of(self._module, "training_step", self._training_step, self._run)
         self._module.__dict__["training_step"] = method
-        self._installed = True
+        self._is_wrapped = True
 
-    def remove(self) -> None:
+    def unwrap(self) -> None:
         """Take the wrapper off; the instance is as it was. Safe to call twice."""
-        if self._installed:
+        if self._is_wrapped:
             del self._module.__dict__["training_step"]
             if self._replaced is not _MISSING:
                 self._module.__dict__["training_step"] = self._replaced
-        self._installed = False
-        self.plan = None
+        self._is_wrapped = False
+        self._part = None
 
     def _run(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = self.plan
-        if plan is None or plan.sub_batch is None:
-            return self.training_step(batch, *args, **kwargs)
+        part = self._part
+        if part is None:
+            return self._training_step(batch, *args, **kwargs)
         try:
-            output = self.training_step(plan.sub_batch, *args, **kwargs)
+            output = self._training_step(part.batch, *args, **kwargs)
         except Exception as error:
-            if self._sliced:
+            if self._has_sliced:  # an error of the user's own: slices have worked before
                 raise
             raise BatchError(
-                f"training_step failed on the {counted(plan.forwarded, 'selected sample')} alone "
+                f"training_step failed on the {counted(part.norms.numel(), 'selected sample')} alone "
                 f"({type(error).__name__}: {error}): perhaps it keeps a state of the full batch's size (the hidden "
                 "state of a recurrent layer), or the batch is not sliced as a whole. Use mode='partial', or override "
                 "SparseLossMixin.select_batch."
             ) from error
-        self._sliced = True
+        self._has_sliced = True
         return output
+
+    def start_training(self, gating: Gating, decision: Decision) -> list[str]:
+        """Prepare the scoring pass: the layers all exist now."""
+        self._gating = gating
+        self._decision = decision
+        self._score = ScoringPass(
+            self._module,
+            training_step=self._training_step,
+            search=gating.scoring_search,
+            needs_losses=decision.needs_losses,
+        )
+        return super().start_training(gating, decision)
+
+    # ------------------------------------------------------------------ a batch
+
+    def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:
+        """Score the batch, and take the selected samples; a dense batch is scored where that proves the entries."""
+        assert self._score is not None
+        assert self._gating is not None
+        self._part = None
+        if not step.is_sparse and not self._gating.scoring_search.wants_trace(step.batch_size):
+            return
+        with ExitStack() as sections:
+            for watcher in self._parts.watchers:
+                sections.enter_context(watcher.scoring())
+            scored = self._score(batch, batch_idx, step.batch_size)
+        if not step.is_sparse:
+            return
+        if scored is None:
+            self._gating.count_ungated(step)
+        else:
+            self._take(step, batch, scored)
+            self._part = step.part
+
+    def _take(self, step: StepState, batch: Any, scored: Scored) -> None:
+        assert self._decision is not None
+        scores = finite = scored.norms
+        if scored.record is not None:
+            finite = scored.record.losses
+            scores = self._decision.scores(step, batch, scored.record)
+        with torch.no_grad():
+            self._decision.decide_ahead(step, scores, finite, scored.labels)
+        if step.is_void or (step.known_bad and step.selected == 1):
+            return  # the step sees the whole batch: BatchNorm cannot do with one sample
+        assert step.selection is not None
+        indices = step.selection.indices
+        # among the selected samples, a tensor that is shared looks like their own where it has as many rows: so a part
+        # of them is taken out of the whole batch
+        take = partial(self._take_again, batch, step.batch_size, indices)
+        step.part = Part(self._taken(batch, step.batch_size, indices), scored.norms[indices], take)
+
+    def _take_again(self, batch: Any, size: int, indices: Tensor, _: Any, positions: Tensor) -> Any:
+        return self._taken(batch, size, indices[positions.to(indices.device)])
+
+    def _taken(self, batch: Any, size: int, indices: Tensor) -> Any:
+        mixed: Any = self._module
+        if overrides(self._module, "select_batch"):
+            return mixed.select_batch(batch, indices)
+        return select_batch(batch, indices, batch_size=size)
+
+    def close_batch(self, step: StepState | None) -> None:
+        """Let go of the selected samples."""
+        self._part = None

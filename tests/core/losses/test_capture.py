@@ -266,16 +266,6 @@ def test_what_cannot_be_taken_apart_is_refused_when_a_score_is_asked_for(name: s
         capture.record(B)
 
 
-def test_the_rows_can_be_proved_by_the_caller() -> None:
-    with LossCapture() as capture:
-        F.cross_entropy(draw(B, 4), CLASSES)
-    seen = []
-    capture.record(B, outermost=lambda given: not seen.append(given.shape))
-    assert seen == [(B, 4)]
-    with pytest.raises(LossCaptureError, match="do not lie together"):
-        capture.record(B, outermost=lambda given: False)
-
-
 def test_unreduced_losses_are_averaged_over_each_sample() -> None:
     with LossCapture() as capture:
         losses = F.mse_loss(draw(B, 3), P, reduction="none")

@@ -1,0 +1,88 @@
+"""Where a resumed run stands in the fit loop, and the corrections that make it go on as the uninterrupted run would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.loops.fit_loop import _FitLoop
+
+__all__ = [
+    "batches_done",
+    "begin_new_epoch",
+    "knows_its_place",
+    "load_loader_states",
+    "restart_loader",
+    "tells_resumption",
+    "written_within",
+]
+
+
+def batches_done(loop: _FitLoop) -> int:
+    """Count the batches of the running epoch trained on before the checkpoint; 0 where it is to begin anew."""
+    if not loop.restarted_mid_epoch or _finished_a_batch_last(loop):
+        return 0
+    return int(loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
+
+
+def written_within(checkpoint: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint was written in the midst of an epoch."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    return bool(progress) and not progress["is_last_batch"] and progress["current"]["ready"] > 0
+
+
+def _finished_a_batch_last(loop: _FitLoop) -> bool:
+    """Tell whether the checkpoint was written at the end of an epoch's last batch, before the end of the epoch."""
+    return loop.epoch_loop.restarted_on_train_batch_end and loop.epoch_loop.batch_progress.is_last_batch
+
+
+def begin_new_epoch(loop: _FitLoop) -> None:
+    """Close the epoch at whose end the checkpoint was written, so that the next one begins as any other does.
+
+    Lightning (2.6) would compare the old epoch's batches with the number of the new one, leave out
+    ``on_train_epoch_start``, validate at odd places, and with ``max_steps`` first run a batch of an epoch that is over.
+    """
+    if _finished_a_batch_last(loop):
+        loop.epoch_loop.batch_progress.increment_completed()
+        loop.epoch_loop._batches_that_stepped += 1
+    elif loop.restarted_on_epoch_end:
+        loop.epoch_progress.increment_completed()
+    else:
+        return
+    loop.reset_restart_stage()
+    loop.epoch_loop.reset_restart_stage()
+    for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+        part._restarting = False
+
+
+def knows_its_place(loader: Any) -> bool:
+    """Tell whether a loader saves and restores its own position, as torchdata's ``StatefulDataLoader`` does."""
+    return isinstance(loader, _Stateful)
+
+
+def load_loader_states(loop: _FitLoop) -> None:
+    """Bring the loaders that know their place to it, where Lightning has not.
+
+    It (2.6) does so when it sets them up, for checkpoints from the midst of an epoch; and
+    ``estimated_stepping_batches`` in ``configure_optimizers`` sets them up before the checkpoint is read.
+    """
+    if loop._combined_loader_states_to_load:
+        assert loop._combined_loader is not None
+        assert loop._data_fetcher is not None
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
+        iter(loop._data_fetcher)
+
+
+def restart_loader(loop: _FitLoop) -> None:
+    """Start the loader again, unless Lightning is going to do so for this epoch."""
+    resuming = loop.restarting or getattr(loop, "is_resuming", False)
+    if resuming or loop.trainer.current_epoch == 0:
+        assert loop._data_fetcher is not None
+        iter(loop._data_fetcher)
+
+
+def tells_resumption(trainer: pl.Trainer) -> bool:
+    """Tell whether this Lightning knows a run that goes on from one that a tuner put back; 2.5.0 does not."""
+    return hasattr(trainer.fit_loop, "is_resuming")

@@ -1,0 +1,201 @@
+"""The private names of Lightning, torchmetrics and torch that this folder uses: why, and the versions checked with.
+
+When a new version of Lightning comes out, :func:`missing_names` tells which of them are gone. What the folder's files
+change is tested by the behaviour that they exist for; this table says where to look first.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from dataclasses import dataclass
+from functools import reduce
+from importlib.metadata import version
+from pkgutil import resolve_name
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.torch_version import TorchVersion
+
+__all__ = ["PRIVATE_NAMES", "PrivateName", "missing_names"]
+
+LIGHTNING = ("2.5.0", "2.6.6")
+NEWER_LIGHTNING = ("2.6.6",)
+TORCHMETRICS = ("1.9.0",)
+TORCH = ("2.6.0", "2.14.1")
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class PrivateName:
+    """A name that may change without notice.
+
+    Attributes:
+        owner: The object that has it: ``trainer`` and a path from it, or the import path of a module or a class.
+        name: The attribute's name.
+        why: The reason for using it; completes "it is used to".
+        checked: The versions of the owner's package that the tests ran with, the oldest first; older ones lack it where
+            the first is not the oldest supported.
+    """
+
+    owner: str
+    name: str
+    why: str
+    checked: tuple[str, ...] = LIGHTNING
+
+    @property
+    def package(self) -> str:
+        """Return the distribution that the owner comes from."""
+        package = self.owner.partition(".")[0]
+        return "lightning" if package == "trainer" else package
+
+
+_FIT = "trainer.fit_loop"
+_EPOCH = "trainer.fit_loop.epoch_loop"
+_VALIDATION = "trainer.fit_loop.epoch_loop.val_loop"
+_CONNECTOR = "trainer._logger_connector"
+_STRATEGY = "trainer.strategy"
+_FETCHER = "lightning.pytorch.loops.fetchers._PrefetchDataFetcher"
+_COMBINED = "lightning.pytorch.utilities.combined_loader.CombinedLoader"
+_SEED = "lightning.fabric.utilities.seed"
+_CLI = "lightning.pytorch.cli.LightningCLI"
+_RESULT = "lightning.pytorch.trainer.connectors.logger_connector.result._ResultMetric"
+_AVERAGING = "lightning.pytorch.callbacks.StochasticWeightAveraging"
+_METRIC = "torchmetrics.MeanMetric"
+_SCALER = "torch.amp.GradScaler"
+
+PRIVATE_NAMES: tuple[PrivateName, ...] = (
+    # leading the fit loop
+    PrivateName("lightning.pytorch.loops.fit_loop", "_FitLoop", "make loops for a copied Trainer, and name their type"),
+    PrivateName("lightning.pytorch.loops.fetchers", "_DataFetcher", "name the type of what fetches batches"),
+    PrivateName(
+        "lightning.fabric.utilities.data", "_set_sampler_epoch", "set the samplers' epoch before it is planned"
+    ),
+    PrivateName(_FIT, "_data_fetcher", "replace what batches are fetched from, and count those handed out"),
+    PrivateName(_FIT, "_combined_loader", "read the user's loaders, and have them set up anew"),
+    PrivateName(_FIT, "on_advance_start", "hear of an epoch before every callback does"),
+    PrivateName(_FIT, "setup_data", "set the loaders up before Lightning does"),
+    PrivateName(_FIT, "max_batches", "announce the batches of a pruned epoch"),
+    PrivateName(_FIT, "epoch_progress", "count the epochs that were trained"),
+    PrivateName(_FETCHER, "_combined_loader", "tell whether the loader before is still the one to fetch from"),
+    PrivateName(_FETCHER, "combined_loader", "stop the workers of the loader before"),
+    PrivateName(_FETCHER, "iterator", "let go of the iterator of the loader before"),
+    PrivateName(_FETCHER, "setup", "give the fetcher another loader"),
+    PrivateName(_FETCHER, "fetched", "count the batches handed to the loop"),
+    PrivateName(_FETCHER, "batches", "leave out the batches that are fetched ahead"),
+    # loaders
+    PrivateName(_COMBINED, "_iterator", "let the user's loader tell the length of an epoch"),
+    PrivateName(_COMBINED, "_mode", "combine other loaders in the same way"),
+    PrivateName(_COMBINED, "_load_state_dicts", "bring loaders that know their place to it"),
+    PrivateName(
+        "lightning.pytorch.utilities.combined_loader", "_SUPPORTED_MODES", "make an iterator without starting it"
+    ),
+    PrivateName("lightning.fabric.utilities.types", "_Stateful", "recognise loaders that restore their own position"),
+    # resuming
+    PrivateName(_FIT, "_combined_loader_states_to_load", "bring loaders that know their place to it"),
+    PrivateName(_FIT, "_last_train_dl_reload_epoch", "reload the loaders when the uninterrupted run would"),
+    PrivateName(_VALIDATION, "_last_val_dl_reload_epoch", "reload the validation loaders when that run would"),
+    PrivateName(_VALIDATION, "_combined_loader", "tell whether the validation loaders were set up"),
+    PrivateName(_VALIDATION, "setup_data", "set the validation loaders up"),
+    PrivateName(_FIT, "restarted_mid_epoch", "find the place in the epoch of a checkpoint"),
+    PrivateName(_FIT, "restarted_on_epoch_end", "find the place in the epoch of a checkpoint"),
+    PrivateName(_EPOCH, "restarted_on_train_batch_end", "find the place in the epoch of a checkpoint"),
+    PrivateName(_FIT, "reset_restart_stage", "begin the epoch after a checkpoint as any other"),
+    PrivateName(_EPOCH, "reset_restart_stage", "begin the epoch after a checkpoint as any other"),
+    PrivateName(_FIT, "_restarting", "begin the epoch after a checkpoint as any other"),
+    PrivateName(_EPOCH, "_restarting", "begin the epoch after a checkpoint as any other"),
+    PrivateName(_VALIDATION, "_restarting", "begin the epoch after a checkpoint as any other"),
+    PrivateName(_FIT, "is_resuming", "tell a resumed run from one that a tuner put back", NEWER_LIGHTNING),
+    # a step and what it logs
+    PrivateName(_EPOCH, "batch_progress", "count batches"),
+    PrivateName(_EPOCH, "max_steps", "end a measurement from within, and not by the user's limit"),
+    PrivateName(_EPOCH, "_batches_that_stepped", "know the step under which Lightning's loggers write"),
+    PrivateName(_EPOCH, "_results", "keep values of an earlier step from being written again"),
+    PrivateName(_RESULT, "has_reset", "keep values of an earlier step from being written again"),
+    PrivateName(_FIT, "_should_accumulate", "know whether Lightning will write what a batch logs"),
+    PrivateName(_FIT, "_skip_backward", "know whether a step has a backward"),
+    PrivateName("trainer", "_logger_connector", "show values when it is too late for module.log"),
+    PrivateName(_CONNECTOR, "should_update_logs", "know whether the loggers take what a step logs"),
+    PrivateName(_CONNECTOR, "_callback_metrics", "show values when it is too late for module.log"),
+    PrivateName(_CONNECTOR, "_logged_metrics", "read and show values without reducing them over the processes"),
+    PrivateName(_CONNECTOR, "_progress_bar_metrics", "show values in the progress bar, and remove them"),
+    PrivateName(_CONNECTOR, "_first_loop_iter", "know whether an epoch is running"),
+    PrivateName("trainer", "_val_check_time_interval", "read a validation interval that is a time", NEWER_LIGHTNING),
+    PrivateName("lightning.pytorch.LightningModule", "_compiler_ctx", "recognise a module that is compiled itself"),
+    PrivateName(_AVERAGING, "_max_epochs", "leave out the epoch that weight averaging adds"),
+    PrivateName(_SCALER, "_scale", "read the loss scale without waiting for the device", TORCH),
+    # a copied Trainer
+    PrivateName("lightning.pytorch.loops.evaluation_loop", "_EvaluationLoop", "make loops for a copied Trainer"),
+    PrivateName("lightning.pytorch.loops.prediction_loop", "_PredictionLoop", "make loops for a copied Trainer"),
+    PrivateName("lightning.pytorch.loops.training_epoch_loop", "_TrainingEpochLoop", "make loops for a copied Trainer"),
+    PrivateName("trainer", "_loggers", "give a copied Trainer loggers that write nothing"),
+    PrivateName(_STRATEGY, "_lightning_module", "leave out of a copied Trainer what an earlier fit left"),
+    PrivateName(_STRATEGY, "_model", "leave out of a copied Trainer what an earlier fit left"),
+    PrivateName(_STRATEGY, "_optimizers", "leave out of a copied Trainer what an earlier fit left"),
+    PrivateName(_STRATEGY, "_lightning_optimizers", "find the optimizers that a step calls by itself"),
+    PrivateName(_SEED, "_collect_rng_states", "put random states back after a failure"),
+    PrivateName(_SEED, "_set_rng_states", "put random states back after a failure"),
+    PrivateName(
+        "lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher", "know whether processes are started"
+    ),
+    # the command line
+    PrivateName(_CLI, "_parse_ckpt_path", "tell what is wrong with a checkpoint's arguments", NEWER_LIGHTNING),
+    PrivateName(_CLI, "_set_seed", "tell what is wrong with a seed"),
+    PrivateName(_CLI, "_run_subcommand", "name the callback that is at fault"),
+    PrivateName(_CLI, "_get", "read a setting of the running command"),
+    # torchmetrics
+    PrivateName(_METRIC, "_update_count", "hold a metric still", TORCHMETRICS),
+    PrivateName(_METRIC, "_computed", "hold a metric still", TORCHMETRICS),
+    PrivateName(_METRIC, "_forward_cache", "hold a metric still", TORCHMETRICS),
+    PrivateName(_METRIC, "_cache", "hold a metric still", TORCHMETRICS),
+    PrivateName(_METRIC, "_is_synced", "hold a metric still", TORCHMETRICS),
+)
+
+
+def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_NAMES) -> list[str]:
+    """Describe the private names that the installed versions do not have.
+
+    Args:
+        trainer: A Trainer, whether or not it has run.
+        names: The names to look for.
+
+    Returns:
+        A sentence for each that is missing; names that only newer versions have are not missed in older ones.
+    """
+    return [_missing(name) for name in names if _is_expected(name) and not _exists(name, trainer)]
+
+
+def _is_expected(name: PrivateName) -> bool:
+    return TorchVersion(version(name.package)) >= name.checked[0]
+
+
+def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:
+    try:
+        if name.owner.startswith("trainer"):
+            owner: Any = reduce(getattr, name.owner.split(".")[1:], trainer)
+        else:
+            owner = resolve_name(name.owner)
+    except (AttributeError, ImportError):
+        return False
+    if inspect.getattr_static(owner, name.name, _ABSENT) is not _ABSENT:  # a property may refuse to be read yet
+        return True
+    return inspect.isclass(owner) and name.name in _set_by_methods(owner)
+
+
+def _set_by_methods(kind: type[Any]) -> set[str]:
+    """Collect the attributes that the methods of a class set, for an object that is not worth making here."""
+    held = [value for base in kind.__mro__ for value in vars(base).values()]
+    methods = [inspect.unwrap(value) for value in held if inspect.isfunction(value)]
+    return {
+        str(instruction.argval)
+        for method in methods
+        for instruction in dis.get_instructions(method)
+        if instruction.opname == "STORE_ATTR"
+    }
+
+
+def _missing(name: PrivateName) -> str:
+    return (
+        f"{name.package} {version(name.package)} has no {name.owner}.{name.name}, which is used to {name.why}. It was "
+        f"there in {' and '.join(name.checked)}: install one of these, or change lightning_ast/lightning_internals."
+    )

@@ -1,0 +1,159 @@
+"""Where the gradient of a loss enters the network: proved in the first forward, which is traced, and then followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_ast.core.batch.graphs import Assignments, assignments_of
+from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
+from lightning_ast.selection.notices import WarnOnce
+
+__all__ = ["EntrySearch"]
+
+_MOST = 8
+"""Forwards that are traced for graphs of a new form, and for a first proof, at most."""
+
+
+class EntrySearch:
+    """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes.
+
+    Args:
+        finder: Knows the graphs that were proved, in either kind of forward.
+        take: ``(batch, indices) -> batch``, the user's own way to take samples, or None.
+        enabled: Whether anything is ever selected or scored.
+        module: The LightningModule; where Lightning calls the backward, a step has one loss.
+        warn: Warns of each kind of problem once.
+
+    Attributes:
+        batch: What the running forward gets; None between two of them.
+        attempts: The number of traced forwards that had a loss; a step may return none.
+    """
+
+    def __init__(
+        self,
+        finder: EntryFinder,
+        *,
+        take: Callable[[Any, Tensor], Any] | None,
+        enabled: bool,
+        module: pl.LightningModule,
+        warn: WarnOnce,
+    ) -> None:
+        self._finder = finder
+        self._take = take
+        self._module = module
+        self._warn = warn
+        self._wants_trace = enabled
+        self._started = 0
+        self._is_counted = False
+        self._has_proved = False
+        self._unclear: tuple[str, ...] = ()
+        self.batch: Any = None
+        self.attempts = 0
+
+    # ------------------------------------------------------------------ which forwards are traced
+
+    def wants_trace(self, batch_size: int) -> bool:
+        """Tell whether the next forward is to be traced: the first one, and one behind each graph of a new form."""
+        return self._wants_trace and batch_size > 1
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no further forward will be traced."""
+        return self._started >= _MOST
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing was proved by any trace, and none will follow."""
+        return not self._has_proved and not self._wants_trace and self.attempts > 0
+
+    def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
+        """Make the trace of a forward; where a first one proved nothing, of another part of the batch.
+
+        Args:
+            batch_size: The number of samples of :attr:`batch`.
+            take: Takes samples of it, where it is itself a part of a batch.
+        """
+        self._started += 1
+        self._is_counted = False
+        only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
+        return SampleTrace(self.batch, batch_size, take=take or self._take, only=only)
+
+    def end_trace(self, trace: SampleTrace) -> None:
+        """Release a trace; the next forward is traced too where nothing was proved but may be."""
+        trace.release()
+        self._wants_trace = not self._has_proved and not self.is_exhausted and trace.failure is None
+
+    def _count(self, *, proved: bool) -> None:
+        self.attempts += not self._is_counted
+        self._is_counted = True
+        self._has_proved = self._has_proved or proved
+
+    # ------------------------------------------------------------------ the entries
+
+    @property
+    def _assignments(self) -> Assignments:
+        return assignments_of(self.batch)
+
+    def find(self, loss: Tensor, batch_size: int) -> Found:
+        """Find the entries of a loss of a forward that was not traced.
+
+        A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the next
+        forward is traced. Where they do not, the step is a dense one.
+        """
+        found = self._finder.find(loss, batch_size, assignments=self._assignments)
+        if found is not None:
+            return found
+        found = self._finder.guess(loss, batch_size, assignments=self._assignments)
+        self._wants_trace = not self.is_exhausted
+        return Found(unclear=found.unclear) if found.unclear else found
+
+    def find_traced(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
+        """Find the entries of a loss of a traced forward, by what is known already where that is enough.
+
+        Raises:
+            EntryError: They cannot be found, whatever part of the batch is changed.
+        """
+        found = self._finder.find(loss, batch_size, assignments=self._assignments)
+        if found is None:
+            return self.prove(loss, batch_size, trace)
+        self._count(proved=bool(found.entries))
+        return found
+
+    def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
+        """Prove the entries of a loss of a traced forward.
+
+        Raises:
+            EntryError: They cannot be found, whatever part of the batch is changed.
+        """
+        if trace.failure is not None:
+            self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
+            return self._finder.guess(loss, batch_size, assignments=self._assignments)
+        apart = not self._module.automatic_optimization
+        found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
+        self._count(proved=bool(found.entries))
+        if not found.entries and not self._finder.proved:
+            self._unclear = self._unclear or found.unclear
+            if self._was_last(trace) and (found.unclear or self._module.automatic_optimization):
+                raise entry_error(self._unclear, batch_size)
+        if found.entries and found.unclear:
+            self._warn(
+                f"the gradient enters {', '.join(found.unclear)} by rows that are not one or several a sample of "
+                f"the {batch_size}: there it stays that of all samples. What lies before it is trained on the selected "
+                "ones."
+            )
+        if any(not entry.exact for entry in found.entries):
+            self._warn(
+                "the network mixes the samples of a batch before its last layer, so the rows of a sample depend on the "
+                "others too: the selection is of rows of the gradient."
+            )
+        return found
+
+    def _was_last(self, trace: SampleTrace) -> bool:
+        # every part of the batch is changed in a forward of its own, until one of them shows where the rows are
+        parts = min(trace.parts, _MOST - 1) if trace.parts > 1 else 0
+        return self.attempts > parts

@@ -1,0 +1,28 @@
+"""Mode ``partial``: one forward on all samples, and a backward that computes over the selected rows alone.
+
+The gate hands on a :class:`~lightning_ast.core.RowGradient` in place of the gradient; :mod:`lightning_ast.core.partial`
+computes the backward of every layer over its rows.
+"""
+
+from __future__ import annotations
+
+from lightning_ast.core.partial import compiled_parts
+from lightning_ast.selection.decision import Decision
+from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.modes.base import SelectionMode
+from lightning_ast.selection.notices import warn_of_compiled
+
+__all__ = ["PartialMode"]
+
+
+class PartialMode(SelectionMode):
+    """Trains on the selected rows by a gradient that holds no others."""
+
+    name = "partial"
+    execution = "partial"
+
+    def start_training(self, gating: Gating, decision: Decision) -> list[str]:
+        """Warn where a compiled region takes the savings away."""
+        if compiled_parts(self._parts.module):
+            warn_of_compiled()
+        return super().start_training(gating, decision)

@@ -1,0 +1,98 @@
+"""Mode ``prune``: remembered significance decides, before an epoch, which samples are loaded at all.
+
+:mod:`lightning_ast.pruning` plans the epochs and keeps the loader, Lightning's counters and checkpoints in step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_ast.core.gate import Selection
+from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.run_plan import rounded_stages
+from lightning_ast.schedule import Stage
+from lightning_ast.selection.decision import Decision
+from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
+
+__all__ = ["PruneMode"]
+
+
+class PruneMode(SelectionMode):
+    """Trains on whole batches of the samples that the epoch's plan has selected, and remembers their significance.
+
+    Attributes:
+        epochs: The plans of the epochs.
+    """
+
+    name = "prune"
+    always_scores = True
+
+    def __init__(self, parts: FitParts) -> None:
+        super().__init__(parts)
+        self.epochs = PrunedEpochs(parts.owner, parts.trainer, parts.selector, parts.settings.schedule, parts.processes)
+
+    def attach(self) -> None:
+        """Lead Lightning's fit loop."""
+        self.epochs.attach()
+
+    def detach(self) -> None:
+        """Leave the fit loop as it was. Safe to call twice."""
+        self.epochs.detach()
+
+    def start_training(self, gating: Gating, decision: Decision) -> list[str]:
+        """Ensure that the loader is pruned; inform where stages were rounded to whole epochs."""
+        self.epochs.ensure_installed()
+        if rounded := rounded_stages(self.epochs.run):
+            rank_zero_info(f"lightning-ast: {rounded}")
+        return []
+
+    def stage(self, batch_idx: int) -> Stage:
+        """Return the stage of the running epoch."""
+        return self.epochs.epoch.stage
+
+    def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
+        """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan.
+
+        Raises:
+            ConfigurationError: The batch does not hold the samples that were to be loaded.
+        """
+        planned = self.epochs.next_batch(size, indices)
+        observe = self.epochs.observer_of(planned)
+        facts = BatchFacts(size=size, indices=planned.indices, stands_for=planned.stands_for, observe=observe)
+        if planned.weights is not None:
+            return StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
+        return StepState(facts, Treatment.DENSE if observe is None else Treatment.OBSERVED)
+
+    def close_batch(self, step: StepState | None) -> None:
+        """Go on in the plan behind a batch that was not trained on."""
+        if step is None:
+            self.epochs.epoch.batch += 1
+
+    def activation_rate(self, step: StepState) -> float:
+        """Return planned / offered of the running epoch, in (0, 1]."""
+        return self.epochs.epoch.activation_rate
+
+    def stages_ahead(self, epoch: int) -> list[Stage] | None:
+        """List the stages of the epochs from this one on."""
+        return self.epochs.run.stages_from(epoch)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return scores, plan and random state of all processes."""
+        return {"epochs": self.epochs.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue in the plan that a state holds; that of another mode is passed over."""
+        if "epochs" in state:
+            self.epochs.load_state_dict(state["epochs"])
+
+    def expect_resume(self) -> None:
+        """Prepare for a checkpoint that is going to be loaded: the loader yields nothing until the epoch is known."""
+        self.epochs.expect_resume()

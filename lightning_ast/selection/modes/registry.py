@@ -1,0 +1,14 @@
+"""The modes by name."""
+
+from __future__ import annotations
+
+from lightning_ast.core.execution import Mode
+from lightning_ast.selection.modes.base import SelectionMode
+from lightning_ast.selection.modes.mask import MaskMode
+from lightning_ast.selection.modes.partial import PartialMode
+from lightning_ast.selection.modes.prune import PruneMode
+from lightning_ast.selection.modes.subset import SubsetMode
+
+__all__ = ["MODES"]
+
+MODES: dict[Mode, type[SelectionMode]] = {mode.name: mode for mode in (MaskMode, SubsetMode, PartialMode, PruneMode)}

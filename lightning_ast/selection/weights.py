@@ -1,0 +1,129 @@
+"""What the gradient rows of the selected samples are multiplied by, so that every selected sample counts alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_ast.core.gate import Weighting
+from lightning_ast.core.gradient_gate import Kept
+from lightning_ast.selection.step_state import Part, StepState, Treatment
+
+__all__ = ["RowWeights", "SumDetector"]
+
+_NEAR = 0.2
+"""Distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)."""
+_MOST = 0.5
+"""Share of the samples that must be near it."""
+_LARGEST_SHARE = 0.75
+"""Share of a batch up to which the answer is kept: above it, a mean and a sum are hardly different."""
+
+
+class RowWeights:
+    """Weighs the selection of a batch as a part of one large batch.
+
+    Args:
+        weighting: Which importance weights the selection has.
+        divisor: ``(own, samples) -> shared``: from the denominator and the number of samples of a batch to the
+            denominator that all processes and all batches of an optimizer step share.
+    """
+
+    def __init__(self, weighting: Weighting, divisor: Callable[[float, float], float]) -> None:
+        self._weighting = weighting
+        self._divisor = divisor
+        self._sums = SumDetector()
+
+    def of_step(self, step: StepState, device: torch.device, finite: Tensor | None = None) -> Kept:
+        """Weigh the rows of a step.
+
+        The gradient of a mean over B samples has rows that were divided by B. They are multiplied by ``w * B / d``,
+        where d is the sum of the weights w (``unbiased``: B) over all processes and micro-batches.
+
+        Args:
+            step: The state of the step, with its selection.
+            device: The device of the gradient.
+            finite: Positions among the selected samples of those that are kept after all; None keeps every one.
+        """
+        assert step.selection is not None
+        cleaned = step.treatment is Treatment.CLEANED
+        indices = step.selection.indices.cpu()
+        ones = torch.ones(indices.numel(), dtype=torch.float64)
+        weights = ones if step.selection.weights is None or cleaned else step.selection.weights.to(ones)
+        if step.part is not None:
+            indices = torch.arange(step.forwarded)
+        if finite is not None:
+            indices = indices[finite]
+            weights = weights[finite]
+        own = float(weights.sum())
+        if self._weighting == "unbiased" and not cleaned and not step.is_void:
+            own = float(step.batch_size if step.bad is None else (~step.bad).sum())
+        # no other process knows of a dense step that leaves samples out
+        shared = own if cleaned else self._divisor(own, float(step.batch_size))
+        factors = weights * (step.forwarded / shared) if shared > 0 else weights
+        factors = factors.float() if device.type == "mps" else factors  # which has no larger type
+        return Kept(
+            indices.to(device, non_blocking=True),
+            factors.to(device, non_blocking=True),
+            rows_only=cleaned or step.known_bad or finite is not None,
+        )
+
+    def of_part(self, step: StepState, part: Part, norms: Tensor, finite: Tensor | None) -> Kept:
+        """Weigh the rows of a step that saw the selected samples alone.
+
+        Args:
+            step: The state of the step, with its selection.
+            part: The selected samples.
+            norms: ``(k,)`` norms of their gradients in this step, times their number k.
+            finite: As in :meth:`of_step`.
+        """
+        kept = self.of_step(step, norms.device, finite)
+        share = step.forwarded / step.batch_size
+        if not self._sums.found_in(norms, part.norms, share):
+            return kept
+        assert kept.factors is not None
+        return replace(kept, factors=kept.factors / share)
+
+
+class SumDetector:
+    """Tells whether a training step sums its losses, by the gradient of the selected samples in two passes.
+
+    A mean over k samples in place of B gives each a gradient that is B / k times as large. A sum, or a mean over a
+    fixed number, gives the same gradient, so that the step of the selection would be too small.
+    """
+
+    def __init__(self) -> None:
+        self._answer: bool | None = None
+
+    def found_in(self, norms: Tensor, scored: Tensor, share: float) -> bool:
+        """Tell whether the step sums its losses.
+
+        Args:
+            norms: ``(k,)`` norms in the step, times k: those of the scoring pass, if the loss is a mean.
+            scored: ``(k,)`` norms in the scoring pass, times B.
+            share: k / B, in (0, 1].
+        """
+        if self._answer is not None:
+            return self._answer
+        ratios = norms / scored.to(norms)
+        ratios = ratios[ratios.isfinite() & (ratios > 0)]
+        if ratios.numel() == 0:
+            return False
+        near = (ratios / share).log().abs() < _NEAR * abs(math.log(share))  # others' partners may change a norm as well
+        sums = float(near.double().mean()) > _MOST
+        if share <= _LARGEST_SHARE:
+            self._answer = sums
+            self._inform(sums)
+        return sums
+
+    @staticmethod
+    def _inform(sums: bool) -> None:
+        if sums:
+            rank_zero_info(
+                "lightning-ast: the training step sums its losses or divides them by a fixed number: in mode='subset' "
+                "the gradient of the selected samples is multiplied by the samples of the batch for each selected one."
+            )
