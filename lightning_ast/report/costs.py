@@ -1,4 +1,4 @@
-"""What the epochs of one run cost: seconds by what they went into, and joules."""
+"""The costs of the epochs of one run: seconds by what they went into, and joules."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _WHOLE_JOULES = _Part("energy/epoch_joules", "together", "green", "")
 
 
 def has_costs(run: Run) -> bool:
-    """Whether ``EnergyMonitor`` logged anything of the run that can be drawn."""
+    """Tell whether ``EnergyMonitor`` logged anything of the run that can be drawn."""
     return bool(_found(run, _SECONDS, _WHOLE_SECONDS) or _found(run, _JOULES, _WHOLE_JOULES))
 
 
 def costs(run: Run) -> Figure:
-    """Seconds and joules of each epoch, stacked.
+    """Draw the seconds and joules of each epoch, stacked.
 
     Args:
         run: A run with ``energy/`` series. What it has none of gets no axes, but a line below the other ones.
@@ -85,7 +85,7 @@ def _most(found: list[tuple[_Part, EpochSeries]]) -> float:
 
 
 def _found(run: Run, parts: tuple[_Part, ...], whole: _Part) -> list[tuple[_Part, EpochSeries]]:
-    """The parts that were logged, else the whole; nothing where all of it is 0, which would be an empty chart."""
+    """Find the parts that were logged, else the whole; nothing where all of it is 0: its chart would be empty."""
     found = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
     if not found and (series := epoch_costs(run, whole.tag)) is not None:
         found = [(whole, series)]
@@ -110,7 +110,7 @@ def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> No
 
 
 def _blocks(axes: Axes, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:
-    """One step patch a part, not one bar an epoch: a long run has thousands."""
+    """Draw one step patch a part, not one bar an epoch: a long run has thousands."""
     few = len(edges) <= 61
     axes.stairs(
         top, edges, baseline=bottom, fill=True, facecolor=COLOURS[part.colour], hatch=part.hatch or None,

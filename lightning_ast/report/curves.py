@@ -1,4 +1,4 @@
-"""What is done to numbers before they are drawn: smoothed, thinned out, counted in other bins. Pure functions."""
+"""The preparation of numbers for a figure: smoothed, thinned out, counted in other bins. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["rebin", "smooth", "thin"]
 
 
 def smooth(values: Floats, *, span: int | None = None) -> Floats:
-    """Exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
+    """Take the exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
 
     Args:
-        values: ``(n,)``.
-        span: points that the mean reaches over; None takes a twentieth of them, at least 2.
+        values: The values, ``(n,)``.
+        span: The points that the mean reaches over; None takes a twentieth of them, at least 2.
 
     Example:
         >>> smooth(np.array([1.0, 3.0, 3.0]), span=3).round(2).tolist()
@@ -34,12 +34,12 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
 
 
 def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
-    """At most ``limit`` of the points ``(n,)``: the lowest and the highest of each stretch, so that no spike is lost.
+    """Keep at most ``limit`` points ``(n,)``: the lowest and highest of each stretch, so that no spike is lost.
 
     Args:
-        x: increasing.
-        y: NaN and infinity are left out.
-        limit: at least 2.
+        x: The places of the points, increasing.
+        y: The values; NaN and infinity are left out.
+        limit: The most points to keep, at least 2.
     """
     finite = np.isfinite(y)
     x = x[finite].astype(np.float64)
@@ -52,7 +52,7 @@ def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Flo
 
 
 def rebin(histogram: Histogram, edges: Floats) -> Floats:
-    """Counts ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket.
+    """Count ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket.
 
     Example:
         >>> rebin(Histogram(0, np.array([0.0, 1.0, 4.0]), np.array([2.0, 6.0])), np.array([0.0, 2.0, 4.0])).tolist()

@@ -54,10 +54,10 @@ _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trai
 
 
 def dashboard(run: Run) -> Figure:
-    """Accuracy, loss, activation, savings, threshold and significance of a run.
+    """Draw accuracy, loss, activation, savings, threshold and significance of a run.
 
     Args:
-        run: whatever of it is missing is said in its panel.
+        run: The run; whatever of it is missing is named in its panel.
 
     Returns:
         The figure: 11 x 6.4 inches, six axes, by rows; of a run without adaptive sparse training the lower row, which
