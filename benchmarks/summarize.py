@@ -284,7 +284,7 @@ def batchnorm_table() -> str:
 
 def support_table() -> str:
     """Show the support matrix: the rules that its tests hold every set-up to."""
-    from tests.support import markdown
+    from tests.compatibility.matrix import markdown
 
     return markdown()
 

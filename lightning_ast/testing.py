@@ -16,11 +16,10 @@ from torchmetrics import Metric
 
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import Entry, EntryFinder
+from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
 from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
-from lightning_ast.errors import EntryError
 from lightning_ast.lightning_internals.still_metrics import state_of
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
@@ -35,13 +34,13 @@ class PartialBackwardCheck:
     """Partial backward against exact masking on one batch.
 
     Attributes:
-        batch_size: Samples of the batch.
-        selected: Samples whose rows of the gradient were kept.
-        relative_error: L2 norm of the difference of all parameter gradients over that of the exact ones.
-        cosine: Cosine between the two, over all parameters.
-        relative_error_by_parameter: The same for each parameter that requires gradients.
-        dense_ops: Backward ops that ran over all rows, and how often.
-        flops_share: FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
+        batch_size: The number of samples of the batch.
+        selected: The number of samples whose rows of the gradient were kept.
+        relative_error: The L2 norm of the difference of all parameter gradients over that of the exact ones.
+        cosine: The cosine between the two, over all parameters.
+        relative_error_by_parameter: The relative error of each parameter that requires gradients.
+        dense_ops: The backward ops that ran over all rows, and how often.
+        flops_share: The FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
             compiled parts or dense recurrent layers, which torch does not count. ``selected / batch_size`` where every
             op ran on rows.
     """
@@ -55,7 +54,7 @@ class PartialBackwardCheck:
     flops_share: float | None = None
 
     def __str__(self) -> str:
-        """Write a few lines to read: the worst parameters first."""
+        """Write the comparison out in a few lines, the worst parameters first."""
         worst = sorted(self.relative_error_by_parameter.items(), key=lambda item: -item[1])[:5]
         dense = ", ".join(f"{name} (x{calls})" for name, calls in self.dense_ops.items()) or "none"
         share = "not counted" if self.flops_share is None else f"{self.flops_share:.1%}"
@@ -94,7 +93,7 @@ def check_partial_backward(
             optimization and for steps that need a Trainer.
         losses: ``(module, batch) -> (B,)`` per-sample losses in place of ``loss``; their mean is taken.
         batchnorm: ``"exact"`` to check the rules; ``"selected"`` to see how far the approximation is off.
-        seed: Seed of the random 40 % and of dropout.
+        seed: The seed of the random 40 % and of dropout.
 
     Returns:
         The comparison; ``print`` it.
@@ -154,13 +153,16 @@ def _both_ways(
     trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
 
     def gradients(execution: Execution, count: AbstractContextManager[Any]) -> dict[str, Tensor]:
-        kept = Kept(indices.to(_device(module)))
+        kept = Kept(indices.to(next(module.parameters()).device))
         gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=batchnorm, dense_ops=dense_ops)
         gate.settle(kept)
         with _left_as_it_was(module, seed):
             with nullcontext() if finder.proved else trace:
                 value = compute(module, batch)
-            gate.open(value, _entries(finder, value, size, trace))
+            found = finder.locate(value, size, None if finder.proved else trace)
+            if not found.entries:
+                raise entry_error(found.unclear, size)
+            gate.open(value, found.entries)
             with count:
                 value.backward()  # type: ignore[no-untyped-call]
             gate.close()
@@ -203,24 +205,6 @@ def _loss_of(module: Any) -> Loss:
         return loss
 
     return compute
-
-
-def _entries(finder: EntryFinder, loss: Tensor, size: int, trace: SampleTrace) -> tuple[Entry, ...]:
-    found = finder.find(loss, size)
-    if found is None and not finder.proved and trace.failure is None and size > 1:
-        found = finder.prove(loss, size, trace)
-    elif found is None:
-        found = finder.guess(loss, size)
-    if not found.entries:
-        raise EntryError(
-            f"expected a loss that depends on {counted(size, 'sample')}, each with rows of its own where the gradient "
-            f"enters the network; got {', '.join(found.unclear) or 'none'}. Check the batch size."
-        )
-    return found.entries
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _real(parameter: nn.Parameter) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lightning_ast.demo.data import load_images
-from tests.support_cli import Done, run
+from tests.helpers.command import Done, run
 
 ROOT = Path(__file__).parent.parent
 

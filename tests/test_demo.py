@@ -9,7 +9,7 @@ import pytest
 
 from lightning_ast.demo.compare import equal_work_epochs, run_demo
 from lightning_ast.errors import MissingPackageError
-from tests.support_cli import Done, run
+from tests.helpers.command import Done, run
 
 ROW = re.compile(
     r"│ (dense|AST, partial, r = 0.4|dense, shortened) +│ +(\d+) │ +(\S+)% │ +(\S+) │ +(\S+) │ +(\S+) │ +(\S+)% │"

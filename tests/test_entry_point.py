@@ -14,7 +14,7 @@ import lightning_ast
 from lightning_ast.__main__ import DATA_SETS, MODES
 from lightning_ast.core.execution import Mode
 from lightning_ast.demo.data import DataName
-from tests.support_cli import run
+from tests.helpers.command import run
 
 ROOT = Path(__file__).parent.parent
 LIGHT = """

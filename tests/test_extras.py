@@ -11,8 +11,8 @@ import pytest
 from lightning_ast.demo import ImageData, ResNet9, compare
 from lightning_ast.errors import DataNotFoundError, MissingPackageError
 from lightning_ast.extras import needs
-from tests.conftest import quiet_trainer
-from tests.support_cli import boring, run
+from tests.helpers.command import boring, run
+from tests.helpers.training import quiet_trainer
 
 
 def test_the_first_snippet_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_make_targets_exist(target: str) -> None:
 
 
 def test_the_number_of_set_ups_is_that_of_the_matrix() -> None:
-    from tests.support import cells, covered, possible_pairs
+    from tests.compatibility.matrix import cells, covered, possible_pairs
 
     assert f"{len(cells())} set-ups" in TEXT
     assert set(possible_pairs()) <= covered(list(cells()))

@@ -14,9 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ast.core import densify
 from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.testing import check_partial_backward
-from tests.conftest import PlainNet, assert_same_weights, loader, quiet_trainer, weights
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 
 def batch_of(digits: Digits, size: int = 20) -> Digits:
@@ -180,7 +180,7 @@ def test_refusals_name_the_remedy(digits: Digits) -> None:
         check_partial_backward(Manual(), batch_of(digits))
     with pytest.raises(TypeError, match="expected training_step of Nothing to return a loss, got NoneType"):
         check_partial_backward(Nothing(), batch_of(digits))
-    with pytest.raises(EntryError, match="expected a loss that depends on 20 samples"):
+    with pytest.raises(EntryError, match="expected a batch of 20 samples"):
         check_partial_backward(Free(), batch_of(digits))
 
 

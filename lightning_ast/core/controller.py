@@ -1,4 +1,4 @@
-"""Step 4 of a batch: the activation rate so far to the threshold of the next gate."""
+"""Step 5, the threshold: turn the activation rate so far into the threshold of the next gate."""
 
 from __future__ import annotations
 
@@ -38,13 +38,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
 class PIController:
     """Holds the activation rate at its target by moving the threshold.
 
-    With feed-forward (the default) the threshold is
-    ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of the logarithm of the threshold that each batch
-    would
-    need on its own, ``e = ema(rate) / target - 1`` the relative error and E its clamped sum. Working in logarithms
-    and relative errors makes it indifferent to the scale of the loss and to the target; the feed-forward makes
-    the first sparse batch right; the PI part removes what is left. Anti-windup: E stands still while the fallback,
-    not the threshold, sets the count, and never exceeds ``integral_limit``.
+    With feed-forward (the default) the threshold is ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of
+    the logarithm of the threshold that each batch would need on its own, ``e = ema(rate) / target - 1`` the relative
+    error and E its clamped sum. Working in logarithms and relative errors makes it indifferent to the scale of the loss
+    and to the target; the feed-forward makes the first sparse batch right; the PI part removes what is left.
+    Anti-windup: E stands still while the fallback, not the threshold, sets the count, and never exceeds
+    ``integral_limit``.
 
     Without feed-forward it is the original package's rule: ``threshold += kp * e + ki * E`` with the absolute error
     ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It
@@ -55,16 +54,16 @@ class PIController:
         preset: ``"default"`` or ``"original"`` (the published gains and bounds for a target of 40 %); every argument
             given overrides the preset's value. The original's gains for 10 % are ``kp=0.0015, ki=0.00005,
             ema_alpha=0.3, initial_threshold=0.5``, for 6 % ``kp=0.0008, ki=0.000002``.
-        kp: proportional gain, >= 0.
-        ki: integral gain, >= 0, per step.
-        ema_alpha: weight of the newest activation rate in its running mean, in (0, 1].
-        initial_threshold: threshold of the first sparse step; None takes the first batch's own.
-        threshold_bounds: least and greatest threshold.
-        integral_limit: bound on the absolute value of E.
-        feedforward_alpha: weight of the newest batch in m, in (0, 1]; None switches the feed-forward off.
+        kp: The proportional gain, >= 0.
+        ki: The integral gain, >= 0, per step.
+        ema_alpha: The weight of the newest activation rate in its running mean, in (0, 1].
+        initial_threshold: The threshold of the first sparse step; None takes the first batch's own.
+        threshold_bounds: The least and the greatest threshold.
+        integral_limit: The bound on the absolute value of E.
+        feedforward_alpha: The weight of the newest batch in m, in (0, 1]; None keeps the preset's.
 
     Raises:
-        ValueError: a value is out of its range; all faults are named together.
+        ValueError: A value is out of its range; all faults are named together.
 
     Example:
         >>> controller = PIController(preset="original", kp=0.0015, ki=0.00005, ema_alpha=0.3, initial_threshold=0.5)
@@ -89,44 +88,41 @@ class PIController:
     ) -> None:
         if preset not in _PRESETS:
             raise ValueError(f"expected preset to be one of {sorted(_PRESETS)}, got {preset!r}.")
-        base = _PRESETS[preset]
-        self.kp: float = base["kp"] if kp is None else kp
-        self.ki: float = base["ki"] if ki is None else ki
-        self.ema_alpha: float = base["ema_alpha"] if ema_alpha is None else ema_alpha
-        self.initial_threshold: float | None = (
-            base["initial_threshold"] if initial_threshold is None else initial_threshold
-        )
-        bounds = base["threshold_bounds"] if threshold_bounds is None else threshold_bounds
-        self.threshold_bounds: tuple[float, float] = (float(bounds[0]), float(bounds[1]))
-        self.integral_limit: float = base["integral_limit"] if integral_limit is None else integral_limit
-        self.feedforward_alpha: float | None = (
-            base["feedforward_alpha"] if feedforward_alpha is None else feedforward_alpha
-        )
+        given: dict[str, Any] = {
+            "kp": kp,
+            "ki": ki,
+            "ema_alpha": ema_alpha,
+            "initial_threshold": initial_threshold,
+            "threshold_bounds": threshold_bounds,
+            "integral_limit": integral_limit,
+            "feedforward_alpha": feedforward_alpha,
+        }
+        settings = {**_PRESETS[preset], **{name: value for name, value in given.items() if value is not None}}
+        low, high = settings["threshold_bounds"]
+        self.kp: float = settings["kp"]
+        self.ki: float = settings["ki"]
+        self.ema_alpha: float = settings["ema_alpha"]
+        self.initial_threshold: float | None = settings["initial_threshold"]
+        self.threshold_bounds: tuple[float, float] = (float(low), float(high))
+        self.integral_limit: float = settings["integral_limit"]
+        self.feedforward_alpha: float | None = settings["feedforward_alpha"]
         self._check()
         self.reset()
 
     def _check(self) -> None:
         low, high = self.threshold_bounds
         start = self.initial_threshold
-        faults = [
-            text
-            for fault, text in [
-                (self.kp < 0 or self.ki < 0, f"kp and ki must be >= 0, got {self.kp} and {self.ki}"),
-                (not 0 < self.ema_alpha <= 1, f"ema_alpha must be in (0, 1], got {self.ema_alpha}"),
-                (not 0 <= low < high, f"threshold_bounds must satisfy 0 <= low < high, got {(low, high)}"),
-                (self.integral_limit <= 0, f"integral_limit must be > 0, got {self.integral_limit}"),
-                (
-                    self.feedforward_alpha is not None and not 0 < self.feedforward_alpha <= 1,
-                    f"feedforward_alpha must be None or in (0, 1], got {self.feedforward_alpha}",
-                ),
-                (start is not None and not start > 0, f"initial_threshold must be > 0, got {start}"),
-                (
-                    start is None and self.feedforward_alpha is None,
-                    "initial_threshold is needed where feedforward_alpha is None",
-                ),
-            ]
-            if fault
-        ]
+        newest = self.feedforward_alpha
+        checks = {
+            f"kp and ki must be >= 0, got {self.kp} and {self.ki}": self.kp >= 0 and self.ki >= 0,
+            f"ema_alpha must be in (0, 1], got {self.ema_alpha}": 0 < self.ema_alpha <= 1,
+            f"threshold_bounds must satisfy 0 <= low < high, got {(low, high)}": 0 <= low < high,
+            f"integral_limit must be > 0, got {self.integral_limit}": self.integral_limit > 0,
+            f"feedforward_alpha must be None or in (0, 1], got {newest}": newest is None or 0 < newest <= 1,
+            f"initial_threshold must be > 0, got {start}": start is None or start > 0,
+            "initial_threshold is needed where feedforward_alpha is None": start is not None or newest is not None,
+        }
+        faults = [text for text, holds in checks.items() if not holds]
         if faults:
             raise ValueError("PIController: " + "; ".join(faults) + ".")
 
@@ -148,12 +144,12 @@ class PIController:
         return math.log(start) if self.uses_feedforward else start
 
     def threshold(self, solved: Tensor | None, *, target: float) -> Tensor:
-        """The threshold to gate this batch with.
+        """Return the threshold to gate this batch with.
 
         Args:
-            solved: scalar, the threshold this batch would need on its own
+            solved: The threshold that this batch would need on its own, a scalar
                 (:func:`lightning_ast.core.gate.solve_threshold`); not used without feed-forward.
-            target: target activation rate in (0, 1].
+            target: Target activation rate in (0, 1].
 
         Returns:
             Scalar tensor on the CPU.
@@ -173,15 +169,11 @@ class PIController:
             return _scalar(own)  # all samples are alike: any of them
         correction = self.kp * self._error(target) + self.ki * self._integral
         low, high = self.threshold_bounds
-        threshold = math.exp(self._level) * math.exp(max(-20.0, min(20.0, correction)))
+        threshold = math.exp(self._level) * math.exp(max(-20.0, min(20.0, correction)))  # far off, exp would overflow
         return _scalar(max(low, min(high, threshold)))
 
     def _follow(self, level: float, newest: float) -> float:
-        """Move the running mean.
-
-        A batch without any significance (all labels ignored) teaches nothing, and one batch moves the mean by a
-        bounded step.
-        """
+        """Move the running mean by a bounded step; a batch without significance, all labels ignored, moves nothing."""
         assert self.feedforward_alpha is not None
         if level < _NOTHING:
             return newest
@@ -192,15 +184,16 @@ class PIController:
         """Learn from what the gate let through.
 
         Args:
-            activation_rate: selected / offered of the last batch, in [0, 1].
-            target: target activation rate in (0, 1].
-            at_minimum: the fallback (fewest samples allowed) set the count: a higher threshold would not lower it.
+            activation_rate: Selected / offered of the last batch, in [0, 1].
+            target: Target activation rate in (0, 1].
+            at_minimum: Whether the fallback (the fewest samples allowed) set the count, so that a higher threshold
+                would not lower it.
         """
         last = target if self.activation_rate_ema is None else self.activation_rate_ema
         self.activation_rate_ema = last + self.ema_alpha * (activation_rate - last)
         if self.uses_feedforward:
             error = self._error(target)
-            if not (at_minimum and error > 0):
+            if not (at_minimum and error > 0):  # the threshold cannot lower the rate further: do not wind up
                 self._integrate(error)
         else:
             self._step_original(self.activation_rate_ema - target)
@@ -218,11 +211,11 @@ class PIController:
         if low < level < high:
             self._integrate(error)
         else:
-            self._integral *= 0.9
+            self._integral *= 0.9  # as in the original: at a bound, what piled up would keep it there
         self._level = min(high, max(low, level + self.kp * error + self.ki * self._integral))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: primitives and tensors alone."""
+        """Return what a checkpoint needs: primitives and tensors alone."""
         return {
             "activation_rate_ema": self.activation_rate_ema,
             "integral": self._integral,
@@ -239,7 +232,7 @@ class PIController:
             return  # a logarithm is no threshold, and relative errors are not absolute ones
         self._integral = max(-self.integral_limit, min(self.integral_limit, state["integral"]))
         level = state["level"]
-        self._level = self._first_level() if level is None else float(level)
+        self._level = self._first_level() if level is None else float(level)  # saved before the first sparse step
 
 
 def _scalar(value: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""Step 3 of a batch: significance and a threshold to keep-probabilities, and to the samples that are kept.
+"""Step 5 of a batch: turn significance and a threshold into keep-probabilities, and these into the samples kept.
 
 ``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
 the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a batch is kept at a
-given rate, which the controller (step 4) feeds forward.
+given rate, which the controller feeds forward.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Selection:
     weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Selection:
-        """Bring it to a device; nothing waits for that."""
+        """Bring the selection to a device; nothing waits for that."""
         if self.indices.device == device:
             return self
         weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
         return Selection(self.indices.to(device, non_blocking=True), weights)
 
     def among(self, eligible: Tensor | None) -> Selection:
-        """Those of the samples that are eligible, ``(B,)`` bool or None for all; reading them waits for the device."""
+        """Keep the samples that are ``eligible``, ``(B,)`` bool or None for all; reading them waits for the device."""
         if eligible is None:
             return self
         keep = eligible.to(self.indices.device)[self.indices]
@@ -67,14 +67,14 @@ class Selection:
 def keep_probability(
     significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR
 ) -> Tensor:
-    """Probability of each sample to be kept.
+    """Compute the probability of each sample to be kept.
 
     Args:
         significance: ``(B,)``, non-negative.
-        threshold: the significance at which the gate is fully open.
+        threshold: The significance at which the gate is fully open.
         gate: ``"soft"``: ``clip(significance / threshold, floor, 1)``; ``"threshold"`` and ``"topk"``: 1 above (for
             ``topk`` also at) the threshold, else 0.
-        floor: least probability of the soft gate, in [0, 1].
+        floor: The least probability of the soft gate, in [0, 1].
 
     Returns:
         ``(B,)`` in [0, 1].
@@ -105,7 +105,7 @@ def lift_zeros(significance: Tensor) -> Tensor:
 
 
 def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor: float = FLOOR) -> Tensor:
-    """The threshold at which the expected share of this batch that is kept is ``rate``.
+    """Find the threshold at which the expected share of this batch that is kept is ``rate``.
 
     For the soft gate the expected count, ``sum(clip(s * x, floor, 1))`` with ``x = 1 / threshold``, is piecewise linear
     in x: it is summed from breakpoint to breakpoint and inverted, exactly, on the host. For the hard gates it is the
@@ -113,12 +113,12 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
 
     Args:
         significance: ``(B,)``, non-negative.
-        rate: in (0, 1); for the soft gate above ``floor``.
-        gate: which gate the threshold is for.
-        floor: least probability of the soft gate.
+        rate: The share, in (0, 1); for the soft gate above ``floor``.
+        gate: The gate that the threshold is for.
+        floor: The least probability of the soft gate.
 
     Returns:
-        Positive scalar tensor on the device of ``significance``.
+        A positive scalar tensor on the device of ``significance``.
 
     Example:
         >>> s = torch.tensor([0.1, 0.2, 0.4, 0.8])
@@ -130,9 +130,11 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
     size = len(s)
     if gate != "soft":
         kept = min(size, max(1, round(rate * size)))
-        ordered = np.append(np.sort(s)[::-1], 0.0)
+        ordered = np.append(np.sort(s)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
         threshold = math.sqrt(ordered[kept - 1] * max(ordered[kept], 1e-30))
     else:
+        # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s
+        # on. So the slope of the expected count grows by s at the first of these points and falls by s at the second.
         points = np.concatenate([floor / s, 1 / s])
         order = points.argsort()
         points = points[order]
@@ -141,7 +143,8 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
         after = min(max(int(counts.searchsorted(rate * size)), 1), 2 * size - 1)
         slope = max(slopes[after - 1], 1e-30)
         threshold = 1 / (points[after - 1] + (rate * size - counts[after - 1]) / slope)
-    return torch.tensor(threshold, dtype=_wide(significance), device=significance.device)
+    wide = torch.float32 if significance.device.type == "mps" else torch.float64  # Apple's GPUs have no other
+    return torch.tensor(threshold, dtype=wide, device=significance.device)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
@@ -154,7 +157,7 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
 
     Args:
         probability: ``(B,)`` in [0, 1].
-        generator: a CPU generator: draws are the same on every device.
+        generator: A CPU generator: draws are the same on every device.
 
     Returns:
         ``(k,)`` ascending positions. Reading k waits for the device once.
@@ -167,12 +170,12 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
 
 
 def minimum_count(batch_size: int, min_selected: int | float) -> int:
-    """The fallback: at least this many samples are kept.
+    """Return the fallback: at least this many samples are kept.
 
     Args:
-        batch_size: B.
-        min_selected: an int counts samples; a float in (0, 1) is a share of the batch, rounded down, and at least 2
-            (0.1 is the original package's floor).
+        batch_size: The number of samples B.
+        min_selected: A number of samples (an int), or a share of the batch (a float in (0, 1)), which is rounded down,
+            and at least 2 (0.1 is the original package's floor).
 
     Returns:
         In [1, B].
@@ -200,14 +203,14 @@ def select(
 
     Args:
         significance: ``(B,)``, non-negative.
-        threshold: the significance at which the gate is fully open; ``topk`` does not use it.
+        threshold: The significance at which the gate is fully open; ``topk`` does not read it.
         gate: ``"soft"``, ``"threshold"`` (the original's hard cut; it starves a batch of easy samples and needs a
             controller that already holds its rate) or ``"topk"`` (exactly ``round(rate * B)``).
-        rate: target activation rate in (0, 1], for ``topk``.
+        rate: The target activation rate in (0, 1], for ``topk``.
         weighting: ``p**-a`` with a = 0, 1/2, 1. The hard gates have p = 1 for what they keep: always weight 1.
-        min_selected: see :func:`minimum_count`.
-        generator: CPU generator of the soft gate's draw; the global one is not touched.
-        floor: least probability of the soft gate.
+        min_selected: The fewest samples, as :func:`minimum_count` takes them.
+        generator: The CPU generator of the soft gate's draw; the global one is not touched.
+        floor: The least probability of the soft gate.
         eligible: ``(B,)`` bool, the samples that may be chosen at all, the others having the least significance; None
             for all.
 
@@ -227,12 +230,12 @@ def select(
     else:
         indices = probability.nonzero().squeeze(1)
     if indices.numel() < least:
+        # Those that are selected already come first, for they are raised above the largest of the others.
         boosted = significance / significance.max().clamp_min(torch.finfo(significance.dtype).tiny)
         if eligible is not None:
             boosted = boosted.where(eligible, -torch.ones_like(boosted))
-        indices = (
-            boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0)).topk(least).indices.sort().values
-        )
+        boosted = boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0))
+        indices = boosted.topk(least).indices.sort().values
     exponent = _EXPONENTS[weighting]
     if gate != "soft" or exponent == 0:
         return Selection(indices).among(eligible)
@@ -242,8 +245,3 @@ def select(
 def _on_host(values: Tensor) -> np.ndarray[Any, Any]:
     """Bring a batch's values to the host: there, many small operations take a tenth of a device's time."""
     return values.detach().cpu().double().numpy()
-
-
-def _wide(values: Tensor) -> torch.dtype:
-    """float64, or float32 on Apple's GPUs, which have no other."""
-    return torch.float32 if values.device.type == "mps" else torch.float64

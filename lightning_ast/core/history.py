@@ -1,7 +1,7 @@
-"""Before a batch: the remembered significance of every sample of the data set, and the plan of an epoch made from it.
+"""Before a batch, in mode ``prune``: remember the significance of every sample, and plan an epoch by it.
 
-Mode ``prune`` decides before an epoch which samples are loaded at all. What it decides from is what each sample's
-significance was when it was last trained on: the scores of the training forward itself, kept by dataset index.
+The mode decides before an epoch which samples are loaded at all. It decides by what each sample's significance was when
+it was last trained on: the scores of the training forward itself, kept by dataset index.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ROUNDING = 0.005
 
 
 class SignificanceHistory:
-    """Remembered significance by dataset index: 4 bytes a sample, and 4 for the running epoch on the scoring device.
+    """The remembered significance of each sample: 4 bytes, and 4 for the running epoch on the scoring device.
 
     What is observed in an epoch counts from the next :meth:`fold` on. A sample that is visited more than once in
     between, in one process or in several, has the largest of its scores: the order of the visits does not matter.
 
     Args:
-        size: samples in the data set, at least 1.
+        size: The number of samples in the data set, at least 1.
 
     Example:
         >>> history = SignificanceHistory(4)
@@ -50,12 +50,12 @@ class SignificanceHistory:
 
     @property
     def seen(self) -> Tensor:
-        """``(N,)`` bool: which samples have a remembered significance."""
+        """Return which samples have a remembered significance, ``(N,)`` bool."""
         return self._scores >= 0
 
     @property
     def quarantined(self) -> Tensor:
-        """``(N,)`` bool: which samples were not finite when they were last trained on."""
+        """Return which samples were not finite when they were last trained on, ``(N,)`` bool."""
         return self._scores.isinf()
 
     def observe(self, indices: Tensor, significance: Tensor) -> None:
@@ -70,14 +70,14 @@ class SignificanceHistory:
         if self._recent.device != significance.device:
             self._recent = self._recent.to(significance.device)
         indices = indices.to(significance.device, non_blocking=True)
-        self._recent.scatter_reduce_(0, indices, significance, "amax")
+        self._recent.scatter_reduce_(0, indices, significance, "amax")  # of a sample seen twice, the larger score
 
     def fold(self, maximum: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take what was observed since the last time into the remembered significance.
 
         Args:
-            maximum: element-wise maximum of a tensor over the processes that train together, so that all remember the
-                same; None for a single process.
+            maximum: A function that takes the element-wise maximum of a tensor over the processes that train together,
+                so that all remember the same; None for a single process.
         """
         recent = self._merged(maximum)
         self._scores = torch.where(recent >= 0, recent, self._scores)
@@ -87,29 +87,32 @@ class SignificanceHistory:
         return (self._recent.clone() if maximum is None else maximum(self._recent.clone())).cpu()
 
     def significance(self) -> Tensor:
-        """``(N,)`` on the CPU, as of the last fold; a sample that was never seen has the largest (1 before any), one in
-        quarantine 0.
+        """Return ``(N,)`` on the CPU, as of the last fold.
+
+        A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0.
         """
         scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
+        # What was never seen must be seen soon: it counts as the most significant.
         most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
         return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
 
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """Two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
+        """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
         return {"scores": self._scores.clone(), "recent": self._merged(maximum)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: it was written for a data set of another size.
+            ValueError: The state was written for a data set of another size.
         """
         if state["scores"].numel() != len(self):
             raise ValueError(
                 f"expected the remembered significance of {counted(len(self), 'sample')}, got that of "
                 f"{state['scores'].numel()}: the data set is not the one that the checkpoint was written with."
             )
-        self._scores, self._recent = state["scores"].clone(), state["recent"].clone()
+        self._scores = state["scores"].clone()
+        self._recent = state["recent"].clone()
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,9 @@ class EpochPlan:
     """Which samples an epoch loads, and in which order.
 
     Attributes:
-        epoch: number of the epoch, from 0.
+        epoch: The number of the epoch, from 0.
         indices: ``(k,)`` int64 dataset indices in the order of loading; several processes take turns.
-        offered: samples that a dense epoch would load.
+        offered: The number of samples that a dense epoch would load.
         weights: ``(k,)`` importance weights ``p**-a``, times the rate, or None where all are 1.
     """
 
@@ -130,18 +133,18 @@ class EpochPlan:
 
     @property
     def activation_rate(self) -> float:
-        """Planned / offered, in (0, 1]."""
+        """Return planned / offered, in (0, 1]."""
         return self.indices.numel() / self.offered
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone; the indices as int32 where the data set is small enough for it."""
+        """Return primitives and tensors alone; the indices as int32 where the data set is small enough for it."""
         small = self.indices.numel() == 0 or int(self.indices.max()) < 2**31
         indices = self.indices.to(torch.int32 if small else torch.int64)
         return {"epoch": self.epoch, "indices": indices, "offered": self.offered, "weights": self.weights}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> EpochPlan:
-        """What :meth:`state_dict` was made from."""
+        """Make a plan again from what :meth:`state_dict` gave."""
         return cls(state["epoch"], state["indices"].long(), state["offered"], state["weights"])
 
 
@@ -154,18 +157,18 @@ def planned_count(
     drop_last: bool = False,
     min_selected: int | float = 1,
 ) -> int:
-    """Samples of a pruned epoch: known before it begins, whatever the significance, so that schedules can be planned.
+    """Count the samples of a pruned epoch before it begins, whatever their significance: schedules are planned by it.
 
     Whole batches where that moves the rate by at most 0.5 % of itself (always with ``drop_last``, which would throw
     planned samples away); else the exact rate, without a last batch of a single sample (BatchNorm cannot train on one).
 
     Args:
-        offered: samples of a dense epoch, over all processes.
-        rate: target activation rate in (0, 1].
-        batch_size: of one process.
-        processes: that train together; each gets the same number.
-        drop_last: whether the loader drops a last short batch.
-        min_selected: fewest samples, a count or a share of the epoch.
+        offered: The number of samples of a dense epoch, over all processes.
+        rate: The target activation rate in (0, 1].
+        batch_size: The number of samples in a batch of one process.
+        processes: The number of processes that train together; each gets as many samples.
+        drop_last: Whether the loader drops a last short batch.
+        min_selected: The fewest samples, a count or a share of the epoch.
 
     Returns:
         A multiple of ``processes``, at most ``offered``.
@@ -180,7 +183,7 @@ def planned_count(
     if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
         return rounded
     each = max(1, round(wanted / processes))
-    if each % batch_size == 1 and batch_size > 1:
+    if each % batch_size == 1 and batch_size > 1:  # a last batch of one sample: add one or leave it out
         each += 1 if each == 1 or each * processes < wanted else -1
     return min(each * processes, offered)
 
@@ -194,22 +197,23 @@ def plan_epoch(
     draws, nor on the number of processes that share them.
 
     Args:
-        history: folded.
+        history: The remembered significance, folded.
         draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
             quarantine is not offered where the others suffice.
-        epoch: number of the epoch, from 0.
-        count: samples to keep, in [1, n]; see :func:`planned_count`.
-        selector: gate, weighting and seed.
+        epoch: The number of the epoch, from 0.
+        count: The number of samples to keep, in [1, n]; see :func:`planned_count`.
+        selector: The selector with gate, weighting and seed.
 
     Returns:
         A plan of exactly ``count`` samples in the order of the draws. Its weights are scaled by the rate, so that the
         mean loss of a batch estimates that of the whole data set under ``"unbiased"`` (the other weightings divide by
         their sum, which a factor does not change).
     """
-    offered, allowed = draws.numel(), ~history.quarantined[draws]
-    if int(allowed.sum()) >= count:
+    offered = draws.numel()
+    allowed = ~history.quarantined[draws]
+    if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
         draws = draws[allowed]
-    ordered, positions = draws.sort(stable=True)
+    ordered, positions = draws.sort(stable=True)  # so that the choice does not depend on the order of the draws
     kept = selector.plan(history.significance()[ordered], count=count, epoch=epoch)
     chosen, order = positions[kept.indices].sort()
     weights = None if kept.weights is None else (kept.weights[order] * (count / offered)).float()

@@ -1,4 +1,4 @@
-"""Steps 3 and 4 together: significance in, selection out, the controller taught, the counts kept."""
+"""Step 5, gate and controller together: choose samples by their significance, and teach the controller."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class SampleSelector:
     """Chooses the samples of each batch and holds the activation rate at its target.
 
     Args:
-        target_activation_rate: in (0, 1]; 1 keeps every sample.
+        target_activation_rate: The share of samples to keep, in (0, 1]; 1 keeps every sample.
         gate: ``"soft"``, ``"threshold"`` or ``"topk"``, see :mod:`lightning_ast.core.gate`.
-        weighting: importance weights of the soft gate: ``"none"``, ``"sqrt"``, ``"unbiased"``.
-        controller: moves the threshold; None makes a default :class:`PIController`. ``topk`` needs none: its threshold
-            is only reported.
-        min_selected: fewest samples kept, a count or a share of the batch.
-        seed: of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so far, and
-            on nothing else: the global generators are neither read nor written.
-        rank: of this process among those that train together.
+        weighting: The importance weights of the soft gate: ``"none"``, ``"sqrt"``, ``"unbiased"``.
+        controller: The controller that moves the threshold; None makes a default :class:`PIController`. ``topk`` needs
+            none: its threshold is only reported.
+        min_selected: The fewest samples kept, a count or a share of the batch.
+        seed: The seed of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so
+            far, and on nothing else: the global generators are neither read nor written.
+        rank: The number of this process among those that train together.
 
     Attributes:
-        steps: sparse steps so far.
-        activation_rate: selected / offered of the last batch, or None before the first.
-        last_threshold: threshold of the last batch, a scalar on its device, or None before the first.
+        steps: The number of sparse steps so far.
+        activation_rate: Selected / offered of the last batch, or None before the first.
+        last_threshold: The threshold of the last batch, a scalar on its device, or None before the first.
 
     Example:
         >>> selector = SampleSelector(target_activation_rate=0.5)
@@ -83,13 +83,14 @@ class SampleSelector:
         Args:
             significance: ``(B,)``, non-negative and finite.
             eligible: ``(B,)`` bool, the samples that may be chosen at all; None for all.
-            average: mean of a tensor over the processes that train together, so that their controllers stay one; None
-                for a single process.
+            average: A function that averages a tensor over the processes that train together, so that their controllers
+                stay one; None for a single process.
 
         Returns:
             At least one sample, all of them where the target is 1; none where none is eligible.
         """
-        target, size = self.target_activation_rate, significance.numel()
+        target = self.target_activation_rate
+        size = significance.numel()
         device = significance.device
         significance = significance.detach().cpu()  # one wait, and none for all that follows
         if eligible is not None:
@@ -100,10 +101,10 @@ class SampleSelector:
         if target >= 1:
             selection = Selection(torch.arange(size, device=significance.device)).among(eligible)
         else:
-            self.last_threshold = threshold = self._threshold(significance, floor, average)
+            self.last_threshold = self._threshold(significance, floor, average)
             selection = select(
                 significance,
-                threshold,
+                self.last_threshold,
                 gate=self.gate,
                 rate=target,
                 weighting=self.weighting,
@@ -115,8 +116,10 @@ class SampleSelector:
         kept = selection.indices.numel()
         self.activation_rate = kept / size
         if target < 1:
-            rate, lowest = self.activation_rate, float(kept <= self.least(size))
+            rate = self.activation_rate
+            lowest = float(kept <= self.least(size))
             if average is not None:
+                # one exchange for both; the controllers of all processes then learn the same
                 rate, lowest = average(torch.tensor([rate, lowest], device=significance.device)).tolist()
             self.controller.update(rate, target=target, at_minimum=lowest > 0)
         self.steps += 1
@@ -130,14 +133,15 @@ class SampleSelector:
 
         Args:
             significance: ``(n,)`` of the samples on offer, non-negative and finite, on the CPU.
-            count: samples to keep, in [1, n].
-            epoch: takes the place of the number of steps in the seed of the draw.
+            count: The number of samples to keep, in [1, n].
+            epoch: The number of the epoch, in place of the number of steps in the seed of the draw.
 
         Returns:
             Exactly ``count`` samples; each with its keep-probability where the gate is soft.
         """
         size = significance.numel()
-        self.activation_rate = rate = count / size
+        rate = count / size
+        self.activation_rate = rate
         self.controller.update(rate, target=rate)
         if count == size:
             return Selection(torch.arange(size))
@@ -158,7 +162,7 @@ class SampleSelector:
         return Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
 
     def least(self, batch_size: int) -> int:
-        """Fewest samples that are kept of a batch of this size."""
+        """Return the fewest samples that are kept of a batch of this size."""
         return minimum_count(batch_size, self.min_selected)
 
     def _threshold(self, significance: Tensor, floor: float, average: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -168,16 +172,16 @@ class SampleSelector:
         if self.controller.uses_feedforward:
             solved = solve_threshold(significance, self.target_activation_rate, self.gate, floor=floor)
             if average is not None:
-                solved = average(solved.log()).exp()
+                solved = average(solved.log()).exp()  # the controller works in logarithms
         return self.controller.threshold(solved, target=self.target_activation_rate)
 
     def _generator(self, step: int) -> torch.Generator:
-        """A generator for this step alone: nothing to save, and every rank draws its own."""
+        """Make a generator for this step alone: there is nothing to save, and every rank draws its own."""
         digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone."""
+        """Return what a checkpoint needs: primitives and tensors alone."""
         threshold = None if self.last_threshold is None else self.last_threshold.cpu()
         return {
             "steps": self.steps,
@@ -188,7 +192,8 @@ class SampleSelector:
 
     def load_state_dict(self, state: dict[str, Any], *, controller: bool = True) -> None:
         """Restore what :meth:`state_dict` gave; the controller's part only where its threshold means the same."""
-        self.steps, self.activation_rate = state["steps"], state["activation_rate"]
+        self.steps = state["steps"]
+        self.activation_rate = state["activation_rate"]
         self.last_threshold = state["threshold"]
         if controller:
             self.controller.load_state_dict(state["controller"])

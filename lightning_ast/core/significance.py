@@ -1,13 +1,23 @@
-"""Turn losses, logits, inputs and targets into significance ``(B,)``: how much each sample matters now.
+"""Step 4 for scores that are made of losses: turn losses, logits, inputs and targets into significance ``(B,)``.
 
-The default score, ``"gradient"``, is taken where the gradient enters the network. Every function here takes ``(losses,
-logits, inputs, targets)`` and returns a non-negative ``(B,)`` tensor, as a user's own callable does.
+The default score, ``"gradient"``, is taken where the gradient enters the network and needs none of this. Each score
+takes the arguments that a user's own callable takes, and two more by name:
+
+- ``losses``: ``(B,)``.
+- ``logits``: ``(B, C)``, ``(B, C, d1, ...)`` or ``(B*T, C)`` class scores, binary scores shaped as the targets, or the
+  output of a regression; None where they are not known.
+- ``inputs``: The first floating-point tensor of the batch, ``(B, ...)``, or None.
+- ``targets``: Class indices, class probabilities of the logits' shape, or values; None where the logits are.
+- ``kind``: What the logits are; None takes it from the targets (integers: multiclass).
+- ``ignore_index``: The class index that counts for nothing, or None.
+
+A score that needs class outputs raises a ValueError where no logits are known, or for a regression loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,44 +41,12 @@ SignificanceName = Literal["gradient", "el2n", "loss", "loss_entropy", "loss_int
 SignificanceFn = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None], Tensor]
 
 
-class _BuiltIn(Protocol):
-    def __call__(
-        self,
-        losses: Tensor,
-        logits: Tensor | None,
-        inputs: Tensor | None,
-        targets: Tensor | None,
-        *,
-        kind: OutputKind | None = None,
-        ignore_index: int | None = None,
-    ) -> Tensor: ...
+def loss(losses: Tensor, *_: Tensor | None, **__: object) -> Tensor:
+    """Return the loss itself, in its own unit; where a batch has negative ones, what each is above the smallest.
 
-
-def loss(
-    losses: Tensor,
-    logits: Tensor | None = None,
-    inputs: Tensor | None = None,
-    targets: Tensor | None = None,
-    *,
-    kind: OutputKind | None = None,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """The loss itself, in the loss's own unit; where a batch has negative ones, what each is above the smallest.
-
-    Defined for every loss: that of a density (a Gaussian likelihood) has no zero of its own. Unbounded: one outlier
-    can take a large share of a batch.
+    It is defined for every loss: that of a density (a Gaussian likelihood) has no zero of its own. It is unbounded: one
+    outlier can take a large share of a batch.
     Source: Selective Backprop, arXiv 1910.00762.
-
-    Args:
-        losses: ``(B,)``.
-        logits: not used.
-        inputs: not used.
-        targets: not used.
-        kind: not used.
-        ignore_index: not used.
-
-    Returns:
-        ``(B,)`` in [0, inf).
     """
     return losses - losses.min().clamp_max(0)
 
@@ -82,23 +60,13 @@ def el2n(
     kind: OutputKind | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """Norm of the error vector, ``||p - y||``: for plain cross-entropy, the norm of its gradient at the logits.
+    """Return the norm of the error vector, ``||p - y||``: for plain cross-entropy, that of its gradient at the logits.
 
-    Defined for classification: class indices or class probabilities (``p`` is the softmax), and binary or multi-label
-    scores (``p`` is the sigmoid). With many predictions a sample (tokens, pixels) it is the mean over the valid ones.
-    For a regression loss, and where no logits are known, it is **the loss itself**: a documented substitute.
+    It is defined for classification: class indices or class probabilities (``p`` is the softmax), and binary or
+    multi-label scores (``p`` is the sigmoid). With many predictions a sample (tokens, pixels) it is the mean over the
+    valid ones. For a regression loss, and where no logits are known, it is **the loss itself**: a documented
+    substitute. For class indices it lies in [0, sqrt(2)].
     Source: EL2N, arXiv 2107.07075, equation 3.
-
-    Args:
-        losses: ``(B,)``.
-        logits: ``(B, C)``, ``(B, C, d1, ...)`` or ``(B*T, C)`` class scores, or binary scores shaped as the targets.
-        inputs: not used.
-        targets: class indices, or probabilities of the logits' shape.
-        kind: what the logits are; None takes it from the targets (integers: multiclass).
-        ignore_index: class index that counts for nothing, or None.
-
-    Returns:
-        ``(B,)`` in [0, sqrt(2)] for class indices.
 
     Example:
         >>> el2n(torch.zeros(1), torch.tensor([[0.0, 0.0]]), None, torch.tensor([1]))
@@ -110,12 +78,10 @@ def el2n(
     error = _probabilities(logits, kind)
     if targets.is_floating_point():
         error = error - targets
-    else:
-        index, valid = _class_index(targets, logits, ignore_index)
-        error = error.scatter_add(1, index, -torch.ones_like(index, dtype=error.dtype))
-        return _per_sample(error.norm(dim=1), losses, valid)
-    norms = error.abs() if error.ndim == 1 else error.norm(dim=1)
-    return _per_sample(norms, losses)
+        return _per_sample(error.abs() if error.ndim == 1 else error.norm(dim=1), losses)
+    index, valid = _class_index(targets, ignore_index)
+    error = error.scatter_add(1, index, -torch.ones_like(index, dtype=error.dtype))
+    return _per_sample(error.norm(dim=1), losses, valid)
 
 
 def loss_entropy(
@@ -125,26 +91,12 @@ def loss_entropy(
     targets: Tensor | None = None,
     *,
     kind: OutputKind | None = None,
-    ignore_index: int | None = None,
+    **_: object,
 ) -> Tensor:
-    """``0.7 * loss + 0.3 * entropy of the prediction`` in nats, raw: the original package's score.
+    """Return ``0.7 * loss + 0.3 * entropy of the prediction`` in nats, raw: the original package's score.
 
-    Defined for multi-class and binary outputs. Entropy ignores which targets are valid.
+    It is defined for multi-class and binary outputs. The entropy ignores which targets are valid.
     Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.compute_significance``.
-
-    Args:
-        losses: ``(B,)``.
-        logits: as for :func:`el2n`.
-        inputs: not used.
-        targets: used to tell binary from multi-class outputs where ``kind`` is None.
-        kind: what the logits are.
-        ignore_index: not used.
-
-    Returns:
-        ``(B,)`` in [0, inf).
-
-    Raises:
-        ValueError: no logits are known, or the loss is a regression loss.
     """
     kind = _kind(kind, logits, targets)
     p = _probabilities(_need_classes(logits, kind, "loss_entropy"), kind)
@@ -156,32 +108,15 @@ def loss_entropy(
 
 
 def loss_intensity(
-    losses: Tensor,
-    logits: Tensor | None,
-    inputs: Tensor | None,
-    targets: Tensor | None = None,
-    *,
-    kind: OutputKind | None = None,
-    ignore_index: int | None = None,
+    losses: Tensor, logits: Tensor | None, inputs: Tensor | None, *_: Tensor | None, **__: object
 ) -> Tensor:
-    """``0.7 * loss / mean(loss) + 0.3 * s / mean(s)``, with ``s`` the standard deviation of a sample's input.
+    """Return ``0.7 * loss / mean(loss) + 0.3 * s / mean(s)``; ``s`` is the standard deviation of a sample's input.
 
-    Defined for every loss, where the batch holds a floating-point input; meant for images. Relative to the batch: its
-    mean is always 1. Source: the README of adaptive-sparse-training ("loss + intensity").
-
-    Args:
-        losses: ``(B,)``.
-        logits: not used.
-        inputs: ``(B, ...)``, at least two values a sample.
-        targets: not used.
-        kind: not used.
-        ignore_index: not used.
-
-    Returns:
-        ``(B,)`` in [0, inf).
+    It is defined for every loss where the batch holds a floating-point input, and meant for images. It is relative to
+    the batch: its mean is always 1. Source: the README of adaptive-sparse-training ("loss + intensity").
 
     Raises:
-        ValueError: there is no floating-point input, or it has a single value a sample.
+        ValueError: There is no floating-point input, or it has a single value a sample.
     """
     if inputs is None or inputs[0].numel() < 2:
         raise ValueError(
@@ -189,7 +124,8 @@ def loss_intensity(
             "sample in the batch, found none. Choose significance='loss' or 'el2n'."
         )
     spread = inputs.flatten(1).float().std(dim=1)
-    positive, tiny = loss(losses), torch.finfo(losses.dtype).tiny
+    positive = loss(losses)
+    tiny = torch.finfo(losses.dtype).tiny
     relative_loss = positive / positive.mean().clamp_min(tiny)
     return 0.7 * relative_loss + 0.3 * (spread / spread.mean().clamp_min(tiny)).to(losses.dtype)
 
@@ -203,24 +139,11 @@ def confidence(
     kind: OutputKind | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """One minus the probability of the true class (the mean over tokens or pixels; over labels for binary outputs).
+    """Return one minus the probability of the true class, in [0, 1].
 
-    Defined for classification; with class probabilities as targets the true class's probability is their inner product.
+    It is the mean over tokens or pixels, and over the labels of binary outputs. It is defined for classification; with
+    class probabilities as targets the true class's probability is their inner product.
     Source: KAKURENBO, arXiv 2310.10102, prediction confidence.
-
-    Args:
-        losses: ``(B,)``.
-        logits: as for :func:`el2n`.
-        inputs: not used.
-        targets: as for :func:`el2n`.
-        kind: what the logits are.
-        ignore_index: class index that counts for nothing, or None.
-
-    Returns:
-        ``(B,)`` in [0, 1].
-
-    Raises:
-        ValueError: no logits are known, or the loss is a regression loss.
     """
     kind = _kind(kind, logits, targets)
     scores = _need_classes(logits, kind, "confidence")
@@ -230,11 +153,11 @@ def confidence(
         return _per_sample((p - targets).abs(), losses)
     if targets.is_floating_point():
         return _per_sample(1 - (p * targets).sum(1), losses)
-    index, valid = _class_index(targets, scores, ignore_index)
+    index, valid = _class_index(targets, ignore_index)
     return _per_sample(1 - p.gather(1, index).squeeze(1), losses, valid)
 
 
-SIGNIFICANCE: dict[str, _BuiltIn] = {
+SIGNIFICANCE: dict[str, Callable[..., Tensor]] = {
     "el2n": el2n,
     "loss": loss,
     "loss_entropy": loss_entropy,
@@ -258,7 +181,7 @@ def compute_significance(
         record: What the loss was computed from; None where only the losses are known.
         losses: ``(B,)``.
         inputs: The model's input ``(B, ...)``, or None.
-        check: Told the values ``(B,)`` as the score gave them, which may be negative, NaN or infinite.
+        check: Called with the values ``(B,)`` as the score gave them, which may be negative, NaN or infinite.
 
     Returns:
         ``(B,)`` detached, non-negative; values that are not finite become 0 (they are never worth selecting).
@@ -313,8 +236,8 @@ def _probabilities(logits: Tensor, kind: OutputKind) -> Tensor:
     return logits.sigmoid() if kind == "binary" else logits.softmax(1)
 
 
-def _class_index(targets: Tensor, logits: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
-    """Class indices ``(N, 1, ...)`` that are safe to gather with, and which of them are valid ``(N, ...)``."""
+def _class_index(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Return class indices ``(N, 1, ...)`` that are safe to gather with, and which are valid; None for all."""
     if ignore_index is None:
         return targets.unsqueeze(1), None
     valid = targets != ignore_index
@@ -322,7 +245,7 @@ def _class_index(targets: Tensor, logits: Tensor, ignore_index: int | None) -> t
 
 
 def _per_sample(values: Tensor, losses: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean of the valid values of each sample: ``(N, ...)`` to ``(B,)``, with N = B or B * T, samples outermost."""
+    """Average the valid values of each sample: ``(N, ...)`` to ``(B,)``, with N = B or B * T, samples outermost."""
     values = values.reshape(losses.shape[0], -1)
     if valid is None:
         return values.mean(1)

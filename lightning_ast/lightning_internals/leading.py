@@ -72,7 +72,7 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
         last = self.__dict__["_data_fetcher"]
         self.__dict__["_data_fetcher"] = value
         if value is not None:
-            value.setup = lambda combined: set_up(value, last, combined)  # type: ignore[method-assign,assignment]
+            value.setup = lambda combined: set_up(value, last, combined)  # type: ignore[method-assign, assignment]
 
     def set_up(fetcher: _DataFetcher, last: _DataFetcher | None, loaded: CombinedLoader) -> None:
         del fetcher.setup  # the fetcher has Lightning's own method again

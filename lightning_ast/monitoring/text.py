@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_ast.core.execution import Mode
-from lightning_ast.core.ledger import Ledger, step_cost
+from lightning_ast.core.execution import Mode, cost_share
+from lightning_ast.core.ledger import Ledger
 from lightning_ast.schedule import Stage
 from lightning_ast.words import counted
 
@@ -105,7 +105,7 @@ def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
     spent = 0.0
     for stage, totals in ledger.stages.items():
         rate = totals.selected / totals.offered if totals.offered else 1.0
-        spent += totals.offered * (step_cost(mode, rate, forward=forward) if stage == "sparse" and rate < 1 else 1.0)
+        spent += totals.offered * (cost_share(mode, rate, forward=forward) if stage == "sparse" and rate < 1 else 1.0)
     return 1 - spent / ledger.offered
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import EntryFinder, Found
-from lightning_ast.errors import EntryError
+from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.selection.notices import WarnOnce
 
-__all__ = ["EntrySearch", "entry_error"]
+__all__ = ["EntrySearch"]
 
 _MOST = 8
 """Forwards that are traced for graphs of a new form, and for a first proof, at most."""
@@ -158,23 +157,3 @@ class EntrySearch:
         # every part of the batch is changed in a forward of its own, until one of them shows where the rows are
         parts = min(trace.parts, _MOST - 1) if trace.parts > 1 else 0
         return self.attempts > parts
-
-
-def entry_error(unclear: tuple[str, ...], batch_size: int) -> EntryError:
-    """Make the error for a loss in whose graph the samples' rows cannot be found.
-
-    Args:
-        unclear: The operations at which the gradient enters by rows that no sample has for itself.
-        batch_size: The number of samples.
-    """
-    if unclear:
-        problem = f"in {', '.join(unclear)} no dimension holds {batch_size} samples that only change their own rows"
-    else:
-        problem = f"nothing in the graph of the loss was seen to depend on one of the {batch_size} samples"
-    hidden = " What a step takes out of tensors by `numpy()`, `tolist()` or `item()` cannot be followed: use tensors."
-    return EntryError(
-        f"expected a batch of {batch_size} samples, each of which has rows of its own where the gradient of the loss "
-        f"enters the network, but {problem}. If the batch size is another one, or the samples do not lie along the "
-        "first dimension of the batch's tensors, use SparseLossMixin and override `count_samples(batch)` and "
-        f"`select_batch(batch, indices)`.{'' if unclear else hidden}"
-    )

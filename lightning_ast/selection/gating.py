@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.finder import Entry, EntryFinder, Found
+from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
@@ -19,7 +19,7 @@ from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backwa
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.entry_search import EntrySearch, entry_error
+from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.notices import WarnOnce
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_losses import StepLosses

@@ -5,9 +5,9 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.gate import Selection
-from lightning_ast.core.ledger import FlopsPerSample, saves_too_little, step_cost
+from lightning_ast.core.ledger import FlopsPerSample, saves_too_little
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import SparseLossMixin
@@ -58,7 +58,8 @@ def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Sel
         batch_size: The number of samples in the first sparse batch.
         selection: The samples that were selected of it.
     """
-    target, least = selector.target_activation_rate, selector.least(batch_size)
+    target = selector.target_activation_rate
+    least = selector.least(batch_size)
     if least > target * batch_size and selection.indices.numel() == least:
         rank_zero_warn(
             f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the activation rate "
@@ -100,9 +101,10 @@ def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share:
     forward = flops.forward / flops.dense
     if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
         return None
-    own, promised = step_cost(mode, rate, forward=forward, dense_share=dense_share), step_cost(mode, rate)
+    own = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    promised = cost_share(mode, rate)
     fresh: Mode = "partial" if mode == "subset" else "subset"
-    costs = {other: step_cost(other, rate, forward=forward) for other in ("prune", fresh)}
+    costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
     others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
     passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
     reasons = {

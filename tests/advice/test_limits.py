@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_cli import BORING, run
+from tests.helpers.command import BORING, run
 
 HUGE = "9" * 26
 

@@ -14,7 +14,8 @@ from lightning_ast.advice.measured import Facts, Phases, RunFacts
 from lightning_ast.advice.predict import Predictions
 from lightning_ast.advice.script import script
 from tests.advice.clock import BACKWARD, FORWARD, OPTIMIZER, TRANSFER, Clock, TimedNet
-from tests.conftest import loader, quiet_trainer
+from tests.helpers.data import loader
+from tests.helpers.training import quiet_trainer
 
 FIXED = TRANSFER + OPTIMIZER
 

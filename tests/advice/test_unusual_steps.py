@@ -7,8 +7,8 @@ import pytest
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.advice.measure import Measurement
 from lightning_ast.advice.measured import Facts
-from tests.callbacks.differentiating import MODULES, data, fresh
-from tests.conftest import quiet_trainer
+from tests.helpers.training import quiet_trainer
+from tests.selection.differentiating import MODULES, data, fresh
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),  # torch's forward AD

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.energy import RaplMeter
-from tests.conftest import PlainNet, assert_same_weights, quiet_trainer, weights
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 
 def train(

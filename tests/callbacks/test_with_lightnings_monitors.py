@@ -13,12 +13,11 @@ from lightning.pytorch.callbacks import DeviceStatsMonitor, ThroughputMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.trainer.states import RunningStage
-from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from tests.conftest import PlainNet, loader, quiet_trainer
-
-Digits = tuple[Tensor, Tensor]
+from tests.helpers.data import Digits, loader
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 
 
 class Told(ThroughputMonitor):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support_cli import BORING, boring, run
+from tests.helpers.command import BORING, boring, run
 
 SELECTION = "--trainer.callbacks+=SparseSelectionCallback"
 MONITOR = "--trainer.callbacks+=SparseTrainingMonitor"

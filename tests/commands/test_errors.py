@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ast.commands.fit import CommandLineParser
 from lightning_ast.commands.messages import condensed, plain_lines, users_error
-from tests.support_cli import BORING, boring, run
+from tests.helpers.command import BORING, boring, run
 
 SELECTION = "--trainer.callbacks+=SparseSelectionCallback"
 CNN = ("fit", "--seed_everything=1", "--model=lightning_ast.demo.ResNet9", "--model.width=4", "--model.in_channels=1")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lightning_ast.config_mark import is_written_by_a_run
-from tests.support_cli import BORING, boring, run
+from tests.helpers.command import BORING, boring, run
 
 MINE = f"# mine\nseed_everything: 3\nmodel: {BORING}\ntrainer: {{default_root_dir: .}}\n"
 PLAIN = boring()[4:]  # the quiet settings, without seed and model

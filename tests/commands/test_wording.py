@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_cli import BORING, boring, run
+from tests.helpers.command import BORING, boring, run
 
 MISSING = "module 'wording_module' has no attribute 'Nett'"
 

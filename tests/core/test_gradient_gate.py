@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
-from tests.core.gating import Parts
+from tests.core.entries.gating import Parts
 
 B, X, C = 6, 5, 3
 KEPT = (0, 2, 5)

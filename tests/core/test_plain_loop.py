@@ -84,7 +84,7 @@ def test_a_loss_that_does_not_depend_on_the_samples_is_refused() -> None:
     with gate.trace((x, y)):
         loss = sum(p.square().sum() for p in model.parameters())
     assert isinstance(loss, Tensor)
-    with pytest.raises(EntryError, match="expected a loss that depends on 8 samples"):
+    with pytest.raises(EntryError, match="expected a batch of 8 samples"):
         gate.open(loss, batch_size=B)
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo import ImageData, SimpleCNN
 from lightning_ast.report.series import Run, Series
-from tests.conftest import quiet_trainer
+from tests.helpers.training import quiet_trainer
 
 EPOCHS = 4
 PARTS = {"loading": 0.5, "scoring": 0.25, "forward_backward": 4.0, "validation": 1.0, "other": 0.25}

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_ast.config_mark import marked
 from lightning_ast.report import read_runs
-from tests.support_cli import run
+from tests.helpers.command import run
 
 CALLBACK = "{{class_path: lightning_ast.SparseSelectionCallback, init_args: {{mode: {}}}}}"
 CONFIG = "trainer: {{callbacks: [" + CALLBACK + "]}}\n"

@@ -26,7 +26,8 @@ from lightning_ast.report.series import MODES, STAGES, Stage
 from lightning_ast.report.style import GREY
 from lightning_ast.report.texts import percent, readable
 from lightning_ast.schedule import STAGE_CODES
-from tests.conftest import PlainNet, quiet_trainer
+from tests.helpers.modules import PlainNet
+from tests.helpers.training import quiet_trainer
 from tests.report.conftest import long_run, made
 
 

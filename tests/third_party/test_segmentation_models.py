@@ -14,8 +14,6 @@ from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import Case, check_outcome, loader, rows
 
 smp = pytest.importorskip("segmentation_models_pytorch")
-
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these backward operations"),

@@ -12,8 +12,6 @@ from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import Case, check_outcome, loader, rows
 
 trainers = pytest.importorskip("torchgeo.trainers")
-
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these backward operations"),

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import SampleSelector, Selection
 from lightning_ast.errors import BatchError, ConfigurationError, EntryError, LossCaptureError
-from tests.conftest import assert_same_weights, weights
+from tests.helpers.training import assert_same_weights, weights
 from tests.third_party.outcomes import OUTCOMES, Outcome
 
 MODES = ("mask", "subset", "partial", "prune")

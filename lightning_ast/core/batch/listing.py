@@ -1,4 +1,4 @@
-"""Step 0 of a batch that lists its samples one by one, as detection and sequences of several lengths do."""
+"""Step 1 for a batch that lists its samples one by one, as in detection and for sequences of several lengths."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
 
     Args:
         batch: Any nesting.
-        size: B, where it is known.
+        size: The number of samples B, where it is known.
 
     Example:
         >>> import torch
@@ -57,6 +57,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
     """Find the samples of a batch that lists them one by one, and the sequences that list them."""
     try:
         entries = _entries(batch)
+        # A list of containers of one form: samples, or the tensors of the whole batch in several containers.
         if entries is not None and size in (None, len(entries)):
             scalars = len(entries) > 1 and all(map(_has_scalar, entries))
             one_dict = size is None and len(entries) == 1
@@ -64,12 +65,13 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
                 return entries, [batch]
         if size is not None and _lists_tensors(batch, size):
             return list(batch), [batch]
+        # Lists side by side, as a collate function that transposes its samples makes them: images, then targets.
         columns = parallel_lists(batch)
         if columns is not None and size in (None, len(columns[0])):
             entries = list(zip(*columns, strict=True))
             if (size is not None and any(map(are_images, columns))) or not _agree_on_rows(entries, size):
                 return entries, columns
-    except BatchError:  # a packed sequence
+    except BatchError:  # a packed sequence: it lists nothing
         pass
     return None
 
@@ -146,10 +148,11 @@ def is_ragged(batch: Any) -> bool:
     if not is_listing(batch) or not all(isinstance(entry, Tensor) and not entry.is_nested for entry in batch):
         return False
     forms = {(entry.dtype, entry.shape[1:]) for entry in batch}
-    return len(forms) == 1 and not _majority([entry.shape[0] for entry in batch if entry.ndim > 0])
+    lengths = Counter(entry.shape[0] for entry in batch if entry.ndim > 0)
+    return len(forms) == 1 and not (lengths and 2 * max(lengths.values()) > lengths.total())
 
 
-def _agree_on_rows(entries: list[Any], size: int | None = None) -> bool:
+def _agree_on_rows(entries: list[Any], size: int | None) -> bool:
     """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample.
 
     They have if, in every entry, more than half of the tensors have the same leading dimension.
@@ -171,10 +174,6 @@ def _agree_on_rows(entries: list[Any], size: int | None = None) -> bool:
     return all(2 * own.count(common) > len(own) for own in sizes)
 
 
-def _majority(sizes: list[int]) -> bool:
-    return bool(sizes) and 2 * Counter(sizes).most_common(1)[0][1] > len(sizes)
-
-
 def _form(entry: Any) -> Any:
     """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
     if isinstance(entry, (Tensor, np.ndarray)):
@@ -191,8 +190,7 @@ def _is_leaf(part: Any) -> bool:
 
 
 def _has_scalar(entry: Any) -> bool:
-    return any(map(_is_scalar, children_of(entry) or ()))
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
+    return any(
+        isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
+        for value in children_of(entry) or ()
+    )

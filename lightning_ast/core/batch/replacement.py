@@ -1,4 +1,8 @@
-"""Step 0a of a batch: samples whose input is not finite, found and replaced in any container."""
+"""Step 1 for a batch with NaN or infinity: find the samples that are not finite, and put others in their place.
+
+What stands in such a sample's place is a copy of a sample of the same batch, so that nothing that mixes samples (the
+statistics of BatchNorm above all) sees it. That the copy is not trained on is the gate's part.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import Slicer, leaves_of
-from lightning_ast.core.batch.finite import all_finite, replace_samples
 from lightning_ast.core.batch.listing import first_floats, listings_of, samples_of
-from lightning_ast.core.batch.rows import finite_rows, holds_floats, is_plain
+from lightning_ast.core.batch.rows import all_finite, finite_rows, holds_floats, is_plain, replace_samples
 from lightning_ast.errors import BatchError
 
 __all__ = ["find_finite", "replace_in_batch"]
@@ -24,7 +27,7 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
 
     Args:
         batch: The batch, as :func:`select_batch` takes it.
-        batch_size: B.
+        batch_size: The number of samples B.
 
     Returns:
         ``(B,)`` bool; None where the host knows that all is finite, or where there is nothing to look at.
@@ -73,14 +76,14 @@ def _finite_entries(samples: list[Any]) -> Tensor | None:
 
 
 class _Replacer(Slicer):
-    """A batch with other samples in the place of those that are not finite; what it cannot index it leaves alone."""
+    """Puts the first finite sample in the place of those that are not; it leaves alone what it cannot index."""
 
     def __init__(self, batch: Any, finite: Tensor, listings: frozenset[int]) -> None:
         places = torch.arange(finite.numel(), device=finite.device)
         first = finite.to(torch.uint8).argmax()
         super().__init__(batch, finite.numel(), places.where(finite, first), listings)
         self._finite = finite
-        self._waits = finite.is_cpu or bool(listings)
+        self._waits = finite.is_cpu or bool(listings)  # lists need positions on the host; a batch of lists has no other
 
     def tensor(self, tensor: Tensor) -> Tensor:
         if is_plain(tensor):
@@ -105,13 +108,11 @@ class _Replacer(Slicer):
         return super()._tensordict(part).apply(lambda t: t if not t.is_floating_point() else t.where(some, _zeroed(t)))
 
     def _cleaned(self, entry: Any) -> Any:
-        if bool(self._finite.any()):
-            return entry
-        return _Cleaner().take(entry)
+        return entry if bool(self._finite.any()) else _Cleaner().take(entry)
 
 
 class _Cleaner(Slicer):
-    """The same containers with 0 for NaN and infinity."""
+    """Makes the same containers with 0 for NaN and infinity, for a batch without any finite sample."""
 
     def __init__(self) -> None:
         super().__init__(None, -1, torch.zeros(0, dtype=torch.long), frozenset())

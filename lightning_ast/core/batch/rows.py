@@ -1,15 +1,23 @@
-"""Step 0 of a batch, one tensor of it: its rows, for every layout that torch has."""
+"""Step 1 for one tensor of a batch: count its rows, take some, and find and replace those that are not finite."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch.finite import finite_samples
-
-__all__ = ["finite_rows", "holds_floats", "is_plain", "row_count", "take_rows"]
+__all__ = [
+    "all_finite",
+    "finite_rows",
+    "finite_samples",
+    "holds_floats",
+    "is_plain",
+    "replace_samples",
+    "row_count",
+    "take_rows",
+]
 
 
 def row_count(leaf: Any) -> int | None:
@@ -40,8 +48,8 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
     Args:
         tensor: ``(B, ...)``.
         indices: ``(k,)`` positions, on the device of the tensor.
-        shared: By the id of jagged offsets, the offsets of the rows taken. Jagged tensors that share their offsets can
-            be combined, and have to share them afterwards; pass one dict for a whole batch.
+        shared: The offsets of the rows taken, by the id of the jagged offsets that they come from. Jagged tensors that
+            share their offsets can be combined, and have to share them afterwards; pass one dict for a whole batch.
 
     Raises:
         RuntimeError: Torch cannot do it for this layout (block-sparse tensors).
@@ -56,11 +64,12 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
         return taken
     if tensor.layout in (torch.strided, torch.sparse_coo):
         return tensor.index_select(0, indices)
+    # torch cannot index rows of the compressed layouts, but of COO, which each of them turns into.
     return tensor.to_sparse(layout=torch.sparse_coo).index_select(0, indices).to_sparse(layout=tensor.layout)
 
 
 def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
-    rows = tensor.unbind()
+    rows = tensor.unbind()  # views: torch has no index_select for nested tensors
     taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
         return taken
@@ -90,8 +99,52 @@ def finite_rows(leaf: Any) -> Tensor | None:
     try:
         if leaf.is_nested:
             return torch.stack([row.isfinite().all() for row in leaf.unbind()])
-        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()
+        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()  # what is not stored is zero, and so finite
         bad = sparse.indices()[0][~finite_samples(sparse.values())]
         return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device).index_fill(0, bad, value=False)
     except (NotImplementedError, RuntimeError):
         return None
+
+
+def all_finite(values: Tensor) -> bool:
+    """Tell whether every value is finite, in one pass where it is so; wait for the device.
+
+    Example:
+        >>> all_finite(torch.ones(3)), all_finite(torch.tensor([1.0, float("nan")]))
+        (True, False)
+    """
+    total = values if values.ndim == 0 else values.sum()
+    return math.isfinite(total.item()) or bool(values.isfinite().all())  # the sum of finite values may overflow
+
+
+def finite_samples(values: Tensor) -> Tensor:
+    """Tell which samples of ``(B, ...)`` hold finite values alone, ``(B,)`` bool; no device is waited for.
+
+    Example:
+        >>> finite_samples(torch.tensor([[1.0, 2.0], [float("inf"), 0.0]]))
+        tensor([ True, False])
+    """
+    return values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
+
+
+def replace_samples(values: Tensor, finite: Tensor) -> Tensor:
+    """Put the first finite sample in the place of those that are not; no device is waited for.
+
+    Args:
+        values: ``(B, ...)`` of any type; any other shape is returned as it is.
+        finite: ``(B,)`` bool, on any device.
+
+    Returns:
+        A tensor of the same shape, type and memory format. Without a finite sample, NaN and infinity become 0.
+
+    Example:
+        >>> replace_samples(torch.tensor([7, 8, 9]), torch.tensor([False, True, False]))
+        tensor([8, 8, 8])
+    """
+    if values.ndim == 0 or values.shape[0] != finite.numel():
+        return values
+    finite = finite.to(values.device)
+    first = values.index_select(0, finite.to(torch.uint8).argmax().reshape(1))  # as a tensor: its place is not read
+    if first.is_floating_point():
+        first = first.nan_to_num(0.0, 0.0, 0.0)
+    return torch.where(finite.reshape(-1, *[1] * (values.ndim - 1)), values, first)

@@ -1,4 +1,4 @@
-"""Step 0 of a batch: how many samples it holds, and how to take some of them.
+"""Step 1 of a batch: count its samples, and take some of them.
 
 A batch may be any nesting of tensors of any layout, arrays, lists, tuples, named tuples, dicts, ``UserDict``,
 dataclasses, attrs classes and TensorDicts.
@@ -14,23 +14,11 @@ from torch import Tensor
 
 from lightning_ast.core.batch.containers import Slicer
 from lightning_ast.core.batch.graphs import graph_count, graphs_in
-from lightning_ast.core.batch.listing import (
-    first_floats,
-    is_ragged,
-    leading_sizes,
-    listings_of,
-    samples_of,
-)
+from lightning_ast.core.batch.listing import first_floats, is_ragged, leading_sizes, listings_of, samples_of
 from lightning_ast.core.batch.rows import is_plain
 from lightning_ast.errors import BatchError, EmptyBatchError
 
-__all__ = [
-    "BatchError",
-    "EmptyBatchError",
-    "batch_size_of",
-    "first_input",
-    "select_batch",
-]
+__all__ = ["batch_size_of", "first_input", "select_batch"]
 
 
 def batch_size_of(batch: Any) -> int:
@@ -59,7 +47,7 @@ def batch_size_of(batch: Any) -> int:
     graphs = graph_count(graphs_in(batch))
     if graphs is not None:
         return graphs
-    samples = samples_of(batch)
+    samples = samples_of(batch)  # before the tensors: boxes of an image have a leading dimension, too
     if samples is not None:
         return len(samples)
     leading = leading_sizes(batch, lists=False) or leading_sizes(batch)
@@ -84,7 +72,7 @@ def batch_size_of(batch: Any) -> int:
 
 
 def first_input(batch: Any, batch_size: int) -> Tensor | None:
-    """The first floating-point tensor of ``batch`` with leading dimension ``batch_size``, e.g. the images; or None."""
+    """Find the first floating-point tensor with leading dimension ``batch_size``, e.g. the images; None without one."""
     leaf = first_floats(batch, batch_size)
     return leaf if isinstance(leaf, Tensor) and is_plain(leaf) else None
 
@@ -102,7 +90,7 @@ def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) 
         batch: Any nesting of tensors, arrays, lists, tuples, named tuples, dicts, ``UserDict``, dataclasses, attrs
             classes and TensorDicts. Sparse tensors (COO, CSR, CSC) and nested ones keep their layout.
         indices: ``(k,)`` integer positions in the batch.
-        batch_size: B where it is known; None takes :func:`batch_size_of`.
+        batch_size: The number of samples B, where it is known; None takes :func:`batch_size_of`.
 
     Returns:
         A new batch of k samples; the given one is not changed.

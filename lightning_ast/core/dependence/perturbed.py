@@ -1,9 +1,9 @@
-"""The batch as it would be if one of its samples were another: pairs of a tensor and its changed copy."""
+"""Step 2, before the forward: the batch as it would be if one of its samples were another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,40 +63,37 @@ class _Swap:
         self._batch = batch
         self._size = batch_size
         self._sample = sample
-        self._take = take or _selector(batch_size)
+        self._take: Take = take or partial(select_batch, batch_size=batch_size)
         self._own_take = take is not None
         self._leaves = list(_tensors(batch))
         self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
         self._shorter: list[Tensor] | None = None
 
     def pairs(self) -> list[Pair]:
+        """Pair each tensor that can be changed with its changed copy; masks only where nothing else can be."""
+        every = range(len(self._leaves))
         if self._own_take and not self._can_repeat():
-            return [(leaf, shadow) for k, leaf in enumerate(self._leaves) for shadow in self._without_repeats(k)]
-        strong = [k for k, leaf in enumerate(self._leaves) if not _is_mask(leaf)]
-        changed = self._changed(strong) or self._changed([k for k in range(len(self._leaves)) if k not in strong])
-        return [(_plain(self._leaves[k]), changed[k]) for k in sorted(changed)]
+            changed = {k: self._without_repeats(k) for k in every}
+        else:
+            masks = [k for k in every if _is_mask(self._leaves[k])]
+            changed = self._changed([k for k in every if k not in masks]) or self._changed(masks)
+        return [(_plain(self._leaves[k]), shadow) for k, shadow in sorted(changed.items()) if shadow is not None]
 
-    def _changed(self, wanted: list[int]) -> dict[int, Tensor]:
-        changed: dict[int, Tensor] = {}
-        first: list[Tensor] | None = None
-        for other in islice(self._others(), _CANDIDATES) if wanted else ():
-            taken = self._taken(other)
-            first = taken if first is None else first
-            for k in wanted:
-                if k not in changed and len(taken) == len(self._leaves):
-                    shadow = _swapped(self._leaves[k], taken[k])
-                    changed.update({} if shadow is None else {k: shadow})
-            if len(changed) == len(wanted):
+    def _changed(self, wanted: list[int]) -> dict[int, Tensor | None]:
+        """Change some of the tensors, by other samples where that changes them and by other values where not."""
+        changed: dict[int, Tensor | None] = {}
+        first: list[Tensor] = []
+        # The sample before it comes first, for it is there in the shortest batch too.
+        for step in range(1, min(_CANDIDATES + 1, self._size)):
+            left = [k for k in wanted if changed.get(k) is None]
+            if not left:
                 break
-        for k in wanted:
-            if k not in changed and first is not None:
-                shadow = self._tweaked(k, first)
-                changed.update({} if shadow is None else {k: shadow})
-        return changed
-
-    def _others(self) -> Iterator[int]:
-        """Yield positions of other samples: the one before first, for it is there in the shortest batch too."""
-        return (k % self._size for k in range(self._sample + self._size - 1, self._sample, -1))
+            taken = self._taken((self._sample - step) % self._size)
+            first = first or taken
+            if len(taken) == len(self._leaves):
+                changed.update({k: _swapped(self._leaves[k], taken[k]) for k in left})
+        changed.update({k: self._tweaked(k, first) for k in wanted if changed.get(k) is None})
+        return {k: shadow for k, shadow in changed.items() if shadow is not None}
 
     def _taken(self, other: int) -> list[Tensor]:
         indices = torch.arange(self._size, device=self._device)
@@ -112,24 +109,20 @@ class _Swap:
             return True
         return once != twice
 
-    def _without_repeats(self, k: int) -> Iterator[Tensor]:
+    def _without_repeats(self, k: int) -> Tensor | None:
         """Change the rows of a tensor that the batch has with the sample, and has not without it."""
         leaf = self._leaves[k]
         every = torch.arange(self._size, device=self._device)
         parts = [self._one_less(), list(_tensors(self._take(self._batch, every[: self._sample])))]
         if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
-            return
+            return None
         shorter, before = (part[k] for part in parts)
         missing = leaf.shape[0] - (_rows(shorter) or 0)
         if leaf.shape[1:] != shorter.shape[1:] or missing < 1:
-            return
+            return None
         shadow = _copy(leaf)
         start = _rows(before) or 0
-        rows = shadow[start : start + missing]
-        values = _other_values(rows)
-        if values is not None:
-            rows.copy_(values)
-            yield shadow
+        return _changed_at(shadow, shadow[start : start + missing])
 
     def _one_less(self) -> list[Tensor]:
         """Take the batch without the sample."""
@@ -141,8 +134,6 @@ class _Swap:
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""
         leaf = self._leaves[k]
-        if _is_jagged(leaf):
-            return self._tweaked_jagged(leaf)
         if leaf.is_nested:
             return self._tweaked_nested(leaf)
         if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
@@ -155,18 +146,13 @@ class _Swap:
         if dim is None:
             return None
         shadow = _copy(leaf)
-        row = shadow.select(dim, self._sample)
-        values = _other_values(row)
-        return None if values is None else (row.copy_(values), shadow)[1]
-
-    def _tweaked_jagged(self, leaf: Tensor) -> Tensor | None:
-        offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
-        shadow = _copy(leaf.values())
-        rows = shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])]
-        values = _other_values(rows)
-        return None if values is None else (rows.copy_(values), shadow)[1]
+        return _changed_at(shadow, shadow.select(dim, self._sample))
 
     def _tweaked_nested(self, leaf: Tensor) -> Tensor | None:
+        if _is_jagged(leaf):
+            offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
+            shadow = _copy(leaf)
+            return _changed_at(shadow, shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])])
         rows = list(leaf.unbind())
         values = _other_values(rows[self._sample])
         if values is None:
@@ -186,10 +172,6 @@ class _Swap:
 
 def _rows(tensor: Tensor) -> int | None:
     return tensor.shape[0] if tensor.dim() and tensor.layout is torch.strided and not tensor.is_nested else None
-
-
-def _selector(batch_size: int) -> Take:
-    return lambda batch, indices: select_batch(batch, indices, batch_size=batch_size)
 
 
 def _tensors(part: Any) -> Iterator[Tensor]:
@@ -213,13 +195,26 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
 def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
     if is_real_valued(part):
-        return part * 1.25 + 0.25
+        return _moved(part)
     flipped = part.flip(tuple(range(part.dim())))
     if _differ(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
     return part - 1 if is_id else None
+
+
+def _moved(part: Tensor) -> Tensor:
+    return part * 1.25 + 0.25
+
+
+def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
+    """Write other valid values into a part of a shadow, a view of it; return None where nothing changes."""
+    values = _other_values(part)
+    if values is None:
+        return None
+    part.copy_(values)
+    return shadow
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
@@ -265,7 +260,7 @@ def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
             continue
         shadow = _copy(value)
         if is_real_valued(value):
-            shadow[rows] = value[rows] * 1.25 + 0.25
+            shadow[rows] = _moved(value[rows])
         else:  # ids: those of other graphs are valid too
             others = value[~rows]
             shadow[rows] = others[torch.arange(int(rows.sum()), device=value.device) % len(others)]

@@ -1,4 +1,7 @@
-"""What is known about the outputs of autograd nodes; tensors are kept until they are compared, up to a limit."""
+"""Step 2, the results by node: what is known about the outputs of autograd nodes.
+
+Tensors are kept until they are compared with their shadows, up to a limit: most are never asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from itertools import count
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence.profiles import Dependence, compare, independent_of_shape
 
-__all__ = ["Record", "Records"]
+__all__ = ["Record", "Records", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
 _names = count()
@@ -52,19 +56,15 @@ class Record:
     def dependence(self) -> Dependence | None:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self._pair is not None:
-            found = self._compared(*self._pair)
-            self._dependence = found if found is None else replace(found, picked=self._picked)
-            self._known = self._dependence is not None
+            real, shadow = self._pair
+            found = replace(compare(real, shadow), picked=self._picked)
+            hidden = found.independent and not bool(real.isfinite().all())  # NaN or infinity in both hides the rest
+            self._dependence = None if hidden else found
+            self._known = not hidden
             self._pair = None
         elif self._dependence is None and self._known:
             self._dependence = independent_of_shape(self.shape)
         return self._dependence
-
-    @staticmethod
-    def _compared(real: Tensor, shadow: Tensor) -> Dependence | None:
-        """Compare two tensors; NaN and infinity in both of them hide what they depend on."""
-        found = compare(real, shadow)
-        return None if found.independent and not bool(real.isfinite().all()) else found
 
     def forget(self) -> None:
         """Drop the tensors without a comparison."""
@@ -112,7 +112,7 @@ class Records:
         if record is not None or not by_number:
             return record
         made = self._unused.get(node._sequence_nr(), [])
-        shape = _output_shape(node, output_nr)
+        shape = shape_of(node, output_nr)
         if output_nr < len(made):
             record = made[output_nr]
             if record is not None and shape in (None, record.shape):
@@ -165,7 +165,13 @@ class Records:
             self.sweep()
 
 
-def _output_shape(node: Any, output_nr: int) -> tuple[int, ...] | None:
-    """Return the shape of a node's output; None where torch does not tell."""
-    outputs = getattr(node, "_input_metadata", ())
-    return tuple(outputs[output_nr].shape) if output_nr < len(outputs) else None
+def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
+    """Return the shape of a node's output; None where the graph keeps none (nested tensors, undefined outputs)."""
+    metadata = getattr(node, "_input_metadata", None)
+    if metadata is None or output_nr >= len(metadata):
+        return None
+    try:
+        shape = tuple(metadata[output_nr].shape)
+    except (RuntimeError, AttributeError):
+        return None
+    return shape if all(type(size) is int for size in shape) else None

@@ -1,10 +1,11 @@
-"""How an operation is run a second time on shadows, and which operations must not be."""
+"""Step 2, facts about operations: how each is run a second time on shadows, and which must not be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cache
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = [
-    "ONE_OF_MANY",
+    "BY_VALUES",
     "Facts",
+    "Treatment",
     "batch_norm_shadow",
     "facts_of",
     "generators_of",
@@ -23,88 +25,47 @@ __all__ = [
     "quiet",
     "random_states",
     "restored",
-    "sort_shadow",
     "tensors_in",
 ]
 
+
+class Treatment(Enum):
+    """How an operation is carried over to shadows."""
+
+    AGAIN = auto()  # run once more on the shadows
+    PLAIN = auto()  # its results count as independent of its arguments
+    EMPTY = auto()  # it allocates without writing
+    CHOICE = auto()  # its results are positions, whose order or length changes as a whole
+    SORT = auto()  # it returns values and their positions
+    SELECT = auto()  # a mask among its arguments decides how many rows there are
+    ONE_OF_MANY = auto()  # it chooses one place of a row; all but argmax and argmin return its value too
+    BATCH_NORM = auto()  # in training or not
+
+
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor")
-# They read no value of their argument; the shape and dtype alone.
-_FACTORIES = frozenset(
-    (
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-    )
-)
-_EMPTY = frozenset(
-    (
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "empty_permuted",
-        "new_empty",
-        "new_empty_strided",
-        "_empty_affine_quantized",
-    )
-)
-# BatchNorm over the whole batch: its statistics are those of the real run, so that other samples do not change.
-_STATISTICS = frozenset(
-    (
-        "batch_norm_stats",
-        "batch_norm_gather_stats",
-        "batch_norm_gather_stats_with_counts",
-        "batch_norm_update_stats",
-    )
-)
-_BATCH_NORMS = frozenset(
-    (
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_functional",
-        "_batch_norm_with_update",
-        "_batch_norm_with_update_functional",
-        "cudnn_batch_norm",
-        "miopen_batch_norm",
-    )
-)
-# Their results are lists of positions, whose order or length changes as a whole. What is found by them follows the
-# real run's choice.
-_CHOICES = frozenset(
-    (
-        "nonzero",
-        "nonzero_static",
-        "_unique",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "nms",
-    )
-)
-_SORTS = frozenset(
-    (
-        "sort",
-        "topk",
-    )
-)
-_SELECTS = frozenset(
-    (
-        "index",
-        "index_put",
-        "index_put_",
-        "_unsafe_index",
-        "masked_select",
-        "masked_scatter",
-        "masked_scatter_",
-    )
-)
-ONE_OF_MANY = frozenset(("argmax", "argmin", "max", "min"))
-"""Operations that choose one place of a row; all but the first two return its value too."""
+_OPERATIONS = {
+    # These read the shape and the dtype of their argument alone.
+    "zeros_like ones_like full_like rand_like randn_like randint_like new_zeros new_ones new_full": Treatment.PLAIN,
+    # BatchNorm over the batches of several processes: its statistics are those of the real run, so that the rows of
+    # other samples do not change.
+    "batch_norm_stats batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_update_stats": (
+        Treatment.PLAIN
+    ),
+    "collective": Treatment.PLAIN,
+    "empty empty_like empty_strided empty_permuted new_empty new_empty_strided _empty_affine_quantized": (
+        Treatment.EMPTY
+    ),
+    # What is found by these positions follows the real run's choice.
+    "nonzero nonzero_static _unique _unique2 unique_dim unique_consecutive nms": Treatment.CHOICE,
+    "sort topk": Treatment.SORT,
+    "index index_put index_put_ _unsafe_index masked_select masked_scatter masked_scatter_": Treatment.SELECT,
+    "argmax argmin max min": Treatment.ONE_OF_MANY,
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _batch_norm_with_update "
+    "_batch_norm_with_update_functional cudnn_batch_norm miopen_batch_norm": Treatment.BATCH_NORM,
+}
+_TREATMENTS = {name: treatment for names, treatment in _OPERATIONS.items() for name in names.split()}
+BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
+"""Operations whose number of rows depends on values."""
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
 _ANY_ARGUMENTS = tuple(str(position) for position in range(32))
 _UNDECLARED_WRITES = {"_cudnn_rnn": ("dropout_state",), "miopen_rnn": ("dropout_state",)}
@@ -115,41 +76,12 @@ class Facts:
     """What has to be known about an operation before it is run again."""
 
     name: str
+    treatment: Treatment
     writes: frozenset[str]  # names of arguments that it changes
     arguments: tuple[str, ...]  # names of positional arguments
     is_random: bool
     moves_views_only: bool  # transpose_ and the like: the values stay where they are
     returns_tensors: bool
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its results count as independent of its arguments."""
-        return self.name in _FACTORIES or self.name in _STATISTICS or self.name == "collective"
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it allocates without writing."""
-        return self.name in _EMPTY
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether its results are lists of positions."""
-        return self.name in _CHOICES
-
-    @property
-    def is_sort(self) -> bool:
-        """Whether it returns values and their positions."""
-        return self.name in _SORTS
-
-    @property
-    def is_batch_norm(self) -> bool:
-        """Whether it is a BatchNorm, in training or not."""
-        return self.name in _BATCH_NORMS
-
-    @property
-    def selects(self) -> bool:
-        """Whether a mask among its arguments decides how many rows there are."""
-        return self.name in _SELECTS
 
 
 @cache
@@ -157,16 +89,20 @@ def facts_of(func: Any) -> Facts | None:
     """Read the facts of an operation from its schema and tags; None for an operator that takes functions."""
     if not isinstance(func, torch._ops.OpOverload):
         name = str(func)
-        known = name in _PURE_OPERATORS
-        return Facts(name, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True) if known else None
+        if name not in _PURE_OPERATORS:
+            return None
+        return Facts(name, Treatment.AGAIN, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
+    treatment = _TREATMENTS.get(name, Treatment.AGAIN)
     view_only = torch.Tag.inplace_view in func.tags
+    changes_values = treatment is not Treatment.BATCH_NORM and not view_only
     return Facts(
         name=name,
-        writes=frozenset() if name in _BATCH_NORMS or view_only else frozenset(writes),
+        treatment=treatment,
+        writes=frozenset(writes) if changes_values else frozenset(),
         arguments=tuple(a.name for a in schema.arguments if not a.kwarg_only),
         is_random=torch.Tag.nondeterministic_seeded in func.tags or bool(_UNDECLARED_WRITES.get(name)),
         moves_views_only=view_only,
@@ -226,13 +162,9 @@ def random_states(generators: list[Generator]) -> list[tuple[Generator, Tensor]]
     return [(generator, generator.get_state()) for generator in generators]
 
 
-def restored(states: list[tuple[Generator, Tensor]]) -> AbstractContextManager[None]:
-    """Run a block from remembered random states; the states of now are there again afterwards."""
-    return _restored(states) if states else nullcontext()
-
-
 @contextmanager
-def _restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
+def restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
+    """Run a block from remembered random states; the states of now are there again afterwards."""
     now = random_states([generator for generator, _ in states])
     for generator, state in states:
         generator.set_state(state)
@@ -274,8 +206,3 @@ def batch_norm_shadow(given: dict[str, Any], shadow: Tensor, results: list[Tenso
 def _inverse_deviation(real: Tensor, eps: float) -> Tensor:
     dims = [d for d in range(real.dim()) if d != 1]
     return (real.var(dims, unbiased=False) + eps).rsqrt()
-
-
-def sort_shadow(given: dict[str, Any], shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
-    """Arrange a shadow in the order that the real run found; a gradient takes the same way."""
-    return [shadow.gather(given.get("dim", -1), results[1]), results[1]]

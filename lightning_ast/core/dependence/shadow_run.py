@@ -1,4 +1,4 @@
-"""The second run of one operation: what it is run on, and what becomes of its results."""
+"""Step 2, for each operation of the forward: run it a second time, on the shadows, and keep the results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_ast.core.dependence.perturbed import is_real_valued
 from lightning_ast.core.dependence.shadow_ops import (
-    ONE_OF_MANY,
+    BY_VALUES,
     Facts,
+    Treatment,
     batch_norm_shadow,
     facts_of,
     generators_of,
@@ -20,7 +21,6 @@ from lightning_ast.core.dependence.shadow_ops import (
     named,
     random_states,
     restored,
-    sort_shadow,
     tensors_in,
 )
 from lightning_ast.core.dependence.shadows import Kind, Shadows
@@ -29,8 +29,6 @@ __all__ = ["Call", "follow", "prepare"]
 
 _Keep = tuple[torch.dtype, ...] | None
 """Types of the arguments that stay real; None for all that are no real numbers."""
-_PICKING = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
-"""Operations whose number of rows depends on values."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 
@@ -98,15 +96,15 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
 
 
 def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
-    """Note rows that were picked one by one, and results that have as many rows.
+    """Remember rows that were picked one by one, and results that have as many rows.
 
     Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
     """
     by_mask = facts.name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
-        if tensor.dim() > 0 and (by_mask or facts.name in _PICKING or tensor.shape[0] in rows):
-            shadows.note_picked(tensor)
+        if tensor.dim() > 0 and (by_mask or facts.name in BY_VALUES or tensor.shape[0] in rows):
+            shadows.set_picked(tensor)
 
 
 def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
@@ -124,14 +122,14 @@ def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
             made = _other_choice(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
-            if call.facts.is_sort:
+            if call.facts.treatment is Treatment.SORT:
                 shadows.mark(real[1], Kind.UNKNOWN)
             return
     _settle(shadows, call, real, Kind.UNKNOWN)
 
 
 def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
-    """Give the results on the shadows.
+    """Compute the results on the shadows.
 
     Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
     the sample. In their place stand others, and what changes there is added to the real results.
@@ -164,20 +162,20 @@ def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
-    if facts.is_plain or facts.moves_views_only or not facts.returns_tensors:
+    if facts.treatment is Treatment.PLAIN or facts.moves_views_only or not facts.returns_tensors:
         return Kind.PLAIN
-    if facts.is_empty:
+    if facts.treatment is Treatment.EMPTY:
         return Kind.EMPTY
     unread = [is_real_valued(tensor) for tensor, kind in read if kind in _UNREAD]
     if any(unread) or any(kind is Kind.UNKNOWN for _, kind in written):
         return Kind.UNKNOWN
     if any(kind is Kind.SHADOW for _, kind in (*read, *written)):
-        return Kind.UNKNOWN if facts.is_choice else Kind.SHADOW
+        return Kind.UNKNOWN if facts.treatment is Treatment.CHOICE else Kind.SHADOW
     # Unknown positions are taken as they are, where they move numbers that have shadows; here are none.
     return Kind.UNKNOWN if unread else Kind.PLAIN
 
 
-def _attempts(shadows: Shadows, call: Call) -> Iterator[tuple[torch.dtype, ...] | None]:
+def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
     """Yield what is kept real: nothing, the masks, or all masks and positions.
 
     A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
@@ -186,7 +184,8 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[tuple[torch.dtype, ...] 
     if not call.has_numbers:
         yield ()
         return
-    yield (torch.bool, torch.uint8) if call.facts is not None and call.facts.selects else ()
+    selects = call.facts is not None and call.facts.treatment is Treatment.SELECT
+    yield (torch.bool, torch.uint8) if selects else ()
     discrete = [t for t in tensors_in((call.args, call.kwargs)) if not is_real_valued(t)]
     if any(shadows.kind(tensor) is Kind.SHADOW for tensor in discrete):
         yield None
@@ -214,14 +213,14 @@ def _run(
     facts = call.facts
     assert facts is not None
     given = dict(named(facts, call.args, call.kwargs))
-    if facts.is_batch_norm and given.get("training", True):
+    if facts.treatment is Treatment.BATCH_NORM and given.get("training", True):
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
             return None
         given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
-    if facts.is_sort:
-        return sort_shadow(given, shadow_of(given["self"]), real)
+    if facts.treatment is Treatment.SORT:  # in the order that the real run found: a gradient takes the same way
+        return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
     args = map_tensors(tuple(call.args), shadow_of)
     kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
     with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
@@ -233,10 +232,14 @@ def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[T
 
     Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
     """
-    given = {} if call.facts is None else dict(named(call.facts, call.args, call.kwargs))
-    if call.facts is None or call.facts.name not in ONE_OF_MANY or given.get("dim") is None:
+    if call.facts is None or call.facts.treatment is not Treatment.ONE_OF_MANY:
         return made
-    values, chosen, keep = given["self"], real[-1], bool(given.get("keepdim", False))
+    given = dict(named(call.facts, call.args, call.kwargs))
+    if given.get("dim") is None:
+        return made
+    values = given["self"]
+    chosen = real[-1]
+    keep = bool(given.get("keepdim", False))
     if values.dim() == 0 or values.shape[given["dim"]] < 2:
         return made
     same = (values != shadows.of(values)).any(given["dim"], keepdim=keep) & (made[-1] == chosen)
@@ -252,7 +255,7 @@ def _fit(real: list[Tensor], made: list[Tensor]) -> bool:
 
 
 def _settle(shadows: Shadows, call: Call, real: list[Tensor], kind: Kind) -> None:
-    """Note what is known about the results of an operation that has not been run again."""
+    """Remember what is known about the results of an operation that has not been run again."""
     is_collective = call.facts is not None and call.facts.name == "collective"
     for tensor in call.written:
         if kind is Kind.UNKNOWN:

@@ -1,4 +1,4 @@
-"""The entries of a loss's graph: the edges through which its gradient enters the network.
+"""Step 3 of a batch: find the entries of a loss's graph, the edges through which its gradient enters the network.
 
 Walk from the loss towards the parameters. What is made of parameters alone (a tied weight, a temperature) is passed by;
 the first nodes that combine parameters with the samples' rows are the entries. What lies between the loss and them is
@@ -7,26 +7,35 @@ the loss part: it may be of any form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.layout import Layout
-from lightning_ast.core.entries.node_facts import edges_of, form_of, is_leaf, nodes_below, shape_of
-from lightning_ast.core.entries.node_views import Kind, SizedView, TracedView, owns_parameters
+from lightning_ast.core.entries.node_facts import Edge, edges_of, form_of, is_leaf, nodes_below
+from lightning_ast.core.entries.node_views import OutputForm, SizedView, TracedView, owns_parameters
 from lightning_ast.core.partial.rows import Place
+from lightning_ast.errors import EntryError
 
-__all__ = ["Entry", "EntryFinder", "Found"]
+__all__ = ["Entry", "EntryFinder", "Found", "entry_error"]
 
 _PLANS = 64
-"""Graphs of different forms that are remembered."""
+"""Number of graphs of different forms that are remembered."""
+_HIDDEN = "What a step takes out of tensors by `numpy()`, `tolist()` or `item()` cannot be followed: use tensors."
+_REMEDY = (
+    "If the batch size is another one, or the samples do not lie along the first dimension of the batch's tensors, use "
+    "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+)
 
 Verdict = Literal["pass", "walk", "enter"]
+_Entered = dict[Edge, tuple[Layout, bool, list[Edge]]]
+"""By each edge that enters the network: where the samples lie, whether it is nested, and the edges that lead to it."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,8 @@ class Entry:
 
     Attributes:
         node: The node that computed it.
-        output_nr: Which of the node's outputs it is.
-        place: Where the samples lie in it.
+        output_nr: The position of the tensor among the node's outputs.
+        place: The place of the samples in it.
         edges: The edges of the loss part that lead to it: pairs of a node and the position among its inputs.
         nested: Whether the network's own gradient arrives there too, from an entry closer to the loss.
         exact: Whether a sample was seen to change its own rows alone.
@@ -45,7 +54,7 @@ class Entry:
     node: Node
     output_nr: int
     place: Place
-    edges: tuple[tuple[Node, int], ...]
+    edges: tuple[Edge, ...]
     nested: bool
     exact: bool
 
@@ -55,10 +64,10 @@ class Found:
     """The entries of one loss.
 
     Attributes:
-        entries: In the order of the walk; empty where the loss does not depend on the samples.
-        proved: Whether each one's rows are proved to be the samples'. False: they were taken from the sizes, which
-            allow one answer only.
-        unclear: Sizes of tensors whose rows could not be told.
+        entries: The entries in the order of the walk; none where the loss does not depend on the samples.
+        proved: Whether the rows of each are proved to be the samples', here or in a graph of the same form. If not,
+            they were taken from the sizes, which allow one answer only.
+        unclear: The sizes of tensors whose rows could not be told.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -71,27 +80,21 @@ class _Plan:
     """A walk that was proved, to be followed in graphs of the same form.
 
     Attributes:
-        names: For each visited node, its name.
-        verdicts: For each visited node, what to do at each of its edges.
-        layouts: For each edge that enters, in order, the layout, the child's name and whether it is nested.
+        steps: The name of each visited node, and the decision at each of its edges.
+        layouts: The layout, the child's name and whether it is nested, of each edge that enters.
     """
 
-    names: list[str] = field(default_factory=list)
-    verdicts: list[tuple[Verdict, ...]] = field(default_factory=list)
+    steps: list[tuple[str, tuple[Verdict, ...]]] = field(default_factory=list)
     layouts: list[tuple[Layout, str, bool]] = field(default_factory=list)
 
 
 class EntryFinder:
-    """Finds the entries of each batch's losses; proves them where a trace of the forward is at hand.
-
-    Attributes:
-        proved: Whether a graph was proved.
-    """
+    """Finds the entries of each batch's losses; proves them where a trace of the forward is at hand."""
 
     def __init__(self) -> None:
         self._plans: list[_Plan] = []
         self._known: dict[tuple[str, int], Layout] = {}
-        self._mixed: set[Kind] = set()
+        self._mixed: set[OutputForm] = set()
 
     @property
     def proved(self) -> bool:
@@ -110,12 +113,12 @@ class EntryFinder:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
-            loss: Scalar with its graph.
-            batch_size: Samples B of the batch.
+            loss: A scalar with its graph.
+            batch_size: The number of samples B of the batch.
             trace: The trace of one sample through the forward.
             may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
                 begins with noise.
-            assignments: Of a batch of graphs, the sample of each node and of each edge.
+            assignments: The sample of each node and of each edge, in a batch of graphs.
         """
         view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
@@ -125,6 +128,26 @@ class EntryFinder:
             self._mixed |= view.unclear.keys()
         return found
 
+    def locate(
+        self,
+        loss: Tensor,
+        batch_size: int,
+        trace: SampleTrace | None,
+        *,
+        may_be_apart: bool = False,
+        assignments: Assignments = (),
+    ) -> Found:
+        """Find the entries of a loss in the best way there is: a graph of known form, else a trace, else sizes.
+
+        Arguments are those of :meth:`prove`, except that there may be no trace; one that failed is not used.
+        """
+        found = self.find(loss, batch_size, assignments=assignments)
+        if found is not None:
+            return found
+        if trace is None or trace.failure is not None or batch_size == 1:  # a single sample has none to be told from
+            return self.guess(loss, batch_size, assignments=assignments)
+        return self.prove(loss, batch_size, trace, may_be_apart=may_be_apart, assignments=assignments)
+
     def find(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found | None:
         """Find the entries of a loss whose graph has a form that was proved.
 
@@ -132,7 +155,7 @@ class EntryFinder:
             None where its form is new.
         """
         for position, plan in enumerate(self._plans):
-            found = _Follow(plan).result(loss, batch_size, assignments)
+            found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
                 if position:
                     self._plans.insert(0, self._plans.pop(position))
@@ -151,13 +174,34 @@ class EntryFinder:
             self._known[name, layout.ndim] = layout
 
 
+def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:
+    """Make the error for a loss in whose graph the samples' rows cannot be found.
+
+    Args:
+        unclear: Sizes of tensors whose rows could not be told, as :class:`Found` lists them.
+        batch_size: Samples B of the batch.
+        remedy: What the user can do about it.
+    """
+    if unclear:
+        problem = f"in {', '.join(unclear)} no dimension holds {batch_size} samples that only change their own rows"
+    else:
+        problem = f"nothing in the graph of the loss was seen to depend on one of the {batch_size} samples"
+        remedy = f"{remedy} {_HIDDEN}"
+    return EntryError(
+        f"expected a batch of {batch_size} samples, each of which has rows of its own where the gradient of the loss "
+        f"enters the network, but {problem}. {remedy}"
+    )
+
+
 # ---------------------------------------------------------------------- the walk
 
 
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
-    """Walk twice where there are several entries: what one network hands to the next is not the loss part's.
+    """Walk from a loss to its entries, a second time where there are several.
 
-    Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they can is an entry.
+    The second walk knows what lies inside the network, so that what one part of it hands to the next is not taken for
+    the loss part's. Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they
+    can is an entry.
     """
     first = _Walk(loss, batch_size, view, inner=set())
     if not first.entered and view.unclear:
@@ -184,14 +228,12 @@ class _Walk:
         self._batch_size = batch_size
         self._inner = inner
         self.plan = _Plan()
-        self.entered: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-        self._layouts: dict[tuple[Node, int], Layout] = {}
-        for node in _visit(loss, self._decide):
-            self.plan.names.append(form_of(node))
+        self.entered: _Entered = {}
+        _visit(loss, self._decide)
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
         verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
-        self.plan.verdicts.append(verdicts)
+        self.plan.steps.append((form_of(node), verdicts))
         return verdicts
 
     def _verdict(self, node: Node, position: int, child: Node | None, output_nr: int) -> Verdict:
@@ -200,90 +242,76 @@ class _Walk:
         if child in self._inner or owns_parameters(child, self._view) or (self._above and self._is_last(child)):
             layout = self._view.layout(child, output_nr)
             if layout is not None:
-                self.entered.setdefault((child, output_nr), []).append((node, position))
-                self._layouts[child, output_nr] = layout
-                self.plan.layouts.append((layout, form_of(child), child in self._inner))
+                nested = child in self._inner
+                self.entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
+                self.plan.layouts.append((layout, form_of(child), nested))
                 return "enter"
-            self._view.note_unclear(child, output_nr)
+            self._view.add_unclear(child, output_nr)
         return "walk"
 
     def _is_last(self, node: Node) -> bool:
-        """Whether the samples' rows cannot be told in anything that a node was computed from."""
+        """Tell whether the samples' rows are unknown in all that a node was computed from."""
         below = [edge for edge in edges_of(node) if not is_leaf(edge[0]) and not self._view.is_pure(*edge)]
         return bool(below) and all(self._view.layout(*edge) is None for edge in below)
 
     def result(self) -> tuple[Found, _Plan]:
-        entries = []
-        for (child, output_nr), edges in self.entered.items():
-            layout = self._layouts[child, output_nr]
-            place = _place(child, output_nr, layout, self._batch_size, self._view.assignments)
-            if place is not None:
-                nested = child in self._inner
-                entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
-        return Found(tuple(entries), unclear=tuple(self._view.unclear.values())), self.plan
+        entries = _entries(self.entered, self._batch_size, self._view.assignments)
+        found = tuple(entry for entry in entries if entry is not None)
+        return Found(found, unclear=tuple(self._view.unclear.values())), self.plan
 
 
-def _place(child: Node, output_nr: int, layout: Layout, batch_size: int, assignments: Assignments) -> Place | None:
-    shape = shape_of(child, output_nr)
-    return None if shape is None else layout.place(shape, batch_size, assignments)
+def _entries(entered: _Entered, batch_size: int, assignments: Assignments) -> list[Entry | None]:
+    """Make the entries of what was entered; None for one whose sizes do not fit."""
+    entries: list[Entry | None] = []
+    for (child, output_nr), (layout, nested, edges) in entered.items():
+        shape = shape_of(child, output_nr)
+        place = None if shape is None else layout.place(shape, batch_size, assignments)
+        if place is None:
+            entries.append(None)
+        else:
+            entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
+    return entries
 
 
-class _Follow:
-    """Follows a proved walk through a graph that may have the same form."""
+def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
+    """Follow a proved walk; return None where this graph has another form, or its sizes do not fit."""
+    steps = iter(plan.steps)
+    layouts = iter(plan.layouts)
+    entered: _Entered = {}
 
-    def __init__(self, plan: _Plan) -> None:
-        self._names = iter(plan.names)
-        self._verdicts = iter(plan.verdicts)
-        self._layouts = iter(plan.layouts)
-        self._edges: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
-        self._facts: dict[tuple[Node, int], tuple[Layout, bool]] = {}
-
-    def result(self, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
-        """Give the entries; None where this graph has another form or its sizes do not fit."""
-        complete = all(node is not None for node in _visit(loss, self._decide))
-        if not complete or next(self._names, None) is not None:
-            return None
-        entries = []
-        for (child, output_nr), (layout, nested) in self._facts.items():
-            edges = tuple(self._edges[child, output_nr])
-            place = _place(child, output_nr, layout, batch_size, assignments)
-            if place is None:
-                return None
-            entries.append(Entry(child, output_nr, place, edges, nested, layout.exact))
-        return Found(tuple(entries))
-
-    def _decide(self, node: Node) -> tuple[Verdict, ...] | None:
-        if next(self._names, None) != form_of(node):
-            return None
-        planned = next(self._verdicts)
+    def decide(node: Node) -> tuple[Verdict, ...] | None:
+        name, planned = next(steps, ("", ()))
         following = node.next_functions
-        if len(planned) != len(following):
+        if name != form_of(node) or len(planned) != len(following):
             return None
         for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
             if verdict != "pass" and child is None:
                 return None
             if verdict == "enter":
-                layout, name, nested = next(self._layouts)
-                if child is None or form_of(child) != name:
+                layout, child_name, nested = next(layouts)
+                if child is None or form_of(child) != child_name:
                     return None
-                self._edges.setdefault((child, output_nr), []).append((node, position))
-                self._facts[child, output_nr] = layout, nested
+                entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
         return planned
 
+    if not _visit(loss, decide) or next(steps, None) is not None:
+        return None
+    entries = _entries(entered, batch_size, assignments)
+    fitting = tuple(entry for entry in entries if entry is not None)
+    return Found(fitting) if len(fitting) == len(entries) else None
 
-def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> Iterator[Any]:
-    """Visit the loss part; give None and end where ``decide`` does not know a node."""
-    root = loss.grad_fn
-    pending: list[Node] = [] if root is None else [root]
+
+def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> bool:
+    """Visit the nodes of the loss part; stop and return False at one for which there is no decision."""
+    pending: list[Node] = [] if loss.grad_fn is None else [loss.grad_fn]
     seen = set(pending)
     while pending:
         node = pending.pop()
         verdicts = decide(node)
         if verdicts is None:
-            yield None
-            return
-        yield node
+            return False
         for verdict, (child, _) in zip(verdicts, node.next_functions, strict=True):
             if verdict == "walk" and child is not None and child not in seen:
                 seen.add(child)
                 pending.append(child)
+    return True

@@ -1,10 +1,18 @@
-"""What a node of an autograd graph tells of itself: its kind, its sizes, what it was computed from."""
+"""Step 3, what a node tells of itself and of its rows: its kind, its sizes, what it was computed from.
+
+Nothing is run to find this out, and no device is waited for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
-from torch.autograd.graph import Node
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from lightning_ast.core.dependence.records import shape_of
 
 __all__ = [
     "OPAQUE",
@@ -12,29 +20,23 @@ __all__ = [
     "PRODUCTS",
     "RESHAPING",
     "Edge",
+    "RowOrder",
+    "below_ddp",
     "edges_of",
     "form_of",
     "is_layer",
     "is_leaf",
-    "named",
     "nodes_below",
+    "row_order",
+    "rows_are_picked",
+    "runs_compiled",
     "settled",
-    "shape_of",
 ]
 
+# Nodes are told apart by how their names begin: "View" stands for ViewBackward0, ViewBackward1 and so on.
 PRODUCTS = (
-    "Addmm",
-    "Addmv",
-    "Addbmm",
-    "Baddbmm",
-    "Bilinear",
-    "Bmm",
-    "Convolution",
-    "Embedding",
-    "Linear",
-    "Mm",
-    "Mv",
-    "Prelu",
+    *("Addmm", "Addmv", "Addbmm", "Baddbmm", "Bilinear", "Bmm", "Convolution"),
+    *("Embedding", "Linear", "Mm", "Mv", "Prelu"),
 )
 """Layers even where their parameter has a single element; other nodes with one are a temperature or a loss weight."""
 _PARTS = ("Rnn", "Conv", "Norm")
@@ -42,34 +44,25 @@ OPAQUE = ("CheckpointFunction", "CompiledFunction", "DifferentiableGraph")
 """Nodes that hide their parameters."""
 PICKING = ("Embedding", "Index", "Gather", "Take")
 """Nodes that pick rows of a parameter by data, which their edges do not show."""
-RESHAPING = (
-    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"),
-    *("Transpose", "TBackward", "Permute", "ToCopy", "Alias"),
-)
+_VIEWS = ("View", "UnsafeView", "ReshapeAlias")
+RESHAPING = (*_VIEWS, "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute", "ToCopy", "Alias")
 """Nodes that give a tensor another shape or type."""
+_ARRANGING = (
+    *RESHAPING,
+    *("Cat", "Stack", "Expand", "Repeat", "AsStrided", "Unfold", "Select", "Slice", "Split", "Unbind", "IndexSelect"),
+)
+"""Nodes that keep all rows of each sample, or the same ones of each."""
+_BY_VALUES = ("IndexBackward", "MaskedSelect")
+"""Nodes whose number of rows may depend on values."""
+_JOINING = ("Cat", "Stack")
+_DDP_SINK = "_DDPSinkBackward"
 
 Edge = tuple[Node, int]
 """A node, and the position of one of its outputs."""
+RowOrder = Literal["samples", "picked", "joined"]
 
 
-def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | list[Edge]]) -> bool:
-    """Settle a question that a node hands on to its children, all of which must answer yes, without recursion."""
-    pending = [edge]
-    while pending:
-        current = pending[-1]
-        if current in memo:
-            pending.pop()
-            continue
-        answer = rule(current)
-        if isinstance(answer, bool):
-            memo[current] = answer
-            continue
-        open_ones = [child for child in answer if child not in memo]
-        if any(memo.get(child) is False for child in answer) or not open_ones:
-            memo[current] = all(memo.get(child, False) for child in answer)
-        else:
-            pending.append(open_ones[0])
-    return memo[edge]
+# ---------------------------------------------------------------------- one node
 
 
 def edges_of(node: Node) -> list[Edge]:
@@ -89,24 +82,45 @@ def is_leaf(node: Node) -> bool:
 
 def is_layer(name: str) -> bool:
     """Tell whether a node of this name is a layer, and not a step of a loss."""
-    return named(name, PRODUCTS) or any(part in name for part in _PARTS)
+    return name.startswith(PRODUCTS) or any(part in name for part in _PARTS)
 
 
-def named(name: str, beginnings: tuple[str, ...]) -> bool:
-    """Tell whether a node's name begins in one of these ways."""
-    return name.startswith(beginnings)
+def _row_count(node: Node, output_nr: int = 0) -> int | None:
+    """Return the leading dimension of what a node computed; None where it has none or the graph does not tell."""
+    shape = shape_of(node, output_nr)
+    return shape[0] if shape else None
 
 
-def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
-    """Shape of an output, as the graph keeps it; None for what has none (nested tensors, undefined outputs)."""
-    metadata = getattr(node, "_input_metadata", None)
-    if metadata is None or output_nr >= len(metadata):
-        return None
-    try:
-        shape = tuple(metadata[output_nr].shape)
-        return shape if all(type(size) is int for size in shape) else None
-    except (RuntimeError, AttributeError):
-        return None
+def _picks_rows(node: Node) -> bool:
+    """Tell whether a node picks by values along the first dimension; a masked selection picks from all of them."""
+    indices = getattr(node, "_saved_indices", None)
+    return node.name().startswith(_BY_VALUES) and (indices is None or (len(indices) > 0 and indices[0] is not None))
+
+
+# ---------------------------------------------------------------------- many nodes
+
+
+def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | list[Edge]]) -> bool:
+    """Settle a question that a node hands on to its children, all of which must answer yes, without recursion.
+
+    A graph may be deeper than Python's stack.
+    """
+    pending = [edge]
+    while pending:
+        current = pending[-1]
+        if current in memo:
+            pending.pop()
+            continue
+        answer = rule(current)
+        if isinstance(answer, bool):
+            memo[current] = answer
+            continue
+        open_ones = [child for child in answer if child not in memo]
+        if any(memo.get(child) is False for child in answer) or not open_ones:
+            memo[current] = all(memo.get(child, False) for child in answer)
+        else:
+            pending.append(open_ones[0])
+    return memo[edge]
 
 
 def nodes_below(roots: list[Node]) -> Iterator[Node]:
@@ -119,3 +133,102 @@ def nodes_below(roots: list[Node]) -> Iterator[Node]:
             seen.add(node)
             yield node
             pending += [child for child, _ in node.next_functions]
+
+
+def row_order(values: Tensor, batch_size: int) -> RowOrder:
+    """Tell how the rows ``(N, ...)`` that a loss is given came from B samples, as far as the graph shows it.
+
+    The rows are followed back to where there was one a sample. Rows that are flattened from the first layer on, and
+    values without a graph, are taken to lie with the samples outermost.
+
+    Args:
+        values: ``(N, ...)`` with its graph; N is not the batch size.
+        batch_size: The number of samples B.
+
+    Returns:
+        ``"samples"``: samples outermost, as ``view(-1, C)`` of ``(B, T, C)`` gives; ``"picked"``: by an index or mask;
+        ``"joined"``: several tensors along the batch, or flattened with another dimension first (time, ensembles).
+
+    Example:
+        >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
+        >>> row_order(x.view(-1, 2), 4), row_order(x[x[..., 0] == 0], 4), row_order(x.transpose(0, 1).reshape(-1, 2), 4)
+        ('samples', 'picked', 'joined')
+    """
+    rows = values.shape[0]
+    pending = [] if values.grad_fn is None else [values.grad_fn]
+    seen = set[Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if _picks_rows(node):
+            return "picked"
+        if _row_count(node) == batch_size:
+            continue
+        if node.name().startswith(_JOINING) and getattr(node, "_saved_dim", None) == 0:
+            return "joined"
+        parents = [parent for parent, _ in edges_of(node) if parent.next_functions]
+        if node.name().startswith(_VIEWS) and any(_row_count(p) not in (None, 1, rows, batch_size) for p in parents):
+            return "joined"
+        pending += [parent for parent in parents if _row_count(parent) in (rows, batch_size)]
+    return "samples"
+
+
+def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, int], bool]) -> bool:
+    """Tell whether the rows of a node's output were picked or made one by one, as masked tokens and proposals are.
+
+    Their number differs from sample to sample, also where it happens to be a multiple of the batch size. Rows are
+    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample.
+
+    Args:
+        node: A node of the graph.
+        output_nr: The position of its output.
+        is_constant: ``(node, output_nr) -> bool``, whether an output is made without the samples.
+
+    Example:
+        >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
+        >>> flat, picked = x.view(-1, 2).exp(), x[x[..., 0] == 0].exp()
+        >>> [rows_are_picked(t.grad_fn, 0, is_constant=lambda *_: False) for t in (flat, picked)]
+        [False, True]
+    """
+    rows = _row_count(node, output_nr)
+    pending = [node]
+    seen = set[Node]()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        edges = [edge for edge in edges_of(current) if edge[0].next_functions and not is_constant(*edge)]
+        same = [edge[0] for edge in edges if _row_count(*edge) == rows]
+        if _picks_rows(current):
+            return True
+        if not same and edges and not current.name().startswith((*_ARRANGING, *OPAQUE)):
+            return True
+        pending += same
+    return False
+
+
+def runs_compiled(loss: Tensor) -> bool:
+    """Tell whether a function that ``torch.compile`` made lies between the parameters and a loss."""
+    root = loss.grad_fn
+    nodes = () if root is None else (root, *nodes_below([root]))
+    return any(node.name().startswith("CompiledFunction") for node in nodes)
+
+
+def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
+    """Return where to differentiate a loss from, and its gradient that arrives there; None for a gradient of one.
+
+    DDP passes what the step returns through a node of its own. With ``static_graph=True`` the first backward of that
+    node arranges the exchange of the gradients, so it must not run before the real backward.
+    """
+    node: Any = loss.grad_fn
+    entered = 0
+    while node is not None and node.name() != _DDP_SINK:
+        parents = edges_of(node)
+        node, entered = parents[0] if len(parents) == 1 else (None, 0)
+    if node is None:
+        return loss, None
+    (seed,) = torch.autograd.grad(loss, [GradientEdge(node, entered)], retain_graph=True)
+    return GradientEdge(*node.next_functions[entered]), seed

@@ -1,4 +1,4 @@
-"""What is known of the nodes of a loss's graph: what depends on the samples and owns parameters, and where rows are."""
+"""Step 3, what is known of the graph's nodes: which own parameters, which depend on samples, where the rows are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
-from lightning_ast.core.entries.graph import rows_are_picked
 from lightning_ast.core.entries.layout import Layout, layouts_by_assignment, layouts_by_size, prove_layout
 from lightning_ast.core.entries.node_facts import (
     OPAQUE,
@@ -22,26 +22,35 @@ from lightning_ast.core.entries.node_facts import (
     form_of,
     is_layer,
     is_leaf,
-    named,
     nodes_below,
+    rows_are_picked,
     settled,
-    shape_of,
 )
 
-__all__ = ["Kind", "SizedView", "TracedView", "owns_parameters"]
+__all__ = ["OutputForm", "SizedView", "TracedView", "owns_parameters"]
 
-Kind = tuple[str, tuple[int, ...] | None]
+OutputForm = tuple[str, tuple[int, ...] | None]
 """A node's name, and the sizes of its output but for the first."""
 
 
 class SizedView:
-    """What the form of a graph tells: a branch without an edge to nothing is made of parameters alone."""
+    """What the form of a graph tells of its nodes: a branch without an edge to nothing is made of parameters alone.
+
+    Args:
+        batch_size: The number of samples B.
+        known: The layouts that were proved in other graphs, by the name of the node and its number of dimensions.
+        mixed: The forms of outputs that were found to hold no rows of samples.
+        assignments: The sample of each node and of each edge of a batch of graphs.
+
+    Attributes:
+        unclear: The sizes of outputs whose rows could not be told, by their form.
+    """
 
     def __init__(
         self,
         batch_size: int,
         known: dict[tuple[str, int], Layout],
-        mixed: set[Kind],
+        mixed: set[OutputForm],
         assignments: Assignments = (),
     ) -> None:
         self._batch_size = batch_size
@@ -49,26 +58,26 @@ class SizedView:
         self._known = known
         self._mixed = mixed
         self._pure: dict[Edge, bool] = {}
-        self.unclear: dict[Kind, str] = {}
+        self.unclear: dict[OutputForm, str] = {}
 
     def is_parameter(self, leaf: Tensor) -> bool:
-        """Whether a leaf of the graph is a parameter, and not an input."""
+        """Tell whether a leaf of the graph is a parameter, and not an input."""
         return isinstance(leaf, nn.Parameter)
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
-        """Whether a node's output does not depend on the samples."""
+        """Tell whether a node's output does not depend on the samples."""
         return settled((node, output_nr), self._pure, self._pure_of)
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
         node = edge[0]
         if is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
-        if named(node.name(), PICKING) or named(node.name(), OPAQUE):
+        if node.name().startswith((*PICKING, *OPAQUE)):
             return False
         children = edges_of(node)
         return children if children and len(children) == len(node.next_functions) else False
 
-    def note_unclear(self, node: Node, output_nr: int) -> None:
+    def add_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = shape_of(node, output_nr)
         if shape is not None and math.prod(shape) < self._batch_size and not is_layer(node.name()):
@@ -78,7 +87,7 @@ class SizedView:
             self.unclear.setdefault(kind, f"{node.name()} {'of a jagged tensor' if shape is None else shape}")
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
-        """Where the samples lie in a node's output; None where that is not known."""
+        """Find where the samples lie in a node's output; return None where that is not known."""
         shape = shape_of(node, output_nr)
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
@@ -106,14 +115,14 @@ def _is_alike(one: Layout, other: Layout) -> bool:
 
 
 class TracedView(SizedView):
-    """What the trace of one sample through the forward tells."""
+    """What the trace of one sample through the forward tells of the nodes."""
 
     def __init__(self, batch_size: int, trace: SampleTrace, assignments: Assignments = ()) -> None:
         super().__init__(batch_size, {}, set(), assignments)
         self._trace = trace
 
     def is_parameter(self, leaf: Tensor) -> bool:
-        """Whether a leaf of the graph is a parameter, and not an input."""
+        """Tell whether a leaf of the graph is a parameter, and not an input."""
         return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
@@ -123,7 +132,7 @@ class TracedView(SizedView):
         return not dependence.touched
 
     def layout(self, node: Node, output_nr: int) -> Layout | None:
-        """Where the samples lie in a node's output; None where that cannot be proved."""
+        """Find where the samples lie in a node's output; return None where that cannot be proved."""
         dependence = self._trace.dependence(node, output_nr)
         if dependence is None:
             return None
@@ -146,10 +155,11 @@ class TracedView(SizedView):
         So are those of a straight-through estimator, which are equal for samples of one code.
         """
         shape = shape_of(node, output_nr)
-        pending, seen = [node], set[Node]()
+        pending = [node]
+        seen = set[Node]()
         while pending and shape:
             current = pending.pop()
-            if current in seen or named(current.name(), (*RESHAPING, *PICKING, *OPAQUE)):
+            if current in seen or current.name().startswith((*RESHAPING, *PICKING, *OPAQUE)):
                 continue
             seen.add(current)
             for edge in edges_of(current):
@@ -167,9 +177,9 @@ class TracedView(SizedView):
 
 
 def owns_parameters(node: Node, view: SizedView) -> bool:
-    """Whether a node combines parameters with what depends on the samples."""
+    """Tell whether a node combines parameters with what depends on the samples."""
     name = node.name()
-    if named(name, OPAQUE):
+    if name.startswith(OPAQUE):
         return True
     layer = is_layer(name)
     for child, output_nr in node.next_functions:
@@ -178,26 +188,26 @@ def owns_parameters(node: Node, view: SizedView) -> bool:
         shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or math.prod(shape) > 1:
             return True
-        if named(name, ("Add",)) and any(_is_layers_output(other, view) for other, _ in node.next_functions):
+        if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in node.next_functions):
             return True  # the bias of a layer of one output, which stands apart from the product
     return False
 
 
 def _is_layers_output(node: Node | None, view: SizedView) -> bool:
-    """Whether a node is a product with a parameter, or shows one in another shape or type."""
-    while node is not None and named(node.name(), RESHAPING):
+    """Tell whether a node is a product with a parameter, or shows one in another shape or type."""
+    while node is not None and node.name().startswith(RESHAPING):
         node = node.next_functions[0][0]
-    return node is not None and named(node.name(), PRODUCTS) and owns_parameters(node, view)
+    return node is not None and node.name().startswith(PRODUCTS) and owns_parameters(node, view)
 
 
 def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
-    """Whether a node's output is as large as a parameter that it works on, as a weight times a constant mask is."""
+    """Tell whether a node's output has the shape of a parameter that it works on: a weight times a constant mask."""
     leaves = [child.variable for child, _ in node.next_functions if child is not None and is_leaf(child)]  # type: ignore[attr-defined]
     return not is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
 
 
 def _leads_to_parameters(node: Node, output_nr: int, view: SizedView) -> bool:
-    """Whether a node's output is made without the samples, and of a parameter."""
+    """Tell whether a node's output is made without the samples, and of a parameter."""
     if is_leaf(node):
         return view.is_parameter(node.variable)  # type: ignore[attr-defined]
     if not view.is_pure(node, output_nr):

@@ -1,4 +1,4 @@
-"""Remember one call of a torch loss function, and take it apart once a score is asked for."""
+"""Step 4, one call of a torch loss function: remember it, and take it apart once a score is asked for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lightning_ast.core.entries.graph import row_order
+from lightning_ast.core.entries.node_facts import RowOrder, row_order
 from lightning_ast.core.losses.functions import CLASS_LOSSES, RULES, Elements
 from lightning_ast.errors import LossCaptureError
 
-__all__ = ["REMEDY", "Outermost", "WatchedCall", "class_labels", "fold", "widen"]
+__all__ = ["REMEDY", "WatchedCall", "class_labels", "fold", "widen"]
 
-Outermost = Callable[[Tensor], bool]
-"""Whether the rows of a tensor lie with the samples outermost."""
 REMEDY = (
     "Use significance='gradient' (the default), which needs no torch loss function. Or define "
     "`per_sample_loss(self, batch, batch_idx)` on your module and return the unreduced losses, shape (B,)."
@@ -34,17 +32,17 @@ _IGNORED_BY_DEFAULT = -100
 
 @dataclass(frozen=True, eq=False)
 class WatchedCall:
-    """Remember one call of a loss function.
+    """One call of a loss function.
 
     Attributes:
         func: The loss function.
         args: Its positional arguments.
         kwargs: Its other arguments.
-        output: What it returned; None where the capture stopped there.
-        edge: Where the gradient of the output enters the graph; None without a graph. It stays the same if the output
-            is changed in place later (``loss += penalty``).
+        output: The value that it returned; None where the capture stopped there.
+        edge: The place where the gradient of the output enters the graph; None without a graph. It stays the same if
+            the output is changed in place later (``loss += penalty``).
         counted: Whether the call may enter a score: it was not under the user's own ``torch.no_grad``.
-        versions: How often each tensor among the arguments had been changed in place at the call.
+        versions: The number of times that each tensor among the arguments had been changed in place at the call.
     """
 
     func: Callable[..., Tensor]
@@ -65,7 +63,7 @@ class WatchedCall:
         *,
         counted: bool,
     ) -> WatchedCall:
-        """Remember a call that was just made, or is not made."""
+        """Remember a call that was just made, or one without output that is not made."""
         edge = get_gradient_edge(output) if output is not None and output.requires_grad else None
         return cls(func, args, kwargs, output, edge, counted, _versions(args, kwargs))
 
@@ -84,7 +82,7 @@ class WatchedCall:
 
     @property
     def reduction(self) -> str:
-        """``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
+        """The reduction: ``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
         return str(self.arguments["reduction"])
 
     @property
@@ -93,26 +91,18 @@ class WatchedCall:
         return self.versions != _versions(self.args, self.kwargs)
 
     def labels(self, batch_size: int) -> Tensor | None:
-        """``(B,)`` class indices that the loss was given, -1 where they are to be ignored; None where it has none."""
+        """Return the class indices ``(B,)`` that the loss was given, -1 for those to ignore; None where it has none."""
         if self.func not in CLASS_LOSSES or self.changed:
             return None
         ignore_index = self.arguments["ignore_index"]
         ignore_index = _IGNORED_BY_DEFAULT if ignore_index is None else ignore_index
         return class_labels(self.arguments["target"], ignore_index, batch_size)
 
-    def take_apart(self, batch_size: int, outermost: Outermost | None = None) -> Elements:
-        """Compute the elements that the call reduced; with a graph where gradients are enabled.
-
-        Args:
-            batch_size: B.
-            outermost: Tells whether the rows that the call was given lie with the samples outermost. None reads the
-                graph, and only where there are not B rows.
-
-        Returns:
-            The elements, of at least 32 bits.
+    def take_apart(self, batch_size: int) -> Elements:
+        """Compute the elements that the call reduced, in at least 32 bits; with a graph where gradients are enabled.
 
         Raises:
-            LossCaptureError: They cannot be had, or which sample each belongs to is not known.
+            LossCaptureError: They cannot be had, or which of the ``batch_size`` samples each belongs to is not known.
         """
         if self.arguments.get("size_average") is not None or self.arguments.get("reduce") is not None:
             raise LossCaptureError(
@@ -124,13 +114,14 @@ class WatchedCall:
             )
         # autocast would have computed these losses in float32, and it is not on any more
         elements = RULES[self.func](self.func, {name: widen(value) for name, value in self.arguments.items()})
-        if elements.values.ndim > 0 and elements.logits is not None:
+        values = elements.values
+        if values.ndim > 0 and elements.logits is not None and values.shape[0] != batch_size:
             given = next(iter(self.arguments.values()))
-            _check_rows(given, elements.values.shape[0], batch_size, self.name, outermost)
+            _check_order(row_order(given, batch_size), self.name)
         return elements
 
     def divisor(self, elements: Elements) -> Tensor | int:
-        """Give what the call's own reduction divides the sum of its elements by: 1 for ``"sum"``."""
+        """Return what the call's own reduction divides the sum of its elements by: 1 for ``"sum"``."""
         if self.reduction == "sum":
             return 1
         return elements.values.numel() if self.reduction == "none" else elements.divisor
@@ -157,7 +148,7 @@ def fold(values: Tensor, batch_size: int, name: str) -> Tensor:
 
 
 def class_labels(targets: Tensor, ignore_index: int | None, batch_size: int) -> Tensor | None:
-    """``(B,)`` class indices where ``targets`` are that, -1 in place of ``ignore_index``; else None."""
+    """Return ``targets`` if they are class indices ``(B,)``, with -1 in place of ``ignore_index``; otherwise None."""
     if targets.shape != (batch_size,) or targets.is_floating_point():
         return None
     if ignore_index is None:
@@ -165,11 +156,7 @@ def class_labels(targets: Tensor, ignore_index: int | None, batch_size: int) -> 
     return targets.where(targets != ignore_index, torch.full_like(targets, -1))
 
 
-def _check_rows(given: Tensor, rows: int, batch_size: int, name: str, outermost: Outermost | None) -> None:
-    if outermost is not None:
-        order = "samples" if outermost(given) else "joined"
-    else:
-        order = "samples" if rows == batch_size else row_order(given, batch_size)
+def _check_order(order: RowOrder, name: str) -> None:
     if order == "picked":
         raise LossCaptureError(
             f"the rows that `{name}` is given were picked by an index or a mask, so which sample each belongs to is "

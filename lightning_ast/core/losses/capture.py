@@ -1,4 +1,4 @@
-"""Watch torch's loss functions while the user's unmodified code runs, for the scores that are made of losses.
+"""Step 4 for scores that are made of losses: watch torch's loss functions while the user's unmodified code runs.
 
 Nothing is changed and nothing is computed. ``loss_sum`` adds the watched losses up once a score is asked for; the
 default score, the norm of the gradient, needs neither.
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-from lightning_ast.core.losses.calls import REMEDY, Outermost, WatchedCall, class_labels, fold
+from lightning_ast.core.losses.calls import REMEDY, WatchedCall, class_labels, fold
 from lightning_ast.core.losses.functions import RULES, Elements, OutputKind
 from lightning_ast.errors import LossCaptureError
 
-__all__ = ["LossCapture", "LossCaptureError", "LossReached", "LossRecord", "check_losses"]
+__all__ = ["LossCapture", "LossReached", "LossRecord", "check_losses"]
 
 
 class LossReached(BaseException):
@@ -27,15 +27,15 @@ class LossReached(BaseException):
 
 @dataclass(frozen=True)
 class LossRecord:
-    """Hold the losses of a batch and what the heaviest of its loss functions was given.
+    """The losses of a batch, and what the heaviest of its loss functions was given.
 
     Attributes:
         name: The name of that loss function, e.g. ``"cross_entropy"``.
         losses: ``(B,)`` loss of each sample.
-        logits: What it was given as prediction: class scores, binary scores or a regression output; None where it
+        logits: The prediction that it was given: class scores, binary scores or a regression output; None where that
             has no row for each sample.
-        targets: What it was given as target; None where the logits are.
-        kind: What the logits are.
+        targets: The target that it was given; None where the logits are.
+        kind: The kind of the logits.
         ignore_index: The target value that counts for nothing, or None.
     """
 
@@ -48,7 +48,7 @@ class LossRecord:
 
     @property
     def labels(self) -> Tensor | None:
-        """``(B,)`` class indices where each sample has one, else None; -1 where it is to be ignored."""
+        """The class indices ``(B,)``, -1 for those to ignore; None where not every sample has one."""
         if self.kind != "multiclass" or self.targets is None:
             return None
         return class_labels(self.targets, self.ignore_index, len(self.losses))
@@ -62,7 +62,7 @@ class LossRecord:
 
 
 class LossCapture(TorchFunctionMode):
-    """Remember the calls of torch's loss functions; what they return is not changed.
+    """Remembers the calls of torch's loss functions; what they return is not changed.
 
     Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``,
     ``mse_loss``, ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss``,
@@ -75,10 +75,10 @@ class LossCapture(TorchFunctionMode):
     twice, and while a mode that was entered later is still on, does no harm.
 
     Args:
-        stop: Raise :class:`LossReached` at the first loss instead of returning to the user's code.
+        stop: Whether :class:`LossReached` is raised at the first loss instead of returning to the user's code.
 
     Attributes:
-        calls: What was watched, in order.
+        calls: The calls that were watched, in order.
 
     Example:
         >>> with LossCapture() as capture:
@@ -134,12 +134,11 @@ class LossCapture(TorchFunctionMode):
         """Forget the calls and the graph that they keep alive."""
         self.calls.clear()
 
-    def record(self, batch_size: int, *, outermost: Outermost | None = None) -> LossRecord:
-        """Give the losses of the one loss that was called; with a graph where gradients are enabled.
+    def record(self, batch_size: int) -> LossRecord:
+        """Return the losses of the one loss that was called; with a graph where gradients are enabled.
 
         Args:
-            batch_size: B.
-            outermost: Tells whether the rows of what the loss function was given lie with the samples outermost.
+            batch_size: The number of samples B.
 
         Returns:
             Losses whose mean is what the call returned; with ``reduction="sum"`` their sum is. With
@@ -161,21 +160,17 @@ class LossCapture(TorchFunctionMode):
                 f"{REMEDY}"
             )
         call = counted[0]
-        elements = call.take_apart(batch_size, outermost)
+        elements = call.take_apart(batch_size)
         losses = fold(elements.values, batch_size, call.name)
         if call.reduction != "sum":
             losses = losses * batch_size / call.divisor(elements)
         return LossRecord.of(call, elements, losses)
 
     def labels(self, batch_size: int) -> Tensor | None:
-        """Give the class indices of the samples, for monitors; nothing is computed for it.
+        """Return the class indices ``(B,)`` of the samples, -1 for those to ignore; nothing is computed for it.
 
-        Args:
-            batch_size: B.
-
-        Returns:
-            ``(B,)`` of the first classification loss that has one a sample, -1 where it is to be ignored; a loss
-            without gradient is taken where no other has them. None where none has.
+        They are those of the first classification loss that has one a sample; a loss without gradient is taken where no
+        other has them. Return None where none has.
         """
         for call in sorted(self.calls, key=lambda call: not call.counted):
             labels = call.labels(batch_size)
@@ -185,17 +180,10 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Check the losses that a function of the user's own gives for the samples.
-
-    Args:
-        losses: Expected a tensor of shape ``(B,)``.
-        batch_size: B.
-
-    Returns:
-        The same tensor.
+    """Return the losses that a function of the user's own gives, if they are one for each sample.
 
     Raises:
-        LossCaptureError: It is not a floating-point tensor of shape ``(B,)``.
+        LossCaptureError: They are not a floating-point tensor of shape ``(B,)``.
     """
     if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
         got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__

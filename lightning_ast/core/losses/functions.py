@@ -1,4 +1,4 @@
-"""Take each of torch's loss functions apart: the table behind ``losses``.
+"""Step 4, the table of torch's loss functions: how each is taken apart.
 
 A rule runs the loss function with ``reduction="none"`` and gives the divisor of its mean.
 """
@@ -20,7 +20,7 @@ OutputKind = Literal["multiclass", "binary", "regression"]
 
 @dataclass(frozen=True)
 class Elements:
-    """Hold the elements of one loss and what they were computed from.
+    """The elements of one loss, and what they were computed from.
 
     Attributes:
         values: ``(N, ...)`` unreduced loss elements.
@@ -28,7 +28,7 @@ class Elements:
             target is valid.
         logits: The prediction; None where it has no row for each element.
         targets: The target; None where the logits are.
-        kind: What the logits are.
+        kind: The kind of the logits.
         ignore_index: The target value that counts for nothing, or None.
     """
 

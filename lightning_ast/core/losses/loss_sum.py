@@ -1,12 +1,12 @@
-"""Add the watched losses of a batch up, each with what it weighs in the loss that is trained."""
+"""Step 4, all watched losses together: add them up, each with what it weighs in the loss that is trained."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lightning_ast.core.entries.graph import below_ddp
-from lightning_ast.core.losses.calls import REMEDY, Outermost, WatchedCall, fold, widen
+from lightning_ast.core.entries.node_facts import below_ddp
+from lightning_ast.core.losses.calls import REMEDY, WatchedCall, fold, widen
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.losses.functions import Elements
 from lightning_ast.errors import LossCaptureError
@@ -23,7 +23,6 @@ def combine(
     batch_size: int,
     *,
     scale: float | Tensor = 1.0,
-    outermost: Outermost | None = None,
 ) -> LossRecord:
     """Add the watched losses up, each with what it weighs in the loss that is trained.
 
@@ -32,12 +31,10 @@ def combine(
     the graph above the watched losses is differentiated. Terms that no torch loss function computed are left out.
 
     Args:
-        capture: What was watched while the loss was computed.
-        loss: Scalar with its graph. A loss without one must be what the one watched loss function returned.
-        batch_size: B.
+        capture: The capture that watched while the loss was computed.
+        loss: A scalar with its graph. A loss without one must be what the one watched loss function returned.
+        batch_size: The number of samples B.
         scale: The factor that the loss was multiplied by (of the fp16 scaler, of accumulation); it is taken out.
-        outermost: Whether the rows of what a loss function was given lie with the samples outermost. By default the
-            graph is read, which cannot tell the time from the samples where they are equally many.
 
     Returns:
         Detached losses whose mean is the part of the trained loss that was watched (to first order, where the loss is
@@ -65,7 +62,7 @@ def combine(
     parts: list[_Part] = []
     with torch.no_grad():
         for call, weight in weights:
-            elements = call.take_apart(batch_size, outermost)
+            elements = call.take_apart(batch_size)
             share = _share(call, elements, weight * batch_size / scale, batch_size)
             parts.append((call, elements, share.to(loss.device)))
         shares = [share for _, _, share in parts]
@@ -75,7 +72,7 @@ def combine(
 
 
 def _weights(loss: Tensor, calls: list[WatchedCall]) -> list[tuple[WatchedCall, _Weight]]:
-    """Give the calls that have a part in a loss, each with the derivative of the loss by what it returned."""
+    """List the calls that have a part in a loss, each with the derivative of the loss by what it returned."""
     if len(calls) == 1 and _is_output(loss, calls[0]):
         return [(calls[0], 1.0)]
     if calls and not loss.requires_grad:
@@ -97,7 +94,7 @@ def _is_output(loss: Tensor, call: WatchedCall) -> bool:
 
 
 def _share(call: WatchedCall, elements: Elements, factor: _Weight, batch_size: int) -> Tensor:
-    """Give what each sample adds through one call: ``(B,)``."""
+    """Compute what each sample adds through one call, ``(B,)``."""
     if call.reduction == "none":
         return fold(elements.values * factor, batch_size, call.name)
     return fold(elements.values, batch_size, call.name) * factor / call.divisor(elements)

@@ -1,4 +1,4 @@
-"""Counting what a partial backward really computes."""
+"""Step 6, the cost: count what a partial backward really computes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what runs inside, a backward twice: as autograd sees it, at full shapes, and as it is run.
+    """Counts what runs inside twice: as autograd sees it, at full shapes, and as it is run.
 
     The ops and their results are what they are without it. It counts with torch's own formulas, but without the module
     hooks of torch's FlopCounterMode, under which ``torch.autograd.grad`` fails for leaves.
@@ -65,7 +65,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         full: FLOPs of the backward over every row (a multiply-add counts as 2).
         executed: FLOPs that were run: the row-sized ops, and those that ran over all rows. None where another dispatch
             mode is active around it, which must not see other ops than without this one.
-        failure: why not everything was counted, or None.
+        failure: The reason why not everything was counted, or None.
 
     Example:
         >>> import torch
@@ -89,9 +89,10 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def executed_share(self) -> float | None:
-        """Of the full backward's FLOPs; None where either is not known."""
-        known = self.failure is None and self.executed is not None and self.full > 0
-        return self.executed / self.full if known and self.executed is not None else None
+        """The executed FLOPs as a share of the full backward's; None where either is not known."""
+        if self.failure is not None or self.executed is None or self.full == 0:
+            return None
+        return self.executed / self.full
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -139,7 +140,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.executed += flops
 
     def _flops_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-        """By torch's formula; 0 for ops that have none, as torch counts them."""
+        """Count an op by torch's formula; return 0 for ops that have none, as torch does."""
         formula = flop_registry.get(getattr(func, "_overloadpacket", func))
         try:
             if formula is not None:
@@ -152,12 +153,12 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_opaque(argument: Any) -> bool:
-    """Whether this is a nested tensor of the strided kind, whose kernels show nothing of what they run."""
+    """Tell whether this is a nested tensor of the strided kind, whose kernels show nothing of what they run."""
     return isinstance(argument, Tensor) and argument.is_nested and argument.layout is torch.strided
 
 
 def _is_composed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an op runs as a sequence of others, on these tensors: so they come in inference mode."""
+    """Tell whether an op runs as a sequence of others, on these tensors: so they come in inference mode."""
     if isinstance(func, HigherOrderOperator) or not torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), _COMPOSED
     ):
@@ -170,14 +171,14 @@ def _is_composed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
 
 
 def uncounted(dense_ops: Iterable[str]) -> bool:
-    """Whether costly ops are among those that ran over all rows which torch's FlopCounterMode has no formula for.
+    """Tell whether ops that ran over all rows cost much, but have no formula in torch's FlopCounterMode.
 
     Args:
-        dense_ops: names, as :func:`lightning_ast.core.select_rows` counts them.
+        dense_ops: The names, as :func:`lightning_ast.core.select_rows` counts them.
     """
     return any(kind in name for name in dense_ops for kind in ("rnn", "lstm", "gru"))
 
 
 def compiled_parts(module: nn.Module) -> bool:
-    """Whether something inside is compiled by ``torch.compile``: a counter does not see the ops of fused kernels."""
+    """Tell whether something inside is compiled by ``torch.compile``: the ops of fused kernels are not counted."""
     return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())

@@ -1,4 +1,4 @@
-"""The row gradient: a tensor of the batch's full shape that holds the selected rows alone.
+"""Step 6, the row gradient: a tensor of the batch's full shape that holds the selected rows alone.
 
 The autograd engine checks shapes, adds gradients and calls every layer's own derivative formula. Each ATen op of those
 formulas lands in :meth:`RowGradient.__torch_dispatch__`, which looks for a row rule; without one it makes the gradient
@@ -28,11 +28,11 @@ class RowGradient(Tensor):
     """A gradient that is zero but for the rows of the selected samples.
 
     Attributes:
-        data_rows: the rows, ``place.shape`` with ``pre * k * post`` in the place of ``pre * B * post``; or, once
+        data_rows: The rows, ``place.shape`` with ``pre * k * post`` in the place of ``pre * B * post``; or, once
             something was written into it that no rule could do, the full tensor.
-        rows: which samples.
-        place: where they lie; None where ``data_rows`` is the full tensor.
-        origin: of a view, the row gradient it is a view of, and the op and its arguments; None otherwise.
+        rows: The selected samples.
+        place: Where they lie; None where ``data_rows`` is the full tensor.
+        origin: The row gradient that this one is a view of, and the op and its arguments; None for what is no view.
     """
 
     data_rows: Tensor
@@ -43,11 +43,11 @@ class RowGradient(Tensor):
     __slots__ = ("data_rows", "origin", "place", "rows")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Without the contents."""
+        """Describe it without the contents."""
         return f"RowGradient({tuple(self.shape)}, {self.rows.count} of {self.rows.batch_size} samples, {self.dtype})"
 
     def like(self, data: Tensor) -> RowGradient:
-        """New rows in the same place: same dimension from the end, same groups."""
+        """Wrap new rows that lie in the same place: the same dimension from the end, the same groups."""
         place = self.place
         assert place is not None
         if data.shape == self.data_rows.shape:
@@ -56,35 +56,34 @@ class RowGradient(Tensor):
         return wrap(data, self.rows, _grown(data.shape, dim, place))
 
     def moved(self, data: Tensor, dim: int) -> RowGradient:
-        """New rows, in dimension ``dim``."""
+        """Wrap new rows that lie in dimension ``dim``."""
         assert self.place is not None
         return wrap(data, self.rows, _grown(data.shape, dim, self.place))
 
     def rows_of(self, full: Tensor, dim: int) -> Tensor:
-        """The selected rows of a plain tensor whose dimension ``dim`` lies as this one's rows do."""
+        """Gather the selected rows of a plain tensor whose dimension ``dim`` lies as this one's rows do."""
         assert self.place is not None
         return self.rows.gather(full, dim, self.place.pre, self.place.post)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """What this tensor claims to have."""
+        """The memory format that this tensor claims to have."""
         return torch.contiguous_format if self.is_contiguous() else torch.channels_last
 
     def packed(self) -> Tensor:
-        """The rows in the memory format that this tensor claims to have, for kernels that do not look again."""
+        """Return the rows in the memory format that this tensor claims to have, for kernels that do not look again."""
         return self.data_rows.contiguous(memory_format=self.memory_format)
 
     def lies_as(self, other: RowGradient) -> bool:
-        """Whether both hold the same samples in the same place, counted from the end."""
-        a, b = self.place, other.place
-        if a is b and a is not None:
-            return self.rows is other.rows
-        if a is None or b is None or self.rows is not other.rows:
+        """Tell whether both hold the same samples in the same place, counted from the end."""
+        own = self.place
+        its = other.place
+        if own is None or its is None or self.rows is not other.rows:
             return False
-        return a.from_end == b.from_end and a.pre == b.pre and a.post == b.post
+        return own is its or (own.from_end, own.pre, own.post) == (its.from_end, its.pre, its.post)
 
     def dense(self) -> Tensor:
-        """The full, ordinary tensor."""
+        """Return the full, ordinary tensor."""
         if self.place is None:
             return self.data_rows
         return self.rows.scatter(self.data_rows, self.place, self.memory_format)
@@ -101,11 +100,12 @@ class RowGradient(Tensor):
             else:
                 base, view, args, kwargs = self.origin
                 full = view(base.become_dense(), *args, **kwargs)
-            self.data_rows, self.place = full, None
+            self.data_rows = full
+            self.place = None
         return self.data_rows
 
     def shares_memory(self) -> bool:
-        """Whether a write into the rows reaches what this is a view of (a reshape may have copied)."""
+        """Tell whether a write into the rows reaches what this is a view of (a reshape may have copied)."""
         gradient = self
         while gradient.origin is not None:
             base = gradient.origin[0]
@@ -115,7 +115,7 @@ class RowGradient(Tensor):
         return True
 
     def __coerce_same_metadata_as_tangent__(self, metadata: Any, expected_type: Any = None) -> Tensor:
-        """AOTAutograd asks for what a compiled backward can take: a plain tensor."""
+        """Return what a compiled backward can take, as AOTAutograd asks for it: a plain tensor."""
         self.rows.dense_ops[_COMPILED] += 1
         return self.dense()
 
@@ -140,11 +140,11 @@ class RowGradient(Tensor):
 
 
 def holds_rows(gradient: Any, dim: int | None = None) -> bool:
-    """Whether this is a row gradient that still holds rows alone.
+    """Tell whether this is a row gradient that still holds rows alone.
 
     Args:
-        gradient: an argument of a backward op.
-        dim: in which dimension, or None for any.
+        gradient: An argument of a backward op.
+        dim: The dimension in which they must lie, or None for any.
     """
     if type(gradient) is not RowGradient or gradient.place is None:
         return False
@@ -152,12 +152,12 @@ def holds_rows(gradient: Any, dim: int | None = None) -> bool:
 
 
 def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
-    """A row gradient around the selected rows; no data is copied.
+    """Make a row gradient around the selected rows; no data is copied.
 
     Args:
-        data: the rows, as :class:`RowGradient` holds them.
-        rows: which samples.
-        place: where they lie.
+        data: The rows, as :class:`RowGradient` holds them.
+        rows: Which samples.
+        place: Where they lie.
     """
     shape = place.shape
     strides = None  # contiguous, or channels_last where the data is: spares a copy by .contiguous()
@@ -165,12 +165,15 @@ def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
         _, c, h, w = shape
         strides = (c * h * w, 1, w * c, c)
     made: RowGradient = _make_wrapper(RowGradient, shape, strides=strides, dtype=data.dtype, device=data.device)
-    made.data_rows, made.rows, made.place, made.origin = data, rows, place, None
+    made.data_rows = data
+    made.rows = rows
+    made.place = place
+    made.origin = None
     return made
 
 
 def _grown(shape: tuple[int, ...], dim: int, place: Place) -> Place:
-    """The place whose rows have this shape."""
+    """Return the place whose rows have this shape."""
     return place_of((*shape[:dim], place.size, *shape[dim + 1 :]), dim, place.pre, place.post)
 
 
@@ -182,12 +185,9 @@ def go_dense(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         gradients[0].rows.dense_ops[str(func)] += 1
     if isinstance(first, RowGradient) and (func._schema.is_mutable or is_view(func)):
         first.become_dense()
-    result = func(*tree_map_only(RowGradient, _dense, args), **tree_map_only(RowGradient, _dense, kwargs))
+    args, kwargs = tree_map_only(RowGradient, RowGradient.dense, (args, kwargs))
+    result = func(*args, **kwargs)
     return first if func._schema.is_mutable and isinstance(first, RowGradient) else result
-
-
-def _dense(gradient: RowGradient) -> Tensor:
-    return gradient.dense()
 
 
 def _memory(tensor: Tensor) -> int:
@@ -195,7 +195,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _remember(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """Note of what the results of a view are views."""
+    """Record what the results of a view are views of."""
     if isinstance(result, RowGradient):
         result.origin = (args[0], func, args[1:], kwargs)
         return
@@ -210,13 +210,13 @@ def _gradients(tree: Any) -> list[RowGradient]:
 
 
 def in_formula() -> bool:
-    """Whether one of torch's own derivative formulas is running, and not a hook or a custom backward."""
+    """Tell whether one of torch's own derivative formulas is running, and not a hook or a custom backward."""
     node = torch._C._current_autograd_node()
     return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def in_accumulate_grad(rows: Rows) -> bool:
-    """Whether the engine is about to store a gradient in the ``.grad`` of a leaf of the user's graph.
+    """Tell whether the engine is about to store a gradient in the ``.grad`` of a leaf of the user's graph.
 
     A backward inside the backward (reentrant checkpointing) hands its inputs' gradients on: those of its leaves that
     are no parameters.

@@ -1,4 +1,4 @@
-"""Memory that a derivative formula fills: written into, it is a row gradient again.
+"""Step 6, memory that a derivative formula fills: written into, it is a row gradient again.
 
 Formulas that put a gradient into something larger begin with ``gradient.new_zeros(shape)`` and write into it. Row rules
 (scatter, index_put) take those zeros as such. Two write through a view of the memory: as_strided's backward, which
@@ -27,11 +27,11 @@ class _Shared:
     """What all views of one memory share.
 
     Attributes:
-        base: the gradient that it was made from.
-        elements: its length.
-        formula: the one that made it, see :func:`_formula`.
-        source: a row gradient that was copied in, and the shape and strides it was copied to.
-        plain: ordinary memory, once somebody needed it.
+        base: The gradient that it was made from.
+        elements: The number of its elements.
+        formula: The derivative formula that made it, see :func:`_formula`.
+        source: A row gradient that was copied in, and the shape and strides it was copied to.
+        plain: Ordinary memory, once somebody needed it.
     """
 
     base: RowGradient
@@ -51,7 +51,7 @@ class GradientMemory(Tensor):
 
     @staticmethod
     def __new__(cls, shared: _Shared, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> GradientMemory:
-        """A view of the memory."""
+        """Make a view of the memory."""
         base = shared.base
         made: GradientMemory = Tensor._make_wrapper_subclass(
             cls, shape, strides=stride, dtype=base.dtype, device=base.device
@@ -63,11 +63,11 @@ class GradientMemory(Tensor):
 
     @property
     def untouched(self) -> bool:
-        """Nothing was written yet."""
+        """Whether nothing was written yet."""
         return self.shared.source is None and self.shared.plain is None
 
     def content(self) -> Tensor:
-        """What a read finds: a row gradient where one was written and fits this view, else an ordinary tensor."""
+        """Return what a read finds: the row gradient that was written, if it fits this view, or an ordinary tensor."""
         shared = self.shared
         if shared.plain is None and shared.source is not None:
             rows = _viewed(*shared.source, tuple(self.shape), self.stride())
@@ -76,10 +76,10 @@ class GradientMemory(Tensor):
         return self.ordinary("a write into a part of a gradient")
 
     def ordinary(self, reason: str) -> Tensor:
-        """An ordinary view of the memory: all other views see what is written into it.
+        """Return an ordinary view of the memory: all other views see what is written into it.
 
         Args:
-            reason: under which rows that become full are counted.
+            reason: The name under which rows that become full are counted.
         """
         shared = self.shared
         if shared.plain is None:
@@ -91,12 +91,14 @@ class GradientMemory(Tensor):
         return shared.plain.as_strided(self.shape, self.stride())
 
     def may_be_written(self) -> bool:
-        """Whether a view of it may be the target of a write: in the formula that made it, and in the user's code."""
+        """Tell whether a view of it may be written to: it may in the formula that made it, and in the user's code."""
         return not in_formula() or _formula() == self.shared.formula
 
     def _write(self, source: Any) -> bool:
         """Copy a row gradient in; False where it would not replace all that is there."""
-        shape, stride, shared = tuple(self.shape), self.stride(), self.shared
+        shape = tuple(self.shape)
+        stride = self.stride()
+        shared = self.shared
         if type(source) is not RowGradient or source.place is None or source.shape != shape or shared.plain is not None:
             return False
         if shared.source is not None and _viewed(*shared.source, shape, stride) is None:
@@ -109,8 +111,9 @@ class GradientMemory(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Keep views and writes of row gradients; hand everything else what was written."""
-        kwargs, memory, name = kwargs or {}, args[0], func._schema.name
-        rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs))
+        memory = args[0]
+        name = func._schema.name
+        rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs or {}))
         if type(memory) is not cls:
             return func(*tree_map_only(cls, cls.content, (memory,)), *rest, **kwargs)
         if memory.shared.plain is None:
@@ -130,10 +133,10 @@ class GradientMemory(Tensor):
 
 
 def densify(gradient: Tensor) -> Tensor:
-    """The ordinary tensor behind a gradient, for hooks and custom backwards that need one.
+    """Return the ordinary tensor behind a gradient, for hooks and custom backwards that need one.
 
     Args:
-        gradient: what a tensor hook or a custom ``torch.autograd.Function`` was given; plain tensors pass through.
+        gradient: What a tensor hook or a custom ``torch.autograd.Function`` was given; plain tensors pass through.
 
     Returns:
         A tensor of the same shape. As the return value of ``tensor.register_hook(densify)`` it makes the rest of
@@ -151,20 +154,17 @@ def _viewed(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
 ) -> RowGradient | None:
-    """The gradient, copied to memory by the old strides and read by the new ones.
+    """Read a gradient by new strides that was copied to memory by the old ones.
 
-    None where these differ by more than the order of the dimensions and those of size one.
+    Return None where these differ by more than the order of the dimensions and those of size one.
     """
     place = gradient.place
     if place is None or place.size == 1:
         return None
     if (shape, stride) == (old_shape, old_stride):
         return gradient
-    if (
-        _is_contiguous(old_shape, old_stride)
-        and _is_contiguous(shape, stride)
-        and math.prod(shape) == math.prod(old_shape)
-    ):
+    both = _is_contiguous(old_shape, old_stride) and _is_contiguous(shape, stride)
+    if both and math.prod(shape) == math.prod(old_shape):
         reshaped = torch.ops.aten.view(gradient, shape)
         return reshaped if isinstance(reshaped, RowGradient) else None
     have = {(n, s): d for d, (n, s) in enumerate(zip(old_shape, old_stride, strict=True)) if n != 1}
@@ -188,31 +188,28 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return True
 
 
-@rule("new_zeros")
-def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    base, shape = args[0], tuple(args[1])
-    if base.place is None or not in_formula() or not _of_its_kind(base, kwargs):
-        return func(base.data_rows, shape, **kwargs)
-    return GradientMemory(_Shared(base, math.prod(shape), _formula()), shape, None)
-
-
-@rule("new_empty_strided")
-def _new_empty_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    base, shape, stride = args[0], tuple(args[1]), tuple(args[2])
-    if base.place is None or not in_formula() or in_accumulate_grad(base.rows) or not _of_its_kind(base, kwargs):
-        return func(base.data_rows, shape, stride, **kwargs)
-    elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+@rule("new_zeros", "new_empty_strided")
+def _new_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    base = args[0]
+    shape = tuple(args[1])
+    stride = tuple(args[2]) if len(args) > 2 else None
+    stored = stride is not None and in_accumulate_grad(base.rows)  # a leaf's .grad is an ordinary tensor
+    if base.place is None or not in_formula() or stored or not _of_its_kind(base, kwargs):
+        return func(base.data_rows, *args[1:], **kwargs)
+    elements = math.prod(shape)
+    if stride is not None:
+        elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     return GradientMemory(_Shared(base, elements, _formula()), shape, stride)
 
 
 def _formula() -> tuple[int, str, int]:
-    """Which derivative formula is running. The node itself, held in what becomes a ``.grad``, would never be freed."""
+    """Name the running derivative formula. Its node itself, held in what becomes a ``.grad``, would never be freed."""
     node = torch._C._current_autograd_node()
     assert node is not None  # asked for in formulas alone
     return torch._C._current_graph_task_id(), node.name(), node._sequence_nr()
 
 
 def _of_its_kind(base: RowGradient, kwargs: dict[str, Any]) -> bool:
-    """Whether nothing but the gradient's own dtype and device is asked for."""
+    """Tell whether nothing but the gradient's own dtype and device is asked for."""
     own = {"dtype": base.dtype, "device": base.device, "layout": torch.strided, "pin_memory": False}
     return all(value is None or value == own.get(name) for name, value in kwargs.items())

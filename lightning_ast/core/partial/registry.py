@@ -1,4 +1,4 @@
-"""The table of row rules: which function runs a backward op over the selected rows alone."""
+"""Step 6, the table of row rules: which function runs a backward op over the selected rows alone."""
 
 from __future__ import annotations
 
@@ -20,34 +20,47 @@ RULES: dict[OpOverload, Rule] = {}
 
 
 def overload(name: str) -> OpOverload | None:
-    """ATen's ``"op"`` or ``"op.overload"``, or None where this torch has none of that name."""
+    """Find ATen's ``"op"`` or ``"op.overload"``; return None where this torch has none of that name."""
     base, _, variant = name.partition(".")
     packet = getattr(torch.ops.aten, base, None)
     return getattr(packet, variant or "default", None)
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function for these ATen ops; a name that this torch does not have is passed over."""
+def rule(*names: str, on_rows: bool = False) -> Callable[[Rule], Rule]:
+    """Register the decorated function for these ATen ops; a name that this torch does not have is passed over.
+
+    Args:
+        names: The ops, as :func:`overload` takes them.
+        on_rows: Whether the function is asked only where the first argument still holds the selected rows alone.
+    """
 
     def register(function: Rule) -> Rule:
+        entry = _on_rows(function) if on_rows else function
         for name in names:
             op = overload(name)
             if op is not None:
-                RULES[op] = function
+                RULES[op] = entry
         return function
 
     return register
 
 
+def _on_rows(function: Rule) -> Rule:
+    def guarded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return NotImplemented if getattr(args[0], "place", None) is None else function(func, args, kwargs)
+
+    return guarded
+
+
 @lru_cache(maxsize=1024)
 def is_view(op: OpOverload) -> bool:
-    """Whether what the op returns shares memory with its first argument, without having written to it."""
+    """Tell whether what the op returns shares memory with its first argument, without having written to it."""
     returned = [r.alias_info for r in op._schema.returns]
     return not op._schema.is_mutable and any(alias is not None for alias in returned)
 
 
 @lru_cache(maxsize=1024)
 def runs_by_parts(op: OpOverload) -> bool:
-    """Whether the op is nothing but a sequence of other ops, which may have rules."""
+    """Tell whether the op is nothing but a sequence of other ops, which may have rules."""
     name = op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "")
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")

@@ -1,4 +1,4 @@
-"""Which rows of a tensor belong to the selected samples, and how they are gathered."""
+"""Step 6, the rows: which rows of a tensor belong to the selected samples, and how they are gathered."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Place:
     """Where the samples lie in a tensor of full size.
 
     Attributes:
-        shape: the full (logical) shape.
-        dim: the dimension that holds the samples; its size is ``pre * B * post``.
-        pre: groups outside the samples: T in ``(T * B, C)``.
-        post: rows of one sample: T in ``(B * T, C)``, the windows of an image in ``(B * windows, ...)``.
-        from_end: ``dim``, counted from the end (negative), as broadcasting does.
-        size: size of ``dim``.
+        shape: The full (logical) shape.
+        dim: The dimension that holds the samples; its size is ``pre * B * post``.
+        pre: Groups outside the samples: T in ``(T * B, C)``.
+        post: Rows of one sample: T in ``(B * T, C)``, the windows of an image in ``(B * windows, ...)``.
+        from_end: The dimension ``dim``, counted from the end (negative), as broadcasting does.
+        size: Size of ``dim``.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class UnequalPlace(Place):
 
 @lru_cache(maxsize=8192)
 def place_of(shape: tuple[int, ...], dim: int, pre: int = 1, post: int = 1) -> Place:
-    """The place, made once: autograd asks for the same few in every step."""
+    """Make a place, once for all calls alike: autograd asks for the same few in every step."""
     return Place(tuple(shape), dim, pre, post, dim - len(shape), shape[dim])
 
 
@@ -66,12 +66,12 @@ class _Plan:
     """How to gather whole samples of memory at once.
 
     Attributes:
-        stride: elements from one sample to the next.
-        extent: elements that a sample spans.
-        whole: the sample is the whole of its chunk.
-        source: the memory as ``(B, stride)``.
-        shape: of the gathered tensor.
-        strides: of the gathered tensor.
+        stride: Elements from one sample to the next.
+        extent: Elements that a sample spans.
+        whole: Whether the sample is the whole of its chunk.
+        source: The memory as ``(B, stride)``.
+        shape: The shape of the gathered tensor.
+        strides: The strides of the gathered tensor.
     """
 
     stride: int
@@ -86,7 +86,7 @@ class _Plan:
 def _plan(
     shape: tuple[int, ...], strides: tuple[int, ...], dim: int, pre: int, post: int, batch_size: int, count: int
 ) -> _Plan | None:
-    """The plan, or None where two samples overlap in memory or lie too far apart."""
+    """Make the plan; return None where two samples overlap in memory or lie too far apart."""
     stride = strides[dim] * post
     elements = math.prod(shape)
     extent = 1 + (post - 1) * strides[dim]
@@ -102,10 +102,10 @@ class Rows:
 
     Args:
         indices: ``(k,)`` int64, positions in the batch.
-        batch_size: B.
-        batchnorm: how the backward of BatchNorm in training mode is taken, see
+        batch_size: The number of samples B.
+        batchnorm: How the backward of BatchNorm in training mode is taken, see
             :func:`lightning_ast.core.partial.select_rows`.
-        dense_ops: counts, by name, the ops that ran over all rows for want of a rule.
+        dense_ops: A counter, by name, of the ops that ran over all rows for want of a rule.
     """
 
     def __init__(
@@ -123,28 +123,29 @@ class Rows:
         self._kept = _KEPT
 
     def on(self, device: torch.device) -> Tensor:
-        """The indices on a device."""
+        """Return the indices on a device."""
         if device not in self._on:
             self._on[device] = self.indices.to(device)
         return self._on[device]
 
     def gather(self, full: Tensor, dim: int, pre: int = 1, post: int = 1) -> Tensor:
-        """The selected samples' rows of ``full``, whose dimension ``dim`` has size ``pre * B * post``.
+        """Gather the selected samples' rows of ``full``, whose dimension ``dim`` has size ``pre * B * post``.
 
         Args:
-            full: an ordinary tensor.
-            dim: of its rows, not negative.
-            pre: groups of B samples one after the other in that dimension.
-            post: rows of each sample.
+            full: An ordinary tensor.
+            dim: The dimension of its rows, not negative.
+            pre: Groups of B samples one after the other in that dimension.
+            post: Rows of each sample.
 
         Returns:
-            ``full``'s shape with ``pre * k * post`` rows in ``dim``. It may share memory with ``full`` or with other
-            gathered tensors: not to be written to. A tensor that was rewritten through ``.data`` since it was last
-            gathered in this backward is not noticed.
+            A tensor of ``full``'s shape with ``pre * k * post`` rows in ``dim``. Do not write to it: it may share
+            memory with ``full`` or with other gathered tensors. A tensor that was rewritten through ``.data`` since it
+            was last gathered in this backward is not noticed.
         """
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is not None:
-            offset, start = full.storage_offset(), 0
+            offset = full.storage_offset()
+            start = 0
             if not plan.whole:  # a sample is a part of its chunk: where does the chunk begin, and is it all there?
                 start = int(offset) % plan.stride
                 end = int(offset) - start + self.batch_size * plan.stride
@@ -155,7 +156,7 @@ class Rows:
         return self._gather_by_dimension(full, dim, pre, post)
 
     def _chunk(self, full: Tensor, plan: _Plan, begin: Any) -> Tensor:
-        """The selected chunks of the memory behind ``full``, by one two-dimensional index_select, or from the cache."""
+        """Take the selected chunks of the memory behind ``full``, by one index_select or from the cache."""
         version = None if full.is_inference() else full._version
         address = full.data_ptr() - full.element_size() * (full.storage_offset() - begin)
         key = (address, plan.source, full.dtype, full.device)
@@ -176,7 +177,7 @@ class Rows:
         return full.index_select(dim, self._positions(full.device, pre, post))
 
     def _positions(self, device: torch.device, pre: int, post: int) -> Tensor:
-        """Where the selected rows are in a dimension of size ``pre * B * post``."""
+        """Return where the selected rows are in a dimension of size ``pre * B * post``."""
         if pre == post == 1:
             return self.on(device)
         key = device, pre, post
@@ -187,12 +188,12 @@ class Rows:
         return self._folded[key]
 
     def scatter(self, data: Tensor, place: Place, memory_format: torch.memory_format) -> Tensor:
-        """The inverse of :meth:`gather`: the full tensor, zero where nothing was selected.
+        """Undo :meth:`gather`: make the full tensor, zero where nothing was selected.
 
         Args:
-            data: the selected rows.
-            place: of the full tensor.
-            memory_format: of the full tensor.
+            data: The selected rows.
+            place: The place of the samples in the full tensor.
+            memory_format: The memory format of the full tensor.
         """
         full = torch.empty(place.shape, dtype=data.dtype, device=data.device, memory_format=memory_format).zero_()
         return full.index_add_(place.dim, self._positions(data.device, place.pre, place.post), data)

@@ -1,4 +1,4 @@
-"""The entry: losses whose backward starts with the selected rows alone."""
+"""Step 6 without a gate: losses whose backward starts with the selected rows alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class _KeepRows(torch.autograd.Function):
     def forward(
         ctx: Any, losses: Tensor, indices: Tensor, factors: Tensor | None, batchnorm: BatchNormBackward, dense_ops: Any
     ) -> Tensor:
-        ctx.size, ctx.batchnorm, ctx.dense_ops = losses.shape[0], batchnorm, dense_ops
+        ctx.size = losses.shape[0]
+        ctx.batchnorm = batchnorm
+        ctx.dense_ops = dense_ops
         picked = losses[indices]
         ctx.save_for_backward(indices, factors, picked if ctx.needs_input_grad[2] else None)
         return torch.zeros_like(losses).index_add_(0, indices, picked if factors is None else picked * factors)
@@ -48,21 +50,15 @@ def keep_rows(
     batchnorm: BatchNormBackward = "selected",
     dense_ops: Counter[str] | None = None,
 ) -> Tensor:
-    """Per-sample losses, zero but for the selected ones, whose backward computes over the selected rows only.
+    """Set the losses of the other samples to zero, and run their backward over the selected rows only.
 
-    Args:
-        losses: ``(B,)`` with its graph.
-        indices: ``(k,)`` int64 positions of the selected samples on the same device. A position that occurs twice
-            counts twice.
-        factors: ``(k,)`` multiplies the selected losses, or None for 1.
-        batchnorm: see :func:`select_rows`.
-        dense_ops: see :func:`select_rows`.
+    Arguments are those of :func:`select_rows`, with ``factors`` for ``weights``.
 
     Returns:
         ``(B,)``.
 
     Raises:
-        ValueError: shapes do not fit, nothing is selected, or ``batchnorm`` is unknown.
+        ValueError: The shapes do not fit, nothing is selected, or ``batchnorm`` is unknown.
     """
     if losses.dim() != 1:
         raise ValueError(f"expected per-sample losses of shape (B,), got {tuple(losses.shape)}.")
@@ -88,7 +84,7 @@ def select_rows(
     batchnorm: BatchNormBackward = "selected",
     dense_ops: Counter[str] | None = None,
 ) -> Tensor:
-    """``sum_i weights[i] * losses[indices[i]]``, whose backward costs what the selected rows cost.
+    """Compute ``sum_i weights[i] * losses[indices[i]]``, whose backward costs what the selected rows cost.
 
     The forward that made ``losses`` ran on the whole batch; ``.backward()`` computes over k of its B rows: the
     ordinary engine runs, and every derivative formula finds a gradient that holds the selected rows alone. Parameter
@@ -103,20 +99,20 @@ def select_rows(
         indices: ``(k,)`` int64 positions of the selected samples, on the losses' device, in any order. A position that
             occurs twice counts twice; one outside the batch is torch's error.
         weights: ``(k,)``, or None for 1. They may require gradients.
-        batchnorm: the backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
+        batchnorm: The backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
             from the gradient (its mean, and its part along the normalised input) is taken over the k rows, and the
             other rows get none: an approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. Along a
             CIFAR-10 training of ResNet-9 with B = 256 the cosine of all gradients to the exact ones was above 0.98,
             0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1, and the accuracy after 16 epochs at 0.4 within half a point of
             exact masking; with few values a channel it is further off. ``"exact"``: over all rows there,
             and in every layer before it, at about the cost of a full backward. The forward is the full batch's in both.
-        dense_ops: filled, during backward, with the names of ops that ran over all rows and how often.
+        dense_ops: A counter that the backward fills with the names of ops that ran over all rows, and how often.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: as :func:`keep_rows`.
+        ValueError: The arguments are not what :func:`keep_rows` expects.
 
     Example:
         >>> layer = torch.nn.Linear(3, 1)

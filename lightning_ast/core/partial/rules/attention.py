@@ -21,13 +21,16 @@ _MASKS = ("attn_bias", "attn_mask")
     "_scaled_dot_product_fused_attention_overrideable_backward",
 )  # fmt: skip
 def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, names = args[0], _argument_names(func)
+    gradient = args[0]
+    names = [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
     call = {**dict(zip(names, args, strict=False)), **kwargs}
     if not holds_rows(gradient) or gradient.place.dim > 1:
         return NotImplemented
     if call.get("dropout_p"):  # the mask is drawn anew, from the row's position in the batch
         return NotImplemented
-    at, size, mask_has_rows = gradient.place.dim, gradient.place.size, False  # heads may come first
+    at = gradient.place.dim  # heads may come first
+    size = gradient.place.size
+    mask_has_rows = False
     for name in (*_SAVED, *_MASKS):
         saved = call.get(name)
         if not isinstance(saved, Tensor) or saved.numel() == 0:
@@ -42,7 +45,3 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     outs = func(*positional, **call)
     rows = 3 + mask_has_rows  # gradients of query, key, value and, of a mask with a row for each sample, its own
     return tuple(gradient.moved(o, at) if isinstance(o, Tensor) and i < rows else o for i, o in enumerate(outs))
-
-
-def _argument_names(func: Any) -> list[str]:
-    return [argument.name for argument in func._schema.arguments if not argument.kwarg_only]

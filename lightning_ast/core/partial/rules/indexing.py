@@ -15,12 +15,11 @@ from lightning_ast.core.partial.rows import place_of
 __all__ = []
 
 
-@rule("select_backward")
+@rule("select_backward", on_rows=True)
 def _select_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, sizes, dim, index = args
-    if gradient.place is None:
-        return NotImplemented
-    sizes, dim = list(sizes), dim % len(sizes)
+    sizes = list(sizes)
+    dim %= len(sizes)
     at = gradient.place.dim + (dim <= gradient.place.dim)
     if dim == at or sizes[at] != gradient.place.size:
         return NotImplemented
@@ -28,13 +27,12 @@ def _select_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return gradient.moved(func(gradient.data_rows, sizes, dim, index), at)
 
 
-@rule("slice_backward")
+@rule("slice_backward", on_rows=True)
 def _slice_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, sizes, dim, start, end, step = args
     place = gradient.place
-    if place is None:
-        return NotImplemented
-    sizes, dim = list(sizes), dim % len(sizes)
+    sizes = list(sizes)
+    dim %= len(sizes)
     if dim != place.dim:
         sizes[place.dim] = gradient.data_rows.shape[place.dim]
         return gradient.like(func(gradient.data_rows, sizes, dim, start, end, step))
@@ -42,7 +40,8 @@ def _slice_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     first, _, _ = slice(start, end, step).indices(sizes[dim])
     if step != 1 or sizes[dim] % group or first % group:
         return NotImplemented
-    kept, full = gradient.rows.count * place.post, tuple(sizes)  # one of several views, concatenated along the batch
+    kept = gradient.rows.count * place.post  # one of several views, concatenated along the batch
+    full = tuple(sizes)
     sizes[dim] = sizes[dim] // group * kept
     first = first // group * kept
     data = func(gradient.data_rows, sizes, dim, first, first + gradient.data_rows.shape[dim], 1)
@@ -62,7 +61,7 @@ def _is_zeros(tensor: Any) -> bool:
 
 @rule("scatter.src", "scatter_add")
 def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The backward of gather, max, min, sort and the like, where they run inside a sample."""
+    """Run the backward of gather, max, min, sort and the like, where they run inside a sample."""
     zeros, dim, index, source = args
     if not _is_zeros(zeros) or type(source) is not RowGradient or source.place is None:
         return NotImplemented
@@ -77,11 +76,12 @@ def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @rule("index_put")
 def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The backward of ``x[:, index]`` and of ``x[arange(B), index]``."""
+    """Run the backward of ``x[:, index]`` and of ``x[arange(B), index]``."""
     zeros, indices, source, accumulate = (*args, kwargs.get("accumulate", False))[:4]
     if type(zeros) is not GradientMemory or type(source) is not RowGradient or source.place is None:
         return NotImplemented
-    place, used = source.place, [i for i, index in enumerate(indices) if index is not None]
+    place = source.place
+    used = [i for i, index in enumerate(indices) if index is not None]
     adjacent = used == list(range(used[0], used[-1] + 1))
     whole = all(index is None or index.dtype in (torch.int64, torch.int32) for index in indices)
     if place.dim != 0 or zeros.shape[0] != place.size or not adjacent or not whole:
@@ -96,7 +96,7 @@ def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None:
-    """``[arange(k), index[rows], ...]`` for ``[arange(B), index, ...]``; reads the first index from the device."""
+    """Make ``[arange(k), index[rows], ...]`` of ``[arange(B), index, ...]``; wait for the device to read the first."""
     rows = source.rows
     assert source.place is not None
     if source.place.post != 1 or source.place.pre != 1:
@@ -110,23 +110,24 @@ def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None
     return [torch.arange(rows.count, device=device), *selected[1:]]
 
 
-@rule("embedding_dense_backward")
+@rule("embedding_dense_backward", on_rows=True)
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, index, *rest = args
     by_frequency = rest[2]  # of the indices in the whole batch
-    if gradient.place is None or gradient.place.dim >= index.dim() or by_frequency:
+    if gradient.place.dim >= index.dim() or by_frequency:
         return NotImplemented
     return func(gradient.packed(), gradient.rows_of(index, gradient.place.dim), *rest)
 
 
-@rule("diagonal_backward", "unfold_backward")
+@rule("diagonal_backward", "unfold_backward", on_rows=True)
 def _strided_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The backward of Tensor.diagonal and Tensor.unfold, the samples lying before the dimensions they use."""
-    gradient, sizes = args[0], list(args[1])
+    """Run the backward of Tensor.diagonal and Tensor.unfold, where the samples lie before the dimensions they use."""
+    gradient = args[0]
+    sizes = list(args[1])
     place = gradient.place
     diagonal = func._schema.name == "aten::diagonal_backward"
     dims = [d % len(sizes) for d in (args[3:5] if diagonal else args[2:3])]
-    if place is None or place.dim >= min(dims) or sizes[place.dim] != place.size:
+    if place.dim >= min(dims) or sizes[place.dim] != place.size:
         return NotImplemented
     sizes[place.dim] = gradient.data_rows.shape[place.dim]
     return gradient.moved(func(gradient.data_rows, sizes, *args[2:], **kwargs), place.dim)

@@ -11,20 +11,17 @@ from lightning_ast.core.partial.rules.pointwise import run_pointwise
 __all__ = []
 
 _REDUCTION_AT = {
-    overload("mse_loss_backward"): 3,
-    overload("smooth_l1_loss_backward"): 3,
-    overload("huber_loss_backward"): 3,
-    overload("soft_margin_loss_backward"): 3,
-    overload("binary_cross_entropy_backward"): 4,
+    "mse_loss_backward": 3,
+    "smooth_l1_loss_backward": 3,
+    "huber_loss_backward": 3,
+    "soft_margin_loss_backward": 3,
+    "binary_cross_entropy_backward": 4,
 }
 
 
-@rule(
-    "mse_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward", "soft_margin_loss_backward",
-    "binary_cross_entropy_backward",
-)  # fmt: skip
+@rule(*_REDUCTION_AT)
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    at = _REDUCTION_AT[func]
+    at = _REDUCTION_AT[func._schema.name.removeprefix("aten::")]
     return run_pointwise(func, args, kwargs) if len(args) > at and args[at] == 0 else NotImplemented
 
 

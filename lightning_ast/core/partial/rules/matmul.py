@@ -25,10 +25,11 @@ def _matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     if other.is_conj():  # below the level of this dispatch nobody looks at the lazy bit
         other = torch.conj_physical(other.conj())
-    kept = free = place.from_end == (-2 if first else -1)
+    kept = place.from_end == (-2 if first else -1)
     if place.from_end == -3:  # one product for each row
-        other, kept = gradient.rows_of(other, 0), True
-    elif not free:  # summed over the rows
+        other = gradient.rows_of(other, 0)
+        kept = True
+    elif not kept:  # summed over the rows
         other = gradient.rows_of(other, other.dim() - 2 if first else other.dim() - 1)
     product = torch.mm if left.dim() == 2 else torch.bmm
     out = product(gradient.data_rows, other) if first else product(other, gradient.data_rows)
@@ -37,7 +38,7 @@ def _matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @rule("mv", "dot")
 def _matvec(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A matrix times a vector of rows: summed over them."""
+    """Multiply a matrix by a vector of rows: the product is summed over them."""
     other, gradient = args
     if type(other) is RowGradient or gradient.place is None:
         return NotImplemented

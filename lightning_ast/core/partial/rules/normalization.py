@@ -26,26 +26,17 @@ _FEWEST = 16
 """Values of a channel among the selected rows that its two means are taken from, at least."""
 
 
-@rule("native_layer_norm_backward")
+@rule("native_layer_norm_backward", "_fused_rms_norm_backward", on_rows=True)
 def _layer_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    gradient, value, shape, mean, rstd, *rest = args
-    if not holds_rows(gradient) or gradient.place.from_end >= -len(shape):
+    gradient, value, shape, *rest = args
+    if gradient.place.from_end >= -len(shape):
         return NotImplemented
     at = gradient.place.dim
-    saved = gradient.rows_of(value, at), shape, gradient.rows_of(mean, at), gradient.rows_of(rstd, at)
-    out, weight, bias = func(gradient.packed(), *saved, *rest, **kwargs)
-    return None if out is None else gradient.like(out), weight, bias
-
-
-@rule("_fused_rms_norm_backward")
-def _rms_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    gradient, value, shape, rstd, *rest = args
-    if not holds_rows(gradient) or gradient.place.from_end >= -len(shape):
-        return NotImplemented
-    at = gradient.place.dim
-    saved = gradient.rows_of(value, at), shape, gradient.rows_of(rstd, at)
-    out, weight = func(gradient.packed(), *saved, *rest, **kwargs)
-    return None if out is None else gradient.like(out), weight
+    count = 2 if func._schema.name == "aten::native_layer_norm_backward" else 1  # the mean and rstd, or rstd alone
+    statistics = [gradient.rows_of(saved, at) for saved in rest[:count]]
+    saved = gradient.rows_of(value, at), shape, *statistics, *rest[count:]
+    out, *parameters = func(gradient.packed(), *saved, **kwargs)
+    return (None if out is None else gradient.like(out), *parameters)
 
 
 @rule("native_group_norm_backward")
@@ -77,14 +68,9 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 
 @rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
 def _cudnn_batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    value, gradient, weight, _, _, mean, invstd, eps = args[:8]
-    if not holds_rows(gradient):
-        return NotImplemented
-    if gradient.place.dim == 1 and gradient.shape[0] == 1:
-        return _instance_norm(gradient, value, (*args[2:7], True, eps, [True, True, True]))
-    if gradient.place.dim != 0:
-        return NotImplemented
-    return _selected(gradient, value, weight, mean, invstd, eps, [True, True, True])
+    value, gradient, *statistics, eps = args[:8]
+    native = (gradient, value, *statistics, True, eps, [True, True, True])
+    return _batch_norm(aten.native_batch_norm_backward.default, native, {})
 
 
 @rule("batch_norm_backward")
@@ -95,12 +81,13 @@ def _batch_norm_with_update(func: Any, args: Args, kwargs: dict[str, Any]) -> An
 def _selected(
     gradient: RowGradient, value: Tensor, weight: Any, mean: Tensor, invstd: Tensor, eps: float, mask: list[bool]
 ) -> Any:
-    """BatchNorm's backward over the selected rows, centred and scaled by their own statistics.
+    """Run BatchNorm's backward over the selected rows, centred and scaled by their own statistics.
 
     The derivative of the normalised value is the full batch's ``invstd``: it enters through the weight. The weight's
     own gradient is exact: ``sum(g * (x - mean) * invstd)`` over the rows that have a gradient.
     """
-    rows, saved = gradient.packed(), gradient.rows_of(value, 0)
+    rows = gradient.packed()
+    saved = gradient.rows_of(value, 0)
     if gradient.rows.batchnorm == "exact" or rows.numel() < _FEWEST * rows.shape[1]:
         return NotImplemented
     unused = torch.zeros_like(mean), torch.ones_like(mean)  # running statistics: their type is that of the result
@@ -119,7 +106,7 @@ def _selected(
 
 
 def _instance_norm(gradient: RowGradient, value: Tensor, rest: Args) -> Args:
-    """InstanceNorm is BatchNorm over ``(1, B * C, ...)``: every channel of every sample has its own statistics."""
+    """Run InstanceNorm's backward: BatchNorm's over ``(1, B * C, ...)``, where each sample's channels stand alone."""
     weight_and_statistics = (t if t is None or t.numel() == 0 else gradient.rows_of(t, 0) for t in rest[:5])
     saved = gradient.rows_of(value, 1), *weight_and_statistics, *rest[5:]
     outs = aten.native_batch_norm_backward(gradient.packed(), *saved)

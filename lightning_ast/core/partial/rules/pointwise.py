@@ -18,9 +18,10 @@ _DIRECT = {aten.mul.Tensor: torch.mul, aten.add.Tensor: torch.add, aten.div.Tens
 
 
 def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
-    """The arguments with the rows of each; None where they do not line up along the samples."""
-    place, operands = first.place, []
+    """Take the rows of each argument; return None where the arguments do not line up along the samples."""
+    place = first.place
     assert place is not None
+    operands = []
     for a in args:
         if type(a) is RowGradient:
             if a is not first and not first.lies_as(a):
@@ -38,6 +39,12 @@ def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
     return operands
 
 
+@rule(
+    "neg", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
+    "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
+    "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
+    "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
+)  # fmt: skip
 def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
     first = next(a for a in args if type(a) is RowGradient)
@@ -49,26 +56,10 @@ def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return first.like(_DIRECT.get(func, func)(*operands, **kwargs))
 
 
-@rule(
-    "neg", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
-    "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
-    "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
-    "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
-)  # fmt: skip
-def _linear_in_the_gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return run_pointwise(func, args, kwargs)
-
-
-@rule("mul.Tensor")
-def _multiply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if type(args[0]) is RowGradient and type(args[1]) is RowGradient:  # no derivative formula does this
-        return NotImplemented
-    return run_pointwise(func, args, kwargs)
-
-
-@rule("div.Tensor")
-def _divide(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if type(args[1]) is RowGradient:  # 0 / 0 in the rows that are not held
+@rule("mul.Tensor", "div.Tensor")
+def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    both = type(args[0]) is RowGradient and type(args[1]) is RowGradient  # no derivative formula does this
+    if both or (type(args[1]) is RowGradient and func is aten.div.Tensor):  # 0 / 0 in the rows that are not held
         return NotImplemented
     return run_pointwise(func, args, kwargs)
 
@@ -116,7 +107,7 @@ def _where(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _is_zero(value: Any) -> bool:
-    """Known to be 0 without asking a device."""
+    """Tell whether a value is known to be 0 without asking a device."""
     if not isinstance(value, Tensor):
         return bool(value == 0)
     if value.dim() == 0 and value.device.type == "cpu":
@@ -125,10 +116,10 @@ def _is_zero(value: Any) -> bool:
     return value.dim() == 0 and node is not None and node.name().startswith("Clamp")
 
 
-@rule("detach", "alias", "_to_copy", "clone")
+@rule("detach", "alias", "_to_copy", "clone", on_rows=True)
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    if gradient.place is None or in_accumulate_grad(gradient.rows):
+    if in_accumulate_grad(gradient.rows):
         return NotImplemented  # a leaf's .grad is an ordinary tensor
     needed: dict[Any, int] = {torch.channels_last: 4, torch.channels_last_3d: 5}
     dimensions = needed.get(kwargs.get("memory_format"))
@@ -137,15 +128,15 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return gradient.like(func(gradient.data_rows, **kwargs))
 
 
-@rule("_conj")
+@rule("_conj", on_rows=True)
 def _conjugate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Carried out: below the level of this dispatch nobody looks at the lazy bit."""
-    return NotImplemented if args[0].place is None else args[0].like(torch.conj_physical(args[0].data_rows))
+    """Carry the conjugation out: below the level of this dispatch nobody looks at the lazy bit."""
+    return args[0].like(torch.conj_physical(args[0].data_rows))
 
 
-@rule("zero_")
+@rule("zero_", on_rows=True)
 def _zero(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args[0].place is None or not args[0].shares_memory():
+    if not args[0].shares_memory():
         return NotImplemented
     args[0].data_rows.zero_()
     return args[0]
@@ -161,15 +152,15 @@ def _copy_rows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return target
 
 
-@rule("isnan", "isinf")
+@rule("isnan", "isinf", on_rows=True)
 def _not_finite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What anomaly detection asks; zero is neither."""
-    return NotImplemented if args[0].place is None else args[0].like(func(args[0].data_rows))
+    """Answer anomaly detection; the zeros of the other rows are neither."""
+    return args[0].like(func(args[0].data_rows))
 
 
-@rule("_is_any_true")
+@rule("_is_any_true", on_rows=True)
 def _any(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return NotImplemented if args[0].place is None else func(args[0].data_rows)
+    return func(args[0].data_rows)
 
 
 @rule("_prelu_kernel_backward")
@@ -185,10 +176,10 @@ def _is_same_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return args[0].shape == args[1].shape
 
 
-@rule("zeros_like")
+@rule("zeros_like", on_rows=True)
 def _zeros_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What sign, floor and the like pass on; a custom backward that will write into it gets an ordinary tensor."""
-    if args[0].place is None or not in_formula():
+    """Make what sign, floor and the like pass on; a custom backward that will write into it gets an ordinary tensor."""
+    if not in_formula():
         return NotImplemented
     return args[0].like(func(args[0].data_rows, **{k: v for k, v in kwargs.items() if k != "memory_format"}))
 

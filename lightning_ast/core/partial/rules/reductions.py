@@ -12,16 +12,16 @@ from lightning_ast.core.partial.registry import rule
 __all__ = []
 
 
-@rule("sum", "sum.dim_IntList", "mean", "mean.dim")
+@rule("sum", "sum.dim_IntList", "mean", "mean.dim", on_rows=True)
 def _reduce(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    place, ndim = gradient.place, gradient.dim()
-    if place is None:
-        return NotImplemented
+    place = gradient.place
+    ndim = gradient.dim()
     dims = args[1] if len(args) > 1 and args[1] is not None else ()
     dims = [d % ndim for d in ([dims] if isinstance(dims, int) else dims)] or list(range(ndim))
     keep = args[2] if len(args) > 2 else kwargs.pop("keepdim", False)
-    rows, mean = gradient.data_rows, func._schema.name == "aten::mean"
+    rows = gradient.data_rows
+    mean = func._schema.name == "aten::mean"
     if place.dim in dims:  # the other rows are zero: they add nothing
         total = rows.sum(dims, keepdim=keep, **kwargs)
         return total / math.prod(place.shape[d] for d in dims) if mean else total
@@ -29,19 +29,11 @@ def _reduce(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return gradient.moved(out, place.dim if keep else place.dim - sum(d < place.dim for d in dims))
 
 
-@rule("_softmax_backward_data", "_log_softmax_backward_data")
-def _softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, output, dim, dtype = args
-    place = getattr(gradient, "place", None)
-    if place is None or dim % gradient.dim() == place.dim:
+@rule("_softmax_backward_data", "_log_softmax_backward_data", "glu_backward", on_rows=True)
+def _along_a_dimension(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run what works along one dimension, as long as that is not the samples'."""
+    gradient, saved, dim, *rest = args
+    at = gradient.place.dim
+    if dim % gradient.dim() == at:
         return NotImplemented
-    return gradient.like(func(gradient.data_rows, gradient.rows_of(output, place.dim), dim, dtype))
-
-
-@rule("glu_backward")
-def _glu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, value, dim = args
-    place = gradient.place
-    if place is None or dim % gradient.dim() == place.dim:
-        return NotImplemented
-    return gradient.like(func(gradient.data_rows, gradient.rows_of(value, place.dim), dim))
+    return gradient.like(func(gradient.data_rows, gradient.rows_of(saved, at), dim, *rest))

@@ -30,7 +30,7 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     "replication_pad3d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward",
 )  # fmt: skip
 def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Saved tensors with a row for each of the gradient's are gathered; without a batch dimension it is not for us."""
+    """Run it on the gathered rows of what was saved; without a batch dimension it runs densely."""
     gradient = args[0]
     if not holds_rows(gradient, 0) or args[1].dim() != gradient.dim() or args[1].shape[0] != gradient.shape[0]:
         return NotImplemented

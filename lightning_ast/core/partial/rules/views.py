@@ -20,8 +20,9 @@ __all__ = []
 
 @lru_cache(maxsize=8192)
 def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Place, tuple[int, ...]] | None:
-    """The place of ``place.shape`` viewed as ``shape``, and the view's shape with -1 in the place of the rows."""
-    old, new = place.shape, list(shape)
+    """Find the place of ``place.shape`` viewed as ``shape``, and the view's shape with -1 in the place of the rows."""
+    old = place.shape
+    new = list(shape)
     if math.prod(old) == 0:
         return None
     if -1 in new:
@@ -29,20 +30,20 @@ def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Pl
     outside = math.prod(old[: place.dim]) * place.pre
     inside = math.prod(old[place.dim + 1 :]) * place.post
     for dim, size in enumerate(new):
-        before, after = math.prod(new[:dim]), math.prod(new[dim + 1 :])
+        before = math.prod(new[:dim])
+        after = math.prod(new[dim + 1 :])
         if outside % before or inside % after:
             continue
-        pre, post = outside // before, inside // after
+        pre = outside // before
+        post = inside // after
         if size == pre * batch_size * post:
             return place_of(tuple(new), dim, pre, post), (*new[:dim], -1, *new[dim + 1 :])
     return None  # a sample's rows would not stay together
 
 
-@rule("view", "_unsafe_view", "_reshape_alias")
+@rule("view", "_unsafe_view", "_reshape_alias", on_rows=True)
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    if gradient.place is None:
-        return NotImplemented
     plan = _reshaped(gradient.place, tuple(args[1]), gradient.rows.batch_size)
     if plan is None:
         return NotImplemented
@@ -57,42 +58,35 @@ def _permuted(place: Place, order: tuple[int, ...]) -> Place:
 
 @lru_cache(maxsize=8192)
 def _swapped(place: Place, a: int, b: int) -> Place:
-    order = list(range(len(place.shape)))
-    order[a], order[b] = order[b], order[a]
-    return _permuted(place, tuple(order))
+    dims = range(len(place.shape))
+    partner = {dims[a]: dims[b], dims[b]: dims[a]}
+    return _permuted(place, tuple(partner.get(dim, dim) for dim in dims))
 
 
-@rule("t")
+@rule("t", on_rows=True)
 def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    if gradient.place is None:
-        return NotImplemented
     place = gradient.place if gradient.dim() < 2 else _swapped(gradient.place, 0, 1)
     return wrap(gradient.data_rows.t(), gradient.rows, place)
 
 
-@rule("transpose.int")
+@rule("transpose.int", on_rows=True)
 def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, a, b = args
-    if gradient.place is None:
-        return NotImplemented
     return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
 
 
-@rule("permute")
+@rule("permute", on_rows=True)
 def _permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, order = args
-    if gradient.place is None:
-        return NotImplemented
     order = tuple(d % gradient.dim() for d in order)
     return wrap(gradient.data_rows.permute(order), gradient.rows, _permuted(gradient.place, order))
 
 
-@rule("expand")
+@rule("expand", on_rows=True)
 def _expand(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, shape = args[0], list(args[1])
-    if gradient.place is None:
-        return NotImplemented
+    gradient = args[0]
+    shape = list(args[1])
     dim = len(shape) + gradient.place.from_end
     if shape[dim] not in (-1, gradient.place.size):
         return NotImplemented
@@ -100,70 +94,59 @@ def _expand(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return gradient.like(gradient.data_rows.expand(shape))
 
 
-@rule("unsqueeze")
+@rule("unsqueeze", on_rows=True)
 def _unsqueeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, dim = args
-    if gradient.place is None:
-        return NotImplemented
     dim %= gradient.dim() + 1
     at = gradient.place.dim
     return gradient.moved(gradient.data_rows.unsqueeze(dim), at + (dim <= at))
 
 
-@rule("squeeze", "squeeze.dim", "squeeze.dims")
+@rule("squeeze", "squeeze.dim", "squeeze.dims", on_rows=True)
 def _squeeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, ndim = args[0], args[0].dim()
-    if gradient.place is None:
-        return NotImplemented
-    given = args[1] if len(args) > 1 else range(ndim)
+    gradient = args[0]
+    given = args[1] if len(args) > 1 else range(gradient.dim())
     gone, at = _squeezed(gradient.place, (given,) if isinstance(given, int) else tuple(given))
     return gradient.moved(gradient.data_rows.squeeze(gone), at)
 
 
 @lru_cache(maxsize=8192)
 def _squeezed(place: Place, dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Dimensions that go, and where the samples lie afterwards."""
-    ndim, at = len(place.shape), place.dim
+    """List the dimensions that go, and tell where the samples lie afterwards."""
+    ndim = len(place.shape)
+    at = place.dim
     gone = sorted({d for d in (d % ndim for d in dims) if place.shape[d] == 1 and d != at})
     return tuple(gone), at - sum(d < at for d in gone)
 
 
-@rule("select.int")
+@rule("select.int", on_rows=True)
 def _select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, dim, index = args
-    if gradient.place is None:
-        return NotImplemented
-    dim, at = dim % gradient.dim(), gradient.place.dim
+    dim %= gradient.dim()
+    at = gradient.place.dim
     if dim == at:
         return NotImplemented
     return gradient.moved(gradient.data_rows.select(dim, index), at - (dim < at))
 
 
-def _span(gradient: RowGradient, start: int, end: int) -> tuple[int, int] | None:
-    """Groups ``[first, last)`` of whole batches that positions ``[start, end)`` of the sample dimension are."""
-    assert gradient.place is not None
-    group = gradient.rows.batch_size * gradient.place.post
-    return None if start % group or end % group or start >= end else (start // group, end // group)
-
-
 def _groups(gradient: RowGradient, start: int, end: int) -> RowGradient | None:
-    """A slice of the sample dimension, if it takes whole batches: one of two views that were concatenated."""
-    groups, place = _span(gradient, start, end), gradient.place
-    if groups is None or place is None:
+    """Slice the sample dimension, if that takes whole batches: one of two views that were concatenated."""
+    place = gradient.place
+    assert place is not None
+    group = gradient.rows.batch_size * place.post
+    if start % group or end % group or start >= end:
         return None
-    first, last = groups
-    group = gradient.rows.count * place.post
-    data = gradient.data_rows.narrow(place.dim, first * group, (last - first) * group)
+    pre = (end - start) // group
+    kept = gradient.rows.count * place.post
+    data = gradient.data_rows.narrow(place.dim, start // group * kept, pre * kept)
     shape = (*place.shape[: place.dim], end - start, *place.shape[place.dim + 1 :])
-    return wrap(data, gradient.rows, place_of(shape, place.dim, last - first, place.post))
+    return wrap(data, gradient.rows, place_of(shape, place.dim, pre, place.post))
 
 
-@rule("slice.Tensor")
+@rule("slice.Tensor", on_rows=True)
 def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     defaults: list[Any] = [0, None, None, 1]
     gradient, dim, start, end, step = [*args, *defaults[len(args) - 1 :]]
-    if gradient.place is None:
-        return NotImplemented
     if dim % gradient.dim() != gradient.place.dim:
         return gradient.like(func(gradient.data_rows, dim, start, end, step))
     start, end, step = slice(start, end, step).indices(gradient.place.size)
@@ -173,11 +156,9 @@ def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return NotImplemented if groups is None else groups
 
 
-@rule("split.Tensor", "split_with_sizes", "unsafe_split.Tensor", "unsafe_split_with_sizes")
+@rule("split.Tensor", "split_with_sizes", "unsafe_split.Tensor", "unsafe_split_with_sizes", on_rows=True)
 def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, sizes = args[:2]
-    if gradient.place is None:
-        return NotImplemented
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % gradient.dim()
     if dim != gradient.place.dim:
         return [gradient.like(part) for part in func(gradient.data_rows, *args[1:], **kwargs)]
@@ -189,11 +170,11 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return NotImplemented if any(part is None for part in parts) else parts
 
 
-@rule("unbind.int")
+@rule("unbind.int", on_rows=True)
 def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % gradient.dim()
-    if gradient.place is None or dim == gradient.place.dim:
+    if dim == gradient.place.dim:
         return NotImplemented
     at = gradient.place.dim - (dim < gradient.place.dim)
     return [gradient.moved(part, at) for part in gradient.data_rows.unbind(dim)]
@@ -204,7 +185,8 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parts = args[0]
     if not all(map(holds_rows, parts)):
         return NotImplemented
-    first, place = parts[0], parts[0].place
+    first = parts[0]
+    place = first.place
     stacked = func._schema.name == "aten::stack"
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % (first.dim() + stacked)
     if not all(first.lies_as(part) and part.dim() == first.dim() for part in parts):
@@ -216,40 +198,38 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return wrap(data, first.rows, place_of(shape, dim, place.pre * len(parts), place.post))
 
 
-@rule("constant_pad_nd")
+@rule("constant_pad_nd", on_rows=True)
 def _pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient, pad = args[:2]
-    if gradient.place is None:
-        return NotImplemented
     at = 2 * (-1 - gradient.place.from_end)  # pairs run from the last dimension backwards
     if any(pad[at : at + 2]) or (args[2] if len(args) > 2 else 0) != 0:
         return NotImplemented
     return gradient.like(func(gradient.data_rows, pad, 0))
 
 
-@rule("roll", "flip", "cumsum")
+@rule("roll", "flip", "cumsum", on_rows=True)
 def _along(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
     dims = args[2] if func._schema.name == "aten::roll" and len(args) > 2 else args[1]
     dims = dims if isinstance(dims, (list, tuple)) else [dims]
     whole = func._schema.name == "aten::roll" and len(args) < 3
-    if gradient.place is None or whole or gradient.place.dim in [d % gradient.dim() for d in dims]:
+    if whole or gradient.place.dim in [d % gradient.dim() for d in dims]:
         return NotImplemented
     return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
 
 
-@rule("tril", "triu")
+@rule("tril", "triu", on_rows=True)
 def _triangle(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
-    if gradient.place is None or gradient.place.from_end >= -2:
+    if gradient.place.from_end >= -2:
         return NotImplemented
     return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im", on_rows=True)
 def _within_a_sample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     gradient = args[0]
     batched = gradient.dim() == (3 if func._schema.name == "aten::col2im" else 4)
-    if gradient.place is None or gradient.place.dim != 0 or not batched:
+    if gradient.place.dim != 0 or not batched:
         return NotImplemented
     return gradient.moved(func(gradient.data_rows, *args[1:], **kwargs), 0)
