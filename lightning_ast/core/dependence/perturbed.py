@@ -97,7 +97,7 @@ class _Swap:
 
     def _taken(self, other: int) -> list[Tensor]:
         indices = torch.arange(self._size, device=self._device)
-        indices[self._sample] = other
+        indices[self._sample] = other  # the same batch, with another sample a second time in this one's place
         return list(_tensors(self._take(self._batch, indices)))
 
     def _can_repeat(self) -> bool:
@@ -136,9 +136,11 @@ class _Swap:
         leaf = self._leaves[k]
         if leaf.is_nested:
             return self._tweaked_nested(leaf)
+        # A tensor that comes back as the same object was not indexed: it is shared, or another sample's own.
         if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
-            return None  # it is shared, or belongs to another sample
+            return None
         aligned = len(taken) == len(self._leaves)
+        # An entry of a list that holds this sample alone: another sample's stood in its place, or its shape differs.
         entry = aligned and (taken[k].shape != leaf.shape or any(taken[k] is other for other in self._leaves))
         if entry or (not aligned and not (leaf.dim() and leaf.shape[0] == self._size)):
             return _other_values(_copy(leaf))
@@ -196,7 +198,7 @@ def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
     if is_real_valued(part):
         return _moved(part)
-    flipped = part.flip(tuple(range(part.dim())))
+    flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
     if _differ(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
@@ -253,6 +255,7 @@ def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
     edges = fields.get("edge_index")
     on_edges = nodes[edges[0]] if isinstance(edges, Tensor) and edges.dim() == 2 else None
     for name, value in fields.items():
+        # What describes the graphs themselves must stay: with other edges, other samples would change too.
         if not isinstance(value, Tensor) or name in ("batch", "ptr") or "index" in name or not value.dim():
             continue
         rows = next((r for r in (nodes, on_edges) if r is not None and len(r) == len(value)), None)

@@ -50,7 +50,7 @@ class Record:
 
     @property
     def elements(self) -> int:
-        """The number of elements held."""
+        """Return the number of elements held."""
         return 0 if self._pair is None else self._pair[0].numel()
 
     def dependence(self) -> Dependence | None:
@@ -96,7 +96,7 @@ class Records:
         node.metadata.setdefault(self._name, {})[output_nr] = record
         made = self._unused.get(node._sequence_nr(), [])
         if output_nr < len(made):
-            made[output_nr] = None
+            made[output_nr] = None  # from now on it is found by its node
         self._hold(record, key)
 
     def add_unused(self, number: int, records: list[Record | None], keys: list[int | None]) -> None:
@@ -117,6 +117,7 @@ class Records:
             record = made[output_nr]
             if record is not None and shape in (None, record.shape):
                 return record
+        # The results need not be in the order of the node's outputs: the shape decides then.
         fitting = [other for other in made if other is not None and other.shape == shape]
         return fitting[0] if len(fitting) == 1 else None
 

@@ -74,6 +74,7 @@ class SizedView:
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
         if node.name().startswith((*PICKING, *OPAQUE)):
             return False
+        # An edge to nothing is an input without gradient, such as the batch itself.
         children = edges_of(node)
         return children if children and len(children) == len(node.next_functions) else False
 
@@ -145,6 +146,7 @@ class TracedView(SizedView):
             sample=self._trace.sample,
             assignments=self.assignments,
         )
+        # Rows that values picked are a multiple of the batch size by chance alone.
         if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
             return None
         return self._unless_picked(node, output_nr, layout)
@@ -186,7 +188,7 @@ def owns_parameters(node: Node, view: SizedView) -> bool:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
         shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
-        if layer or shape is None or math.prod(shape) > 1:
+        if layer or shape is None or math.prod(shape) > 1:  # a single element is a temperature or a loss weight
             return True
         if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in node.next_functions):
             return True  # the bias of a layer of one output, which stands apart from the product

@@ -69,12 +69,12 @@ class WatchedCall:
 
     @property
     def name(self) -> str:
-        """The name of the loss function."""
+        """Return the name of the loss function."""
         return self.func.__name__
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """All arguments by name, in the order of the function's parameters, defaults included."""
+        """Return all arguments by name, in the order of the function's parameters, defaults included."""
         # Signature.bind does the same in ten times the time
         names = _PARAMETERS[self.func]
         known = {**_DEFAULTS[self.func], **dict(zip(names, self.args, strict=False)), **self.kwargs}
@@ -82,12 +82,12 @@ class WatchedCall:
 
     @property
     def reduction(self) -> str:
-        """The reduction: ``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
+        """Return the reduction: ``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
         return str(self.arguments["reduction"])
 
     @property
     def changed(self) -> bool:
-        """Whether a tensor among the arguments was changed in place after the call."""
+        """Tell whether a tensor among the arguments was changed in place after the call."""
         return self.versions != _versions(self.args, self.kwargs)
 
     def labels(self, batch_size: int) -> Tensor | None:

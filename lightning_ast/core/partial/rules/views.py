@@ -32,7 +32,7 @@ def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Pl
     for dim, size in enumerate(new):
         before = math.prod(new[:dim])
         after = math.prod(new[dim + 1 :])
-        if outside % before or inside % after:
+        if outside % before or inside % after:  # this dimension would cut through a sample or a group
             continue
         pre = outside // before
         post = inside // after
