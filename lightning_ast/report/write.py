@@ -149,8 +149,8 @@ def _plan(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[
     for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
         kinds = (
             ("dashboard", dashboard, bool(run.scalars or run.histograms), _DASHBOARD, _alt_dashboard(row)),
-            ("samples", samples, has_samples(run), _SAMPLES, _alt_samples(run)),
-            ("costs", costs, has_costs(run), _COSTS, _alt_costs(run)),
+            ("samples", samples, has_samples(run), _SAMPLES, _ALT_SAMPLES.format(run.name)),
+            ("costs", costs, has_costs(run), _COSTS, _ALT_COSTS.format(run.name)),
         )
         figures = [
             _Figure(f"{kind}-{stem}.png", partial(function, run), caption, alt)
@@ -186,6 +186,9 @@ _SAMPLES = (
 )
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
 
+_ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often samples were selected."
+_ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
+
 
 def _alt_dashboard(row: Summary) -> str:
     facts = [
@@ -196,17 +199,8 @@ def _alt_dashboard(row: Summary) -> str:
             if share is not None
         ),
     ]
-    return f"Six panels about {row.name}: accuracy, loss, activation, savings, threshold, significance; " + ", ".join(
-        facts
-    )
-
-
-def _alt_samples(run: Run) -> str:
-    return f"Two panels about {run.name}: significance by epoch, and how often samples were selected."
-
-
-def _alt_costs(run: Run) -> str:
-    return f"What {run.name} cost: seconds of each epoch, by what they went into, and joules, where measured."
+    panels = "accuracy, loss, activation, savings, threshold, significance"
+    return f"Six panels about {row.name}: {panels}; {', '.join(facts)}"
 
 
 def _alt_comparison(rows: Sequence[Summary]) -> str:
