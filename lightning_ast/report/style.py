@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from lightning_ast.report.curves import thin
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
 from lightning_ast.report.series import Floats, Ints, Stage
-from lightning_ast.report.texts import percent, readable
+from lightning_ast.words import percent, readable
 
 __all__ = [
     "COLOURS",
@@ -34,7 +33,6 @@ __all__ = [
     "joule_unit",
     "label",
     "legend",
-    "legend_above",
     "missing",
     "new_figure",
     "note",
@@ -42,6 +40,7 @@ __all__ = [
     "png",
     "second_unit",
     "stage_bands",
+    "thin",
 ]
 
 COLOURS = {
@@ -159,6 +158,24 @@ def curve(axes: Axes, x: Floats | Ints, y: Floats, **look: Any) -> None:
     axes.plot(x, y, **look)
 
 
+def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
+    """At most ``limit`` of the points ``(n,)``: the lowest and the highest of each stretch, so that no spike is lost.
+
+    Args:
+        x: increasing.
+        y: NaN and infinity are left out.
+        limit: at least 2.
+    """
+    finite = np.isfinite(y)
+    x = x[finite].astype(np.float64)
+    y = y[finite]
+    if len(y) <= limit:
+        return x, y
+    stretches = np.array_split(np.arange(len(y)), limit // 2)
+    kept = sorted({int(i) for part in stretches for i in (part[y[part].argmin()], part[y[part].argmax()])})
+    return x[kept], y[kept]
+
+
 def label(text: str, *, width: int = 44) -> str:
     """A run's name as it can be drawn: no formulas, no leading underscore (which legends leave out), not too long.
 
@@ -188,24 +205,9 @@ def missing(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=SMALL, transform=axes.transAxes)
 
 
-def legend(axes: Axes) -> None:
-    """The legend, in a free corner."""
-    axes.legend(loc="best", handlelength=2.4, borderpad=0.3, labelspacing=0.3)
-
-
-def legend_above(axes: Axes) -> None:
-    """The legend in two columns, in room made for it above the curves."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.35 * (high - low))
-    axes.legend(
-        loc="upper left",
-        ncols=2,
-        handlelength=2.1,
-        columnspacing=0.7,
-        borderpad=0.2,
-        labelspacing=0.3,
-        handletextpad=0.5,
-    )
+def legend(axes: Axes, **look: Any) -> None:
+    """The legend, in a free corner where ``look`` does not place it."""
+    axes.legend(**{"loc": "best", "handlelength": 2.4, "borderpad": 0.3, "labelspacing": 0.3, **look})
 
 
 def percent_axis(axes: Axes) -> None:
