@@ -145,20 +145,20 @@ def run_facts(
     """
     notes = asked.notes()
     factors = accumulation(limits)
-    known = math.isfinite(trainer.num_training_batches)
-    batches = int(trainer.num_training_batches) if known else 0
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None
-    if not known:
+    batches = trainer.num_training_batches
+    if not math.isfinite(batches):
         batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
         notes.append(f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed.")
+    batches = int(batches)
     max_epochs = epoch_limit(limits) or (trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None)
     epochs = run_length(trainer).epochs  # its accumulation is 1
     if max_steps is not None:
         by_steps = max_steps / math.ceil(batches / factors[max(factors)])
         epochs = by_steps if max_epochs is None else min(by_steps, float(max_epochs))
     if epochs is None:
-        epochs = float(ASSUMED_EPOCHS)
         max_epochs = ASSUMED_EPOCHS
+        epochs = float(max_epochs)
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
     samples = batches * batch_size
     drop_last = False
