@@ -43,16 +43,16 @@ class SparseLossMixin:
     _capturing = False
 
     def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """Unreduced losses of a batch.
+        """Return the unreduced losses of a batch.
 
         The default runs ``training_step`` as far as its first torch loss function and gives what that would have
         averaged: the mean is its value (with ``reduction="sum"`` the sum is). What stands before the loss in
-        ``training_step`` takes effect. An override must be called by
-        ``training_step``, which averages its result: ``self.per_sample_loss(batch, batch_idx).mean()``.
+        ``training_step`` takes effect. An override must be called by ``training_step``, which averages its result:
+        ``self.per_sample_loss(batch, batch_idx).mean()``.
 
         Args:
-            batch: as ``training_step`` gets it.
-            batch_idx: Index of the batch in its epoch.
+            batch: The batch as ``training_step`` gets it.
+            batch_idx: The index of the batch in its epoch.
 
         Returns:
             ``(B,)`` with gradient.
@@ -67,29 +67,25 @@ class SparseLossMixin:
             )
         self._capturing = True
         try:
-            return self._captured(batch, batch_idx)
+            with LossCapture(stop=True) as capture, suppress(LossReached):
+                self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
         finally:
             self._capturing = False
-
-    def _captured(self, batch: Any, batch_idx: int) -> Tensor:
-        with LossCapture(stop=True) as capture, suppress(LossReached):
-            self.training_step(batch, batch_idx)  # type: ignore[attr-defined]  # LightningModule's
-        losses: Tensor = capture.record(self.count_samples(batch)).losses
-        return losses
+        return capture.record(self.count_samples(batch)).losses
 
     def significance(
         self, losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None
     ) -> Tensor:
-        """How much each sample matters now. An override takes the place of the callback's ``significance``.
+        """Tell how much each sample matters now. An override takes the place of the callback's ``significance``.
 
-        Without an override the callback's own counts. For use in one: EL2N for class indices, the loss for everything
-        else.
+        Without an override the callback's own counts. For use in an override this returns EL2N for class indices, and
+        the loss for everything else.
 
         Args:
             losses: ``(B,)``, detached.
-            logits: What the loss was given as prediction, or None where it is not known.
+            logits: The prediction that the loss was given, or None where it is not known.
             inputs: The batch's first floating-point tensor ``(B, ...)``, or None.
-            targets: What the loss was given as target, or None.
+            targets: The target that the loss was given, or None.
 
         Returns:
             ``(B,)``, non-negative.
@@ -103,7 +99,7 @@ class SparseLossMixin:
         return select_batch(batch, indices, batch_size=self.count_samples(batch))
 
     def sample_indices(self, batch: Any) -> Tensor | None:
-        """Dataset indices ``(B,)`` of a batch's samples, for ``mode="prune"``; None, the default, is the order drawn.
+        """Return the dataset indices ``(B,)`` of a batch's samples, for ``mode="prune"``; None for the order drawn.
 
         Override it where ``collate_fn`` changes the order within a batch (sorts by length, say), and let the dataset
         return each sample's index.
@@ -111,7 +107,7 @@ class SparseLossMixin:
         return None
 
     def count_samples(self, batch: Any) -> int:
-        """Number of samples B in a batch; see :func:`lightning_ast.core.batch_size_of`."""
+        """Count the samples B in a batch; see :func:`lightning_ast.core.batch_size_of`."""
         return batch_size_of(batch)
 
 

@@ -34,13 +34,13 @@ class PartialBackwardCheck:
     """Partial backward against exact masking on one batch.
 
     Attributes:
-        batch_size: Samples of the batch.
-        selected: Samples whose rows of the gradient were kept.
-        relative_error: L2 norm of the difference of all parameter gradients over that of the exact ones.
-        cosine: Cosine between the two, over all parameters.
-        relative_error_by_parameter: The same for each parameter that requires gradients.
-        dense_ops: Backward ops that ran over all rows, and how often.
-        flops_share: FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
+        batch_size: The number of samples of the batch.
+        selected: The number of samples whose rows of the gradient were kept.
+        relative_error: The L2 norm of the difference of all parameter gradients over that of the exact ones.
+        cosine: The cosine between the two, over all parameters.
+        relative_error_by_parameter: The relative error of each parameter that requires gradients.
+        dense_ops: The backward ops that ran over all rows, and how often.
+        flops_share: The FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
             compiled parts or dense recurrent layers, which torch does not count. ``selected / batch_size`` where every
             op ran on rows.
     """
@@ -54,7 +54,7 @@ class PartialBackwardCheck:
     flops_share: float | None = None
 
     def __str__(self) -> str:
-        """Write a few lines to read: the worst parameters first."""
+        """Write the comparison out in a few lines, the worst parameters first."""
         worst = sorted(self.relative_error_by_parameter.items(), key=lambda item: -item[1])[:5]
         dense = ", ".join(f"{name} (x{calls})" for name, calls in self.dense_ops.items()) or "none"
         share = "not counted" if self.flops_share is None else f"{self.flops_share:.1%}"
@@ -93,7 +93,7 @@ def check_partial_backward(
             optimization and for steps that need a Trainer.
         losses: ``(module, batch) -> (B,)`` per-sample losses in place of ``loss``; their mean is taken.
         batchnorm: ``"exact"`` to check the rules; ``"selected"`` to see how far the approximation is off.
-        seed: Seed of the random 40 % and of dropout.
+        seed: The seed of the random 40 % and of dropout.
 
     Returns:
         The comparison; ``print`` it.
@@ -153,7 +153,7 @@ def _both_ways(
     trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
 
     def gradients(execution: Execution, count: AbstractContextManager[Any]) -> dict[str, Tensor]:
-        kept = Kept(indices.to(_device(module)))
+        kept = Kept(indices.to(next(module.parameters()).device))
         gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=batchnorm, dense_ops=dense_ops)
         gate.settle(kept)
         with _left_as_it_was(module, seed):
@@ -205,10 +205,6 @@ def _loss_of(module: Any) -> Loss:
         return loss
 
     return compute
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _real(parameter: nn.Parameter) -> Tensor:

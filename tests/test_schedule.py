@@ -32,6 +32,29 @@ def drawn_run(draw: random.Random) -> RunLength:
     return RunLength(**limits, batches=draw.randint(1, 9), accumulate=accumulate)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "cooldown", "total", "expected"),
+    [
+        (2, 0, 6, "wwssss"),
+        (1, 2, 6, "wssscc"),
+        (0, 0, 4, "ssss"),
+        (0.5, 0.25, 4, "wwsc"),
+        (0.0, 0, 3, "sss"),
+        (3, 0, None, "wwwss"),
+    ],
+)
+def test_stages_by_epoch(warmup: float, cooldown: float, total: float | None, expected: str) -> None:
+    schedule = Schedule(warmup_epochs=warmup, cooldown_epochs=cooldown)
+    got = [schedule.stage_at(epoch, total) for epoch in range(len(expected))]
+    assert "".join(stage[0] for stage in got) == expected
+
+
+def test_shares_end_within_an_epoch() -> None:
+    schedule = Schedule(warmup_epochs=0.25, cooldown_epochs=0.125)
+    stages = [schedule.stage_at(step / 8, 2) for step in range(16)]
+    assert stages == ["warmup"] * 4 + ["sparse"] * 10 + ["cooldown"] * 2
+
+
 def test_any_schedule_of_any_run() -> None:
     for seed in range(400):
         check_run(random.Random(seed))

@@ -51,7 +51,7 @@ def advise(
         The advice; ``print`` it, or :func:`render` it.
 
     Raises:
-        AdviceError: it cannot be measured here; the message says what to change.
+        AdviceError: Nothing can be measured here; the message tells what to change.
         ConfigurationError: A setting of the Trainer's selection callback or schedule cannot be used.
 
     Example:

@@ -24,7 +24,7 @@ def advise_command(arguments: list[str]) -> None:
     Raises:
         AdviceError: Nothing can be measured.
         ConfigurationError: The budget is not a number of seconds.
-        MissingPackageError: jsonargparse is not installed.
+        MissingPackageError: The package jsonargparse is not installed.
         UsageError: An argument or the configuration is wrong.
     """
     parser = argparse.ArgumentParser("lightning-ast advise", add_help=False, allow_abbrev=False)

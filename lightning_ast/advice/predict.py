@@ -42,8 +42,7 @@ class Prediction:
     Attributes:
         mode: The mode; None is dense training.
         rate: The activation rate in (0, 1].
-        step_seconds: The time of a sparse step, loading included; in ``prune`` of a step on a whole batch, its scoring
-            included.
+        step_seconds: The time of a sparse step, loading and scoring included; in ``prune`` that of a whole batch.
         memory_bytes: The peak memory of a sparse step, or None; measured on CUDA, estimated elsewhere.
         run_seconds: The time of the whole run, warmup, cooldown and validation included.
         validation_seconds: The part of that time that is validation.
@@ -187,8 +186,8 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
         cut = max(0, dense_batches + sparse_batches - most)
         from_dense = min(cut, dense_batches if epochs > sparse else 0)
         kept = 1 - cut / max(1, dense_batches + sparse_batches)
-        dense_batches = dense_batches - from_dense
-        sparse_batches = sparse_batches - (cut - from_dense)
+        dense_batches -= from_dense
+        sparse_batches -= cut - from_dense
     return Lengths(
         epochs,
         dense_batches,

@@ -160,20 +160,16 @@ def run_facts(
         max_epochs = ASSUMED_EPOCHS
         epochs = float(max_epochs)
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
-    samples = batches * batch_size
-    drop_last = False
-    if not loader_faults(combined, processes=1):
-        loader = LoaderFacts.of(combined)
-        samples = loader.offered
-        drop_last = loader.drop_last
-        batch_size = min(loader.batch_size, samples)  # a smaller data set is one batch, which was measured
+    loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
+    samples = batches * batch_size if loader is None else loader.offered
     warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
         epochs=epochs,
         batches_per_epoch=batches,
-        batch_size=batch_size,
+        # a data set that is smaller than a batch makes one batch, which was measured
+        batch_size=batch_size if loader is None else min(loader.batch_size, samples),
         samples_per_epoch=samples,
-        drop_last=drop_last,
+        drop_last=loader is not None and loader.drop_last,
         accumulate=factors,
         max_epochs=max_epochs,
         max_steps=max_steps,

@@ -42,11 +42,11 @@ class EnergyMonitor(Callback):
     of the run so far ``energy/total_seconds`` and ``energy/total_joules``.
 
     Args:
-        meters: of this process's hardware; None takes what the machine has.
+        meters: The meters of this process's hardware; None takes those that the machine has.
 
     Attributes:
-        epochs: what each finished epoch cost.
-        names: of what this process measures.
+        epochs: The costs of each finished epoch.
+        names: The names of what this process measures.
 
     Example:
         >>> EnergyMonitor().joules is None  # nothing was measured yet
@@ -100,26 +100,26 @@ class EnergyMonitor(Callback):
         self._carried = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing but logging lies between two epochs."""
+        """Start a section anew: nothing but logging lies between two epochs."""
         assert self._epoch is not None
         self._epoch.sections.restart()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is loaded."""
+        """End the section of loading."""
         assert self._epoch is not None
         self._epoch.start_batch()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A backward is over."""
+        """End the section of the backward."""
         if self._epoch is not None:
             self._epoch.sections.finish_backward()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is over."""
+        """End the section of the step."""
         assert self._epoch is not None
         self._epoch.sections.finish_batch()
         self._epoch.read_if_due()
@@ -130,7 +130,7 @@ class EnergyMonitor(Callback):
             self._epoch.start_validation()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """A long validation has counters come round as well."""
+        """Read counters that come round, in a long validation too."""
         if self._epoch is not None:
             self._epoch.read_if_due()
 
@@ -181,7 +181,7 @@ class EnergyMonitor(Callback):
     # ------------------------------------------------------------------ state
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy measures nothing yet."""
+        """Return the state of a copy, which measures nothing yet."""
         return {**vars(self), "_epoch": None}
 
     @property

@@ -22,12 +22,12 @@ from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
-from lightning_ast.monitoring.progress import RunProgress, names_accuracy
+from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selection_summary
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.saved_state import MONITOR_STATE
 from lightning_ast.monitoring.tensorboard import Writers
 from lightning_ast.monitoring.terminal import say
-from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format_epoch, format_summary
+from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
 from lightning_ast.selection.faults import not_logged
 from lightning_ast.selection.step_log import BAR_NAMES
 
@@ -64,10 +64,10 @@ class SparseTrainingMonitor(Callback):
     The samples that are shown are loaded once more, in this process, with random states put back.
 
     Args:
-        accuracy: name of the logged validation accuracy, in [0, 1] or (where it is above 1) in percent; None takes the
-            first logged name that has the words ``val`` (``valid``, ``validation``) and ``acc`` (``accuracy``) in it,
-            and leaves the field out where there is none.
-        images: samples shown in each row of the grid; 0 loads none.
+        accuracy: The name of the logged validation accuracy, in [0, 1] or (where it is above 1) in percent; None takes
+            the first logged name that has the words ``val`` (``valid``, ``validation``) and ``acc`` (``accuracy``) in
+            it, and leaves the field out where there is none.
+        images: The samples shown in each row of the grid; 0 loads none.
 
     Example:
         >>> SparseTrainingMonitor(accuracy="val_acc").accuracy
@@ -113,7 +113,8 @@ class SparseTrainingMonitor(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watch the selection; lay out the page."""
         if trainer.current_epoch == 0 and trainer.global_step == 0:
-            self._progress, self._history = RunProgress(), SampleHistory()
+            self._progress = RunProgress()
+            self._history = SampleHistory()
         self._selection = selection = first_callback(trainer, SparseSelectionCallback)
         if selection is not None and trainer.loggers and trainer.is_global_zero:
             drawn = (lambda size: None) if self._drawn is None else self._drawn.take
@@ -143,7 +144,7 @@ class SparseTrainingMonitor(Callback):
             self._progress.stage = "warmup" if self._selection is None else self._selection.stage
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """There is an accuracy to show."""
+        """Remember that there is an accuracy to show."""
         self._progress.validated = self._progress.validated or not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,7 +169,8 @@ class SparseTrainingMonitor(Callback):
         if not trainer.is_global_zero or not self._progress.epochs:
             return
         began = time.perf_counter()
-        selection, step = self._selection, logged_step(trainer.fit_loop)
+        selection = self._selection
+        step = logged_step(trainer.fit_loop)
         if self._writers:
             with self._guard():
                 if self._history.thresholds and self._pictured < step:
@@ -215,7 +217,8 @@ class SparseTrainingMonitor(Callback):
         if self._progress.monitoring_seconds + self._picture_seconds <= _SHARE * self._progress.elapsed:
             began = time.perf_counter()
             self._writers.pictures(self._history, step)
-            self._picture_seconds, self._pictured = time.perf_counter() - began, step
+            self._picture_seconds = time.perf_counter() - began
+            self._pictured = step
 
     def _check_accuracy(self, trainer: pl.Trainer) -> None:
         """Warn of an accuracy that is not logged, behind the first validation."""
@@ -237,7 +240,8 @@ class SparseTrainingMonitor(Callback):
         return value / 100 if value > 1 else value
 
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
-        progress, energy = self._progress, first_callback(trainer, EnergyMonitor)
+        progress = self._progress
+        energy = first_callback(trainer, EnergyMonitor)
         accuracies = progress.accuracies
         best = max(accuracies, key=lambda epoch: accuracies[epoch], default=None)
         costs = [] if energy is None else energy.epochs
@@ -253,7 +257,7 @@ class SparseTrainingMonitor(Callback):
             measured=() if energy is None else energy.names,
             monitoring_seconds=progress.monitoring_seconds + (0.0 if self._watcher is None else self._watcher.seconds),
             closing_seconds=closing_seconds,
-            **_selected(self._selection, measures_joules=energy is not None),
+            **selection_summary(running_session(trainer), measures_joules=energy is not None),
         )
 
     @contextmanager
@@ -266,7 +270,7 @@ class SparseTrainingMonitor(Callback):
     # ------------------------------------------------------------------ state
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy watches nothing yet."""
+        """Return the state of a copy, which watches nothing yet."""
         return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
 
     @property
@@ -276,7 +280,7 @@ class SparseTrainingMonitor(Callback):
         return key if self._progress.begun else sole_key(self, key, _WHY_ONE)
 
     def state_dict(self) -> dict[str, Any]:
-        """The run so far, primitives and tensors alone; empty before it begins."""
+        """Return the run so far, primitives and tensors alone; empty before it begins."""
         if not self._progress.begun:
             return {}
         return MONITOR_STATE.stamped({"progress": self._progress.state_dict(), "history": self._history.state_dict()})
@@ -301,29 +305,3 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
     except Exception:  # the user's code: NotImplementedError is common
         return None
-
-
-def _selected(selection: SparseSelectionCallback | None, *, measures_joules: bool) -> dict[str, Any]:
-    """What the summary says of the selection.
-
-    Args:
-        selection: The selection callback of the run, or None.
-        measures_joules: Whether there is an ``EnergyMonitor``; without one nobody asked for joules.
-    """
-    if selection is None:
-        return {}
-    sparse, fit, savings = selection.ledger.stages.get("sparse"), selection.session, selection.savings
-    target = selection.target_activation_rate if fit is None else fit.selector.target_activation_rate
-    rate = sparse.selected / sparse.offered if sparse is not None and sparse.offered else None
-    selected = rate is not None and min(rate, target) < 1
-    if savings["joules"] is None and not measures_joules:
-        del savings["joules"]
-    return {
-        "mode": selection.mode,
-        "activation_rate": selection.ledger.activation_rate,
-        "sparse_rate": rate if selected else None,
-        "target_rate": target,
-        "savings": savings,
-        "best_savings": best_flops_savings(selection.ledger, selection.mode) if selected else None,
-        "quarantined": len(selection.quarantined),
-    }

@@ -68,7 +68,7 @@ class SparseSelectionCallback(Callback):
             an approximation) or ``"exact"`` (full from there on); see :func:`lightning_ast.core.select_rows`.
         quarantine_limit: The largest share of an epoch's samples, in [0, 1], whose input (the batch's first
             floating-point tensor) or loss may be NaN or infinite. They are not trained on; more of them stop the run.
-            None: they are not looked for.
+            With None they are not looked for.
         count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for ``savings["flops"]`` and
             ``ast/savings_flops``; training is the same either way.
 
@@ -165,7 +165,7 @@ class SparseSelectionCallback(Callback):
         ``prune``, whose epochs differ in length, that is made right.
 
         Raises:
-            RuntimeError: in ``prune``, before a fit.
+            RuntimeError: In ``prune``, before a fit.
         """
         if self.mode != "prune":
             return float(trainer.estimated_stepping_batches)
@@ -289,11 +289,11 @@ class SparseSelectionCallback(Callback):
         return sole_key(self, key, _WHY_ONE) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is this callback with its ledger, outside the fit that runs."""
+        """Return the state of a copy, which has the ledger and is outside the fit that runs."""
         return {**vars(self), "_session": None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Controller, books, quarantine and random state; in ``prune`` scores and plan. Primitives and tensors alone.
+        """Return controller, books, quarantine and random state, in ``prune`` scores and plan: primitives and tensors.
 
         With several processes every one of them must ask for it, as Lightning does when it writes a checkpoint.
         """
@@ -305,14 +305,15 @@ class SparseSelectionCallback(Callback):
         Raises:
             CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
         """
-        foreign, self._loads_foreign = self._loads_foreign, False
+        foreign = self._loads_foreign
+        self._loads_foreign = False
         if self._session is not None and state_dict != {} and not foreign:  # empty: it was saved outside a fit
             self._session.state.load_state_dict(state_dict)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The run is resumed, perhaps without this callback; but not where a tuner loads what it saved in this fit.
+        """Prepare for a resumed run, perhaps of one without this callback.
 
         What another Trainer loads while this fit goes on (to test, say) is not for this fit.
         """

@@ -161,7 +161,8 @@ class TwoStageScheduler(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn as soon as an epoch has shown that the run will not come to its sparse stage."""
-        run, steps = run_length(trainer), trainer.global_step
+        run = run_length(trainer)
+        steps = trainer.global_step
         ended = run.max_steps is not None and steps >= run.max_steps
         in_steps = run.max_steps is not None or self.warmup_steps or self.cooldown_steps
         if self._warned or ended or not in_steps or run.steps_at(1) is not None:

@@ -41,7 +41,7 @@ class CommandLine(OpenCLI):
 
     Raises:
         UsageError: The arguments, a configuration file or an argument of a class is wrong.
-        MissingPackageError: jsonargparse or a package that it needs is not installed.
+        MissingPackageError: A package is not installed: jsonargparse, or one that it needs.
         ConfigurationError: The set-up cannot be run; faults of a callback's settings name the callback.
     """
 

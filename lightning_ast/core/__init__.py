@@ -1,10 +1,18 @@
-"""Adaptive Sparse Training in plain PyTorch: one file per step that a batch takes, in this order.
+"""Adaptive Sparse Training in plain PyTorch, as steps that a batch takes in this order.
 
-``batch`` (``rows``, ``containers``, ``listing``; ``quarantine``, ``replacement``)
--> ``dependence`` (``perturbed``, ``shadows``, ``shadow_ops``, ``shadow_run``, ``records``, ``profiles``)
--> ``layout`` -> ``entries`` -> ``gradient_gate`` (``plain_loop``) -> ``gate`` and ``controller`` (``selector``)
--> ``partial`` -> ``ledger``. Scores that are made of losses: ``losses`` (``loss_calls``, ``loss_sum``) ->
-``significance``. In ``prune`` the epoch comes first: ``history`` decides what is loaded.
+1. ``batch``: count the samples, take some, put others in the place of those that hold NaN.
+2. ``dependence``: in the first forward, follow one sample and see which rows of which tensors it changes.
+3. ``entries``: find where the gradient of the loss enters the network, and which of its rows are whose.
+4. ``gradient_gate``: in the backward, score each sample by the norm of its rows there. Scores that are made of losses
+   come before the backward instead: ``losses`` watches torch's loss functions, ``significance`` scores.
+5. ``selector``: choose samples by their scores, with the ``gate`` and the ``controller`` of its threshold.
+6. ``execution`` and ``partial``: run the rest of the backward, over all rows or over those of the selected samples.
+7. ``ledger``: count what was spent and saved.
+
+``plain_loop`` is all of it for a loop of one's own. Beside it stand ``history`` (in ``prune`` it plans an epoch before
+its first batch), ``traceless_forward`` (in ``subset`` it scores before the step), ``state`` and ``state_checks``
+(checkpoints). Imports point from later steps to earlier ones, except that ``partial``, which knows of no other step, is
+read by ``entries`` and the gate.
 """
 
 from lightning_ast.core.batch.samples import batch_size_of, select_batch

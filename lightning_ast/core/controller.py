@@ -1,4 +1,4 @@
-"""Step 4 of a batch: turn the activation rate so far into the threshold of the next gate."""
+"""Step 5, the threshold: turn the activation rate so far into the threshold of the next gate."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class PIController:
             return _scalar(own)  # all samples are alike: any of them
         correction = self.kp * self._error(target) + self.ki * self._integral
         low, high = self.threshold_bounds
-        threshold = math.exp(self._level) * math.exp(max(-20.0, min(20.0, correction)))
+        threshold = math.exp(self._level) * math.exp(max(-20.0, min(20.0, correction)))  # far off, exp would overflow
         return _scalar(max(low, min(high, threshold)))
 
     def _follow(self, level: float, newest: float) -> float:
@@ -193,7 +193,7 @@ class PIController:
         self.activation_rate_ema = last + self.ema_alpha * (activation_rate - last)
         if self.uses_feedforward:
             error = self._error(target)
-            if not (at_minimum and error > 0):
+            if not (at_minimum and error > 0):  # the threshold cannot lower the rate further: do not wind up
                 self._integrate(error)
         else:
             self._step_original(self.activation_rate_ema - target)
@@ -211,7 +211,7 @@ class PIController:
         if low < level < high:
             self._integrate(error)
         else:
-            self._integral *= 0.9
+            self._integral *= 0.9  # as in the original: at a bound, what piled up would keep it there
         self._level = min(high, max(low, level + self.kp * error + self.ki * self._integral))
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class PIController:
             return  # a logarithm is no threshold, and relative errors are not absolute ones
         self._integral = max(-self.integral_limit, min(self.integral_limit, state["integral"]))
         level = state["level"]
-        self._level = self._first_level() if level is None else float(level)
+        self._level = self._first_level() if level is None else float(level)  # saved before the first sparse step
 
 
 def _scalar(value: float) -> Tensor:

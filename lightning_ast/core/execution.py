@@ -1,4 +1,4 @@
-"""How a selection is executed, and what that costs.
+"""Step 6 of a batch: how its selection is executed, and what that costs.
 
 Rows of the gradient are multiplied by the weights w of the selected samples, and by B / d:
 

@@ -1,8 +1,8 @@
-"""Step 3 of a batch: turn significance and a threshold into keep-probabilities, and these into the samples kept.
+"""Step 5 of a batch: turn significance and a threshold into keep-probabilities, and these into the samples kept.
 
 ``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
 the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a batch is kept at a
-given rate, which the controller (step 4) feeds forward.
+given rate, which the controller feeds forward.
 """
 
 from __future__ import annotations
@@ -130,9 +130,11 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
     size = len(s)
     if gate != "soft":
         kept = min(size, max(1, round(rate * size)))
-        ordered = np.append(np.sort(s)[::-1], 0.0)
+        ordered = np.append(np.sort(s)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
         threshold = math.sqrt(ordered[kept - 1] * max(ordered[kept], 1e-30))
     else:
+        # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s
+        # on. So the slope of the expected count grows by s at the first of these points and falls by s at the second.
         points = np.concatenate([floor / s, 1 / s])
         order = points.argsort()
         points = points[order]
@@ -228,6 +230,7 @@ def select(
     else:
         indices = probability.nonzero().squeeze(1)
     if indices.numel() < least:
+        # Those that are selected already come first, for they are raised above the largest of the others.
         boosted = significance / significance.max().clamp_min(torch.finfo(significance.dtype).tiny)
         if eligible is not None:
             boosted = boosted.where(eligible, -torch.ones_like(boosted))

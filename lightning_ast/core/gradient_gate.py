@@ -1,4 +1,4 @@
-"""The gate: where the gradient of a loss enters the network, score the samples, select some, and hand on their rows.
+"""Step 4 of a batch, in its backward: score the samples where the gradient enters the network, and gate their rows.
 
 The norm of a sample's rows of that gradient is its significance: for softmax cross-entropy it is EL2N (arXiv
 2107.07075), for every other loss the gradient-norm score of Katharopoulos and Fleuret (arXiv 1803.00942). The rest of
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from lightning_ast.core.partial.rows import BatchNormBackward, Place, Rows, Uneq
 __all__ = ["BatchGate", "Execution", "Kept", "norms_at"]
 
 Execution = Literal["mask", "partial"]
+Gradients = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Kept:
 
     Attributes:
         indices: ``(k,)`` int64 positions of the selected samples, ascending; none stops the whole gradient.
-        factors: ``(k,)`` what the rows of each are multiplied by, or None for 1.
+        factors: ``(k,)`` factors of the rows of each, or None for 1.
         rows_only: Whether the other samples must not enter the backward at all, as where they are not finite: zeros
             times infinity are not zero.
     """
@@ -51,10 +53,10 @@ def norms_at(
     """Take the norms of the samples' rows of a loss's gradient, over several places of its graph.
 
     Args:
-        loss: Scalar with its graph, which is kept.
+        loss: A scalar with its graph, which is kept.
         edges: The places of the graph.
-        places: Where the samples lie in the tensor of each.
-        weight: Multiplies the gradient.
+        places: The places of the samples in the tensor of each.
+        weight: The factor of the gradient.
 
     Returns:
         ``(B,)`` on the device of the first, or None where no gradient arrives.
@@ -70,13 +72,13 @@ class BatchGate:
     """The gate of one batch: one selection for all its losses, entries and backward calls.
 
     Args:
-        batch_size: Samples B of the batch.
-        decide: Called once, with the norms ``(B,)`` of the samples' rows; returns what is kept, or None to let the
-            whole gradient through (to watch).
+        batch_size: The number of samples B of the batch.
+        decide: A function that is called once, with the norms ``(B,)`` of the samples' rows; it returns what is kept,
+            or None to let the whole gradient through (to watch).
         execution: ``"partial"`` computes the rest of the backward over the selected rows, ``"mask"`` over all rows,
             of which the others are zero.
-        batchnorm: See :func:`lightning_ast.core.select_rows`.
-        dense_ops: See :func:`lightning_ast.core.select_rows`.
+        batchnorm: The backward of BatchNorm, as in :func:`lightning_ast.core.select_rows`.
+        dense_ops: The counter of dense ops, as in :func:`lightning_ast.core.select_rows`.
 
     Attributes:
         decided: Whether the selection was made.
@@ -110,13 +112,13 @@ class BatchGate:
         self.kept = kept
 
     def open(self, loss: Tensor, entries: Iterable[Entry]) -> None:
-        """Stand at the entries of a loss until its backward is over.
+        """Put the gate at the entries of a loss until its backward is over.
 
         Where there are several, the gradient at those that the network's own gradient does not reach is computed first
         (which runs the loss part of the backward twice), and all of these decide together.
 
         Args:
-            loss: Scalar with its graph.
+            loss: A scalar with its graph.
             entries: Its entries.
         """
         new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
@@ -127,13 +129,16 @@ class BatchGate:
         for entry in new:
             self._gated.add((entry.node, entry.output_nr))
             if not entry.nested:
-                self._handles.append(entry.node.register_prehook(self._at_node(entry)))
+                change = partial(self._changed, position=entry.output_nr, place=entry.place)
+                self._handles.append(entry.node.register_prehook(change))
                 continue
+            # The network's own gradient arrives at this node too and must pass: stand at the loss's edges to it.
             for node, position in entry.edges:
-                self._handles.append(node.register_hook(self._at_edge(position, entry.place)))
+                change = partial(self._changed, position=position, place=entry.place)
+                self._handles.append(node.register_hook(change))
 
     def close(self) -> None:
-        """Stand back, and let go of the batch's graphs."""
+        """Remove the gate, and let go of the batch's graphs."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -143,6 +148,7 @@ class BatchGate:
     # ------------------------------------------------------------------ the decision
 
     def _decide_together(self, loss: Tensor, entries: list[Entry]) -> None:
+        # The gradient at a nested entry holds what comes through the network too, which is not the loss part's.
         outer = [entry for entry in entries if not entry.nested] or entries
         norms = norms_at(loss, [GradientEdge(e.node, e.output_nr) for e in outer], [e.place for e in outer])
         if norms is not None:
@@ -158,29 +164,18 @@ class BatchGate:
 
     # ------------------------------------------------------------------ in the backward
 
-    def _at_node(self, entry: Entry) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...] | None]:
-        position, place = entry.output_nr, entry.place
+    def _changed(self, gradients: Gradients, _: Gradients = (), *, position: int, place: Place) -> Gradients | None:
+        """Gate one of a node's gradients; return None where all stay as they are, as torch's hooks ask for it.
 
-        def before(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-            return self._changed(gradients, position, place)
-
-        return before
-
-    def _at_edge(self, position: int, place: Place) -> Callable[..., tuple[Tensor | None, ...] | None]:
-        def after(
-            gradients: tuple[Tensor | None, ...], _: tuple[Tensor | None, ...]
-        ) -> tuple[Tensor | None, ...] | None:
-            return self._changed(gradients, position, place)
-
-        return after
-
-    def _changed(
-        self, gradients: tuple[Tensor | None, ...], position: int, place: Place
-    ) -> tuple[Tensor | None, ...] | None:
+        Args:
+            gradients: What arrives at the node (in a pre-hook), or what it hands on (in a hook).
+            position: The position of the gradient to gate.
+            place: The place of the samples in it.
+        """
         gradient = gradients[position]
         if gradient is None:
             return None
-        plain = densify(gradient)
+        plain = densify(gradient)  # it may hold rows alone already, where something above it has selected
         if not self.decided:
             self._settle(row_norms(plain, place))
         if self._lets_all_through():
@@ -192,12 +187,12 @@ class BatchGate:
     def _gate(self, gradient: Tensor, place: Place, kept: Kept) -> Tensor:
         nothing = kept.indices.numel() == 0
         by_rows = (self._execution == "partial" or kept.rows_only) and kept.indices.numel() < self._batch_size
-        if by_rows and isinstance(place, UnequalPlace):
+        if by_rows and isinstance(place, UnequalPlace):  # a RowGradient needs equal numbers of rows a sample
             self._dense_ops["rows of graphs"] += 1
             by_rows = False
         if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
             factors = spread(self._factors_of_all(kept), place).to(gradient)
-            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))
+            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))  # NaN times 0 would stay NaN
         rows = self._rows_of(kept)
         data = rows.gather(gradient, place.dim, place.pre, place.post)
         if kept.factors is not None:
@@ -205,7 +200,7 @@ class BatchGate:
         return wrap(data, rows, place)
 
     def _rows_of(self, kept: Kept) -> Rows:
-        """The rows for the running backward: what they gathered is of use in that one alone."""
+        """Return the rows for the running backward: what they gathered is of use in that one alone."""
         task = torch._C._current_graph_task_id()
         if self._rows is None or self._rows.graph_task != task:
             self._rows = Rows(kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops)
@@ -213,7 +208,7 @@ class BatchGate:
         return self._rows
 
     def _factors_of_all(self, kept: Kept) -> Tensor:
-        """``(B,)``: 0 for what is not selected."""
+        """Return the factors of all samples, ``(B,)``: 0 for those that are not selected."""
         if self._dense_factors is None:
             dtype = torch.float32 if kept.factors is None else kept.factors.dtype
             factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors

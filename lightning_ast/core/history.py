@@ -1,7 +1,7 @@
-"""Before a batch: the remembered significance of every sample of the data set, and the plan of an epoch made from it.
+"""Before a batch, in mode ``prune``: remember the significance of every sample, and plan an epoch by it.
 
-Mode ``prune`` decides before an epoch which samples are loaded at all. What it decides from is what each sample's
-significance was when it was last trained on: the scores of the training forward itself, kept by dataset index.
+The mode decides before an epoch which samples are loaded at all. It decides by what each sample's significance was when
+it was last trained on: the scores of the training forward itself, kept by dataset index.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SignificanceHistory:
         if self._recent.device != significance.device:
             self._recent = self._recent.to(significance.device)
         indices = indices.to(significance.device, non_blocking=True)
-        self._recent.scatter_reduce_(0, indices, significance, "amax")
+        self._recent.scatter_reduce_(0, indices, significance, "amax")  # of a sample seen twice, the larger score
 
     def fold(self, maximum: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take what was observed since the last time into the remembered significance.
@@ -92,6 +92,7 @@ class SignificanceHistory:
         A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0.
         """
         scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
+        # What was never seen must be seen soon: it counts as the most significant.
         most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
         return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
 
@@ -182,7 +183,7 @@ def planned_count(
     if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
         return rounded
     each = max(1, round(wanted / processes))
-    if each % batch_size == 1 and batch_size > 1:
+    if each % batch_size == 1 and batch_size > 1:  # a last batch of one sample: add one or leave it out
         each += 1 if each == 1 or each * processes < wanted else -1
     return min(each * processes, offered)
 
@@ -210,9 +211,9 @@ def plan_epoch(
     """
     offered = draws.numel()
     allowed = ~history.quarantined[draws]
-    if int(allowed.sum()) >= count:
+    if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
         draws = draws[allowed]
-    ordered, positions = draws.sort(stable=True)
+    ordered, positions = draws.sort(stable=True)  # so that the choice does not depend on the order of the draws
     kept = selector.plan(history.significance()[ordered], count=count, epoch=epoch)
     chosen, order = positions[kept.indices].sort()
     weights = None if kept.weights is None else (kept.weights[order] * (count / offered)).float()

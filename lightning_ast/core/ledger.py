@@ -1,4 +1,4 @@
-"""Step 6 of a batch: what was spent, and what a dense run would have spent.
+"""Step 7 of a batch: add up what was spent, and what a dense run would have spent.
 
 Samples are counted, FLOPs are counted once with torch's formulas and scaled, seconds and joules are measured
 against the warmup stage of the same run. What cannot be known is None, never 0.
@@ -22,8 +22,8 @@ class FlopsPerSample:
     """Counted cost of one sample in a dense training step.
 
     Attributes:
-        forward: FLOPs of the forward (a multiply-add counts as 2), as torch.utils.flop_counter counts them.
-        backward: FLOPs of the backward.
+        forward: The FLOPs of the forward (a multiply-add counts as 2), as torch.utils.flop_counter counts them.
+        backward: The FLOPs of the backward.
     """
 
     forward: float
@@ -31,17 +31,17 @@ class FlopsPerSample:
 
     @property
     def dense(self) -> float:
-        """FLOPs of forward and backward."""
+        """The FLOPs of forward and backward."""
         return self.forward + self.backward
 
     def of_batch(self, mode: Mode | None, *, offered: int, selected: int, dense_share: float = 0.0) -> float:
-        """FLOPs of one training batch, scoring included; arguments as for :meth:`Ledger.record`."""
+        """Return the FLOPs of one training batch, scoring included; arguments as for :meth:`Ledger.record`."""
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
         return forwarded * self.forward + backwarded * self.backward
 
 
 def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) -> tuple[int, float]:
-    """Forwards and backwards of one sample that a batch takes."""
+    """Count the forwards and the backwards of one sample that a batch takes."""
     forwarded = {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
     spared = offered - selected if mode in ("subset", "partial", "prune") else 0
     return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
@@ -66,16 +66,16 @@ class StageTotals:
     """Counts of one stage.
 
     Attributes:
-        steps: Training batches.
-        offered: Samples that were offered.
-        selected: Samples that were trained on.
-        forwarded: Forwards of one sample, scoring included.
-        backwarded: Backwards of one sample, zeroed losses included, and of a partial backward the share that ran over
-            all rows.
-        timed_seconds: Wall time of the timed steps.
-        timed_offered: Samples offered in the timed steps.
-        joules: Energy measured while training, over all processes.
-        joules_offered: Samples offered in this process meanwhile.
+        steps: The number of training batches.
+        offered: The number of samples that were offered.
+        selected: The number of samples that were trained on.
+        forwarded: The forwards of one sample, scoring included.
+        backwarded: The backwards of one sample, zeroed losses included; a partial backward counts with the share that
+            ran over all rows.
+        timed_seconds: The wall time of the timed steps.
+        timed_offered: The samples offered in the timed steps.
+        joules: The energy measured while training, over all processes.
+        joules_offered: The samples offered in this process meanwhile.
     """
 
     steps: int = 0
@@ -94,8 +94,8 @@ class Ledger:
     """Samples, FLOPs, seconds and joules of a run, by stage.
 
     Attributes:
-        flops: Counted cost of one sample, or None while it is not known.
-        stages: Counts by stage.
+        flops: The counted cost of one sample, or None while it is not known.
+        stages: The counts of each stage.
 
     Example:
         >>> ledger = Ledger(flops=FlopsPerSample(forward=1.0, backward=2.0))
@@ -116,9 +116,9 @@ class Ledger:
                 ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
                 forward of every sample, backward of the selected ones. ``prune``: both of the selected ones alone; the
                 batch is the selection, and ``offered`` what it stands for in a dense epoch.
-            offered: Samples of the batch.
-            selected: Samples trained on.
-            dense_share: Share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
+            offered: The number of samples of the batch.
+            selected: The number of samples trained on.
+            dense_share: The share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
                 without a row rule and all that lies before them.
 
         Raises:
@@ -127,49 +127,53 @@ class Ledger:
         if mode is not None and mode not in _MODES:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
-        totals = self.stages.setdefault(stage, StageTotals())
+        totals = self._of(stage)
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
         totals.forwarded += forwarded
         totals.backwarded += backwarded
 
+    def _of(self, stage: str) -> StageTotals:
+        return self.stages.setdefault(stage, StageTotals())
+
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
-        totals = self.stages.setdefault(stage, StageTotals())
+        totals = self._of(stage)
         totals.timed_seconds += seconds
         totals.timed_offered += offered
 
     def record_joules(self, stage: str, *, joules: float, offered: int) -> None:
         """Add the energy of steps that stand for their stage (no validation, no start-up)."""
-        totals = self.stages.setdefault(stage, StageTotals())
+        totals = self._of(stage)
         totals.joules += joules
         totals.joules_offered += offered
 
     def forget_joules(self) -> bool:
-        """What was measured is not what will be: leave energy out. Whether there was any."""
+        """Leave energy out from now on; return whether any was measured."""
         known = any(totals.joules_offered for totals in self.stages.values())
         for totals in self.stages.values():
-            totals.joules, totals.joules_offered = 0.0, 0
+            totals.joules = 0.0
+            totals.joules_offered = 0
         return known
 
     @property
     def offered(self) -> int:
-        """Samples offered in the whole run."""
+        """The number of samples offered in the whole run."""
         return sum(totals.offered for totals in self.stages.values())
 
     @property
     def selected(self) -> int:
-        """Samples trained on in the whole run."""
+        """The number of samples trained on in the whole run."""
         return sum(totals.selected for totals in self.stages.values())
 
     @property
     def activation_rate(self) -> float | None:
-        """Selected / offered over the whole run, in [0, 1]; None before the first batch."""
+        """The share selected / offered over the whole run, in [0, 1]; None before the first batch."""
         return self.selected / self.offered if self.offered else None
 
     def spent_flops(self) -> float | None:
-        """FLOPs really spent on forwards (scoring included) and backwards, or None where a sample's cost is unknown."""
+        """Return the FLOPs spent on forwards (scoring included) and backwards; None where no sample's cost is known."""
         if self.flops is None:
             return None
         return sum(
@@ -178,11 +182,11 @@ class Ledger:
         )
 
     def dense_flops(self) -> float | None:
-        """FLOPs of the same batches trained densely, or None."""
+        """Return the FLOPs of the same batches trained densely; None where a sample's cost is unknown."""
         return None if self.flops is None else self.offered * self.flops.dense
 
     def savings(self) -> dict[str, float | None]:
-        """Shares saved against dense training of the same batches, over the whole run so far.
+        """Return the shares saved against dense training of the same batches, over the whole run so far.
 
         Returns:
             ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense,
@@ -190,7 +194,9 @@ class Ledger:
             with, or no sparse ones measured yet; joules not measured, which is
             :class:`~lightning_ast.EnergyMonitor`'s to do.
         """
-        spent, dense, rate = self.spent_flops(), self.dense_flops(), self.activation_rate
+        spent = self.spent_flops()
+        dense = self.dense_flops()
+        rate = self.activation_rate
         return {
             "samples": None if rate is None else 1 - rate,
             "flops": None if spent is None or not dense else 1 - spent / dense,
@@ -199,7 +205,7 @@ class Ledger:
         }
 
     def _measured(self, costs: dict[str, tuple[float, int]]) -> float | None:
-        """What a sample cost by stage, ``(sum, samples)``, weighted with the samples each stage was offered.
+        """Compare a measured cost, ``(sum, samples)`` by stage, with that of a run which is all warmup.
 
         A cooldown without a measurement counts as dense, which it is.
         """
@@ -207,7 +213,7 @@ class Ledger:
         sparse = self.stages.get("sparse", StageTotals())
         if not total or not samples or not self.offered or (sparse.offered and not costs["sparse"][1]):
             return None
-        dense = total / samples
+        dense = total / samples  # what a sample cost in the warmup, which trains densely
         spent = sum(
             totals.offered * (costs[stage][0] / costs[stage][1] if costs[stage][1] else dense)
             for stage, totals in self.stages.items()
@@ -215,7 +221,7 @@ class Ledger:
         return 1 - spent / (dense * self.offered)
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives alone."""
+        """Return what a checkpoint needs: primitives alone."""
         return {
             "flops": None if self.flops is None else asdict(self.flops),
             "stages": {stage: asdict(totals) for stage, totals in self.stages.items()},
@@ -230,20 +236,20 @@ class Ledger:
 def estimated_energy_savings(
     *, offered: int, selected: int, energy_per_activation: float = 1.0, energy_per_skip: float = 0.01
 ) -> float:
-    """The original package's energy model: **estimated**, not measured.
+    """Estimate the share of energy saved by the original package's model: **estimated**, not measured.
 
     It prices a skipped sample at ``energy_per_skip``, although scoring it costs at least a forward (a third of a dense
     sample): treat the result as a share of skipped samples under another name.
     Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
 
     Args:
-        offered: Samples offered, at least 1.
-        selected: Samples trained on.
-        energy_per_activation: Energy of a trained sample, in any unit.
-        energy_per_skip: Energy of a skipped sample, in the same unit.
+        offered: The number of samples offered, at least 1.
+        selected: The number of samples trained on.
+        energy_per_activation: The energy of a trained sample, in any unit.
+        energy_per_skip: The energy of a skipped sample, in the same unit.
 
     Returns:
-        Estimated share of energy saved, at most 1.
+        The estimated share of energy saved, at most 1.
 
     Raises:
         ValueError: No sample was offered.

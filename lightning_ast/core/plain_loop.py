@@ -1,4 +1,4 @@
-"""The gate for loops without Lightning: one call before ``loss.backward()``."""
+"""Steps 1 to 6 of a batch in a loop without Lightning: one call before ``loss.backward()``."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class GradientGate:
     this and more. The loss may be of any form; it is not changed, and neither is the forward.
 
     Args:
-        selector: Chooses the samples by the norm of their rows of the gradient, times the batch size.
+        selector: The selector of samples; it is given the norm of their rows of the gradient, times the batch size.
         execution: ``"partial"`` computes the rest of the backward over the selected rows, ``"mask"`` over all rows,
             of which the others are zero.
-        batchnorm: See :func:`lightning_ast.core.select_rows`.
-        average: Mean of a tensor over the processes that train together, or None for a single process.
+        batchnorm: The backward of BatchNorm, as in :func:`lightning_ast.core.select_rows`.
+        average: A function that averages a tensor over the processes that train together; None for a single process.
 
     Attributes:
         selection: The samples selected from the last batch whose backward has run, or None.
-        dense_ops: Names of the backward ops that ran over all rows, and how often.
+        dense_ops: The names of the backward ops that ran over all rows, and how often.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -79,7 +79,7 @@ class GradientGate:
 
         Args:
             batch: Any nesting of tensors, as the forward gets it.
-            batch_size: Samples B of the batch; None counts them.
+            batch_size: The number of samples B of the batch; None counts them.
         """
         self._assignments = assignments_of(batch)
         if self._finder.proved:
@@ -93,8 +93,8 @@ class GradientGate:
         """Put the gate at the entries of a loss whose backward follows.
 
         Args:
-            loss: Scalar with its graph, a mean or a sum over the samples.
-            batch_size: Samples B of the batch.
+            loss: A scalar with its graph, a mean or a sum over the samples.
+            batch_size: The number of samples B of the batch.
 
         Raises:
             EntryError: The samples' rows cannot be found in the graph of the loss.
@@ -130,11 +130,12 @@ class GradientGate:
         size = norms.numel()
         finite = norms.isfinite()
         scores = (norms * size).nan_to_num(0.0, 0.0, 0.0)
-        eligible = None if bool(finite.all()) else finite
-        self.selection = kept = self._selector.select(scores, eligible=eligible, average=self._average)
+        eligible = None if bool(finite.all()) else finite  # a sample with a NaN gradient is never selected
+        kept = self._selector.select(scores, eligible=eligible, average=self._average)
+        self.selection = kept
         weights = torch.ones_like(kept.indices, dtype=scores.dtype) if kept.weights is None else kept.weights.to(scores)
         total = weights.sum()
-        if self._selector.weighting == "unbiased":
+        if self._selector.weighting == "unbiased":  # weights 1/p need no normaliser but the number of samples
             total = finite.sum().to(scores)
         if self._average is not None:
             total = self._average(total)

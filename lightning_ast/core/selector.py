@@ -1,4 +1,4 @@
-"""Steps 3 and 4 of a batch together: choose its samples by their significance, and teach the controller."""
+"""Step 5, gate and controller together: choose samples by their significance, and teach the controller."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ class SampleSelector:
             rate = self.activation_rate
             lowest = float(kept <= self.least(size))
             if average is not None:
+                # one exchange for both; the controllers of all processes then learn the same
                 rate, lowest = average(torch.tensor([rate, lowest], device=significance.device)).tolist()
             self.controller.update(rate, target=target, at_minimum=lowest > 0)
         self.steps += 1
@@ -171,13 +172,13 @@ class SampleSelector:
         if self.controller.uses_feedforward:
             solved = solve_threshold(significance, self.target_activation_rate, self.gate, floor=floor)
             if average is not None:
-                solved = average(solved.log()).exp()
+                solved = average(solved.log()).exp()  # the controller works in logarithms
         return self.controller.threshold(solved, target=self.target_activation_rate)
 
     def _generator(self, step: int) -> torch.Generator:
         """Make a generator for this step alone: there is nothing to save, and every rank draws its own."""
         digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""

@@ -1,4 +1,4 @@
-"""Step 2 of a batch whose score is made of losses: turn losses, logits, inputs and targets into significance ``(B,)``.
+"""Step 4 for scores that are made of losses: turn losses, logits, inputs and targets into significance ``(B,)``.
 
 The default score, ``"gradient"``, is taken where the gradient enters the network and needs none of this. Each score
 takes the arguments that a user's own callable takes, and two more by name:
@@ -17,7 +17,7 @@ A score that needs class outputs raises a ValueError where no logits are known, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,20 +39,6 @@ __all__ = [
 
 SignificanceName = Literal["gradient", "el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
 SignificanceFn = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None], Tensor]
-
-
-class _BuiltIn(Protocol):
-    def __call__(
-        self,
-        losses: Tensor,
-        logits: Tensor | None,
-        inputs: Tensor | None,
-        targets: Tensor | None,
-        /,
-        *,
-        kind: OutputKind | None,
-        ignore_index: int | None,
-    ) -> Tensor: ...
 
 
 def loss(losses: Tensor, *_: Tensor | None, **__: object) -> Tensor:
@@ -171,7 +157,7 @@ def confidence(
     return _per_sample(1 - p.gather(1, index).squeeze(1), losses, valid)
 
 
-SIGNIFICANCE: dict[str, _BuiltIn] = {
+SIGNIFICANCE: dict[str, Callable[..., Tensor]] = {
     "el2n": el2n,
     "loss": loss,
     "loss_entropy": loss_entropy,

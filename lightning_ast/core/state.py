@@ -1,4 +1,4 @@
-"""What a saved state must look like: checks of single values, put together to the specification of a whole state.
+"""Beside the steps of a batch: what a saved state must look like, as checks of values that make up a whole state.
 
 A state comes from a file: it may be damaged, or another release's. It is checked as a whole before any of it is used,
 so that nothing is half-applied, and each fault names the field, what was expected and what was found.
@@ -41,8 +41,8 @@ class Check:
 
     Attributes:
         expected: The value in words.
-        test: Whether a value is of the right kind.
-        inner: Finds the faults within a value of the right kind, from the value and its path.
+        test: A function that tells whether a value is of the right kind.
+        inner: A function that finds the faults within a value of the right kind, from the value and its path.
     """
 
     expected: str
@@ -63,7 +63,7 @@ class StateFormat:
 
     Attributes:
         version: The newest version that this release understands, and the one that it writes.
-        check: What a state must be.
+        check: The check of a whole state.
     """
 
     version: int

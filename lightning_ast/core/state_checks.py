@@ -1,10 +1,11 @@
-"""Checks of the single values of a saved state, and of dicts and lists of them."""
+"""Beside the steps of a batch: checks of the single values of a saved state, and of dicts and lists of them."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -85,9 +86,9 @@ def tensor(
 
     Args:
         dtypes: The types that are right; without any, every floating-point type is.
-        shape: Its sizes; None for any size.
-        values: What the values must be, in words.
-        allowed: Tells of each value whether it is right.
+        shape: The sizes; None for any size.
+        values: The right values, in words.
+        allowed: A function that tells of each value whether it is right.
     """
     kind = " or ".join(dtype_name(dtype) for dtype in dtypes) or "floating-point"
     sizes = f"({', '.join('n' if size is None else str(size) for size in shape)}{',' * (len(shape) == 1)})"
@@ -133,7 +134,7 @@ def record(required: Mapping[str, Check], later: Mapping[str, Check] | None = No
     Args:
         required: The fields that every release has written.
         later: The fields that were added since: a state may lack them.
-        rules: What must fit together; asked where each field is right by itself.
+        rules: The rules of what must fit together; asked where each field is right by itself.
     """
     added = {} if later is None else later
 
@@ -167,21 +168,18 @@ def mapping(key: Check, check: Check) -> Check:
 
 def listing(check: Check, *, least: int = 0) -> Check:
     """Allow a list with at least so many entries; one check is for all of them."""
-
-    def inner(value: list[Any], path: str) -> list[str]:
-        return [fault for i, each in enumerate(value) for fault in check.faults(each, f"{path}[{i}]")]
-
     expected = f"a list of at least {least}" if least else "a list"
-    return Check(expected, lambda value: isinstance(value, (list, tuple)) and len(value) >= least, inner)
+    return _list(expected, lambda length: length >= least, repeat(check))
 
 
 def positional(*checks: Check) -> Check:
     """Allow a list of fixed length, with a check for each entry."""
+    return _list(f"a list of {len(checks)}", lambda length: length == len(checks), checks)
 
+
+def _list(expected: str, fits: Callable[[int], bool], checks: Iterable[Check]) -> Check:
     def inner(value: list[Any], path: str) -> list[str]:
-        parts = enumerate(zip(checks, value, strict=True))
-        return [fault for i, (check, each) in parts for fault in check.faults(each, f"{path}[{i}]")]
+        parts = enumerate(zip(value, checks, strict=False))
+        return [fault for i, (each, check) in parts for fault in check.faults(each, f"{path}[{i}]")]
 
-    return Check(
-        f"a list of {len(checks)}", lambda value: isinstance(value, (list, tuple)) and len(value) == len(checks), inner
-    )
+    return Check(expected, lambda value: isinstance(value, (list, tuple)) and fits(len(value)), inner)

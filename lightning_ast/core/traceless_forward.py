@@ -1,4 +1,4 @@
-"""For ``subset``: run a module's training code to look at the gradient of its loss, and leave no trace of it."""
+"""Beside the steps of a batch, for ``subset``: run a module's training code to score samples, without a trace."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["TracelessForward"]
 
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _ATTENTION_DROPOUT_POSITION = 4
-_SMALL = 2**16
+_SMALL = 2**16  # elements of a buffer that is cheap to copy in every pass
 
 
 class _NoDropout(TorchFunctionMode):
-    """Functional dropout passes its input through; attention keeps every weight."""
+    """Switches functional dropout off: it passes its input through, and attention keeps every weight."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class TracelessForward:
     Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
 
     Args:
-        module: The module to run. Its layers are listed once, here.
+        module: The module to run. Its layers are listed once, when this object is made.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -90,7 +90,7 @@ class TracelessForward:
             for name, (buffer, version) in before.items():
                 owner, _, leaf = name.rpartition(".")
                 holder = self._module.get_submodule(owner)
-                holder._buffers[leaf] = buffer
+                holder._buffers[leaf] = buffer  # the layer may have put another tensor in its place
                 if buffer._version != version:
                     self._restore(name, buffer, copies.get(name))
             self._first = False
@@ -98,6 +98,7 @@ class TracelessForward:
     def _worth_copying(self, name: str, buffer: Tensor) -> bool:
         if name in self._left_alone:  # running statistics, which the normalisation layers do not touch in here
             return False
+        # Copies of large buffers are made only while it is not known that nothing changes them.
         return self._first or buffer.numel() <= _SMALL or name in self._mutated
 
     def _restore(self, name: str, buffer: Tensor, copy: Tensor | None) -> None:
@@ -120,7 +121,7 @@ def _quiet(layers: Sequence[nn.Module]) -> Iterator[None]:
         for layer in layers:
             if not layer.training:
                 continue
-            if isinstance(layer, _NormBase) and layer.track_running_stats:
+            if isinstance(layer, _NormBase) and layer.track_running_stats:  # batch statistics, and none are kept
                 put(layer, "track_running_stats", False)
             elif isinstance(layer, _DropoutNd):
                 put(layer, "training", False)

@@ -28,16 +28,16 @@ __all__ = ["RunResult", "equal_work_epochs", "run_demo", "train"]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one training run reached and spent.
+    """The results of one training run, and what it spent.
 
     Attributes:
-        name: of the run.
-        accuracy: test accuracy after the last epoch, in [0, 1].
-        seconds: Wall time of the epochs, validation included, as the summary of the run shows it.
-        epochs: epochs trained.
-        offered: samples offered.
-        selected: samples trained on.
-        flops: FLOPs spent on forward and backward of training (scoring included), or None.
+        name: The name of the run.
+        accuracy: The test accuracy after the last epoch, in [0, 1].
+        seconds: The wall time of the epochs, validation included, as the summary of the run shows it.
+        epochs: The number of epochs trained.
+        offered: The number of samples offered.
+        selected: The number of samples trained on.
+        flops: The FLOPs spent on forward and backward of training (scoring included), or None.
     """
 
     name: str
@@ -62,14 +62,14 @@ def train(
     """Train once and read the books.
 
     Args:
-        name: of the run, for the table.
-        model: freshly made.
-        data: the images.
-        max_epochs: epochs to train.
-        seed: of everything but the initial weights (which the caller has drawn).
-        callbacks: one of them a :class:`SparseSelectionCallback`; a dense run has one with target 1, which is bitwise
-            the plain run and keeps the books.
-        trainer_options: further arguments of the Trainer.
+        name: The name of the run, for the table.
+        model: The model, freshly made.
+        data: The images.
+        max_epochs: The number of epochs to train.
+        seed: The seed of everything but the initial weights (which the caller has drawn).
+        callbacks: The callbacks, one of them a :class:`SparseSelectionCallback`; a dense run has one with target 1,
+            which is bitwise the plain run and keeps the books.
+        trainer_options: Further arguments of the Trainer.
     """
     pl.seed_everything(seed, verbose=False)
     monitor = SparseTrainingMonitor()
@@ -123,7 +123,7 @@ _SETTINGS: dict[DataName, dict[str, Any]] = {
 
 
 def _settings(data: DataName) -> dict[str, Any]:
-    """The settings of a run that is worth its time on this machine."""
+    """Return the settings of a run that is worth its time on this machine."""
     shortened = {"epochs": 6, "width": 16} if data == "cifar10" and not torch.cuda.is_available() else {}
     return {**_SETTINGS[data], **shortened}
 
@@ -144,21 +144,21 @@ def run_demo(
     The defaults for ``cifar10`` are 16 epochs of full width on a GPU, 6 of a quarter of it on a CPU.
 
     Args:
-        data: ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
-        root: where the images are, or are downloaded to.
-        mode: how sparse steps are executed.
-        target_activation_rate: in (0, 1].
-        epochs: length of the runs; None takes a default for the data.
-        width: channels of the first layer; None takes a default for the data.
-        seed: of the weights, the order of the samples and the gate.
-        train_limit: use only the first so many training images.
+        data: The data set, ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
+        root: The folder where the images are, or are downloaded to.
+        mode: The mode of the sparse run.
+        target_activation_rate: The target, in (0, 1].
+        epochs: The length of the runs; None takes a default for the data.
+        width: The channels of the first layer; None takes a default for the data.
+        seed: The seed of the weights, the order of the samples and the gate.
+        train_limit: The number of training images to use, the first ones; None uses all.
 
     Returns:
         The results, after printing them as a table; without the third where no shorter dense run has the same work.
 
     Raises:
         ConfigurationError: An argument is out of its range.
-        DataNotFoundError: the images are not there and cannot be downloaded.
+        DataNotFoundError: The images are not there and cannot be downloaded.
     """
     sparse = SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed)
     settings = _settings(data)
@@ -199,7 +199,7 @@ def _range_faults(name: str, value: int | None, least: int, most: int | None) ->
 
 
 def print_table(results: list[RunResult], title: str) -> None:
-    """The comparison: every saving is named by what was saved, against the first run."""
+    """Print the comparison: every saving is named by what was saved, against the first run."""
     threads = counted(torch.get_num_threads(), "thread")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads}"
     table = Table(title=f"{title}, {hardware}")
@@ -242,7 +242,7 @@ def print_table(results: list[RunResult], title: str) -> None:
 
 
 def _baseline(results: list[RunResult]) -> str:
-    """What to compare the sparse run with, and how equal the two are."""
+    """Tell what to compare the sparse run with, and how equal the two are."""
     gigaflops = [result.flops / 1e9 for result in results if result.flops is not None]
     if len(gigaflops) < 3:
         return ""

@@ -43,14 +43,14 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
     downloaded.
 
     Args:
-        data: which one.
-        root: folder (or ``.npz`` file) to look in and to download to.
+        data: The name of the data set.
+        root: The folder (or ``.npz`` file) to look in and to download to.
 
     Returns:
-        Images of the whole data set.
+        The images of the whole data set.
 
     Raises:
-        DataNotFoundError: nothing was found and the download failed.
+        DataNotFoundError: Nothing was found and the download failed.
         MissingPackageError: ``digits`` needs scikit-learn.
     """
     loaders: dict[DataName, Callable[[Path], Images]] = {
@@ -196,15 +196,15 @@ class ImageData(pl.LightningDataModule):
     The validation set is the test set: these runs compare methods at fixed settings and select nothing by it.
 
     Args:
-        data: ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
-        root: where the images are looked for and downloaded to; see :func:`load_images`.
-        batch_size: training batch size; validation uses 1,000.
-        augment: random shift by up to 4 pixels (1 for digits) with reflection, and for photographs a random flip.
-        train_limit: use only the first so many training images (a shortened run); None uses all.
-        num_workers: of the dataloaders; the images lie in memory, so 0 is fast.
+        data: The data set, ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
+        root: The folder where the images are looked for and downloaded to; see :func:`load_images`.
+        batch_size: The training batch size; validation uses 1,000.
+        augment: A random shift by up to 4 pixels (1 for digits) with reflection, and for photographs a random flip.
+        train_limit: The number of training images to use, the first ones; None uses all.
+        num_workers: The workers of the dataloaders; the images lie in memory, so 0 is fast.
 
     Raises:
-        DataNotFoundError: at setup, naming every way to provide the images.
+        DataNotFoundError: The images are not there when they are set up; every way to provide them is named.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def images(self) -> Images:
-        """The loaded images."""
+        """Return the loaded images."""
         if self._images is None:
             self.setup("fit")
         assert self._images is not None
@@ -258,12 +258,12 @@ class ImageData(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled; the last short batch is dropped."""
+        """Load training images, shuffled; the last short batch is dropped."""
         images = self.images
         return self._loader(images.train_images, images.train_labels, batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The test set."""
+        """Load the test set."""
         images = self.images
         return self._loader(images.test_images, images.test_labels, batch_size=1000, shuffle=False)
 
@@ -282,7 +282,7 @@ class ImageData(pl.LightningDataModule):
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:
-    """Each image shifted by up to ``most`` pixels in both directions, the border reflected."""
+    """Shift each image by up to ``most`` pixels in both directions, the border reflected."""
     count, channels, height, width = images.shape
     padded = F.pad(images, (most,) * 4, mode="reflect")
     dy, dx = torch.randint(0, 2 * most + 1, (2, count, 1), device=images.device)

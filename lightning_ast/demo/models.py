@@ -53,7 +53,7 @@ class _Scale(nn.Module):
 
 
 def resnet9(in_channels: int = 3, num_classes: int = 10, width: int = 64) -> nn.Module:
-    """ResNet-9: eight convolutions in two residual stages and a linear layer.
+    """Make a ResNet-9: eight convolutions in two residual stages and a linear layer.
 
     Source: D. Page, How to train your ResNet (2018), the DAWNBench CIFAR-10 network.
     """
@@ -75,11 +75,11 @@ class ImageClassifier(pl.LightningModule):
     """Cross-entropy, SGD with Nesterov momentum and a one-cycle schedule: plain Lightning code.
 
     Args:
-        net: maps ``(B, C, H, W)`` to class scores ``(B, num_classes)``.
-        num_classes: number of classes.
-        lr: highest learning rate of the cycle.
-        weight_decay: L2 penalty.
-        warmup_share: share of the steps in which the learning rate rises, in (0, 1).
+        net: The network, from ``(B, C, H, W)`` to class scores ``(B, num_classes)``.
+        num_classes: The number of classes.
+        lr: The highest learning rate of the cycle.
+        weight_decay: The L2 penalty.
+        warmup_share: The share of the steps in which the learning rate rises, in (0, 1).
     """
 
     def __init__(
@@ -98,19 +98,19 @@ class ImageClassifier(pl.LightningModule):
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(B, num_classes)``."""
+        """Return class scores ``(B, num_classes)``."""
         out: Tensor = self.net(x)
         return out
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of the batch."""
+        """Return the cross-entropy of the batch."""
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Accuracy and loss."""
+        """Log accuracy and loss."""
         images, labels = batch
         scores = self(images)
         self.val_acc(scores, labels)
@@ -120,7 +120,7 @@ class ImageClassifier(pl.LightningModule):
     test_step = validation_step
 
     def configure_optimizers(self) -> Any:
-        """One cycle over the whole run."""
+        """Make an optimizer and one cycle over the whole run."""
         optimizer = torch.optim.SGD(
             self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
         )

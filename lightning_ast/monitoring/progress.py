@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.lightning_internals.run_limits import run_length
-from lightning_ast.monitoring.text import seconds_left
+from lightning_ast.monitoring.text import best_flops_savings, seconds_left
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.session import Session
 
-__all__ = ["RunProgress", "names_accuracy"]
+__all__ = ["RunProgress", "names_accuracy", "selection_summary"]
 
 
 @dataclass
@@ -160,3 +160,31 @@ def names_accuracy(name: str) -> bool:
     """
     words = set(re.split(r"[^a-z]+", name.lower()))
     return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})
+
+
+def selection_summary(session: Session | None, *, measures_joules: bool) -> dict[str, Any]:
+    """Return the fields of a :class:`~lightning_ast.monitoring.text.RunSummary` that are about the selection.
+
+    Args:
+        session: The session of the selection callback, or None where nobody selects.
+        measures_joules: Whether there is an ``EnergyMonitor``; without one nobody asked for joules.
+    """
+    if session is None:
+        return {}
+    ledger = session.ledger
+    sparse = ledger.stages.get("sparse")
+    savings = ledger.savings()
+    target = session.selector.target_activation_rate
+    rate = sparse.selected / sparse.offered if sparse is not None and sparse.offered else None
+    selected = rate is not None and min(rate, target) < 1
+    if savings["joules"] is None and not measures_joules:
+        del savings["joules"]
+    return {
+        "mode": session.mode.name,
+        "activation_rate": ledger.activation_rate,
+        "sparse_rate": rate if selected else None,
+        "target_rate": target,
+        "savings": savings,
+        "best_savings": best_flops_savings(ledger, session.mode.name) if selected else None,
+        "quarantined": len(session.quarantine.samples),
+    }

@@ -39,7 +39,7 @@ _MARKERS = "osD^vP*X<>"
 
 
 def comparison(runs: Sequence[Run]) -> Figure:
-    """The runs side by side.
+    """Draw the runs side by side.
 
     Args:
         runs: At least two. Those that lack what a panel shows are named below it.
@@ -64,7 +64,7 @@ def comparison(runs: Sequence[Run]) -> Figure:
 
 
 def at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
-    """Costs and values ``(n,)`` of the epochs that have both.
+    """Return costs and values ``(n,)`` of the epochs that have both.
 
     Example:
         >>> cost = EpochSeries(np.array([0, 1]), np.array([5.0, 10.0]))
@@ -116,7 +116,7 @@ def _by_epochs(axes: Axes, runs: Sequence[Run]) -> list[str]:
 
 
 def _losses(axes: Axes, runs: Sequence[Run]) -> list[str]:
-    """The training loss, with what stands behind each point where that is not a whole epoch."""
+    """Draw the training loss, with what stands behind each point where that is not a whole epoch."""
     found = [epoch_means(run, training_loss_tag(run.scalars)) for run in runs]
     behind = [means and behind_each(means) for means in found]
     axes.set_title("Training loss by epoch" + ("" if any(behind) else " (means)"))

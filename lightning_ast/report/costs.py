@@ -1,4 +1,4 @@
-"""What the epochs of one run cost: seconds by what they went into, and joules."""
+"""The costs of the epochs of one run: seconds by what they went into, and joules."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ _WHOLE = {
 
 
 def has_costs(run: Run) -> bool:
-    """Whether ``EnergyMonitor`` logged anything of the run that can be drawn."""
+    """Tell whether ``EnergyMonitor`` logged anything of the run that can be drawn."""
     return bool(_found(run))
 
 
 def costs(run: Run) -> Figure:
-    """Seconds and joules of each epoch, stacked.
+    """Draw the seconds and joules of each epoch, stacked.
 
     Args:
         run: A run with ``energy/`` series. What it has none of gets no axes, but a line below the other ones.
@@ -80,7 +80,7 @@ def costs(run: Run) -> Figure:
 
 
 def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
-    """The parts that were logged, else the whole; nothing where all of it is 0, which would be an empty chart."""
+    """Find the parts that were logged, else the whole; nothing where all of it is 0: its chart would be empty."""
     found = {}
     for name, parts in _PARTS.items():
         logged = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
@@ -108,7 +108,7 @@ def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> No
 
 
 def _blocks(axes: Axes, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:
-    """One step patch a part, not one bar an epoch: a long run has thousands."""
+    """Draw one step patch a part, not one bar an epoch: a long run has thousands."""
     few = len(edges) <= 61
     axes.stairs(
         top, edges, baseline=bottom, fill=True, facecolor=COLOURS[part.colour], hatch=part.hatch or None,

@@ -52,10 +52,10 @@ _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trai
 
 
 def dashboard(run: Run) -> Figure:
-    """Accuracy, loss, activation, savings, threshold and significance of a run.
+    """Draw accuracy, loss, activation, savings, threshold and significance of a run.
 
     Args:
-        run: whatever of it is missing is said in its panel.
+        run: The run; whatever of it is missing is named in its panel.
 
     Returns:
         The figure: 11 x 6.4 inches, six axes, by rows; of a run without adaptive sparse training the lower row, which
@@ -108,11 +108,11 @@ def _steps(axes: Axes, run: Run, series: Series) -> None:
 
 
 def smooth(values: Floats, *, span: int | None = None) -> Floats:
-    """Exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
+    """Take the exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
 
     Args:
-        values: ``(n,)``.
-        span: points that the mean reaches over; None takes a twentieth of them, at least 2.
+        values: The values, ``(n,)``.
+        span: The points that the mean reaches over; None takes a twentieth of them, at least 2.
 
     Example:
         >>> smooth(np.array([1.0, 3.0, 3.0]), span=3).round(2).tolist()

@@ -1,4 +1,4 @@
-"""What the figures and the table show, derived from the series of a run. Pure functions."""
+"""The values that figures and table show, derived from the series of a run. Pure functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SPARSE = next(code for code, stage in STAGES.items() if stage == "sparse")
 
 
 class EpochSeries(NamedTuple):
-    """One value an epoch: ``epochs (n,)``, increasing, from 0; ``values (n,)``."""
+    """A series of one value an epoch: ``epochs (n,)``, increasing, from 0; ``values (n,)``."""
 
     epochs: Ints
     values: Floats
@@ -50,7 +50,7 @@ class Span(NamedTuple):
 
 
 def loss_tag(tags: Iterable[str]) -> str | None:
-    """The training loss: a tag with ``loss`` and ``train`` in it, not an epoch's mean; else the nearest to that.
+    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that.
 
     Example:
         >>> loss_tag(["train_loss_epoch", "train_loss_step", "val_loss"])
@@ -66,7 +66,7 @@ def loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def training_loss_tag(tags: Iterable[str]) -> str | None:
-    """As ``loss_tag``, but never the loss of a validation or a test.
+    """Find a loss as ``loss_tag`` does, but never that of a validation or a test.
 
     Example:
         >>> training_loss_tag(["val_loss"]), training_loss_tag(["interval_loss"])
@@ -79,7 +79,7 @@ def training_loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
-    """The validation accuracy; else any accuracy, which is a tag with the word acc or accuracy; None without any.
+    """Find the validation accuracy; else any accuracy: a tag with the word acc or accuracy; None without any.
 
     Example:
         >>> accuracy_tag(["train_acc", "valid/accuracy"])
@@ -90,7 +90,7 @@ def accuracy_tag(tags: Iterable[str]) -> str | None:
 
 
 def _words(tag: str) -> set[str]:
-    """Its words in lower case: letters between other characters, or from one capital to the next."""
+    """List a tag's words in lower case: letters between other characters, or from one capital to the next."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", tag)}
 
 
@@ -102,7 +102,7 @@ def _own(tags: Iterable[str]) -> list[str]:
 
 
 def clip_to_training(run: Run) -> Run:
-    """Without what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch.
+    """Leave out what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch.
 
     They log one step past the last one, under the number of the epoch that would be next.
     """
@@ -131,7 +131,7 @@ def _head(series: Series, end: int) -> Series:
 
 
 def epochs_at(run: Run, steps: Ints) -> Ints:
-    """The epoch ``(n,)`` of each step, from 0: the last one logged up to there. Without any, each step is an epoch."""
+    """Find the epoch ``(n,)`` of each step, from 0: the last one logged by then. Without any, a step is an epoch."""
     epoch = run.series("epoch")
     if epoch is None:
         return np.arange(len(steps), dtype=np.int64)
@@ -140,13 +140,13 @@ def epochs_at(run: Run, steps: Ints) -> Ints:
 
 
 def last_epoch(run: Run) -> int | None:
-    """The last epoch that logged anything, from 0; None where epochs were not logged."""
+    """Return the last epoch that logged anything, from 0; None where epochs were not logged."""
     epoch = run.series("epoch")
     return None if epoch is None or epoch.last is None else int(epoch.last)
 
 
 def by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
-    """The last finite value of each epoch, or None where there is none."""
+    """Return the last finite value of each epoch, or None where there is none."""
     series = run.series(tag)
     if series is None:
         return None
@@ -155,13 +155,13 @@ def by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
 
 
 def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
-    """The last value of each epoch; the epochs of a damaged log need not rise."""
+    """Return the last value of each epoch; the epochs of a damaged log need not rise."""
     found, from_the_end = np.unique(epochs[::-1], return_index=True)
     return EpochSeries(found, values[::-1][from_the_end])
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
-    """Tag and values, in [0, 1], of the accuracy by epoch; where any is above 1.5, they were logged as percentages.
+    """Return tag and values, in [0, 1], of the accuracy by epoch; values above 1.5 mean that percentages were logged.
 
     A share may be above 1 by its rounding.
     """
@@ -173,7 +173,7 @@ def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
 
 
 def stage_of_epochs(run: Run) -> dict[int, Stage]:
-    """The stage of each epoch: that of most of its logged steps, the later one of two equals."""
+    """Find the stage of each epoch: that of most of its logged steps, the later one of two equals."""
     series = run.series("ast/stage")
     if series is None:
         return {}
@@ -190,14 +190,14 @@ def _is_stage(series: Series) -> NDArray[np.bool_]:
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
-    """Where each stage begins and ends.
+    """Find where each stage begins and ends.
 
     Args:
-        run: with ``ast/stage``.
-        axis: ``"steps"`` or ``"epochs"``.
+        run: The run, with or without ``ast/stage``.
+        axis: The axis to count on, ``"steps"`` or ``"epochs"``.
 
     Returns:
-        Spans in order that touch each other; none where no stage was logged.
+        The spans, in order, which touch each other; none where no stage was logged.
     """
     if axis == "epochs":
         stages = stage_of_epochs(run)
@@ -223,7 +223,7 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
 
 
 def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
-    """A series of which each epoch's end logs one value.
+    """Return a series of which each epoch's end logs one value.
 
     A callback that logs through the logger itself does so at the number of steps done, which is the next epoch's first
     step: where that puts two values in one epoch, the step before counts.
@@ -239,7 +239,7 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
 
 
 def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
-    """Seconds from the start to the end of each epoch, and whether ``EnergyMonitor`` measured them.
+    """Return seconds from the start to the end of each epoch, and whether ``EnergyMonitor`` measured them.
 
     Otherwise they are from the wall times of the event file: from its first event to the last of the epoch. None where
     neither is known.
@@ -254,7 +254,7 @@ def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
 
 
 def elapsed_joules(run: Run) -> EpochSeries | None:
-    """Joules from the start to the end of each epoch, or None where they were not measured."""
+    """Return joules from the start to the end of each epoch, or None where they were not measured."""
     return _measured(run, "joules")
 
 
@@ -267,13 +267,13 @@ def _measured(run: Run, unit: str) -> EpochSeries | None:
 
 
 def is_dense(run: Run) -> bool:
-    """Whether every logged step trained on all samples."""
+    """Tell whether every logged step trained on all samples."""
     rate = run.series("ast/activation_rate")
     return rate is None or bool(np.all(rate.values[np.isfinite(rate.values)] == 1))
 
 
 def activation_rate_when_sparse(run: Run) -> float | None:
-    """Mean of the logged activation rates of sparse steps, in [0, 1]; of all steps where no stage was logged."""
+    """Average the logged activation rates of sparse steps, in [0, 1]; of all steps where no stage was logged."""
     rate = run.series("ast/activation_rate")
     stage = run.series("ast/stage")
     if rate is None:

@@ -1,4 +1,4 @@
-"""Find the folders below others that hold a run's log, and name them."""
+"""A search for the folders below others that hold a run's log, and names for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CSV = "metrics.csv"
 
 
 def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Folders at or below ``log_dirs`` that hold a log, each once, and what could not be looked into.
+    """Find folders at or below ``log_dirs`` that hold a log, each once, and what could not be looked into.
 
     Links to folders are followed, as TensorBoard does; a run that is also there without a link has its own path.
 
@@ -24,10 +24,10 @@ def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
         log_dirs: The folders to look in.
 
     Returns:
-        Absolute paths in order, and a line for each folder that could not be read.
+        The absolute paths in order, and a line for each folder that could not be read.
 
     Raises:
-        ReportError: one of them is no folder, or there is no log in or below it.
+        ReportError: One of them is no folder, or there is no log in or below it.
     """
     if not log_dirs:
         raise ReportError("expected at least one folder with logs, got none.")
@@ -62,7 +62,7 @@ def _absolute(root: Path, given: str | Path) -> Path:
 
 
 def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
-    """Paths of folders with logs, by the real ones, and a line for each that cannot be listed: links come last."""
+    """Find folders with logs, by their real paths, and a line for each that cannot be listed: links come last."""
     found: dict[Path, Path] = {}
     lines: list[str] = []
     visited: set[Path] = set()
@@ -98,10 +98,10 @@ def _is_link(path: Path) -> bool:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """Short names: the path from the common parent on, without the last parts where those of all runs are the same.
+    """Shorten names: the path from the common parent on, without the last parts that are the same for all runs.
 
     Args:
-        folders: absolute, no two the same.
+        folders: The folders, absolute, no two the same.
 
     Example:
         >>> run_names([Path("/logs/dense/version_0"), Path("/logs/prune/version_0")])

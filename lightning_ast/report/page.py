@@ -48,9 +48,9 @@ class Picture:
 
     Attributes:
         name: The name of its PNG file.
-        draw: Draws the figure and returns what is in the file.
-        caption: What is seen, and in what unit.
-        alt: What it shows, for those who cannot see it.
+        draw: A function that draws the figure and returns the content of the file.
+        caption: A line that tells what is seen, and in what unit.
+        alt: A description for those who cannot see it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
-        """Return what is in the file; the figure is drawn once."""
+        """Return the content of the file; the figure is drawn once."""
         return self.draw()
 
 
@@ -71,17 +71,17 @@ def render(
     foot: str,
     left_out: Sequence[str] = (),
 ) -> str:
-    """The whole page.
+    """Write the whole page.
 
     Args:
-        rows: of the table.
-        dense: the run that the others are held against.
-        sections: a heading and its figures each; one without figures says that its run holds no values.
-        foot: a line of text: versions, folders, date.
-        left_out: a line for each log that is not in the report.
+        rows: The rows of the table.
+        dense: The run that the others are held against.
+        sections: The headings with their figures; one without figures means that its run holds no values.
+        foot: A line of text: versions, folders, date.
+        left_out: A line for each log that is not in the report.
 
     Returns:
-        HTML. Names are escaped.
+        The HTML, with names escaped.
     """
     title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
     parts = [
@@ -120,11 +120,11 @@ def _figure(picture: Picture) -> str:
 
 
 def table(rows: Sequence[Summary], dense: Summary | None) -> str:
-    """The runs' table as HTML; columns that no run has anything in are left out.
+    """Write the runs' table as HTML; columns that no run has anything in are left out.
 
     Args:
-        rows: a run each.
-        dense: the run whose accuracy, seconds and joules the others' stand against; None: no run's.
+        rows: The rows, a run each.
+        dense: The run whose accuracy, seconds and joules the others' stand against; None is no run.
     """
     columns = [(heading, [cell(row, dense) for row in rows]) for heading, cell in _COLUMNS]
     shown = [(heading, cells) for heading, cells in columns if any(cells)]

@@ -1,4 +1,4 @@
-"""Read the runs below some folders, each from its event files and its table."""
+"""The runs below some folders, each read from its event files and its table."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
     """Read every run at or below the folders.
 
     Args:
-        log_dirs: folders with logs in them, at any depth.
+        log_dirs: The folders with logs in them, at any depth.
 
     Returns:
         The runs, by name. A folder with both kinds of log is one run: TensorBoard's values win. A log that cannot be
         read is left out with a warning.
 
     Raises:
-        ReportError: a folder is not there or holds no log, no log can be read, or TensorBoard is not installed and
+        ReportError: A folder is not there or holds no log, no log can be read, or TensorBoard is not installed and
             there are event files.
     """
     runs, left_out = read_logs(log_dirs)
@@ -58,14 +58,14 @@ def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
 
 
 def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> Logs:
-    """As ``read_runs``, but what was left out is returned.
+    """Read runs as ``read_runs`` does, but return what was left out.
 
     Args:
-        log_dirs: folders with logs in them, at any depth.
+        log_dirs: The folders with logs in them, at any depth.
         progress: Whether to show a bar on the standard error stream, where there are many runs.
 
     Raises:
-        ReportError: as ``read_runs``.
+        ReportError: The same faults as in ``read_runs``.
     """
     folders, left_out = find_runs(log_dirs)
     read: dict[Path, Run] = {}
@@ -86,19 +86,20 @@ def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> Logs
 
 
 def _is_part(run: Run, parent: Run | None) -> bool:
-    """Whether it is not a run of its own, but curves that were written beside those of the run it stands in."""
+    """Tell whether it is not a run of its own, but curves that were written beside those of the run it stands in."""
     beside = parent is not None and parent.source != "CSV" and run.source == "TensorBoard"
     return beside and bool(run.scalars) and "epoch" not in run.scalars
 
 
 def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[float]]]) -> list[float]:
-    """Where the clock stands when each process of a resumed run begins: breaks, and steps that were undone, left out.
+    """Find where the clock stands as each process of a resumed run begins, breaks and undone steps left out.
 
     Args:
-        sessions: in the order of time, for each when it began (seconds), the steps it logged and when it did.
+        sessions: The processes in the order of time; for each when it began (seconds), its steps and when it logged
+            them.
 
     Returns:
-        Seconds at the start of each.
+        The seconds at the start of each.
 
     Example:
         >>> session_offsets([(100.0, [1, 2, 3], [110.0, 120.0, 130.0]), (500.0, [3, 4], [505.0, 515.0])])
@@ -112,13 +113,13 @@ def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[floa
 
 
 def undone_from(sessions: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """The step from which on the points of each process of a resumed run were undone by a later one.
+    """Find the step from which on the points of each process of a resumed run were undone by a later one.
 
     Args:
-        sessions: in the order of time, for each the steps it logged, and whether it trained: a test undoes nothing.
+        sessions: The processes in the order of time; for each its steps, and whether it trained: a test undoes nothing.
 
     Returns:
-        A step each; infinite where all points count.
+        A step for each; infinite where all points count.
 
     Example:
         >>> undone_from([([9, 19, 29], True), ([14], True), ([0], False)])
@@ -180,16 +181,16 @@ def _joined(sessions: Sequence[Session]) -> tuple[dict[str, Series], dict[str, H
 
 
 def _counts(tag: str, step: int, end: float) -> bool:
-    """Whether it was not undone; what callbacks log themselves stands at the number of steps done, one further on."""
+    """Tell whether a step was not undone; callbacks log at the number of steps done, one further on."""
     return step < end or (step == end and tag.startswith(("ast/", "energy/")))
 
 
 def _trained(session: Session, steps: Sequence[int]) -> bool:
-    """Not a test or a validation alone: those log once, and no training loss."""
+    """Tell whether it trained: a test or a validation alone logs once, and no training loss."""
     return len(set(steps)) > 1 or any("train" in tag or tag.startswith("ast/") for tag in session.scalars)
 
 
 def _times(session: Session) -> tuple[float, list[int], list[float]]:
-    """The steps at which Lightning logged: it adds the epoch to all but what a logger writes when it is made."""
+    """List the steps at which Lightning logged: it adds the epoch to all but what a logger writes when it is made."""
     epochs = session.scalars.get("epoch", [])
     return session.began, [point.step for point in epochs], [point.wall_time for point in epochs]

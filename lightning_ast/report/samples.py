@@ -1,4 +1,4 @@
-"""What became of the samples of one run: their significance over the epochs, and how often each was selected."""
+"""The samples of one run: their significance over the epochs, and how often each was selected."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _PERCENTILES = {
 
 
 def has_samples(run: Run) -> bool:
-    """Whether there is more to show than the dashboard does: it shows percentiles only where histograms are missing."""
+    """Tell whether there is more to show than on the dashboard: its percentiles are there only without histograms."""
     both = "ast/significance" in run.histograms and any(run.series(tag) is not None for tag in _PERCENTILES)
     return both or "ast/times_selected" in run.histograms
 
 
 def samples(run: Run) -> Figure:
-    """Percentiles of the significance by epoch, and how often samples were selected.
+    """Draw percentiles of the significance by epoch, and how often samples were selected.
 
     Args:
-        run: what is missing of them is said in the panel.
+        run: The run; what is missing of it is named in the panel.
 
     Returns:
         The figure: 11 x 3.6 inches, two axes.
@@ -63,8 +63,8 @@ def percentiles(axes: Axes, run: Run) -> bool:
     """Draw the significance's percentiles by epoch; False where none was logged.
 
     Args:
-        axes: to draw on.
-        run: with or without ``ast/significance_p10``, ``_p50``, ``_p90``.
+        axes: The axes to draw on.
+        run: The run, with or without ``ast/significance_p10``, ``_p50``, ``_p90``.
     """
     known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
     for tag, series in known.items():
@@ -80,7 +80,7 @@ def percentiles(axes: Axes, run: Run) -> bool:
 
 
 def _times_selected(axes: Axes, times: Histogram) -> None:
-    """One bin a number of times, as long as they can be told apart."""
+    """Draw one bin a number of times, as long as they can be told apart."""
     most = max(0, int(np.ceil(times.edges[-1])))
     width = -(-(most + 1) // 40)
     edges = np.arange(-0.5, most + 0.5 + width, width)

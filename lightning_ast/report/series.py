@@ -1,4 +1,4 @@
-"""What a run's log holds: series over training steps, histograms, and the run around them."""
+"""The contents of a run's log: series over training steps, histograms, and the run around them."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Series:
     """A scalar over the steps of a run.
 
     Attributes:
-        steps: ``(n,)``, strictly increasing, from 0.
-        values: ``(n,)``; NaN where NaN was logged, infinite where the number is above any that can be drawn.
-        clock_seconds: ``(n,)``, seconds since the run began, without the breaks of a resumed run; None where the log
+        steps: The steps ``(n,)``, strictly increasing, from 0.
+        values: The values ``(n,)``; NaN where NaN was logged, infinite where the number is above any that can be drawn.
+        clock_seconds: The seconds ``(n,)`` since the run began, without the breaks of a resumed run; None where the log
             has no times (CSV).
     """
 
@@ -58,7 +58,7 @@ class Series:
 
     @classmethod
     def of(cls, steps: Sequence[int], values: Sequence[float], clock_seconds: Sequence[float] | None = None) -> Series:
-        """From points in the order they were logged in; of steps that were logged twice, the later counts.
+        """Make a series from points in the order they were logged; of steps logged twice, the later counts.
 
         Example:
             >>> resumed = Series.of([10, 20, 30, 15, 25], [1.0, 2.0, 3.0, 4.0, 5.0])
@@ -74,7 +74,7 @@ class Series:
 
     @property
     def last(self) -> float | None:
-        """The last finite value, or None."""
+        """Return the last finite value, or None."""
         finite = self.values[np.isfinite(self.values)]
         return float(finite[-1]) if finite.size else None
 
@@ -89,9 +89,9 @@ class Histogram:
     """Counts between edges.
 
     Attributes:
-        step: it was logged at.
-        edges: ``(k + 1,)``, increasing.
-        counts: ``(k,)``, non-negative.
+        step: The step at which it was logged.
+        edges: The edges ``(k + 1,)``, increasing.
+        counts: The counts ``(k,)``, non-negative.
     """
 
     step: int
@@ -104,12 +104,12 @@ class Run:
     """One run, as its log tells it.
 
     Attributes:
-        name: tells it from the other runs.
-        folder: of its log.
-        source: kind of log.
-        scalars: by tag.
-        histograms: the last of each tag.
-        mode: of execution, where a configuration of ``lightning-ast fit`` stands beside the log; else None.
+        name: A name that tells it from the other runs.
+        folder: The folder of its log.
+        source: The kind of log.
+        scalars: The series by tag.
+        histograms: The last histogram of each tag.
+        mode: The mode, where a configuration of ``lightning-ast fit`` stands beside the log; else None.
     """
 
     name: str
@@ -120,16 +120,16 @@ class Run:
     mode: str | None = None
 
     def series(self, tag: str | None) -> Series | None:
-        """The series of a tag, or None where it has no finite value."""
+        """Return the series of a tag, or None where it has no finite value."""
         found = None if tag is None else self.scalars.get(tag)
         return None if found is None or found.last is None else found
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Positions of the points that count: a run that goes back to an earlier step has undone what came after it.
+    """Find the points that count: a run that goes back to an earlier step has undone what came after it.
 
     Args:
-        steps: in the order they were logged in.
+        steps: The steps in the order they were logged in.
 
     Example:
         >>> keep_latest([1, 2, 3, 2, 4])
@@ -154,7 +154,7 @@ def tame(values: Floats) -> Floats:
 
 
 def is_point(tag: str, value: float) -> bool:
-    """Whether a value can be what its tag says: any number for most, but steps and epochs are counted from 0.
+    """Tell whether a value can be what its tag says: any number for most; steps and epochs count from 0.
 
     Example:
         >>> is_point("step", -1), is_point("epoch", 1e300), is_point("loss", float("nan"))
@@ -165,7 +165,7 @@ def is_point(tag: str, value: float) -> bool:
 
 
 def rebin(histogram: Histogram, edges: Floats) -> Floats:
-    """Counts ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket.
+    """Count ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket.
 
     Example:
         >>> rebin(Histogram(0, np.array([0.0, 1.0, 4.0]), np.array([2.0, 6.0])), np.array([0.0, 2.0, 4.0])).tolist()

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, axes, stage bands, the grey line that says what is missing."""
+"""The look of every figure: colours, axes, stage bands, the grey line that tells what is missing."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ _CHARACTER_INCHES = 0.085
 
 
 class Unit(NamedTuple):
-    """What an axis counts in: ``name``, and how much of the base unit one is."""
+    """The unit of an axis: ``name``, and how much of the base unit one is."""
 
     name: str
     size: float
 
 
 def second_unit(most_seconds: float) -> Unit:
-    """Seconds, minutes or hours, so that the axis shows small numbers.
+    """Choose seconds, minutes or hours, so that the axis shows small numbers.
 
     Example:
         >>> second_unit(90).name, second_unit(3600).name
@@ -107,7 +107,7 @@ def second_unit(most_seconds: float) -> Unit:
 
 
 def joule_unit(most_joules: float) -> Unit:
-    """Joules with a prefix."""
+    """Choose joules with a prefix."""
     for name, size in (("megajoules", 1e6), ("kilojoules", 1e3)):
         if most_joules >= 3 * size:
             return Unit(name, size)
@@ -116,10 +116,10 @@ def joule_unit(most_joules: float) -> Unit:
 
 @contextmanager
 def drawing(*, title_pad: float = 6) -> Iterator[None]:
-    """The figures' own settings, whatever the user's matplotlibrc says; they end with the block.
+    """Draw with the figures' own settings, whatever the user's matplotlibrc says, to the end of the block.
 
     Args:
-        title_pad: points between axes and title; the stages' names need 16.
+        title_pad: The points between axes and title; the stages' names need 16.
     """
     with style.context(["default", {**_RC, "axes.titlepad": title_pad}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
@@ -127,7 +127,7 @@ def drawing(*, title_pad: float = 6) -> Iterator[None]:
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """An empty figure with its own canvas: no window, no global state."""
+    """Make an empty figure with its own canvas: no window, no global state."""
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     layout = figure.get_layout_engine()
@@ -137,7 +137,7 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """A PNG, sharp enough for paper, with the mark by which a report knows its own pictures.
+    """Write a PNG, sharp enough for paper, with the mark by which a report knows its own pictures.
 
     Figure.savefig would draw it twice, the first time for its layout alone.
     """
@@ -152,19 +152,19 @@ def png(figure: Figure) -> bytes:
 
 
 def curve(axes: Axes, x: Floats | Ints, y: Floats, **look: Any) -> None:
-    """A line through the points, thinned out; where they are few, the points themselves too."""
+    """Draw a line through the points, thinned out; where they are few, the points themselves too."""
     x, y = thin(x, y)
     look = {"marker": "o" if len(y) < 10 else "", "markersize": 4, **look}
     axes.plot(x, y, **look)
 
 
 def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
-    """At most ``limit`` of the points ``(n,)``: the lowest and the highest of each stretch, so that no spike is lost.
+    """Keep at most ``limit`` points ``(n,)``: the lowest and highest of each stretch, so that no spike is lost.
 
     Args:
-        x: increasing.
-        y: NaN and infinity are left out.
-        limit: at least 2.
+        x: The places of the points, increasing.
+        y: The values; NaN and infinity are left out.
+        limit: The most points to keep, at least 2.
     """
     finite = np.isfinite(y)
     x = x[finite].astype(np.float64)
@@ -177,7 +177,7 @@ def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Flo
 
 
 def label(text: str, *, width: int = 44) -> str:
-    """A run's name as it can be drawn: no formulas, no leading underscore (which legends leave out), not too long.
+    """Change a run's name so that it can be drawn: no formulas, no leading underscore (legends leave it out), short.
 
     Example:
         >>> label("runs/" + "x" * 50, width=16)
@@ -190,7 +190,7 @@ def label(text: str, *, width: int = 44) -> str:
 
 
 def note(axes: Axes, text: str) -> None:
-    """A small grey line below an axis: what is missing, and how to get it."""
+    """Write a small grey line below an axis: what is missing, and how to get it."""
     wrapped = "\n".join(textwrap.wrap(text, 52))
     below = (0, -32 if axes.get_xlabel() else -6)
     axes.annotate(
@@ -199,42 +199,42 @@ def note(axes: Axes, text: str) -> None:
 
 
 def missing(axes: Axes, text: str) -> None:
-    """Nothing but the grey line."""
+    """Show nothing but the grey line."""
     axes.set_axis_off()
     wrapped = "\n".join(textwrap.wrap(text, 44))
     axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=SMALL, transform=axes.transAxes)
 
 
 def legend(axes: Axes, **look: Any) -> None:
-    """The legend, in a free corner where ``look`` does not place it."""
+    """Show the legend, in a free corner where ``look`` does not place it."""
     axes.legend(**{"loc": "best", "handlelength": 2.4, "borderpad": 0.3, "labelspacing": 0.3, **look})
 
 
 def percent_axis(axes: Axes) -> None:
-    """Shares on the y axis as percentages."""
+    """Show shares on the y axis as percentages."""
     axes.yaxis.set_major_formatter(_Percentages(xmax=1))
 
 
 class _Percentages(PercentFormatter):
-    """Matplotlib's, but not with a hundred digits where a run has gone out of bounds."""
+    """Matplotlib's formatter, but without a hundred digits where a run has gone out of bounds."""
 
     def format_pct(self, x: float, display_range: float) -> str:
         return percent(x) if abs(x) >= 100 else str(super().format_pct(x, display_range))
 
 
 def count_axis(axes: Axes, name: str) -> None:
-    """A number of things on the x axis: integers, thousands as k."""
+    """Show a number of things on the x axis: integers, thousands as k."""
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def epoch_axis(axes: Axes, epochs: Ints) -> None:
-    """Epochs on the x axis, numbered from 0 as in Lightning's progress bar and in the logs.
+    """Show epochs on the x axis, numbered from 0 as in Lightning's progress bar and in the logs.
 
     Args:
         axes: The axes to set.
-        epochs: In order, at least one.
+        epochs: The epochs in order, at least one.
     """
     axes.set_xlabel("epoch")
     first = int(epochs[0])
@@ -254,8 +254,8 @@ def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
     Each stage's name stands above its band, where the band is wide enough for it.
 
     Args:
-        axes: with its limits set.
-        spans: of the stages, on the x axis.
+        axes: The axes, with limits set.
+        spans: The spans of the stages on the x axis.
     """
     low, high = axes.get_xlim()
     inches = axes.get_position().width * axes.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]

@@ -23,18 +23,18 @@ class Summary:
     """One row of the table; None is what the log does not tell.
 
     Attributes:
-        name: of the run.
-        dense: whether every logged step trained on all samples.
-        mode: of execution.
-        epochs: trained.
-        steps: the last one logged.
-        final_accuracy: of the last epoch that has one, in [0, 1].
-        best_accuracy: of all epochs, in [0, 1].
-        activation_rate: mean of the sparse steps, in [0, 1].
-        savings: shares saved by the end of the run, by what was saved: at most 1, negative where it cost more.
-        seconds: of the whole run.
-        seconds_measured: by ``EnergyMonitor``; otherwise the event file's wall times.
-        joules: of the whole run.
+        name: The name of the run.
+        dense: True where every logged step trained on all samples.
+        mode: The mode.
+        epochs: The number of epochs trained.
+        steps: The last step logged.
+        final_accuracy: The accuracy of the last epoch that has one, in [0, 1].
+        best_accuracy: The best accuracy of all epochs, in [0, 1].
+        activation_rate: The mean activation rate of the sparse steps, in [0, 1].
+        savings: The shares saved by the end of the run, by what was saved: at most 1, negative where it cost more.
+        seconds: The seconds of the whole run.
+        seconds_measured: True where ``EnergyMonitor`` measured them; else they are the event file's wall times.
+        joules: The joules of the whole run.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Summary:
 
 
 def summarize(run: Run) -> Summary:
-    """The row of a run."""
+    """Make the row of a run."""
     found = accuracy(run)
     seconds = elapsed_seconds(run)
     joules = elapsed_joules(run)
@@ -75,7 +75,7 @@ def summarize(run: Run) -> Summary:
 
 
 def reference(rows: Sequence[Summary]) -> Summary | None:
-    """The dense run that the others are held against: the longest; None where none is dense, or there is one run."""
+    """Find the dense run that the others are held against: the longest; None where none is dense, or for one run."""
     dense = [row for row in rows if row.dense and row.epochs is not None]
     if len(rows) < 2 or not dense:
         return None
@@ -83,7 +83,7 @@ def reference(rows: Sequence[Summary]) -> Summary | None:
 
 
 def relative(value: float | None, of: float | None) -> float | None:
-    """Quotient, or None where either is not known or the reference is 0.
+    """Divide, or return None where either is not known or the reference is 0.
 
     Example:
         >>> relative(3.0, 4.0), relative(None, 4.0)

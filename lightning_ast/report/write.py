@@ -1,4 +1,4 @@
-"""``write_report``: reads the logs, draws the figures, writes the page."""
+"""``write_report``, which reads the logs, draws the figures and writes the page."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
     removed; no other file is, and none is written through a link.
 
     Args:
-        log_dirs: folders with logs in them, at any depth.
-        out: folder to write to; made where it is not there.
+        log_dirs: The folders with logs in them, at any depth.
+        out: The folder to write to; made where it is not there.
 
     Returns:
         The path of the page.
 
     Raises:
-        ReportError: a folder holds no logs, none can be read, ``out`` cannot be written to, a file of another origin
+        ReportError: A folder holds no logs, none can be read, ``out`` cannot be written to, a file of another origin
             stands in the way, or a package is missing.
 
     Example:
@@ -63,15 +63,15 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> Written:
-    """As ``write_report``, but what was left out is returned too.
+    """Write a report as ``write_report`` does, but return what was left out too.
 
     Args:
-        log_dirs: folders with logs in them, at any depth.
-        out: folder to write to; made where it is not there.
+        log_dirs: The folders with logs in them, at any depth.
+        out: The folder to write to; made where it is not there.
         progress: Whether to show a bar on the standard error stream, where there are many runs.
 
     Raises:
-        ReportError: as ``write_report``.
+        ReportError: The same faults as in ``write_report``.
     """
     folder = Path(out).expanduser()
     with _errors(out):
@@ -103,7 +103,7 @@ def _errors(out: str | Path) -> Iterator[None]:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """File names without an ending for the runs' figures: plain characters, no two the same.
+    """Make file names without an ending for the runs' figures: plain characters, no two the same.
 
     Example:
         >>> file_stems(["a/b", "a:b", "c"])
@@ -122,7 +122,7 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 
 def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[Picture]]]:
-    """The sections of the page: a heading and its figures each, which are drawn when their PNGs are asked for."""
+    """Plan the sections of the page: a heading and its figures each, drawn when their PNGs are asked for."""
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard

@@ -21,9 +21,9 @@ class Books:
     """Writes a fit's batches into its ledger.
 
     Args:
-        mode: of the callback.
-        ledger: of the fit.
-        dense_ops: backward ops that ran over all rows so far, and their calls; filled by the backward.
+        mode: How selections are executed.
+        ledger: The books of the run.
+        dense_ops: The backward ops that ran over all rows so far, and their calls; filled by the backward.
         count_flops: Whether FLOPs are counted.
     """
 
@@ -41,7 +41,7 @@ class Books:
         self._trained: list[bool] | None = None
 
     def open(self, module: nn.Module) -> None:
-        """The layers are all there: FLOPs can be counted."""
+        """Prepare to count FLOPs: the layers are all there."""
         # books of a resumed run that did not know the cost of its earlier batches cannot learn it from a later one
         lost = self._ledger.offered > 0 and self._ledger.flops is None
         self._flops = FlopCount(module, enabled=self._count_flops and not lost)
@@ -76,7 +76,7 @@ class Books:
             self._flops.start_backward(step, loss)
 
     def stop_backward(self, step: StepState | None) -> float | None:
-        """The backward is over.
+        """End the count of the backward.
 
         Returns:
             FLOPs of the batch, as far as they are known by now.
@@ -120,7 +120,7 @@ class Books:
         return self._mode if step.is_sparse or step.offered != step.batch_size else None
 
     def interrupt(self) -> None:
-        """Something else than training happens now."""
+        """Pause the timer until the next batch."""
         self._clock.interrupt()
 
     def close(self) -> None:

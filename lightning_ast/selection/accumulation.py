@@ -34,7 +34,7 @@ class AccumulationWindow:
         return batch_idx - batch_idx % trainer.accumulate_grad_batches
 
     def start_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
-        """A batch is going to be trained on."""
+        """Place a batch in the window of its optimizer step."""
         self._open = trainer.accumulate_grad_batches > 1
         self._position = batch_idx - self.first_batch(trainer, batch_idx)
         if self._position == 0:

@@ -59,7 +59,8 @@ def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.Lightning
         module: The module to be trained.
     """
     found = []
-    mode, own = callback.mode, callback.target_activation_rate
+    mode = callback.mode
+    own = callback.target_activation_rate
     if mode != "partial" and callback.batchnorm != "selected":
         found.append(
             f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
@@ -88,13 +89,13 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
 
 
 def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule, schedulers: list[Any]) -> list[str]:
-    """Everything that can be known to be wrong before the training data is there.
+    """Find everything that is wrong and can be known before the training data is there.
 
     Args:
-        callback: the ``SparseSelectionCallback``.
-        trainer: limits of the run.
-        module: to be trained.
-        schedulers: the trainer's ``TwoStageScheduler`` callbacks.
+        callback: The ``SparseSelectionCallback``.
+        trainer: The trainer, whose limits are read.
+        module: The module that is to be trained.
+        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
     """
     faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
     if len(schedulers) > 1:
@@ -105,8 +106,11 @@ def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule
 
 
 def setting_faults(callback: Any) -> list[str]:
-    """What is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
-    mode, gate, significance, weighting = callback.mode, callback.gate, callback.significance, callback.weighting
+    """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
+    mode = callback.mode
+    gate = callback.gate
+    significance = callback.significance
+    weighting = callback.weighting
     least: Any = callback.min_selected
     found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
@@ -153,7 +157,7 @@ def _significance_faults(significance: Any) -> list[str]:
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether so many positional arguments may be given, as far as can be told."""
+    """Tell whether so many positional arguments may be given, as far as can be told."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
@@ -164,7 +168,7 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 
 def rate_faults(name: str, value: Any) -> list[str]:
-    """What is wrong with an activation rate."""
+    """Find what is wrong with an activation rate."""
     good = is_number(value) and 0 < value <= 1
     return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
@@ -174,12 +178,12 @@ def _percent_hint(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """An int or a float, but not a bool."""
+    """Tell whether a value is an int or a float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
-    """What is wrong with the module for this mode."""
+    """Find what is wrong with the module for this mode."""
     found = []
     step: Callable[..., Any] = module.training_step
     names = list(inspect.signature(step).parameters)

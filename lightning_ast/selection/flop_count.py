@@ -31,9 +31,10 @@ class DenseOps:
     """What ran over all rows in the backward of one batch.
 
     Attributes:
-        calls: by name of the op.
-        share: of the backward's FLOPs that were spent on every row, in [0, 1]; None where that is not counted.
-        settled: whether ``share`` is final, or is going to be counted in one of the next batches.
+        calls: The calls of each op, by its name.
+        share: The share of the backward's FLOPs that were spent on every row, in [0, 1]; None where that is not
+            counted.
+        settled: Whether ``share`` is final, or is going to be counted in one of the next batches.
     """
 
     calls: Counter[str]
@@ -120,7 +121,8 @@ class FlopCount:
         """End the backward's count."""
         if self._backward_began is None:
             return
-        full, self._backward_began = self._counter.full - self._backward_began, None
+        full = self._counter.full - self._backward_began
+        self._backward_began = None
         self._open.close()
         self._backward_full += full
         if self._wants_dense and self._expects_backward:
@@ -129,7 +131,7 @@ class FlopCount:
             self._expects_backward = False
 
     def of_sample(self, step: StepState) -> FlopsPerSample | None:
-        """What was counted in this batch, of a sample of it; None where nothing, or not all, was."""
+        """Return the FLOPs of one sample, as counted in this batch; None where nothing, or not all, was counted."""
         counted = self._wants_dense and not step.is_void and self._counter.failure is None
         if not counted or not step.forwarded or not self._forward or self._backward is None:
             return None
@@ -149,8 +151,10 @@ class FlopCount:
         self.close()
         if self._wants_dense and ledger.flops is None:
             ledger.flops = self.of_sample(step)
-        counter, full = self._counter, self._backward_full
-        self._counter, self._backward_full = BackwardFlops(), 0
+        counter = self._counter
+        full = self._backward_full
+        self._counter = BackwardFlops()
+        self._backward_full = 0
         hindered = step.traced and counter.failure is not None  # the next batch is run without the trace
         if self._wants_dense and counter.failure is not None and not hindered:
             self._counts = self._wants_share = False
@@ -173,7 +177,8 @@ class FlopCount:
         return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
 
     def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
-        calls, self._calls = dense_ops - self._calls, dense_ops.copy()
+        calls = dense_ops - self._calls
+        self._calls = dense_ops.copy()
         kind = frozenset(calls)
         if executed is not None and self._wants_share:
             self._shares[kind] = min(max((executed - rate) / (1 - rate), 0.0), 1.0)
@@ -197,7 +202,7 @@ class StepClock:
         self._steps: dict[str, int] = {}
 
     def interrupt(self) -> None:
-        """Something else than training happens now: the running step is not timed."""
+        """Leave the running step out: something else than training happens now."""
         self._last = None
 
     def finish_batch(self, ledger: Ledger, stage: str, *, offered: int) -> None:

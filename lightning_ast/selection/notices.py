@@ -58,7 +58,8 @@ def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Sel
         batch_size: The number of samples in the first sparse batch.
         selection: The samples that were selected of it.
     """
-    target, least = selector.target_activation_rate, selector.least(batch_size)
+    target = selector.target_activation_rate
+    least = selector.least(batch_size)
     if least > target * batch_size and selection.indices.numel() == least:
         rank_zero_warn(
             f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the activation rate "
@@ -100,7 +101,8 @@ def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share:
     forward = flops.forward / flops.dense
     if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
         return None
-    own, promised = cost_share(mode, rate, forward=forward, dense_share=dense_share), cost_share(mode, rate)
+    own = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    promised = cost_share(mode, rate)
     fresh: Mode = "partial" if mode == "subset" else "subset"
     costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
     others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)

@@ -12,7 +12,7 @@ __all__ = ["Watcher"]
 
 
 class Watcher:
-    """Told of what a fit does to each batch; it changes nothing.
+    """A part of another callback that is told of what a fit does to each batch; it changes nothing.
 
     Attributes:
         wants_labels: Whether the classes of the samples are of use to it.
@@ -21,15 +21,15 @@ class Watcher:
     wants_labels = False
 
     def start_stage(self, stage: Stage) -> None:
-        """A batch of another stage than the last one's is about to be trained on."""
+        """Receive the stage of the batch that starts, where it is another than that of the last one."""
 
     def scoring(self) -> AbstractContextManager[None]:
-        """Entered around the scoring forward of ``subset``."""
+        """Return a context that is entered around the scoring forward of ``subset``."""
         return nullcontext()
 
     def indices(self, batch_size: int) -> Any:
-        """``(B,)`` dataset indices of the batch that starts, or None where they are not known."""
+        """Return ``(B,)`` dataset indices of the batch that starts, or None where they are not known."""
         return None
 
     def finish_batch(self, step: StepState) -> None:
-        """A batch was trained on as planned."""
+        """Receive the state of a step that was trained on."""

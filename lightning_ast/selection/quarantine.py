@@ -30,11 +30,11 @@ class QuarantinedSample:
     """A sample that was left out of a training step.
 
     Attributes:
-        epoch: from 0.
-        batch: index of its batch in the epoch, in its process.
-        position: in the batch, or -1 where that is not known: the batch was left out as a whole, and counts as all
-            of its samples towards ``quarantine_limit``.
-        index: in the data set, or -1 where that is not known.
+        epoch: The epoch, from 0.
+        batch: The index of its batch in the epoch, in its process.
+        position: Its position in the batch, or -1 where that is not known: the batch was left out as a whole, and
+            counts as all of its samples towards ``quarantine_limit``.
+        index: Its index in the data set, or -1 where that is not known.
     """
 
     epoch: int
@@ -43,7 +43,7 @@ class QuarantinedSample:
     index: int
 
     def __str__(self) -> str:
-        """As a message names it."""
+        """Return the name of the sample in a message."""
         if self.index >= 0:
             return f"{self.index}"
         return f"batch {self.batch}, position {self.position}" if self.position >= 0 else f"batch {self.batch}"
@@ -67,8 +67,9 @@ class Quarantine:
     finite is replaced without the host knowing, and is counted when the news arrives.
 
     Args:
-        limit: largest share of an epoch's samples, in [0, 1]; None looks at nothing.
-        processes: that train together; the limit holds for each, in the midst of an epoch for a single one.
+        limit: The largest share of an epoch's samples, in [0, 1]; None looks at nothing.
+        processes: The distributed processes of this run; the limit holds for each, in the midst of an epoch for a
+            single one.
     """
 
     def __init__(self, limit: float | None, processes: Processes) -> None:
@@ -152,11 +153,14 @@ class Quarantine:
         """Count what was found.
 
         Raises:
-            QuarantineError: it is more than the limit.
+            QuarantineError: It is more than the limit.
         """
         if trainer.current_epoch != self._epoch:
             self._read(wait=True)
-            self._epoch, self.count, self._offered, self._expected = trainer.current_epoch, 0, 0, 0
+            self._epoch = trainer.current_epoch
+            self.count = 0
+            self._offered = 0
+            self._expected = 0
         self._offered += step.offered
         if step.bad is not None:
             self._pending.append(_Pending(step.bad, step.indices, self._epoch, batch_idx))
@@ -172,7 +176,7 @@ class Quarantine:
         """Count what is still on its way, over all processes.
 
         Raises:
-            QuarantineError: it is more than the limit.
+            QuarantineError: It is more than the limit.
         """
         if self.limit is None:
             return
@@ -182,7 +186,7 @@ class Quarantine:
         self._check(round(count), round(offered))
 
     def _read(self, *, wait: bool = False) -> bool:
-        """Whether samples were found among what has arrived."""
+        """Tell whether samples were found among what has arrived."""
         before = self.count
         while self._pending and (wait or self._pending[0].arrived is None or self._pending[0].arrived.query()):
             found = self._pending.pop(0)
@@ -234,7 +238,9 @@ class Quarantine:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.samples = [QuarantinedSample(*row) for row in state["samples"].tolist()]
-        self._epoch, self.count, self._offered = state["epoch"], state["count"], state["offered"]
+        self._epoch = state["epoch"]
+        self.count = state["count"]
+        self._offered = state["offered"]
 
 
 def _send(found: _Pending) -> None:

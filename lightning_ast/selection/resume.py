@@ -41,8 +41,8 @@ class Resumption:
     ``StatefulDataLoader``) a run resumed in the midst of an epoch is the uninterrupted one, too.
 
     Args:
-        trainer: of this fit.
-        processes: that train together.
+        trainer: The trainer of this fit.
+        processes: The distributed processes of this run.
     """
 
     def __init__(self, trainer: pl.Trainer, processes: Processes) -> None:
@@ -52,7 +52,7 @@ class Resumption:
         self._undo: Callable[[], None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone; every process must ask for it."""
+        """Return the place in the data and the random state; every process must ask for it."""
         return {
             "data": self._data(),
             **last_reloads(self._trainer.fit_loop),
@@ -60,11 +60,11 @@ class Resumption:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept until the epoch and the position in it are known."""
+        """Keep a state until the epoch and the position in it are known."""
         self._loaded = state
 
     def expect(self) -> None:
-        """A checkpoint is being loaded."""
+        """Prepare for a checkpoint that is being loaded."""
         self.detach()
         self._loaded = None
         self._undo = lead(self._trainer.fit_loop, load=lambda combined: combined, begin=self._begin)
@@ -81,9 +81,10 @@ class Resumption:
         self._undo = None
 
     def _begin(self, epoch: int) -> None:
-        """Lightning is about to run the first epoch of the resumed run."""
+        """Restore the state, ahead of the first epoch of the resumed run."""
         self.detach()
-        loop, state = self._trainer.fit_loop, self._loaded
+        loop = self._trainer.fit_loop
+        state = self._loaded
         if state is None:
             return
         within = batches_done(loop) > 0
@@ -98,7 +99,7 @@ class Resumption:
             restart_loader(loop)
 
     def _data(self) -> dict[str, Any]:
-        """What a place in an epoch means."""
+        """Return what a place in an epoch depends on."""
         found = loaders(self._trainer.fit_loop)
         return {
             "batch size": [_batch_size(loader) for loader in found],

@@ -46,7 +46,8 @@ def _rate_is_known(state: dict[str, Any]) -> Faults:
 
 
 def _has_a_threshold(state: dict[str, Any]) -> Faults:
-    level, limit = state["level"], state.get("integral_limit", float("inf"))
+    level = state["level"]
+    limit = state.get("integral_limit", float("inf"))
     if abs(state["integral"]) > limit:
         yield "integral", f"a number in [-{limit:g}, {limit:g}]", state["integral"]
     if state.get("feedforward") is False and (level is None or float(level) < 0):
@@ -70,7 +71,8 @@ _SELECTOR = record(
 
 
 def _counts_fit(totals: dict[str, Any]) -> Faults:
-    offered, selected = totals["offered"], totals["selected"]
+    offered = totals["offered"]
+    selected = totals["selected"]
     bounds = {
         "offered": (0, totals["steps"] * _LARGEST_BATCH, "2**31 samples a step"),
         "selected": (0, offered, f"offered = {offered}"),
@@ -137,7 +139,8 @@ _QUARANTINE = record(
 
 def _data_fits(state: dict[str, Any]) -> Faults:
     data = state["data"]
-    sizes, lengths = data["batch size"], data["data set length"]
+    sizes = data["batch size"]
+    lengths = data["data set length"]
     if len(sizes) != len(lengths):
         yield "data.data set length", f"a length for each of {len(sizes)} loaders", lengths
     yield from one_for_each(state["random"], data["number of processes"])
@@ -175,7 +178,8 @@ def _plan_fits(plan: dict[str, Any]) -> Faults:
 
 
 def _epoch_fits(state: dict[str, Any]) -> Faults:
-    sparse, split = state["sparse"], state["split"]
+    sparse = state["sparse"]
+    split = state["split"]
     if sparse and state["stage"] != "sparse":
         yield "stage", "'sparse', as sparse is 1", state["stage"]
     if split is not None:
@@ -192,9 +196,12 @@ def _epoch_fits(state: dict[str, Any]) -> Faults:
 
 def _lengths_fit(state: dict[str, Any]) -> Faults:
     """Compare the plan of an epoch with the data set and with the epoch's lengths in one process."""
-    plan, sparse, processes = state["plan"], state["sparse"], state["split"]["processes"]
+    plan = state["plan"]
+    sparse = state["sparse"]
+    processes = state["split"]["processes"]
     (samples, batches), remembered = state["lengths"], len(state["history"]["scores"])
-    planned, most = len(plan["indices"]), -(-samples // state["split"]["batch_size"])
+    planned = len(plan["indices"])
+    most = -(-samples // state["split"]["batch_size"])
     if planned and int(plan["indices"].max()) >= remembered:
         yield "plan.indices", f"indices below {remembered}", int(plan["indices"].max())
     if samples * processes != planned:

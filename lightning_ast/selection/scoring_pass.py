@@ -132,7 +132,8 @@ class ScoringPass:
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
         if loss.grad_fn is None:
             return None
-        found, self._proved = self._proved, None
+        found = self._proved
+        self._proved = None
         if found is None:
             found = self._search.find(loss, size) if trace is None else self._search.prove(loss, size, trace)
         entries: list[Entry] = [entry for entry in found.entries if not entry.nested]

@@ -25,12 +25,12 @@ class SessionState:
 
     Args:
         trainer: The trainer of the fit.
-        token: Of this fit alone: a state that has it is not another run's.
-        rule: Names of what selects, with ``mode`` among them.
+        token: A text that no other fit has: a state that holds it is not another run's.
+        rule: The names of what selects.
         owner: The key of the callback's state in a checkpoint.
-        selector: Gate, controller and target.
-        ledger: Books.
-        quarantine: Samples that were left out.
+        selector: The gate, its controller and its target.
+        ledger: The books of the run.
+        quarantine: The samples that were left out.
         mode: How selections are executed, with a state of its own.
     """
 
@@ -56,7 +56,7 @@ class SessionState:
         self.token = token
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone; every process must ask for it."""
+        """Return the state: primitives and tensors alone; every process must ask for it."""
         state = {
             "fit": self.token,
             "rule": self._rule,
@@ -90,15 +90,15 @@ class SessionState:
         self._mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-        """A checkpoint is being loaded, perhaps one without this callback.
+        """Prepare for a checkpoint that is being loaded, perhaps one without this callback.
 
         Args:
-            checkpoint: Lightning's.
-            state: of this callback in it, or empty.
+            checkpoint: The checkpoint of Lightning.
+            state: The state of this callback in it, or empty.
 
         Raises:
             CheckpointError: The state is damaged, or a later release's.
-            ConfigurationError: it is from the midst of an epoch, and only one of the two plans its epochs.
+            ConfigurationError: It is from the midst of an epoch, and only one of the two plans its epochs.
         """
         if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
             SELECTION_STATE.require(state, owner=self._owner)

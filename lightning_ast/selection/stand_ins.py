@@ -46,7 +46,8 @@ class StandIns:
             return True
         if isinstance(old, Tensor):
             return isinstance(new, Tensor) and self._swap_data(old, new)
-        before, after = _slots(old), _slots(new)
+        before = _slots(old)
+        after = _slots(new)
         if before is None or after is None or before.keys() != after.keys():
             return False
         done = [self._swap(part, after[key]) or self._assign(old, key, after[key]) for key, part in before.items()]

@@ -90,7 +90,9 @@ class StepLog:
     """
 
     def __init__(self, fit: LoggedFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._fit, self._trainer, self._module = fit, trainer, module
+        self._fit = fit
+        self._trainer = trainer
+        self._module = module
         self._last: _Batch | None = None
         self._fresh = False
         self._threshold: Tensor | None = None
@@ -108,7 +110,9 @@ class StepLog:
         self._settle()
         if not trained:
             return
-        trainer, stage, selector = self._trainer, self._fit.stage, self._fit.selector
+        trainer = self._trainer
+        stage = self._fit.stage
+        selector = self._fit.selector
         mean = selector.controller.activation_rate_ema
         if self._last is None and stage != "sparse":
             self._threshold = selector.last_threshold  # of a resumed run, which logged it before it was interrupted
@@ -143,7 +147,7 @@ class StepLog:
         return batch.written
 
     def _is_wanted(self, batch_idx: int) -> bool:
-        """Whether a step is logged: where the loggers write, and where an epoch or the run begins or ends.
+        """Tell whether a step is logged: where the loggers write, and where an epoch or the run begins or ends.
 
         The first step makes the names known to callbacks that monitor them; the last one is what the bar shows at last.
         """
@@ -166,8 +170,9 @@ class StepLog:
         self._fresh = True
 
     def _values(self, stage: Stage, activation_rate_ema: float | None) -> dict[str, float]:
-        """What the host knows of the run so far, by the name it is logged under; what is not known is left out."""
-        fit, savings = self._fit, self._fit.ledger.savings()
+        """Return what the host knows of the run so far, by logged name; what is not known is left out."""
+        fit = self._fit
+        savings = self._fit.ledger.savings()
         values = {
             "ast/activation_rate": fit.activation_rate,
             "ast/activation_rate_ema": activation_rate_ema,
@@ -192,7 +197,8 @@ class StepLog:
         No process waits for another, so this also works in a run that fails.
         """
         written = self._settle()
-        batch, self._last = self._last, None
+        batch = self._last
+        self._last = None
         if batch is None:
             return
         values = self._values(batch.stage, batch.activation_rate_ema) | self._joules()
@@ -205,15 +211,16 @@ class StepLog:
         write(self._trainer, lacking, step=batch.step, epoch=batch.epoch)
 
     def _joules(self) -> dict[str, float]:
-        """The share of the joules that was saved, where it is not what was logged at the end of an epoch."""
-        joules, logged = self._fit.ledger.savings()["joules"], last_logged(self._trainer, _JOULES)
+        """Return the share of the joules that was saved, where it is not what was logged at the end of an epoch."""
+        joules = self._fit.ledger.savings()["joules"]
+        logged = last_logged(self._trainer, _JOULES)
         if joules is None:
             return {} if logged is None else {_JOULES: _NOT_KNOWN}
         return {} if logged is not None and math.isclose(joules, logged, rel_tol=1e-6) else {_JOULES: joules}
 
 
 def _bar(values: dict[str, float]) -> dict[str, float]:
-    """What the progress bar shows: the activation rate, and a share that is named by what was saved."""
+    """Return what the progress bar shows: the activation rate, and a share that is named by what was saved."""
     shown = {"act": values.get("ast/activation_rate")}
     flops = values.get("ast/savings_flops", _NOT_KNOWN)
     if math.isnan(flops):

@@ -121,7 +121,7 @@ class Taps:
 
 
 def _is_output_of(node: Node | None, entry: Entry) -> bool:
-    """Whether an output is an entry, but for reshapes and casts."""
+    """Tell whether an output is an entry, but for reshapes and casts."""
     for _ in range(_STEPS):
         if node is None:
             return False

@@ -105,7 +105,7 @@ class SumDetector:
         Args:
             norms: ``(k,)`` norms in the step, times k: those of the scoring pass, if the loss is a mean.
             scored: ``(k,)`` norms in the scoring pass, times B.
-            share: k / B, in (0, 1].
+            share: The share k / B, in (0, 1].
         """
         if self._answer is not None:
             return self._answer

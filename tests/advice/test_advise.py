@@ -22,7 +22,7 @@ from lightning_ast.advice import Advice, advise
 from lightning_ast.demo import ImageData
 from lightning_ast.errors import AdviceError
 from tests.helpers.data import loader
-from tests.helpers.modules import PlainNet
+from tests.helpers.modules import Manual, PlainNet
 from tests.helpers.training import quiet_trainer
 
 QUICK = 0.2
@@ -94,19 +94,6 @@ def test_a_stream_is_not_consumed_and_cannot_be_pruned(digits: tuple[Tensor, Ten
     assert advice.facts.run.batches_per_epoch == 40
     assert "has no length" in advice.facts.notes[1]
     assert {p.mode for p in advice.table} == {"mask", "subset", "partial"}
-
-
-class Manual(PlainNet):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        x, y = self.unpack(batch)
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(F.cross_entropy(self(x), y))
-        optimizer.step()
 
 
 def test_manual_optimization_is_measured(digits: tuple[Tensor, Tensor]) -> None:

@@ -21,7 +21,7 @@ from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback
 from lightning_ast.core import BatchError, LossCaptureError
 from lightning_ast.errors import ConfigurationError, EntryError
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import Manual, PlainNet, fresh
+from tests.helpers.modules import Lbfgs, Manual, PlainNet, fresh
 from tests.helpers.training import quiet_trainer
 
 
@@ -72,11 +72,6 @@ class HiddenLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (scores,) = ctx.saved_tensors
         return gradient * 2 * scores / scores.numel()
-
-
-class Lbfgs(PlainNet):
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS(self.parameters())
 
 
 def one_hot(batch: Any) -> Tensor:
@@ -185,6 +180,9 @@ CASES = [
     Case("a controller in prune", "leave controller=None", {"mode": "prune", "controller": PIController()}),
     schedule("warmup_epochs: expected an int >= 0 or a float in .0, 1., got -1", warmup_epochs=-1),
     schedule("warmup_epochs: .* got 1.5", warmup_epochs=1.5),
+    schedule(r"warmup_epochs: .* float in \[0, 1\)", warmup_epochs=1.0),
+    schedule("leave no sparse step", {"max_epochs": 3}, warmup_epochs=0.6, cooldown_epochs=0.5),
+    schedule("leave no sparse step", {"max_epochs": -1, "max_steps": 8}, warmup_epochs=2),
     schedule("cooldown_epochs: .* got True", cooldown_epochs=True),
     schedule("cooldown_epochs: .* got '1'", cooldown_epochs="1"),
     schedule(r"TwoStageScheduler\(target_activation_rate\): expected a rate", target_activation_rate=2),

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import (
@@ -20,26 +20,15 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
+from tests.helpers.modules import OneLayer
 from tests.helpers.training import quiet_trainer
 
 
-class Net(pl.LightningModule):
+class Net(OneLayer):
     names = ("val_loss", "val_acc", "other")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(6, 3)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.net(batch[0]), batch[1])
-        self.log("train_loss", loss)
-        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log_dict(dict.fromkeys(self.names, 0.5))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Scored(SparseLossMixin, Net):
@@ -66,7 +55,7 @@ def test_an_accuracy_that_is_not_logged(recwarn: pytest.WarningsRecorder) -> Non
     fit(SparseTrainingMonitor(accuracy="val_accuracy"), SparseSelectionCallback(), max_epochs=3)
     (message,) = warned(recwarn)
     assert "'val_accuracy' is not logged. Did you mean 'val_acc'? Logged are: 'val_acc', " in message
-    for name in ("val_loss", "train_loss", "other"):
+    for name in ("val_loss", "loss", "other"):
         assert repr(name) in message
     assert "ast/" not in message, "names of our own cannot be an accuracy"
 
@@ -105,7 +94,7 @@ def test_it_is_checked_behind_the_first_validation(recwarn: pytest.WarningsRecor
     assert len(warned(recwarn)) == 1
 
 
-@pytest.mark.parametrize("accuracy", ["val_acc", "train_loss", None])
+@pytest.mark.parametrize("accuracy", ["val_acc", "loss", None])
 def test_a_name_that_is_logged(accuracy: str | None, recwarn: pytest.WarningsRecorder) -> None:
     fit(SparseTrainingMonitor(accuracy=accuracy))
     assert not warned(recwarn)

@@ -23,6 +23,7 @@ from lightning_ast.callbacks import QuarantineError
 from lightning_ast.report import read_runs
 from lightning_ast.report.summary import summarize
 from tests.helpers.data import Digits, loader
+from tests.helpers.modules import Trained
 from tests.helpers.training import gloo, quiet_trainer
 
 Points = dict[str, list[tuple[int, float]]]
@@ -30,7 +31,7 @@ MODES = ("partial", "subset", "prune", "mask")
 NAMED = {"samples": "samples", "flops": "FLOPs", "seconds": "seconds", "joules": "joules"}
 
 
-class Small(pl.LightningModule):
+class Small(Trained):
     """One layer: a step takes a millisecond."""
 
     def __init__(self) -> None:
@@ -44,9 +45,6 @@ class Small(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", F.cross_entropy(self.head(batch[0].flatten(1)), batch[1]))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Meter:

@@ -19,7 +19,7 @@ from lightning_ast.monitoring.text import format_epoch
 from lightning_ast.selection.flop_count import StepClock
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import quiet_trainer
+from tests.helpers.training import SaveAt, quiet_trainer
 
 ALWAYS = {"ast/activation_rate", "ast/target_activation_rate", "ast/stage", "ast/savings_samples", "ast/savings_flops"}
 
@@ -152,13 +152,10 @@ def test_the_line_after_a_resume_in_mid_epoch(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_once(path: Path | None = None, save: bool = False) -> str:
-        class Save(pl.Callback):
-            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-                if save and trainer.global_step == 5:
-                    trainer.save_checkpoint(tmp_path / "mid.ckpt")
-
         torch.manual_seed(0)
-        chain = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=0.25), SparseTrainingMonitor(), Save()]
+        chain = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=0.25), SparseTrainingMonitor()]
+        if save:
+            chain.append(SaveAt(tmp_path / "mid.ckpt", "batch end", 0, 4))
         quiet_trainer(callbacks=chain).fit(PlainNet(dropout=0.0), loader(digits, batch_size=64), ckpt_path=path)
         return re.findall(r"Epoch 0/0 .*", capsys.readouterr().out)[0]
 
@@ -188,16 +185,11 @@ def test_the_line_after_a_resume_from_an_epochs_last_batch(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lightning does not call on_train_epoch_start then: the finished epoch must not be counted into the next."""
-
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 4:
-                trainer.save_checkpoint(tmp_path / "last.ckpt")
-
-    lines = []
-    for path in (None, tmp_path / "last.ckpt"):
+    last, lines = tmp_path / "last.ckpt", []
+    for path in (None, last):
         torch.manual_seed(0)
-        chain = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=1), SparseTrainingMonitor(), Save()]
+        save = SaveAt(last, "batch end", 0, 3)
+        chain = [SparseSelectionCallback(), TwoStageScheduler(warmup_epochs=1), SparseTrainingMonitor(), save]
         trainer = quiet_trainer(callbacks=chain, max_epochs=2)
         trainer.fit(PlainNet(dropout=0.0), loader(digits, batch_size=128), ckpt_path=path)
         lines.append(re.findall(r"Epoch 1/1 .*", capsys.readouterr().out)[0])

@@ -21,7 +21,7 @@ from lightning_ast import (
 )
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
 from tests.monitoring.monitored_run import Net, Numbered, chain
 
 
@@ -98,12 +98,7 @@ def test_the_line_starts_anew_where_the_first_batch_is_skipped(
 def test_a_checkpoint_without_the_monitor_or_of_an_older_one(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 20:
-                trainer.save_checkpoint(tmp_path / "mid.ckpt")
-
-    _, callbacks = chain("partial", Save())
+    _, callbacks = chain("partial", SaveAt(tmp_path / "mid.ckpt", "batch end", 2, 3))
     quiet_trainer(max_epochs=4, callbacks=callbacks).fit(PlainNet(), loader(digits, batch_size=64))
     checkpoint = torch.load(tmp_path / "mid.ckpt", weights_only=True)
     for older in (False, True):

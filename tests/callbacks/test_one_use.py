@@ -11,8 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import (
@@ -23,26 +21,10 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
+from tests.helpers.modules import OneLayer
 from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 MODES = ["partial", "subset", "mask", "prune"]
-
-
-class Net(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.net = nn.Linear(6, 3)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_acc", 0.5)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class At(pl.Callback):
@@ -72,7 +54,7 @@ def selection(mode: Any = "partial", **options: Any) -> SparseSelectionCallback:
 
 def refused(callback: pl.Callback, *more: pl.Callback) -> pl.LightningModule:
     """Fit another module with a callback that is in use."""
-    module = Net()
+    module = OneLayer()
     before = weights(module)
     with pytest.raises(ConfigurationError, match="belongs to a fit that is still running"):
         fit(module, callback, *more)
@@ -87,13 +69,13 @@ def refused(callback: pl.Callback, *more: pl.Callback) -> pl.LightningModule:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_nested_fit_is_refused_and_the_first_goes_on(mode: str) -> None:
     alone = selection(mode)
-    expected = weights(fit(Net(), alone, max_epochs=2))
-    callback, module = selection(mode), Net()
+    expected = weights(fit(OneLayer(), alone, max_epochs=2))
+    callback, module = selection(mode), OneLayer()
     fit(module, callback, At(lambda: refused(callback)), max_epochs=2)
     assert_same_weights(weights(module), expected)
     assert callback.ledger.state_dict()["stages"]["sparse"]["selected"] == alone.ledger.selected
     assert "training_step" not in vars(module), "the wrapper is gone"
-    assert_same_weights(weights(fit(Net(), callback, max_epochs=2)), expected)  # it can be used again
+    assert_same_weights(weights(fit(OneLayer(), callback, max_epochs=2)), expected)  # it can be used again
 
 
 def test_two_threads_with_one_object() -> None:
@@ -101,13 +83,13 @@ def test_two_threads_with_one_object() -> None:
     go_on = threading.Event()
 
     def first() -> None:
-        fit(Net(), callback, At(lambda: (inside.set(), go_on.wait(60))))
+        fit(OneLayer(), callback, At(lambda: (inside.set(), go_on.wait(60))))
 
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(60)
     try:
-        fit(Net(), callback)
+        fit(OneLayer(), callback)
     except ConfigurationError as error:
         errors.append(error)
     go_on.set()
@@ -117,8 +99,8 @@ def test_two_threads_with_one_object() -> None:
 
 
 def test_two_threads_with_two_objects() -> None:
-    expected = weights(fit(Net(), selection()))
-    modules, barrier = [Net(), Net()], threading.Barrier(2)
+    expected = weights(fit(OneLayer(), selection()))
+    modules, barrier = [OneLayer(), OneLayer()], threading.Barrier(2)
     threads = [
         threading.Thread(target=fit, args=(module, selection(), At(lambda: barrier.wait(60)))) for module in modules
     ]
@@ -138,10 +120,10 @@ def test_after_a_crash_it_can_be_used_again(error: type[BaseException]) -> None:
     callback, monitor, energy = selection(), SparseTrainingMonitor(), EnergyMonitor(meters=[])
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises((error, SystemExit)):  # Lightning turns Ctrl+C into an exit, and ignores it from then on
-        fit(Net(), callback, monitor, energy, At(crash))
+        fit(OneLayer(), callback, monitor, energy, At(crash))
     signal.signal(signal.SIGINT, handler)
-    expected = weights(fit(Net(), selection()))
-    assert_same_weights(weights(fit(Net(), callback, monitor, energy)), expected)
+    expected = weights(fit(OneLayer(), selection()))
+    assert_same_weights(weights(fit(OneLayer(), callback, monitor, energy)), expected)
 
 
 def test_after_a_crash_that_it_was_not_told_of() -> None:
@@ -152,11 +134,11 @@ def test_after_a_crash_that_it_was_not_told_of() -> None:
     def crash() -> None:
         raise RuntimeError("stop")
 
-    callback, module = selection(), Net()
+    callback, module = selection(), OneLayer()
     with pytest.raises(ValueError, match="breaks"):
         fit(module, Breaks(), callback, At(crash))
-    expected = weights(fit(Net(), selection()))
-    assert_same_weights(weights(fit(Net(), callback)), expected)
+    expected = weights(fit(OneLayer(), selection()))
+    assert_same_weights(weights(fit(OneLayer(), callback)), expected)
     assert "training_step" not in vars(module), "the new fit put the old module back"
 
 
@@ -169,31 +151,31 @@ def test_a_fault_of_another_callback_in_the_second_fit() -> None:
 
     def second() -> None:
         with pytest.raises(ValueError, match="broken"):
-            fit(Net(), Breaks(), callback)
+            fit(OneLayer(), Breaks(), callback)
 
-    expected = weights(fit(Net(), selection()))
+    expected = weights(fit(OneLayer(), selection()))
     callback = selection()
-    assert_same_weights(weights(fit(Net(), callback, At(second))), expected)
+    assert_same_weights(weights(fit(OneLayer(), callback, At(second))), expected)
 
 
 def test_a_validation_with_the_same_object_leaves_the_fit_alone() -> None:
     def validate() -> None:
-        quiet_trainer(callbacks=[callback]).validate(Net(), data(), verbose=False)
+        quiet_trainer(callbacks=[callback]).validate(OneLayer(), data(), verbose=False)
 
-    expected = weights(fit(Net(), selection()))
+    expected = weights(fit(OneLayer(), selection()))
     callback = selection()
-    assert_same_weights(weights(fit(Net(), callback, At(validate))), expected)
+    assert_same_weights(weights(fit(OneLayer(), callback, At(validate))), expected)
 
 
 def test_a_checkpoint_that_another_trainer_loads_is_not_for_the_fit(tmp_path: Any) -> None:
-    fit(Net(), selection(), SaveLast(tmp_path / "other.ckpt"), max_epochs=3)
+    fit(OneLayer(), selection(), SaveLast(tmp_path / "other.ckpt"), max_epochs=3)
 
     def validate() -> None:
-        quiet_trainer(callbacks=[callback]).validate(Net(), data(), tmp_path / "other.ckpt", verbose=False)
+        quiet_trainer(callbacks=[callback]).validate(OneLayer(), data(), tmp_path / "other.ckpt", verbose=False)
 
     alone, callback = selection(), selection()
-    expected = weights(fit(Net(), alone, max_epochs=2))
-    assert_same_weights(weights(fit(Net(), callback, At(validate), max_epochs=2)), expected)
+    expected = weights(fit(OneLayer(), alone, max_epochs=2))
+    assert_same_weights(weights(fit(OneLayer(), callback, At(validate), max_epochs=2)), expected)
     assert callback.ledger.offered == alone.ledger.offered
 
 
@@ -208,24 +190,24 @@ class SaveLast(pl.Callback):
 @pytest.mark.parametrize("make", [SparseTrainingMonitor, lambda: EnergyMonitor(meters=[])], ids=["monitor", "energy"])
 def test_monitors_serve_one_fit_at_a_time(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
     monitor = make()
-    fit(Net(), monitor, At(lambda: refused(monitor)), max_epochs=2)
+    fit(OneLayer(), monitor, At(lambda: refused(monitor)), max_epochs=2)
     if isinstance(monitor, EnergyMonitor):
         assert [costs.epoch for costs in monitor.epochs] == [0, 1]
     else:
         assert capsys.readouterr().out.count("Epoch ") >= 2
-    fit(Net(), monitor)
+    fit(OneLayer(), monitor)
 
 
 def test_a_controller_serves_one_fit_at_a_time() -> None:
     controller = PIController()
     other = selection(controller=controller)
-    fit(Net(), selection(controller=controller), At(lambda: refused(other)))
-    fit(Net(), other)
+    fit(OneLayer(), selection(controller=controller), At(lambda: refused(other)))
+    fit(OneLayer(), other)
 
 
 def test_a_copy_serves_a_fit_of_its_own() -> None:
     callback = selection()
-    fit(Net(), callback, At(lambda: fit(Net(), copy.deepcopy(callback))))
+    fit(OneLayer(), callback, At(lambda: fit(OneLayer(), copy.deepcopy(callback))))
     assert callback.ledger.offered == 32
 
 
@@ -264,19 +246,19 @@ PAIRS: dict[str, list[Callable[[], pl.Callback]]] = {
 @pytest.mark.parametrize("kinds", PAIRS.values(), ids=PAIRS)
 def test_two_of_a_kind_in_the_list(kinds: list[Callable[[], pl.Callback]]) -> None:
     with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got (2|several)"):
-        fit(Net(), *(kind() for kind in kinds))
+        fit(OneLayer(), *(kind() for kind in kinds))
 
 
 @pytest.mark.parametrize("kind", [SparseSelectionCallback, SparseTrainingMonitor, EnergyMonitor])
 def test_one_object_twice_in_the_list(kind: Callable[[], pl.Callback]) -> None:
     callback = kind()
     with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got (2|several)"):
-        fit(Net(), callback, callback)
+        fit(OneLayer(), callback, callback)
 
 
 @pytest.mark.parametrize("kinds", PAIRS.values(), ids=PAIRS)
 def test_two_of_a_kind_from_the_module(kinds: list[Callable[[], pl.Callback]]) -> None:
-    class Configured(Net):
+    class Configured(OneLayer):
         def configure_callbacks(self) -> list[pl.Callback]:
             return [kind() for kind in kinds]
 
@@ -291,19 +273,19 @@ def test_one_of_each_is_no_fault(tmp_path: Any) -> None:
         return [SparseSelectionCallback(), SparseTrainingMonitor(), EnergyMonitor(meters=[])]
 
     trainer = quiet_trainer(callbacks=chain())
-    trainer.fit(Net(), data())
+    trainer.fit(OneLayer(), data())
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]
     assert set(saved) == {"SparseSelectionCallback", "SparseTrainingMonitor", "EnergyMonitor"}
     assert {type(key) for key in saved} == {str}
     resumed = chain()
-    quiet_trainer(callbacks=resumed, max_epochs=2).fit(Net(), data(), ckpt_path=tmp_path / "end.ckpt")
+    quiet_trainer(callbacks=resumed, max_epochs=2).fit(OneLayer(), data(), ckpt_path=tmp_path / "end.ckpt")
     assert resumed[0].ledger.offered == 64
     assert len(resumed[2].epochs) == 2
 
 
 def test_a_checkpoint_before_any_fit(tmp_path: Any) -> None:
     trainer = quiet_trainer(callbacks=[SparseSelectionCallback(), SparseTrainingMonitor(), EnergyMonitor(meters=[])])
-    trainer.validate(Net(), data(), verbose=False)
+    trainer.validate(OneLayer(), data(), verbose=False)
     trainer.save_checkpoint(tmp_path / "before.ckpt")
     assert not torch.load(tmp_path / "before.ckpt", weights_only=True)["callbacks"]

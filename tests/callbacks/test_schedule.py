@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_ast import ConfigurationError, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from tests.helpers.training import quiet_trainer
+from tests.helpers.modules import OneLayer
+from tests.helpers.training import SaveAt, StopAfter, fit, quiet_trainer
 
 BATCHES = 4
 
@@ -40,22 +41,7 @@ class Stream(IterableDataset):
             number += 1
 
 
-class Net(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Linear(6, 3)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.net(batch[0]), batch[1])
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-class TwoOptimizers(Net):
+class TwoOptimizers(OneLayer):
     """Manual optimization, two steps a batch."""
 
     def __init__(self) -> None:
@@ -96,23 +82,49 @@ def stream(batches: int | None = None) -> DataLoader:
 
 
 def run(
-    schedule: dict[str, Any],
+    schedule: dict[str, Any] | None,
     data: DataLoader | None = None,
     *extra: pl.Callback,
     module: pl.LightningModule | None = None,
     mode: Any = "partial",
+    first: bool = True,
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> str:
     """Train, and return the stages of the batches."""
     selection = SparseSelectionCallback(mode=mode)
     stages = Stages(selection)
-    chain = [TwoStageScheduler(**schedule), selection, stages, *extra]
+    chain = [selection, stages, *extra]
+    if schedule is not None:
+        chain.insert(0 if first else len(chain), TwoStageScheduler(**schedule))
     limits = {"max_epochs": None, **options}
     quiet_trainer(callbacks=chain, **limits).fit(
-        module or Net(), sized() if data is None else data, ckpt_path=ckpt_path
+        module or OneLayer(), sized() if data is None else data, ckpt_path=ckpt_path
     )
     return stages.seen
+
+
+def test_whole_epochs() -> None:
+    assert run(None, max_epochs=1) == "ssss", "without a scheduler every step is sparse"
+    for first in (True, False):
+        both = {"warmup_epochs": 1, "cooldown_epochs": 1}
+        assert run(both, first=first, max_epochs=3) == "wwwwsssscccc", "whatever the order of the callbacks"
+    assert run({"warmup_epochs": 1}, max_epochs=-1, max_steps=6) == "wwwwss"
+    assert run({"warmup_epochs": 1}, None, StopAfter(6), max_epochs=-1) == "wwwwss", "a run without a known end"
+
+
+def test_shares_of_epochs() -> None:
+    assert run({"warmup_epochs": 0.25}, max_epochs=1) == "wsss"
+    assert run({"warmup_epochs": 0.25, "cooldown_epochs": 0.25}, max_epochs=-1, max_steps=8) == "wwsssscc"
+    assert run({"warmup_epochs": 0.5}, max_epochs=2, accumulate_grad_batches=2) == "wwwwssss"
+
+
+def test_target_of_the_scheduler_wins() -> None:
+    selection = SparseSelectionCallback(target_activation_rate=0.9)
+    scheduler = TwoStageScheduler(warmup_epochs=0, target_activation_rate=0.25)
+    with pytest.warns(UserWarning, match="TwoStageScheduler counts, 0.25"):
+        fit(OneLayer(), sized(), selection, scheduler, max_epochs=2)
+    assert selection.ledger.activation_rate == pytest.approx(0.25, abs=0.04)
 
 
 @pytest.mark.parametrize("data", [sized, stream, lambda: stream(3)], ids=["finite", "endless", "unsized"])
@@ -143,28 +155,24 @@ def test_manual_optimization_counts_every_optimizer() -> None:
         run({"cooldown_epochs": 1}, module=TwoOptimizers(), max_steps=8)
 
 
-class SaveAt(pl.Callback):
-    """Saves a checkpoint behind a batch of the run."""
-
-    def __init__(self, batch: int, path: Path) -> None:
-        self.left, self.path = batch, path
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.mark.parametrize("batch", [3, 5])
 def test_resume_in_mid_epoch(batch: int, tmp_path: Path) -> None:
     schedule = {"warmup_steps": 2, "cooldown_steps": 1}
     options = {"max_steps": 4, "accumulate_grad_batches": 2}
     path = tmp_path / "mid.ckpt"
-    whole = run(schedule, stream(), SaveAt(batch, path), **options)
+    whole = run(schedule, stream(), SaveAt(path, "batch end", 0, batch - 1), **options)
     assert whole == "wwwwsscc"
     rest = run(schedule, stream(), ckpt_path=path, **options)
     assert whole.endswith(rest), "also from the midst of an accumulation window"
     assert "sscc".endswith(rest[-4:])
+
+
+def test_resume_in_mid_epoch_finds_its_stage(tmp_path: Path) -> None:
+    """Lightning does not call on_train_epoch_start then: the stage follows from the step."""
+    path = tmp_path / "mid.ckpt"
+    whole = run({"warmup_epochs": 0.5}, None, SaveAt(path, "batch end", 0, 2), max_epochs=1)
+    assert whole == "wwss"
+    assert run({"warmup_epochs": 0.5}, max_epochs=1, ckpt_path=path) == "s"
 
 
 def test_limits_that_are_no_steps() -> None:
@@ -172,16 +180,7 @@ def test_limits_that_are_no_steps() -> None:
     assert done.startswith("wws"), "max_time alone: steps and whole epochs can be counted"
     with pytest.raises(ConfigurationError, match=r"known length.*max_time"):
         run({"warmup_epochs": 0.1}, max_time=timedelta(seconds=5))
-    assert run({"warmup_steps": 2}, None, Halt(5), max_epochs=-1) == "wwsss"
-
-
-class Halt(pl.Callback):
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.batches -= 1
-        trainer.should_stop = self.batches <= 0
+    assert run({"warmup_steps": 2}, None, StopAfter(5), max_epochs=-1) == "wwsss"
 
 
 # ------------------------------------------------------------------ a run that stays dense
@@ -236,7 +235,7 @@ def test_a_warmup_in_steps_that_the_epochs_do_not_reach(case: str, recwarn: pyte
 
 @pytest.mark.parametrize("end", ["early", "time"])
 def test_an_early_end_is_warned_of(end: str) -> None:
-    stop = EarlyStopping("loss", patience=1, min_delta=100.0) if end == "early" else Halt(1)
+    stop = EarlyStopping("loss", patience=1, min_delta=100.0) if end == "early" else StopAfter(1)
     with pytest.warns(UserWarning, match="without a sparse one: all of it is dense"):
         run({"warmup_epochs": 5}, None, stop, max_epochs=20)
 

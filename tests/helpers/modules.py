@@ -11,7 +11,34 @@ from torch import Tensor, nn
 
 from lightning_ast import SparseLossMixin
 
-__all__ = ["ExplicitNet", "PlainNet", "fresh"]
+__all__ = ["ExplicitNet", "Lbfgs", "Manual", "OneLayer", "PlainNet", "Trained", "fresh"]
+
+
+class Trained(pl.LightningModule):
+    """Is trained by SGD; what it is made of and its step are the test's own."""
+
+    lr = 0.1
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+class OneLayer(Trained):
+    """A layer of six inputs and three classes, whose parameters are always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Linear(6, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
 
 
 class PlainNet(pl.LightningModule):
@@ -62,6 +89,28 @@ class ExplicitNet(SparseLossMixin, PlainNet):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.per_sample_loss(batch, batch_idx).mean()
+
+
+class Manual(PlainNet):
+    """Runs its own backward and optimizer steps."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+class Lbfgs(PlainNet):
+    """Its optimizer evaluates the step several times a batch."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
 
 def fresh(cls: type[Any] = PlainNet, **options: Any) -> Any:

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from lightning_ast import SparseSelectionCallback
 
-__all__ = ["SaveAt", "assert_same_weights", "fit", "gloo", "half", "quiet_trainer", "weights"]
+__all__ = [
+    "SaveAt",
+    "StopAfter",
+    "assert_close_weights",
+    "assert_same_weights",
+    "fit",
+    "gloo",
+    "half",
+    "quiet_trainer",
+    "weights",
+]
 
 
 def quiet_trainer(**options: Any) -> pl.Trainer:
@@ -45,6 +55,16 @@ def half(**options: Any) -> SparseSelectionCallback:
     return SparseSelectionCallback(
         **{"target_activation_rate": 0.5, "mode": "subset", "gate": "topk", "significance": "loss", **options}  # type: ignore[arg-type]
     )
+
+
+class StopAfter(pl.Callback):
+    """Ends a run, whose planned length is longer, after some optimizer steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
 
 
 class SaveAt(pl.Callback):
@@ -79,3 +99,11 @@ def assert_same_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> No
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         assert torch.equal(tensor, right[name]), name
+
+
+def assert_close_weights(
+    left: dict[str, Tensor], right: dict[str, Tensor], *, rtol: float = 1e-5, atol: float = 1e-6
+) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=rtol, atol=atol, msg=name)

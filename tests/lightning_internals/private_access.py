@@ -17,19 +17,24 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name.isidentifier()
 
 
-def private_uses(tree: ast.Module, known: set[str] = frozenset()) -> Iterator[tuple[int, str]]:
+def private_uses(
+    tree: ast.Module, known: set[str] = frozenset(), package: set[str] = frozenset()
+) -> Iterator[tuple[int, str]]:
     """Yield the line and the name of each use.
 
     Args:
         tree: The file.
         known: Names that are foreign even where the file has one of the same name, unless its own class has it.
+        package: Names that an object's own class may have from another file of the package.
     """
     own = own_names(tree)
     bases = foreign_classes(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             on_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            found = [node.attr] if node.attr not in own or (node.attr in known and not on_self) else []
+            inherited = package - known if on_self else set()
+            is_own = node.attr in own | inherited and (on_self or node.attr not in known)
+            found = [] if is_own else [node.attr]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found = list(imported(node))
         elif isinstance(node, ast.ClassDef):
@@ -92,5 +97,5 @@ def foreign_classes(tree: ast.Module) -> dict[str, type]:
     return {name: kind for name, kind in found.items() if isinstance(kind, type)}
 
 
-def uses_in(path: Path, known: set[str] = frozenset()) -> list[str]:
-    return [f"{path.name}:{line}: {name}" for line, name in private_uses(ast.parse(path.read_text()), known)]
+def uses_in(path: Path, known: set[str], package: set[str]) -> list[str]:
+    return [f"{path.name}:{line}: {name}" for line, name in private_uses(ast.parse(path.read_text()), known, package)]

@@ -23,7 +23,7 @@ from lightning_ast import (
 from lightning_ast.monitoring.samples import BINS, EpochSamples, SampleHistory
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import gloo, quiet_trainer
+from tests.helpers.training import SaveAt, gloo, quiet_trainer
 from tests.monitoring.monitored_run import EPOCHS, WARMUP, Net, Numbered, Spy, chain, events, run
 
 
@@ -220,16 +220,11 @@ def test_names_of_samples_are_not_places(digits: Digits, tmp_path: Path) -> None
 
 
 def test_a_resumed_run_goes_on_counting(digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.current_epoch == 3:
-                trainer.save_checkpoint(tmp_path / "epoch.ckpt")
-
     found = []
     for path in (None, tmp_path / "epoch.ckpt"):
         torch.manual_seed(0)
         monitor = SparseTrainingMonitor()
-        _, callbacks = chain("partial", monitor, Save())
+        _, callbacks = chain("partial", monitor, SaveAt(tmp_path / "epoch.ckpt", "epoch end", 3))
         logger = TensorBoardLogger(str(tmp_path), name="")
         trainer = quiet_trainer(max_epochs=EPOCHS, callbacks=callbacks, logger=logger)
         trainer.fit(PlainNet(dropout=0.0), loader(digits, shuffle=True), loader(digits), ckpt_path=path)

@@ -18,7 +18,7 @@ from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTraining
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import quiet_trainer
+from tests.helpers.training import SaveAt, quiet_trainer
 
 
 def chain(*extra: pl.Callback, **settings: Any) -> list[pl.Callback]:
@@ -50,15 +50,10 @@ def test_the_line_has_the_number_of_lightnings_bar(digits: Digits, capfd: pytest
 def test_every_message_of_a_run_counts_from_zero(
     digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.current_epoch == 2 and trainer.fit_loop.batch_idx == 0:
-                trainer.save_checkpoint(tmp_path / "mid.ckpt")
-
-    lines = []
-    for path in (None, tmp_path / "mid.ckpt"):
+    lines, mid = [], tmp_path / "mid.ckpt"
+    for path in (None, mid):
         torch.manual_seed(0)
-        callbacks = chain(*([] if path else [Save()]), mode="prune", gate="soft")
+        callbacks = chain(*([] if path else [SaveAt(mid, "batch end", 2, 0)]), mode="prune", gate="soft")
         quiet_trainer(max_epochs=4, callbacks=callbacks).fit(
             PlainNet(dropout=0.0), data(digits), data(digits, 64), ckpt_path=path
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -16,14 +15,17 @@ from lightning_ast.report.comparison import comparison
 from lightning_ast.report.derive import clip_to_training, training_loss_tag
 from lightning_ast.report.epoch_means import EpochMeans, behind_each, epoch_means
 from lightning_ast.report.style import GREY
+from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer
 from tests.report.conftest import made
 
 EPOCH = [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2)]
 
 
-class Losses(pl.LightningModule):
+class Losses(Trained):
     """Its loss is the number of the step, so that every mean is known; logged in each way there is."""
+
+    lr = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,9 +40,6 @@ class Losses(pl.LightningModule):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.log("val_loss", self.weight)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
 @pytest.fixture(scope="module", params=["TensorBoard", "CSV"])

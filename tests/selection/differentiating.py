@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +11,12 @@ from torch.autograd import forward_ad
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseLossMixin
+from tests.helpers.modules import Trained
 
 BATCH, BATCHES, CLASSES = 8, 3, 3
 
 
-class Step(pl.LightningModule):
+class Step(Trained):
     """A small network and SGD."""
 
     def __init__(self) -> None:
@@ -38,9 +38,6 @@ class Step(pl.LightningModule):
         if target is None:
             return F.cross_entropy(values, batch[1], reduction="none")
         return F.mse_loss(values, target, reduction="none").flatten(1).mean(1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Explicit(SparseLossMixin, Step):

@@ -17,9 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import (
@@ -29,29 +27,13 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
+from tests.helpers.modules import OneLayer
 
-__all__ = ["BATCHES", "EPOCHS", "LANDED", "MODES", "Meter", "Net", "SaveMidEpoch", "train"]
+__all__ = ["BATCHES", "EPOCHS", "LANDED", "MODES", "Meter", "SaveMidEpoch", "train"]
 
 MODES = ("partial", "mask", "subset", "prune")
 LANDED = Path(__file__).parent / "landed_checkpoints.pt.gz"
 BATCH, BATCHES, EPOCHS = 4, 8, 4
-
-
-class Net(pl.LightningModule):
-    """One layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(6, 3)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Meter:
@@ -113,7 +95,7 @@ def train(
     )
     generator = torch.Generator().manual_seed(1)
     train_data = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True, generator=generator)
-    trainer.fit(Net(), train_data, DataLoader(TensorDataset(x[4:], y[4:]), batch_size=28), ckpt_path=ckpt_path)
+    trainer.fit(OneLayer(), train_data, DataLoader(TensorDataset(x[4:], y[4:]), batch_size=28), ckpt_path=ckpt_path)
     return callbacks
 
 

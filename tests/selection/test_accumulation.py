@@ -14,7 +14,7 @@ from lightning_ast import PIController, SparseSelectionCallback, TwoStageSchedul
 from lightning_ast.core.gate import Selection
 from lightning_ast.errors import ConfigurationError
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import ExplicitNet, PlainNet, fresh
+from tests.helpers.modules import ExplicitNet, Lbfgs, PlainNet, fresh
 from tests.helpers.training import fit, weights
 
 
@@ -123,11 +123,6 @@ def test_a_stage_begins_with_an_optimizer_step(digits: Digits, mode: str) -> Non
     schedule = TwoStageScheduler(warmup_epochs=0.4)
     fit(fresh(), loader(digits), callback, schedule, Spy(), accumulate_grad_batches=2)
     assert stages == ["warmup"] * 4 + ["sparse"] * 4
-
-
-class Lbfgs(PlainNet):
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2)
 
 
 def test_lbfgs_with_accumulation_is_refused(digits: Digits) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_ast import CheckpointError, SparseSelectionCallback
+from tests.helpers.modules import OneLayer
 from tests.helpers.training import quiet_trainer
 from tests.selection.mutations import changed, paths, values
-from tests.selection.saved import BATCH, BATCHES, EPOCHS, LANDED, MODES, Meter, Net, SaveMidEpoch, train
+from tests.selection.saved import BATCH, BATCHES, EPOCHS, LANDED, MODES, Meter, SaveMidEpoch, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.set_vital. is deprecated",
@@ -204,7 +205,7 @@ def test_a_damaged_checkpoint_can_be_tested(run: Any) -> None:
     key = ("callbacks", "SparseSelectionCallback")
     torch.save(changed(checkpoint, key, {"ledger": 5}), damaged)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 6), torch.ones(4).long()))
-    module = Net()
+    module = OneLayer()
     quiet_trainer(callbacks=[SparseSelectionCallback(mode=callbacks[0].mode)]).validate(
         module, loader, ckpt_path=damaged, verbose=False
     )

@@ -21,7 +21,7 @@ from lightning_ast import (
 )
 from lightning_ast.core import BatchError
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.modules import PlainNet, Trained, fresh
 from tests.helpers.training import fit, weights
 
 MODES = ["mask", "subset", "partial"]
@@ -244,7 +244,7 @@ def test_scores_of_zero_are_all_alike(digits: Digits) -> None:
     assert any(not torch.equal(before[name], value) for name, value in weights(module).items())
 
 
-class Tokens(pl.LightningModule):
+class Tokens(Trained):
     """Rows of tokens, flattened from the first layer on; a learned scale, some of the classes."""
 
     def __init__(self) -> None:
@@ -255,9 +255,6 @@ class Tokens(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         scores = self.head(self.embed(batch.reshape(-1))) * self.scale.view(1, -1)
         return F.cross_entropy(scores[..., torch.arange(7)], batch.reshape(-1))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import BatchError
-from tests.helpers.training import fit
-from tests.selection.test_lost_and_empty_batches import Stop
+from tests.helpers.training import StopAfter, fit
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
@@ -133,7 +132,7 @@ def test_trains_as_a_loop_by_hand(kind: str, mode: str, sparse: bool, bad: bool)
         mode=mode, gate="topk", significance="loss", target_activation_rate=0.5, quarantine_limit=0.1
     )
     schedule = [] if sparse else [TwoStageScheduler(warmup_epochs=1)]
-    fit(module, data(make, bad=bad), callback, *schedule, Stop(3), max_epochs=2)
+    fit(module, data(make, bad=bad), callback, *schedule, StopAfter(3), max_epochs=2)
     assert [(s.batch, s.position) for s in callback.quarantined] == ([(0, BAD)] if bad else [])
     reference = by_hand(bad=bad, sparse=sparse)
     for got, want in zip(module.parameters(), reference.parameters(), strict=True):

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import pickle
 import weakref
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from torch import Tensor
 
-from lightning_ast import PIController, SparseSelectionCallback
-from lightning_ast.core.execution import Mode
-from tests.helpers.data import Digits, loader
+from lightning_ast import PIController
+from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, fit, quiet_trainer, weights
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 from tests.selection.plain_and_ours import MODES, DigitsData, assert_clean, data, like, only_new_objects, ours, seed
 
 
@@ -141,29 +138,3 @@ def test_a_copy_of_the_callback_made_within_a_fit_starts_as_a_new_one(few: Digit
         ends.append((weights(module), callbacks[0].ledger.offered, callbacks[0].ledger.selected))
     assert_same_weights(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
-
-
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial", "prune"])
-def test_a_copy_of_the_module_made_within_the_fit_is_its_own(digits: Digits, mode: Mode) -> None:
-    """A best model kept, a mean teacher, a module saved whole."""
-    kept = []
-
-    class Keeps(pl.Callback):
-        def on_train_batch_end(
-            self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-        ) -> None:
-            if batch_idx == 0:
-                buffer = io.BytesIO()
-                module._trainer, own = None, module._trainer
-                torch.save(module, buffer)
-                kept.extend([copy.deepcopy(module), torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)])
-                module._trainer = own
-
-    module = fresh()
-    fit(module, loader(digits), SparseSelectionCallback(mode=mode, target_activation_rate=0.5), Keeps(), max_epochs=2)
-    final = weights(module)
-    for one in kept:
-        before = weights(one)
-        fit(one, loader(digits), max_epochs=1)
-        assert any(not torch.equal(before[name], value) for name, value in weights(one).items())
-    assert_same_weights(final, weights(module))

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, half, quiet_trainer, weights
+from tests.helpers.data import Digits
+from tests.helpers.modules import fresh
+from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 from tests.selection.plain_and_ours import MODES, Draws, assert_clean, data, ours, random_state, seed
 
 
@@ -87,16 +87,3 @@ def test_evaluation_within_a_fit(few: Digits, mode: str) -> None:
 
         (metrics,) = quiet_trainer(callbacks=[Replay()]).validate(plain, loaded, verbose=False)
         assert metrics["val_loss"] == value
-
-
-def test_validate_and_test_need_nothing(digits: Digits) -> None:
-    class Net(PlainNet):
-        def test_step(self, batch: Any, batch_idx: int) -> None:
-            self.validation_step(batch, batch_idx)
-
-    trainer = quiet_trainer(callbacks=[half()])
-    module = fresh(Net)
-    before = trainer.validate(module, loader(digits), verbose=False)
-    assert trainer.test(module, loader(digits), verbose=False) == before
-    trainer.fit(module, loader(digits), loader(digits))
-    assert trainer.validate(module, loader(digits), verbose=False)[0]["val_acc"] > before[0]["val_acc"]

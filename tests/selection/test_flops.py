@@ -6,13 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 import torch.nn.functional as F
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.modules import Lbfgs, Manual, fresh
 from tests.helpers.training import fit, half
 
 
@@ -49,15 +48,7 @@ def test_flops_of_a_sample_are_the_same_however_counted(digits: Digits, mode: st
 def test_flops_with_lbfgs_and_with_two_backwards(digits: Digits) -> None:
     conv, linear = 2 * 9 * 8 * 64, 2 * 8 * 64 * 10
 
-    class Lbfgs(PlainNet):
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
-
-    class TwoBackwards(PlainNet):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.automatic_optimization = False
-
+    class TwoBackwards(Manual):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             loss = F.cross_entropy(self(batch[0]), batch[1])
             self.manual_backward(0.5 * loss, retain_graph=True)

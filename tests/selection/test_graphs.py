@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import GradientGate, SampleSelector
-from tests.helpers.training import fit, weights
+from tests.helpers.modules import Trained
+from tests.helpers.training import assert_close_weights, fit, weights
 
 SIZE = 8
 pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. in mode='partial' these backward operations")
@@ -65,8 +66,10 @@ def graphs(number: int, *, nodes: int | None = None) -> list[tuple[Tensor, Tenso
     return found
 
 
-class Network(pl.LightningModule):
+class Network(Trained):
     """One step of message passing; the loss is one of graphs, of nodes or of edges."""
+
+    lr = 1.0
 
     def __init__(self, rows: str) -> None:
         super().__init__()
@@ -86,9 +89,6 @@ class Network(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.losses(batch).mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
 def owners(rows: str, batch: Graphs) -> Tensor:
@@ -121,8 +121,7 @@ def test_the_selected_graphs_alone_are_trained_on(rows: str, mode: str, nodes: i
     divisor = own.sum() if mode == "subset" else len(losses) / 2  # the step's own mean, or half of the batch
     (losses[own].sum() / divisor).backward()
     reference.configure_optimizers().step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert_close_weights(weights(module), weights(reference), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", ["graphs", "nodes", "edges"])
@@ -145,8 +144,7 @@ def test_batches_of_other_sizes(rows: str) -> None:
         losses = reference.losses(batch)
         (losses[torch.isin(owners(rows, batch), kept)].sum() / (len(losses) / 2)).backward()
         optimizer.step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert_close_weights(weights(module), weights(reference), rtol=1e-4, atol=1e-5)
 
 
 def test_graphs_are_remembered_in_prune() -> None:
@@ -164,8 +162,7 @@ def test_graphs_beside_their_labels(mode: str) -> None:
     kept = used.last_selection.indices
     reference.losses(Graphs(data))[kept].mean().backward()
     reference.configure_optimizers().step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert_close_weights(weights(module), weights(reference), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["mask", "partial"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_ast import QuarantineError, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, fit, weights
+from tests.helpers.training import StopAfter, assert_same_weights, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")  # within the warmup
 MODES = ["mask", "subset", "partial", "prune"]
@@ -44,7 +43,7 @@ def test_a_dense_step_leaves_out_the_sample_alone(digits: Digits, mode: str) -> 
     callback = SparseSelectionCallback(mode=mode, quarantine_limit=0.02)
     module, reference = (fresh(SeesNan, dropout=0.0, batchnorm=False) for _ in range(2))
     schedule = TwoStageScheduler(warmup_epochs=1)
-    trainer = fit(module, sixty_four(digits), callback, schedule, Stop(4), max_epochs=2, log_every_n_steps=1)
+    trainer = fit(module, sixty_four(digits), callback, schedule, StopAfter(4), max_epochs=2, log_every_n_steps=1)
     assert trainer.callback_metrics["ast/quarantined"] == 1
     assert [(s.batch, s.position) for s in callback.quarantined] == [(1, 0)]
     assert callback.ledger.selected == 63
@@ -77,16 +76,6 @@ def test_a_loss_that_only_the_step_of_subset_shows(digits: Digits) -> None:
     assert all(bool(value.isfinite().all()) for value in weights(module).values())
     assert [s.batch for s in callback.quarantined] == [1, 1]
     assert callback.quarantined[0].position == 0 < callback.quarantined[1].position
-
-
-class Stop(pl.Callback):
-    """Ends a run after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        trainer.should_stop = trainer.global_step == self.steps
 
 
 # ------------------------------------------------------------------ empty batches
@@ -133,7 +122,7 @@ def test_an_empty_batch_in_the_warmup_is_that_of_a_plain_run(digits: Digits, mod
     data = filtered(digits, empty=NONE, where=where)
     fit(plain, data, max_epochs=1)
     callback = SparseSelectionCallback(mode=mode)
-    fit(ours, data, callback, TwoStageScheduler(warmup_epochs=1), Stop(4), max_epochs=2)
+    fit(ours, data, callback, TwoStageScheduler(warmup_epochs=1), StopAfter(4), max_epochs=2)
     assert_same_weights(weights(plain), weights(ours))
     assert [n for n in ours.seen if n == 0] == [0]
     assert (callback.ledger.offered, callback.ledger.selected) == (48, 48)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from lightning_ast import SparseLossMixin, SparseSelectionCallback
 from lightning_ast.errors import LossCaptureError
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import ExplicitNet, PlainNet, fresh
-from tests.helpers.training import fit, half, weights
+from tests.helpers.modules import ExplicitNet, PlainNet, Trained, fresh
+from tests.helpers.training import assert_close_weights, fit, half, weights
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
@@ -24,8 +23,7 @@ def test_explicit_losses_train_as_captured_ones(digits: Digits, mode: str, weigh
     for module in (captured, explicit):
         callback = SparseSelectionCallback(target_activation_rate=0.3, mode=mode, weighting=weighting)
         fit(module, loader(digits), callback, max_steps=4)
-    for name, tensor in weights(captured).items():
-        torch.testing.assert_close(tensor, weights(explicit)[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert_close_weights(weights(captured), weights(explicit), rtol=1e-4)
 
 
 def test_mixin_default_losses_on_an_unmodified_step(digits: Digits) -> None:
@@ -72,8 +70,7 @@ def test_losses_by_hand_are_scored_where_the_step_uses_them(digits: Digits, mode
     assert callback.last_selection.indices.tolist() == losses.topk(32).indices.sort().values.tolist()
     losses.topk(32).values.mean().backward()
     reference.configure_optimizers().step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
     assert "per_sample_loss" not in vars(module)
 
 
@@ -89,8 +86,10 @@ def test_losses_of_another_shape_are_refused(digits: Digits) -> None:
         fit(fresh(Net), loader(digits), half(), max_steps=1)
 
 
-class TimeMajor(SparseLossMixin, pl.LightningModule):
+class TimeMajor(SparseLossMixin, Trained):
     """Sequences as (T, B): everything about the batch is overridden."""
+
+    lr = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,9 +109,6 @@ class TimeMajor(SparseLossMixin, pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.per_sample_loss(batch, batch_idx).mean()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
-
 
 @pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
 def test_a_time_major_batch_by_overrides(mode: str) -> None:
@@ -125,14 +121,13 @@ def test_a_time_major_batch_by_overrides(mode: str) -> None:
     losses = reference.per_sample_loss(tokens.t(), 0)
     losses.topk(6).values.mean().backward()
     torch.optim.SGD(reference.parameters(), lr=1.0).step()
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
 
 
 def test_packed_sequences_by_overrides() -> None:
     from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-    class Packed(SparseLossMixin, pl.LightningModule):
+    class Packed(SparseLossMixin, Trained):
         def __init__(self) -> None:
             super().__init__()
             self.rnn, self.head = nn.GRU(3, 4), nn.Linear(4, 1)
@@ -147,9 +142,6 @@ def test_packed_sequences_by_overrides() -> None:
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return F.mse_loss(self.head(self.rnn(batch[0])[1][0]).squeeze(1), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
 
     rows = [(torch.randn(n, 3), torch.tensor(float(n))) for n in (2, 5, 3, 4)]
     data = torch.utils.data.DataLoader(

@@ -18,6 +18,7 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from lightning_ast.core.execution import cost_share
 from lightning_ast.core.ledger import saves_too_little
+from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer
 
 WIDTH, SAMPLES = 32, 64
@@ -27,7 +28,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
 
 
-class Ordinary(pl.LightningModule):
+class Ordinary(Trained):
     """All parameters are trained."""
 
     def __init__(self) -> None:
@@ -36,9 +37,6 @@ class Ordinary(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
 class Frozen(Ordinary):

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import ExplicitNet, PlainNet, fresh
-from tests.helpers.training import assert_same_weights, fit, weights
+from tests.helpers.training import StopAfter, assert_close_weights, assert_same_weights, fit, weights
 from tests.selection.bad_samples import BAD, MODES, BadLoss, finite, marked, spoiled
 
 pytestmark = pytest.mark.filterwarnings(
@@ -27,16 +27,6 @@ pytestmark = pytest.mark.filterwarnings(
 def places(callback: SparseSelectionCallback) -> list[int]:
     """Positions in the data of an unshuffled loader of batches of 64."""
     return [64 * s.batch + s.position for s in callback.quarantined if s.position >= 0]
-
-
-class StopAfter(pl.Callback):
-    """Ends a run whose planned length is longer."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        trainer.should_stop = trainer.global_step == self.steps
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["captured", "explicit"])
@@ -79,8 +69,7 @@ def test_a_dense_step_equals_one_without_the_bad_samples(digits: Digits, mode: s
         optimizer.zero_grad()
         F.cross_entropy(reference(digits[0][rows]), digits[1][rows]).backward()
         optimizer.step()
-    for name, value in weights(module).items():
-        torch.testing.assert_close(value, weights(reference)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
     assert callback.savings["samples"] == pytest.approx(3 / 512), "they are counted as not trained on"
 
 

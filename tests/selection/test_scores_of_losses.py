@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,14 +18,16 @@ from lightning_ast import (
     TwoStageScheduler,
 )
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.modules import PlainNet, Trained, fresh
 from tests.helpers.training import assert_same_weights, fit, half, weights
 
 B = 8
 
 
-class AsManySteps(pl.LightningModule):
+class AsManySteps(Trained):
     """A network that puts time first, over as many steps as there are samples."""
+
+    lr = 0.01
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,9 +37,6 @@ class AsManySteps(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         scores = self.head(batch[0].transpose(0, 1))
         return F.cross_entropy(scores.reshape(-1, 4), batch[1].transpose(0, 1).reshape(-1))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Searching(AsManySteps):
@@ -103,14 +101,9 @@ class Other(PlainNet):
 
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("problem", ["by hand", "several", "unreduced", "unused"])
-def test_losses_of_any_form_train(digits: Digits, problem: str, warm: bool) -> None:
-    """Only a score that is made of torch's losses needs one: told at the first batch, in the warmup too."""
+def test_a_score_of_losses_needs_one_of_torch(digits: Digits, problem: str, warm: bool) -> None:
+    """Told at the first batch, in the warmup too."""
     extra = [TwoStageScheduler(warmup_epochs=1)] if warm else []
-    for mode in ("mask", "subset", "partial"):
-        module, callback = fresh(Other), SparseSelectionCallback(mode=mode)
-        module.problem = problem
-        fit(module, loader(digits), callback, *extra, max_epochs=2, limit_train_batches=2)
-        assert callback.ledger.stages["sparse"].selected < callback.ledger.stages["sparse"].offered
     module = fresh(Other)
     module.problem = problem
     callback = SparseSelectionCallback(significance="loss")
@@ -120,20 +113,6 @@ def test_losses_of_any_form_train(digits: Digits, problem: str, warm: bool) -> N
     with pytest.raises(LossCaptureError, match="no torch loss function has a part in the loss"):
         fit(module, loader(digits), callback, *extra, max_epochs=2)
     assert callback.ledger.offered == 0, "at the first batch"
-
-
-def test_a_sum_divided_by_the_batch_size(digits: Digits) -> None:
-    class Summed(PlainNet):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1], reduction="sum") / batch[0].size(0)
-
-    for mode, weighting in itertools.product(("mask", "subset"), ("none", "sqrt", "unbiased")):
-        mean, summed = fresh(dropout=0.0), fresh(Summed, dropout=0.0)
-        for module in (mean, summed):
-            callback = SparseSelectionCallback(target_activation_rate=0.3, mode=mode, weighting=weighting)
-            fit(module, loader(digits), callback, max_steps=2)
-        for name, tensor in weights(mean).items():
-            torch.testing.assert_close(tensor, weights(summed)[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_losses_without_gradient_are_for_logging(digits: Digits) -> None:

@@ -20,7 +20,7 @@ from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_state import BatchFacts, StepState
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import quiet_trainer
+from tests.helpers.training import StopAfter, quiet_trainer
 from tests.selection.plain_and_ours import BATCH, MODES, Quiet, assert_clean, data, ours
 
 
@@ -65,15 +65,11 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> None:
 def fit_without_data(few: Digits, callbacks: list[Any], cls: type[PlainNet] = Quiet) -> pl.Trainer:
     """Six warmup steps. The first batch, in which a sample is followed, may wait; here that fails, and is warned of."""
 
-    class Steady(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            trainer.should_stop = trainer.global_step == 6
-
     defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         strategy=NoData(),
         devices=1,
-        callbacks=[*callbacks, Steady()],
+        callbacks=[*callbacks, StopAfter(6)],
         max_epochs=4,
         min_epochs=0,
         log_every_n_steps=1000,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from tests.helpers.modules import Trained
 from tests.third_party.outcomes import Outcome
 from tests.third_party.trained import (
     Case,
@@ -42,8 +43,10 @@ def backbone() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
-class TwoViews(pl.LightningModule):
+class TwoViews(Trained):
     """SimCLR, Barlow Twins and VICReg in lightly's examples: a backbone, a head, a loss of two views."""
+
+    lr = 0.01
 
     def __init__(self, criterion: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -57,9 +60,6 @@ class TwoViews(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x0, x1 = batch[0]
         return self.criterion(self.forward(x0), self.forward(x1))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class SimSiam(TwoViews):

@@ -1,4 +1,4 @@
-"""Step 0 of a batch, for its containers: list what is in them, and make the same ones with some of their samples."""
+"""Step 1 for the containers of a batch: list what is in them, and make the same ones with some of the samples."""
 
 from __future__ import annotations
 
@@ -144,12 +144,14 @@ class Slicer:
     def _sequence(self, part: Any) -> Any:
         if hasattr(part, "_fields"):  # a named tuple
             return part._make([self.take(entry) for entry in part])
+        # Images beside other things are one for each sample, even where their channels are as many as the samples.
         listed = id(part) in self._listings or (part is not self._batch and are_images(part))
         entry_a_sample = len(part) == self._size and (listed or self._few_rows(part))
         entries = self.entries(part) if entry_a_sample else [self.take(entry) for entry in part]
         return self._remake(part, lambda: type(part)(entries), "a list")
 
     def _few_rows(self, part: Any) -> bool:
+        # Entries with B rows are tensors of the whole batch, such as the features of several layers.
         with_rows = sum(any(row_count(t) == self._size for t in leaves_of(entry)) for entry in part)
         return with_rows == 0 if part is self._batch else 2 * with_rows < self._size
 
@@ -176,7 +178,7 @@ class Slicer:
         taken = copy.copy(part)
         beside = [name for name in getattr(part, "__dict__", {}) if name not in names]
         for name in beside:
-            if isinstance(getattr(type(part), name, None), cached_property):  # of the whole batch: asked for anew
+            if isinstance(getattr(type(part), name, None), cached_property):  # computed from the whole batch: drop it
                 del taken.__dict__[name]
                 continue
             object.__setattr__(taken, name, self.take(getattr(part, name)))
@@ -186,7 +188,7 @@ class Slicer:
         return taken
 
     def _tensordict(self, part: Any) -> Any:
-        if part.batch_size:
+        if part.batch_size:  # a TensorDict with a batch dimension indexes itself
             if part.batch_size[0] != self._size:
                 return part
             device = next((leaf.device for leaf in leaves_of(part) if isinstance(leaf, Tensor)), torch.device("cpu"))
@@ -225,7 +227,7 @@ def _may_hold_samples(part: Any, size: int) -> bool:
     simple = (str, bytes, int, float, type, nn.Module)
     if isinstance(part, (*simple, list, tuple, deque, Mapping)) or _is_tensordict(part):
         return False
-    if isinstance(part, Iterator) or callable(getattr(part, "to", None)):
+    if isinstance(part, Iterator) or callable(getattr(part, "to", None)):  # what moves to a device holds tensors
         return True
     if any(isinstance(value, Tensor) for value in getattr(part, "__dict__", {}).values()):
         return True

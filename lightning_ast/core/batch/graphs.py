@@ -1,4 +1,4 @@
-"""Batches of graphs, as torch_geometric makes them: a sample is a graph, and its rows are nodes or edges."""
+"""Step 1 for batches of graphs, as torch_geometric makes them: a sample is a graph, its rows are nodes or edges."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def assignments_of(batch: Any) -> Assignments:
     edges = getattr(graphs, "edge_index", None)
     if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.layout is not torch.strided:
         return (nodes,)
-    return nodes, nodes[edges[0]]
+    return nodes, nodes[edges[0]]  # an edge belongs to the graph of its first node
 
 
 def take_graphs(graphs: Any, indices: Tensor) -> Any:
@@ -68,5 +68,6 @@ def _nodes(part: Any) -> Tensor | None:
     if not hasattr(part, "num_graphs"):
         return None
     nodes = getattr(part, "batch", None)
+    # Other objects have a `batch` too: only whole numbers along one dimension are an assignment.
     is_index = isinstance(nodes, Tensor) and nodes.dim() == 1 and nodes.dtype is torch.int64
     return nodes if is_index else None

@@ -1,4 +1,4 @@
-"""Step 0 of a batch that lists its samples one by one, as in detection and for sequences of several lengths."""
+"""Step 1 for a batch that lists its samples one by one, as in detection and for sequences of several lengths."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
     """Find the samples of a batch that lists them one by one, and the sequences that list them."""
     try:
         entries = _entries(batch)
+        # A list of containers of one form: samples, or the tensors of the whole batch in several containers.
         if entries is not None and size in (None, len(entries)):
             scalars = len(entries) > 1 and all(map(_has_scalar, entries))
             one_dict = size is None and len(entries) == 1
@@ -64,12 +65,13 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
                 return entries, [batch]
         if size is not None and _lists_tensors(batch, size):
             return list(batch), [batch]
+        # Lists side by side, as a collate function that transposes its samples makes them: images, then targets.
         columns = parallel_lists(batch)
         if columns is not None and size in (None, len(columns[0])):
             entries = list(zip(*columns, strict=True))
             if (size is not None and any(map(are_images, columns))) or not _agree_on_rows(entries, size):
                 return entries, columns
-    except BatchError:  # a packed sequence
+    except BatchError:  # a packed sequence: it lists nothing
         pass
     return None
 

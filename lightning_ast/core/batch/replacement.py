@@ -1,4 +1,4 @@
-"""Step 0 of a batch with NaN or infinity: find the samples whose input is not finite, and put others in their place.
+"""Step 1 for a batch with NaN or infinity: find the samples that are not finite, and put others in their place.
 
 What stands in such a sample's place is a copy of a sample of the same batch, so that nothing that mixes samples (the
 statistics of BatchNorm above all) sees it. That the copy is not trained on is the gate's part.
@@ -83,7 +83,7 @@ class _Replacer(Slicer):
         first = finite.to(torch.uint8).argmax()
         super().__init__(batch, finite.numel(), places.where(finite, first), listings)
         self._finite = finite
-        self._waits = finite.is_cpu or bool(listings)
+        self._waits = finite.is_cpu or bool(listings)  # lists need positions on the host; a batch of lists has no other
 
     def tensor(self, tensor: Tensor) -> Tensor:
         if is_plain(tensor):

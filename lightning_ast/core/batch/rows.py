@@ -1,4 +1,4 @@
-"""Step 0 of a batch, for a single tensor: count its rows, take some, and find and replace those that are not finite."""
+"""Step 1 for one tensor of a batch: count its rows, take some, and find and replace those that are not finite."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Ten
         return taken
     if tensor.layout in (torch.strided, torch.sparse_coo):
         return tensor.index_select(0, indices)
+    # torch cannot index rows of the compressed layouts, but of COO, which each of them turns into.
     return tensor.to_sparse(layout=torch.sparse_coo).index_select(0, indices).to_sparse(layout=tensor.layout)
 
 
 def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
-    rows = tensor.unbind()
+    rows = tensor.unbind()  # views: torch has no index_select for nested tensors
     taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
     if tensor.layout is not torch.jagged:
         return taken
@@ -98,7 +99,7 @@ def finite_rows(leaf: Any) -> Tensor | None:
     try:
         if leaf.is_nested:
             return torch.stack([row.isfinite().all() for row in leaf.unbind()])
-        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()
+        sparse = leaf.to_sparse(layout=torch.sparse_coo).coalesce()  # what is not stored is zero, and so finite
         bad = sparse.indices()[0][~finite_samples(sparse.values())]
         return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device).index_fill(0, bad, value=False)
     except (NotImplementedError, RuntimeError):
@@ -143,7 +144,7 @@ def replace_samples(values: Tensor, finite: Tensor) -> Tensor:
     if values.ndim == 0 or values.shape[0] != finite.numel():
         return values
     finite = finite.to(values.device)
-    first = values.index_select(0, finite.to(torch.uint8).argmax().reshape(1))
+    first = values.index_select(0, finite.to(torch.uint8).argmax().reshape(1))  # as a tensor: its place is not read
     if first.is_floating_point():
         first = first.nan_to_num(0.0, 0.0, 0.0)
     return torch.where(finite.reshape(-1, *[1] * (values.ndim - 1)), values, first)

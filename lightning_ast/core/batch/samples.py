@@ -1,4 +1,4 @@
-"""Step 0 of a batch: count its samples, and take some of them.
+"""Step 1 of a batch: count its samples, and take some of them.
 
 A batch may be any nesting of tensors of any layout, arrays, lists, tuples, named tuples, dicts, ``UserDict``,
 dataclasses, attrs classes and TensorDicts.
@@ -47,7 +47,7 @@ def batch_size_of(batch: Any) -> int:
     graphs = graph_count(graphs_in(batch))
     if graphs is not None:
         return graphs
-    samples = samples_of(batch)
+    samples = samples_of(batch)  # before the tensors: boxes of an image have a leading dimension, too
     if samples is not None:
         return len(samples)
     leading = leading_sizes(batch, lists=False) or leading_sizes(batch)

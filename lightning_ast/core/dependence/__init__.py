@@ -1,3 +1,9 @@
-"""Which rows of which tensors depend on which sample, found by running a forward with one sample changed."""
+"""Step 2 of a batch: which rows of which tensors depend on which sample, seen by changing one sample.
+
+In the order of a forward: ``trace`` asks ``perturbed`` for the batch with one sample changed, and gives it to
+``shadows`` as second values beside the real ones. Each operation of the forward then comes to ``shadow_run``, which
+runs it again on the shadows as ``shadow_ops`` allows. ``records`` keeps the results by the autograd node that made
+them, and ``profiles`` compares a result with its shadow once it is asked for.
+"""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The batch as it would be if one of its samples were another: pairs of a tensor and its changed copy."""
+"""Step 2, before the forward: the batch as it would be if one of its samples were another."""
 
 from __future__ import annotations
 
@@ -195,13 +195,17 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
 def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
     if is_real_valued(part):
-        return part * 1.25 + 0.25
+        return _moved(part)
     flipped = part.flip(tuple(range(part.dim())))
     if _differ(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
     return part - 1 if is_id else None
+
+
+def _moved(part: Tensor) -> Tensor:
+    return part * 1.25 + 0.25
 
 
 def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
@@ -256,7 +260,7 @@ def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
             continue
         shadow = _copy(value)
         if is_real_valued(value):
-            shadow[rows] = _other_values(value[rows])
+            shadow[rows] = _moved(value[rows])
         else:  # ids: those of other graphs are valid too
             others = value[~rows]
             shadow[rows] = others[torch.arange(int(rows.sum()), device=value.device) % len(others)]

@@ -1,4 +1,4 @@
-"""Where a tensor and its shadow differ: a profile along each dimension."""
+"""Step 2, the result for one tensor: where it differs from its shadow, as a profile along each dimension."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = Non
         return torch.stack([changed_places(*part, largest=largest) for part in parts]).sum(0)
     unit = torch.finfo(real.dtype).eps
     wide = real.dtype if real.dtype is torch.float64 else torch.float32
-    real, shadow = real.to(wide), shadow.to(wide)
+    real = real.to(wide)
+    shadow = shadow.to(wide)
     size = real.abs().nan_to_num(0.0, 0.0, 0.0)
     difference = (real - shadow).abs()
     noise = _RELATIVE_NOISE_DOUBLE if wide is torch.float64 else _RELATIVE_NOISE

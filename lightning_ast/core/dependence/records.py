@@ -1,4 +1,7 @@
-"""What is known about the outputs of autograd nodes; tensors are kept until they are compared, up to a limit."""
+"""Step 2, the results by node: what is known about the outputs of autograd nodes.
+
+Tensors are kept until they are compared with their shadows, up to a limit: most are never asked for.
+"""
 
 from __future__ import annotations
 
@@ -53,19 +56,15 @@ class Record:
     def dependence(self) -> Dependence | None:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self._pair is not None:
-            found = self._compared(*self._pair)
-            self._dependence = found if found is None else replace(found, picked=self._picked)
-            self._known = self._dependence is not None
+            real, shadow = self._pair
+            found = replace(compare(real, shadow), picked=self._picked)
+            hidden = found.independent and not bool(real.isfinite().all())  # NaN or infinity in both hides the rest
+            self._dependence = None if hidden else found
+            self._known = not hidden
             self._pair = None
         elif self._dependence is None and self._known:
             self._dependence = independent_of_shape(self.shape)
         return self._dependence
-
-    @staticmethod
-    def _compared(real: Tensor, shadow: Tensor) -> Dependence | None:
-        """Compare two tensors; NaN and infinity in both of them hide what they depend on."""
-        found = compare(real, shadow)
-        return None if found.independent and not bool(real.isfinite().all()) else found
 
     def forget(self) -> None:
         """Drop the tensors without a comparison."""

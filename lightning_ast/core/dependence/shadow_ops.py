@@ -1,9 +1,9 @@
-"""How an operation is run a second time on shadows, and which operations must not be."""
+"""Step 2, facts about operations: how each is run a second time on shadows, and which must not be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -162,13 +162,9 @@ def random_states(generators: list[Generator]) -> list[tuple[Generator, Tensor]]
     return [(generator, generator.get_state()) for generator in generators]
 
 
-def restored(states: list[tuple[Generator, Tensor]]) -> AbstractContextManager[None]:
-    """Run a block from remembered random states; the states of now are there again afterwards."""
-    return _restored(states) if states else nullcontext()
-
-
 @contextmanager
-def _restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
+def restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
+    """Run a block from remembered random states; the states of now are there again afterwards."""
     now = random_states([generator for generator, _ in states])
     for generator, state in states:
         generator.set_state(state)

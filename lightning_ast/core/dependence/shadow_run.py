@@ -1,4 +1,4 @@
-"""The second run of one operation: what it is run on, and what becomes of its results."""
+"""Step 2, for each operation of the forward: run it a second time, on the shadows, and keep the results."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
 
 
 def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
-    """Note rows that were picked one by one, and results that have as many rows.
+    """Remember rows that were picked one by one, and results that have as many rows.
 
     Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
     """
@@ -104,7 +104,7 @@ def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: li
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
         if tensor.dim() > 0 and (by_mask or facts.name in BY_VALUES or tensor.shape[0] in rows):
-            shadows.note_picked(tensor)
+            shadows.set_picked(tensor)
 
 
 def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
@@ -129,7 +129,7 @@ def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
 
 
 def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
-    """Give the results on the shadows.
+    """Compute the results on the shadows.
 
     Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
     the sample. In their place stand others, and what changes there is added to the real results.
@@ -175,7 +175,7 @@ def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[
     return Kind.UNKNOWN if unread else Kind.PLAIN
 
 
-def _attempts(shadows: Shadows, call: Call) -> Iterator[tuple[torch.dtype, ...] | None]:
+def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
     """Yield what is kept real: nothing, the masks, or all masks and positions.
 
     A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
@@ -255,7 +255,7 @@ def _fit(real: list[Tensor], made: list[Tensor]) -> bool:
 
 
 def _settle(shadows: Shadows, call: Call, real: list[Tensor], kind: Kind) -> None:
-    """Note what is known about the results of an operation that has not been run again."""
+    """Remember what is known about the results of an operation that has not been run again."""
     is_collective = call.facts is not None and call.facts.name == "collective"
     for tensor in call.written:
         if kind is Kind.UNKNOWN:

@@ -1,4 +1,7 @@
-"""Second values for tensors: one shadow storage beside each storage, so that all views of it have their shadow too."""
+"""Step 2, second values for tensors: one shadow storage beside each storage.
+
+So all views of a storage have their shadow too, and what is written through one of them is seen through all.
+"""
 
 from __future__ import annotations
 
@@ -142,14 +145,12 @@ class Shadows:
 
     def is_picked(self, tensor: Tensor) -> bool:
         """Tell whether the values of other tensors chose the rows of a tensor one by one."""
-        storage = _storage(tensor)
-        entry = None if storage is None else self._entries.get(storage._cdata)
+        entry = self._entries.get(self.key(tensor) or 0)
         return entry is not None and tensor.dim() > 0 and entry.picked_rows == tensor.shape[0]
 
-    def note_picked(self, tensor: Tensor) -> None:
-        """Note that the rows of a tensor were chosen one by one."""
-        storage = _storage(tensor)
-        entry = None if storage is None else self._entries.get(storage._cdata)
+    def set_picked(self, tensor: Tensor) -> None:
+        """Remember that the rows of a tensor were chosen one by one."""
+        entry = self._entries.get(self.key(tensor) or 0)
         if entry is not None and tensor.dim() > 0:
             entry.picked_rows = tensor.shape[0]
 
@@ -179,9 +180,11 @@ class Shadows:
 
     def _copy_storage(self, tensor: Tensor, span: tuple[int, int] | None) -> None:
         storage = tensor.untyped_storage()
-        start, end = 0, storage.nbytes()
+        start = 0
+        end = storage.nbytes()
         if span is not None and end > max(_LARGE_BYTES, 2 * (span[1] - span[0])):
-            start, end = span[0] // 64 * 64, span[1]  # a slice of a whole data set; aligned for every dtype
+            start = span[0] // 64 * 64  # a slice of a whole data set; aligned for every dtype
+            end = span[1]
         shadow = torch.UntypedStorage(end - start, device=storage.device)  # type: ignore[no-untyped-call]
         _as_bytes(shadow, 0, end - start).copy_(_as_bytes(storage, start, end - start))
         self._set(storage, Kind.SHADOW, shadow)
@@ -226,7 +229,8 @@ def _write(view: Tensor, values: Tensor) -> None:
     """Copy values into a view; where it repeats its memory (``expand``), the first of the repeated ones."""
     for dim, stride in enumerate(view.stride()):
         if stride == 0 and view.shape[dim] > 1:
-            view, values = view.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+            view = view.narrow(dim, 0, 1)
+            values = values.narrow(dim, 0, 1)
     view.copy_(values)
 
 

@@ -1,4 +1,7 @@
-"""Which elements of a tensor belong to which sample: one sample is followed through the network's first forward."""
+"""Step 2 of a batch: follow one sample through the network's first forward.
+
+So it becomes known which elements of each tensor belong to which sample.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parts: The number of those worth changing alone, which come first: labels count where there is nothing else.
         complete: Whether all tensors that hold the sample were changed.
         paused: Whether operations pass without being followed, as those of a backward.
-        failure: Why nothing is known, or None.
+        failure: The reason why nothing is known, or None.
 
     Example:
         >>> layer, batch = torch.nn.Linear(2, 3), torch.randn(4, 2)
@@ -172,18 +175,20 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _arrive(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, wrapped: bool
     ) -> tuple[Call | None, int | None]:
-        """Note which nodes made the arguments, and save what the operation will overwrite.
+        """Record which nodes made the arguments, and save what the operation will overwrite.
 
         Returns:
-            What to do afterwards, and the number of the node that the operation has made for its results, if any.
+            The call to run again afterwards, and the number of the node that was made for its results, if any.
         """
         try:
-            number, with_grad = _last_node_number(), torch.is_grad_enabled()
-            fresh, self._last_number = number != self._last_number, number
+            number = _last_node_number()
+            with_grad = torch.is_grad_enabled()
+            fresh = number != self._last_number
+            self._last_number = number
             with quiet():
                 tensors = list(tensors_in((args, kwargs)))
                 for tensor in tensors:
-                    self._note_node(tensor, fresh)
+                    self._record_node(tensor, fresh)
                 if wrapped:
                     return None, None
                 call = prepare(self._shadows, func, args, kwargs, with_grad=with_grad)
@@ -196,13 +201,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None, None
 
     def _leave(self, call: Call, results: Any, number: int | None) -> None:
-        """Run the operation again on the shadows, and note its results."""
+        """Run the operation again on the shadows, and record its results."""
         try:
             with quiet():
                 follow(self._shadows, call, results)
                 made = call.facts is None or call.facts.treatment not in (Treatment.PLAIN, Treatment.EMPTY)
                 if number is not None and made:
-                    self._note_results(list(tensors_in(results)), number)
+                    self._record_results(list(tensors_in(results)), number)
                 self._operations += 1
                 if self._operations % _SWEEP_OPERATIONS == 0:
                     self._shadows.sweep()
@@ -210,7 +215,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except Exception as error:  # the trace must never fail the run
             self._give_up(error)
 
-    def _note_node(self, tensor: Tensor, fresh: bool) -> None:
+    def _record_node(self, tensor: Tensor, fresh: bool) -> None:
         """Record an argument under the node that made it.
 
         Asking a changed view for its node makes a new one, unless the operation itself has just done so.
@@ -221,7 +226,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 key = self._shadows.key(_inner(tensor))
                 self._records.add(node, tensor.output_nr, self._record(tensor, node), key)
 
-    def _note_results(self, results: list[Tensor], number: int) -> None:
+    def _record_results(self, results: list[Tensor], number: int) -> None:
         """Record results by the number of their node: they may be used where the trace does not see it."""
         records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in results]
         self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in results])

@@ -1,4 +1,4 @@
-"""The entries of a loss's graph: the edges through which its gradient enters the network.
+"""Step 3 of a batch: find the entries of a loss's graph, the edges through which its gradient enters the network.
 
 Walk from the loss towards the parameters. What is made of parameters alone (a tied weight, a temperature) is passed by;
 the first nodes that combine parameters with the samples' rows are the entries. What lies between the loss and them is
@@ -26,7 +26,7 @@ from lightning_ast.errors import EntryError
 __all__ = ["Entry", "EntryFinder", "Found", "entry_error"]
 
 _PLANS = 64
-"""Graphs of different forms that are remembered."""
+"""Number of graphs of different forms that are remembered."""
 _HIDDEN = "What a step takes out of tensors by `numpy()`, `tolist()` or `item()` cannot be followed: use tensors."
 _REMEDY = (
     "If the batch size is another one, or the samples do not lie along the first dimension of the batch's tensors, use "
@@ -44,8 +44,8 @@ class Entry:
 
     Attributes:
         node: The node that computed it.
-        output_nr: Which of the node's outputs it is.
-        place: Where the samples lie in it.
+        output_nr: The position of the tensor among the node's outputs.
+        place: The place of the samples in it.
         edges: The edges of the loss part that lead to it: pairs of a node and the position among its inputs.
         nested: Whether the network's own gradient arrives there too, from an entry closer to the loss.
         exact: Whether a sample was seen to change its own rows alone.
@@ -64,10 +64,10 @@ class Found:
     """The entries of one loss.
 
     Attributes:
-        entries: In the order of the walk; empty where the loss does not depend on the samples.
-        proved: Whether each one's rows are proved to be the samples'. False: they were taken from the sizes, which
-            allow one answer only.
-        unclear: Sizes of tensors whose rows could not be told.
+        entries: The entries in the order of the walk; none where the loss does not depend on the samples.
+        proved: Whether the rows of each are proved to be the samples', here or in a graph of the same form. If not,
+            they were taken from the sizes, which allow one answer only.
+        unclear: The sizes of tensors whose rows could not be told.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -80,13 +80,11 @@ class _Plan:
     """A walk that was proved, to be followed in graphs of the same form.
 
     Attributes:
-        names: For each visited node, its name.
-        verdicts: For each visited node, what to do at each of its edges.
-        layouts: For each edge that enters, in order, the layout, the child's name and whether it is nested.
+        steps: The name of each visited node, and the decision at each of its edges.
+        layouts: The layout, the child's name and whether it is nested, of each edge that enters.
     """
 
-    names: list[str] = field(default_factory=list)
-    verdicts: list[tuple[Verdict, ...]] = field(default_factory=list)
+    steps: list[tuple[str, tuple[Verdict, ...]]] = field(default_factory=list)
     layouts: list[tuple[Layout, str, bool]] = field(default_factory=list)
 
 
@@ -115,12 +113,12 @@ class EntryFinder:
         """Find the entries of a loss whose forward was traced, and remember the form of its graph.
 
         Args:
-            loss: Scalar with its graph.
-            batch_size: Samples B of the batch.
+            loss: A scalar with its graph.
+            batch_size: The number of samples B of the batch.
             trace: The trace of one sample through the forward.
             may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
                 begins with noise.
-            assignments: Of a batch of graphs, the sample of each node and of each edge.
+            assignments: The sample of each node and of each edge, in a batch of graphs.
         """
         view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
@@ -157,7 +155,7 @@ class EntryFinder:
             None where its form is new.
         """
         for position, plan in enumerate(self._plans):
-            found = _Follow(plan).result(loss, batch_size, assignments)
+            found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
                 if position:
                     self._plans.insert(0, self._plans.pop(position))
@@ -199,9 +197,11 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
 
 
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
-    """Walk twice where there are several entries: what one network hands to the next is not the loss part's.
+    """Walk from a loss to its entries, a second time where there are several.
 
-    Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they can is an entry.
+    The second walk knows what lies inside the network, so that what one part of it hands to the next is not taken for
+    the loss part's. Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they
+    can is an entry.
     """
     first = _Walk(loss, batch_size, view, inner=set())
     if not first.entered and view.unclear:
@@ -229,11 +229,11 @@ class _Walk:
         self._inner = inner
         self.plan = _Plan()
         self.entered: _Entered = {}
-        self.plan.names = [form_of(node) for node in _visit(loss, self._decide) or ()]
+        _visit(loss, self._decide)
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
         verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
-        self.plan.verdicts.append(verdicts)
+        self.plan.steps.append((form_of(node), verdicts))
         return verdicts
 
     def _verdict(self, node: Node, position: int, child: Node | None, output_nr: int) -> Verdict:
@@ -246,11 +246,11 @@ class _Walk:
                 self.entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
                 self.plan.layouts.append((layout, form_of(child), nested))
                 return "enter"
-            self._view.note_unclear(child, output_nr)
+            self._view.add_unclear(child, output_nr)
         return "walk"
 
     def _is_last(self, node: Node) -> bool:
-        """Tell whether the samples' rows cannot be told in anything that a node was computed from."""
+        """Tell whether the samples' rows are unknown in all that a node was computed from."""
         below = [edge for edge in edges_of(node) if not is_leaf(edge[0]) and not self._view.is_pure(*edge)]
         return bool(below) and all(self._view.layout(*edge) is None for edge in below)
 
@@ -266,58 +266,52 @@ def _entries(entered: _Entered, batch_size: int, assignments: Assignments) -> li
     for (child, output_nr), (layout, nested, edges) in entered.items():
         shape = shape_of(child, output_nr)
         place = None if shape is None else layout.place(shape, batch_size, assignments)
-        entries.append(place and Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
+        if place is None:
+            entries.append(None)
+        else:
+            entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
     return entries
 
 
-class _Follow:
-    """Follows a proved walk through a graph that may have the same form."""
+def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
+    """Follow a proved walk; return None where this graph has another form, or its sizes do not fit."""
+    steps = iter(plan.steps)
+    layouts = iter(plan.layouts)
+    entered: _Entered = {}
 
-    def __init__(self, plan: _Plan) -> None:
-        self._names = iter(plan.names)
-        self._verdicts = iter(plan.verdicts)
-        self._layouts = iter(plan.layouts)
-        self._entered: _Entered = {}
-
-    def result(self, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
-        """Give the entries; None where this graph has another form or its sizes do not fit."""
-        if _visit(loss, self._decide) is None or next(self._names, None) is not None:
-            return None
-        entries = _entries(self._entered, batch_size, assignments)
-        fitting = tuple(entry for entry in entries if entry is not None)
-        return Found(fitting) if len(fitting) == len(entries) else None
-
-    def _decide(self, node: Node) -> tuple[Verdict, ...] | None:
-        if next(self._names, None) != form_of(node):
-            return None
-        planned = next(self._verdicts)
+    def decide(node: Node) -> tuple[Verdict, ...] | None:
+        name, planned = next(steps, ("", ()))
         following = node.next_functions
-        if len(planned) != len(following):
+        if name != form_of(node) or len(planned) != len(following):
             return None
         for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
             if verdict != "pass" and child is None:
                 return None
             if verdict == "enter":
-                layout, name, nested = next(self._layouts)
-                if child is None or form_of(child) != name:
+                layout, child_name, nested = next(layouts)
+                if child is None or form_of(child) != child_name:
                     return None
-                self._entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
+                entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
         return planned
 
+    if not _visit(loss, decide) or next(steps, None) is not None:
+        return None
+    entries = _entries(entered, batch_size, assignments)
+    fitting = tuple(entry for entry in entries if entry is not None)
+    return Found(fitting) if len(fitting) == len(entries) else None
 
-def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> list[Node] | None:
-    """Visit the nodes of the loss part; stop and return None at one for which there is no decision."""
-    visited: list[Node] = []
+
+def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> bool:
+    """Visit the nodes of the loss part; stop and return False at one for which there is no decision."""
     pending: list[Node] = [] if loss.grad_fn is None else [loss.grad_fn]
     seen = set(pending)
     while pending:
         node = pending.pop()
-        visited.append(node)
         verdicts = decide(node)
         if verdicts is None:
-            return None
+            return False
         for verdict, (child, _) in zip(verdicts, node.next_functions, strict=True):
             if verdict == "walk" and child is not None and child not in seen:
                 seen.add(child)
                 pending.append(child)
-    return visited
+    return True

@@ -1,4 +1,4 @@
-"""Where the samples of a batch lie in a tensor, and the proof of it from what changes with one sample."""
+"""Step 3, the rows: where the samples of a batch lie in a tensor, proved by what changes with one sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ __all__ = ["Layout", "layouts_by_assignment", "layouts_by_size", "prove_layout",
 _EXACT = 1e-3
 """Change of all other samples, as a share of the changed sample's, up to which they count as unchanged."""
 _MIXED = 0.2
-"""Mean change of another sample, as a share of the changed sample's, up to which its rows can be told."""
+"""Mean change of another sample, as a share of the changed sample's, up to which rows can be told apart.
+
+BatchNorm in training mixes the samples, but each one's own rows still change most.
+"""
 _PARTNERS = 0.5
 """Share of the other samples' rows that may change as well, however much, as those mixed with the sample do."""
 
@@ -26,12 +29,12 @@ class Layout:
     """Where the samples lie in a tensor, whatever its sizes in a particular batch.
 
     Attributes:
-        ndim: Number of dimensions of the tensor.
+        ndim: The number of dimensions of the tensor.
         dim: The dimension that holds the samples; its size is ``pre * B * post``.
-        pre: Groups outside the samples: T in ``(T * B, C)``. It may differ in other batches where ``post`` is 1.
-        post: Rows of one sample: T in ``(B * T, C)``. It may differ in other batches where ``pre`` is 1.
-        exact: Whether a sample changes its own rows alone. False: other rows follow it to a lesser degree.
-        assigned: Of graphs, which of the batch's assignments tells the sample of each row; None: the sizes do.
+        pre: The groups outside the samples: T in ``(T * B, C)``. It may differ in other batches where ``post`` is 1.
+        post: The rows of one sample: T in ``(B * T, C)``. It may differ in other batches where ``pre`` is 1.
+        exact: Whether a sample changes its own rows alone. If not, other rows follow it to a lesser degree.
+        assigned: The position of the assignment of graphs that tells the sample of each row; None where sizes do.
     """
 
     ndim: int
@@ -45,9 +48,9 @@ class Layout:
         """Find the samples in a tensor of another batch.
 
         Args:
-            shape: Shape of the tensor.
-            batch_size: Samples B of the batch.
-            assignments: Of a batch of graphs, the sample of each node and of each edge.
+            shape: The shape of the tensor.
+            batch_size: The number of samples B of the batch.
+            assignments: The sample of each node and of each edge, in a batch of graphs.
 
         Returns:
             Their place, or None where the shape does not fit.
@@ -60,20 +63,17 @@ class Layout:
         groups, rest = divmod(shape[self.dim], batch_size)
         if rest or groups == 0:
             return None
-        pre, post = self.pre, self.post
-        if groups != pre * post:
-            if (pre > 1) == (post > 1):
-                return None
-            pre, post = (groups, 1) if pre > 1 else (1, groups)
-        return place_of(shape, self.dim, pre, post)
+        if groups == self.pre * self.post:
+            return place_of(shape, self.dim, self.pre, self.post)
+        if (self.pre > 1) == (
+            self.post > 1
+        ):  # which of the two has grown, or whether it is the rows at all, is unknown
+            return None
+        return place_of(shape, self.dim, groups if self.pre > 1 else 1, groups if self.post > 1 else 1)
 
 
 def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]:
-    """List every layout that the sizes of a tensor allow.
-
-    Args:
-        shape: Shape of the tensor.
-        batch_size: Samples B of the batch.
+    """List every layout that the sizes of a tensor allow in a batch of ``batch_size`` samples.
 
     Example:
         >>> [(layout.dim, layout.pre, layout.post) for layout in layouts_by_size((8, 3), 4)]
@@ -91,7 +91,7 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
     """List the layouts that the numbers of nodes and edges of a batch of graphs allow.
 
     Args:
-        shape: Shape of the tensor; its rows lie along the first dimension.
+        shape: The shape of the tensor; its rows lie along the first dimension.
         assignments: The sample of each node and of each edge.
 
     Example:
@@ -115,11 +115,11 @@ def prove_layout(
     """Find the one layout that explains which rows changed with one sample.
 
     Args:
-        shape: Shape of the tensor.
-        profiles: For each dimension ``(shape[dim],)``, how much its entries change with the sample.
-        batch_size: Samples B of the batch.
-        sample: Position of the changed sample.
-        assignments: Of a batch of graphs, the sample of each node and of each edge.
+        shape: The shape of the tensor.
+        profiles: The changes along each dimension, ``(shape[dim],)``: how much its entries change with the sample.
+        batch_size: The number of samples B of the batch.
+        sample: The position of the changed sample.
+        assignments: The sample of each node and of each edge, in a batch of graphs.
 
     Returns:
         The layout, or None where none or several explain the change.
@@ -133,7 +133,8 @@ def prove_layout(
     found: list[tuple[float, Layout]] = []
     for layout, own in _candidates(shape, batch_size, sample, assignments):
         profile = profiles[layout.dim].double()
-        inside, outside = profile[own], profile[~own]
+        inside = profile[own]
+        outside = profile[~own]
         change = float(inside.sum())
         if change == 0:
             continue
@@ -167,7 +168,7 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
 
     Args:
         gradient: The tensor, of ``place.shape``.
-        place: Where the samples lie in it.
+        place: The place of the samples in it.
 
     Returns:
         ``(B,)`` float32, or float64 for a gradient of that type.
@@ -194,15 +195,7 @@ def _norms(values: Tensor, dims: list[int], dtype: torch.dtype) -> Tensor:
 
 
 def spread(values: Tensor, place: Place) -> Tensor:
-    """Give each row of a tensor the value of its sample.
-
-    Args:
-        values: ``(B,)``.
-        place: Where the samples lie in the tensor.
-
-    Returns:
-        A tensor that broadcasts against one of ``place.shape``.
-    """
+    """Give each row of a tensor the value ``(B,)`` of its sample; the result broadcasts against ``place.shape``."""
     if isinstance(place, UnequalPlace):
         values = values[place.assignment]
     if place.post > 1:

@@ -1,4 +1,4 @@
-"""What a node of an autograd graph tells of itself and of its rows: its kind, its sizes, what it was computed from.
+"""Step 3, what a node tells of itself and of its rows: its kind, its sizes, what it was computed from.
 
 Nothing is run to find this out, and no device is waited for.
 """

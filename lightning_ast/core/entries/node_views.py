@@ -1,4 +1,4 @@
-"""What is known of the nodes of a loss's graph: what depends on the samples and owns parameters, and where rows are."""
+"""Step 3, what is known of the graph's nodes: which own parameters, which depend on samples, where the rows are."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SizedView:
         children = edges_of(node)
         return children if children and len(children) == len(node.next_functions) else False
 
-    def note_unclear(self, node: Node, output_nr: int) -> None:
+    def add_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = shape_of(node, output_nr)
         if shape is not None and math.prod(shape) < self._batch_size and not is_layer(node.name()):

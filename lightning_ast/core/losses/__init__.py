@@ -1,3 +1,7 @@
-"""The values of torch's loss functions, watched for the scores that are made of losses."""
+"""Step 4 for scores that are made of losses: the values of torch's loss functions, watched in the forward.
+
+``capture`` watches while the user's step runs, and remembers ``calls``. Once a score is asked for, each call is taken
+apart by the table in ``functions``, and ``loss_sum`` adds all of them up as they weigh in the trained loss.
+"""
 
 __all__: list[str] = []

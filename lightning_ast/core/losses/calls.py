@@ -1,4 +1,4 @@
-"""Remember one call of a torch loss function, and take it apart once a score is asked for."""
+"""Step 4, one call of a torch loss function: remember it, and take it apart once a score is asked for."""
 
 from __future__ import annotations
 

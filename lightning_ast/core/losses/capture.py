@@ -1,4 +1,4 @@
-"""Watch torch's loss functions while the user's unmodified code runs, for the scores that are made of losses.
+"""Step 4 for scores that are made of losses: watch torch's loss functions while the user's unmodified code runs.
 
 Nothing is changed and nothing is computed. ``loss_sum`` adds the watched losses up once a score is asked for; the
 default score, the norm of the gradient, needs neither.

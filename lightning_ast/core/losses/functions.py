@@ -1,4 +1,4 @@
-"""Take each of torch's loss functions apart: the table behind ``losses``.
+"""Step 4, the table of torch's loss functions: how each is taken apart.
 
 A rule runs the loss function with ``reduction="none"`` and gives the divisor of its mean.
 """

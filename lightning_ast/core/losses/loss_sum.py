@@ -1,4 +1,4 @@
-"""Add the watched losses of a batch up, each with what it weighs in the loss that is trained."""
+"""Step 4, all watched losses together: add them up, each with what it weighs in the loss that is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counting what a partial backward really computes."""
+"""Step 6, the cost: count what a partial backward really computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row gradient: a tensor of the batch's full shape that holds the selected rows alone.
+"""Step 6, the row gradient: a tensor of the batch's full shape that holds the selected rows alone.
 
 The autograd engine checks shapes, adds gradients and calls every layer's own derivative formula. Each ATen op of those
 formulas lands in :meth:`RowGradient.__torch_dispatch__`, which looks for a row rule; without one it makes the gradient
@@ -76,12 +76,11 @@ class RowGradient(Tensor):
 
     def lies_as(self, other: RowGradient) -> bool:
         """Tell whether both hold the same samples in the same place, counted from the end."""
-        a, b = self.place, other.place
-        if a is b and a is not None:
-            return self.rows is other.rows
-        if a is None or b is None or self.rows is not other.rows:
+        own = self.place
+        its = other.place
+        if own is None or its is None or self.rows is not other.rows:
             return False
-        return a.from_end == b.from_end and a.pre == b.pre and a.post == b.post
+        return own is its or (own.from_end, own.pre, own.post) == (its.from_end, its.pre, its.post)
 
     def dense(self) -> Tensor:
         """Return the full, ordinary tensor."""

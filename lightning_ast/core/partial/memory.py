@@ -1,4 +1,4 @@
-"""Memory that a derivative formula fills: written into, it is a row gradient again.
+"""Step 6, memory that a derivative formula fills: written into, it is a row gradient again.
 
 Formulas that put a gradient into something larger begin with ``gradient.new_zeros(shape)`` and write into it. Row rules
 (scatter, index_put) take those zeros as such. Two write through a view of the memory: as_strided's backward, which
@@ -188,23 +188,17 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return True
 
 
-@rule("new_zeros")
-def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@rule("new_zeros", "new_empty_strided")
+def _new_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     base = args[0]
     shape = tuple(args[1])
-    if base.place is None or not in_formula() or not _of_its_kind(base, kwargs):
-        return func(base.data_rows, shape, **kwargs)
-    return GradientMemory(_Shared(base, math.prod(shape), _formula()), shape, None)
-
-
-@rule("new_empty_strided")
-def _new_empty_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    base = args[0]
-    shape = tuple(args[1])
-    stride = tuple(args[2])
-    if base.place is None or not in_formula() or in_accumulate_grad(base.rows) or not _of_its_kind(base, kwargs):
-        return func(base.data_rows, shape, stride, **kwargs)
-    elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    stride = tuple(args[2]) if len(args) > 2 else None
+    stored = stride is not None and in_accumulate_grad(base.rows)  # a leaf's .grad is an ordinary tensor
+    if base.place is None or not in_formula() or stored or not _of_its_kind(base, kwargs):
+        return func(base.data_rows, *args[1:], **kwargs)
+    elements = math.prod(shape)
+    if stride is not None:
+        elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     return GradientMemory(_Shared(base, elements, _formula()), shape, stride)
 
 

@@ -1,4 +1,4 @@
-"""The table of row rules: which function runs a backward op over the selected rows alone."""
+"""Step 6, the table of row rules: which function runs a backward op over the selected rows alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of a tensor belong to the selected samples, and how they are gathered."""
+"""Step 6, the rows: which rows of a tensor belong to the selected samples, and how they are gathered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry: losses whose backward starts with the selected rows alone."""
+"""Step 6 without a gate: losses whose backward starts with the selected rows alone."""
 
 from __future__ import annotations
 
@@ -52,13 +52,7 @@ def keep_rows(
 ) -> Tensor:
     """Set the losses of the other samples to zero, and run their backward over the selected rows only.
 
-    Args:
-        losses: ``(B,)`` with its graph.
-        indices: ``(k,)`` int64 positions of the selected samples on the same device. A position that occurs twice
-            counts twice.
-        factors: ``(k,)`` factors of the selected losses, or None for 1.
-        batchnorm: The backward of BatchNorm, as in :func:`select_rows`.
-        dense_ops: The counter of dense ops, as in :func:`select_rows`.
+    Arguments are those of :func:`select_rows`, with ``factors`` for ``weights``.
 
     Returns:
         ``(B,)``.

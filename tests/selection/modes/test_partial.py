@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.core.gate import Selection
-from lightning_ast.core.selector import SampleSelector
+from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet
+from tests.helpers.modules import PlainNet, Trained
 from tests.helpers.training import quiet_trainer, weights
 
 
@@ -70,62 +68,6 @@ def test_bf16_mixed(digits: Digits) -> None:
     assert_same_training(PlainNet, loader(digits), tolerance=0.05, precision="bf16-mixed")
 
 
-class Adversary(PlainNet):
-    """Manual optimization: two optimizers, the second with a dense loss of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(dropout=0.0)
-        self.automatic_optimization = False
-        self.other = nn.Linear(64, 1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, second = self.optimizers()
-        loss = F.cross_entropy(self(batch[0]), batch[1])
-        first.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(first, gradient_clip_val=0.5)
-        first.step()
-        second.zero_grad()
-        self.manual_backward(self.other(batch[0].flatten(1)).square().mean())
-        second.step()
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(self.net.parameters(), lr=0.1), torch.optim.SGD(self.other.parameters(), lr=0.1)]
-
-
-class LBFGS(PlainNet):
-    def __init__(self) -> None:
-        super().__init__(dropout=0.0, batchnorm=False)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
-
-
-class Checkpointed(PlainNet):
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.net[:1](x)
-        return self.net[4:](torch.utils.checkpoint.checkpoint(self.net[1:4], hidden, use_reentrant=False))
-
-
-class Explicit(PlainNet):
-    def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(self(batch[0]), batch[1], reduction="none").pow(1.5)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.per_sample_loss(batch, batch_idx).mean()
-
-
-def test_lbfgs_trains_as_with_exact_masking(digits: Digits) -> None:
-    """In float64: the optimizer makes much of small differences."""
-    data = loader((digits[0].double(), digits[1]))
-    assert_same_training(LBFGS, data, tolerance=1e-6, precision="64-true")
-
-
-@pytest.mark.parametrize("cls", [Adversary, Checkpointed, Explicit])
-def test_other_modules_train_as_with_exact_masking(digits: Digits, cls: type[PlainNet]) -> None:
-    assert_same_training(cls, loader(digits), tolerance=1e-3)
-
-
 def test_the_step_runs_once_on_the_full_batch(digits: Digits) -> None:
     class Net(PlainNet):
         def __init__(self) -> None:
@@ -151,7 +93,7 @@ def test_the_step_runs_once_on_the_full_batch(digits: Digits) -> None:
     assert 0.2 < callback.activation_rate < 0.5
 
 
-class Recurrent(pl.LightningModule):
+class Recurrent(Trained):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.rnn, self.head = nn.Linear(8, 16), nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 10)
@@ -159,9 +101,6 @@ class Recurrent(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         rows = self.stem(batch[0].squeeze(1))
         return F.cross_entropy(self.head(self.rnn(rows)[0][:, -1]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("warmup", [False, True])
@@ -188,8 +127,10 @@ def dense_share(callback: SparseSelectionCallback) -> float:
     return (totals.backwarded - totals.selected) / (totals.offered - totals.selected)
 
 
-class Few(pl.LightningModule):
+class Few(Trained):
     """The second BatchNorm has one value for each sample: as many as are selected."""
+
+    lr = 0.01
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,9 +142,6 @@ class Few(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
 
 @pytest.mark.parametrize(
     ("sizes", "booked", "said"),
@@ -211,14 +149,12 @@ class Few(pl.LightningModule):
     ids=["later", "first"],
 )
 def test_what_goes_dense_may_change_from_batch_to_batch(
-    digits: Digits, sizes: list[int], booked: list[Any], said: list[int], monkeypatch: pytest.MonkeyPatch
+    digits: Digits, sizes: list[int], booked: list[Any], said: list[int]
 ) -> None:
     """It is measured when it happens (again), said once, and every batch is booked with its own share."""
 
-    def chosen(self: SampleSelector, *_: Any, **__: Any) -> Selection:
-        return Selection(torch.arange(sizes[trainer.global_step]))
-
-    monkeypatch.setattr(SampleSelector, "select", chosen)
+    def first_ones(losses: Tensor, *_: Any) -> Tensor:
+        return (torch.arange(len(losses)) < sizes[trainer.global_step]).float()
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -226,7 +162,8 @@ def test_what_goes_dense_may_change_from_batch_to_batch(
             messages.append(sum("native_batch_norm_backward" in str(w.message) for w in warned))
 
     totals, messages = [0.0], []
-    callback = SparseSelectionCallback(target_activation_rate=0.5)
+    half = PIController(preset="original", kp=0.0, ki=0.0, initial_threshold=0.5)
+    callback = SparseSelectionCallback(significance=first_ones, gate="threshold", controller=half)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer = quiet_trainer(callbacks=[callback, Watch()], max_steps=len(sizes))

@@ -15,8 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import SparseSelectionCallback
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import fit, half, weights
+from tests.helpers.modules import PlainNet, Trained, fresh
+from tests.helpers.training import assert_close_weights, fit, half, weights
 
 SIZE = 8
 
@@ -39,7 +39,7 @@ class Deviation(Metric):
         return self.total / self.count
 
 
-class Measured(pl.LightningModule):
+class Measured(Trained):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Linear(3, 1)
@@ -53,35 +53,6 @@ class Measured(pl.LightningModule):
         self.beside.update(loss.detach())
         self.counts.append((int(self.criterion.count), self.beside._update_count))
         return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class TwoPlayers(pl.LightningModule):
-    """The first loss is of drawn numbers alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.generator = nn.Linear(2, 3)
-        self.discriminator = nn.Linear(3, 1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, second = self.optimizers()
-        real = batch[0]
-        fake = self.generator(torch.randn(len(real), 2))
-        self.manual_backward(F.softplus(-self.discriminator(fake)).mean())
-        first.step()
-        first.zero_grad()
-        second.zero_grad()
-        loss = F.softplus(-self.discriminator(real)).mean() + F.softplus(self.discriminator(fake.detach())).mean()
-        self.manual_backward(loss)
-        second.step()
-        second.zero_grad()
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.generator, self.discriminator)]
 
 
 def data() -> DataLoader[Any]:
@@ -101,42 +72,6 @@ def test_a_loss_that_is_a_metric_is_scored_and_counts_the_selected_samples_alone
     real = module.counts[1::2]  # each step is run twice
     assert real == [(SIZE // 2 * (k + 1), k + 1) for k in range(4)]
     assert callback.activation_rate == 0.5
-
-
-def test_the_first_loss_that_depends_on_the_batch_is_scored() -> None:
-    torch.manual_seed(0)
-    callback = fitted(TwoPlayers())
-    assert callback.activation_rate == 0.5
-    assert callback.ledger.selected == 2 * SIZE
-
-
-class Summed(pl.LightningModule):
-    """A sum over the samples, whose rows do not grow when there are fewer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(3, 1)
-        self.gradient = torch.zeros(())
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return (self.net(batch[0]) - batch[1]).square().sum()
-
-    def on_after_backward(self) -> None:
-        self.gradient = self.net.weight.grad.clone()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-def test_the_step_of_a_sum_is_as_long_as_that_of_mask() -> None:
-    found = []
-    for mode in ("mask", "subset"):
-        torch.manual_seed(0)
-        module = Summed()
-        callback = SparseSelectionCallback(mode=mode, target_activation_rate=0.5, gate="topk")  # type: ignore[arg-type]
-        fit(module, data(), callback, max_steps=1)
-        found.append(module.gradient)
-    torch.testing.assert_close(*found)
 
 
 def test_subset_leaves_no_trace_of_scoring(digits: Digits) -> None:
@@ -164,8 +99,7 @@ def test_subset_leaves_no_trace_of_scoring(digits: Digits) -> None:
     fit(alone, loader(digits), max_steps=4)
     assert torch.equal(after, torch.get_rng_state())
     assert picked == [1, 2, 3, 4], "BatchNorm saw one forward a step"
-    for name, tensor in weights(module).items():
-        torch.testing.assert_close(tensor, weights(alone)[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(alone))
     for name in ("net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked"):
         torch.testing.assert_close(weights(module)[name], weights(alone)[name], rtol=1e-5, atol=1e-6)
 

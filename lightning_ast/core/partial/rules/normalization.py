@@ -68,14 +68,9 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 
 @rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
 def _cudnn_batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    value, gradient, weight, _, _, mean, invstd, eps = args[:8]
-    if not holds_rows(gradient):
-        return NotImplemented
-    if gradient.place.dim == 1 and gradient.shape[0] == 1:
-        return _instance_norm(gradient, value, (*args[2:7], True, eps, [True, True, True]))
-    if gradient.place.dim != 0:
-        return NotImplemented
-    return _selected(gradient, value, weight, mean, invstd, eps, [True, True, True])
+    value, gradient, *statistics, eps = args[:8]
+    native = (gradient, value, *statistics, True, eps, [True, True, True])
+    return _batch_norm(aten.native_batch_norm_backward.default, native, {})
 
 
 @rule("batch_norm_backward")

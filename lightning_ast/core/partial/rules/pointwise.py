@@ -39,6 +39,12 @@ def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
     return operands
 
 
+@rule(
+    "neg", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
+    "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
+    "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
+    "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
+)  # fmt: skip
 def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
     first = next(a for a in args if type(a) is RowGradient)
@@ -48,16 +54,6 @@ def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if operands is None:
         return NotImplemented
     return first.like(_DIRECT.get(func, func)(*operands, **kwargs))
-
-
-@rule(
-    "neg", "mul.Scalar", "div.Scalar", "sigmoid_backward", "tanh_backward", "threshold_backward",
-    "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
-    "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
-    "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
-)  # fmt: skip
-def _linear_in_the_gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return run_pointwise(func, args, kwargs)
 
 
 @rule("mul.Tensor", "div.Tensor")

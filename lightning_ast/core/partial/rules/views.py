@@ -58,9 +58,9 @@ def _permuted(place: Place, order: tuple[int, ...]) -> Place:
 
 @lru_cache(maxsize=8192)
 def _swapped(place: Place, a: int, b: int) -> Place:
-    order = list(range(len(place.shape)))
-    order[a], order[b] = order[b], order[a]
-    return _permuted(place, tuple(order))
+    dims = range(len(place.shape))
+    partner = {dims[a]: dims[b], dims[b]: dims[a]}
+    return _permuted(place, tuple(partner.get(dim, dim) for dim in dims))
 
 
 @rule("t", on_rows=True)
