@@ -199,19 +199,10 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-limit", type=int, help="use only the first so many training images")
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
     from lightning_ast.demo.compare import run_demo
 
-    run_demo(
-        options.data,
-        root=options.root,
-        mode=options.mode,
-        target_activation_rate=options.rate,
-        epochs=options.epochs,
-        width=options.width,
-        seed=options.seed,
-        train_limit=options.train_limit,
-    )
+    run_demo(target_activation_rate=options.pop("rate"), **options)
     return 0
 
 

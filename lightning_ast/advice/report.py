@@ -52,14 +52,11 @@ def render(advice: Advice, *, file: Any = None) -> None:
     table = Table(*_HEADER)
     for column in table.columns[1:]:
         column.justify = "right"
+    recommended = (advice.verdict.mode, f"{advice.verdict.rate:g}")
     for row in _rows(advice):
-        table.add_row(*row, style="bold" if _is_recommended(advice, row) else None)
+        table.add_row(*row, style="bold" if row[:2] == recommended else None)
     for part in (*_measured(advice), table, *_conclusion(advice)):
         console.print(part, soft_wrap=isinstance(part, str))
-
-
-def _is_recommended(advice: Advice, row: tuple[str, ...]) -> bool:
-    return row[:2] == (advice.verdict.mode, f"{advice.verdict.rate:g}")
 
 
 def _measured(advice: Advice) -> Iterator[str]:

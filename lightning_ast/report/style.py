@@ -191,18 +191,19 @@ def label(text: str, *, width: int = 44) -> str:
 
 def note(axes: Axes, text: str) -> None:
     """Write a small grey line below an axis: what is missing, and how to get it."""
-    wrapped = "\n".join(textwrap.wrap(text, 52))
-    below = (0, -32 if axes.get_xlabel() else -6)
-    axes.annotate(
-        wrapped, (0.5, 0), below, "axes fraction", "offset points", ha="center", va="top", color=GREY, fontsize=SMALL
-    )
+    _grey(axes, textwrap.fill(text, 52), (0.5, 0), (0, -32 if axes.get_xlabel() else -6), va="top")
 
 
 def missing(axes: Axes, text: str) -> None:
     """Show nothing but the grey line."""
     axes.set_axis_off()
-    wrapped = "\n".join(textwrap.wrap(text, 44))
-    axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=SMALL, transform=axes.transAxes)
+    _grey(axes, textwrap.fill(text, 44), (0.5, 0.5), (0, 0), va="center")
+
+
+def _grey(axes: Axes, text: str, place: tuple[float, float], offset_points: tuple[float, float], **look: Any) -> None:
+    """Write small grey text beside a place of the axes."""
+    look = {"xycoords": "axes fraction", "ha": "center", "color": GREY, "fontsize": SMALL, **look}
+    axes.annotate(text, place, offset_points, textcoords="offset points", **look)
 
 
 def legend(axes: Axes, **look: Any) -> None:
@@ -266,14 +267,4 @@ def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
         start = max(span.start, low)
         end = min(span.end, high)
         if (end - start) / (high - low) * inches > len(span.stage) * _CHARACTER_INCHES:
-            axes.annotate(
-                span.stage,
-                ((start + end) / 2, 1),
-                (0, 2),
-                ("data", "axes fraction"),
-                "offset points",
-                ha="center",
-                va="bottom",
-                color=GREY,
-                fontsize=SMALL,
-            )
+            _grey(axes, span.stage, ((start + end) / 2, 1), (0, 2), va="bottom", xycoords=("data", "axes fraction"))
