@@ -1,4 +1,4 @@
-"""How far `advise` is off: its predictions beside ordinary runs of the same Trainer, model and loader.
+"""The error of `advise`: its predictions beside ordinary runs of the same Trainer, model and loader.
 
     python benchmarks/advice.py --root cifar10.npz                            # the cases for this machine
     python benchmarks/advice.py --root cifar10.npz --case vit-s-16 --rounds 5
@@ -43,7 +43,7 @@ EPOCHS = 4
 
 
 class Seconds(pl.Callback):
-    """Of the training, and of each step, by epoch."""
+    """The seconds of the training, and of each step, by epoch."""
 
     def __init__(self) -> None:
         self.steps: list[list[float]] = []
@@ -66,14 +66,14 @@ class Seconds(pl.Callback):
 
 
 def now() -> float:
-    """Seconds, after the device is done."""
+    """Read the time in seconds, after the device is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def trainer_for(mode: str, rate: float, callbacks: list[Any]) -> pl.Trainer:
-    """An ordinary Trainer of a short run: one dense epoch, two sparse ones, one dense."""
+    """Make an ordinary Trainer of a short run: one dense epoch, two sparse ones, one dense."""
     if mode != "dense":
         callbacks = [
             SparseSelectionCallback(mode=mode, target_activation_rate=rate),  # type: ignore[arg-type]
@@ -85,12 +85,12 @@ def trainer_for(mode: str, rate: float, callbacks: list[Any]) -> pl.Trainer:
 
 
 def model_for(case: Case) -> Model:
-    """A fresh module."""
+    """Make a fresh module."""
     return Model(case, channels_last=torch.cuda.is_available() and case.model.startswith("resnet"))
 
 
 def run(case: Case, mode: str, rate: float, data: DataLoader[Any]) -> tuple[float, float]:
-    """Seconds of a sparse step and of the whole training of an ordinary run."""
+    """Return the seconds of a sparse step and of the whole training of an ordinary run."""
     seconds = Seconds()
     trainer_for(mode, rate, [seconds]).fit(model_for(case), data)
     sparse = [second for epoch in seconds.steps[1:-1] for second in epoch]
@@ -98,12 +98,12 @@ def run(case: Case, mode: str, rate: float, data: DataLoader[Any]) -> tuple[floa
 
 
 def predict(case: Case, data: DataLoader[Any], budget_seconds: float) -> Advice:
-    """What `advise` says of such a run; the schedule is that of the callbacks."""
+    """Ask `advise` about such a run; the schedule is that of the callbacks."""
     return advise(trainer_for("partial", RATES[-1], []), model_for(case), data, budget_seconds=budget_seconds)
 
 
 def measure(case: Case, data: DataLoader[Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Predictions and runs, in rounds."""
+    """Make predictions and runs, in rounds."""
     predicted: dict[Any, list[tuple[float, float]]] = {c: [] for c in CONFIGURATIONS}
     measured: dict[Any, list[tuple[float, float]]] = {c: [] for c in CONFIGURATIONS}
     asked: list[float] = []

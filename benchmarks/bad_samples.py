@@ -25,10 +25,10 @@ RUNS = [("plain", True), ("plain", False), ("partial", True), ("partial", False)
 
 
 class CorruptedData(ImageData):
-    """With one pixel of 20 images overwritten."""
+    """The images of CIFAR-10, one pixel of 20 of them overwritten."""
 
     def corrupt(self, seed: int) -> list[int]:
-        """Overwrite; gives the indices."""
+        """Overwrite the pixels, and return the indices of the images."""
         images = self.images
         where = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(seed))[: len(VALUES)]
         pixels = images.train_images.float()
@@ -38,7 +38,7 @@ class CorruptedData(ImageData):
 
 
 def measure(policy: str, corrupted: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """One run."""
+    """Train once."""
     pl.seed_everything(options.seed, verbose=False)
     model = ResNet9(3, width=options.width)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ from typing import Any
 __all__ = ["Checkout", "CheckoutError", "answer", "compare", "compared"]
 
 _MARK = "answer: "
-"""Begins the lines that are answers: libraries print to the same stream."""
+"""The beginning of lines that are answers: libraries print to the same stream."""
 
 
 class CheckoutError(RuntimeError):

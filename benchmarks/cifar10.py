@@ -26,7 +26,7 @@ from lightning_ast.demo.data import Images
 
 
 def original(**options: Any) -> SparseSelectionCallback:
-    """The published rule: hard threshold on 0.7 loss + 0.3 entropy, its gains, its 10 % floor, masking."""
+    """Make the published rule: hard threshold on 0.7 loss + 0.3 entropy, its gains, its 10 % floor, masking."""
     return SparseSelectionCallback(
         mode="mask",
         gate="threshold",
@@ -38,7 +38,7 @@ def original(**options: Any) -> SparseSelectionCallback:
 
 
 def policy_callbacks(policy: str, rate: float, seed: int, epochs: int) -> list[Callback]:
-    """The callbacks of a policy; warmup and cooldown as shares of the run."""
+    """Make the callbacks of a policy; warmup and cooldown are shares of the run."""
     if policy.startswith("dense") or policy == "infobatch":
         return [SparseSelectionCallback(target_activation_rate=1.0)]
     options: dict[str, Any] = {"target_activation_rate": rate, "seed": seed}
@@ -62,12 +62,12 @@ def policy_callbacks(policy: str, rate: float, seed: int, epochs: int) -> list[C
 
 
 def prune_stages(epochs: int) -> tuple[int, int]:
-    """Dense epochs at the beginning and at the end of a pruned run."""
+    """Return the dense epochs at the beginning and at the end of a pruned run."""
     return max(1, epochs // 10), epochs // 8
 
 
 def equal(losses: torch.Tensor, *_: Any) -> torch.Tensor:
-    """Every sample matters alike: a random subset."""
+    """Score all samples alike: a random subset."""
     return torch.ones_like(losses)
 
 
@@ -92,7 +92,7 @@ POLICIES = (
 
 
 class Trace(Callback):
-    """Activation rate and threshold of every step, validation accuracy of every epoch."""
+    """A record of the activation rate and threshold of every step, and the validation accuracy of every epoch."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -111,7 +111,7 @@ class Trace(Callback):
 
 
 def run_parser(description: str | None, *, width: int = 64, train_limit: int | None = None) -> argparse.ArgumentParser:
-    """Options of a whole training run on CIFAR-10."""
+    """Make a parser with the options of a whole training run on CIFAR-10."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +126,7 @@ def run_parser(description: str | None, *, width: int = 64, train_limit: int | N
 
 
 def run_size(options: argparse.Namespace, images: int) -> str:
-    """Width, images, batch size and epochs, for the names of records."""
+    """Put width, images, batch size and epochs together, for the names of records."""
     return f"w{options.width}-n{images}-b{options.batch_size}-e{options.epochs}"
 
 

@@ -1,4 +1,4 @@
-"""Joules by EnergyMonitor's counter beside the integral of the power that nvidia-smi reports. Needs an NVIDIA GPU.
+"""The joules by EnergyMonitor's counter beside the integral of the power that nvidia-smi reports. Needs an NVIDIA GPU.
 
     python benchmarks/energy.py --seconds 60
 
@@ -21,13 +21,13 @@ from lightning_ast.energy import NvmlMeter
 
 
 def integral(seconds: list[float], watts: list[float], start: float, end: float) -> float:
-    """Joules between two moments from samples of the power, by the trapezoidal rule."""
+    """Integrate samples of the power to joules between two moments, by the trapezoidal rule."""
     inside = np.linspace(start, end, max(2, round((end - start) * 1000)))
     return float(np.trapezoid(np.interp(inside, seconds, watts), inside))
 
 
 def work(seconds: float) -> None:
-    """Busy for two seconds, idle for one, and so on."""
+    """Keep the GPU busy for two seconds, idle for one, and so on."""
     device = torch.device("cuda")
     x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     end = time.perf_counter() + seconds

@@ -168,7 +168,7 @@ def in_processes(
 
 
 class SectionError(Exception):
-    """A section ran and found a fault: what it found, line by line."""
+    """A fault that a section found: its lines."""
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Lines]] = {
@@ -181,7 +181,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Lines]] = {
 
 
 def run_section(name: str, options: argparse.Namespace) -> tuple[Lines, bool]:
-    """Run a section; give what it found, and whether it went well."""
+    """Run a section; return what it found, and whether it went well."""
     print(f"\n== {name}", flush=True)
     begin = time.perf_counter()
     well = True

@@ -23,7 +23,7 @@ _CYCLE = 10_000
 
 
 class InfoBatchData(ImageData):
-    """The loader of each epoch (``Trainer(reload_dataloaders_every_n_epochs=1)``) holds the samples that are left."""
+    """Images whose loader of each epoch (``reload_dataloaders_every_n_epochs=1``) holds the samples that are left."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -52,7 +52,7 @@ class InfoBatchData(ImageData):
 
 
 class InfoBatchResNet9(ResNet9):
-    """Rescaled losses, remembered losses, and a schedule by progress."""
+    """A module with rescaled losses, remembered losses, and a schedule by progress."""
 
     def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
         data: Any = self.trainer.datamodule

@@ -34,7 +34,7 @@ EPOCH = ("on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "o
 
 
 class Watch:
-    """Adds up what hooks take; one within another is counted once."""
+    """A timer that adds up what hooks take; one within another is counted once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -68,7 +68,7 @@ class Watch:
 
 
 def series(folder: Path) -> dict[str, list[str]]:
-    """Names of what an event file holds, by kind."""
+    """List the names of what an event file holds, by kind."""
     read = EventAccumulator(str(folder))
     read.Reload()
     tags = read.Tags()
@@ -76,7 +76,7 @@ def series(folder: Path) -> dict[str, list[str]]:
 
 
 def run(mode: str, options: argparse.Namespace, watch: Watch) -> dict[str, Any]:
-    """One training with all monitors, and what watching it took."""
+    """Train once with all monitors, and return what watching took."""
     pl.seed_everything(options.seed, verbose=False)
     rate = 1.0 if mode == "dense" else options.rate
     selection = SparseSelectionCallback(mode="partial" if mode == "dense" else mode, target_activation_rate=rate)  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ def quiet_trainer(callbacks: list[Callback], epochs: int, device: str) -> pl.Tra
 
 
 def without_garbage_collection(action: Callable[[], None]) -> float:
-    """Run an action with Python's garbage collection off, and give its seconds."""
+    """Run an action with Python's garbage collection off, and return its seconds."""
     gc.collect()
     gc.disable()
     try:
@@ -163,7 +163,7 @@ def without_garbage_collection(action: Callable[[], None]) -> float:
 
 
 def step_seconds(variant: Variant, data: DataLoader[Any], options: argparse.Namespace) -> list[float]:
-    """Train a fresh model in one variant, and give the seconds of its steady steps."""
+    """Train a fresh model in one variant, and return the seconds of its steady steps."""
     torch.manual_seed(0)
     epochs = range(1)
     if variant.mode == "prune" and variant.stage == "sparse":
@@ -177,7 +177,7 @@ def step_seconds(variant: Variant, data: DataLoader[Any], options: argparse.Name
 
 
 def fit_seconds(rate: float | None, data: DataLoader[Any], options: argparse.Namespace) -> float:
-    """Train a fresh model for a few steps, and give the seconds of the whole fit; without the callback for None."""
+    """Train a fresh model for a few steps, and return the seconds of the whole fit; without the callback for None."""
     torch.manual_seed(0)
     callbacks: list[Callback] = [] if rate is None else [SparseSelectionCallback(target_activation_rate=rate)]
     trainer = quiet_trainer(callbacks, 1, options.device)

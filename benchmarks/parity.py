@@ -34,7 +34,7 @@ SHARES = (1 / B, 0.4, 1.0)
 
 
 def architectures() -> list[dict[str, Any]]:
-    """Each model at several rates: error with `exact`, what went dense, cosine and FLOPs with `selected`."""
+    """Measure each model at several rates: error with `exact`, what went dense, cosine and FLOPs with `selected`."""
     rows = []
     for name, (make, data, _) in MODELS.items():
         module = build(make)
@@ -58,7 +58,7 @@ def architectures() -> list[dict[str, Any]]:
 
 
 class Cosines(pl.Callback):
-    """At the end of each epoch: cosine of `partial` and of `subset` with exact masking, over all parameters."""
+    """The cosine of `partial` and of `subset` with exact masking over all parameters, at the end of each epoch."""
 
     def __init__(self, batch: Any, rates: tuple[float, ...]) -> None:
         self.batch = batch
@@ -100,12 +100,12 @@ class Cosines(pl.Callback):
 
 
 def gradient(module: Any, loss: Tensor) -> Tensor:
-    """Of all parameters, one after the other."""
+    """Join the gradients of all parameters."""
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
 
 
 def batchnorm(root: str) -> list[dict[str, Any]]:
-    """A short training in `partial`, looked at after every epoch."""
+    """Train for a short time in `partial`, and look at the gradients after every epoch."""
     pl.seed_everything(0, verbose=False)
     data = ImageData("cifar10", root, 256, train_limit=5120)
     data.setup("fit")

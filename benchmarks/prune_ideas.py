@@ -1,4 +1,4 @@
-"""What might make pruning better: one idea, one seed, one record, on a small CIFAR-10 run.
+"""The ideas that might make pruning better: one idea, one seed, one record, on a small CIFAR-10 run.
 
     python benchmarks/prune_ideas.py --idea class-balance --seed 0 --root cifar10.npz
 
@@ -168,7 +168,7 @@ IDEAS = ["prune", "dense", *HISTORIES, *SETTINGS, *WARMUPS, *COOLDOWNS, "average
 
 
 def schedule(idea: str, rate: float, epochs: int) -> tuple[int, int, float]:
-    """Warmup and cooldown in epochs, and the rate that gives the same samples as `prune`'s own schedule."""
+    """Return warmup and cooldown in epochs, and the rate that gives the same samples as `prune`'s own schedule."""
     usual = prune_stages(epochs)
     warmup = WARMUPS.get(idea, usual[0])
     cooldown = COOLDOWNS.get(idea, usual[1])

@@ -35,7 +35,7 @@ SPARSE = 4
 
 
 class EpochTimes(pl.Callback):
-    """Seconds of each epoch, from the end of the one before."""
+    """The seconds of each epoch, from the end of the one before."""
 
     def __init__(self) -> None:
         self.dense: list[float] = []
@@ -53,7 +53,7 @@ class EpochTimes(pl.Callback):
 
 
 def write_images(root: Path, folder: Path, count: int) -> None:
-    """The first images as JPEG files of 224 px, one folder a class."""
+    """Write the first images as JPEG files of 224 px, one folder a class."""
     from PIL import Image
 
     images = load_images("cifar10", str(root))
@@ -67,7 +67,7 @@ def write_images(root: Path, folder: Path, count: int) -> None:
 
 
 def folder_loader(folder: Path, workers: int) -> DataLoader[Any]:
-    """What an ImageNet script does."""
+    """Load images from folders as an ImageNet script does."""
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomResizedCrop(160), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
@@ -78,13 +78,13 @@ def folder_loader(folder: Path, workers: int) -> DataLoader[Any]:
 
 
 def tiny() -> ImageClassifier:
-    """A network that costs nothing."""
+    """Make a network that costs nothing."""
     net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(300, 10))
     return ImageClassifier(net, lr=0.01)
 
 
 def measure(bound_by: str, rate: float, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run: dense, pruned, dense."""
+    """Train once: dense, pruned, dense."""
     pl.seed_everything(0, verbose=False)
     if bound_by == "compute":
         model: Any = ResNet9(3, width=options.width)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a quiet Trainer, where records lie, what each says of the machine and the code."""
+"""The parts that benchmarks share: a quiet Trainer, the place of records, facts of the machine and the code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def commit(folder: Path | None = None) -> str:
 
 
 def provenance(device: str | None = None) -> dict[str, Any]:
-    """Hardware, versions, commit and day."""
+    """Collect hardware, versions, commit and day."""
     return {
         "hardware": hardware(device),
         "versions": {
@@ -78,12 +78,12 @@ def provenance(device: str | None = None) -> dict[str, Any]:
 
 
 def kind(device: str | None = None) -> str:
-    """``"gpu"`` or ``"cpu"``, for the names of records."""
+    """Return ``"gpu"`` or ``"cpu"``, for the names of records."""
     return "gpu" if on_gpu(device) else "cpu"
 
 
 def save(record: dict[str, Any], name: str, *, folder: Path = RECORDS, indent: int | None = None) -> Path:
-    """Write ``<name>.json``; gives its path."""
+    """Write ``<name>.json``, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=indent) + "\n")

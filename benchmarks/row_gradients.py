@@ -42,7 +42,7 @@ CASES = (
 
 
 class StillModel(Model):
-    """Never moves, so that a later step finds the same weights in both modes."""
+    """An optimizer that never moves, so that a later step finds the same weights in both modes."""
 
     def __init__(self, case: Case, channels_last: bool) -> None:
         super().__init__(case, channels_last)
@@ -81,7 +81,7 @@ def exact_convolutions() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a mode's run left: its gradients, and how many samples were selected."""
+    """The results of a mode's run: its gradients, and how many samples were selected."""
 
     gradients: list[Tensor]
     selected: int

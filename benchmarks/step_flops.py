@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def flops(callback: SparseSelectionCallback | None) -> int:
-    """All FLOPs of a run of 20 steps."""
+    """Count all FLOPs of a run of 20 steps."""
     pl.seed_everything(0, verbose=False)
     model = ResNet9(1, width=16)
     data = ImageData("digits", batch_size=128)

@@ -52,7 +52,7 @@ CONFIGURATIONS: list[tuple[str, float]] = [
 
 
 def vit(width: int, heads: int, size: int, patch: int) -> nn.Module:
-    """Torchvision's VisionTransformer of 12 layers."""
+    """Make torchvision's VisionTransformer of 12 layers."""
     return zoo.VisionTransformer(size, patch, 12, heads, width, 4 * width, num_classes=10)
 
 
@@ -67,7 +67,7 @@ class Case:
     gpu: bool = False
 
     def make(self) -> nn.Module:
-        """A fresh model with the same weights every time."""
+        """Make a fresh model with the same weights every time."""
         torch.manual_seed(0)
         if self.model == "resnet18-groupnorm":
             return zoo.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(8, channels))
@@ -81,7 +81,7 @@ class Case:
         return GPT(width, heads, layers, tokens=256, length=self.size)
 
     def data(self, images: Tensor, labels: Tensor, batches: int) -> DataLoader[Any]:
-        """Enough batches of real data, in memory."""
+        """Load enough batches of real data into memory."""
         count = self.batch * batches
         if self.model.startswith("gpt"):
             text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
@@ -111,7 +111,7 @@ CASES = [
 
 
 class Model(pl.LightningModule):
-    """What a user would write."""
+    """A module as a user would write it."""
 
     def __init__(self, case: Case, channels_last: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Model(pl.LightningModule):
             self.net = self.net.to(memory_format=torch.channels_last)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Images arrive as bytes and are resized on the device."""
+        """Convert images from bytes, and resize them on the device."""
         x, y = batch
         if x.dim() == 4:
             x = F.interpolate(x.float() / 255, size=self.size)
@@ -130,13 +130,13 @@ class Model(pl.LightningModule):
         return x, y
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy over classes or bytes."""
+        """Return the cross-entropy over classes or bytes."""
         x, y = batch
         scores = self.net(x)
         return F.cross_entropy(scores.view(-1, scores.shape[-1]), y.reshape(-1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD with momentum."""
+        """Make SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
@@ -168,27 +168,27 @@ class Times(pl.Callback):
         self.last = end
 
     def samples(self) -> tuple[int, int]:
-        """Selected and offered so far."""
+        """Return the samples selected and offered so far."""
         ledger = self.selection.ledger if self.selection else None
         return (int(ledger.selected), int(ledger.offered)) if ledger else (0, 0)
 
     @property
     def rate(self) -> float:
-        """Selected over offered in the steps that were timed; 1 without a selection."""
+        """Return selected over offered in the steps that were timed; 1 without a selection."""
         (selected, offered) = self.samples()
         (earlier, before) = self.before
         return (selected - earlier) / (offered - before) if self.selection else 1.0
 
 
 def now(*, wait: bool = True) -> float:
-    """Seconds, after the device is done."""
+    """Read the time in seconds, after the device is done."""
     if wait and torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace, split: bool) -> Any:
-    """One short training: its times, and the rate that was observed."""
+    """Train for a short time; return the times, and the rate that was observed."""
     gpu = torch.cuda.is_available()
     selection = None if mode == "dense" else SparseSelectionCallback(mode=mode, target_activation_rate=rate)  # type: ignore[arg-type]
     times = Times(options.skip, selection, split=split)
@@ -204,7 +204,7 @@ def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argp
 
 
 def measure(case: Case, images: Tensor, labels: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """All configurations of a case, in rounds."""
+    """Measure all configurations of a case, in rounds."""
     data = case.data(images, labels, options.steps)
     run(case, "dense", 1.0, data, options, split=False)  # warm up
     seconds: dict[tuple[str, float], list[float]] = {c: [] for c in CONFIGURATIONS}
@@ -238,7 +238,7 @@ def measure(case: Case, images: Tensor, labels: Tensor, options: argparse.Namesp
 
 
 def step_seconds(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace) -> float:
-    """One short training's median step; what it held of the GPU's memory is free again."""
+    """Return the median step of a short training; what it held of the GPU's memory is free again."""
     seconds, _, _ = run(case, mode, rate, data, options, split=False)
     gc.collect()
     if torch.cuda.is_available():
@@ -280,13 +280,13 @@ def compare_all(cases: list[Case], command: list[str], options: argparse.Namespa
 
 
 def facts(case: Case) -> dict[str, Any]:
-    """What a record says of its case."""
+    """Return the facts of a case for its record."""
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     return {"model": case.model, "size": case.size, "batch_size": case.batch, "precision": precision}
 
 
 def load(root: str) -> tuple[Tensor, Tensor]:
-    """Some of CIFAR-10's images, or digits in three channels."""
+    """Load some of CIFAR-10's images, or digits in three channels."""
     images = load_images("digits") if root == "digits" else load_images("cifar10", root)
     return images.train_images[:4096].expand(-1, 3, -1, -1), images.train_labels[:4096]
 

@@ -57,13 +57,13 @@ IDEAS = {
 
 
 def load(benchmark: str) -> list[dict[str, Any]]:
-    """All records of a benchmark."""
+    """Read all records of a benchmark."""
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
     return [record for record in records if record["benchmark"] == benchmark]
 
 
 def spread(values: list[float], scale: float, digits: int) -> str:
-    """Mean, and each value where there are several."""
+    """Write the mean, and each value where there are several."""
     mean = f"{scale * statistics.mean(values):.{digits}f}"
     if len(values) == 1:
         return mean
@@ -71,7 +71,7 @@ def spread(values: list[float], scale: float, digits: int) -> str:
 
 
 def accuracy_tables() -> str:
-    """One table for each hardware and setting of the CIFAR-10 records: runs of one length together, by their work."""
+    """Make a table for each hardware and setting of the CIFAR-10 records: runs of one length by their work."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in load("cifar10-resnet9"):
         settings = {k: v for k, v in record["settings"].items() if k != "epochs"}
@@ -101,7 +101,7 @@ def accuracy_tables() -> str:
 
 
 def accuracy_row(runs: list[dict[str, Any]], epoch_flops: float) -> tuple[float, str]:
-    """The work of one policy, and its line."""
+    """Return the work of one policy, and its line."""
     first = runs[0]
     work = statistics.mean(r["flops"] for r in runs) / epoch_flops
     chosen = first["policy"].startswith("dense") or first["policy"] == "infobatch"
@@ -118,7 +118,7 @@ def accuracy_row(runs: list[dict[str, Any]], epoch_flops: float) -> tuple[float,
 
 
 def flops_table() -> str:
-    """FLOPs of whole steps beside the cost model."""
+    """Show FLOPs of whole steps beside the cost model."""
     (record,) = load("step-flops")
     lines = [
         f"FLOPs of {record['steps']} whole training steps as a share of dense, {record['model']}, counted by torch "
@@ -136,7 +136,7 @@ def flops_table() -> str:
 
 
 def time_table() -> str:
-    """Step times beside the ideal, one table for each machine, one line for each model and rate."""
+    """Show step times beside the ideal, one table for each machine, one line for each model and rate."""
     machines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in load("step-time"):
         machines[f"{record['hardware']}, {record['precision']}, torch {record['versions']['torch']}"].append(record)
@@ -163,14 +163,14 @@ def time_table() -> str:
 
 
 def shares(row: dict[str, Any] | None) -> str:
-    """The median share of dense, and its range over the rounds."""
+    """Return the median share of dense, and its range over the rounds."""
     if row is None:
         return "-"
     return f"{row['share_of_dense']:.2f} ({min(row['share_by_round']):.2f}-{max(row['share_by_round']):.2f})"
 
 
 def prune_time_table() -> str:
-    """Wall time of pruned epochs, one table for each machine."""
+    """Show the wall time of pruned epochs, one table for each machine."""
     parts = []
     for record in load("prune-time"):
         parts += [
@@ -196,7 +196,7 @@ def prune_time_table() -> str:
 
 
 def prune_ideas_table() -> str:
-    """What was tried to make pruning better, one table for each hardware and setting, the best first."""
+    """Show what was tried to make pruning better, one table for each hardware and setting, the best first."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in load("prune-ideas"):
         groups[record["hardware"], json.dumps({**record["settings"], "rate": record["rate"]})].append(record)
@@ -222,7 +222,7 @@ def prune_ideas_table() -> str:
 
 
 def ideas_row(idea: str, runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> tuple[float, str]:
-    """Mean accuracy of one idea, and its line."""
+    """Return the mean accuracy of one idea, and its line."""
     accuracies = [r["accuracy"] for r in runs.values()]
     first = next(iter(runs.values()))
     samples = first["samples_selected"] / first["samples_offered"] * first["settings"]["epochs"]
@@ -235,7 +235,7 @@ def ideas_row(idea: str, runs: dict[int, dict[str, Any]], base: dict[int, dict[s
 
 
 def parity_table() -> str:
-    """Error of partial backward, what went dense, and what BatchNorm's approximation changes, by architecture."""
+    """Show the error of partial backward, what went dense, and what BatchNorm's approximation changes."""
     (record,) = load("partial-parity")
     shares = record["shares"]
     lines = [
@@ -258,14 +258,14 @@ def parity_table() -> str:
 
 
 def flops_shares(row: dict[str, Any]) -> str:
-    """FLOPs at each rate, where torch counts those of all its ops."""
+    """Show FLOPs at each rate, where torch counts those of all its ops."""
     if None in row["flops_shares"]:
         return "not counted"
     return " / ".join(f"{share:.2f}" for share in row["flops_shares"])
 
 
 def batchnorm_table() -> str:
-    """Cosine to the exact masked gradient along a training."""
+    """Show the cosine to the exact masked gradient along a training."""
     (record,) = load("partial-batchnorm")
     rates = sorted({r["rate"] for r in record["rows"]}, reverse=True)
     lines = [
@@ -283,14 +283,14 @@ def batchnorm_table() -> str:
 
 
 def support_table() -> str:
-    """The support matrix: the rules that its tests hold every set-up to."""
+    """Show the support matrix: the rules that its tests hold every set-up to."""
     from tests.compatibility.matrix import markdown
 
     return markdown()
 
 
 def bad_samples_table() -> str:
-    """Runs with images that hold NaN or infinity."""
+    """Show runs with images that hold NaN or infinity."""
     (record,) = load("bad-samples")
     settings = record["settings"]
     lines = [
@@ -310,7 +310,7 @@ def bad_samples_table() -> str:
 
 
 def warmup_table() -> str:
-    """Cost of the callback where it does nothing."""
+    """Show the cost of the callback where it does nothing."""
     (record,) = load("warmup-time")
     modes = list(record["rows"][0]["share"])
     lines = [
@@ -330,7 +330,7 @@ def warmup_table() -> str:
 
 
 def overhead_table() -> str:
-    """What the callback adds to small steps and to short runs, on each machine."""
+    """Show what the callback adds to small steps and to short runs, on each machine."""
     parts = []
     for record in [*load("overhead"), *load("overhead-short-run")]:
         machine = f"{record['hardware']}, torch {record['versions']['torch']}, commit {record['commit']}"
@@ -356,7 +356,7 @@ def overhead_table() -> str:
 
 
 def monitored_table() -> str:
-    """What watching costs, and where the joules come from."""
+    """Show what watching costs, and where the joules come from."""
     lines = []
     for r in load("monitored"):
         lines += [
@@ -377,7 +377,7 @@ def monitored_table() -> str:
 
 
 def advice_table() -> str:
-    """Predictions beside ordinary runs."""
+    """Show predictions beside ordinary runs."""
     records = load("advice")
     first = records[0]
     lines = [
@@ -404,7 +404,7 @@ def advice_table() -> str:
 
 
 def third_party_table() -> str:
-    """What happened to other people's LightningModules."""
+    """Show what happened to other people's LightningModules."""
     from tests.third_party.outcomes import OUTCOMES
 
     lines = ["| package | module | modes | outcome | |", "|---|---|---|---|---|"]
@@ -434,7 +434,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def rendered(page: str, tables: dict[str, Callable[[], str]]) -> str:
-    """A page with its tables replaced."""
+    """Return a page with its tables replaced."""
     for name, table in tables.items():
         begin = f"<!-- {name}: generated by benchmarks/summarize.py -->"
         end = f"<!-- /{name} -->"

@@ -77,7 +77,7 @@ class StepTimes(pl.Callback):
 
 
 class StopAfter(pl.Callback):
-    """Ends the run after so many epochs of a longer plan."""
+    """A callback that ends the run after so many epochs of a longer plan."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -87,7 +87,7 @@ class StopAfter(pl.Callback):
 
 
 def measure(mode: str, data: DataLoader[Any], width: int, epochs: int, folder: str) -> tuple[list[float], float]:
-    """Shares of the epochs but the first, and the median plain step in seconds."""
+    """Return the shares of the epochs but the first, and the median plain step in seconds."""
     pl.seed_everything(0, verbose=False)
     times = StepTimes()
     schedule = TwoStageScheduler(warmup_epochs=epochs + 1)

@@ -15,6 +15,7 @@ LAYERS = [
     "words",
     "errors",
     "config_mark",
+    "whole_file",
     "core",
     "__about__",
     "extras",

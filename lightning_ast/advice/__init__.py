@@ -51,7 +51,7 @@ def advise(
         The advice; ``print`` it, or :func:`render` it.
 
     Raises:
-        AdviceError: it cannot be measured here; the message says what to change.
+        AdviceError: Nothing can be measured here; the message tells what to change.
         ConfigurationError: A setting of the Trainer's selection callback or schedule cannot be used.
 
     Example:
@@ -61,5 +61,4 @@ def advise(
         >>> advice.at("prune", 0.4).run_seconds < advice.dense.run_seconds
         True
     """
-    measurement = Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds)
-    return Advice.of(measurement.facts())
+    return Advice(Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds).facts())

@@ -24,7 +24,7 @@ def advise_command(arguments: list[str]) -> None:
     Raises:
         AdviceError: Nothing can be measured.
         ConfigurationError: The budget is not a number of seconds.
-        MissingPackageError: jsonargparse is not installed.
+        MissingPackageError: The package jsonargparse is not installed.
         UsageError: An argument or the configuration is wrong.
     """
     parser = argparse.ArgumentParser("lightning-ast advise", add_help=False, allow_abbrev=False)
@@ -71,7 +71,7 @@ def _configured(arguments: list[str]) -> Any:
             """Put loggers that take everything and write nothing, where the module may use some."""
             self.trainer.loggers = [DummyLogger() for _ in range(self.loggers)]
 
-        def _run_subcommand(self, subcommand: str) -> None:
+        def run_command(self, name: str) -> None:
             """Train nothing."""
 
     return Configured(["fit", *arguments], save_config_callback=None)
