@@ -98,7 +98,7 @@ def _draw(axes: Axes, i: int, x: Floats, y: Floats) -> None:
 
 
 def _by_epoch(axes: Axes, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
-    """Draw a curve a run; return what is to be said below the panel."""
+    """Draw a curve a run; return the remarks for below the panel."""
     known = [series for series in found if series is not None]
     if not known:
         missing(axes, f"no run logged {_HOW[what]}")
@@ -144,7 +144,7 @@ def _over_cost(
     costs: Sequence[EpochSeries | None],
     unit_of: Callable[[float], Unit],
 ) -> list[str]:
-    """Draw the accuracies over a cost; return what is to be said below the panel."""
+    """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)
     accuracies = _accuracies(runs)
     curves = {
