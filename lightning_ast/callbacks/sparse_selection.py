@@ -139,18 +139,18 @@ class SparseSelectionCallback(Callback):
 
     @property
     def last_selection(self) -> Selection | None:
-        """Return positions and weights of the samples that the last batch was trained on; None where there were none."""
+        """Return positions and weights of the samples that the last batch was trained on, or None."""
         return None if self._session is None else self._session.last_selection
 
     @property
     def threshold(self) -> float | None:
-        """Return the significance at which the gate was fully open for the last sparse batch; None before it. Reads the device."""
+        """Return the significance at which the gate was fully open in the last sparse batch; None before it."""
         last = None if self._session is None else self._session.selector.last_threshold
         return None if last is None else float(last)
 
     @property
     def savings(self) -> dict[str, float | None]:
-        """Return the shares saved over the run so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
+        """Return the shares saved so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
         return self.ledger.savings()
 
     @property
