@@ -73,7 +73,7 @@ class OpenEpoch(Watcher):
         sections: The sections of its steps.
     """
 
-    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock, session: Session | None) -> None:
+    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock[Any], session: Session | None) -> None:
         self._book = book
         self._clock = clock
         self.number = trainer.current_epoch

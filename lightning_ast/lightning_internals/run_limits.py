@@ -61,7 +61,7 @@ def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
 def callbacks_of(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
     """List the callbacks of a kind, found by name: those of the package ``pytorch_lightning`` are other classes."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if kind.__name__ in _class_names(type(callback))]
+    return [callback for callback in callbacks if kind.__name__ in _class_names(type(callback))]  # type: ignore[arg-type]
 
 
 @functools.cache  # it is asked in every step
