@@ -175,9 +175,18 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
     parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
     options = parser.parse_args(arguments)
-    from lightning_ast.report.command import report_command
+    from lightning_ast.errors import ReportError
+    from lightning_ast.report.write import make_report
+    from lightning_ast.words import readable
 
-    return report_command(options.logdir, options.out)
+    try:
+        page, left_out = make_report(options.logdir, options.out, progress=True)
+    except ReportError as error:  # what tells other errors apart imports torch
+        return _refuse(readable(str(error)))
+    for line in left_out:
+        _refuse(readable(f"left out: {line}"))
+    print(readable(str(page)))
+    return 0
 
 
 def _demo(arguments: list[str]) -> int:
@@ -190,19 +199,10 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-limit", type=int, help="use only the first so many training images")
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
     from lightning_ast.demo.compare import run_demo
 
-    run_demo(
-        options.data,
-        root=options.root,
-        mode=options.mode,
-        target_activation_rate=options.rate,
-        epochs=options.epochs,
-        width=options.width,
-        seed=options.seed,
-        train_limit=options.train_limit,
-    )
+    run_demo(target_activation_rate=options.pop("rate"), **options)
     return 0
 
 

@@ -61,5 +61,4 @@ def advise(
         >>> advice.at("prune", 0.4).run_seconds < advice.dense.run_seconds
         True
     """
-    measurement = Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds)
-    return Advice.of(measurement.facts())
+    return Advice(Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds).facts())

@@ -83,7 +83,7 @@ def read(
     used = 0
     for batch, *_ in iter(combined):
         arrivals.append(clock())
-        used += size_of(batch)
+        used += sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
         if len(kept) < MOST_BATCHES and (not kept or (used <= MOST_BYTES and count(batch) == count(kept[0]))):
             kept.append(batch)
         late = arrivals[-1] - begin >= seconds and len(arrivals) > 2
@@ -107,11 +107,6 @@ def _workers(combined: CombinedLoader) -> tuple[int, int, bool]:
         ahead = max(ahead, own * (getattr(loader, "prefetch_factor", None) or 0))
         restarts = restarts or (own > 0 and not getattr(loader, "persistent_workers", False))
     return workers, ahead, restarts
-
-
-def size_of(batch: Any) -> int:
-    """Count the bytes of the tensors of a batch."""
-    return sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
 
 
 class CachedBatches:

@@ -22,12 +22,12 @@ from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
-from lightning_ast.advice.summary import reason_of, refused_for, summarize
+from lightning_ast.advice.summary import reason_of, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
-from lightning_ast.errors import AdviceError, BatchError
+from lightning_ast.errors import AdviceError, BatchError, EntryError
 from lightning_ast.lightning_internals.distributed import starts_processes
 from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import lead
@@ -127,7 +127,9 @@ class Measurement:
                         f"a plain training step fails: {type(error).__name__}: {error}. (The Trainer's callbacks and "
                         "loggers are not there during the measurement: stand-ins take what is logged.)"
                     ) from error
-                self._refused |= refused_for(error, modes, probe.active)
+                # entries are found alike in all modes
+                failed = modes if isinstance(error, EntryError) else [probe.active]
+                self._refused |= dict.fromkeys(failed, reason_of(error))
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:
@@ -164,8 +166,7 @@ class Measurement:
         """Look at the training that starts, with everything set up, and return the script."""
         module = self._twin.module
         size = self._count(self._kept[0])
-        self._run, notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
-        self._notes = notes
+        self._run, self._notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         if done := self._user.current_epoch:
             self._notes.append(
                 f"The Trainer has trained {counted(done, 'epoch')}: what follows is a run from the start."

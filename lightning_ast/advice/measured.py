@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lightning_ast.core.execution import Mode
 from lightning_ast.schedule import Schedule
@@ -98,8 +99,7 @@ Curve = tuple[StepAt, ...]
 """Steps of one mode, by rising rate."""
 
 
-@dataclass(frozen=True)
-class Phases:
+class Phases(NamedTuple):
     """A dense step on batches in memory, cut up; medians, so that the parts need not add up to the step.
 
     Attributes:

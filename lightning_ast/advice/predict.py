@@ -219,22 +219,20 @@ def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, trainin
     return often / every if every == 1 else often / lengths.epochs * math.floor(lengths.epochs / every)
 
 
+@dataclass(frozen=True)
 class Predictions:
     """The predictions that follow from the facts.
 
-    Args:
-        facts: The measured facts.
-
     Attributes:
         facts: The measured facts.
-        rate: The user's own activation rate, else 0.4.
-        rates: The rates that are predicted, the user's among them.
     """
 
-    def __init__(self, facts: Facts) -> None:
-        self.facts = facts
-        self.rate = facts.run.own_rate or DEFAULT_RATE
-        self.rates = wanted_rates(facts.run)
+    facts: Facts
+
+    @property
+    def rate(self) -> float:
+        """Return the user's own activation rate, else 0.4."""
+        return self.facts.run.own_rate or DEFAULT_RATE
 
     @cached_property
     def dense(self) -> Prediction:
@@ -245,12 +243,11 @@ class Predictions:
     def table(self) -> tuple[Prediction, ...]:
         """Predict every mode that can run, at every rate."""
         modes = [mode for mode in get_args(Mode) if mode not in self.facts.step.refused]
-        return tuple(
-            self._prediction(mode, rate) for mode in modes for rate in self.rates if self._validated(mode, rate)
-        )
+        rates = wanted_rates(self.facts.run)
+        return tuple(self._prediction(mode, rate) for mode in modes for rate in rates if self._validated(mode, rate))
 
-    def at(self, mode: Mode, rate: float) -> Prediction | None:
-        """Return the prediction for a mode and one of :attr:`rates`; None where the mode, or this rate, is refused."""
+    def at(self, mode: str, rate: float) -> Prediction | None:
+        """Return the prediction of a mode at a rate of the table; None where the mode, or this rate, is refused."""
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
 
     def _validated(self, mode: Mode, rate: float) -> bool:

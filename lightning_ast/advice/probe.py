@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_
 __all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
 _FROZEN = 1e-6
+_PHASES = ("gap", "forward", "backward", "rest")
 
 
 class Enough(Exception):  # noqa: N818
@@ -163,7 +165,7 @@ class Probe(Callback):
         self._block = block
         self._left = block.steps
         self._rates: list[float] = []
-        self._gaps, self._scorings, self._forwards, self._backwards, self._rests = ([0.0] for _ in range(5))
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self.active = block.mode
         if (selection := self._selected()) is not None:
             assert selection.session is not None
@@ -186,15 +188,14 @@ class Probe(Callback):
         steps = self._block.steps
         selection = self._selected()
         seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
-        parts = [sum(part) / steps for part in (self._gaps, self._forwards, self._backwards, self._rests)]
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if selection is not None and selection.session is not None:
             selection.session.mode.unwrap()
         return Timing(
             seconds=seconds / steps,
             rate=sum(self._rates) / steps,
-            phases=Phases(*parts) if len(self._backwards) > 1 else None,
-            scoring_seconds=sum(self._scorings) / steps,
+            phases=Phases(*(self._spent[name] / steps for name in _PHASES)) if "backward" in self._spent else None,
+            scoring_seconds=self._spent["scoring"] / steps,
             peak_bytes=peak,
             dense_share=self._dense_share(),
         )
@@ -216,14 +217,11 @@ class Probe(Callback):
     def _selected(self) -> SparseSelectionCallback | None:
         return None if self.active is None else self.selections[self.active]
 
-    def _now(self, *, wait: bool) -> float:
-        if wait:
+    def _now(self, *, wait: bool = False) -> float:
+        """Read the time; the device is waited for at the ends of a block, and in it where its phases are wanted."""
+        if wait or self._block.phases:
             self._wait()
         return self._clock()
-
-    def _mark(self) -> float:
-        """Read the time within a step; the device is waited for only where its phases are wanted."""
-        return self._now(wait=self._block.phases)
 
     # ------------------------------------------------------------------ steps
 
@@ -233,26 +231,26 @@ class Probe(Callback):
 
     def on_train_batch_start(self, *hook: Any) -> None:
         """Score and select, or do nothing."""
-        start = self._mark()
+        start = self._now()
         fetched = self._cache().seconds
-        self._gaps.append(start - self._ended - (fetched - self._fetched))
+        self._spent["gap"] += start - self._ended - (fetched - self._fetched)
         self._fetched = fetched
         self._pass_on("on_train_batch_start", *hook)
-        self._phase = self._mark()
-        self._scorings.append(self._phase - start)
+        self._phase = self._now()
+        self._spent["scoring"] += self._phase - start
 
     def on_before_backward(self, *hook: Any) -> None:
         """Mark the end of the forward."""
-        now = self._mark()
-        self._forwards.append(now - self._phase)
+        now = self._now()
+        self._spent["forward"] += now - self._phase
         self._phase = now
         self._pass_on("on_before_backward", *hook)
 
     def on_after_backward(self, *hook: Any) -> None:
         """Mark the end of the backward."""
         self._pass_on("on_after_backward", *hook)
-        now = self._mark()
-        self._backwards.append(now - self._phase)
+        now = self._now()
+        self._spent["backward"] += now - self._phase
         self._phase = now
 
     def on_before_optimizer_step(self, *hook: Any) -> None:
@@ -264,8 +262,8 @@ class Probe(Callback):
         self._pass_on("on_train_batch_end", trainer, *hook)
         selection = self._selected()
         self._rates.append(1.0 if selection is None else selection.activation_rate or 1.0)
-        self._ended = self._mark()
-        self._rests.append(self._ended - self._phase)
+        self._ended = self._now()
+        self._spent["rest"] += self._ended - self._phase
         count_batches_anew(trainer.fit_loop, trainer.num_training_batches)
         self._left -= 1
         if self._left == 0:

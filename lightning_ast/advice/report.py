@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from lightning_ast.advice.measured import Facts
-from lightning_ast.advice.predict import Prediction, Predictions
-from lightning_ast.advice.units import size_words, time_words
+from lightning_ast.advice.predict import Predictions
 from lightning_ast.advice.verdict import Verdict, decide
-from lightning_ast.words import counted
+from lightning_ast.words import counted, size_words, time_words
 
 __all__ = ["Advice", "render"]
 
@@ -19,30 +18,13 @@ _HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
 
 
 @dataclass(frozen=True)
-class Advice:
-    """The advice: what was measured, what follows from it, and what to do. ``print`` it.
+class Advice(Predictions):
+    """The advice: what was measured, what follows from it, and what to do. ``print`` it."""
 
-    Attributes:
-        facts: The measured facts.
-        dense: The predicted dense run.
-        table: The predictions of every mode that can run, at every rate.
-        verdict: The verdict: what to do.
-    """
-
-    facts: Facts
-    dense: Prediction
-    table: tuple[Prediction, ...]
-    verdict: Verdict
-
-    @classmethod
-    def of(cls, facts: Facts) -> Advice:
-        """Predict and decide from the facts."""
-        predictions = Predictions(facts)
-        return cls(facts, predictions.dense, predictions.table, decide(predictions))
-
-    def at(self, mode: str, rate: float) -> Prediction | None:
-        """Return the prediction of a mode at a rate of the table, or None."""
-        return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Return the verdict: what to do."""
+        return decide(self)
 
     def __str__(self) -> str:
         """Return the report, in lines of about 120 characters."""
@@ -70,14 +52,11 @@ def render(advice: Advice, *, file: Any = None) -> None:
     table = Table(*_HEADER)
     for column in table.columns[1:]:
         column.justify = "right"
+    recommended = (advice.verdict.mode, f"{advice.verdict.rate:g}")
     for row in _rows(advice):
-        table.add_row(*row, style="bold" if _is_recommended(advice, row) else None)
+        table.add_row(*row, style="bold" if row[:2] == recommended else None)
     for part in (*_measured(advice), table, *_conclusion(advice)):
         console.print(part, soft_wrap=isinstance(part, str))
-
-
-def _is_recommended(advice: Advice, row: tuple[str, ...]) -> bool:
-    return row[:2] == (advice.verdict.mode, f"{advice.verdict.rate:g}")
 
 
 def _measured(advice: Advice) -> Iterator[str]:

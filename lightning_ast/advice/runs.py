@@ -56,14 +56,10 @@ class Asked:
     Attributes:
         selection: The first selection callback, or None.
         schedule: The first schedule, or None.
-        times_out: True where the Trainer has a limit in time.
-        stops_early: True where it may stop before its limits.
     """
 
     selection: SparseSelectionCallback | None
     schedule: TwoStageScheduler | None
-    times_out: bool = False
-    stops_early: bool = False
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
@@ -79,12 +75,7 @@ class Asked:
             faults += schedule.faults(trainer, batches_known=False)
         if faults:
             raise ConfigurationError(faults)
-        return cls(
-            selection,
-            schedule,
-            times_out=first_callback(trainer, Timer) is not None,
-            stops_early=first_callback(trainer, EarlyStopping) is not None,
-        )
+        return cls(selection, schedule)
 
     @property
     def rate(self) -> float | None:
@@ -117,16 +108,16 @@ class Asked:
             count_flops=own.count_flops,
         )
 
-    def notes(self) -> list[str]:
+    def notes(self, trainer: pl.Trainer) -> list[str]:
         """List what a reader must know of the assumptions."""
         found = []
         if self.schedule is None and self.selection is None:
             found.append(f"Assumed: a dense warmup and a dense cooldown of {ASSUMED_DENSE:.0%} of the run each.")
         elif self.schedule is None:
             found.append("The Trainer has no TwoStageScheduler: every step is sparse.")
-        if self.times_out:
+        if first_callback(trainer, Timer) is not None:
             found.append("Trainer(max_time) is left out of account.")
-        if self.stops_early:
+        if first_callback(trainer, EarlyStopping) is not None:
             found.append("EarlyStopping is left out of account: the run is taken to reach its limits.")
         return found
 
@@ -143,22 +134,22 @@ def run_facts(
         batch_size: The size of the first batch.
         limits: The user's Trainer, with its accumulation.
     """
-    notes = asked.notes()
+    notes = asked.notes(limits)
     factors = accumulation(limits)
-    known = math.isfinite(trainer.num_training_batches)
-    batches = int(trainer.num_training_batches) if known else 0
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None
-    if not known:
+    batches = trainer.num_training_batches
+    if not math.isfinite(batches):
         batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
         notes.append(f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed.")
+    batches = int(batches)
     max_epochs = epoch_limit(limits) or (trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None)
     epochs = run_length(trainer).epochs  # its accumulation is 1
     if max_steps is not None:
         by_steps = max_steps / math.ceil(batches / factors[max(factors)])
         epochs = by_steps if max_epochs is None else min(by_steps, float(max_epochs))
     if epochs is None:
-        epochs = float(ASSUMED_EPOCHS)
         max_epochs = ASSUMED_EPOCHS
+        epochs = float(max_epochs)
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
     loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
     samples = batches * batch_size if loader is None else loader.offered

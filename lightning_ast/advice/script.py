@@ -99,7 +99,9 @@ def script(
     few = FEW_SAMPLES / batch_size
     blocks = _cycle(modes, few, steps, asynchronous, reduced=False)
     settle = asynchronous or dense < _LONG_SECONDS
-    if _cost(blocks, dense) * (LEAST_CYCLES + settle) > remaining_seconds():
+    shares = [1.0 if b.mode is None else cost_share(b.mode, b.target) for b in blocks]  # of a dense step, as counted
+    cost = sum(b.steps * dense * share for b, share in zip(blocks, shares, strict=True))
+    if cost * (LEAST_CYCLES + settle) > remaining_seconds():
         blocks = _cycle(modes, few, steps, asynchronous, reduced=True)
     answers: list[Sample] = []
     for block in blocks if settle else ():
@@ -149,9 +151,3 @@ def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *,
         rates = _RATES[1:2] if mode == "mask" else rates
         blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in rates]
     return blocks
-
-
-def _cost(blocks: list[Block], dense_seconds: float) -> float:
-    """Estimate the seconds of a round, from the cost of each mode as counted."""
-    shares = [1.0 if b.mode is None else cost_share(b.mode, b.target) for b in blocks]
-    return sum(b.steps * dense_seconds * share for b, share in zip(blocks, shares, strict=True))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
 from lightning_ast.advice.script import FEW_SAMPLES, Sample
 from lightning_ast.core.execution import Mode
-from lightning_ast.errors import ConfigurationError, EntryError
+from lightning_ast.errors import ConfigurationError
 
-__all__ = ["curve_of", "summarize"]
+__all__ = ["curve_of", "reason_of", "summarize"]
 
 
 def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: int) -> StepFacts:
@@ -22,44 +22,30 @@ def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: in
         batch_size: The samples of a batch.
     """
     (dense,) = curve_of(samples, None)
-    curves: dict[Mode, tuple[StepAt, ...]] = {}
-    for mode in ("partial", "subset"):
-        if mode not in refused and (curve := curve_of(samples, mode)):
-            curves[mode] = curve
-    timed = [t for b, t in samples if b.mode is None and b.phases and t.phases is not None]
-    few = [(b, t) for b, t in samples if b.few]
+    curves: dict[Mode, Curve] = {
+        mode: curve for mode in ("partial", "subset") if mode not in refused and (curve := curve_of(samples, mode))
+    }
+    whole = [t for b, t in samples if b.mode is None and b.phases]
+    phases = [t.phases for t in whole if t.phases is not None]
+    few = [t for b, t in samples if b.few]
     host = None
-    if few and timed:
-        whole = statistics.median(t.seconds for b, t in samples if b.mode is None and b.phases)
-        host = min(1.0, statistics.median(t.seconds - t.scoring_seconds for _, t in few) / whole)
-    shares = [t.dense_share for b, t in samples if b.mode == "partial" and b.target == _lowest(samples)]
+    if few and phases:
+        least = statistics.median(t.seconds - t.scoring_seconds for t in few)
+        host = min(1.0, least / statistics.median(t.seconds for t in whole))
+    everything = curve_of(samples, "mask")  # scores and selects, and computes all the rest too
+    partial = [(b.target, t.dense_share) for b, t in samples if b.mode == "partial"]
+    lowest = min((target for target, _ in partial), default=None)
+    shares = [share for target, share in partial if target == lowest]
     return StepFacts(
         dense=dense,
         curves=curves,
         refused=dict(refused),
-        phases=_median_phases([t.phases for t in timed if t.phases is not None]),
+        phases=Phases(*map(statistics.median, zip(*phases, strict=True))) if phases else None,
         host_share=host,
         few_samples=min(FEW_SAMPLES, batch_size) if few else None,
-        selection_seconds=_selection_seconds(samples, dense),
+        selection_seconds=max(0.0, everything[0].seconds - dense.seconds) if everything else None,
         dense_ops_share=None if not shares or None in shares else statistics.median(s for s in shares if s is not None),
     )
-
-
-def _lowest(samples: list[Sample]) -> float | None:
-    return min((b.target for b, _ in samples if b.mode == "partial"), default=None)
-
-
-def _median_phases(phases: list[Phases]) -> Phases | None:
-    if not phases:
-        return None
-    names = ("gap_seconds", "forward_seconds", "backward_seconds", "rest_seconds")
-    return Phases(*(statistics.median(getattr(p, name) for p in phases) for name in names))
-
-
-def _selection_seconds(samples: list[Sample], dense: StepAt) -> float | None:
-    """Return how much longer a step takes that scores and selects, and computes all the rest, than a dense one."""
-    curve = curve_of(samples, "mask")
-    return max(0.0, curve[0].seconds - dense.seconds) if curve else None
 
 
 def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
@@ -84,18 +70,6 @@ def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
         share = statistics.median(t.seconds / dense[b.cycle] for b, t in own)
         points.append(StepAt(statistics.fmean(t.rate for _, t in own), share * typical, max(peaks, default=None)))
     return tuple(sorted(points, key=lambda p: p.rate))
-
-
-def refused_for(error: Exception, modes: list[Mode], active: Mode) -> dict[Mode, str]:
-    """Describe in one line, for each mode that cannot run, why that is so.
-
-    Args:
-        error: What a step of a mode failed with.
-        modes: The modes that are tried.
-        active: The mode of the step. Entries are found alike in all modes.
-    """
-    alike = modes if isinstance(error, EntryError) else [active]
-    return dict.fromkeys(alike, reason_of(error))
 
 
 def reason_of(error: Exception) -> str:

@@ -71,12 +71,15 @@ def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_da
     """
     try:
         module_twin = copy.deepcopy(module)
-        trainer_twin = _copied(trainer, module_twin)
+        trainer_twin = copied_trainer(trainer, module_twin, _StandInLogger)
     except Exception as error:
         raise AdviceError(
             f"the Trainer or the module cannot be copied ({type(error).__name__}: {error}), and advise measures on "
             "copies: keep what cannot be copied (open files, locks, non-leaf tensors) out of both until fit."
         ) from error
+    trainer_twin.should_stop = False
+    trainer_twin.num_sanity_val_steps = 0
+    trainer_twin.accumulate_grad_batches = 1  # its share of the optimizer is reckoned
     module_twin.__dict__["configure_callbacks"] = list  # ModelCheckpoint and the like: they would write files
     twin = Twin(trainer_twin, module_twin, {})
     if isinstance(data, pl.LightningDataModule):
@@ -87,15 +90,6 @@ def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_da
     if val_data is not None:
         twin.data["val_dataloaders"] = _detached(val_data, twin)
     _detach_loaders(module_twin, twin)
-    return twin
-
-
-def _copied(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
-    """Copy a Trainer for measurements: it stops for nothing, and starts with training."""
-    twin = copied_trainer(trainer, module, _StandInLogger)
-    twin.should_stop = False
-    twin.num_sanity_val_steps = 0
-    twin.accumulate_grad_batches = 1  # its share of the optimizer is reckoned
     return twin
 
 

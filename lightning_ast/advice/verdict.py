@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_ast.advice.predict import Prediction, Predictions
-from lightning_ast.advice.units import time_words
 from lightning_ast.core.execution import Mode
-from lightning_ast.words import counted
+from lightning_ast.words import counted, time_words
 
 __all__ = ["LEAST_SAVING", "Verdict", "decide"]
 

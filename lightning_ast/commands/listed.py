@@ -78,11 +78,6 @@ def faulty_item(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _configuration_files(arguments: Sequence[str]) -> list[str]:
-    """List the configuration files that the arguments name."""
-    return [value for option, value in _options(arguments) if option in ("-c", "--config")]
-
-
 def faulty_file(arguments: Sequence[str]) -> str | None:
     """Find the first configuration file that is not text, not YAML or not a mapping, and tell why.
 
@@ -92,8 +87,8 @@ def faulty_file(arguments: Sequence[str]) -> str | None:
     Returns:
         The file's name and what is wrong with it, or None where every file can be read.
     """
-    for name in _configuration_files(arguments):
-        if not Path(name).is_file():  # a pipe can be read only once
+    for option, name in _options(arguments):
+        if option not in ("-c", "--config") or not Path(name).is_file():  # a pipe can be read only once
             continue
         try:
             content = _load(Path(name).read_bytes().decode("utf-8"))

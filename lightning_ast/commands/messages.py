@@ -47,7 +47,8 @@ def plain_lines(error: Exception) -> list[str] | None:
     """
     if isinstance(error, ConfigurationError):
         return [" ".join(fault.split()) for fault in error.faults]
-    if not isinstance(error, UsageError) and any(_is_ours(kind.__module__) for kind in type(error).__mro__):
+    ours = any(kind.__module__.partition(".")[0] == _PACKAGE.name for kind in type(error).__mro__)
+    if ours and not isinstance(error, UsageError):
         return [str(error)]
     mendable = isinstance(error, (UsageError, MisconfigurationException, OSError, ImportError, EOFError))
     mendable = mendable or (isinstance(error, (ValueError, RuntimeError)) and _raised_by_lightning(error))
@@ -87,10 +88,6 @@ def _raised_by_lightning(error: Exception) -> bool:
     return any({"lightning", "lightning_fabric", "pytorch_lightning"} & set(Path(file).parts) for file in last)
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == _PACKAGE.name
-
-
 def _is_users(file: str) -> bool:
     """Tell whether a source file is the user's: not Python's own, nor an installed package's, nor this package's."""
     path = Path(file)
@@ -121,10 +118,8 @@ def condensed(message: str) -> str:
 
 
 def _condense(text: str) -> str:
-    if match := re.match(r'Parser key "([^"]*)":\s*', text):
-        return f"{match[1]}: {_condense(_dedented(text[match.end() :]))}"
-    if match := re.match(r"Problem with given class_path '([^']*)':\s*", text):
-        return f"{match[1]}: {_condense(_dedented(text[match.end() :]))}"
+    if match := re.match(r"""(?:Parser key "([^"]*)"|Problem with given class_path '([^']*)'):\s*""", text):
+        return f"{match[1] or match[2] or ''}: {_condense(_dedented(text[match.end() :]))}"
     _, union, alternatives = text.partition("Does not validate against any of the Union subtypes")
     if not union:
         return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,9 +12,8 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.core.execution import Mode
-from lightning_ast.core.ledger import Ledger
 from lightning_ast.demo.data import DataName, ImageData
-from lightning_ast.demo.models import ImageClassifier, ResNet9
+from lightning_ast.demo.models import ResNet9
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
 from lightning_ast.selection.faults import setting_faults
@@ -23,7 +23,7 @@ with needs("cli,vision", "rich"):
     from rich.console import Console, JustifyMethod
     from rich.table import Table
 
-__all__ = ["RunResult", "equal_work_epochs", "run_demo", "train"]
+__all__ = ["RunResult", "equal_work_epochs", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -49,40 +49,30 @@ class RunResult:
     flops: float | None
 
 
-def train(
-    name: str,
-    model: ImageClassifier,
-    data: ImageData,
-    *,
-    max_epochs: int,
-    seed: int,
-    callbacks: list[Callback],
-    trainer_options: dict[str, Any] | None = None,
+def _train(
+    name: str, epochs: int, *callbacks: Callback, images: ImageData, settings: dict[str, Any], seed: int
 ) -> RunResult:
-    """Train once and read the books.
-
-    Args:
-        name: The name of the run, for the table.
-        model: The model, freshly made.
-        data: The images.
-        max_epochs: The number of epochs to train.
-        seed: The seed of everything but the initial weights (which the caller has drawn).
-        callbacks: The callbacks, one of them a :class:`SparseSelectionCallback`; a dense run has one with target 1,
-            which is bitwise the plain run and keeps the books.
-        trainer_options: Further arguments of the Trainer.
-    """
+    """Train a freshly made model once, and read the books that the selection callback keeps."""
+    print(f"\n{name}: {counted(epochs, 'epoch')}")
+    pl.seed_everything(seed, verbose=False)
+    model = ResNet9(settings["channels"], width=settings["width"], lr=settings["lr"])
     pl.seed_everything(seed, verbose=False)
     monitor = SparseTrainingMonitor()
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    options.update(trainer_options or {})
-    trainer = pl.Trainer(max_epochs=max_epochs, callbacks=[*callbacks, monitor], num_sanity_val_steps=0, **options)
-    trainer.fit(model, datamodule=data)
-    ledger: Ledger = next(c.ledger for c in callbacks if isinstance(c, SparseSelectionCallback))
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[*callbacks, monitor],
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=images)
+    ledger = next(each.ledger for each in callbacks if isinstance(each, SparseSelectionCallback))
     return RunResult(
         name=name,
         accuracy=float(trainer.callback_metrics["val_acc"]),
         seconds=monitor.seconds,
-        epochs=max_epochs,
+        epochs=epochs,
         offered=ledger.offered,
         selected=ledger.selected,
         flops=ledger.spent_flops(),
@@ -163,7 +153,7 @@ def run_demo(
     sparse = SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed)
     settings = _settings(data)
     epochs = settings["epochs"] if epochs is None else epochs
-    width = settings["width"] if width is None else width
+    settings["width"] = width = settings["width"] if width is None else width
     batch_size = settings["batch_size"]
     faults = setting_faults(sparse) + _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
     faults += _range_faults("width", width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
@@ -172,20 +162,22 @@ def run_demo(
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
     images.setup("fit")
 
-    def run(name: str, length: int, *callbacks: Callback) -> RunResult:
-        print(f"\n{name}: {counted(length, 'epoch')}")
-        pl.seed_everything(seed, verbose=False)
-        model = ResNet9(settings["channels"], width=width, lr=settings["lr"])
-        own = list(callbacks) or [SparseSelectionCallback(target_activation_rate=1.0)]  # it keeps the books
-        return train(name, model, images, max_epochs=length, seed=seed, callbacks=own)
-
+    run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
-    results = [run("dense", epochs), run(f"AST, {mode}, r = {target_activation_rate:g}", epochs, sparse, schedule)]
+    results = [
+        run("dense", epochs, _keeping_books()),
+        run(f"AST, {mode}, r = {target_activation_rate:g}", epochs, sparse, schedule),
+    ]
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:
-        results.append(run("dense, shortened", shortened))
+        results.append(run("dense, shortened", shortened, _keeping_books()))
     print_table(results, f"{data}, ResNet-9 of width {width}, seed {seed}")
     return results
+
+
+def _keeping_books() -> SparseSelectionCallback:
+    """Make a callback that counts what a dense run does, and is bitwise the plain run."""
+    return SparseSelectionCallback(target_activation_rate=1.0)
 
 
 def _range_faults(name: str, value: int | None, least: int, most: int | None) -> list[str]:

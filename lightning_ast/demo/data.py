@@ -155,17 +155,14 @@ def _npz_images(path: Path) -> Images:
 def _or_explain(download: Callable[[], Images], name: str, choices: Sequence[str]) -> Images:
     try:
         return download()
-    except MissingPackageError as error:
-        reason = str(error)
-        cause: Exception = error
     except Exception as error:  # torchvision and urllib raise many kinds
-        reason = f"the download failed ({type(error).__name__}: {error})"
-        cause = error
-    steps = "\n".join(f"  - {choice}" for choice in choices)
-    raise DataNotFoundError(
-        f"{name} was not found, and {reason}. Do one of these:\n{steps}\n"
-        "  - or use `--data digits`, which comes with scikit-learn and needs no network"
-    ) from cause
+        missing = isinstance(error, MissingPackageError)
+        reason = str(error) if missing else f"the download failed ({type(error).__name__}: {error})"
+        steps = "\n".join(f"  - {choice}" for choice in choices)
+        raise DataNotFoundError(
+            f"{name} was not found, and {reason}. Do one of these:\n{steps}\n"
+            "  - or use `--data digits`, which comes with scikit-learn and needs no network"
+        ) from error
 
 
 class _InMemory(Dataset[tuple[Tensor, Tensor]]):

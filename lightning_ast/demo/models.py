@@ -10,18 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-__all__ = ["ImageClassifier", "ResNet9", "SimpleCNN", "resnet9", "simple_cnn"]
-
-
-def simple_cnn(in_channels: int = 3, num_classes: int = 10, width: int = 32, image_size: int = 32) -> nn.Module:
-    """Three convolutions with pooling and a two-layer classifier: the original laptop run's kind of network."""
-    layers: list[nn.Module] = []
-    for previous, channels in ((in_channels, width), (width, 2 * width), (2 * width, 4 * width)):
-        layers += [nn.Conv2d(previous, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    flat = 4 * width * (image_size // 8) ** 2
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(), nn.Dropout(0.25), nn.Linear(256, num_classes)
-    )
+__all__ = ["ImageClassifier", "ResNet9", "SimpleCNN"]
 
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> nn.Sequential:
@@ -50,25 +39,6 @@ class _Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
-
-
-def resnet9(in_channels: int = 3, num_classes: int = 10, width: int = 64) -> nn.Module:
-    """Make a ResNet-9: eight convolutions in two residual stages and a linear layer.
-
-    Source: D. Page, How to train your ResNet (2018), the DAWNBench CIFAR-10 network.
-    """
-    return nn.Sequential(
-        _conv(in_channels, width),
-        _conv(width, 2 * width, pool=True),
-        _Residual(2 * width),
-        _conv(2 * width, 4 * width, pool=True),
-        _conv(4 * width, 8 * width, pool=True),
-        _Residual(8 * width),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8 * width, num_classes, bias=False),
-        _Scale(0.125),
-    )
 
 
 class ImageClassifier(pl.LightningModule):
@@ -133,18 +103,38 @@ class ImageClassifier(pl.LightningModule):
 
 
 class SimpleCNN(ImageClassifier):
-    """:func:`simple_cnn` as a LightningModule."""
+    """Three convolutions with pooling and a two-layer classifier: the original laptop run's kind of network."""
 
     def __init__(
         self, in_channels: int = 3, image_size: int = 32, width: int = 32, lr: float = 0.05, weight_decay: float = 5e-4
     ) -> None:
-        super().__init__(simple_cnn(in_channels, width=width, image_size=image_size), lr=lr, weight_decay=weight_decay)
+        layers: list[nn.Module] = []
+        for previous, channels in ((in_channels, width), (width, 2 * width), (2 * width, 4 * width)):
+            layers += [nn.Conv2d(previous, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        flat = 4 * width * (image_size // 8) ** 2
+        head = (nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(), nn.Dropout(0.25), nn.Linear(256, 10))
+        super().__init__(nn.Sequential(*layers, *head), lr=lr, weight_decay=weight_decay)
         self.save_hyperparameters()
 
 
 class ResNet9(ImageClassifier):
-    """:func:`resnet9` as a LightningModule."""
+    """ResNet-9: eight convolutions in two residual stages and a linear layer.
+
+    Source: D. Page, How to train your ResNet (2018), the DAWNBench CIFAR-10 network.
+    """
 
     def __init__(self, in_channels: int = 3, width: int = 64, lr: float = 0.2, weight_decay: float = 5e-4) -> None:
-        super().__init__(resnet9(in_channels, width=width), lr=lr, weight_decay=weight_decay)
+        net = nn.Sequential(
+            _conv(in_channels, width),
+            _conv(width, 2 * width, pool=True),
+            _Residual(2 * width),
+            _conv(2 * width, 4 * width, pool=True),
+            _conv(4 * width, 8 * width, pool=True),
+            _Residual(8 * width),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8 * width, 10, bias=False),
+            _Scale(0.125),
+        )
+        super().__init__(net, lr=lr, weight_decay=weight_decay)
         self.save_hyperparameters()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 
 from lightning_ast.run_length import RunLength
 
@@ -61,10 +60,10 @@ def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
 
 def callbacks_of(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
     """List the callbacks of a kind, found by name: those of the package ``pytorch_lightning`` are other classes."""
-    return [c for c in trainer.callbacks if kind.__name__ in _class_names(type(c))]  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if kind.__name__ in _class_names(type(callback))]  # type: ignore[arg-type]
 
 
 @functools.cache  # it is asked in every step
-def _class_names(cls: Hashable) -> frozenset[str]:
-    assert isinstance(cls, type)
+def _class_names(cls: type[Any]) -> frozenset[str]:
     return frozenset(base.__name__ for base in cls.__mro__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -47,21 +48,16 @@ def comparison(runs: Sequence[Run]) -> Figure:
     Returns:
         The figure: 11 inches wide, four axes by rows, or three in one row where no run has joules; the legend is below.
     """
-    joules = [elapsed_joules(run) for run in runs]
-    measured = any(spent is not None and spent.values.max() > 0 for spent in joules)
+    measured = any(spent is not None and spent.values.max() > 0 for spent in map(elapsed_joules, runs))
     with drawing():
         legend_inches = 0.22 * -(-len(runs) // 3)
         figure = new_figure(11, (5.9 if measured else 3.6) + legend_inches)
-        panels = iter(figure.subplots(*((2, 2) if measured else (1, 3))).flat)
-        first = next(panels)
-        first.set_title("Accuracy by epoch")
-        _remark(first, _by_epoch(first, runs, _accuracies(runs), "accuracy"))
-        percent_axis(first)
-        _by_seconds(next(panels), runs)
-        if measured:
-            by_joules = next(panels)
-            _remark(by_joules, _over_cost(by_joules, runs, "Accuracy by joules", joules, joule_unit))
-        _losses(next(panels), runs)
+        draw = (_by_epochs, _by_seconds, *((_by_joules,) if measured else ()), _losses)
+        panels = figure.subplots(*((2, 2) if measured else (1, 3))).flat
+        for axes, panel in zip(panels, draw, strict=True):
+            if remarks := panel(axes, runs):
+                note(axes, "; ".join(remarks))
+        first = figure.axes[0]
         handles = [first.plot([], [], **_look(i))[0] for i in range(len(runs))]
         figure.legend(handles, [label(run.name, width=34) for run in runs], loc="outside lower center", ncols=3,
                       handlelength=3.5, frameon=False)  # fmt: skip
@@ -80,7 +76,7 @@ def at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
     return cost.values[left], values.values[right]
 
 
-def _look(i: int) -> dict[str, object]:
+def _look(i: int) -> dict[str, Any]:
     return {
         "color": COLOURS[_COLOURS[i % len(_COLOURS)]],
         "linestyle": _DASHES[i % len(_DASHES)],
@@ -93,8 +89,13 @@ def _accuracies(runs: Sequence[Run]) -> list[EpochSeries | None]:
     return [None if (found := accuracy(run)) is None else found[1] for run in runs]
 
 
-def _draw(axes: Axes, i: int, x: Floats, y: Floats) -> None:
-    curve(axes, x, y, **_look(i), markevery=max(1, -(-len(y) // 25)))
+def _draw(axes: Axes, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats] | None]) -> list[str]:
+    """Draw the curve of each run that has one; return what is to be said below the panel."""
+    for i, points in enumerate(found):
+        if points is not None:
+            curve(axes, *points, **_look(i), markevery=max(1, -(-len(points[1]) // 25)))
+    lacking = [run.name for run, points in zip(runs, found, strict=True) if points is None]
+    return [f"not known of {_listed(lacking)}"] if lacking else []
 
 
 def _by_epoch(axes: Axes, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
@@ -103,21 +104,25 @@ def _by_epoch(axes: Axes, runs: Sequence[Run], found: Sequence[EpochSeries | Non
     if not known:
         missing(axes, f"no run logged {_HOW[what]}")
         return []
-    for i, series in enumerate(found):
-        if series is not None:
-            _draw(axes, i, series.epochs.astype(np.float64), series.values)
+    remarks = _draw(axes, runs, [series and (series.epochs.astype(np.float64), series.values) for series in found])
     axes.set_ylabel(what)
     epoch_axis(axes, np.unique(np.concatenate([series.epochs for series in known])))
-    lacking = [run.name for run, series in zip(runs, found, strict=True) if series is None]
-    return [f"not known of {_listed(lacking)}"] if lacking else []
+    return remarks
 
 
-def _losses(axes: Axes, runs: Sequence[Run]) -> None:
+def _by_epochs(axes: Axes, runs: Sequence[Run]) -> list[str]:
+    axes.set_title("Accuracy by epoch")
+    remarks = _by_epoch(axes, runs, _accuracies(runs), "accuracy")
+    percent_axis(axes)
+    return remarks
+
+
+def _losses(axes: Axes, runs: Sequence[Run]) -> list[str]:
     """Draw the training loss, with what stands behind each point where that is not a whole epoch."""
     found = [epoch_means(run, training_loss_tag(run.scalars)) for run in runs]
-    behind = [None if means is None else behind_each(means) for means in found]
+    behind = [means and behind_each(means) for means in found]
     axes.set_title("Training loss by epoch" + ("" if any(behind) else " (means)"))
-    remarks = _by_epoch(axes, runs, [None if means is None else means.means for means in found], "loss")
+    remarks = _by_epoch(axes, runs, [means and means.means for means in found], "loss")
     if len({text for text in behind if text}) > _MOST_REMARKS:
         names = [run.name for run, text in zip(runs, behind, strict=True) if text]
         remarks.append(f"not of whole epochs, but of the steps that were logged: {_listed(names)}")
@@ -125,16 +130,20 @@ def _losses(axes: Axes, runs: Sequence[Run]) -> None:
         for text in dict.fromkeys(filter(None, behind)):
             names = [run.name for run, own in zip(runs, behind, strict=True) if own == text]
             remarks.append(f"{text}: {_listed(names)}")
-    _remark(axes, remarks)
+    return remarks
 
 
-def _by_seconds(axes: Axes, runs: Sequence[Run]) -> None:
+def _by_seconds(axes: Axes, runs: Sequence[Run]) -> list[str]:
     found = [elapsed_seconds(run) for run in runs]
     seconds = [None if each is None else each[0] for each in found]
     remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, second_unit)
     if any(not each[1] for each in found if each is not None):
         remarks.append("where EnergyMonitor is missing, from wall times of the event file")
-    _remark(axes, remarks)
+    return remarks
+
+
+def _by_joules(axes: Axes, runs: Sequence[Run]) -> list[str]:
+    return _over_cost(axes, runs, "Accuracy by joules", [elapsed_joules(run) for run in runs], joule_unit)
 
 
 def _over_cost(
@@ -147,29 +156,22 @@ def _over_cost(
     """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)
     accuracies = _accuracies(runs)
-    curves = {
-        i: at_epochs(spent, values)
-        for i, (spent, values) in enumerate(zip(costs, accuracies, strict=True))
-        if spent is not None and values is not None
-    }
-    if not any(len(x) for x, _ in curves.values()):
+    points = [
+        None if spent is None or values is None else at_epochs(spent, values)
+        for spent, values in zip(costs, accuracies, strict=True)
+    ]
+    most = max((float(each[0].max()) for each in points if each is not None and len(each[0])), default=None)
+    if most is None:
         known = any(values is not None for values in accuracies)
         missing(axes, f"not known: add EnergyMonitor to the Trainer{'' if known else '; log an accuracy'}")
         return []
-    unit = unit_of(max(float(x.max()) for x, _ in curves.values() if len(x)))
-    for i, (x, y) in curves.items():
-        _draw(axes, i, x / unit.size, y)
+    unit = unit_of(most)
+    remarks = _draw(axes, runs, [each and (each[0] / unit.size, each[1]) for each in points])
     axes.set_ylabel("accuracy")
     percent_axis(axes)
     axes.set_xlabel(unit.name)
     axes.set_xlim(left=0)
-    lacking = [run.name for i, run in enumerate(runs) if i not in curves]
-    return [f"not known of {_listed(lacking)}"] if lacking else []
-
-
-def _remark(axes: Axes, remarks: list[str]) -> None:
-    if remarks:
-        note(axes, "; ".join(remarks))
+    return remarks
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -31,24 +31,28 @@ class _Part(NamedTuple):
     hatch: str
 
 
-_SECONDS = (
-    _Part("energy/loading_seconds", "loading", "orange", "...."),
-    _Part("energy/scoring_seconds", "scoring", "purple", "xxxx"),
-    _Part("energy/forward_backward_seconds", "forward + backward", "sky", ""),
-    _Part("energy/validation_seconds", "validation", "green", "////"),
-    _Part("energy/other_seconds", "other", "grey", ""),
-)
-_WHOLE_SECONDS = _Part("energy/epoch_seconds", "epoch", "sky", "")
-_JOULES = (
-    _Part("energy/gpu_joules", "GPUs", "green", ""),
-    _Part("energy/cpu_joules", "CPUs", "orange", "////"),
-)
-_WHOLE_JOULES = _Part("energy/epoch_joules", "together", "green", "")
+_PARTS = {
+    "seconds": (
+        _Part("energy/loading_seconds", "loading", "orange", "...."),
+        _Part("energy/scoring_seconds", "scoring", "purple", "xxxx"),
+        _Part("energy/forward_backward_seconds", "forward + backward", "sky", ""),
+        _Part("energy/validation_seconds", "validation", "green", "////"),
+        _Part("energy/other_seconds", "other", "grey", ""),
+    ),
+    "joules": (
+        _Part("energy/gpu_joules", "GPUs", "green", ""),
+        _Part("energy/cpu_joules", "CPUs", "orange", "////"),
+    ),
+}
+_WHOLE = {
+    "seconds": _Part("energy/epoch_seconds", "epoch", "sky", ""),
+    "joules": _Part("energy/epoch_joules", "together", "green", ""),
+}
 
 
 def has_costs(run: Run) -> bool:
     """Tell whether ``EnergyMonitor`` logged anything of the run that can be drawn."""
-    return bool(_found(run, _SECONDS, _WHOLE_SECONDS) or _found(run, _JOULES, _WHOLE_JOULES))
+    return bool(_found(run))
 
 
 def costs(run: Run) -> Figure:
@@ -60,36 +64,31 @@ def costs(run: Run) -> Figure:
     Returns:
         The figure: 11 x 4 inches, one or two axes.
     """
-    seconds = _found(run, _SECONDS, _WHOLE_SECONDS)
-    joules = _found(run, _JOULES, _WHOLE_JOULES)
+    found = _found(run)
     with drawing():
         figure = new_figure(11, 4)
-        axes = iter(np.atleast_1d(figure.subplots(1, sum(map(bool, (seconds, joules))))))
-        if seconds:
-            left = next(axes)
-            left.set_title("Seconds of an epoch")
-            _stack(left, seconds, second_unit(_most(seconds)))
-            if not joules:
-                note(left, "joules not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
-        if joules:
-            right = next(axes)
-            right.set_title("Joules of an epoch")
-            _stack(right, joules, joule_unit(_most(joules)))
-            if lacking := [part.name for part in _JOULES if run.series(part.tag) is None]:
-                note(right, f"not measured: {', '.join(lacking)}")
+        for axes, (name, parts) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
+            axes.set_title(f"{name.capitalize()} of an epoch")
+            most = max(float(series.values.max()) for _, series in parts)
+            _stack(axes, parts, second_unit(most) if name == "seconds" else joule_unit(most))
+            lacking = [part.name for part in _PARTS["joules"] if run.series(part.tag) is None]
+            if "joules" not in found:
+                note(axes, "joules not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
+            elif name == "joules" and lacking:
+                note(axes, f"not measured: {', '.join(lacking)}")
     return figure
 
 
-def _most(found: list[tuple[_Part, EpochSeries]]) -> float:
-    return max(float(series.values.max()) for _, series in found)
-
-
-def _found(run: Run, parts: tuple[_Part, ...], whole: _Part) -> list[tuple[_Part, EpochSeries]]:
+def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
     """Find the parts that were logged, else the whole; nothing where all of it is 0: its chart would be empty."""
-    found = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
-    if not found and (series := epoch_costs(run, whole.tag)) is not None:
-        found = [(whole, series)]
-    return found if any(np.any(series.values > 0) for _, series in found) else []
+    found = {}
+    for name, parts in _PARTS.items():
+        logged = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
+        if not logged and (series := epoch_costs(run, _WHOLE[name].tag)) is not None:
+            logged = [(_WHOLE[name], series)]
+        if any(np.any(series.values > 0) for _, series in logged):
+            found[name] = logged
+    return found
 
 
 def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> None:
@@ -104,9 +103,8 @@ def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> No
     axes.set_ylabel(unit.name)
     epoch_axis(axes, epochs)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.6, borderpad=0.2
-    )  # in the order in which they are stacked
+    above = {"handles": handles[::-1], "labels": labels[::-1]}  # in the order in which they are stacked
+    axes.legend(**above, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.6, borderpad=0.2)
 
 
 def _blocks(axes: Axes, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.report.curves import rebin, smooth
 from lightning_ast.report.derive import (
     accuracy,
     loss_tag,
@@ -18,7 +17,7 @@ from lightning_ast.report.derive import (
     training_loss_tag,
 )
 from lightning_ast.report.samples import percentiles
-from lightning_ast.report.series import Histogram, Run, Series, Stage
+from lightning_ast.report.series import Floats, Histogram, Run, Series, Stage, rebin
 from lightning_ast.report.style import (
     COLOURS,
     GREY,
@@ -28,16 +27,15 @@ from lightning_ast.report.style import (
     epoch_axis,
     label,
     legend,
-    legend_above,
     missing,
     new_figure,
     note,
     percent_axis,
     stage_bands,
 )
-from lightning_ast.report.texts import percent
+from lightning_ast.words import percent
 
-__all__ = ["dashboard"]
+__all__ = ["dashboard", "smooth"]
 
 _MARKERS: dict[Stage, tuple[str, str]] = {
     "warmup": ("o", COLOURS["orange"]),
@@ -89,13 +87,9 @@ def _accuracy(axes: Axes, run: Run) -> None:
         inside = np.array([stages.get(int(epoch)) == stage for epoch in epochs], dtype=bool)
         if inside.any():
             every = max(1, int(np.ceil(len(epochs) / 40)))
-            look: dict[str, Any] = {
-                "color": colour,
-                "markersize": 5,
-                "markeredgecolor": "black",
-                "markeredgewidth": 0.6,
-            }
-            axes.plot(epochs[inside][::every], values[inside][::every], marker, label=stage, **look)
+            edge: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
+            x = epochs[inside][::every]
+            axes.plot(x, values[inside][::every], marker, label=stage, color=colour, markersize=5, **edge)
     if not stages:
         axes.plot(epochs, values, "o", color=COLOURS["black"], markersize=4 if len(epochs) <= 40 else 0)
         return
@@ -111,8 +105,30 @@ def _steps(axes: Axes, run: Run, series: Series) -> None:
     if first < last:
         axes.set_xlim(first, last)
     stage_bands(axes, [span for span in stage_spans(run, axis="steps") if span.start < last])
-    if first < last:
-        axes.set_xlim(first, last)
+
+
+def smooth(values: Floats, *, span: int | None = None) -> Floats:
+    """Take the exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
+
+    Args:
+        values: The values, ``(n,)``.
+        span: The points that the mean reaches over; None takes a twentieth of them, at least 2.
+
+    Example:
+        >>> smooth(np.array([1.0, 3.0, 3.0]), span=3).round(2).tolist()
+        [1.0, 2.33, 2.71]
+    """
+    decay = 1 - 2 / ((span or max(2, len(values) // 20)) + 1)
+    mean = 0.0
+    weight = 0.0
+    out = np.full(len(values), np.nan)
+    for i, value in enumerate(values.tolist()):
+        if np.isfinite(value):
+            mean = decay * mean + (1 - decay) * value
+            weight = decay * weight + 1 - decay
+        if weight:
+            out[i] = mean / weight
+    return out
 
 
 def _loss(axes: Axes, run: Run) -> None:
@@ -172,7 +188,9 @@ def _savings(axes: Axes, run: Run) -> None:
         curve(axes, series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
     axes.axhline(0, color=GREY, linewidth=0.8)
     _steps(axes, run, max(found.values(), key=len))
-    legend_above(axes)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.35 * (high - low))  # room for the legend above the curves
+    legend(axes, loc="upper left", ncols=2, handlelength=2.1, columnspacing=0.7, borderpad=0.2, handletextpad=0.5)
     how = {
         "flops": "FLOPs (not counted in compiled modules)",
         "seconds": "seconds (need a warmup: TwoStageScheduler)",

@@ -244,9 +244,7 @@ def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
     Otherwise they are from the wall times of the event file: from its first event to the last of the epoch. None where
     neither is known.
     """
-    total = epoch_costs(run, "energy/total_seconds")
-    if total is None and (each := epoch_costs(run, "energy/epoch_seconds")) is not None:
-        total = EpochSeries(each.epochs, np.cumsum(each.values))
+    total = _measured(run, "seconds")
     if total is not None:
         return total, True
     epoch = run.series("epoch")
@@ -257,9 +255,14 @@ def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
 
 def elapsed_joules(run: Run) -> EpochSeries | None:
     """Return joules from the start to the end of each epoch, or None where they were not measured."""
-    total = epoch_costs(run, "energy/total_joules")
-    if total is None and (each := epoch_costs(run, "energy/epoch_joules")) is not None:
-        total = EpochSeries(each.epochs, np.cumsum(each.values))
+    return _measured(run, "joules")
+
+
+def _measured(run: Run, unit: str) -> EpochSeries | None:
+    """Return what ``EnergyMonitor`` measured from the start to the end of each epoch."""
+    total = epoch_costs(run, f"energy/total_{unit}")
+    if total is None and (each := epoch_costs(run, f"energy/epoch_{unit}")) is not None:
+        return EpochSeries(each.epochs, np.cumsum(each.values))
     return total
 
 

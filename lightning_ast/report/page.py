@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 
-from lightning_ast.report.summary import SAVINGS, Summary, relative
-from lightning_ast.report.texts import percent, readable
+from lightning_ast.report.summary import Summary, relative
+from lightning_ast.words import percent, readable
 
 __all__ = ["GENERATOR", "SOFTWARE", "Picture", "render", "table"]
 
@@ -47,21 +48,26 @@ class Picture:
 
     Attributes:
         name: The name of its PNG file.
-        png: The content of the file.
+        draw: A function that draws the figure and returns the content of the file.
         caption: A line that tells what is seen, and in what unit.
         alt: A description for those who cannot see it.
     """
 
     name: str
-    png: bytes
+    draw: Callable[[], bytes]
     caption: str
     alt: str
+
+    @cached_property
+    def png(self) -> bytes:
+        """Return the content of the file; the figure is drawn once."""
+        return self.draw()
 
 
 def render(
     rows: Sequence[Summary],
     dense: Summary | None,
-    sections: Sequence[tuple[str, Sequence[Picture]]],
+    sections: Iterable[tuple[str, Sequence[Picture]]],
     foot: str,
     left_out: Sequence[str] = (),
 ) -> str:
@@ -199,19 +205,16 @@ def _saved(name: str) -> Callable[[Summary, Summary | None], str]:
     return lambda row, _: _share(row.savings[name])
 
 
-_HEADINGS = {
-    "samples": "samples skipped",
-    "flops": "saved: FLOPs",
-    "seconds": "saved: seconds",
-    "joules": "saved: joules",
-}
 _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("mode", lambda row, _: _escaped(row.mode or "")),
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
     ("final accuracy", _accuracy("final_accuracy")),
     ("best accuracy", _accuracy("best_accuracy")),
     ("activation rate, mean of the logged sparse steps", lambda row, _: _share(row.activation_rate)),
-    *[(_HEADINGS[name], _saved(name)) for name in SAVINGS],
+    ("samples skipped", _saved("samples")),
+    ("saved: FLOPs", _saved("flops")),
+    ("saved: seconds", _saved("seconds")),
+    ("saved: joules", _saved("joules")),
     ("seconds", _seconds),
     ("joules", _joules),
 ]

@@ -20,7 +20,7 @@ from lightning_ast.report.files import UnreadableError
 from lightning_ast.report.find import CSV, EVENTS, find_runs, run_names
 from lightning_ast.report.series import Histogram, Run, Series, Source
 from lightning_ast.report.table import read_table
-from lightning_ast.report.texts import readable
+from lightning_ast.words import readable
 
 __all__ = ["MANY_RUNS", "Logs", "read_logs", "read_runs", "session_offsets", "undone_from"]
 

@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_ast.report.curves import rebin
 from lightning_ast.report.derive import epoch_costs
-from lightning_ast.report.series import Histogram, Run
+from lightning_ast.report.series import Histogram, Run, rebin
 from lightning_ast.report.style import (
     COLOURS,
     count_axis,

@@ -22,6 +22,7 @@ __all__ = [
     "Stage",
     "is_point",
     "keep_latest",
+    "rebin",
     "tame",
 ]
 
@@ -161,3 +162,17 @@ def is_point(tag: str, value: float) -> bool:
     """
     most = {"step": _MOST_STEPS, "epoch": _MOST_EPOCHS}.get(tag)
     return most is None or 0 <= value <= most
+
+
+def rebin(histogram: Histogram, edges: Floats) -> Floats:
+    """Count ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket.
+
+    Example:
+        >>> rebin(Histogram(0, np.array([0.0, 1.0, 4.0]), np.array([2.0, 6.0])), np.array([0.0, 2.0, 4.0])).tolist()
+        [4.0, 4.0]
+    """
+    cumulative = np.concatenate([[0.0], np.cumsum(histogram.counts)])
+    if histogram.edges[0] == histogram.edges[-1]:  # every value is the same
+        return np.histogram(histogram.edges[:1], bins=edges, weights=cumulative[-1:])[0].astype(np.float64)
+    out: Floats = np.diff(np.interp(edges, histogram.edges, cumulative))
+    return out

@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from lightning_ast.report.curves import thin
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
 from lightning_ast.report.series import Floats, Ints, Stage
-from lightning_ast.report.texts import percent, readable
+from lightning_ast.words import percent, readable
 
 __all__ = [
     "COLOURS",
@@ -34,7 +33,6 @@ __all__ = [
     "joule_unit",
     "label",
     "legend",
-    "legend_above",
     "missing",
     "new_figure",
     "note",
@@ -42,6 +40,7 @@ __all__ = [
     "png",
     "second_unit",
     "stage_bands",
+    "thin",
 ]
 
 COLOURS = {
@@ -159,6 +158,24 @@ def curve(axes: Axes, x: Floats | Ints, y: Floats, **look: Any) -> None:
     axes.plot(x, y, **look)
 
 
+def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
+    """Keep at most ``limit`` points ``(n,)``: the lowest and highest of each stretch, so that no spike is lost.
+
+    Args:
+        x: The places of the points, increasing.
+        y: The values; NaN and infinity are left out.
+        limit: The most points to keep, at least 2.
+    """
+    finite = np.isfinite(y)
+    x = x[finite].astype(np.float64)
+    y = y[finite]
+    if len(y) <= limit:
+        return x, y
+    stretches = np.array_split(np.arange(len(y)), limit // 2)
+    kept = sorted({int(i) for part in stretches for i in (part[y[part].argmin()], part[y[part].argmax()])})
+    return x[kept], y[kept]
+
+
 def label(text: str, *, width: int = 44) -> str:
     """Change a run's name so that it can be drawn: no formulas, no leading underscore (legends leave it out), short.
 
@@ -174,38 +191,24 @@ def label(text: str, *, width: int = 44) -> str:
 
 def note(axes: Axes, text: str) -> None:
     """Write a small grey line below an axis: what is missing, and how to get it."""
-    wrapped = "\n".join(textwrap.wrap(text, 52))
-    below = (0, -32 if axes.get_xlabel() else -6)
-    axes.annotate(
-        wrapped, (0.5, 0), below, "axes fraction", "offset points", ha="center", va="top", color=GREY, fontsize=SMALL
-    )
+    _grey(axes, textwrap.fill(text, 52), (0.5, 0), (0, -32 if axes.get_xlabel() else -6), va="top")
 
 
 def missing(axes: Axes, text: str) -> None:
     """Show nothing but the grey line."""
     axes.set_axis_off()
-    wrapped = "\n".join(textwrap.wrap(text, 44))
-    axes.text(0.5, 0.5, wrapped, ha="center", va="center", color=GREY, fontsize=SMALL, transform=axes.transAxes)
+    _grey(axes, textwrap.fill(text, 44), (0.5, 0.5), (0, 0), va="center")
 
 
-def legend(axes: Axes) -> None:
-    """Show the legend, in a free corner."""
-    axes.legend(loc="best", handlelength=2.4, borderpad=0.3, labelspacing=0.3)
+def _grey(axes: Axes, text: str, place: tuple[float, float], offset_points: tuple[float, float], **look: Any) -> None:
+    """Write small grey text beside a place of the axes."""
+    look = {"xycoords": "axes fraction", "ha": "center", "color": GREY, "fontsize": SMALL, **look}
+    axes.annotate(text, place, offset_points, textcoords="offset points", **look)
 
 
-def legend_above(axes: Axes) -> None:
-    """Show the legend in two columns, in room made for it above the curves."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.35 * (high - low))
-    axes.legend(
-        loc="upper left",
-        ncols=2,
-        handlelength=2.1,
-        columnspacing=0.7,
-        borderpad=0.2,
-        labelspacing=0.3,
-        handletextpad=0.5,
-    )
+def legend(axes: Axes, **look: Any) -> None:
+    """Show the legend, in a free corner where ``look`` does not place it."""
+    axes.legend(**{"loc": "best", "handlelength": 2.4, "borderpad": 0.3, "labelspacing": 0.3, **look})
 
 
 def percent_axis(axes: Axes) -> None:
@@ -264,14 +267,4 @@ def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
         start = max(span.start, low)
         end = min(span.end, high)
         if (end - start) / (high - low) * inches > len(span.stage) * _CHARACTER_INCHES:
-            axes.annotate(
-                span.stage,
-                ((start + end) / 2, 1),
-                (0, 2),
-                ("data", "axes fraction"),
-                "offset points",
-                ha="center",
-                va="bottom",
-                color=GREY,
-                fontsize=SMALL,
-            )
+            _grey(axes, span.stage, ((start + end) / 2, 1), (0, 2), va="bottom", xycoords=("data", "axes fraction"))

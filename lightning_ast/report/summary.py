@@ -15,9 +15,7 @@ from lightning_ast.report.derive import (
 )
 from lightning_ast.report.series import Run
 
-__all__ = ["SAVINGS", "Summary", "reference", "relative", "summarize"]
-
-SAVINGS = ("samples", "flops", "seconds", "joules")
+__all__ = ["Summary", "reference", "relative", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def summarize(run: Run) -> Summary:
     seconds = elapsed_seconds(run)
     joules = elapsed_joules(run)
     last = last_epoch(run)
-    saved = {name: run.series(f"ast/savings_{name}") for name in SAVINGS}
+    saved = {name: run.series(f"ast/savings_{name}") for name in ("samples", "flops", "seconds", "joules")}
     return Summary(
         name=run.name,
         dense=is_dense(run),

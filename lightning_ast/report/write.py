@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -21,10 +21,7 @@ from lightning_ast.report.page import Picture, render
 from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import Run
 from lightning_ast.report.summary import Summary, reference, summarize
-from lightning_ast.report.texts import percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lightning_ast.words import percent
 
 __all__ = ["Written", "file_stems", "make_report", "write_report"]
 
@@ -84,12 +81,12 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
     with _errors(out):
-        plan = _plan(runs, rows)
-        check_files(folder, [figure.name for _, figures in plan for figure in figures])
-        sections = _drawn(plan, progress=progress)
-        page = render(rows, reference(rows), sections, _foot(log_dirs), left_out)
-        pictures = {picture.name: picture.png for _, own in sections for picture in own}
-        write_files(folder, pictures, (_PAGE, page.encode("utf-8")))
+        sections = _sections(runs, rows)
+        pictures = [picture for _, own in sections for picture in own]
+        check_files(folder, [picture.name for picture in pictures])
+        drawn = tqdm(sections, "Drawing", unit="run", disable=not progress or len(sections) < MANY_RUNS)
+        page = render(rows, reference(rows), drawn, _foot(log_dirs), left_out)
+        write_files(folder, {picture.name: picture.png for picture in pictures}, (_PAGE, page.encode("utf-8")))
     return Written(folder / _PAGE, left_out)
 
 
@@ -125,27 +122,19 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return stems
 
 
-class _Figure(NamedTuple):
-    """A figure to be drawn, with the name of its file."""
-
-    name: str
-    draw: Callable[[], Figure]
-    caption: str
-    alt: str
-
-
-def _plan(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[_Figure]]]:
-    """Plan the sections of the page: a heading and its figures each."""
+def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[Picture]]]:
+    """Plan the sections of the page: a heading and its figures each, drawn when their PNGs are asked for."""
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard
     from lightning_ast.report.samples import has_samples, samples
+    from lightning_ast.report.style import png
 
-    sections: list[tuple[str, list[_Figure]]] = []
+    sections: list[tuple[str, list[Picture]]] = []
     if len(runs) > 1 and any(run.scalars for run in runs):
-        draw = partial(comparison, [run for run in runs if run.scalars])
-        figure = _Figure("comparison.png", draw, _COMPARISON, _alt_comparison(rows))
-        sections.append(("The runs side by side", [figure]))
+        logged = [run for run in runs if run.scalars]
+        whole = Picture("comparison.png", lambda: png(comparison(logged)), _COMPARISON, _alt_comparison(rows))
+        sections.append(("The runs side by side", [whole]))
     for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
         kinds = (
             ("dashboard", dashboard, bool(run.scalars or run.histograms), _DASHBOARD, _alt_dashboard(row)),
@@ -153,21 +142,12 @@ def _plan(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[
             ("costs", costs, has_costs(run), _COSTS, _ALT_COSTS.format(run.name)),
         )
         figures = [
-            _Figure(f"{kind}-{stem}.png", partial(function, run), caption, alt)
-            for kind, function, wanted, caption, alt in kinds
+            Picture(f"{kind}-{stem}.png", partial(_drawn, figure, run), caption, alt)
+            for kind, figure, wanted, caption, alt in kinds
             if wanted
         ]
         sections.append((run.name, figures))
     return sections
-
-
-def _drawn(plan: Sequence[tuple[str, list[_Figure]]], *, progress: bool) -> list[tuple[str, list[Picture]]]:
-    from lightning_ast.report.style import png
-
-    return [
-        (heading, [Picture(name, png(draw()), caption, alt) for name, draw, caption, alt in figures])
-        for heading, figures in tqdm(plan, "Drawing", unit="run", disable=not progress or len(plan) < MANY_RUNS)
-    ]
 
 
 _COMPARISON = (
@@ -185,20 +165,22 @@ _SAMPLES = (
     "times samples were selected, as shares of all samples."
 )
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
-
 _ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often samples were selected."
 _ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
 
 
+def _drawn(draw: Callable[[Run], Any], run: Run) -> bytes:
+    from lightning_ast.report.style import png
+
+    return png(draw(run))
+
+
 def _alt_dashboard(row: Summary) -> str:
-    facts = [
-        "no accuracy was logged" if row.final_accuracy is None else f"accuracy ends at {percent(row.final_accuracy)}",
-        *(
-            f"{name} {'skipped' if name == 'samples' else 'saved'} {percent(share)}"
-            for name, share in row.savings.items()
-            if share is not None
-        ),
-    ]
+    accuracy = row.final_accuracy
+    facts = ["no accuracy was logged" if accuracy is None else f"accuracy ends at {percent(accuracy)}"]
+    for name, share in row.savings.items():
+        if share is not None:
+            facts.append(f"{name} {'skipped' if name == 'samples' else 'saved'} {percent(share)}")
     panels = "accuracy, loss, activation, savings, threshold, significance"
     return f"Six panels about {row.name}: {panels}; {', '.join(facts)}"
 

@@ -114,7 +114,6 @@ def setting_faults(callback: GivenSettings) -> list[str]:
     gate = callback.gate
     significance = callback.significance
     weighting = callback.weighting
-    least: object = callback.min_selected
     found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
@@ -126,10 +125,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
-    if not whole and not (isinstance(least, float) and 0 < least < 1):
-        hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
-        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}")
+    found += _least_faults(callback.min_selected)
     seed: object = callback.seed
     if not isinstance(seed, int):
         found.append(f"seed: expected an int, got {seed!r}.")
@@ -152,6 +148,14 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
         )
     return found
+
+
+def _least_faults(least: object) -> list[str]:
+    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
+    if whole or (isinstance(least, float) and 0 < least < 1):
+        return []
+    hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
+    return [f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}"]
 
 
 def _significance_faults(significance: object) -> list[str]:

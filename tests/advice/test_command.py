@@ -89,7 +89,7 @@ def test_devices_in_every_notation(devices: Any, several: bool, monkeypatch: pyt
 
 
 def test_the_rendered_report_is_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    advice = Advice.of(facts())
+    advice = Advice(facts())
     file = io.StringIO()
     render(advice, file=file)
     rich = file.getvalue()

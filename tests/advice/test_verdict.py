@@ -133,7 +133,7 @@ def test_max_steps_and_prune() -> None:
 
 def test_the_report_in_words() -> None:
     text = str(
-        Advice.of(
+        Advice(
             facts(
                 run={"own_mode": "partial", "own_rate": 0.4},
                 validation=ValidationFacts(4, 2.5, every_epochs=1, share=1.0),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_ast.report.curves import rebin, smooth, thin
-from lightning_ast.report.series import Histogram
+from lightning_ast.report.dashboard import smooth
+from lightning_ast.report.series import Histogram, rebin
+from lightning_ast.report.style import thin
 
 NAN = float("nan")
 

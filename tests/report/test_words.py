@@ -24,8 +24,8 @@ from lightning_ast.report.dashboard import dashboard
 from lightning_ast.report.epoch_means import behind_each, epoch_means
 from lightning_ast.report.series import MODES, STAGES, Stage
 from lightning_ast.report.style import GREY
-from lightning_ast.report.texts import percent, readable
 from lightning_ast.schedule import STAGE_CODES
+from lightning_ast.words import percent, readable
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import quiet_trainer
 from tests.report.conftest import long_run, made

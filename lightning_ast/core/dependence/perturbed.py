@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -67,7 +67,6 @@ class _Swap:
         self._own_take = take is not None
         self._leaves = list(_tensors(batch))
         self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
-        self._shorter: list[Tensor] | None = None
 
     def pairs(self) -> list[Pair]:
         """Pair each tensor that can be changed with its changed copy; masks only where nothing else can be."""
@@ -113,7 +112,7 @@ class _Swap:
         """Change the rows of a tensor that the batch has with the sample, and has not without it."""
         leaf = self._leaves[k]
         every = torch.arange(self._size, device=self._device)
-        parts = [self._one_less(), list(_tensors(self._take(self._batch, every[: self._sample])))]
+        parts = [self._one_less, list(_tensors(self._take(self._batch, every[: self._sample])))]
         if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
             return None
         shorter, before = (part[k] for part in parts)
@@ -124,12 +123,11 @@ class _Swap:
         start = _rows(before) or 0
         return _changed_at(shadow, shadow[start : start + missing])
 
+    @cached_property
     def _one_less(self) -> list[Tensor]:
         """Take the batch without the sample."""
-        if self._shorter is None:
-            indices = torch.arange(self._size, device=self._device)
-            self._shorter = list(_tensors(self._take(self._batch, indices[indices != self._sample])))
-        return self._shorter
+        indices = torch.arange(self._size, device=self._device)
+        return list(_tensors(self._take(self._batch, indices[indices != self._sample])))
 
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""
@@ -164,7 +162,7 @@ class _Swap:
 
     def _batch_dim(self, k: int) -> int | None:
         """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
-        shorter = self._one_less()
+        shorter = self._one_less
         if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
             return None
         before = self._leaves[k].shape

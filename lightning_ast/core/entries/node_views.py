@@ -100,8 +100,8 @@ class SizedView:
         by_assignment = list(layouts_by_assignment(shape, self.assignments))
         fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
         if len(fitting) > 1:  # as in the other tensors of this network, if these agree
-            kin = [layout for (_, ndim), layout in self._known.items() if ndim == len(shape)]
-            fitting = [layout for layout in fitting if kin and all(_is_alike(layout, other) for other in kin)]
+            kin = {replace(layout, exact=True) for (_, ndim), layout in self._known.items() if ndim == len(shape)}
+            fitting = [layout for layout in fitting if kin == {layout}]
         return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
 
     def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
@@ -109,10 +109,6 @@ class SizedView:
         if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
         return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
-
-
-def _is_alike(one: Layout, other: Layout) -> bool:
-    return (one.dim, one.pre, one.post, one.assigned) == (other.dim, other.pre, other.post, other.assigned)
 
 
 class TracedView(SizedView):

@@ -126,10 +126,10 @@ class LossCapture(TorchFunctionMode):
         # A loss under the user's own no_grad is only logged; under ours (a scoring pass) every loss counts.
         counted = torch.is_grad_enabled() or not self._graded
         if self._stop and counted:
-            self.calls.append(WatchedCall.of(func, args, kwargs, None, counted=True))
+            self.calls.append(WatchedCall(func, args, kwargs, None, counted=True))
             raise LossReached
         output = func(*args, **kwargs)
-        self.calls.append(WatchedCall.of(func, args, kwargs, output, counted=counted))
+        self.calls.append(WatchedCall(func, args, kwargs, output, counted=counted))
         return output
 
     def clear(self) -> None:

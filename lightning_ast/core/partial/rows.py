@@ -50,7 +50,7 @@ class UnequalPlace(Place):
 
     Attributes:
         assignment: ``(size,)`` int64, the sample of each row.
-        count: B.
+        count: The number of samples B.
     """
 
     assignment: Tensor

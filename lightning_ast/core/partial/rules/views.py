@@ -47,7 +47,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     plan = _reshaped(gradient.place, tuple(args[1]), gradient.rows.batch_size)
     if plan is None:
         return NotImplemented
-    place, shape = plan
+    place, shape = plan  # reshape: the rows need not be contiguous where the full tensor would be
     return wrap(gradient.data_rows.reshape(shape), gradient.rows, place)
 
 
@@ -63,16 +63,10 @@ def _swapped(place: Place, a: int, b: int) -> Place:
     return _permuted(place, tuple(partner.get(dim, dim) for dim in dims))
 
 
-@rule("t", on_rows=True)
-def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    place = gradient.place if gradient.dim() < 2 else _swapped(gradient.place, 0, 1)
-    return wrap(gradient.data_rows.t(), gradient.rows, place)
-
-
-@rule("transpose.int", on_rows=True)
+@rule("t", "transpose.int", on_rows=True)
 def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, a, b = args
+    gradient, *dims = args
+    a, b = dims or (0, gradient.dim() - 1)  # t() takes one or two dimensions
     return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
 
 
@@ -192,7 +186,7 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not all(first.lies_as(part) and part.dim() == first.dim() for part in parts):
         return NotImplemented
     data = func([part.data_rows for part in parts], dim)
-    if stacked or dim != place.dim:
+    if stacked or dim != place.dim:  # else they become groups of one dimension: two views of the batch, joined
         return first.moved(data, place.dim + (stacked and dim <= place.dim))
     shape = (*place.shape[:dim], place.size * len(parts), *place.shape[dim + 1 :])
     return wrap(data, first.rows, place_of(shape, dim, place.pre * len(parts), place.post))
