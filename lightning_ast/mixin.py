@@ -101,7 +101,7 @@ class SparseLossMixin:
     def sample_indices(self, batch: Any) -> Tensor | None:
         """Return the dataset indices ``(B,)`` of a batch's samples, for ``mode="prune"``; None for the order drawn.
 
-        Override it where ``collate_fn`` changes the order within a batch (sorts by length, say), and let the dataset
+        Override it where ``collate_fn`` changes the order within a batch (it may sort by length), and let the dataset
         return each sample's index.
         """
         return None

@@ -26,7 +26,7 @@ from lightning_ast.words import counted
 
 __all__ = ["PartialBackwardCheck", "check_partial_backward"]
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ LAYERS = [
     "words",
     "errors",
     "config_mark",
+    "whole_file",
     "core",
     "__about__",
     "extras",
@@ -157,6 +158,69 @@ def test_every_module_names_its_public_surface() -> None:
         assigned |= {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
         assert "__all__" in assigned, path
         assert ast.get_docstring(tree), path
+
+
+TESTS = Path(__file__).parent
+PUBLIC_ALONE = ("callbacks", "selection", "pruning", "monitoring", "energy")
+OBJECTS = {"callback", "selection", "monitor", "scheduler", "energy", "session"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def private_names() -> set[str]:
+    """The private attributes, methods and functions of the folders that are tested by their public names alone."""
+    found: set[str] = set()
+    for path in (path for folder in PUBLIC_ALONE for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+                found.add(node.attr)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(node.name)
+    return set(filter(is_private, found))
+
+
+def reaches(source: str, private: set[str]) -> list[str]:
+    """Where a test reads a private name: of a callback, a session and the like any, of other objects one of ours."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner = ast.unparse(node.value)
+            ours = owner.split(".")[-1] in OBJECTS or node.attr in private
+            if ours and owner not in ("self", "module", "super()"):  # a test's own object, or one of Lightning's
+                found.append(f"line {node.lineno}: {owner}.{node.attr}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr") and len(node.args) > 1:
+            owner, name = (ast.unparse(argument) for argument in node.args[:2])
+            if owner.split(".")[-1] in OBJECTS and name[1:2] == "_":
+                found.append(f"line {node.lineno}: {owner}.{name}")
+    return found
+
+
+def test_tests_use_public_names() -> None:
+    private = private_names()
+    assert {"_session", "_progress"} <= private
+    for path in sorted(TESTS.rglob("*.py")):
+        assert not (found := reaches(path.read_text(), private)), f"{path}: {found}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "callback._anything",
+        "trainer.callbacks[0].session._gate",
+        "resumed._session.selector",
+        "getattr(monitor, '_progress')",
+        "monkeypatch.setattr(selection, '_step', 1)",
+    ],
+)
+def test_a_private_reach_is_seen(source: str) -> None:
+    assert reaches(source, {"_session"})
+
+
+def test_files_of_tests_stay_short() -> None:
+    for path in TESTS.rglob("*.py"):
+        assert path.read_text().count("\n") <= 400, path
 
 
 def test_files_and_functions_stay_short() -> None:

@@ -71,7 +71,7 @@ def _configured(arguments: list[str]) -> Any:
             """Put loggers that take everything and write nothing, where the module may use some."""
             self.trainer.loggers = [DummyLogger() for _ in range(self.loggers)]
 
-        def _run_subcommand(self, subcommand: str) -> None:
+        def run_command(self, name: str) -> None:
             """Train nothing."""
 
     return Configured(["fit", *arguments], save_config_callback=None)

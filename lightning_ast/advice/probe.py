@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 
 from lightning_ast.advice.loading import ENDLESS, CachedBatches, Clock
 from lightning_ast.advice.measured import Phases
@@ -86,7 +86,7 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
         return id(tensor), 0
 
 
-def static_bytes(module: pl.LightningModule, optimizers: list[Any]) -> int:
+def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) -> int:
     """Count the bytes of parameters, gradients and optimizer state."""
     parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
     states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]

@@ -133,7 +133,7 @@ class CommandLine(OpenCLI):
         Returns:
             Its position in the list, or None where it is not in the list.
         """
-        listed = self.setting(self.config, "trainer.callbacks") or []
+        listed = self.config[self.subcommand].get("trainer.callbacks") or []
         items = listed if isinstance(listed, list) else [listed]
         places = [i for i, item in enumerate(items) if item["class_path"].rpartition(".")[2] == kind.__name__]
         return places[earlier] if earlier < len(places) else None
@@ -149,7 +149,7 @@ class CommandLine(OpenCLI):
         """Name the callback of each fault that is one of a callback's settings."""
         from lightning_ast.commands.listed import with_owner
 
-        listed = self.setting(self.config_init, "trainer").get("callbacks") or []
+        listed = self.config_init[self.subcommand].get("trainer.callbacks") or []
         callbacks = listed if isinstance(listed, list) else [listed]
         return ConfigurationError([with_owner(fault, callbacks, self.trainer) for fault in error.faults])
 

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ast.config_mark import is_written_by_a_run, marked
+from lightning_ast.whole_file import write_whole
 
 __all__ = ["SavedConfig"]
 
@@ -56,7 +57,7 @@ class SavedConfig(SaveConfigCallback):
         while not (_local_is_free(path, text, self.inputs) if local else _remote_is_free(system, path)):
             path = os.path.join(folder, next(names))  # noqa: PTH118
         if local:
-            _replace(Path(path), text)
+            write_whole(Path(path), text.encode())
         else:
             system.pipe_file(path, text.encode())
         if path != wanted:
@@ -89,13 +90,3 @@ def _local_is_free(path: str, text: str, inputs: Iterable[str]) -> bool:
 
 def _remote_is_free(system: Any, path: str) -> bool:
     return not system.exists(path) or (system.isfile(path) and is_written_by_a_run(system.cat_file(path)))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all; a hard link to the file that was there keeps the old content."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(text.encode())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

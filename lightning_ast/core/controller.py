@@ -128,7 +128,7 @@ class PIController:
 
     @property
     def uses_feedforward(self) -> bool:
-        """Whether :meth:`threshold` wants each batch's own threshold."""
+        """Tell whether :meth:`threshold` wants each batch's own threshold."""
         return self.feedforward_alpha is not None
 
     def reset(self) -> None:

@@ -91,15 +91,9 @@ def keep_probability(
 
 
 def lift_zeros(significance: Tensor) -> Tensor:
-    """Raise what is below a millionth of the largest significance to that: samples learned perfectly stay eligible.
+    """Raise a significance ``(B,)`` below a millionth of the largest to that: samples learned perfectly stay eligible.
 
     Without it no threshold could keep more samples than have a significance above 0.
-
-    Args:
-        significance: ``(B,)``, non-negative.
-
-    Returns:
-        ``(B,)``, positive.
     """
     return significance.clamp_min(significance.max() * 1e-6 + 1e-30)
 
@@ -155,12 +149,7 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
     sum of the probabilities by less than 1, where independent draws would scatter by its square root.
     Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
 
-    Args:
-        probability: ``(B,)`` in [0, 1].
-        generator: A CPU generator: draws are the same on every device.
-
-    Returns:
-        ``(k,)`` ascending positions. Reading k waits for the device once.
+    The draws of a CPU generator are the same on every device. The positions ``(k,)`` are ascending.
     """
     noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
     order = noise[:-1].argsort()

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils.hooks import RemovableHandle
 
 from lightning_ast.core.entries.finder import Entry
 from lightning_ast.core.entries.layout import row_norms, spread
@@ -100,7 +101,7 @@ class BatchGate:
         self._batchnorm: BatchNormBackward = batchnorm
         self._dense_ops: Counter[str] = Counter() if dense_ops is None else dense_ops
         self._gated: set[tuple[Node, int]] = set()
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         self._rows: Rows | None = None
         self._dense_factors: Tensor | None = None
         self.decided = False

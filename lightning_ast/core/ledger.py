@@ -31,7 +31,7 @@ class FlopsPerSample:
 
     @property
     def dense(self) -> float:
-        """The FLOPs of forward and backward."""
+        """Return the FLOPs of forward and backward."""
         return self.forward + self.backward
 
     def of_batch(self, mode: Mode | None, *, offered: int, selected: int, dense_share: float = 0.0) -> float:
@@ -159,17 +159,17 @@ class Ledger:
 
     @property
     def offered(self) -> int:
-        """The number of samples offered in the whole run."""
+        """Count the samples offered in the whole run."""
         return sum(totals.offered for totals in self.stages.values())
 
     @property
     def selected(self) -> int:
-        """The number of samples trained on in the whole run."""
+        """Count the samples trained on in the whole run."""
         return sum(totals.selected for totals in self.stages.values())
 
     @property
     def activation_rate(self) -> float | None:
-        """The share selected / offered over the whole run, in [0, 1]; None before the first batch."""
+        """Return the share selected / offered over the whole run, in [0, 1]; None before the first batch."""
         return self.selected / self.offered if self.offered else None
 
     def spent_flops(self) -> float | None:

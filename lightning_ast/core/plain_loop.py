@@ -101,7 +101,10 @@ class GradientGate:
         """
         self.close()
         found = self._finder.locate(loss, batch_size, self._trace, assignments=self._assignments)
-        self._release()
+        self._assignments = ()
+        if self._trace is not None:
+            self._trace.release()
+            self._trace = None
         if not found.entries:
             remedy = "Run the first forward in `with gate.trace(batch):`, or check batch_size."
             raise entry_error(found.unclear, batch_size, remedy=remedy)
@@ -119,12 +122,6 @@ class GradientGate:
         if self._gate is not None:
             self._gate.close()
             self._gate = None
-
-    def _release(self) -> None:
-        self._assignments = ()
-        if self._trace is not None:
-            self._trace.release()
-            self._trace = None
 
     def _decide(self, norms: Tensor) -> Kept:
         size = norms.numel()

@@ -116,14 +116,16 @@ class SampleSelector:
         kept = selection.indices.numel()
         self.activation_rate = kept / size
         if target < 1:
-            rate = self.activation_rate
-            lowest = float(kept <= self.least(size))
-            if average is not None:
-                # one exchange for both; the controllers of all processes then learn the same
-                rate, lowest = average(torch.tensor([rate, lowest], device=significance.device)).tolist()
-            self.controller.update(rate, target=target, at_minimum=lowest > 0)
+            self._teach(self.activation_rate, kept <= self.least(size), average)
         self.steps += 1
         return selection.to(device)
+
+    def _teach(self, rate: float, at_minimum: bool, average: Callable[[Tensor], Tensor] | None) -> None:
+        """Let the controller learn from an activation rate; those of all processes learn the same."""
+        lowest = float(at_minimum)
+        if average is not None:
+            rate, lowest = average(torch.tensor([rate, lowest])).tolist()  # one exchange for both
+        self.controller.update(rate, target=self.target_activation_rate, at_minimum=lowest > 0)
 
     def plan(self, significance: Tensor, *, count: int, epoch: int) -> Selection:
         """Choose the samples of a whole epoch at once.

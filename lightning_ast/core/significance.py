@@ -103,7 +103,7 @@ def loss_entropy(
     if kind == "binary":
         entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
     else:
-        entropy = -torch.xlogy(p, p).sum(1)
+        entropy = -torch.xlogy(p, p).sum(1)  # 0 where p is, which p.log() would make NaN
     return 0.7 * loss(losses) + 0.3 * _per_sample(entropy, losses)
 
 

@@ -14,7 +14,7 @@ from lightning_ast.energy.energy_ledger import Activity, EnergyBook
 from lightning_ast.energy.meters import EnergyKind
 from lightning_ast.energy.step_sections import Clock, StepSections
 from lightning_ast.schedule import STAGE_CODES, Stage
-from lightning_ast.selection.flop_count import SETTLE_STEPS
+from lightning_ast.selection.accounting import SETTLE_STEPS
 from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.step_state import StepState
@@ -73,7 +73,7 @@ class OpenEpoch(Watcher):
         sections: The sections of its steps.
     """
 
-    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock, session: Session | None) -> None:
+    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock[Any], session: Session | None) -> None:
         self._book = book
         self._clock = clock
         self.number = trainer.current_epoch

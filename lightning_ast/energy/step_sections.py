@@ -6,22 +6,23 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
 __all__ = ["Clock", "CudaClock", "HostClock", "Section", "StepSections", "clock_of"]
 
 Section = Literal["loading", "scoring", "forward_backward"]
+Mark = TypeVar("Mark")
 
 
-class Clock(Protocol):
+class Clock(Protocol[Mark]):
     """A clock that marks moments, and tells later how far apart they were."""
 
-    def mark(self) -> Any:
+    def mark(self) -> Mark:
         """Mark this moment."""
 
-    def seconds(self, start: Any, end: Any) -> float | None:
+    def seconds(self, start: Mark, end: Mark) -> float | None:
         """Return the time from one mark to a later one; None where it is not known yet."""
 
     def wait(self) -> None:
@@ -70,12 +71,12 @@ class CudaClock:
         torch.cuda.synchronize(self._device)
 
 
-def clock_of(device: torch.device) -> Clock:
+def clock_of(device: torch.device) -> Clock[Any]:
     """Choose the clock for what runs on a device."""
     return CudaClock(device) if device.type == "cuda" else HostClock()
 
 
-class StepSections:
+class StepSections(Generic[Mark]):
     """The sections of training steps, added up; what is in none of them is the caller's to name.
 
     Args:
@@ -85,14 +86,14 @@ class StepSections:
         seconds: The seconds by section, since the last :meth:`take`; what the clock does not know yet is not in them.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock[Mark]) -> None:
         self._clock = clock
         self.seconds: dict[Section, float] = {}
-        self._pending: deque[tuple[Section, Any, Any]] = deque()
-        self._idle: Any = None
-        self._start: Any = None
-        self._ready: Any = None
-        self._backward: Any = None
+        self._pending: deque[tuple[Section, Mark, Mark]] = deque()
+        self._idle: Mark | None = None
+        self._start: Mark | None = None
+        self._ready: Mark | None = None
+        self._backward: Mark | None = None
 
     def restart(self) -> None:
         """Begin to load a batch now, after something else than training."""
@@ -138,7 +139,7 @@ class StepSections:
         self._clock.wait()
         self._collect()
 
-    def _add(self, section: Section, start: Any, end: Any) -> None:
+    def _add(self, section: Section, start: Mark | None, end: Mark) -> None:
         if start is not None:
             self._pending.append((section, start, end))
 

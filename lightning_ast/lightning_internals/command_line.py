@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch.cli import LightningCLI
 
 __all__ = ["OpenCLI"]
@@ -23,10 +21,6 @@ class OpenCLI(LightningCLI):
     def run_command(self, name: str) -> None:
         """Call the Trainer's method of this name."""
         super()._run_subcommand(name)
-
-    def setting(self, config: Any, key: str) -> Any:
-        """Return a setting of the running command, or None."""
-        return self._get(config, key)
 
     def _parse_ckpt_path(self) -> None:  # Lightning 2.5.0 has no such step, and never calls this
         self.read_checkpoint_arguments()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,8 @@ from lightning_ast.lightning_internals.random_state import random_state, restore
 from lightning_ast.words import counted
 
 __all__ = ["Processes", "starts_processes"]
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -58,11 +60,11 @@ class Processes:
         torch.distributed.all_gather(everyone, own)
         return torch.stack(everyone, dim=1).reshape(-1).cpu()
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: T) -> list[T]:
         """Return the values of all processes by rank; they are pickled on the way."""
         if self.count == 1:
             return [value]
-        everyone: list[Any] = [None] * self.count
+        everyone = [value] * self.count
         torch.distributed.all_gather_object(everyone, value)
         return everyone
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_ast.core.state import Check, Faults
@@ -63,12 +63,15 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Put the global generators back at the end, also where the block fails: Lightning's ``isolate_rng`` does not."""
-    states = _collect_rng_states()
-    try:
-        yield
-    finally:
-        _set_rng_states(states)
+    """Put the global generators back at the end, also where the block fails, which ``isolate_rng`` alone does not."""
+    failure: BaseException | None = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _accepted(restore: Any, *states: Any) -> bool:

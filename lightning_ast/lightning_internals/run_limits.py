@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 
 from lightning_ast.run_length import RunLength
 
-__all__ = ["accumulation", "epoch_limit", "epochs_done", "first_callback", "run_length"]
+__all__ = ["accumulation", "callbacks_of", "epoch_limit", "epochs_done", "first_callback", "run_length"]
 
 C = TypeVar("C")
 
@@ -39,7 +40,7 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
     Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
     """
     limit = trainer.max_epochs
-    for callback in _callbacks(trainer, StochasticWeightAveraging):
+    for callback in callbacks_of(trainer, StochasticWeightAveraging):
         if limit is not None and limit == getattr(callback, "_max_epochs", math.inf) + 1:
             limit -= 1
     return limit if limit is not None and limit > 0 else None
@@ -47,7 +48,7 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
 
 def accumulation(trainer: pl.Trainer) -> dict[int, int]:
     """Return the batches to an optimizer step from each of these epochs on, the first of which is 0."""
-    for callback in _callbacks(trainer, GradientAccumulationScheduler):
+    for callback in callbacks_of(trainer, GradientAccumulationScheduler):
         return dict(callback.scheduling)
     return {0: trainer.accumulate_grad_batches}
 
@@ -57,6 +58,12 @@ def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
-def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
+def callbacks_of(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
     """List the callbacks of a kind, found by name: those of the package ``pytorch_lightning`` are other classes."""
-    return [c for c in trainer.callbacks if kind.__name__ in {k.__name__ for k in type(c).__mro__}]  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if kind.__name__ in _class_names(type(callback))]  # type: ignore[arg-type]
+
+
+@functools.cache  # it is asked in every step
+def _class_names(cls: type[Any]) -> frozenset[str]:
+    return frozenset(base.__name__ for base in cls.__mro__)

@@ -57,7 +57,6 @@ _CONNECTOR = "trainer._logger_connector"
 _STRATEGY = "trainer.strategy"
 _FETCHER = "lightning.pytorch.loops.fetchers._PrefetchDataFetcher"
 _COMBINED = "lightning.pytorch.utilities.combined_loader.CombinedLoader"
-_SEED = "lightning.fabric.utilities.seed"
 _CLI = "lightning.pytorch.cli.LightningCLI"
 _RESULT = "lightning.pytorch.trainer.connectors.logger_connector.result._ResultMetric"
 _AVERAGING = "lightning.pytorch.callbacks.StochasticWeightAveraging"
@@ -133,8 +132,6 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_STRATEGY, "_model", "leave out of a copied Trainer what an earlier fit left"),
     PrivateName(_STRATEGY, "_optimizers", "leave out of a copied Trainer what an earlier fit left"),
     PrivateName(_STRATEGY, "_lightning_optimizers", "find the optimizers that a step calls by itself"),
-    PrivateName(_SEED, "_collect_rng_states", "put random states back after a failure"),
-    PrivateName(_SEED, "_set_rng_states", "put random states back after a failure"),
     PrivateName(
         "lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher", "know whether processes are started"
     ),
@@ -142,7 +139,6 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_CLI, "_parse_ckpt_path", "tell what is wrong with a checkpoint's arguments", NEWER_LIGHTNING),
     PrivateName(_CLI, "_set_seed", "tell what is wrong with a seed"),
     PrivateName(_CLI, "_run_subcommand", "name the callback that is at fault"),
-    PrivateName(_CLI, "_get", "read a setting of the running command"),
     # torchmetrics
     PrivateName(_METRIC, "_update_count", "hold a metric still", TORCHMETRICS),
     PrivateName(_METRIC, "_computed", "hold a metric still", TORCHMETRICS),

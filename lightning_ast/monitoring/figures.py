@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["class_heatmap", "sample_grid", "threshold_heatmap"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Image", "class_heatmap", "sample_grid", "threshold_heatmap"]
+
+Image: TypeAlias = NDArray[np.uint8]
+Grid: TypeAlias = NDArray[np.float64]
 
 _MOST_CLASSES = 60
 
 
-def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
+def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
     """Draw the activation rate of each class (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
 
     Args:
@@ -26,7 +33,7 @@ def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
     return _heatmap(grid.T, title=title, bar="share selected", ylabel="class", xlabel="epoch", columns=epochs)
 
 
-def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
+def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
     """Draw the threshold in each part of an epoch (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
 
     Args:
@@ -44,7 +51,7 @@ def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Any:
     )
 
 
-def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor, str]]) -> Any:
+def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor, str]]) -> Image:
     """Draw the most selected samples above, the least selected below, ``(H, W, 3)`` uint8.
 
     Args:
@@ -64,7 +71,7 @@ def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor
     return _drawn(figure)
 
 
-def _grid(by_epoch: Mapping[int, Tensor], length: int) -> tuple[Any, list[int]]:
+def _grid(by_epoch: Mapping[int, Tensor], length: int) -> tuple[Grid, list[int]]:
     """Arrange values as ``(epochs, length)``, NaN where nothing is known; return them with the epochs."""
     epochs = sorted(by_epoch)
     grid = np.full((len(epochs), length), np.nan)
@@ -74,19 +81,19 @@ def _grid(by_epoch: Mapping[int, Tensor], length: int) -> tuple[Any, list[int]]:
     return grid, epochs
 
 
-def _heatmap(grid: Any, *, title: str, bar: str, ylabel: str, xlabel: str, columns: list[int]) -> Any:
+def _heatmap(grid: Grid, *, title: str, bar: str, ylabel: str, xlabel: str, columns: list[int]) -> Image:
     figure = _figure(6.4, 4.2)
     axes = figure.add_subplot()
     shown = axes.imshow(np.ma.masked_invalid(grid), aspect="auto", cmap="cividis", interpolation="nearest")
     figure.colorbar(shown, ax=axes, label=bar)
     ticks = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), 12)).round().astype(int))
     axes.set_xticks(ticks, [str(columns[tick]) for tick in ticks])
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return _drawn(figure)
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,12 +102,14 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _drawn(figure: Any) -> Any:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+def _drawn(figure: Figure) -> Image:
+    canvas: Any = figure.canvas  # Agg's, which has no types
+    canvas.draw()
+    picture: Image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return picture
 
 
-def _pixels(image: Tensor) -> Any:
+def _pixels(image: Tensor) -> NDArray[np.float32]:
     """Scale an image to [0, 1], ``(H, W)`` or ``(H, W, 3)``."""
     image = torch.nan_to_num(image.detach().float().cpu())
     image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_ast.monitoring.figures import class_heatmap, sample_grid, threshold_heatmap
+from lightning_ast.monitoring.figures import Image, class_heatmap, sample_grid, threshold_heatmap
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory
 from lightning_ast.selection.quarantine import QuarantinedSample
 
@@ -68,11 +68,11 @@ class Writers:
         """Tell whether there is such a logger."""
         return bool(self._all)
 
-    def _with(self, method: str) -> list[Any]:
+    def _with(self, method: str) -> list[Callable[..., None]]:
         found = [getattr(experiment, method) for experiment in self._all if hasattr(experiment, method)]
         return [functools.partial(self._asked, experiment_method) for experiment_method in found]
 
-    def _asked(self, method: Any, *arguments: Any, **options: Any) -> None:
+    def _asked(self, method: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Ask a logger; one that has the name, but not what TensorBoard means by it, does not end the training."""
         owner = getattr(method, "__self__", None)
         if any(owner is refused for refused in self._refused):
@@ -129,7 +129,7 @@ class Writers:
         for add in self._with("add_text"):
             add("ast/quarantined_samples", table, step)
 
-    def _sample_grid(self, history: SampleHistory) -> Any:
+    def _sample_grid(self, history: SampleHistory) -> Image | None:
         most, least = history.extremes(self._images)
         images = self._load([*most.tolist(), *least.tolist()])
         if images is None:

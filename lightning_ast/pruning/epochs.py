@@ -29,6 +29,7 @@ from lightning_ast.lightning_internals.resuming import batches_done, begin_new_e
 from lightning_ast.lightning_internals.run_limits import accumulation, epochs_done
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split
 from lightning_ast.pruning.loader import (
+    Drawn,
     LoaderFacts,
     PrunedLoader,
     PrunedSampler,
@@ -193,7 +194,7 @@ class PrunedEpochs:
             self._start(epoch)
         self._announce()
 
-    def _indices(self, sampler: Any) -> Iterator[int]:
+    def _indices(self, sampler: Drawn) -> Iterator[int]:
         """Yield the epoch's dataset indices for this process, from the position on."""
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
@@ -207,7 +208,7 @@ class PrunedEpochs:
             yield from share[start : start + _CHUNK].tolist()
         set_states(self._generators(), epoch.drained)
 
-    def _make_plan(self, sampler: Any) -> EpochPlan:
+    def _make_plan(self, sampler: Drawn) -> EpochPlan:
         assert self.history is not None
         assert self._facts is not None
         for loader in loaders(self._trainer.fit_loop):

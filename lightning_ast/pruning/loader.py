@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -24,7 +24,19 @@ from lightning_ast.lightning_internals.combined_loader import (
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.words import counted
 
-__all__ = ["LoaderFacts", "PrunedLoader", "PrunedSampler", "draw", "loader_faults", "loader_generators", "set_states"]
+__all__ = [
+    "Drawn",
+    "LoaderFacts",
+    "PrunedLoader",
+    "PrunedSampler",
+    "draw",
+    "loader_faults",
+    "loader_generators",
+    "set_states",
+]
+
+Drawn: TypeAlias = Iterable[SupportsIndex]
+"""A sampler as the user has it: it may yield numbers of numpy or torch."""
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
@@ -129,7 +141,7 @@ class PrunedSampler(Sampler[int]):
         length: Counts the samples of the running epoch.
     """
 
-    def __init__(self, sampler: Any, *, indices: Callable[[Any], Iterator[int]], length: Callable[[], int]) -> None:
+    def __init__(self, sampler: Drawn, *, indices: Callable[[Drawn], Iterator[int]], length: Callable[[], int]) -> None:
         self.sampler = sampler
         self._indices = indices
         self._length = length
@@ -149,7 +161,7 @@ class PrunedLoader(CombinedLoader):
         make: Takes the user's sampler and returns the one that takes its place.
     """
 
-    def __init__(self, given: CombinedLoader, make: Callable[[Any], PrunedSampler]) -> None:
+    def __init__(self, given: CombinedLoader, make: Callable[[Drawn], PrunedSampler]) -> None:
         super().__init__(given.iterables, same_mode(given))
         self.given = given
         (loader,) = given.flattened
@@ -169,7 +181,7 @@ class PrunedLoader(CombinedLoader):
         take_iterator_away(self.given)
 
 
-def draw(sampler: Any, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
+def draw(sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
     """Draw one epoch's indices from the user's sampler.
 
     A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
     return cost.values[left], values.values[right]
 
 
-def _look(i: int) -> dict[str, object]:
+def _look(i: int) -> dict[str, Any]:
     return {
         "color": COLOURS[_COLOURS[i % len(_COLOURS)]],
         "linestyle": _DASHES[i % len(_DASHES)],

@@ -7,7 +7,7 @@ word, and fails on a record that holds no event. The messages and their checksum
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -96,7 +96,7 @@ def read_session(path: Path) -> tuple[Session | None, str | None]:
     return session, " and ".join([*damaged, *rest]) or None
 
 
-def _records(file: BinaryIO, size: int, checksum_of: Any) -> Iterator[tuple[int, bytes, int]]:
+def _records(file: BinaryIO, size: int, checksum_of: Callable[[bytes], int]) -> Iterator[tuple[int, bytes, int]]:
     """Take the file apart.
 
     Each record is its length and that length's checksum, then the data and their checksum.

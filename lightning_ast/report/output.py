@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-import secrets
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_ast.errors import ReportError
 from lightning_ast.report.page import GENERATOR, SOFTWARE
+from lightning_ast.whole_file import write_whole
 
 __all__ = ["check_files", "write_files"]
 
@@ -70,7 +70,7 @@ def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, by
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _pictures_of(folder / page[0])
     for name, content in files.items():
-        _replace(folder / name, content)
+        write_whole(folder / name, content)
     for path in earlier - {folder / name for name in pictures}:
         path.unlink(missing_ok=True)
 
@@ -78,18 +78,6 @@ def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, by
 def _is_own(path: Path) -> bool:
     with path.open("rb") as file:
         return _MARKS[path.suffix] in file.read(_HEAD_BYTES)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write to a second file and rename it: even on a full disk, the old file or the new one is there as a whole."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _pictures_of(page: Path) -> set[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -141,7 +142,7 @@ def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, l
             ("costs", costs, has_costs(run), _COSTS, _ALT_COSTS.format(run.name)),
         )
         figures = [
-            Picture(f"{kind}-{stem}.png", lambda draw=figure, run=run: png(draw(run)), caption, alt)
+            Picture(f"{kind}-{stem}.png", partial(_drawn, figure, run), caption, alt)
             for kind, figure, wanted, caption, alt in kinds
             if wanted
         ]
@@ -166,6 +167,12 @@ _SAMPLES = (
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
 _ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often samples were selected."
 _ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
+
+
+def _drawn(draw: Callable[[Run], Any], run: Run) -> bytes:
+    from lightning_ast.report.style import png
+
+    return png(draw(run))
 
 
 def _alt_dashboard(row: Summary) -> str:

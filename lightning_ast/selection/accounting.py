@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.flop_count import FlopCount, StepClock
+from lightning_ast.selection.flop_count import FlopCount
 from lightning_ast.selection.notices import poor_savings, warn_of_dense_ops
 from lightning_ast.selection.step_state import StepState
 
-__all__ = ["Books"]
+__all__ = ["SETTLE_STEPS", "Books", "StepClock"]
+
+SETTLE_STEPS = 3
+"""First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
 
 
 class Books:
@@ -33,23 +37,23 @@ class Books:
         self._dense_ops = dense_ops
         self._count_flops = count_flops
         self._clock = StepClock()
-        self._told = set[str]()
-        self._flops: FlopCount | None = None
+        self._named_ops = set[str]()
+        self._module = nn.Module()
+        self._flops = FlopCount(self._module, enabled=False)  # until the layers are all there
         self._dense_share = 0.0
-        self._judged = False
-        self._module: nn.Module | None = None
+        self._is_judged = False
         self._trained: list[bool] | None = None
 
     def open(self, module: nn.Module) -> None:
         """Prepare to count FLOPs: the layers are all there."""
-        # books of a resumed run that did not know the cost of its earlier batches cannot learn it from a later one
+        # A resumed run that did not know the cost of its earlier batches cannot learn it from a later one.
         lost = self._ledger.offered > 0 and self._ledger.flops is None
         self._flops = FlopCount(module, enabled=self._count_flops and not lost)
         self._module = module
 
     def start_batch(self, batch_idx: int) -> None:
         """Give the FLOPs up where an epoch begins to train other parameters than those that were counted."""
-        if batch_idx > 0 or self._module is None:
+        if batch_idx > 0:  # parameters are frozen between epochs; asking in every batch would cost time
             return
         trained = [parameter.requires_grad for parameter in self._module.parameters()]
         if self._trained not in (None, trained) and self._ledger.flops is not None:
@@ -62,30 +66,22 @@ class Books:
 
     def start_forward(self) -> None:
         """Count the FLOPs of the forward that begins, if they are wanted."""
-        if self._flops is not None:
-            self._flops.start_forward()
+        self._flops.start_forward()
 
     def stop_forward(self) -> None:
         """End the forward's count. Safe to call twice."""
-        if self._flops is not None:
-            self._flops.stop_forward()
+        self._flops.stop_forward()
 
     def start_backward(self, step: StepState | None, loss: Tensor) -> None:
         """Count the FLOPs of the backward that begins, if they are wanted."""
-        if self._flops is not None:
-            self._flops.start_backward(step, loss)
+        self._flops.start_backward(step, loss)
 
-    def stop_backward(self, step: StepState | None) -> float | None:
-        """End the count of the backward.
-
-        Returns:
-            FLOPs of the batch, as far as they are known by now.
-        """
-        if self._flops is None:
-            return None
+    def stop_backward(self) -> None:
+        """End the count of the backward."""
         self._flops.stop_backward()
-        if step is None:
-            return None
+
+    def flops_of(self, step: StepState) -> float | None:
+        """Return the FLOPs of the running step, as far as they are known by now."""
         each = self._ledger.flops or self._flops.of_sample(step)
         if each is None:
             return None
@@ -95,16 +91,16 @@ class Books:
 
     def finish_batch(self, step: StepState, stage: Stage, *, target_rate: float) -> None:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
-        assert self._flops is not None
         mode = self._mode_of(step)
         dense_ops = self._flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
-        if mode is not None and self._ledger.flops is not None and dense_ops.settled and not self._judged:
-            self._judged = True
+        # The measured share decides what a mode is worth, so the verdict waits until it is final.
+        if mode is not None and self._ledger.flops is not None and dense_ops.settled and not self._is_judged:
+            self._is_judged = True
             advice = poor_savings(mode, self._ledger.flops, rate=target_rate, dense_share=self._dense_share)
         if dense_ops.calls:
-            warn_of_dense_ops(dense_ops, self._told, advice)
+            warn_of_dense_ops(dense_ops, self._named_ops, advice)
         elif advice is not None:
             rank_zero_warn(f"lightning-ast: {advice}")
         self._ledger.record(
@@ -117,6 +113,7 @@ class Books:
         self._clock.finish_batch(self._ledger, stage, offered=step.offered)
 
     def _mode_of(self, step: StepState) -> Mode | None:
+        # A batch of a pruned epoch is booked as pruned even where it has no weights: it stands for more than its own.
         return self._mode if step.is_sparse or step.offered != step.batch_size else None
 
     def interrupt(self) -> None:
@@ -125,5 +122,24 @@ class Books:
 
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
-        if self._flops is not None:
-            self._flops.close()
+        self._flops.close()
+
+
+class StepClock:
+    """Wall time from the end of one training batch to the end of the next, loading included."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._steps: dict[str, int] = {}
+
+    def interrupt(self) -> None:
+        """Leave the running step out: something else than training happens now."""
+        self._last = None
+
+    def finish_batch(self, ledger: Ledger, stage: str, *, offered: int) -> None:
+        """Add the step that ends now to the ledger, if it stands for its stage."""
+        now = time.perf_counter()
+        self._steps[stage] = self._steps.get(stage, 0) + 1
+        if self._last is not None and self._steps[stage] > SETTLE_STEPS:
+            ledger.record_seconds(stage, seconds=now - self._last, offered=offered)
+        self._last = now

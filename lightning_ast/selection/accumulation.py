@@ -49,6 +49,7 @@ class AccumulationWindow:
         """
         if not self._open:
             return own
+        # The first micro-batch cannot know what the others keep: what is used now is put right at the optimizer step.
         if not self._divisors:
             self._shared = own if own > _LEAST * offered else max(offered, 1.0)
         self._divisors[self._position] = own

@@ -84,6 +84,7 @@ class Decision:
         if not self._has_scored:
             self._has_scored = True
             inform_of_score(record, el2n=self._significance == "el2n")
+        # The checks of a user's own score must not blame it for samples that have no finite loss.
         bad = ~record.losses.isfinite()
         if step.bad is not None:
             bad = bad | step.bad.to(bad.device)
@@ -92,7 +93,7 @@ class Decision:
         return compute_significance(self._significance, record, record.losses, inputs, check=check)
 
     def _check_own(self, bad: Tensor, raw: Tensor) -> None:
-        # every batch until something was warned of; on an accelerator the first one alone, because it waits for it
+        # Every batch until something was warned of; on an accelerator the first one alone, because it waits for it
         if self._has_warned or (self._has_checked and raw.device.type != "cpu"):
             return
         known = raw[~bad]

@@ -108,6 +108,7 @@ class EntrySearch:
         found = self._finder.find(loss, batch_size, assignments=self._assignments)
         if found is not None:
             return found
+        # This batch cannot be traced any more: its forward is over.
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
         self._wants_trace = not self.is_exhausted
         return Found(unclear=found.unclear) if found.unclear else found
@@ -133,6 +134,7 @@ class EntrySearch:
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self._finder.guess(loss, batch_size, assignments=self._assignments)
+        # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
         found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
         self._count(proved=bool(found.entries))
@@ -154,6 +156,6 @@ class EntrySearch:
         return found
 
     def _was_last(self, trace: SampleTrace) -> bool:
-        # every part of the batch is changed in a forward of its own, until one of them shows where the rows are
+        # Every part of the batch is changed in a forward of its own, until one of them shows where the rows are
         parts = min(trace.parts, _MOST - 1) if trace.parts > 1 else 0
         return self.attempts > parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -19,6 +19,7 @@ from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
+from lightning_ast.selection.settings import GivenSettings
 
 __all__ = [
     "configuration_faults",
@@ -50,7 +51,7 @@ def not_logged(name: str, logged: Iterable[str]) -> str:
     return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
 
 
-def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
+def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
     """Find settings that have no effect in this set-up, each with what counts in its place.
 
     Args:
@@ -80,7 +81,7 @@ def doubtful_settings(callback: Any, schedulers: list[Any], module: pl.Lightning
     return found
 
 
-def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
+def _one_of(name: str, value: object, choices: tuple[Any, ...]) -> list[str]:
     if value in choices:
         return []
     similar = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
@@ -88,7 +89,9 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> list[str]:
     return [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.{hint}"]
 
 
-def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule, schedulers: list[Any]) -> list[str]:
+def configuration_faults(
+    callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any]
+) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there.
 
     Args:
@@ -97,7 +100,7 @@ def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule
         module: The module that is to be trained.
         schedulers: The trainer's ``TwoStageScheduler`` callbacks.
     """
-    faults = setting_faults(callback) + use_faults(module, mode=callback.mode)
+    faults = setting_faults(callback) + use_faults(module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     for scheduler in schedulers[:1]:
@@ -105,13 +108,12 @@ def configuration_faults(callback: Any, trainer: Any, module: pl.LightningModule
     return faults
 
 
-def setting_faults(callback: Any) -> list[str]:
+def setting_faults(callback: GivenSettings) -> list[str]:
     """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
     mode = callback.mode
     gate = callback.gate
     significance = callback.significance
     weighting = callback.weighting
-    least: Any = callback.min_selected
     found = rate_faults("target_activation_rate", callback.target_activation_rate)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
@@ -123,22 +125,22 @@ def setting_faults(callback: Any) -> list[str]:
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
-    if not whole and not (isinstance(least, float) and 0 < least < 1):
-        hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
-        found.append(f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}")
-    if not isinstance(callback.seed, int):
-        found.append(f"seed: expected an int, got {callback.seed!r}.")
-    if callback.controller is not None and not isinstance(callback.controller, PIController):
-        found.append(f"controller: expected a PIController or None, got {callback.controller!r}.")
-    elif callback.controller is not None and mode == "prune":
+    found += _least_faults(callback.min_selected)
+    seed: object = callback.seed
+    if not isinstance(seed, int):
+        found.append(f"seed: expected an int, got {seed!r}.")
+    controller: object = callback.controller
+    if controller is not None and not isinstance(controller, PIController):
+        found.append(f"controller: expected a PIController or None, got {controller!r}.")
+    elif controller is not None and mode == "prune":
         found.append(
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
-    if not isinstance(callback.count_flops, bool):
-        found.append(f"count_flops: expected True or False, got {callback.count_flops!r}.")
+    count_flops: object = callback.count_flops
+    if not isinstance(count_flops, bool):
+        found.append(f"count_flops: expected True or False, got {count_flops!r}.")
     limit = callback.quarantine_limit
     if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
         hint = _percent_hint(limit)
@@ -148,7 +150,15 @@ def setting_faults(callback: Any) -> list[str]:
     return found
 
 
-def _significance_faults(significance: Any) -> list[str]:
+def _least_faults(least: object) -> list[str]:
+    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
+    if whole or (isinstance(least, float) and 0 < least < 1):
+        return []
+    hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
+    return [f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}"]
+
+
+def _significance_faults(significance: object) -> list[str]:
     if callable(significance):
         four = _takes(significance, 4)
         return [] if four else ["significance: a callable must take (losses, logits, inputs, targets), four arguments."]
@@ -167,22 +177,22 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def rate_faults(name: str, value: Any) -> list[str]:
+def rate_faults(name: str, value: object) -> list[str]:
     """Find what is wrong with an activation rate."""
     good = is_number(value) and 0 < value <= 1
     return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
 
-def _percent_hint(value: Any) -> str:
+def _percent_hint(value: object) -> str:
     return f" Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Tell whether a value is an int or a float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def use_faults(module: pl.LightningModule, *, mode: Any) -> list[str]:
+def use_faults(module: pl.LightningModule) -> list[str]:
     """Find what is wrong with the module for this mode."""
     found = []
     step: Callable[..., Any] = module.training_step

@@ -1,8 +1,7 @@
-"""Measuring a run from the callback's hooks: FLOPs once, seconds by stage."""
+"""The FLOPs of one batch, counted as its step runs."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +15,7 @@ from lightning_ast.core.ledger import FlopsPerSample, Ledger
 from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
 from lightning_ast.selection.step_state import StepState
 
-__all__ = ["DenseOps", "FlopCount", "StepClock"]
-
-SETTLE_STEPS = 3
-"""First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
-
+__all__ = ["DenseOps", "FlopCount"]
 
 _TRIES = 3
 """Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more."""
@@ -66,7 +61,11 @@ class FlopCount:
     """
 
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
-        self._counts = self._wants_dense = self._wants_share = enabled and not compiled_parts(module)
+        self._counts = enabled and not compiled_parts(module)
+        # Two things are wanted: the cost of a dense step, from the first batch, and the share that runs over all rows,
+        # from the first sparse backward of each kind.
+        self._wants_dense = self._counts
+        self._wants_share = self._counts
         self._open = ExitStack()
         self._forward_open = ExitStack()
         self._in_forward = False
@@ -86,7 +85,8 @@ class FlopCount:
 
     def start_forward(self) -> None:
         """Begin to count a forward, once; backwards inside it (manual optimization) are counted as such."""
-        self._expects_backward = self._in_forward = self._wants_dense and self._forward is None
+        self._in_forward = self._wants_dense and self._forward is None
+        self._expects_backward = self._in_forward
         if self._in_forward:
             self._forward_open.enter_context(self._counting())
 
@@ -155,7 +155,8 @@ class FlopCount:
         full = self._backward_full
         self._counter = BackwardFlops()
         self._backward_full = 0
-        hindered = step.traced and counter.failure is not None  # the next batch is run without the trace
+        # Where a sample was followed through the forward, that may be what failed: the next batch is not traced.
+        hindered = step.traced and counter.failure is not None
         if self._wants_dense and counter.failure is not None and not hindered:
             self._counts = self._wants_share = False
             rank_zero_warn(
@@ -164,12 +165,15 @@ class FlopCount:
             )
         self._tries -= self._forward is not None
         if self._counts and self._tries > 0 and (step.is_void or hindered or self._backward is None):
-            self._forward = self._backward = None  # the next batch tells what one costs
+            self._forward = None  # the next batch tells what one costs
+            self._backward = None
         else:
             self._wants_dense = False
         executed = None
         if counter.executed is not None and counter.failure is None and full:
-            executed = 1 + (counter.executed - counter.full) / full  # a forward is run at full shapes
+            executed = (
+                1 + (counter.executed - counter.full) / full
+            )  # the forward runs at full shapes: only this differs
         if not step.spares_rows:  # a gradient of 0 runs over all rows
             return _NONE
         if uncounted(dense_ops):
@@ -192,23 +196,3 @@ class FlopCount:
         self._open.close()
         self._forward_open.close()
         self._in_forward = False
-
-
-class StepClock:
-    """Wall time from the end of one training batch to the end of the next, loading included."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._steps: dict[str, int] = {}
-
-    def interrupt(self) -> None:
-        """Leave the running step out: something else than training happens now."""
-        self._last = None
-
-    def finish_batch(self, ledger: Ledger, stage: str, *, offered: int) -> None:
-        """Add the step that ends now to the ledger, if it stands for its stage."""
-        now = time.perf_counter()
-        self._steps[stage] = self._steps.get(stage, 0) + 1
-        if self._last is not None and self._steps[stage] > SETTLE_STEPS:
-            ledger.record_seconds(stage, seconds=now - self._last, offered=offered)
-        self._last = now

@@ -98,6 +98,7 @@ class Gating:
         self._step = step
         self._batch = batch
         self._has_gated = False
+        # What the forward gets: rows are counted against it.
         self.search.batch = batch if step.part is None else step.part.batch
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
@@ -126,6 +127,7 @@ class Gating:
         Raises:
             EntryError: In the first batch, the samples' rows cannot be found in the graph of the loss.
         """
+        # Lightning's backward comes behind the whole forward; a step that runs its own goes on with its forward.
         if self._module.automatic_optimization:
             self.leave_forward()
         elif self._trace is not None:
@@ -169,7 +171,7 @@ class Gating:
         return self._gate
 
     def _take_part(self, step: StepState, loss: Tensor) -> None:
-        # the other processes wait, in their backward, to agree on a denominator with this one
+        # The other processes wait, in their backward, to agree on a denominator with this one
         gate = self._gate_of(step)
         if not gate.decided:
             gate.settle(self._decision.kept(step, loss.device))

@@ -56,12 +56,15 @@ class SampleCount:
         return batch_size_of(batch) if listed is None else listed
 
     def _counted_first(self, batch: Any) -> int:
+        # What the loader says comes first: sizes alone would take a list of B images for one of channels.
         expected = self._expected()
         if expected is not None and samples_of(batch, expected) is not None:
             self._lists = True
             return expected
         size = batch_size_of(batch)
         self._lists = samples_of(batch) is not None
+        # A shared tensor (anchors, a vocabulary) may outvote the samples. The tensor that has the loader's number of
+        # rows now is the one that counts in every batch, the shorter last one included.
         leading = [] if self._lists else _leading(batch)
         if expected in leading:
             self._position = leading.index(expected)

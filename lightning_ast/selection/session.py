@@ -7,7 +7,7 @@ from collections import Counter
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ThroughputMonitor
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,6 +15,7 @@ from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.run_limits import callbacks_of
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.schedule import Stage
@@ -99,7 +100,7 @@ class Session:
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
         self._count_samples = SampleCount(trainer, module)
         self._last: tuple[Selection | None, int] | None = None
-        self._offers_flops = not hasattr(module, _FLOPS)
+        self._offers_flops = bool(callbacks_of(trainer, ThroughputMonitor)) and not hasattr(module, _FLOPS)
         self._log = StepLog(self, trainer, module)
         self.state = self._state_of(settings)
 
@@ -202,12 +203,14 @@ class Session:
         check_indices(indices, size)
         step = self.mode.open_batch(self.stage, size, indices)
         self.step = step
+        # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
         if step.known_bad and not step.is_sparse:
             step.treatment = Treatment.CLEANED
         self.mode.prepare_step(step, batch, batch_idx)
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self._gating.start_batch(step, batch)
+        # Last: the scoring pass of subset is not a part of the forward that is counted.
         self._books.start_forward()
 
     def _enter_stage(self, stage: Stage) -> None:
@@ -243,7 +246,9 @@ class Session:
 
     def stop_backward(self) -> None:
         """End what began with the backward."""
-        self._offer_flops(self._books.stop_backward(self.step))
+        self._books.stop_backward()
+        if self._offers_flops and self.step is not None:
+            self._offer_flops(self._books.flops_of(self.step))
         self._gating.resume_forward()
 
     def start_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -304,6 +309,6 @@ class Session:
         self._offer_flops(None)
 
     def _offer_flops(self, flops: float | None) -> None:
-        # Lightning's ThroughputMonitor asks the module for it; a module's own answer stands
+        # Lightning's ThroughputMonitor asks the module for it; a module's own answer stands.
         if self._offers_flops:
             self._module.__dict__[_FLOPS] = flops

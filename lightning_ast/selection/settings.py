@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import Mode, resolve_weighting
@@ -12,7 +13,23 @@ from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.schedule import Schedule
 
-__all__ = ["SelectionSettings"]
+__all__ = ["GivenSettings", "SelectionSettings"]
+
+
+class GivenSettings(Protocol):
+    """The settings as they were given to the callback: nothing has checked their values yet."""
+
+    target_activation_rate: float
+    mode: Mode
+    gate: GateName
+    significance: SignificanceName | SignificanceFn
+    weighting: Weighting | None
+    controller: PIController | None
+    min_selected: int | float
+    seed: int
+    batchnorm: BatchNormBackward
+    quarantine_limit: float | None
+    count_flops: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ class StandIns:
             old.data = new
         except (RuntimeError, TypeError):  # a class or a layout whose memory cannot be exchanged
             return False
+        # Whoever holds the tensor sees the new values, and `requires_grad`, hooks and identity stay.
         self._undo.append(partial(setattr, old, "data", data))
         return True
 

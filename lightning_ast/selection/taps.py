@@ -44,7 +44,7 @@ class Taps:
 
     @contextmanager
     def finding(self) -> Iterator[None]:
-        """Note the outputs of all modules of a forward with its graph."""
+        """Collect the outputs of all modules of a forward with its graph."""
         self._calls.clear()
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -52,6 +52,7 @@ class Taps:
                 self._outputs.append((module, self._calls[module], output))
             self._calls[module] += 1
 
+        # The module itself is left out: its forward is the whole step where a step calls `self(x)`.
         own = set(self._module.modules()) - {self._module}
         handles = [module.register_forward_hook(note) for module in own]
         try:
@@ -93,7 +94,7 @@ class Taps:
             return start
 
         for parameter in self._module.parameters():
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(False)  # no graph before the outputs; the scoring pass restores the flags
         handles = [module.register_forward_hook(cut) for module in {module for module, _ in self._taps}]
         try:
             yield

@@ -62,7 +62,7 @@ class RowWeights:
         own = float(weights.sum())
         if self._weighting == "unbiased" and not cleaned and not step.is_void:
             own = float(step.batch_size if step.bad is None else (~step.bad).sum())
-        # no other process knows of a dense step that leaves samples out
+        # No other process knows of a dense step that leaves samples out
         shared = own if cleaned else self._divisor(own, float(step.batch_size))
         factors = weights * (step.forwarded / shared) if shared > 0 else weights
         factors = factors.float() if device.type == "mps" else factors  # which has no larger type

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.energy import ReplayedMeter
-from lightning_ast.selection.flop_count import SETTLE_STEPS
+from lightning_ast.selection.accounting import SETTLE_STEPS
 from tests.energy.counted_run import BATCHES, Meter
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet

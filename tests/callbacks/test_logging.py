@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.monitoring.text import format_epoch
-from lightning_ast.selection.flop_count import StepClock
+from lightning_ast.selection.accounting import StepClock
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import SaveAt, quiet_trainer

@@ -134,7 +134,7 @@ def test_a_new_epoch_replaces_the_score_and_within_one_the_largest_counts() -> N
 
 def test_processes_agree_whatever_they_saw_and_whenever_they_saved() -> None:
     def maximum(mine: Tensor) -> Tensor:
-        return torch.stack([mine, *(h._recent for h in histories)]).amax(0)
+        return torch.stack([mine, *(h.state_dict()["recent"] for h in histories)]).amax(0)
 
     histories = [SignificanceHistory(3) for _ in range(2)]
     histories[0].observe(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
@@ -146,7 +146,7 @@ def test_processes_agree_whatever_they_saw_and_whenever_they_saved() -> None:
     for group in (histories, restored):
         histories = group
         group[1].observe(torch.tensor([2]), torch.tensor([0.5]))
-        for history, merged in zip(group, [maximum(group[0]._recent)] * 2):
+        for history, merged in zip(group, [maximum(group[0].state_dict()["recent"])] * 2):
             history.fold(merged.maximum)
             assert history.significance().tolist() == [1.0, 3.0, 0.5]
 

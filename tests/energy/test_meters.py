@@ -81,7 +81,6 @@ def test_without_nvidia_ml_py_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
 def test_the_meter_of_a_device_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     install(monkeypatch, FakeNvml([1_000, 2_000]))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: types.SimpleNamespace(uuid=UUID[4:], index=d))
-    monkeypatch.setattr("lightning_ast.energy.meters._POWERCAP", Path("/nowhere"))
     meters, missing = find_meters(device)
     assert [meter.identity for meter in meters] == [UUID]
     assert meters[0].read_joules() == 2.0
@@ -135,10 +134,14 @@ def test_rapl_that_is_missing_or_not_readable_says_so(tmp_path: Path) -> None:
 def test_rapl_that_root_alone_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0", 1)
 
-    def refused(folder: Path) -> int:
-        raise PermissionError(13, "Permission denied")
+    read_text = Path.read_text
 
-    monkeypatch.setattr("lightning_ast.energy.meters._microjoules", refused)
+    def refused(path: Path) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", refused)
     with pytest.raises(EnergyUnavailableError, match=r"root alone: sudo chmod a\+r .*energy_uj"):
         RaplMeter(tmp_path)
 

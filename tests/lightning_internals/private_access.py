@@ -38,7 +38,7 @@ def private_uses(
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found = list(imported(node))
         elif isinstance(node, ast.ClassDef):
-            found = list(overridden(node, bases))
+            found = list(overridden(node, bases, known))
         else:
             found = [name for name in named_in_text(node) if name not in own or name in known]
         yield from ((node.lineno, name) for name in found)
@@ -52,10 +52,12 @@ def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
             yield path[-1]
 
 
-def overridden(node: ast.ClassDef, bases: dict[str, type]) -> Iterator[str]:
+def overridden(node: ast.ClassDef, bases: dict[str, type], known: set[str]) -> Iterator[str]:
     parents = [bases[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in bases]
     methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
-    yield from (name for name in filter(is_private, methods) if any(hasattr(parent, name) for parent in parents))
+    for name in filter(is_private, methods):
+        if any(hasattr(parent, name) for parent in parents) or (node.bases and name in known):
+            yield name
 
 
 def named_in_text(node: ast.AST) -> Iterator[str]:

@@ -53,6 +53,7 @@ def test_every_name_in_the_table_is_used() -> None:
         "class A:\n    def __init__(self):\n        self._results = trainer._results",
         "from lightning.pytorch.cli import LightningCLI\nclass A(LightningCLI):\n    def _set_seed(self): pass",
         "class A(B):\n    def __iter__(self):\n        return self._iterator",
+        "class A(OpenCLI):\n    def _run_subcommand(self, name): pass",
     ],
 )
 def test_private_use_is_seen(source: str) -> None:

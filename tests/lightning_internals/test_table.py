@@ -8,7 +8,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 import pytest
 import torchmetrics
-from lightning.fabric.utilities import seed
+from lightning.fabric.utilities import data
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
 
@@ -33,7 +33,7 @@ GONE: dict[str, Callable[[pytest.MonkeyPatch, pl.Trainer], None]] = {
     "trainer.fit_loop._data_fetcher": lambda patch, t: patch.delattr(t.fit_loop, "_data_fetcher"),
     "trainer.fit_loop._should_accumulate": lambda patch, t: patch.delattr(_FitLoop, "_should_accumulate"),
     "trainer._logger_connector._logged_metrics": lambda patch, t: patch.delattr(t, "_logger_connector"),
-    "lightning.fabric.utilities.seed._set_rng_states": lambda patch, t: patch.delattr(seed, "_set_rng_states"),
+    "lightning.fabric.utilities.data._set_sampler_epoch": lambda patch, t: patch.delattr(data, "_set_sampler_epoch"),
     "CombinedLoader._load_state_dicts": lambda patch, t: patch.delattr(CombinedLoader, "_load_state_dicts"),
     "CombinedLoader._mode": lambda patch, t: patch.delattr(CombinedLoader, "__init__"),
     "torchmetrics.MeanMetric._forward_cache": lambda patch, t: patch.setattr(torchmetrics, "MeanMetric", object),

@@ -115,7 +115,6 @@ def by_hand(zoo: Zoo, mode: str, steps: list[tuple[int, Any, Selection | None]])
                 module.training_step(shown, batch_idx)
             else:
                 optimizers[0].step(lambda shown=shown, batch_idx=batch_idx: _closure(module, shown, batch_idx))
-            module._step += 1
     return module
 
 
@@ -166,7 +165,6 @@ def _without_trainer(module: Module, optimizers: list[Any]) -> None:
         "log": lambda *_, **__: None,
         "optimizers": lambda: optimizers if len(optimizers) > 1 else optimizers[0],
         "manual_backward": lambda loss, **options: loss.backward(**options),
-        "_step": 0,
     }
     for name, stub in stubs.items():
         object.__setattr__(module, name, stub)

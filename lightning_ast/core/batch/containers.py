@@ -93,7 +93,7 @@ class Slicer:
 
     @cached_property
     def positions(self) -> list[int]:
-        """The positions to take, on the host."""
+        """Return the positions to take, on the host."""
         return [int(i) for i in self._indices.tolist()]
 
     def take(self, part: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -67,7 +67,6 @@ class _Swap:
         self._own_take = take is not None
         self._leaves = list(_tensors(batch))
         self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
-        self._shorter: list[Tensor] | None = None
 
     def pairs(self) -> list[Pair]:
         """Pair each tensor that can be changed with its changed copy; masks only where nothing else can be."""
@@ -97,7 +96,7 @@ class _Swap:
 
     def _taken(self, other: int) -> list[Tensor]:
         indices = torch.arange(self._size, device=self._device)
-        indices[self._sample] = other
+        indices[self._sample] = other  # the same batch, with another sample a second time in this one's place
         return list(_tensors(self._take(self._batch, indices)))
 
     def _can_repeat(self) -> bool:
@@ -113,7 +112,7 @@ class _Swap:
         """Change the rows of a tensor that the batch has with the sample, and has not without it."""
         leaf = self._leaves[k]
         every = torch.arange(self._size, device=self._device)
-        parts = [self._one_less(), list(_tensors(self._take(self._batch, every[: self._sample])))]
+        parts = [self._one_less, list(_tensors(self._take(self._batch, every[: self._sample])))]
         if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
             return None
         shorter, before = (part[k] for part in parts)
@@ -124,21 +123,22 @@ class _Swap:
         start = _rows(before) or 0
         return _changed_at(shadow, shadow[start : start + missing])
 
+    @cached_property
     def _one_less(self) -> list[Tensor]:
         """Take the batch without the sample."""
-        if self._shorter is None:
-            indices = torch.arange(self._size, device=self._device)
-            self._shorter = list(_tensors(self._take(self._batch, indices[indices != self._sample])))
-        return self._shorter
+        indices = torch.arange(self._size, device=self._device)
+        return list(_tensors(self._take(self._batch, indices[indices != self._sample])))
 
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""
         leaf = self._leaves[k]
         if leaf.is_nested:
             return self._tweaked_nested(leaf)
+        # A tensor that comes back as the same object was not indexed: it is shared, or another sample's own.
         if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
-            return None  # it is shared, or belongs to another sample
+            return None
         aligned = len(taken) == len(self._leaves)
+        # An entry of a list that holds this sample alone: another sample's stood in its place, or its shape differs.
         entry = aligned and (taken[k].shape != leaf.shape or any(taken[k] is other for other in self._leaves))
         if entry or (not aligned and not (leaf.dim() and leaf.shape[0] == self._size)):
             return _other_values(_copy(leaf))
@@ -162,7 +162,7 @@ class _Swap:
 
     def _batch_dim(self, k: int) -> int | None:
         """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
-        shorter = self._one_less()
+        shorter = self._one_less
         if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
             return None
         before = self._leaves[k].shape
@@ -196,7 +196,7 @@ def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
     if is_real_valued(part):
         return _moved(part)
-    flipped = part.flip(tuple(range(part.dim())))
+    flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
     if _differ(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
@@ -253,6 +253,7 @@ def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
     edges = fields.get("edge_index")
     on_edges = nodes[edges[0]] if isinstance(edges, Tensor) and edges.dim() == 2 else None
     for name, value in fields.items():
+        # What describes the graphs themselves must stay: with other edges, other samples would change too.
         if not isinstance(value, Tensor) or name in ("batch", "ptr") or "index" in name or not value.dim():
             continue
         rows = next((r for r in (nodes, on_edges) if r is not None and len(r) == len(value)), None)

@@ -52,14 +52,14 @@ def compare(real: Tensor, shadow: Tensor) -> Dependence:
         tensor([0., 0., 3.], dtype=torch.float64)
     """
     shape = tuple(real.shape)
-    box = _box(real != shadow)
+    box = _box(real != shadow)  # the rest of a large tensor need not be looked at
     profiles = [torch.zeros(size, dtype=torch.float64) for size in shape]
     if box is None:
         return Dependence(shape, tuple(profiles), independent=True)
     difference = changed_places(real[box], shadow[box], largest=_scale(real, real[box], shadow[box]))
     for d, profile in enumerate(profiles):
         others = [e for e in range(len(shape)) if e != d]
-        summed = difference.double() if difference.device.type != "mps" else difference
+        summed = difference.double() if difference.device.type != "mps" else difference  # which has no float64
         profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
     hidden = bool(real[box].isnan().any())  # as in the mean of losses of which another sample's is NaN
     return Dependence(shape, tuple(profiles), independent=not hidden and not bool(difference.any()))
@@ -88,6 +88,7 @@ def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = Non
     difference = (real - shadow).abs()
     noise = _RELATIVE_NOISE_DOUBLE if wide is torch.float64 else _RELATIVE_NOISE
     difference = torch.where(difference > noise * largest + 2 * unit * size, difference, 0.0)
+    # Infinity and NaN have no difference to compare: they differ where one of the two is finite, or another infinity.
     odd = ~(torch.isfinite(real) & torch.isfinite(shadow))
     same = (real == shadow) | (real.isnan() & shadow.isnan())
     return torch.where(odd, torch.where(same, 0.0, largest.clamp(min=1.0)), difference)

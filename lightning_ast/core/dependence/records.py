@@ -5,11 +5,10 @@ Tensors are kept until they are compared with their shadows, up to a limit: most
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
 from dataclasses import replace
 from itertools import count
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -19,7 +18,7 @@ from lightning_ast.core.dependence.profiles import Dependence, compare, independ
 __all__ = ["Record", "Records", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
-_names = count()
+_numbers = count()
 
 
 class Record:
@@ -50,7 +49,7 @@ class Record:
 
     @property
     def elements(self) -> int:
-        """The number of elements held."""
+        """Return the number of elements held."""
         return 0 if self._pair is None else self._pair[0].numel()
 
     def dependence(self) -> Dependence | None:
@@ -81,10 +80,10 @@ class Records:
     """
 
     def __init__(self) -> None:
-        self._name = f"lightning_ast.records.{next(_names)}"
+        self._name = f"lightning_ast.records.{next(_numbers)}"
         self._unused: dict[int, list[Record | None]] = {}
-        self._held: deque[weakref.ref[Record]] = deque()
-        self._by_memory: dict[int, list[weakref.ref[Record]]] = {}
+        self._held: WeakValueDictionary[int, Record] = WeakValueDictionary()  # the oldest first
+        self._by_memory: dict[int, WeakSet[Record]] = {}
         self._elements = 0
 
     def has(self, node: Any, output_nr: int) -> bool:
@@ -96,7 +95,7 @@ class Records:
         node.metadata.setdefault(self._name, {})[output_nr] = record
         made = self._unused.get(node._sequence_nr(), [])
         if output_nr < len(made):
-            made[output_nr] = None
+            made[output_nr] = None  # from now on it is found by its node
         self._hold(record, key)
 
     def add_unused(self, number: int, records: list[Record | None], keys: list[int | None]) -> None:
@@ -117,37 +116,31 @@ class Records:
             record = made[output_nr]
             if record is not None and shape in (None, record.shape):
                 return record
+        # The results need not be in the order of the node's outputs: the shape decides then.
         fitting = [other for other in made if other is not None and other.shape == shape]
         return fitting[0] if len(fitting) == 1 else None
 
     def before_write(self, key: int | None) -> None:
         """Compare the outputs that lie in some memory, before it is written to."""
-        for reference in self._by_memory.pop(key, ()) if key is not None else ():
-            record = reference()
-            if record is not None:
-                record.dependence()
+        for record in () if key is None else self._by_memory.pop(key, ()):
+            record.dependence()
 
     def sweep(self) -> None:
         """Forget records that ended with their node or were compared, and compare the oldest above the limit."""
-        living = [reference for reference in self._held if (r := reference()) is not None and r.elements]
-        self._held = deque(living)
-        self._elements = sum(r.elements for reference in living if (r := reference()) is not None)
-        while self._elements > _MAX_ELEMENTS and self._held:
-            record = self._held.popleft()()
-            if record is not None:
+        self._elements = sum(record.elements for record in self._held.values())
+        for number, record in list(self._held.items()):
+            if self._elements > _MAX_ELEMENTS:
                 self._elements -= record.elements
                 record.dependence()
-        kept = {id(reference) for reference in self._held}
-        memory = {key: [r for r in held if id(r) in kept] for key, held in self._by_memory.items()}
-        self._by_memory = {key: held for key, held in memory.items() if held}
+            if not record.elements:
+                del self._held[number]
+        self._by_memory = {key: held for key, held in self._by_memory.items() if held}
         self._unused = {number: made for number, made in self._unused.items() if any(r is not None for r in made)}
 
     def clear(self) -> None:
         """Drop all tensors."""
-        for reference in self._held:
-            record = reference()
-            if record is not None:
-                record.forget()
+        for record in list(self._held.values()):
+            record.forget()
         self._held.clear()
         self._by_memory.clear()
         self._unused.clear()
@@ -156,11 +149,10 @@ class Records:
     def _hold(self, record: Record, key: int | None) -> None:
         if record.elements == 0:
             return
-        reference = weakref.ref(record)
-        self._held.append(reference)
+        self._held[next(_numbers)] = record
         self._elements += record.elements
         if key is not None:
-            self._by_memory.setdefault(key, []).append(reference)
+            self._by_memory.setdefault(key, WeakSet()).add(record)
         if self._elements > _MAX_ELEMENTS:
             self.sweep()
 

@@ -66,8 +66,10 @@ _OPERATIONS = {
 _TREATMENTS = {name: treatment for names, treatment in _OPERATIONS.items() for name in names.split()}
 BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
 """Operations whose number of rows depends on values."""
+# The operators that take functions, and are known to write nothing; they have no schema to read names from.
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
 _ANY_ARGUMENTS = tuple(str(position) for position in range(32))
+# These change a random state, which their schema does not declare.
 _UNDECLARED_WRITES = {"_cudnn_rnn": ("dropout_state",), "miopen_rnn": ("dropout_state",)}
 
 
@@ -151,7 +153,7 @@ def quiet() -> Iterator[None]:
 def generators_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Generator]:
     """Find the random generators that an operation may draw from."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Generator)]
-    if given:
+    if given:  # a generator of the caller's own is the only one that is drawn from
         return given
     generators = {t.device: _default_generator(t.device) for t in tensors_in((*args, *kwargs.values()))}
     return [generator for generator in generators.values() if generator is not None]

@@ -76,7 +76,7 @@ def prepare(
     call.kind = _outlook(call.facts, known[: len(read)], known[len(read) :])
     call.has_numbers = any(kind is Kind.SHADOW and is_real_valued(tensor) for tensor, kind in known)
     if call.kind is Kind.SHADOW:
-        for tensor in call.written:
+        for tensor in call.written:  # while the shadow still equals it: the operation is about to change it
             shadows.start(tensor)
         if call.facts.is_random:
             call.states = random_states(generators_of(args, kwargs))
@@ -156,6 +156,7 @@ def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
     for tensor in tensors_in((call.args, call.kwargs)):
         is_weight = tensor.requires_grad and tensor.is_floating_point() and tensor.numel() > 0
         if is_weight and shadows.kind(tensor) in (Kind.PLAIN, Kind.UNSEEN) and not bool(tensor.detach().any()):
+            # drawn from a generator of its own: the user's random numbers must stay what they are
             values = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
             found[id(tensor)] = (values + 0.5).to(tensor)
     return found
@@ -216,7 +217,7 @@ def _run(
     if facts.treatment is Treatment.BATCH_NORM and given.get("training", True):
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
-            return None
+            return None  # a weight that is made of the samples: the formula below does not hold
         given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
     if facts.treatment is Treatment.SORT:  # in the order that the real run found: a gradient takes the same way

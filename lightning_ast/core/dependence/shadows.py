@@ -125,6 +125,8 @@ class Shadows:
             if entry.shadow is None or made._cdata != entry.shadow._cdata or view.stride() != shadow.stride():
                 _write(view, shadow)
             return
+        # A result that lies in memory as the real one does is taken over; any other is copied, as is one whose storage
+        # is the shadow of another already.
         same = real.stride() == shadow.stride() and real.storage_offset() == shadow.storage_offset()
         same = same and real.is_conj() == shadow.is_conj() and real.is_neg() == shadow.is_neg()
         if same and storage.nbytes() == made.nbytes() and made._cdata not in self._owned:
@@ -210,6 +212,7 @@ def _placed(entry: _Entry, tensor: Tensor) -> Kind:
     start, end = _span(tensor)
     have = entry.start_byte
     length = 0 if entry.shadow is None else entry.shadow.nbytes()
+    # Outside of what was copied of a large storage lies what no batch covers.
     if start == end or end <= have or (start >= have + length and have > 0):
         return Kind.PLAIN
     return Kind.SHADOW if start >= have and end <= have + length else Kind.UNKNOWN

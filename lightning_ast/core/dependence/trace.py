@@ -61,7 +61,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, batch: Any, batch_size: int, *, take: Take | None = None, only: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sample = batch_size - 1
+        self.sample = batch_size - 1  # the last: a causal or cumulative operation changes no other sample with it
         self.failure: str | None = None
         self.complete = only is None
         self.paused = False
@@ -69,7 +69,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._records = Records()
         self._thread = threading.get_ident()
         self._last_number = _last_node_number()
-        self._first_number = self._last_number + 1
+        self._first_number = self._last_number + 1  # nodes below it were made before the trace
         self._operations = 0
         self._stances: list[AbstractContextManager[Any]] = []
         pairs = self._perturbed(batch, batch_size, take)
@@ -113,6 +113,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if hasattr(node, "variable"):
                 return self._record(node.variable).dependence()
             own_thread = threading.get_ident() == self._thread
+            # A backward may ask from another thread, which numbers its nodes by itself.
             record = self._records.find(node, output_nr, by_number=own_thread)
             found = None if record is None else record.dependence()
         if found is not None and found.independent and isinstance(node, BackwardCFunction):

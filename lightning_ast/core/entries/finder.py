@@ -98,7 +98,7 @@ class EntryFinder:
 
     @property
     def proved(self) -> bool:
-        """Whether the rows of at least one loss were proved."""
+        """Tell whether the rows of at least one loss were proved."""
         return any(plan.layouts for plan in self._plans)
 
     def prove(
@@ -124,7 +124,7 @@ class EntryFinder:
         found, plan = _search(loss, batch_size, view)
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._remember(plan)
-        if found.entries:
+        if found.entries:  # what is unclear beside them holds no rows of samples, and will not in later batches
             self._mixed |= view.unclear.keys()
         return found
 
@@ -157,7 +157,7 @@ class EntryFinder:
         for position, plan in enumerate(self._plans):
             found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
-                if position:
+                if position:  # the newest first: losses of the same form tend to follow each other
                     self._plans.insert(0, self._plans.pop(position))
                 return found
         return None
@@ -179,7 +179,7 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
 
     Args:
         unclear: Sizes of tensors whose rows could not be told, as :class:`Found` lists them.
-        batch_size: Samples B of the batch.
+        batch_size: The number of samples B of the batch.
         remedy: What the user can do about it.
     """
     if unclear:
@@ -211,7 +211,7 @@ def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Pla
         if above.entered:
             return above.result()
         view.unclear.update(unclear)
-    if len(first.entered) > 1:
+    if len(first.entered) > 1:  # one of them may lie below another, inside the network
         inner = set(nodes_below([child for child, _ in first.entered]))
         return _Walk(loss, batch_size, view, inner=inner).result()
     return first.result()

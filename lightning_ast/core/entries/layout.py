@@ -98,6 +98,7 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
         >>> [layout.assigned for layout in layouts_by_assignment((3, 8), (torch.tensor([0, 1, 1]),))]
         [0]
     """
+    # Nodes and edges may be equally many; two equal assignments are one layout all the same.
     fitting = [k for k, assignment in enumerate(assignments) if shape and len(assignment) == shape[0]]
     for k in fitting:
         if k == fitting[0] or not torch.equal(assignments[k], assignments[fitting[0]]):
@@ -143,6 +144,7 @@ def prove_layout(
         if exact or mixed or float((outside > 0).double().mean()) <= _PARTNERS:
             coverage = float((inside > 0).double().mean())
             found.append((coverage + exact, replace(layout, exact=exact)))
+    # Exact layouts win over mixed ones, and those whose rows all changed over those that only some explain.
     found.sort(key=lambda entry: entry[0], reverse=True)
     if not found or (len(found) > 1 and found[0][0] == found[1][0]):
         return None

@@ -74,6 +74,7 @@ class SizedView:
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
         if node.name().startswith((*PICKING, *OPAQUE)):
             return False
+        # An edge to nothing is an input without gradient, such as the batch itself.
         children = edges_of(node)
         return children if children and len(children) == len(node.next_functions) else False
 
@@ -99,8 +100,8 @@ class SizedView:
         by_assignment = list(layouts_by_assignment(shape, self.assignments))
         fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
         if len(fitting) > 1:  # as in the other tensors of this network, if these agree
-            kin = [layout for (_, ndim), layout in self._known.items() if ndim == len(shape)]
-            fitting = [layout for layout in fitting if kin and all(_is_alike(layout, other) for other in kin)]
+            kin = {replace(layout, exact=True) for (_, ndim), layout in self._known.items() if ndim == len(shape)}
+            fitting = [layout for layout in fitting if kin == {layout}]
         return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
 
     def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
@@ -108,10 +109,6 @@ class SizedView:
         if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
         return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
-
-
-def _is_alike(one: Layout, other: Layout) -> bool:
-    return (one.dim, one.pre, one.post, one.assigned) == (other.dim, other.pre, other.post, other.assigned)
 
 
 class TracedView(SizedView):
@@ -145,6 +142,7 @@ class TracedView(SizedView):
             sample=self._trace.sample,
             assignments=self.assignments,
         )
+        # Rows that values picked are a multiple of the batch size by chance alone.
         if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
             return None
         return self._unless_picked(node, output_nr, layout)
@@ -186,7 +184,7 @@ def owns_parameters(node: Node, view: SizedView) -> bool:
         if child is None or not _leads_to_parameters(child, output_nr, view):
             continue
         shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
-        if layer or shape is None or math.prod(shape) > 1:
+        if layer or shape is None or math.prod(shape) > 1:  # a single element is a temperature or a loss weight
             return True
         if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in node.next_functions):
             return True  # the bias of a layer of one output, which stands apart from the product

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from lightning_ast.core.entries.node_facts import RowOrder, row_order
 from lightning_ast.core.losses.functions import CLASS_LOSSES, RULES, Elements
@@ -30,7 +30,7 @@ _DEFAULTS = {
 _IGNORED_BY_DEFAULT = -100
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class WatchedCall:
     """One call of a loss function.
 
@@ -39,42 +39,30 @@ class WatchedCall:
         args: Its positional arguments.
         kwargs: Its other arguments.
         output: The value that it returned; None where the capture stopped there.
+        counted: Whether the call may enter a score: it was not under the user's own ``torch.no_grad``.
         edge: The place where the gradient of the output enters the graph; None without a graph. It stays the same if
             the output is changed in place later (``loss += penalty``).
-        counted: Whether the call may enter a score: it was not under the user's own ``torch.no_grad``.
-        versions: The number of times that each tensor among the arguments had been changed in place at the call.
     """
 
     func: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor | None
-    edge: GradientEdge | None
     counted: bool
-    versions: tuple[int, ...]
 
-    @classmethod
-    def of(
-        cls,
-        func: Callable[..., Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Tensor | None,
-        *,
-        counted: bool,
-    ) -> WatchedCall:
-        """Remember a call that was just made, or one without output that is not made."""
-        edge = get_gradient_edge(output) if output is not None and output.requires_grad else None
-        return cls(func, args, kwargs, output, edge, counted, _versions(args, kwargs))
+    def __post_init__(self) -> None:
+        output = self.output
+        self.edge = None if output is None or not output.requires_grad else get_gradient_edge(output)
+        self._versions = _versions(self.args, self.kwargs)
 
     @property
     def name(self) -> str:
-        """The name of the loss function."""
+        """Return the name of the loss function."""
         return self.func.__name__
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """All arguments by name, in the order of the function's parameters, defaults included."""
+        """Return all arguments by name, in the order of the function's parameters, defaults included."""
         # Signature.bind does the same in ten times the time
         names = _PARAMETERS[self.func]
         known = {**_DEFAULTS[self.func], **dict(zip(names, self.args, strict=False)), **self.kwargs}
@@ -82,13 +70,13 @@ class WatchedCall:
 
     @property
     def reduction(self) -> str:
-        """The reduction: ``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
+        """Return the reduction: ``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``."""
         return str(self.arguments["reduction"])
 
     @property
     def changed(self) -> bool:
-        """Whether a tensor among the arguments was changed in place after the call."""
-        return self.versions != _versions(self.args, self.kwargs)
+        """Tell whether a tensor among the arguments was changed in place after the call."""
+        return self._versions != _versions(self.args, self.kwargs)
 
     def labels(self, batch_size: int) -> Tensor | None:
         """Return the class indices ``(B,)`` that the loss was given, -1 for those to ignore; None where it has none."""

@@ -48,7 +48,7 @@ class LossRecord:
 
     @property
     def labels(self) -> Tensor | None:
-        """The class indices ``(B,)``, -1 for those to ignore; None where not every sample has one."""
+        """Return the class indices ``(B,)``, -1 for those to ignore; None where not every sample has one."""
         if self.kind != "multiclass" or self.targets is None:
             return None
         return class_labels(self.targets, self.ignore_index, len(self.losses))
@@ -105,6 +105,7 @@ class LossCapture(TorchFunctionMode):
 
     def __exit__(self, *exception: object) -> None:
         """Stop watching; modes that were entered later stay on."""
+        # torch pops its newest mode whatever its name: take those above off, and put them back.
         above = []
         while self._entered and _len_torch_function_stack():
             mode = _pop_mode()  # type: ignore[no-untyped-call]
@@ -122,12 +123,13 @@ class LossCapture(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in RULES or torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        # A loss under the user's own no_grad is only logged; under ours (a scoring pass) every loss counts.
         counted = torch.is_grad_enabled() or not self._graded
         if self._stop and counted:
-            self.calls.append(WatchedCall.of(func, args, kwargs, None, counted=True))
+            self.calls.append(WatchedCall(func, args, kwargs, None, counted=True))
             raise LossReached
         output = func(*args, **kwargs)
-        self.calls.append(WatchedCall.of(func, args, kwargs, output, counted=counted))
+        self.calls.append(WatchedCall(func, args, kwargs, output, counted=counted))
         return output
 
     def clear(self) -> None:

@@ -65,6 +65,7 @@ def _class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     if weight is None:
         divisor = valid.sum().clamp_min(1)
     else:
+        # An ignored target is no index: 0 stands in its place, and its weight is taken out again.
         weights = weight[targets.where(valid, torch.zeros_like(targets))] * valid
         divisor = weights.sum().clamp_min(torch.finfo(weight.dtype).tiny)
     return Elements(values, divisor, logits, targets, "multiclass", ignore)

@@ -79,6 +79,7 @@ def _weights(loss: Tensor, calls: list[WatchedCall]) -> list[tuple[WatchedCall, 
         raise LossCaptureError(
             f"the loss has no graph, so what each of the watched losses weighs in it is not known. {REMEDY}"
         )
+    # A loss without a graph (of frozen layers alone) adds nothing to the gradient.
     edges = [(call, call.edge) for call in calls if call.edge is not None]
     if not edges:
         return []

@@ -89,7 +89,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def executed_share(self) -> float | None:
-        """The executed FLOPs as a share of the full backward's; None where either is not known."""
+        """Return the executed FLOPs as a share of the full backward's; None where either is not known."""
         if self.failure is not None or self.executed is None or self.full == 0:
             return None
         return self.executed / self.full
@@ -105,6 +105,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the op as it would run without this mode, then count it."""
         kwargs = kwargs or {}
         alone = torch._C._len_torch_dispatch_stack() == 0  # this mode is off the stack while it handles an op
+        # Of these types, only those with a dispatch of their own matter.
         types = [each for each in types if each.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl]
         rows = bool(types) and types[0] in (RowGradient, GradientMemory)
         composed = not types and _is_composed(func, args, kwargs)

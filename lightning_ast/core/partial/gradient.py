@@ -67,7 +67,7 @@ class RowGradient(Tensor):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The memory format that this tensor claims to have."""
+        """Return the memory format that this tensor claims to have."""
         return torch.contiguous_format if self.is_contiguous() else torch.channels_last
 
     def packed(self) -> Tensor:
@@ -181,8 +181,9 @@ def go_dense(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """Run an op over all rows and count it."""
     first = args[0] if args else None
     gradients = [g for g in _gradients((args, kwargs)) if g.place is not None]
-    if gradients and not in_accumulate_grad(gradients[0].rows):
+    if gradients and not in_accumulate_grad(gradients[0].rows):  # a leaf's .grad has to be dense
         gradients[0].rows.dense_ops[str(func)] += 1
+    # What a write changes, or a view shares, must be the one full tensor that all later readers see.
     if isinstance(first, RowGradient) and (func._schema.is_mutable or is_view(func)):
         first.become_dense()
     args, kwargs = tree_map_only(RowGradient, RowGradient.dense, (args, kwargs))

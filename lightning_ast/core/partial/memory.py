@@ -63,7 +63,7 @@ class GradientMemory(Tensor):
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was written yet."""
+        """Tell whether nothing was written yet."""
         return self.shared.source is None and self.shared.plain is None
 
     def content(self) -> Tensor:
@@ -116,8 +116,8 @@ class GradientMemory(Tensor):
         rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs or {}))
         if type(memory) is not cls:
             return func(*tree_map_only(cls, cls.content, (memory,)), *rest, **kwargs)
-        if memory.shared.plain is None:
-            if name == "aten::as_strided" and not any(rest[2:]):
+        if memory.shared.plain is None:  # nobody has needed ordinary memory yet
+            if name == "aten::as_strided" and not any(rest[2:]):  # without an offset
                 return cls(memory.shared, tuple(rest[0]), tuple(rest[1]))
             if name == "aten::copy_" and memory._write(rest[0]):
                 return memory
@@ -167,6 +167,7 @@ def _viewed(
     if both and math.prod(shape) == math.prod(old_shape):
         reshaped = torch.ops.aten.view(gradient, shape)
         return reshaped if isinstance(reshaped, RowGradient) else None
+    # Dimensions are told by size and stride; where two have both alike, the order cannot be told.
     have = {(n, s): d for d, (n, s) in enumerate(zip(old_shape, old_stride, strict=True)) if n != 1}
     want = {(n, s): d for d, (n, s) in enumerate(zip(shape, stride, strict=True)) if n != 1}
     above_one = sum(n != 1 for n in old_shape), sum(n != 1 for n in shape)

@@ -6,7 +6,7 @@ import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ __all__ = ["BatchNormBackward", "Place", "Rows", "UnequalPlace", "place_of"]
 
 BatchNormBackward = Literal["selected", "exact"]
 
+_Chunk = tuple[int | torch.SymInt, tuple[int, int], torch.dtype, torch.device]
+"""The address of gathered memory, its shape as ``(B, stride)``, its type and its device."""
 _KEPT = 4
 """Gathered chunks kept for the ops that follow: a layer's input is often its predecessor's saved output."""
 _SPARE = 4
@@ -48,7 +50,7 @@ class UnequalPlace(Place):
 
     Attributes:
         assignment: ``(size,)`` int64, the sample of each row.
-        count: B.
+        count: The number of samples B.
     """
 
     assignment: Tensor
@@ -91,6 +93,7 @@ def _plan(
     elements = math.prod(shape)
     extent = 1 + (post - 1) * strides[dim]
     extent += sum((n - 1) * s for d, (n, s) in enumerate(zip(shape, strides, strict=True)) if d != dim)
+    # Samples that are chunks of memory, one after the other, can be gathered as the rows of a two-dimensional view.
     if pre != 1 or elements == 0 or not 0 < extent <= stride <= elements * _SPARE // batch_size:
         return None
     gathered = (*shape[:dim], count * post, *shape[dim + 1 :])
@@ -119,7 +122,7 @@ class Rows:
         self.graph_task = torch._C._current_graph_task_id()
         self._on = {indices.device: indices}
         self._folded: dict[tuple[torch.device, int, int], Tensor] = {}
-        self._gathered: OrderedDict[Any, tuple[Tensor, torch.UntypedStorage, int | None]] = OrderedDict()
+        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = OrderedDict()
         self._kept = _KEPT
 
     def on(self, device: torch.device) -> Tensor:
@@ -155,12 +158,13 @@ class Rows:
             return self._chunk(full, plan, offset - start).as_strided(plan.shape, plan.strides, start)
         return self._gather_by_dimension(full, dim, pre, post)
 
-    def _chunk(self, full: Tensor, plan: _Plan, begin: Any) -> Tensor:
+    def _chunk(self, full: Tensor, plan: _Plan, begin: int | torch.SymInt) -> Tensor:
         """Take the selected chunks of the memory behind ``full``, by one index_select or from the cache."""
         version = None if full.is_inference() else full._version
         address = full.data_ptr() - full.element_size() * (full.storage_offset() - begin)
         key = (address, plan.source, full.dtype, full.device)
         hit = self._gathered.get(key)
+        # The version tells whether the memory was written to since; meta tensors all have the same address.
         if hit is not None and hit[2] == version and version is not None and full.device.type != "meta":
             return hit[0]
         samples = full.as_strided(plan.source, (plan.stride, 1), begin)

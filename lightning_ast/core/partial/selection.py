@@ -24,7 +24,7 @@ class _KeepRows(torch.autograd.Function):
         ctx.size = losses.shape[0]
         ctx.batchnorm = batchnorm
         ctx.dense_ops = dense_ops
-        picked = losses[indices]
+        picked = losses[indices]  # not multiplied by 0 and 1: a loss of NaN that is not selected must stay out
         ctx.save_for_backward(indices, factors, picked if ctx.needs_input_grad[2] else None)
         return torch.zeros_like(losses).index_add_(0, indices, picked if factors is None else picked * factors)
 

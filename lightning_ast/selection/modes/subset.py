@@ -105,7 +105,7 @@ class SubsetMode(SelectionMode):
         """Score the batch, and take the selected samples; a dense batch is scored where that proves the entries."""
         assert self._score is not None
         assert self._gating is not None
-        self._part = None
+        self._part = None  # an abandoned batch may have left its own
         if not step.is_sparse and not self._gating.scoring_search.wants_trace(step.batch_size):
             return
         with ExitStack() as sections:
@@ -129,10 +129,10 @@ class SubsetMode(SelectionMode):
         with torch.no_grad():
             self._decision.decide_ahead(step, scores, finite, scored.labels)
         if step.is_void or (step.known_bad and step.selected == 1):
-            return  # the step sees the whole batch: BatchNorm cannot do with one sample
+            return  # the step sees the whole batch: BatchNorm in training mode refuses a single sample
         assert step.selection is not None
         indices = step.selection.indices
-        # among the selected samples, a tensor that is shared looks like their own where it has as many rows: so a part
+        # Among the selected samples, a tensor that is shared looks like their own where it has as many rows: so a part
         # of them is taken out of the whole batch
         take = partial(self._take_again, batch, step.batch_size, indices)
         step.part = Part(self._taken(batch, step.batch_size, indices), scored.norms[indices], take)

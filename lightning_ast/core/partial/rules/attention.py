@@ -37,7 +37,7 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             continue
         if saved.dim() > at and saved.shape[at] == size and (name in _SAVED or saved.dim() == 4):
             call[name] = gradient.rows_of(saved, at)
-            mask_has_rows |= name in _MASKS
+            mask_has_rows |= name in _MASKS  # a mask that is broadcast over the batch is the same for all rows
         elif name in _SAVED:
             return NotImplemented
     call[names[0]] = gradient.packed()

@@ -32,7 +32,7 @@ def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Pl
     for dim, size in enumerate(new):
         before = math.prod(new[:dim])
         after = math.prod(new[dim + 1 :])
-        if outside % before or inside % after:
+        if outside % before or inside % after:  # this dimension would cut through a sample or a group
             continue
         pre = outside // before
         post = inside // after
@@ -63,16 +63,10 @@ def _swapped(place: Place, a: int, b: int) -> Place:
     return _permuted(place, tuple(partner.get(dim, dim) for dim in dims))
 
 
-@rule("t", on_rows=True)
-def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    place = gradient.place if gradient.dim() < 2 else _swapped(gradient.place, 0, 1)
-    return wrap(gradient.data_rows.t(), gradient.rows, place)
-
-
-@rule("transpose.int", on_rows=True)
+@rule("t", "transpose.int", on_rows=True)
 def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, a, b = args
+    gradient, *dims = args
+    a, b = dims or (0, gradient.dim() - 1)  # t() takes one or two dimensions
     return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
 
 
