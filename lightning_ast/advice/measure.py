@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, rea
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
 from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
-from lightning_ast.advice.runs import Asked, due_validations, limit_faults, prune_fault, run_facts
+from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
 from lightning_ast.advice.script import Block, Timing, script
 from lightning_ast.advice.summary import reason_of, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
@@ -38,6 +39,7 @@ from lightning_ast.words import counted
 __all__ = ["Measurement"]
 
 _PROBED: tuple[Mode, ...] = ("partial", "subset", "mask")
+_LIMITS = ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
 _LOADING_SHARE = 1 / 6
 _VALIDATION_SHARE = 1 / 11
 
@@ -226,7 +228,7 @@ class Measurement:
             self._notes.append(f"Validation could not be measured, and is left out: {reason_of(error)}")
             return None
         known = all(math.isfinite(n) for n in timer.batches)
-        batches = timer.done if ended else sum(int(n) for n in timer.batches) if known else 0
+        batches = max(0, len(timer.ends) - 1) if ended else sum(int(n) for n in timer.batches) if known else 0
         if timer.batches and not known and not ended:
             self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
         if not batches or timer.seconds_per_batch is None:
@@ -242,22 +244,17 @@ class _ValidationTimer(Callback):
         super().__init__()
         self._seconds = seconds
         self._clock = clock
-        self._ends: list[float] = []
+        self.ends: list[float] = []
         self._reset_seconds = 0.0
         self._starts_workers = False
         self.batches: list[float] = []
 
     @property
-    def done(self) -> int:
-        """Count the batches that were run."""
-        return max(0, len(self._ends) - 1)
-
-    @property
     def start_seconds(self) -> float:
         """Return the time that workers take to start and bring a first batch; 0 where none start anew each time."""
-        if not self._starts_workers or len(self._ends) < 2:
+        if not self._starts_workers or len(self.ends) < 2:
             return 0.0
-        return self._reset_seconds + max(0.0, self._ends[1] - self._ends[0] - (self.seconds_per_batch or 0.0))
+        return self._reset_seconds + max(0.0, self.ends[1] - self.ends[0] - (self.seconds_per_batch or 0.0))
 
     def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
         """Wrap the loop's ``reset``, to record its seconds."""
@@ -272,9 +269,9 @@ class _ValidationTimer(Callback):
     @property
     def seconds_per_batch(self) -> float | None:
         """Return the steady time of a batch, the first left out where three were run; None without any."""
-        first = 1 if len(self._ends) > 3 else 0
-        steps = len(self._ends) - 1 - first
-        return (self._ends[-1] - self._ends[first]) / steps if steps > 0 else None
+        first = 1 if len(self.ends) > 3 else 0
+        steps = len(self.ends) - 1 - first
+        return (self.ends[-1] - self.ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to take the times."""
@@ -284,20 +281,25 @@ class _ValidationTimer(Callback):
             for each in loaders(trainer.validate_loop)
         )
         self._wait = synchronizer(trainer.strategy.root_device)
-        self._ends.append(self._clock())
+        self.ends.append(self._clock())
 
     def on_validation_batch_end(self, *hook: Any) -> None:
         """Stop when it is enough."""
         self._wait()
-        self._ends.append(self._clock())
-        if self._ends[-1] - self._ends[0] >= self._seconds and len(self._ends) > 2:
+        self.ends.append(self._clock())
+        if self.ends[-1] - self.ends[0] >= self._seconds and len(self.ends) > 2:
             raise Enough
 
 
 def _faults(trainer: pl.Trainer) -> list[str]:
     """Find why nothing can be measured."""
     settings: Any = trainer
-    found = limit_faults(trainer)
+    values = {name: getattr(trainer, name, None) for name in _LIMITS}
+    found = [
+        f"{name}: expected at most {sys.maxsize}, got {value}."  # a range of so many numbers has no length in Python
+        for name, value in values.items()
+        if isinstance(value, int) and value > sys.maxsize
+    ]
     if trainer.world_size > 1:
         found.append(
             f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -24,29 +23,11 @@ from lightning_ast.schedule import Schedule
 from lightning_ast.selection.faults import setting_faults
 from lightning_ast.words import counted
 
-__all__ = ["Asked", "due_validations", "limit_faults", "prune_fault", "run_facts"]
+__all__ = ["Asked", "due_validations", "prune_fault", "run_facts"]
 
 ASSUMED_EPOCHS = 10
 ASSUMED_BATCHES = 1000
 ASSUMED_DENSE = 0.1
-_LIMITS = ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
-
-
-def limit_faults(trainer: pl.Trainer) -> list[str]:
-    """Find the limits of a Trainer that are too large: a range of so many numbers has no length in Python.
-
-    Args:
-        trainer: The user's Trainer.
-
-    Returns:
-        A sentence for each such setting.
-    """
-    values = {name: getattr(trainer, name, None) for name in _LIMITS}
-    return [
-        f"{name}: expected at most {sys.maxsize}, got {value}."
-        for name, value in values.items()
-        if isinstance(value, int) and value > sys.maxsize
-    ]
 
 
 @dataclass(frozen=True)

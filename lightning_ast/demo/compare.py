@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -195,35 +196,24 @@ def print_table(results: list[RunResult], title: str) -> None:
     threads = counted(torch.get_num_threads(), "thread")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads}"
     table = Table(title=f"{title}, {hardware}")
-    columns = (
-        "run",
-        "epochs",
-        "accuracy",
-        "seconds",
-        "samples",
-        "GFLOPs",
-        "activation",
-        "samples skipped",
-        "FLOPs saved",
-        "seconds saved",
-    )
-    for column in columns:
-        justify: JustifyMethod = "left" if column == "run" else "right"
-        table.add_column(column, justify=justify, no_wrap=column == "run", min_width=max(map(len, column.split())))
-    reference = results[0]
+    first = results[0]
+    columns: dict[str, Callable[[RunResult], str]] = {
+        "run": lambda run: run.name,
+        "epochs": lambda run: str(run.epochs),
+        "accuracy": lambda run: f"{run.accuracy:.2%}",
+        "seconds": lambda run: f"{run.seconds:.1f}",
+        "samples": lambda run: f"{run.selected:,}",
+        "GFLOPs": lambda run: "-" if run.flops is None else f"{run.flops / 1e9:,.0f}",
+        "activation": lambda run: f"{run.selected / run.offered:.1%}",
+        "samples skipped": lambda run: _saved(run.selected, first.selected),
+        "FLOPs saved": lambda run: _saved(run.flops, first.flops),
+        "seconds saved": lambda run: _saved(run.seconds, first.seconds),
+    }
+    for name in columns:
+        justify: JustifyMethod = "left" if name == "run" else "right"
+        table.add_column(name, justify=justify, no_wrap=name == "run", min_width=max(map(len, name.split())))
     for result in results:
-        table.add_row(
-            result.name,
-            str(result.epochs),
-            f"{result.accuracy:.2%}",
-            f"{result.seconds:.1f}",
-            f"{result.selected:,}",
-            f"{result.flops / 1e9:,.0f}" if result.flops is not None else "-",
-            f"{result.selected / result.offered:.1%}",
-            f"{1 - result.selected / reference.selected:.1%}",
-            f"{1 - result.flops / reference.flops:.1%}" if result.flops is not None and reference.flops else "-",
-            f"{1 - result.seconds / reference.seconds:.1%}",
-        )
+        table.add_row(*(cell(result) for cell in columns.values()))
     console = Console(width=max(124, Console().width))
     console.print()
     console.print(table)
@@ -231,6 +221,10 @@ def print_table(results: list[RunResult], title: str) -> None:
         "seconds: of the epochs, validation included. samples: those trained on. GFLOPs: forward, backward and\n"
         f"scoring, counted. Savings: against the dense run; samples skipped are not compute saved.{_baseline(results)}"
     )
+
+
+def _saved(value: float | None, of: float | None) -> str:
+    return "-" if value is None or not of else f"{1 - value / of:.1%}"
 
 
 def _baseline(results: list[RunResult]) -> str:

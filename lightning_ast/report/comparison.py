@@ -6,26 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_ast.report.derive import EpochSeries, accuracy, elapsed_joules, elapsed_seconds, training_loss_tag
 from lightning_ast.report.epoch_means import behind_each, epoch_means
 from lightning_ast.report.series import Floats, Run
-from lightning_ast.report.style import (
-    COLOURS,
-    Unit,
-    curve,
-    drawing,
-    epoch_axis,
-    joule_unit,
-    label,
-    missing,
-    new_figure,
-    note,
-    percent_axis,
-    second_unit,
-)
+from lightning_ast.report.style import COLOURS, Panel, Unit, drawing, joule_unit, label, new_figure, second_unit
 
 __all__ = ["at_epochs", "comparison"]
 
@@ -51,14 +37,13 @@ def comparison(runs: Sequence[Run]) -> Figure:
     measured = any(spent is not None and spent.values.max() > 0 for spent in map(elapsed_joules, runs))
     with drawing():
         legend_inches = 0.22 * -(-len(runs) // 3)
-        figure = new_figure(11, (5.9 if measured else 3.6) + legend_inches)
+        grid = (2, 2) if measured else (1, 3)
+        figure, panels = new_figure(11, (5.9 if measured else 3.6) + legend_inches, *grid)
         draw = (_by_epochs, _by_seconds, *((_by_joules,) if measured else ()), _losses)
-        panels = figure.subplots(*((2, 2) if measured else (1, 3))).flat
         for axes, panel in zip(panels, draw, strict=True):
             if remarks := panel(axes, runs):
-                note(axes, "; ".join(remarks))
-        first = figure.axes[0]
-        handles = [first.plot([], [], **_look(i))[0] for i in range(len(runs))]
+                axes.note("; ".join(remarks))
+        handles = [panels[0].plot([], [], **_look(i))[0] for i in range(len(runs))]
         figure.legend(handles, [label(run.name, width=34) for run in runs], loc="outside lower center", ncols=3,
                       handlelength=3.5, frameon=False)  # fmt: skip
     return figure
@@ -89,35 +74,35 @@ def _accuracies(runs: Sequence[Run]) -> list[EpochSeries | None]:
     return [None if (found := accuracy(run)) is None else found[1] for run in runs]
 
 
-def _draw(axes: Axes, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats] | None]) -> list[str]:
+def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats] | None]) -> list[str]:
     """Draw the curve of each run that has one; return what is to be said below the panel."""
     for i, points in enumerate(found):
         if points is not None:
-            curve(axes, *points, **_look(i), markevery=max(1, -(-len(points[1]) // 25)))
+            axes.curve(*points, **_look(i), markevery=max(1, -(-len(points[1]) // 25)))
     lacking = [run.name for run, points in zip(runs, found, strict=True) if points is None]
     return [f"not known of {_listed(lacking)}"] if lacking else []
 
 
-def _by_epoch(axes: Axes, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
+def _by_epoch(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
     """Draw a curve a run; return the remarks for below the panel."""
     known = [series for series in found if series is not None]
     if not known:
-        missing(axes, f"no run logged {_HOW[what]}")
+        axes.missing(f"no run logged {_HOW[what]}")
         return []
     remarks = _draw(axes, runs, [series and (series.epochs.astype(np.float64), series.values) for series in found])
     axes.set_ylabel(what)
-    epoch_axis(axes, np.unique(np.concatenate([series.epochs for series in known])))
+    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known])))
     return remarks
 
 
-def _by_epochs(axes: Axes, runs: Sequence[Run]) -> list[str]:
+def _by_epochs(axes: Panel, runs: Sequence[Run]) -> list[str]:
     axes.set_title("Accuracy by epoch")
     remarks = _by_epoch(axes, runs, _accuracies(runs), "accuracy")
-    percent_axis(axes)
+    axes.percent_axis()
     return remarks
 
 
-def _losses(axes: Axes, runs: Sequence[Run]) -> list[str]:
+def _losses(axes: Panel, runs: Sequence[Run]) -> list[str]:
     """Draw the training loss, with what stands behind each point where that is not a whole epoch."""
     found = [epoch_means(run, training_loss_tag(run.scalars)) for run in runs]
     behind = [means and behind_each(means) for means in found]
@@ -133,7 +118,7 @@ def _losses(axes: Axes, runs: Sequence[Run]) -> list[str]:
     return remarks
 
 
-def _by_seconds(axes: Axes, runs: Sequence[Run]) -> list[str]:
+def _by_seconds(axes: Panel, runs: Sequence[Run]) -> list[str]:
     found = [elapsed_seconds(run) for run in runs]
     seconds = [None if each is None else each[0] for each in found]
     remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, second_unit)
@@ -142,12 +127,12 @@ def _by_seconds(axes: Axes, runs: Sequence[Run]) -> list[str]:
     return remarks
 
 
-def _by_joules(axes: Axes, runs: Sequence[Run]) -> list[str]:
+def _by_joules(axes: Panel, runs: Sequence[Run]) -> list[str]:
     return _over_cost(axes, runs, "Accuracy by joules", [elapsed_joules(run) for run in runs], joule_unit)
 
 
 def _over_cost(
-    axes: Axes,
+    axes: Panel,
     runs: Sequence[Run],
     title: str,
     costs: Sequence[EpochSeries | None],
@@ -163,12 +148,12 @@ def _over_cost(
     most = max((float(each[0].max()) for each in points if each is not None and len(each[0])), default=None)
     if most is None:
         known = any(values is not None for values in accuracies)
-        missing(axes, f"not known: add EnergyMonitor to the Trainer{'' if known else '; log an accuracy'}")
+        axes.missing(f"not known: add EnergyMonitor to the Trainer{'' if known else '; log an accuracy'}")
         return []
     unit = unit_of(most)
     remarks = _draw(axes, runs, [each and (each[0] / unit.size, each[1]) for each in points])
     axes.set_ylabel("accuracy")
-    percent_axis(axes)
+    axes.percent_axis()
     axes.set_xlabel(unit.name)
     axes.set_xlim(left=0)
     return remarks

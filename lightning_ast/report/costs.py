@@ -5,21 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_ast.report.derive import EpochSeries, epoch_costs
 from lightning_ast.report.series import Floats, Run
-from lightning_ast.report.style import (
-    COLOURS,
-    Unit,
-    drawing,
-    epoch_axis,
-    joule_unit,
-    new_figure,
-    note,
-    second_unit,
-)
+from lightning_ast.report.style import COLOURS, Panel, Unit, drawing, joule_unit, new_figure, second_unit
 
 __all__ = ["costs", "has_costs"]
 
@@ -66,16 +56,16 @@ def costs(run: Run) -> Figure:
     """
     found = _found(run)
     with drawing():
-        figure = new_figure(11, 4)
-        for axes, (name, parts) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
+        figure, panels = new_figure(11, 4, columns=len(found))
+        for axes, (name, parts) in zip(panels, found.items(), strict=True):
             axes.set_title(f"{name.capitalize()} of an epoch")
             most = max(float(series.values.max()) for _, series in parts)
             _stack(axes, parts, second_unit(most) if name == "seconds" else joule_unit(most))
             lacking = [part.name for part in _PARTS["joules"] if run.series(part.tag) is None]
             if "joules" not in found:
-                note(axes, "joules not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
+                axes.note("joules not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
             elif name == "joules" and lacking:
-                note(axes, f"not measured: {', '.join(lacking)}")
+                axes.note(f"not measured: {', '.join(lacking)}")
     return figure
 
 
@@ -91,7 +81,7 @@ def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
     return found
 
 
-def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> None:
+def _stack(axes: Panel, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> None:
     epochs = np.unique(np.concatenate([series.epochs for _, series in found]))
     edges = np.unique(np.concatenate([epochs - 0.5, epochs + 0.5]))  # what is between two of them may be a gap
     bottom: Floats = np.zeros(len(edges) - 1)
@@ -101,13 +91,13 @@ def _stack(axes: Axes, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> No
         _blocks(axes, edges, bottom, bottom + height, part)
         bottom = bottom + height
     axes.set_ylabel(unit.name)
-    epoch_axis(axes, epochs)
+    axes.epoch_axis(epochs)
     handles, labels = axes.get_legend_handles_labels()
     above = {"handles": handles[::-1], "labels": labels[::-1]}  # in the order in which they are stacked
     axes.legend(**above, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.6, borderpad=0.2)
 
 
-def _blocks(axes: Axes, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:
+def _blocks(axes: Panel, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:
     """Draw one step patch a part, not one bar an epoch: a long run has thousands."""
     few = len(edges) <= 61
     axes.stairs(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
@@ -18,21 +17,7 @@ from lightning_ast.report.derive import (
 )
 from lightning_ast.report.samples import percentiles
 from lightning_ast.report.series import Floats, Histogram, Run, Series, Stage, rebin
-from lightning_ast.report.style import (
-    COLOURS,
-    GREY,
-    count_axis,
-    curve,
-    drawing,
-    epoch_axis,
-    label,
-    legend,
-    missing,
-    new_figure,
-    note,
-    percent_axis,
-    stage_bands,
-)
+from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
 from lightning_ast.words import percent
 
 __all__ = ["dashboard", "smooth"]
@@ -63,26 +48,25 @@ def dashboard(run: Run) -> Figure:
     """
     sparse = any(tag.startswith("ast/") for tag in (*run.scalars, *run.histograms))
     with drawing(title_pad=16 if run.series("ast/stage") else 6):
-        figure = new_figure(11, 6.4 if sparse else 4.6)
-        panels = figure.subplots(2, 3, height_ratios=(1, 1 if sparse else 0.25)).flat
+        figure, panels = new_figure(11, 6.4 if sparse else 4.6, 2, 3, height_ratios=(1, 1 if sparse else 0.25))
         draw = (_accuracy, _loss, _activation, _savings, _threshold, _significance)
         for axes, panel in zip(panels, draw, strict=True):
             panel(axes, run)
     return figure
 
 
-def _accuracy(axes: Axes, run: Run) -> None:
+def _accuracy(axes: Panel, run: Run) -> None:
     found = accuracy(run)
     if found is None:
         axes.set_title("Accuracy")
-        missing(axes, 'not logged: self.log("val_acc", ...) in validation_step')
+        axes.missing('not logged: self.log("val_acc", ...) in validation_step')
         return
     tag, (epochs, values) = found
     axes.set_title(f"Accuracy: {label(tag, width=16)}, last {percent(values[-1])}")
     stages = stage_of_epochs(run)
-    epoch_axis(axes, np.append(epochs, max(epochs[-1], *stages, 0)))
-    percent_axis(axes)
-    curve(axes, epochs, values, color=COLOURS["black"], linewidth=1.1, marker="")
+    axes.epoch_axis(np.append(epochs, max(epochs[-1], *stages, 0)))
+    axes.percent_axis()
+    axes.curve(epochs, values, color=COLOURS["black"], linewidth=1.1, marker="")
     for stage, (marker, colour) in _MARKERS.items():
         inside = np.array([stages.get(int(epoch)) == stage for epoch in epochs], dtype=bool)
         if inside.any():
@@ -93,18 +77,18 @@ def _accuracy(axes: Axes, run: Run) -> None:
     if not stages:
         axes.plot(epochs, values, "o", color=COLOURS["black"], markersize=4 if len(epochs) <= 40 else 0)
         return
-    stage_bands(axes, stage_spans(run, axis="epochs"))
+    axes.stage_bands(stage_spans(run, axis="epochs"))
     if len(set(stages.values())) > 1:
-        legend(axes)
+        axes.corner_legend()
 
 
-def _steps(axes: Axes, run: Run, series: Series) -> None:
-    count_axis(axes, "training step")
+def _steps(axes: Panel, run: Run, series: Series) -> None:
+    axes.count_axis("training step")
     first = float(series.steps[0])
     last = float(series.steps[-1])
     if first < last:
         axes.set_xlim(first, last)
-    stage_bands(axes, [span for span in stage_spans(run, axis="steps") if span.start < last])
+    axes.stage_bands([span for span in stage_spans(run, axis="steps") if span.start < last])
 
 
 def smooth(values: Floats, *, span: int | None = None) -> Floats:
@@ -131,32 +115,31 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
     return out
 
 
-def _loss(axes: Axes, run: Run) -> None:
+def _loss(axes: Panel, run: Run) -> None:
     tag = loss_tag(run.scalars)
     series = run.series(tag)
     if tag is None or series is None:
         axes.set_title("Training loss")
-        missing(axes, 'not logged: self.log("train_loss", loss) in training_step')
+        axes.missing('not logged: self.log("train_loss", loss) in training_step')
         return
     what = "Training loss" if tag == training_loss_tag(run.scalars) else "Loss"
     axes.set_title(f"{what}: {label(tag, width=20)}")
     axes.set_ylabel("loss")
-    curve(
-        axes, series.steps, series.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.7, marker="", label="as logged"
-    )
-    curve(axes, series.steps, smooth(series.values), color=COLOURS["blue"], label="smoothed")
+    faint: dict[str, Any] = {"color": COLOURS["grey"], "alpha": 0.7, "linewidth": 0.7, "marker": ""}
+    axes.curve(series.steps, series.values, **faint, label="as logged")
+    axes.curve(series.steps, smooth(series.values), color=COLOURS["blue"], label="smoothed")
     _steps(axes, run, series)
-    legend(axes)
+    axes.corner_legend()
 
 
-def _activation(axes: Axes, run: Run) -> None:
+def _activation(axes: Panel, run: Run) -> None:
     axes.set_title("Activation rate")
     rate = run.series("ast/activation_rate")
     if rate is None:
-        missing(axes, _DENSE_OR)
+        axes.missing(_DENSE_OR)
         return
-    percent_axis(axes)
-    curve(axes, rate.steps, rate.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.8, label="of the step")
+    axes.percent_axis()
+    axes.curve(rate.steps, rate.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.8, label="of the step")
     lacking = []
     for tag, name, style, colour in (
         ("ast/activation_rate_ema", "moving average", "-", "blue"),
@@ -166,48 +149,48 @@ def _activation(axes: Axes, run: Run) -> None:
         if series is None:
             lacking.append(f"{name} ({tag})")
         else:
-            curve(axes, series.steps, series.values, linestyle=style, color=COLOURS[colour], marker="", label=name)
+            axes.curve(series.steps, series.values, linestyle=style, color=COLOURS[colour], marker="", label=name)
     axes.set_ylim(0, 1.05)
     _steps(axes, run, rate)
-    legend(axes)
+    axes.corner_legend()
     if lacking:
-        note(axes, f"not logged: {', '.join(lacking)}; SparseSelectionCallback logs it")
+        axes.note(f"not logged: {', '.join(lacking)}; SparseSelectionCallback logs it")
 
 
-def _savings(axes: Axes, run: Run) -> None:
+def _savings(axes: Panel, run: Run) -> None:
     axes.set_title("Savings so far, and samples skipped")
     found = {name: series for name in _SAVINGS if (series := run.series(f"ast/savings_{name}")) is not None}
     if not found:
-        missing(axes, _DENSE_OR)
+        axes.missing(_DENSE_OR)
         return
-    percent_axis(axes)
+    axes.percent_axis()
     for name, series in found.items():
         colour, style, width = _SAVINGS[name]
         shown = {"flops": "FLOPs", "samples": "skipped"}.get(name, name)
         text = f"{shown} {'not known at the end' if series.closing is None else percent(series.closing, 0)}"
-        curve(axes, series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
+        axes.curve(series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
     axes.axhline(0, color=GREY, linewidth=0.8)
     _steps(axes, run, max(found.values(), key=len))
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.35 * (high - low))  # room for the legend above the curves
-    legend(axes, loc="upper left", ncols=2, handlelength=2.1, columnspacing=0.7, borderpad=0.2, handletextpad=0.5)
+    axes.corner_legend(loc="upper left", ncols=2, handlelength=2.1, columnspacing=0.7, borderpad=0.2, handletextpad=0.5)
     how = {
         "flops": "FLOPs (not counted in compiled modules)",
         "seconds": "seconds (need a warmup: TwoStageScheduler)",
         "joules": "joules (no counter)" if "energy/epoch_seconds" in run.scalars else "joules (add EnergyMonitor)",
     }
     if lacking := [text for name, text in how.items() if name not in found]:
-        note(axes, f"not logged: {', '.join(lacking)}")
+        axes.note(f"not logged: {', '.join(lacking)}")
 
 
-def _threshold(axes: Axes, run: Run) -> None:
+def _threshold(axes: Panel, run: Run) -> None:
     axes.set_title("Threshold")
     series = run.series("ast/threshold")
     if series is None:
-        missing(axes, _DENSE_OR)
+        axes.missing(_DENSE_OR)
         return
     finite = series.values[np.isfinite(series.values)]
-    curve(axes, series.steps, series.values, color=COLOURS["blue"])
+    axes.curve(series.steps, series.values, color=COLOURS["blue"])
     axes.set_ylabel("significance")
     if finite.min() > 0 and finite.max() > 10 * finite.min():
         axes.set_yscale("log")
@@ -216,7 +199,7 @@ def _threshold(axes: Axes, run: Run) -> None:
     _steps(axes, run, series if whole is None else whole)
 
 
-def _significance(axes: Axes, run: Run) -> None:
+def _significance(axes: Panel, run: Run) -> None:
     everything = run.histograms.get("ast/significance")
     selected = run.histograms.get("ast/significance_selected")
     if everything is not None and everything.counts.sum() > 0:
@@ -224,12 +207,12 @@ def _significance(axes: Axes, run: Run) -> None:
         return
     axes.set_title("Significance of the samples")
     if not percentiles(axes, run):
-        missing(axes, "not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
+        axes.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return
-    note(axes, "the distributions themselves: add a TensorBoardLogger")
+    axes.note("the distributions themselves: add a TensorBoardLogger")
 
 
-def _histograms(axes: Axes, everything: Histogram, selected: Histogram | None) -> None:
+def _histograms(axes: Panel, everything: Histogram, selected: Histogram | None) -> None:
     total = float(everything.counts.sum())
     low = float(everything.edges[0])
     high = float(everything.edges[-1])
@@ -244,8 +227,8 @@ def _histograms(axes: Axes, everything: Histogram, selected: Histogram | None) -
         )  # fmt: skip
     axes.set_xlabel(f"significance, at step {everything.step:,}")
     axes.set_ylabel("share of all samples")
-    percent_axis(axes)
+    axes.percent_axis()
     axes.set_ylim(bottom=0)
-    legend(axes)
+    axes.corner_legend()
     if selected is None:
-        note(axes, "not logged: ast/significance_selected")
+        axes.note("not logged: ast/significance_selected")

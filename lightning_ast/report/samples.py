@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_ast.report.derive import epoch_costs
 from lightning_ast.report.series import Histogram, Run, rebin
-from lightning_ast.report.style import (
-    COLOURS,
-    count_axis,
-    curve,
-    drawing,
-    epoch_axis,
-    legend,
-    missing,
-    new_figure,
-    percent_axis,
-)
+from lightning_ast.report.style import COLOURS, Panel, drawing, new_figure
 
 __all__ = ["has_samples", "percentiles", "samples"]
 
@@ -45,21 +34,20 @@ def samples(run: Run) -> Figure:
         The figure: 11 x 3.6 inches, two axes.
     """
     with drawing():
-        figure = new_figure(11, 3.6)
-        left, right = figure.subplots(1, 2)
+        figure, (left, right) = new_figure(11, 3.6, columns=2)
         left.set_title("Significance by epoch")
         if not percentiles(left, run):
-            missing(left, "not logged: add SparseTrainingMonitor to the Trainer")
+            left.missing("not logged: add SparseTrainingMonitor to the Trainer")
         right.set_title("How often samples were selected")
         times = run.histograms.get("ast/times_selected")
         if times is None or times.counts.sum() == 0:
-            missing(right, "not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
+            right.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         else:
             _times_selected(right, times)
     return figure
 
 
-def percentiles(axes: Axes, run: Run) -> bool:
+def percentiles(axes: Panel, run: Run) -> bool:
     """Draw the significance's percentiles by epoch; False where none was logged.
 
     Args:
@@ -70,22 +58,22 @@ def percentiles(axes: Axes, run: Run) -> bool:
     for tag, series in known.items():
         name, style, colour, marker = _PERCENTILES[tag]
         shape = marker if len(series.epochs) <= 40 else ""
-        curve(axes, *series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
+        axes.curve(*series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
     if not known:
         return False
     axes.set_ylabel("significance")
-    epoch_axis(axes, np.unique(np.concatenate([series.epochs for series in known.values()])))
-    legend(axes)
+    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known.values()])))
+    axes.corner_legend()
     return True
 
 
-def _times_selected(axes: Axes, times: Histogram) -> None:
+def _times_selected(axes: Panel, times: Histogram) -> None:
     """Draw one bin a number of times, as long as they can be told apart."""
     most = max(0, int(np.ceil(times.edges[-1])))
     width = -(-(most + 1) // 40)
     edges = np.arange(-0.5, most + 0.5 + width, width)
     shares = rebin(times, edges) / times.counts.sum()
     axes.stairs(shares, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"], linewidth=0.8)
-    count_axis(axes, f"times selected, up to step {times.step:,}")
+    axes.count_axis(f"times selected, up to step {times.step:,}")
     axes.set_ylabel("share of all samples")
-    percent_axis(axes)
+    axes.percent_axis()

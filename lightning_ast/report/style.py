@@ -25,21 +25,14 @@ from lightning_ast.words import percent, readable
 __all__ = [
     "COLOURS",
     "GREY",
+    "Panel",
     "Unit",
-    "count_axis",
-    "curve",
     "drawing",
-    "epoch_axis",
     "joule_unit",
     "label",
-    "legend",
-    "missing",
     "new_figure",
-    "note",
-    "percent_axis",
     "png",
     "second_unit",
-    "stage_bands",
     "thin",
 ]
 
@@ -126,14 +119,28 @@ def drawing(*, title_pad: float = 6) -> Iterator[None]:
         yield
 
 
-def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """Make an empty figure with its own canvas: no window, no global state."""
+def new_figure(
+    width_inches: float, height_inches: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Panel]]:
+    """Make a figure with its own canvas: no window, no global state.
+
+    Args:
+        width_inches: The width of the figure.
+        height_inches: The height of the figure.
+        rows: The rows of panels.
+        columns: The panels of a row.
+        options: Passed to ``Figure.subplots``.
+
+    Returns:
+        The figure and its panels, by rows.
+    """
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.03)  # type: ignore[call-arg]
-    return figure
+    panels = figure.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": Panel}, **options)
+    return figure, list(panels.flat)
 
 
 def png(figure: Figure) -> bytes:
@@ -149,13 +156,6 @@ def png(figure: Figure) -> bytes:
     pixels = np.asarray(canvas.buffer_rgba())
     imsave(file, pixels, format="png", origin="upper", dpi=_DPI, metadata={"Software": SOFTWARE})
     return file.getvalue()
-
-
-def curve(axes: Axes, x: Floats | Ints, y: Floats, **look: Any) -> None:
-    """Draw a line through the points, thinned out; where they are few, the points themselves too."""
-    x, y = thin(x, y)
-    look = {"marker": "o" if len(y) < 10 else "", "markersize": 4, **look}
-    axes.plot(x, y, **look)
 
 
 def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
@@ -189,33 +189,6 @@ def label(text: str, *, width: int = 44) -> str:
     return text.replace("$", r"\$").replace("_", " _", 1) if text.startswith("_") else text.replace("$", r"\$")
 
 
-def note(axes: Axes, text: str) -> None:
-    """Write a small grey line below an axis: what is missing, and how to get it."""
-    _grey(axes, textwrap.fill(text, 52), (0.5, 0), (0, -32 if axes.get_xlabel() else -6), va="top")
-
-
-def missing(axes: Axes, text: str) -> None:
-    """Show nothing but the grey line."""
-    axes.set_axis_off()
-    _grey(axes, textwrap.fill(text, 44), (0.5, 0.5), (0, 0), va="center")
-
-
-def _grey(axes: Axes, text: str, place: tuple[float, float], offset_points: tuple[float, float], **look: Any) -> None:
-    """Write small grey text beside a place of the axes."""
-    look = {"xycoords": "axes fraction", "ha": "center", "color": GREY, "fontsize": SMALL, **look}
-    axes.annotate(text, place, offset_points, textcoords="offset points", **look)
-
-
-def legend(axes: Axes, **look: Any) -> None:
-    """Show the legend, in a free corner where ``look`` does not place it."""
-    axes.legend(**{"loc": "best", "handlelength": 2.4, "borderpad": 0.3, "labelspacing": 0.3, **look})
-
-
-def percent_axis(axes: Axes) -> None:
-    """Show shares on the y axis as percentages."""
-    axes.yaxis.set_major_formatter(_Percentages(xmax=1))
-
-
 class _Percentages(PercentFormatter):
     """Matplotlib's formatter, but without a hundred digits where a run has gone out of bounds."""
 
@@ -223,48 +196,75 @@ class _Percentages(PercentFormatter):
         return percent(x) if abs(x) >= 100 else str(super().format_pct(x, display_range))
 
 
-def count_axis(axes: Axes, name: str) -> None:
-    """Show a number of things on the x axis: integers, thousands as k."""
-    axes.set_xlabel(name)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+class Panel(Axes):
+    """Axes of a report: curves, grey text, axes that count or show shares, and the stages behind the curves."""
 
+    def curve(self, x: Floats | Ints, y: Floats, **look: Any) -> None:
+        """Draw a line through the points, thinned out; where they are few, the points themselves too."""
+        x, y = thin(x, y)
+        look = {"marker": "o" if len(y) < 10 else "", "markersize": 4, **look}
+        self.plot(x, y, **look)
 
-def epoch_axis(axes: Axes, epochs: Ints) -> None:
-    """Show epochs on the x axis, numbered from 0 as in Lightning's progress bar and in the logs.
+    def note(self, text: str) -> None:
+        """Write a small grey line below an axis: what is missing, and how to get it."""
+        self._grey(textwrap.fill(text, 52), (0.5, 0), (0, -32 if self.get_xlabel() else -6), va="top")
 
-    Args:
-        axes: The axes to set.
-        epochs: The epochs in order, at least one.
-    """
-    axes.set_xlabel("epoch")
-    first = int(epochs[0])
-    last = int(epochs[-1])
-    axes.set_xlim(first - 0.5, last + 0.5)
-    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first, last)
-    shown = sorted({int(tick) for tick in ticks if first <= tick <= last and tick == int(tick)} | {first})
-    if len(shown) > 2 and shown[0] + 0.6 * (shown[2] - shown[1]) > shown[1]:  # 1 beside 2 in 1, 2, 4, 6
-        shown = [tick for tick in shown if tick != shown[1]]
-    axes.set_xticks(shown)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:.0f}"))
+    def missing(self, text: str) -> None:
+        """Show nothing but the grey line."""
+        self.set_axis_off()
+        self._grey(textwrap.fill(text, 44), (0.5, 0.5), (0, 0), va="center")
 
+    def _grey(self, text: str, place: tuple[float, float], offset_points: tuple[float, float], **look: Any) -> None:
+        """Write small grey text beside a place of the self."""
+        look = {"xycoords": "axes fraction", "ha": "center", "color": GREY, "fontsize": SMALL, **look}
+        self.annotate(text, place, offset_points, textcoords="offset points", **look)
 
-def stage_bands(axes: Axes, spans: Sequence[Span]) -> None:
-    """Tint the stages behind the curves, with a dotted line where one ends.
+    def corner_legend(self, **look: Any) -> None:
+        """Show the legend, in a free corner where ``look`` does not place it."""
+        self.legend(**{"loc": "best", "handlelength": 2.4, "borderpad": 0.3, "labelspacing": 0.3, **look})
 
-    Each stage's name stands above its band, where the band is wide enough for it.
+    def percent_axis(self) -> None:
+        """Show shares on the y axis as percentages."""
+        self.yaxis.set_major_formatter(_Percentages(xmax=1))
 
-    Args:
-        axes: The axes, with limits set.
-        spans: The spans of the stages on the x axis.
-    """
-    low, high = axes.get_xlim()
-    inches = axes.get_position().width * axes.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
-    for i, span in enumerate(spans):
-        axes.axvspan(span.start, span.end, color=_BANDS[span.stage], zorder=0, linewidth=0)
-        if i:
-            axes.axvline(span.start, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
-        start = max(span.start, low)
-        end = min(span.end, high)
-        if (end - start) / (high - low) * inches > len(span.stage) * _CHARACTER_INCHES:
-            _grey(axes, span.stage, ((start + end) / 2, 1), (0, 2), va="bottom", xycoords=("data", "axes fraction"))
+    def count_axis(self, name: str) -> None:
+        """Show a number of things on the x axis: integers, thousands as k."""
+        self.set_xlabel(name)
+        self.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+        self.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    def epoch_axis(self, epochs: Ints) -> None:
+        """Show epochs on the x axis, numbered from 0 as in Lightning's progress bar and in the logs.
+
+        Args:
+            epochs: The epochs in order, at least one.
+        """
+        self.set_xlabel("epoch")
+        first = int(epochs[0])
+        last = int(epochs[-1])
+        self.set_xlim(first - 0.5, last + 0.5)
+        ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first, last)
+        shown = sorted({int(tick) for tick in ticks if first <= tick <= last and tick == int(tick)} | {first})
+        if len(shown) > 2 and shown[0] + 0.6 * (shown[2] - shown[1]) > shown[1]:  # 1 beside 2 in 1, 2, 4, 6
+            shown = [tick for tick in shown if tick != shown[1]]
+        self.set_xticks(shown)
+        self.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:.0f}"))
+
+    def stage_bands(self, spans: Sequence[Span]) -> None:
+        """Tint the stages behind the curves, with a dotted line where one ends.
+
+        Each stage's name stands above its band, where the band is wide enough for it.
+
+        Args:
+            spans: The spans of the stages on the x axis.
+        """
+        low, high = self.get_xlim()
+        inches = self.get_position().width * self.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+        for i, span in enumerate(spans):
+            self.axvspan(span.start, span.end, color=_BANDS[span.stage], zorder=0, linewidth=0)
+            if i:
+                self.axvline(span.start, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
+            start = max(span.start, low)
+            end = min(span.end, high)
+            if (end - start) / (high - low) * inches > len(span.stage) * _CHARACTER_INCHES:
+                self._grey(span.stage, ((start + end) / 2, 1), (0, 2), va="bottom", xycoords=("data", "axes fraction"))

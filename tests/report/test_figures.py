@@ -18,7 +18,7 @@ from lightning_ast.report.costs import costs, has_costs
 from lightning_ast.report.dashboard import dashboard
 from lightning_ast.report.samples import has_samples, samples
 from lightning_ast.report.series import Run
-from lightning_ast.report.style import GREY, drawing, epoch_axis, joule_unit, label, new_figure, png, second_unit
+from lightning_ast.report.style import GREY, drawing, joule_unit, label, new_figure, png, second_unit
 from tests.report.conftest import long_run, made
 
 TITLES = ["Accuracy", "Training loss", "Activation rate", "Savings", "Threshold", "Significance"]
@@ -248,8 +248,8 @@ def test_units_keep_the_numbers_small() -> None:
 @pytest.mark.parametrize("last", [0, 1, 2, 6, 9, 10, 15, 39, 99, 100, 350, 999])
 def test_epochs_are_whole_numbers_from_zero(last: int) -> None:
     with drawing():
-        axes = new_figure(3, 2).subplots()
-        epoch_axis(axes, np.array([0, last]))
+        axes = new_figure(3, 2)[1][0]
+        axes.epoch_axis(np.array([0, last]))
         ticks = [int(tick) for tick in axes.get_xticks()]
         assert [axes.xaxis.get_major_formatter()(tick) for tick in ticks] == [str(tick) for tick in ticks]
     assert ticks == sorted(set(ticks))
