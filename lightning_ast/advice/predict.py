@@ -150,15 +150,12 @@ def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
     missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
     if mode == "prune":
         return _pruned_lengths(run, rate, missing)
-    dense = sum(_in_epochs(part, run.epochs) for part in (run.warmup_epochs, run.cooldown_epochs))
+    parts = (run.warmup_epochs, run.cooldown_epochs)
+    dense = sum(part * run.epochs if isinstance(part, float) else float(part) for part in parts)
     sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
     dense = run.epochs - sparse
     batches = run.batches_per_epoch
     return Lengths(run.epochs, dense * batches, sparse * batches, sparse, batches, dense * missing, sparse * missing)
-
-
-def _in_epochs(part: int | float, epochs: float) -> float:
-    return part * epochs if isinstance(part, float) else float(part)
 
 
 def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
