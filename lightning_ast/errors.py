@@ -72,7 +72,7 @@ class QuarantineError(RuntimeError):
 
 
 class BatchError(ValueError):
-    """A batch has no recognisable batch dimension; the message says what to override."""
+    """A batch has no recognisable batch dimension; the message tells what to override."""
 
 
 class EmptyBatchError(BatchError):
@@ -88,15 +88,15 @@ class LossCaptureError(RuntimeError):
 
 
 class EnergyUnavailableError(RuntimeError):
-    """This machine, or this process, cannot read the counter; the message says why and what would help."""
+    """This machine, or this process, cannot read the counter; the message tells why and what would help."""
 
 
 class ReportError(RuntimeError):
-    """No report can be written; the message says why, and what to do."""
+    """No report can be written; the message tells why, and what to do."""
 
 
 class AdviceError(RuntimeError):
-    """What is asked for cannot be measured; the message says what to change."""
+    """Something that was asked for cannot be measured; the message tells what to change."""
 
 
 class DataNotFoundError(FileNotFoundError):

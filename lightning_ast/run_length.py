@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLength:
-    """What limits a run, as far as it is known; the limit that is reached first ends it.
+    """The limits of a run, as far as they are known; the one that is reached first ends it.
 
     Attributes:
         max_epochs: The limit in epochs, or None.

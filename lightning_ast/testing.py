@@ -155,7 +155,7 @@ def _both_ways(
     def gradients(execution: Execution, count: AbstractContextManager[Any]) -> dict[str, Tensor]:
         kept = Kept(indices.to(next(module.parameters()).device))
         gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=batchnorm, dense_ops=dense_ops)
-        gate.settle(kept)
+        gate.settle(kept)  # the same samples in both
         with _left_as_it_was(module, seed):
             with nullcontext() if finder.proved else trace:
                 value = compute(module, batch)
@@ -166,7 +166,7 @@ def _both_ways(
             with count:
                 value.backward()  # type: ignore[no-untyped-call]
             gate.close()
-            trace.release()
+            trace.release()  # of use for the first alone: the graph of the second has the same form
             return {name: _real(p) for name, p in module.named_parameters() if p.requires_grad}
 
     want = gradients("mask", nullcontext())

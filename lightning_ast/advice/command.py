@@ -36,8 +36,8 @@ def advise_command(arguments: list[str]) -> None:
         advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
     except ConfigurationError as error:
         raise cli.with_owners(error) from error
-    if cli.said is not None:
-        sys.stdout.write(f"{cli.said}\n")
+    if cli.remark is not None:
+        sys.stdout.write(f"{cli.remark}\n")
     render(advice)
 
 
@@ -48,14 +48,14 @@ def _configured(arguments: list[str]) -> Any:
     from lightning_ast.commands.fit import CommandLine
 
     class Configured(CommandLine):
-        said: str | None = None
+        remark: str | None = None
 
         def before_instantiate_classes(self) -> None:
             """Ask for one device: what is measured is one process."""
             trainer = self.config["fit"]["trainer"]
             asked = {name: trainer[name] for name in ("devices", "num_nodes", "strategy")}
             if _several(asked["devices"]) or (asked["num_nodes"] or 1) > 1:
-                self.said = (
+                self.remark = (
                     f"The configuration asks for devices={asked['devices']!r}, num_nodes={asked['num_nodes']!r}: what "
                     "follows is for one device, with the whole training data."
                 )

@@ -89,7 +89,7 @@ def read(
         late = arrivals[-1] - begin >= seconds and len(arrivals) > 2
         if late or len(arrivals) > ahead + max(_ENOUGH, 4 * workers):
             break
-    combined.reset()
+    combined.reset()  # workers that go on loading would slow the steps that are measured next
     if not kept:
         raise AdviceError("the training loader gives no batch: advise needs at least one to measure on.")
     period = steady_period(arrivals, workers, ahead)

@@ -254,12 +254,12 @@ class _ValidationTimer(Callback):
     def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
         """Wrap the loop's ``reset``, to record its seconds."""
 
-        def noted() -> None:
+        def timed_reset() -> None:
             begin = self._clock()
             reset()
             self._reset_seconds = self._clock() - begin
 
-        return noted
+        return timed_reset
 
     @property
     def seconds_per_batch(self) -> float | None:

@@ -307,6 +307,7 @@ class Predictions:
         unscored_missing = lengths.dense_missing * unscored / max(1.0, lengths.dense_batches)
         scored_missing = lengths.dense_missing + lengths.sparse_missing - unscored_missing
         training = (unscored - unscored_missing) * dense_seconds + (scored - scored_missing) * step_seconds
+        # a short batch spares its missing samples, but not what a step costs whatever its size
         training += (unscored_missing + scored_missing) * self._host_seconds
         training += starts * facts.loading.start_seconds
         validation = 0.0

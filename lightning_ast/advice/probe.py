@@ -171,6 +171,7 @@ class Probe(Callback):
             assert selection.session is not None
             selector = selection.session.selector
             selector.target_activation_rate = block.target
+            # each mode and rate has its own controller: one that has settled at another rate would need many steps
             selector.controller = self._controllers.setdefault((selection.mode, block.target), PIController())
             selection.session.interrupt()
             selection.session.mode.wrap()

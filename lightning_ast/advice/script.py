@@ -113,6 +113,7 @@ def script(
         if cycle == 0 or not settle:
             blocks += [block for block in _between(answers, wanted) if block not in blocks]
         before = remaining_seconds()
+        # forwards and backwards in turn: a machine that slows down while it heats up slows all blocks alike
         for block in blocks[:: 1 if cycle % 2 == 0 else -1]:
             answers.append((block, (yield replace(block, cycle=cycle))))
         cycle += 1

@@ -64,13 +64,13 @@ class EnergyMonitor(Callback):
 
     @property
     def joules(self) -> float | None:
-        """Of the finished epochs, over all processes; None where those of one are not known."""
+        """Return the joules of the finished epochs, over all processes; None where those of one are not known."""
         each = [costs.epoch_joules for costs in self.epochs]
         return sum(j for j in each if j is not None) if each and None not in each else None
 
     @property
     def seconds(self) -> float:
-        """Of the finished epochs."""
+        """Return the seconds of the finished epochs."""
         return sum(costs.epoch_seconds for costs in self.epochs)
 
     # ------------------------------------------------------------------ the hooks

@@ -300,7 +300,7 @@ class SparseTrainingMonitor(Callback):
 
 
 def _dataset_size(trainer: pl.Trainer) -> int | None:
-    """Samples of the training data set, where it is one and has a length."""
+    """Count the samples of the training data set, where it is one and has a length."""
     try:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
     except Exception:  # the user's code: NotImplementedError is common

@@ -124,38 +124,38 @@ class SparseSelectionCallback(Callback):
 
     @property
     def session(self) -> Session | None:
-        """What lives for the length of a fit: that of the running or the last one; None before the first."""
+        """Return the parts of the running or the last fit; None before the first."""
         return self._session
 
     @property
     def stage(self) -> Stage:
-        """``"warmup"``, ``"sparse"`` or ``"cooldown"``: that of the last training batch."""
+        """Return the stage of the last training batch: ``"warmup"``, ``"sparse"`` or ``"cooldown"``."""
         return "warmup" if self._session is None else self._session.stage
 
     @property
     def activation_rate(self) -> float | None:
-        """Selected / offered of the last training batch, in [0, 1]; None before the first."""
+        """Return selected / offered of the last training batch, in [0, 1]; None before the first."""
         return None if self._session is None else self._session.activation_rate
 
     @property
     def last_selection(self) -> Selection | None:
-        """Positions and weights of the samples that the last batch was trained on; None where there were none."""
+        """Return positions and weights of the samples that the last batch was trained on, or None."""
         return None if self._session is None else self._session.last_selection
 
     @property
     def threshold(self) -> float | None:
-        """Significance at which the gate was fully open for the last sparse batch; None before it. Reads the device."""
+        """Return the significance at which the gate was fully open in the last sparse batch; None before it."""
         last = None if self._session is None else self._session.selector.last_threshold
         return None if last is None else float(last)
 
     @property
     def savings(self) -> dict[str, float | None]:
-        """Shares saved over the run so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
+        """Return the shares saved so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
         return self.ledger.savings()
 
     @property
     def quarantined(self) -> list[QuarantinedSample]:
-        """Samples that were left out because they are not finite, in this process, in the order they were found in."""
+        """List the samples that this process left out because they are not finite, in the order they were found in."""
         return [] if self._session is None else list(self._session.quarantine.samples)
 
     def planned_steps(self, trainer: pl.Trainer) -> float:

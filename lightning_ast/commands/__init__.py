@@ -1,4 +1,4 @@
-"""What the commands of ``lightning-ast`` share: LightningCLI with errors of one line, and its saved configuration."""
+"""The shared parts of the commands: LightningCLI with errors of one line, and its saved configuration."""
 
 from lightning_ast.errors import UsageError
 

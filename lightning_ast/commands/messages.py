@@ -1,4 +1,4 @@
-"""Which errors a user can mend, told in a line each, and which need a traceback."""
+"""The errors that a user can mend, in a line each; all others need a traceback."""
 
 from __future__ import annotations
 

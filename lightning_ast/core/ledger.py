@@ -43,6 +43,7 @@ class FlopsPerSample:
 def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) -> tuple[int, float]:
     """Count the forwards and the backwards of one sample that a batch takes."""
     forwarded = {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
+    # `mask` and a dense step run the backward of every sample, of which some rows are zero in `mask`.
     spared = offered - selected if mode in ("subset", "partial", "prune") else 0
     return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
 
@@ -211,6 +212,7 @@ class Ledger:
         """
         total, samples = costs.get("warmup", (0.0, 0))
         sparse = self.stages.get("sparse", StageTotals())
+        # Without a warmup there is nothing to compare with; before the first timed sparse step nothing was saved yet.
         if not total or not samples or not self.offered or (sparse.offered and not costs["sparse"][1]):
             return None
         dense = total / samples  # what a sample cost in the warmup, which trains densely

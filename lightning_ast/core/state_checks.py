@@ -54,6 +54,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, nan: bool = False,
     expected += " or NaN" if nan else ""
 
     def test(value: Any) -> bool:
+        # True is an int, and NaN is in no range: both are told apart first.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         if isinstance(value, float) and math.isnan(value):
@@ -147,7 +148,7 @@ def record(required: Mapping[str, Check], later: Mapping[str, Check] | None = No
         for name, check in {**required, **added}.items():
             if name in value:
                 found += check.faults(value[name], field_path(path, name))
-        if not found:
+        if not found:  # a rule may read any of the fields
             found += [
                 fault_at(field_path(path, name), expected, got) for rule in rules for name, expected, got in rule(value)
             ]

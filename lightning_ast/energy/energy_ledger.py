@@ -42,6 +42,7 @@ class EnergyBook:
         found, missing = find_meters(device) if meters is None else (list(meters), [])
         if missing and not found:
             rank_zero_info(f"lightning-ast: energy is not measured: {'; '.join(missing)}.")
+        # hardware that processes share (a machine's CPUs) is counted by the first of them alone
         earlier = processes.gathered([meter.identity for meter in found])[: processes.rank]
         taken = {identity for identities in earlier for identity in identities}
         self._meters = [meter for meter in found if meter.identity not in taken]
@@ -107,6 +108,7 @@ class EnergyBook:
         """
         unknown = {kind: 0.0 if kind in self._kinds else math.nan for kind in _KINDS}
         rows = [[unknown[k] + self._joules.get((k, a), 0.0) for a in _ACTIVITIES] for k in _KINDS]
+        # NaN marks what one process cannot measure, and stays NaN in the mean: all leave the same kinds out
         total = self._processes.mean(torch.tensor(rows, dtype=torch.float64)) * self._processes.count
         self._joules.clear()
         return {

@@ -124,10 +124,10 @@ class OpenEpoch(Watcher):
             self._book.offered.clear()  # the checkpoint had no state of the selection: its ledger begins anew
             self._kinds = set()
 
-    # ------------------------------------------------------------------ told by the fit
+    # ------------------------------------------------------------------ called by the selection
 
     def start_batch(self) -> None:
-        """Take note of a loaded batch; where something else came before it, training begins here."""
+        """Begin a step with its loaded batch; where something else came before it, training begins here."""
         if self._pauses:
             self._pauses = False
             self._book.read(self._activity, offered=self._offered)
@@ -145,11 +145,12 @@ class OpenEpoch(Watcher):
     def finish_batch(self, step: StepState) -> None:
         """Count the step: from a few of a stage on, what is measured stands for that stage."""
         self._steps[self._stage] += 1
+        # The first steps of a stage compile, count FLOPs and warm caches: their joules are not the stage's.
         if self._steps[self._stage] == SETTLE_STEPS:
             self._clock.wait()
             self._book.read(self._activity, offered=self._offered)
 
-    # ------------------------------------------------------------------ told by Lightning
+    # ------------------------------------------------------------------ called by the monitor
 
     def read_if_due(self) -> None:
         """Read counters that would come round."""

@@ -146,7 +146,7 @@ class StepSections(Generic[Mark]):
     def _collect(self) -> None:
         while self._pending:
             section, start, end = self._pending[0]
-            passed = self._clock.seconds(start, end)
+            passed = self._clock.seconds(start, end)  # None: the device has not come so far, and is not waited for
             if passed is None:
                 return
             self._pending.popleft()

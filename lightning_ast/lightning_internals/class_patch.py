@@ -14,6 +14,7 @@ def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
     Returns:
         A function that puts the first class back.
     """
+    # A property can only stand in a class, and a method put on the instance would be copied and pickled with it.
     own: Any = type(instance)
 
     def reduce(self: Any, protocol: Any) -> Any:

@@ -48,6 +48,7 @@ class Processes:
         if self.count == 1:
             return value
         device = value.device
+        # NCCL reduces tensors on the GPU alone, while the values that are kept here live on the CPU
         reduced = self._strategy.reduce(value.clone().to(self._strategy.root_device), reduce_op=operation)
         return reduced.to(device) if isinstance(reduced, Tensor) else value.new_tensor(reduced)
 

@@ -85,7 +85,10 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
         fetcher.setup(loaded)
 
     def on_advance_start(self: _FitLoop) -> None:
-        self.setup_data()  # anew where they are to be reloaded; Lightning's own call then finds it done
+        # Lightning's own method does these two steps and then calls on_train_epoch_start of each callback. The leaders
+        # come between: the plan of an epoch has to stand before any callback asks for its length. What is done here,
+        # such as a reload, Lightning then finds done.
+        self.setup_data()
         assert self._combined_loader is not None
         epoch = self.epoch_progress.current.processed  # type: ignore[attr-defined]
         for loader in self._combined_loader.flattened:

@@ -1,4 +1,4 @@
-"""When the loaders are set up anew, in a resumed run at the epochs where the uninterrupted run would do it."""
+"""The epochs at which loaders are set up anew: in a resumed run, those of the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
     if last is None or not trainer.enable_validation:
         return
     if validation._combined_loader is None:
-        trainer.validating = True
+        trainer.validating = True  # the loop refuses to be set up in another stage
         validation.setup_data()
         trainer.training = True
     validation._last_val_dl_reload_epoch = last

@@ -1,4 +1,4 @@
-"""Where a resumed run stands in the fit loop, and the corrections that make it go on as the uninterrupted run would."""
+"""The place of a resumed run in the fit loop, and corrections that make it go on as the uninterrupted run would."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def begin_new_epoch(loop: _FitLoop) -> None:
         return
     loop.reset_restart_stage()
     loop.epoch_loop.reset_restart_stage()
+    # else Lightning would take the new epoch for the rest of the old one, and leave out its first hooks
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part._restarting = False
 
@@ -77,6 +78,7 @@ def load_loader_states(loop: _FitLoop) -> None:
 
 def restart_loader(loop: _FitLoop) -> None:
     """Start the loader again, unless Lightning is going to do so for this epoch."""
+    # In any other epoch Lightning starts it itself; started once more it would draw once more from the sampler.
     resuming = loop.restarting or getattr(loop, "is_resuming", False)
     if resuming or loop.trainer.current_epoch == 0:
         assert loop._data_fetcher is not None

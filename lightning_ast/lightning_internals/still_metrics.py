@@ -21,7 +21,7 @@ _BESIDE = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced
 
 
 class StillMetrics:
-    """Holds metrics still: those that the loss is computed with are restored afterwards, the others are not computed.
+    """A hold on metrics: those that the loss is computed with are restored afterwards, the others are not computed.
 
     The first block finds out which is which: in it all metrics are computed and restored. Later the others answer 0.
 

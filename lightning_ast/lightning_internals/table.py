@@ -1,7 +1,7 @@
 """The private names of Lightning, torchmetrics and torch that this folder uses: why, and the versions checked with.
 
 When a new version of Lightning comes out, :func:`missing_names` tells which of them are gone. What the folder's files
-change is tested by the behaviour that they exist for; this table says where to look first.
+change is tested by the behaviour that they exist for; this table tells where to look first.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def copied_trainer(trainer: pl.Trainer, module: pl.LightningModule, logger: Call
     """
     strategy: Any = trainer.strategy
     settings: Any = trainer
-    # deepcopy takes what stands in this list as the copy of what it stands for
+    # deepcopy takes what stands in its memo as the copy. Without these stand-ins it would copy the data of an earlier
+    # fit, its optimizers' states and open log files, or fail on what cannot be copied.
     stand_ins: list[tuple[Any, Any]] = [
         (settings.callbacks, []),
         (settings._loggers, [logger() for _ in settings._loggers]),

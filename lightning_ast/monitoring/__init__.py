@@ -1,3 +1,3 @@
-"""What the monitors show and remember of a run."""
+"""The things that the monitors show and remember of a run."""
 
 __all__: list[str] = []

@@ -62,6 +62,7 @@ class DrawnIndices:
         """Return the dataset indices ``(B,)`` of the batch that was handed out last; None where they are not known."""
         if self._batch_size is None or self._loader.batch_sampler.sampler is not self._sampler:
             return None
+        # With workers the sampler is ahead of the batches: a batch's place is found by counting those handed out.
         start = (batches_handed(self._trainer.fit_loop) - 1) * self._batch_size
         drawn = self._drawn[start : start + self._batch_size]
         return torch.tensor(drawn) if start >= 0 and len(drawn) == batch_size else None

@@ -104,7 +104,7 @@ class SampleWatcher(Watcher):
     def _keep(self, step: StepState) -> None:
         self._batches += 1
         if self._stage == "sparse" and (threshold := self._session.selector.last_threshold) is not None:
-            self._thresholds.append((self._batches, threshold))
+            self._thresholds.append((self._batches, threshold))  # on its device: reading it would wait for the step
         labels = None if step.labels is None else step.labels.clone()  # a view would keep what it is a view of
         if labels is not None and step.indices is not None and self._session.mode.name == "prune":
             self._seen.append((step.indices, labels))
@@ -145,6 +145,7 @@ class SampleWatcher(Watcher):
         significance = epochs.history.significance()
         selected = torch.zeros(len(significance), dtype=torch.bool)
         selected[epochs.epoch.plan.indices] = True
+        # labels are known only of the samples that some batch has brought so far
         labels = torch.full((len(significance),), -1)
         labels[: len(self._labels)] = self._labels
         known = labels if len(self._labels) else None

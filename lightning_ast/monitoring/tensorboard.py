@@ -157,7 +157,7 @@ class Writers:
 def _experiment(logger: Any) -> Any:
     try:
         return logger.experiment
-    except Exception:  # it has none, or cannot open one: Lightning will say so where it logs
+    except Exception:  # it has none, or cannot open one: Lightning will warn where it logs
         return None
 
 

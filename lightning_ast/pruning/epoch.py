@@ -85,6 +85,7 @@ class RunningEpoch:
         order = _order(self.batch, indices[start:stop], batch_size, own)
         self.batch += 1
         weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop][order]
+        # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
         scale = self.plan.offered / self.plan.indices.numel() if self.sparse else 1.0
         return PlannedBatch(indices[start:stop][order], weights, round(stop * scale) - round(start * scale))
 

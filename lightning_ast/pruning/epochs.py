@@ -54,7 +54,7 @@ _CHUNK = 4096
 
 
 class PrunedEpochs:
-    """Plans epochs, and keeps the loader, Lightning's counters and the checkpoint in step with the plan.
+    """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them.
 
     The plan is drawn when the loader asks for the first index of an epoch: there the user's own sampler would have
     drawn. How many samples it will have is known before, so that lengths and schedules can be.
@@ -180,7 +180,8 @@ class PrunedEpochs:
         stage = run.stage(epoch)
         sparse = stage == "sparse" and self._selector.target_activation_rate < 1
         self.epoch = RunningEpoch(epoch, stage, sparse, run.sparse if sparse else run.dense)
-        self._observes = not stage == run.stage(epoch + 1) == "warmup"  # the last warmup epoch sees all samples again
+        # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
+        self._observes = not stage == run.stage(epoch + 1) == "warmup"
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
@@ -204,6 +205,7 @@ class PrunedEpochs:
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
         assert self._facts is not None
         share = self._processes.share(epoch.plan.indices)[epoch.resumed_at * self._facts.batch_size :]
+        # in chunks: a list of all indices of a large data set would take several times the tensor's memory
         for start in range(0, len(share), _CHUNK):
             yield from share[start : start + _CHUNK].tolist()
         set_states(self._generators(), epoch.drained)
@@ -215,6 +217,8 @@ class PrunedEpochs:
             if faults := size_faults(len(self.history), len(loader.dataset)):
                 raise ConfigurationError(faults)
         self.history.fold(self._maximum)
+        # Every process draws its own part as it would without pruning, and all plan from the parts put together: the
+        # plan is then the same in all, whatever the sampler does.
         own, self.epoch.drained = draw(sampler, self._facts, self._generators())
         draws = self._processes.interleaved(own)
         if not self.epoch.sparse:
@@ -224,7 +228,7 @@ class PrunedEpochs:
         return plan_epoch(self.history, offered, epoch=self.epoch.number, count=count, selector=self._selector)
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
-        """Return what the plan says of the next batch of the epoch.
+        """Return the part of the plan that the next batch of the epoch is.
 
         Args:
             batch_size: The samples that the batch holds.
@@ -300,6 +304,8 @@ class PrunedEpochs:
         reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
         self._announce()
         restart_loader(loop)
+        # The saved state is that after the loader was started: workers get their seeds from the generators there. In a
+        # new epoch the start itself has to draw from the saved state, so that it was restored before.
         if goes_on:
             self._restore_random_state()
 

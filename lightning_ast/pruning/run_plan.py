@@ -101,6 +101,7 @@ class PlannedRun:
 
     def _steps(self, total: int) -> int:
         first, end = self.sparse_range(total)
+        # by stretches of epochs alike: a run may be planned for a million epochs, and this is asked often
         starts = sorted({0, first, end, *self.accumulate})
         steps = 0
         for start, stop in zip(starts, [*starts[1:], total], strict=True):

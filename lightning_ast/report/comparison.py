@@ -84,6 +84,7 @@ def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats
 
 
 def _over_epochs(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
+    """Draw a curve a run; return the remarks for below the panel."""
     known = [series for series in found if series is not None]
     if not known:
         axes.missing(f"no run logged {_HOW[what]}")
@@ -137,7 +138,7 @@ def _over_cost(
     costs: Sequence[EpochSeries | None],
     unit_of: Callable[[float], Unit],
 ) -> list[str]:
-    """Draw the accuracies over a cost; return what is to be said below the panel."""
+    """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)
     accuracies = _accuracies(runs)
     points = [

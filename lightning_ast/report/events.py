@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Session:
-    """What one process wrote.
+    """The scalars and histograms that one process wrote.
 
     Attributes:
         began: The wall time of its first event, in seconds.

@@ -22,7 +22,7 @@ _KINDS = {
 
 
 class UnreadableError(Exception):
-    """A file is left out; the message says why."""
+    """A file is left out; the message tells why."""
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
                 folders.clear()
                 continue
             visited.add(real)
-            # a folder with the name of a log is no log, but whoever reads this one says so
+            # a folder with the name of a log is no log, but it is reported as one that cannot be read
             if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
                 found[real] = folder
             folders.sort()

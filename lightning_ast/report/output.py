@@ -28,7 +28,7 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
         names: The names of a page and its pictures.
 
     Raises:
-        ReportError: It says what stands there.
+        ReportError: Something else stands there.
         OSError: It cannot be looked at.
     """
     for name in names:

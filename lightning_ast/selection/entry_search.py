@@ -63,12 +63,12 @@ class EntrySearch:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether no further forward will be traced."""
+        """Tell whether no further forward will be traced."""
         return self._started >= _MOST
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether nothing was proved by any trace, and none will follow."""
+        """Tell whether nothing was proved by any trace, and none will follow."""
         return not self._has_proved and not self._wants_trace and self.attempts > 0
 
     def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:

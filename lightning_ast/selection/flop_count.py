@@ -38,7 +38,7 @@ class DenseOps:
 
     @property
     def at_most(self) -> float:
-        """The share for the books: all, where it is not counted."""
+        """Return the share for the books: all, where it is not counted."""
         return 1.0 if self.share is None else self.share
 
 

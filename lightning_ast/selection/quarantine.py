@@ -32,8 +32,7 @@ class QuarantinedSample:
     Attributes:
         epoch: The epoch, from 0.
         batch: The index of its batch in the epoch, in its process.
-        position: Its position in the batch, or -1 where that is not known: the batch was left out as a whole, and
-            counts as all of its samples towards ``quarantine_limit``.
+        position: Its position in the batch; -1 in old checkpoints, for a batch that was left out as a whole.
         index: Its index in the data set, or -1 where that is not known.
     """
 
@@ -44,9 +43,7 @@ class QuarantinedSample:
 
     def __str__(self) -> str:
         """Return the name of the sample in a message."""
-        if self.index >= 0:
-            return f"{self.index}"
-        return f"batch {self.batch}, position {self.position}" if self.position >= 0 else f"batch {self.batch}"
+        return f"{self.index}" if self.index >= 0 else f"batch {self.batch}, position {self.position}"
 
 
 @dataclass
@@ -192,18 +189,15 @@ class Quarantine:
             found = self._pending.pop(0)
             if found.arrived is not None:
                 found.arrived.synchronize()
-            self._note(found)
+            self._add(found)
         return self.count > before
 
-    def _note(self, found: _Pending) -> None:
+    def _add(self, found: _Pending) -> None:
         positions = found.bad.nonzero().flatten().tolist()
         if not positions:
             return
         names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
         new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
-        self._add(new, count=len(new))
-
-    def _add(self, new: list[QuarantinedSample], *, count: int) -> None:
         if not self.samples:
             warnings.warn(
                 f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {new[0].epoch}). "
@@ -211,14 +205,13 @@ class Quarantine:
                 stacklevel=2,
             )
         self.samples += new
-        self.count += count
+        self.count += len(new)
 
     def _check(self, count: int, total: int) -> None:
         if self.limit is None or count <= self.limit * total:
             return
         latest = [sample for sample in self.samples if sample.epoch == self._epoch]
-        lost = bool(latest) and latest[-1].position == _UNKNOWN
-        whole = lost or (len(latest) > 1 and latest[-2].batch == latest[-1].batch)
+        whole = len(latest) > 1 and latest[-2].batch == latest[-1].batch
         raise QuarantineError(
             f"lightning-ast: NaN or infinity in the input or the loss of {counted(count, 'sample')} of epoch "
             f"{self._epoch}, more than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. "
@@ -230,7 +223,7 @@ class Quarantine:
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors alone."""
+        """Return what was found: primitives and tensors alone."""
         self._read(wait=True)
         samples = torch.tensor([astuple(sample) for sample in self.samples], dtype=torch.long).reshape(-1, 4)
         return {"samples": samples, "epoch": self._epoch, "count": self.count, "offered": self._offered}

@@ -78,7 +78,7 @@ class SampleCount:
         return None if self._position is None or self._position >= len(leading) else leading[self._position]
 
     def _expected(self) -> int | None:
-        """Samples that the only loader puts into a batch; None where that is not known."""
+        """Return the number of samples that the only loader puts into a batch; None where that is not known."""
         given = loaders(self._trainer.fit_loop)
         size = getattr(given[0], "batch_size", None) if len(given) == 1 else None
         return size if isinstance(size, int) else None

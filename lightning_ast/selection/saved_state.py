@@ -199,7 +199,8 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
     plan = state["plan"]
     sparse = state["sparse"]
     processes = state["split"]["processes"]
-    (samples, batches), remembered = state["lengths"], len(state["history"]["scores"])
+    samples, batches = state["lengths"]
+    remembered = len(state["history"]["scores"])
     planned = len(plan["indices"])
     most = -(-samples // state["split"]["batch_size"])
     if planned and int(plan["indices"].max()) >= remembered:

@@ -142,7 +142,7 @@ class Session:
 
     @property
     def last_selection(self) -> Selection | None:
-        """The samples that the last batch was trained on; None before it, or where there were none."""
+        """Return the samples that the last batch was trained on; None before it, or where there were none."""
         if self._last is None:
             return None
         selection, size = self._last
@@ -150,7 +150,7 @@ class Session:
 
     @property
     def epochs(self) -> PrunedEpochs | None:
-        """The planned epochs of ``prune``; None in the other modes."""
+        """Return the planned epochs of ``prune``; None in the other modes."""
         return self.mode.epochs if isinstance(self.mode, PruneMode) else None
 
     def stages_ahead(self) -> list[Stage] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,10 +21,11 @@ from lightning_ast.words import changes
 __all__ = ["SessionState"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class SessionState:
     """Saves and restores the parts of a fit.
 
-    Args:
+    Attributes:
         trainer: The trainer of the fit.
         token: A text that no other fit has: a state that holds it is not another run's.
         rule: The names of what selects.
@@ -34,36 +36,24 @@ class SessionState:
         mode: How selections are executed, with a state of its own.
     """
 
-    def __init__(
-        self,
-        *,
-        trainer: pl.Trainer,
-        token: str,
-        rule: dict[str, str],
-        owner: str,
-        selector: SampleSelector,
-        ledger: Ledger,
-        quarantine: Quarantine,
-        mode: SelectionMode,
-    ) -> None:
-        self._trainer = trainer
-        self._rule = rule
-        self._owner = owner
-        self._selector = selector
-        self._ledger = ledger
-        self._quarantine = quarantine
-        self._mode = mode
-        self.token = token
+    trainer: pl.Trainer
+    token: str
+    rule: dict[str, str]
+    owner: str
+    selector: SampleSelector
+    ledger: Ledger
+    quarantine: Quarantine
+    mode: SelectionMode
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: primitives and tensors alone; every process must ask for it."""
         state = {
             "fit": self.token,
-            "rule": self._rule,
-            "selector": self._selector.state_dict(),
-            "ledger": self._ledger.state_dict(),
-            "quarantine": self._quarantine.state_dict(),
-            **self._mode.state_dict(),
+            "rule": self.rule,
+            "selector": self.selector.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "quarantine": self.quarantine.state_dict(),
+            **self.mode.state_dict(),
         }
         return SELECTION_STATE.stamped(state)
 
@@ -75,19 +65,19 @@ class SessionState:
         Raises:
             CheckpointError: It is damaged, or a later release's; nothing of it was applied.
         """
-        if self._trainer.state.fn != TrainerFn.FITTING:
+        if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        SELECTION_STATE.require(state, owner=self._owner)
-        self._ledger.load_state_dict(state["ledger"])
-        self._quarantine.load_state_dict(state["quarantine"])
-        changed = changes(state["rule"], self._rule, repr)
+        SELECTION_STATE.require(state, owner=self.owner)
+        self.ledger.load_state_dict(state["ledger"])
+        self.quarantine.load_state_dict(state["quarantine"])
+        changed = changes(state["rule"], self.rule, repr)
         if changed:
             rank_zero_info(
                 f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
                 "what was learned of thresholds and significance begins anew."
             )
-        self._selector.load_state_dict(state["selector"], controller=not changed)
-        self._mode.load_state_dict(state)
+        self.selector.load_state_dict(state["selector"], controller=not changed)
+        self.mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
         """Prepare for a checkpoint that is being loaded, perhaps one without this callback.
@@ -100,13 +90,13 @@ class SessionState:
             CheckpointError: The state is damaged, or a later release's.
             ConfigurationError: It is from the midst of an epoch, and only one of the two plans its epochs.
         """
-        if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
-            SELECTION_STATE.require(state, owner=self._owner)
-        own = state.get("fit") == self.token and tells_resumption(self._trainer)
-        if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
+        if state != {} and self.trainer.state.fn == TrainerFn.FITTING:
+            SELECTION_STATE.require(state, owner=self.owner)
+        own = state.get("fit") == self.token and tells_resumption(self.trainer)
+        if own or self.trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
             return
-        mode = state["rule"]["mode"] if state else self._rule["mode"]
-        own_mode = self._mode.name
+        mode = state["rule"]["mode"] if state else self.rule["mode"]
+        own_mode = self.mode.name
         if mode != own_mode and "prune" in (mode, own_mode) and written_within(checkpoint):
             raise ConfigurationError(
                 [
@@ -114,4 +104,4 @@ class SessionState:
                     "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
                 ]
             )
-        self._mode.expect_resume()
+        self.mode.expect_resume()

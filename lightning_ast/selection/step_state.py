@@ -90,57 +90,57 @@ class StepState:
 
     @property
     def batch_size(self) -> int:
-        """The number B of samples in the batch."""
+        """Return the number B of samples in the batch."""
         return self.facts.size
 
     @property
     def indices(self) -> Tensor | None:
-        """``(B,)`` dataset indices of the samples, or None where they are not known."""
+        """Return ``(B,)`` dataset indices of the samples, or None where they are not known."""
         return self.facts.indices
 
     @property
     def offered(self) -> int:
-        """The number of samples that a dense run would have trained on in place of this batch."""
+        """Return the number of samples that a dense run would have trained on in place of this batch."""
         return self.facts.size if self.facts.stands_for is None else self.facts.stands_for
 
     @property
     def selected(self) -> int:
-        """The number of samples that are trained on."""
+        """Return the number of samples that are trained on."""
         return self.facts.size if self.selection is None else self.selection.indices.numel()
 
     @property
     def forwarded(self) -> int:
-        """The number of samples that the forward of the step sees."""
+        """Return the number of samples that the forward of the step sees."""
         return self.facts.size if self.part is None else self.selected
 
     @property
     def is_sparse(self) -> bool:
-        """Whether a selection is trained on."""
+        """Tell whether a selection is trained on."""
         return self.treatment is Treatment.SELECTED
 
     @property
     def is_gated(self) -> bool:
-        """Whether something is to be done where the gradient enters the network."""
+        """Tell whether something is to be done where the gradient enters the network."""
         return self.treatment is not Treatment.DENSE
 
     @property
     def is_void(self) -> bool:
-        """Whether no sample can be trained on: the gradient of the step is zero."""
+        """Tell whether no sample can be trained on: the gradient of the step is zero."""
         return self.selected == 0
 
     @property
     def may_spare_rows(self) -> bool:
-        """Whether the backward may leave out samples of the forward; the selection need not be made yet."""
+        """Tell whether the backward may leave out samples of the forward; the selection need not be made yet."""
         return self.facts.spares_rows and self.is_sparse
 
     @property
     def spares_rows(self) -> bool:
-        """Whether the backward left out samples of the forward."""
+        """Tell whether the backward left out samples of the forward."""
         return self.may_spare_rows and 0 < self.selected < self.facts.size
 
     @property
     def known_bad(self) -> bool:
-        """Whether the host knows, without waiting for a device, that samples are not finite."""
+        """Tell whether the host knows, without waiting for a device, that samples are not finite."""
         return self.bad is not None and self.bad.device.type == "cpu"
 
     def quarantine(self, bad: Tensor) -> None:

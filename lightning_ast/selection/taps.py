@@ -39,7 +39,7 @@ class Taps:
 
     @property
     def ready(self) -> bool:
-        """Whether every entry of the loss was found to be an output of a module."""
+        """Tell whether every entry of the loss was found to be an output of a module."""
         return bool(self._taps)
 
     @contextmanager

@@ -16,6 +16,7 @@ from lightning_ast.energy import ReplayedMeter
 from lightning_ast.selection.accounting import SETTLE_STEPS
 from tests.energy.counted_run import BATCHES, Meter
 from tests.helpers.data import Digits, loader
+from tests.helpers.logs import scalars
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import quiet_trainer
 
@@ -92,12 +93,8 @@ def test_a_stage_that_begins_within_an_epoch_is_told_apart(digits: Digits) -> No
 
 
 def test_savings_reach_the_event_file(digits: Digits, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     energy, _ = fit(digits, Meter(), first=True, logger=TensorBoardLogger(str(tmp_path), name=""), log_every_n_steps=1)
-    events = EventAccumulator(str(tmp_path / "version_0"))
-    events.Reload()
-    read = {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    read = {tag: [value for _, value in points] for tag, points in scalars(tmp_path / "version_0").items()}
     assert read["energy/gpu_joules"] == read["energy/epoch_joules"] == [c.gpu_joules for c in energy.epochs]
     assert read["energy/total_joules"][-1] == energy.joules
     assert read["energy/total_seconds"][-1] == pytest.approx(energy.seconds, rel=1e-4)

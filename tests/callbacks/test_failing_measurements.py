@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.energy import RaplMeter
 from tests.helpers.data import Digits
+from tests.helpers.logs import scalars, warned
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
@@ -34,10 +33,9 @@ def train(
     selection = SparseSelectionCallback(target_activation_rate=0.5)
     chain = [selection, TwoStageScheduler(warmup_epochs=1), *extra]
     data = DataLoader(TensorDataset(*digits), batch_size=64) if data is None else data
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warned() as said:
         quiet_trainer(max_epochs=3, callbacks=chain, logger=logger, log_every_n_steps=1).fit(module, data)
-    return weights(module), [str(w.message) for w in said if "lightning-ast:" in str(w.message)]
+    return weights(module), said
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +110,6 @@ def test_rapl_files_that_go_away(few: Digits, plain: dict[str, Tensor], tmp_path
     assert len(said) == 1
     assert "can no longer be read" in said[0]
     assert [costs.cpu_joules is None for costs in energy.epochs] == [False, True, True]
-
-
-def scalars(folder: Path) -> set[str]:
-    return set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
 
 
 def full_disk(*_: Any, **__: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import signal
@@ -15,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
@@ -23,10 +21,10 @@ from lightning_ast.callbacks import QuarantineError
 from lightning_ast.report import read_runs
 from lightning_ast.report.summary import summarize
 from tests.helpers.data import Digits, loader
+from tests.helpers.logs import Meter, Points, scalars, table
 from tests.helpers.modules import Trained
 from tests.helpers.training import gloo, quiet_trainer
 
-Points = dict[str, list[tuple[int, float]]]
 MODES = ("partial", "subset", "prune", "mask")
 NAMED = {"samples": "samples", "flops": "FLOPs", "seconds": "seconds", "joules": "joules"}
 
@@ -47,37 +45,6 @@ class Small(Trained):
         self.log("val_loss", F.cross_entropy(self.head(batch[0].flatten(1)), batch[1]))
 
 
-class Meter:
-    """Counts 3 J at each reading."""
-
-    name, kind, identity, longest_interval_seconds = "GPU of the test", "gpu", "the GPU", math.inf
-
-    def __init__(self) -> None:
-        self.joules = 0.0
-
-    def read_joules(self) -> float:
-        self.joules += 3
-        return self.joules
-
-
-def tensorboard(folder: Path) -> Points:
-    """The points of each scalar in an event file."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def table(path: Path) -> Points:
-    """The points of each column of a ``metrics.csv``."""
-    points: Points = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            for name, cell in row.items():
-                if cell and name != "step":
-                    points.setdefault(name, []).append((int(row["step"]), float(cell)))
-    return points
-
-
 @dataclass
 class Ran:
     """A run that has ended, and what it left behind."""
@@ -89,7 +56,7 @@ class Ran:
 
     @property
     def logs(self) -> list[Points]:
-        return [tensorboard(self.folder / "events"), table(self.folder / "table" / "metrics.csv")]
+        return [scalars(self.folder / "events"), table(self.folder / "table")]
 
     def check(self, last_step: int, *, within: bool = False) -> None:
         """Every surface says what the callback says, at the last step trained on, and no step was logged twice.
@@ -322,5 +289,5 @@ def test_two_processes_log_the_first_ones_values(digits: Digits, tmp_path: Path)
         max_epochs=3,
     )
     trainer.fit(Small(), loader(digits, batch_size=32))
-    points = table(tmp_path / "table" / "metrics.csv")
+    points = table(tmp_path / "table")
     assert points["ast/savings_flops"] == [(23, torch.load(tmp_path / "0.pt"))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.monitoring.text import format_epoch
 from lightning_ast.selection.accounting import StepClock
 from tests.helpers.data import Digits, loader
+from tests.helpers.logs import scalars, table
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import SaveAt, quiet_trainer
 
@@ -45,16 +45,8 @@ def run(
 
 
 def test_tensorboard_event_file_read_back(digits: Digits, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     selection, rates, thresholds = run(digits, TensorBoardLogger(str(tmp_path), name=""))
-    events = EventAccumulator(str(tmp_path / "version_0"))
-    events.Reload()
-    series = {
-        tag: [(e.step, e.value) for e in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if tag.startswith("ast/")
-    }
+    series = {tag: points for tag, points in scalars(tmp_path / "version_0").items() if tag.startswith("ast/")}
     assert set(series) == ALWAYS | {"ast/threshold", "ast/activation_rate_ema", "ast/savings_seconds"}
     assert [value for _, value in series["ast/activation_rate"]] == pytest.approx(rates)
     assert [step for step, _ in series["ast/activation_rate"]] == list(range(48))
@@ -69,16 +61,14 @@ def test_tensorboard_event_file_read_back(digits: Digits, tmp_path: Path) -> Non
 
 def test_csv(digits: Digits, tmp_path: Path) -> None:
     _, rates, _ = run(digits, CSVLogger(str(tmp_path), name=""))
-    with (tmp_path / "version_0" / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["ast/activation_rate"]]
-    assert [float(row["ast/activation_rate"]) for row in rows] == pytest.approx(rates)
-    assert set(rows[0]) >= ALWAYS
+    series = table(tmp_path / "version_0")
+    assert [value for _, value in series["ast/activation_rate"]] == pytest.approx(rates)
+    assert set(series) >= ALWAYS
 
 
 def test_it_logs_when_the_logger_does(digits: Digits, tmp_path: Path) -> None:
     run(digits, CSVLogger(str(tmp_path), name=""), log_every_n_steps=5)
-    with (tmp_path / "version_0" / "metrics.csv").open() as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file) if row["ast/activation_rate"]]
+    steps = [step for step, _ in table(tmp_path / "version_0")["ast/activation_rate"]]
     assert steps == [*range(4, 48, 5), 47], "and where training ended"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from tests.helpers.data import Digits, loader
+from tests.helpers.logs import table
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import quiet_trainer
 
@@ -58,10 +58,7 @@ def test_throughput_is_told_the_flops_of_each_batch(digits: Digits, tmp_path: Pa
     assert min(each) < 0.9 * max(each) or mode in ("mask", "prune"), "a sparse batch costs less, or there are fewer"
     assert throughput.validation == [None] * 3, "a validation batch is not a training batch"
     assert not hasattr(module, "flops_per_batch"), "the module is as it was"
-    with (tmp_path / "version_0" / "metrics.csv").open() as file:
-        assert any(
-            value for row in csv.DictReader(file) for name, value in row.items() if name.endswith("flops_per_sec")
-        )
+    assert any(name.endswith("flops_per_sec") for name in table(tmp_path / "version_0"))
 
 
 def test_a_modules_own_flops_are_left_alone(digits: Digits) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lightning_ast.core.execution import cost_share
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 
 
@@ -85,3 +86,8 @@ def test_original_energy_model_is_an_estimate() -> None:
     ) == pytest.approx(1 - (10 + 0.9) / 100)
     with pytest.raises(ValueError, match="at least one"):
         estimated_energy_savings(offered=0, selected=0)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("mask", 1.0), ("subset", 2.2 / 3), ("partial", 0.6), ("prune", 0.4)])
+def test_cost_model(mode: str, expected: float) -> None:
+    assert cost_share(mode, 0.4) == pytest.approx(expected)

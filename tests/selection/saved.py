@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import math
 import sys
 import tempfile
 import warnings
@@ -27,26 +26,14 @@ from lightning_ast import (
     SparseTrainingMonitor,
     TwoStageScheduler,
 )
+from tests.helpers.logs import Meter
 from tests.helpers.modules import OneLayer
 
-__all__ = ["BATCHES", "EPOCHS", "LANDED", "MODES", "Meter", "SaveMidEpoch", "train"]
+__all__ = ["BATCHES", "EPOCHS", "LANDED", "MODES", "SaveMidEpoch", "train"]
 
 MODES = ("partial", "mask", "subset", "prune")
 LANDED = Path(__file__).parent / "landed_checkpoints.pt.gz"
 BATCH, BATCHES, EPOCHS = 4, 8, 4
-
-
-class Meter:
-    """Counts a joule whenever it is read."""
-
-    name, kind, identity, longest_interval_seconds = "a meter", "gpu", "the GPU", math.inf
-
-    def __init__(self) -> None:
-        self.joules = 0.0
-
-    def read_joules(self) -> float:
-        self.joules += 1
-        return self.joules
 
 
 class SaveMidEpoch(pl.Callback):

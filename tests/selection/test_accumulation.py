@@ -8,25 +8,23 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.gate import Selection
-from lightning_ast.errors import ConfigurationError
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import ExplicitNet, Lbfgs, PlainNet, fresh
-from tests.helpers.training import fit, weights
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import fit
 
 
 class Steps(pl.Callback):
     """Selections of the micro-batches, and the gradients that each optimizer step used."""
 
     def __init__(self, selection: SparseSelectionCallback) -> None:
-        self.selection, self.kept, self.gradients, self.windows = selection, [], [], []
+        self.selection, self.kept, self.gradients = selection, [], []
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.gradients.append({name: p.grad.clone() for name, p in pl_module.named_parameters()})
-        self.windows.append(len(self.kept) + 1)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.kept.append(self.selection.last_selection)
@@ -46,55 +44,6 @@ def large_batch(losses: list[Tensor], kept: list[Selection], weighting: str) -> 
     if weighting == "sqrt":
         return (w * picked).sum() / w.sum()
     return (w * picked).sum() / sum(len(row) for row in losses)
-
-
-def assert_gradients(got: dict[str, Tensor], loss: Tensor, module: nn.Module) -> None:
-    want = dict(zip(got, torch.autograd.grad(loss, list(module.parameters()))))
-    error = torch.cat([(got[n] - want[n]).flatten() for n in got]).norm()
-    assert error < 1e-6 * torch.cat([w.flatten() for w in want.values()]).norm()
-
-
-@pytest.mark.parametrize("explicit", [False, True], ids=["captured", "explicit"])
-@pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
-def test_three_micro_batches_equal_one_large_batch(digits: Digits, mode: str, weighting: str, explicit: bool) -> None:
-    digits = digits[0].double(), digits[1]
-    module, reference = (fresh(ExplicitNet, dropout=0.0, batchnorm=False).double() for _ in range(2))
-    if not explicit:
-        module = fresh(dropout=0.0, batchnorm=False).double()
-    gate = {"gate": "soft"}
-    if weighting == "none":  # a fixed threshold keeps what it keeps: very different numbers
-        cut = F.cross_entropy(reference(digits[0]), digits[1], reduction="none").median().item()
-        fixed = PIController(preset="original", kp=0.0, ki=0.0, initial_threshold=cut)
-        gate = {"gate": "threshold", "significance": "loss", "controller": fixed}
-    callback = SparseSelectionCallback(mode=mode, weighting=weighting, **gate)
-    steps = Steps(callback)
-    fit(module, loader(digits), callback, steps, accumulate_grad_batches=3, max_epochs=1, precision="64-true")
-
-    assert steps.windows == [3, 6, 8], "the last window of the epoch is short"
-    counts = [len(k.indices) for k in steps.kept[:3]]
-    assert len(set(counts)) > 1 or weighting != "none", "different numbers: the test can fail"
-    losses = [losses_of(reference, digits, batch, 64) for batch in range(3)]
-    assert_gradients(steps.gradients[0], large_batch(losses, steps.kept[:3], weighting), reference)
-
-
-def test_the_short_window_at_the_end_of_an_epoch_keeps_lightnings_share(digits: Digits) -> None:
-    """Lightning divides by 3 although the last window holds 2: the sparse step is that share of the large batch."""
-    digits = digits[0].double(), digits[1]
-    module, reference = (fresh(dropout=0.0, batchnorm=False).double() for _ in range(2))
-    callback = SparseSelectionCallback(mode="partial")
-    steps = Steps(callback)
-    before: list[Any] = []
-
-    class Before(pl.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 6:
-                before.append(weights(pl_module))
-
-    fit(module, loader(digits), callback, steps, Before(), accumulate_grad_batches=3, precision="64-true")
-    reference.load_state_dict(before[0])
-    losses = [losses_of(reference, digits, batch, 64) for batch in (6, 7)]
-    assert_gradients(steps.gradients[2], 2 / 3 * large_batch(losses, steps.kept[6:], "sqrt"), reference)
 
 
 def test_clipping_comes_after_the_common_denominator(digits: Digits) -> None:
@@ -123,14 +72,6 @@ def test_a_stage_begins_with_an_optimizer_step(digits: Digits, mode: str) -> Non
     schedule = TwoStageScheduler(warmup_epochs=0.4)
     fit(fresh(), loader(digits), callback, schedule, Spy(), accumulate_grad_batches=2)
     assert stages == ["warmup"] * 4 + ["sparse"] * 4
-
-
-def test_lbfgs_with_accumulation_is_refused(digits: Digits) -> None:
-    """Lightning adds up the gradients of all its evaluations of the last micro-batch."""
-    module = fresh(Lbfgs)
-    with pytest.raises(ConfigurationError, match=r"LBFGS.*accumulate_grad_batches=1"):
-        fit(module, loader(digits), SparseSelectionCallback(), accumulate_grad_batches=3)
-    assert module.seen == []
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from lightning_ast import CheckpointError, SparseSelectionCallback
+from tests.helpers.logs import Meter
 from tests.helpers.modules import OneLayer
 from tests.helpers.training import quiet_trainer
 from tests.selection.mutations import changed, paths, values
-from tests.selection.saved import BATCH, BATCHES, EPOCHS, LANDED, MODES, Meter, SaveMidEpoch, train
+from tests.selection.saved import BATCH, BATCHES, EPOCHS, LANDED, MODES, SaveMidEpoch, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.set_vital. is deprecated",

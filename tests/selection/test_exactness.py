@@ -15,7 +15,7 @@ from lightning_ast import PIController, SparseSelectionCallback
 from lightning_ast.core import SampleSelector, select_rows
 from lightning_ast.core.gate import FLOOR, Selection
 from tests.helpers.data import Digits, loader
-from tests.helpers.modules import PlainNet
+from tests.helpers.modules import PlainNet, fresh
 from tests.helpers.training import assert_same_weights, gloo, quiet_trainer, weights
 
 MODES = ["mask", "subset", "partial"]
@@ -247,3 +247,55 @@ def test_two_ranks_equal_one_process_on_the_union(
     loss = (torch.cat(factors) * torch.cat(picked)).sum() / total
     expected = flat(torch.autograd.grad(loss, list(reference.parameters())))
     assert float((ranks[0]["gradient"] - expected).norm() / expected.norm()) < 1e-6
+
+
+class TwoHeads(PlainNet):
+    """Two losses, one of them by hand, and a learned weight between them."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0, batchnorm=False)
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.side = nn.Linear(64, 1)
+
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        side = (self.side(x.flatten(1)).squeeze(1) - y).abs()
+        return F.cross_entropy(self(x), y, reduction="none") + self.weight * side
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        side = (self.side(x.flatten(1)).squeeze(1) - y).abs().mean()
+        return F.cross_entropy(self(x), y) + self.weight * side
+
+
+def norms(module: TwoHeads, x: Tensor, y: Tensor) -> Tensor:
+    """The norm of each sample's gradient at the outputs of both heads."""
+    with torch.no_grad():
+        one = (module(x).softmax(1) - F.one_hot(y, 10)).norm(dim=1)
+        return (one.square() + module.weight.square()).sqrt()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_two_ranks_weigh_every_sample_of_two_heads_alike(digits: Digits, tmp_path: Path, mode: str) -> None:
+    module, reference = fresh(TwoHeads), fresh(TwoHeads)
+    cut = norms(reference, *digits).median().item()
+    fixed = PIController(preset="original", kp=0.0, ki=0.0, initial_threshold=cut)
+    selection = SparseSelectionCallback(mode=mode, gate="threshold", controller=fixed)  # type: ignore[arg-type]
+    callbacks = [selection, Record(tmp_path, selection, 1)]
+    trainer = quiet_trainer(devices=2, strategy=gloo(), callbacks=callbacks, max_steps=2)
+    trainer.fit(module, loader(digits))
+
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    assert_same_weights(ranks[0]["weights"], ranks[1]["weights"])
+    x, y = (torch.cat([rank["batches"][0][part] for rank in ranks]) for part in (0, 1))
+    kept = norms(reference, x, y) > cut
+    counts = [int(rows.sum()) for rows in kept.split(64)]
+    assert [len(rank["kept"][0][0]) for rank in ranks] == counts
+    assert counts[0] != counts[1], "the ranks keep different numbers: the test can fail"
+    parameters = dict(reference.named_parameters())
+    parts = ranks[0]["gradient"].split([parameter.numel() for parameter in parameters.values()])
+    got = {name: part.view_as(parameters[name]) for name, part in zip(parameters, parts, strict=True)}
+    del parameters["weight"]  # it is the loss's own, and sees every sample
+    expected = torch.autograd.grad(reference.losses(x, y)[kept].mean(), list(parameters.values()))
+    for name, want in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(got[name], want, rtol=1e-4, atol=1e-6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +17,7 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from lightning_ast.core.execution import cost_share
 from lightning_ast.core.ledger import saves_too_little
+from tests.helpers.logs import warned
 from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer
 
@@ -94,10 +94,9 @@ def train(cls: type[Ordinary], mode: str | None, *, rate: float = 0.4, warmup: i
     data = DataLoader(TensorDataset(torch.randn(SAMPLES, WIDTH), torch.arange(SAMPLES) % 4), batch_size=16)
     callback = SparseSelectionCallback(mode=mode or "mask", target_activation_rate=rate if mode else 1.0, gate="topk")
     chain = [callback, TwoStageScheduler(warmup_epochs=warmup)]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warned() as said:
         quiet_trainer(max_epochs=2, callbacks=chain).fit(cls(), data)
-    return callback, [str(w.message) for w in said if "of the FLOPs of dense" in str(w.message)]
+    return callback, [text for text in said if "of the FLOPs of dense" in text]
 
 
 @pytest.mark.parametrize("mode", ["subset", "partial", "prune", "mask"])

@@ -15,30 +15,17 @@ from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.errors import QuarantineError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
 from tests.helpers.training import SaveAt, fit, gloo, quiet_trainer, weights
-from tests.selection.bad_samples import BAD, MODES, BadLoss, finite, marked, spoiled
+from tests.selection.bad_samples import MODES, BadLoss, finite, marked, spoiled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
     "ignore:lightning-ast. the run ended after",  # within the warmup
 )
-
-
-def test_dataset_indices_are_named_where_the_module_knows_them(digits: Digits) -> None:
-    class Net(SparseLossMixin, PlainNet):
-        def sample_indices(self, batch: Any) -> Tensor:
-            return batch[2]
-
-    x, y = spoiled(digits)
-    data = DataLoader(torch.utils.data.TensorDataset(x, y, torch.arange(512)), batch_size=64, shuffle=True)
-    callback = SparseSelectionCallback()
-    with pytest.warns(UserWarning, match=r"dataset index (3|70|200) \(epoch 0\)"):
-        fit(fresh(Net), data, callback)
-    assert sorted(s.index for s in callback.quarantined) == BAD
 
 
 @pytest.mark.parametrize("mode", [*MODES, "prune"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
+from tests.helpers.logs import warned
 from tests.helpers.modules import Lbfgs, Manual, PlainNet, Trained, fresh
 from tests.helpers.training import assert_close_weights, assert_same_weights, fit, half, weights
 
@@ -150,11 +150,10 @@ def test_a_compiled_network_inside_the_module(digits: Digits, mode: str) -> None
     plain, compiled = fresh(dropout=0.0), fresh(dropout=0.0)
     compiled.net = torch.compile(compiled.net, backend="aot_eager")
     callbacks = [half(mode=mode, **({"batchnorm": "exact"} if mode == "partial" else {})) for _ in range(2)]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warned() as said:
         fit(plain, loader(digits), callbacks[0], max_steps=3)
         fit(compiled, loader(digits), callbacks[1], max_steps=3)
-    told = [str(w.message) for w in said if "torch.compile" in str(w.message)]
+    told = [text for text in said if "torch.compile" in text]
     assert len(told) == (2 if mode == "partial" else 0), "before the first batch, and after the first sparse one"
     of_compiled = dict(zip(weights(plain), weights(compiled).values(), strict=True))  # its names begin with _orig_mod
     assert_close_weights(of_compiled, weights(plain), rtol=1e-4)

@@ -110,6 +110,7 @@ def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
     beside = [child for child in children if not is_listing(child)]
     if not columns or len({len(column) for column in columns}) > 1 or any(map(leading_sizes, beside)):
         return None
+    # Lists of tensors of several forms are the outputs of several layers, and no samples.
     if len(columns[0]) == 0 or not all(is_uniform(column) for column in columns if leading_sizes(column)):
         return None
     return columns
@@ -176,7 +177,7 @@ def _agree_on_rows(entries: list[Any], size: int | None) -> bool:
 
 def _form(entry: Any) -> Any:
     """Describe the form of an entry, for comparison with others; return None for what is no part of a sample."""
-    if isinstance(entry, (Tensor, np.ndarray)):
+    if isinstance(entry, (Tensor, np.ndarray)):  # the sizes may differ from sample to sample
         return type(entry), entry.dtype, entry.ndim
     if isinstance(entry, Mapping):
         return Mapping, frozenset(entry.keys())

@@ -64,7 +64,7 @@ def _finite_entries(samples: list[Any]) -> Tensor | None:
     found = []
     for sample in samples:
         leaf = next((leaf for leaf in leaves_of(sample) if holds_floats(leaf)), None)
-        if leaf is None:
+        if leaf is None:  # a sample without numbers cannot be looked at, and so none can be compared with it
             return None
         leaf = leaf if isinstance(leaf, Tensor) else torch.tensor(leaf)
         rows = finite_rows(leaf[None] if leaf.ndim == 0 else leaf)
@@ -101,7 +101,7 @@ class _Replacer(Slicer):
         return [self._cleaned(entry) for entry in super().entries(part)] if self._waits else list(part)
 
     def unknown(self, part: Any) -> Any:
-        return part
+        return part  # it may hold NaN still, but the gate leaves the sample out in any case
 
     def _tensordict(self, part: Any) -> Any:
         some = self._finite.any()

@@ -65,13 +65,10 @@ class Found:
 
     Attributes:
         entries: The entries in the order of the walk; none where the loss does not depend on the samples.
-        proved: Whether the rows of each are proved to be the samples', here or in a graph of the same form. If not,
-            they were taken from the sizes, which allow one answer only.
         unclear: The sizes of tensors whose rows could not be told.
     """
 
     entries: tuple[Entry, ...] = ()
-    proved: bool = True
     unclear: tuple[str, ...] = ()
 
 
@@ -164,8 +161,7 @@ class EntryFinder:
 
     def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
-        found, _ = _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))
-        return Found(found.entries, proved=False, unclear=found.unclear)
+        return _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))[0]
 
     def _remember(self, plan: _Plan) -> None:
         self._plans.insert(0, plan)

@@ -137,12 +137,12 @@ def prove_layout(
         inside = profile[own]
         outside = profile[~own]
         change = float(inside.sum())
-        if change == 0:
+        if change == 0:  # these rows do not depend on the sample at all
             continue
         exact = float(outside.sum()) <= _EXACT * change
         mixed = float(outside.mean()) <= _MIXED * float(inside.mean())
         if exact or mixed or float((outside > 0).double().mean()) <= _PARTNERS:
-            coverage = float((inside > 0).double().mean())
+            coverage = float((inside > 0).double().mean())  # a row that is not the sample's would stand still
             found.append((coverage + exact, replace(layout, exact=exact)))
     # Exact layouts win over mixed ones, and those whose rows all changed over those that only some explain.
     found.sort(key=lambda entry: entry[0], reverse=True)
@@ -176,12 +176,12 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
         ``(B,)`` float32, or float64 for a gradient of that type.
     """
     if gradient.is_complex():
-        gradient = torch.view_as_real(gradient.resolve_conj())
+        gradient = torch.view_as_real(gradient.resolve_conj())  # of the same norm
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if isinstance(place, UnequalPlace):
         squares = _norms(gradient.reshape(place.size, -1), [1], dtype).square()
         return squares.new_zeros(place.count).index_add(0, place.assignment, squares).sqrt()
-    if place.dim == 0 and place.pre == 1:
+    if place.dim == 0 and place.pre == 1:  # the usual case, in one view
         samples = gradient.reshape(place.size // place.post, -1)
         return _norms(samples, [1], dtype)
     shape = gradient.shape

@@ -164,7 +164,7 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
         seen.add(node)
         if _picks_rows(node):
             return "picked"
-        if _row_count(node) == batch_size:
+        if _row_count(node) == batch_size:  # one row a sample, of which all rows above were made in order
             continue
         if node.name().startswith(_JOINING) and getattr(node, "_saved_dim", None) == 0:
             return "joined"
@@ -230,5 +230,6 @@ def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
         node, entered = parents[0] if len(parents) == 1 else (None, 0)
     if node is None:
         return loss, None
+    # What stands above DDP's node is differentiated by itself, so that the node does not run.
     (seed,) = torch.autograd.grad(loss, [GradientEdge(node, entered)], retain_graph=True)
     return GradientEdge(*node.next_functions[entered]), seed

@@ -80,7 +80,7 @@ class WatchedCall:
 
     def labels(self, batch_size: int) -> Tensor | None:
         """Return the class indices ``(B,)`` that the loss was given, -1 for those to ignore; None where it has none."""
-        if self.func not in CLASS_LOSSES or self.changed:
+        if self.func not in CLASS_LOSSES or self.changed:  # targets that were changed since are others
             return None
         ignore_index = self.arguments["ignore_index"]
         ignore_index = _IGNORED_BY_DEFAULT if ignore_index is None else ignore_index

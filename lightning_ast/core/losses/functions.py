@@ -87,7 +87,7 @@ def _linear_class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
 def _probability_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     """Take binary_cross_entropy apart; it is given probabilities, and the significance wants logits."""
     values = _unreduced(func, call)
-    logits = torch.logit(call["input"].detach(), eps=1e-6)
+    logits = torch.logit(call["input"].detach(), eps=1e-6)  # finite also for probabilities of 0 and 1
     return Elements(values, values.numel(), logits, call["target"], "binary")
 
 
@@ -109,7 +109,7 @@ def _ctc_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     values = _unreduced(func, call)
     if call["reduction"] == "mean":
         values = values / torch.as_tensor(call["target_lengths"], device=values.device).clamp_min(1)
-    return Elements(values, values.numel(), None, None, "regression")
+    return Elements(values, values.numel(), None, None, "regression")  # its logits have no row for each sample
 
 
 def _regression_rule(func: Callable[..., Tensor], call: Call) -> Elements:

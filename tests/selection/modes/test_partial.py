@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ast import PIController, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
+from tests.helpers.logs import warned
 from tests.helpers.modules import PlainNet, Trained
 from tests.helpers.training import quiet_trainer, weights
 
@@ -108,10 +109,9 @@ def test_what_goes_dense_is_said_once_with_its_cost(digits: Digits, warmup: bool
     torch.manual_seed(0)
     callback = SparseSelectionCallback(target_activation_rate=0.25)
     chain = [callback, TwoStageScheduler(warmup_epochs=1)] if warmup else [callback]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warned() as said:
         quiet_trainer(callbacks=chain, max_epochs=2).fit(Recurrent(), loader(digits))
-    told = [str(w.message) for w in said if "ran over the whole batch" in str(w.message)]
+    told = [text for text in said if "ran over the whole batch" in text]
     assert len(told) == 1
     assert "aten.mkldnn_rnn_layer_backward.default (x1)" in told[0]
     assert "their cost was not counted" in told[0], "torch has no formula for it"
@@ -159,12 +159,12 @@ def test_what_goes_dense_may_change_from_batch_to_batch(
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             totals.append(callback.ledger.stages["sparse"].backwarded)
-            messages.append(sum("native_batch_norm_backward" in str(w.message) for w in warned))
+            messages.append(sum("native_batch_norm_backward" in str(w.message) for w in caught))
 
     totals, messages = [0.0], []
     half = PIController(preset="original", kp=0.0, ki=0.0, initial_threshold=0.5)
     callback = SparseSelectionCallback(significance=first_ones, gate="threshold", controller=half)
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = quiet_trainer(callbacks=[callback, Watch()], max_steps=len(sizes))
         trainer.fit(Few(), loader(digits, batch_size=32))
@@ -179,10 +179,9 @@ def test_books_of_exact_and_selected_batchnorm(digits: Digits) -> None:
     callbacks = {}
     for batchnorm in ("selected", "exact"):
         callbacks[batchnorm] = callback = SparseSelectionCallback(batchnorm=batchnorm)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+        with warned() as said:
             quiet_trainer(callbacks=[callback], max_steps=3).fit(PlainNet(), loader(digits))
-        told = [str(w.message) for w in said if "native_batch_norm_backward" in str(w.message)]
+        told = [text for text in said if "native_batch_norm_backward" in text]
         assert len(told) == (batchnorm == "exact")
         assert all(f"{dense_share(callback):.0%} of the backward's FLOPs are spent on every sample" in t for t in told)
     selected, exact = callbacks["selected"], callbacks["exact"]

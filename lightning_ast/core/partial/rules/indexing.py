@@ -63,6 +63,7 @@ def _is_zeros(tensor: Any) -> bool:
 def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the backward of gather, max, min, sort and the like, where they run inside a sample."""
     zeros, dim, index, source = args
+    # What is written into must be zero in all other rows, or the rows alone would not be the whole result.
     if not _is_zeros(zeros) or type(source) is not RowGradient or source.place is None:
         return NotImplemented
     place = source.place
@@ -82,6 +83,7 @@ def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     place = source.place
     used = [i for i, index in enumerate(indices) if index is not None]
+    # Indices with a gap between them move their dimension to the front; a mask yields a number of rows of its own.
     adjacent = used == list(range(used[0], used[-1] + 1))
     whole = all(index is None or index.dtype in (torch.int64, torch.int32) for index in indices)
     if place.dim != 0 or zeros.shape[0] != place.size or not adjacent or not whole:

@@ -55,11 +55,11 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     gradient, value, weight, running_mean, running_var, mean, invstd, training, eps, mask = args
     if not holds_rows(gradient):
         return NotImplemented
-    if gradient.place.dim == 1 and gradient.shape[0] == 1:
+    if gradient.place.dim == 1 and gradient.shape[0] == 1:  # the shape that InstanceNorm gives BatchNorm
         return _instance_norm(gradient, value, args[2:])
     if gradient.place.dim != 0:
         return NotImplemented
-    if training:
+    if training:  # by the batch's statistics; in evaluation each sample stands alone
         return _selected(gradient, value, weight, mean, invstd, eps, mask)
     saved = gradient.rows_of(value, 0), weight, running_mean, running_var, mean, invstd
     out, *parameters = func(gradient.packed(), *saved, training, eps, mask)

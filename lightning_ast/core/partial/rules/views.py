@@ -47,7 +47,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     plan = _reshaped(gradient.place, tuple(args[1]), gradient.rows.batch_size)
     if plan is None:
         return NotImplemented
-    place, shape = plan
+    place, shape = plan  # reshape: the rows need not be contiguous where the full tensor would be
     return wrap(gradient.data_rows.reshape(shape), gradient.rows, place)
 
 
@@ -186,7 +186,7 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not all(first.lies_as(part) and part.dim() == first.dim() for part in parts):
         return NotImplemented
     data = func([part.data_rows for part in parts], dim)
-    if stacked or dim != place.dim:
+    if stacked or dim != place.dim:  # else they become groups of one dimension: two views of the batch, joined
         return first.moved(data, place.dim + (stacked and dim <= place.dim))
     shape = (*place.shape[:dim], place.size * len(parts), *place.shape[dim + 1 :])
     return wrap(data, first.rows, place_of(shape, dim, place.pre * len(parts), place.post))
