@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,15 +19,13 @@ from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, rea
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
 from lightning_ast.advice.predict import wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
-from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts
-from lightning_ast.advice.script import Block, Timing, script
-from lightning_ast.advice.summary import reason_of, summarize
+from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts, trainer_faults
+from lightning_ast.advice.script import Block, Timing, script, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
-from lightning_ast.errors import AdviceError, BatchError, EntryError
-from lightning_ast.lightning_internals.distributed import starts_processes
+from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
 from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
@@ -39,7 +35,6 @@ from lightning_ast.words import counted
 __all__ = ["Measurement"]
 
 _PROBED: tuple[Mode, ...] = ("partial", "subset", "mask")
-_LIMITS = ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
 _LOADING_SHARE = 1 / 6
 _VALIDATION_SHARE = 1 / 11
 
@@ -66,7 +61,7 @@ class Measurement:
         budget_seconds: float,
         clock: Clock = time.perf_counter,
     ) -> None:
-        if faults := _faults(trainer):
+        if faults := trainer_faults(trainer):
             raise AdviceError(" ".join(faults))
         self._user = trainer
         self._clock = clock
@@ -131,7 +126,7 @@ class Measurement:
                     ) from error
                 # entries are found alike in all modes
                 failed = modes if isinstance(error, EntryError) else [probe.active]
-                self._refused |= dict.fromkeys(failed, reason_of(error))
+                self._refused |= dict.fromkeys(failed, _reason(error))
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:
@@ -225,7 +220,7 @@ class Measurement:
         except Enough:
             pass
         except Exception as error:
-            self._notes.append(f"Validation could not be measured, and is left out: {reason_of(error)}")
+            self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
             return None
         known = all(math.isfinite(n) for n in timer.batches)
         batches = max(0, len(timer.ends) - 1) if ended else sum(int(n) for n in timer.batches) if known else 0
@@ -291,27 +286,13 @@ class _ValidationTimer(Callback):
             raise Enough
 
 
-def _faults(trainer: pl.Trainer) -> list[str]:
-    """Find why nothing can be measured."""
-    settings: Any = trainer
-    values = {name: getattr(trainer, name, None) for name in _LIMITS}
-    found = [
-        f"{name}: expected at most {sys.maxsize}, got {value}."  # a range of so many numbers has no length in Python
-        for name, value in values.items()
-        if isinstance(value, int) and value > sys.maxsize
-    ]
-    if trainer.world_size > 1:
-        found.append(
-            f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "
-            "Trainer(devices=1, num_nodes=1) with the same settings; its predictions are then for one device."
-        )
-    elif starts_processes(trainer):
-        found.append("the strategy starts processes of its own: give advise a Trainer(devices=1, strategy='auto').")
-    if settings.fast_dev_run:
-        found.append("fast_dev_run runs a single batch, whose length says nothing: leave it out.")
-    if settings.state.status == TrainerStatus.RUNNING:
-        found.append("the Trainer is running: call advise before fit.")
-    return found
+def _reason(error: Exception) -> str:
+    """Describe an error in one line."""
+    if isinstance(error, ConfigurationError):
+        return error.faults[0]
+    lines = str(error).splitlines() or [""]
+    known = type(error).__module__.startswith("lightning_ast")
+    return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
 
 
 def _device(device: torch.device) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_ast.advice.measured import RunFacts, ValidationFacts
@@ -14,6 +17,7 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.execution import Mode
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.distributed import starts_processes
 from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
 from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
@@ -23,11 +27,35 @@ from lightning_ast.schedule import Schedule
 from lightning_ast.selection.faults import setting_faults
 from lightning_ast.words import counted
 
-__all__ = ["Asked", "due_validations", "prune_fault", "run_facts"]
+__all__ = ["Asked", "due_validations", "prune_fault", "run_facts", "trainer_faults"]
 
 ASSUMED_EPOCHS = 10
 ASSUMED_BATCHES = 1000
 ASSUMED_DENSE = 0.1
+_LIMITS = ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
+
+
+def trainer_faults(trainer: pl.Trainer) -> list[str]:
+    """Find why nothing can be measured."""
+    settings: Any = trainer
+    values = {name: getattr(trainer, name, None) for name in _LIMITS}
+    found = [
+        f"{name}: expected at most {sys.maxsize}, got {value}."  # a range of so many numbers has no length in Python
+        for name, value in values.items()
+        if isinstance(value, int) and value > sys.maxsize
+    ]
+    if trainer.world_size > 1:
+        found.append(
+            f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "
+            "Trainer(devices=1, num_nodes=1) with the same settings; its predictions are then for one device."
+        )
+    elif starts_processes(trainer):
+        found.append("the strategy starts processes of its own: give advise a Trainer(devices=1, strategy='auto').")
+    if settings.fast_dev_run:
+        found.append("fast_dev_run runs a single batch, whose length says nothing: leave it out.")
+    if settings.state.status == TrainerStatus.RUNNING:
+        found.append("the Trainer is running: call advise before fit.")
+    return found
 
 
 @dataclass(frozen=True)

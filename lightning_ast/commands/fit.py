@@ -47,10 +47,7 @@ class CommandLine(OpenCLI):
 
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
         self._arguments = list(arguments)
-        defaults: dict[str, Any] = {
-            "parser_kwargs": {"prog": "lightning-ast"},
-            "save_config_callback": SavedConfig,
-        }
+        defaults: dict[str, Any] = {"parser_kwargs": {"prog": "lightning-ast"}, "save_config_callback": SavedConfig}
         super().__init__(args=self._arguments, **{**defaults, **options})
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

@@ -170,11 +170,6 @@ def _item_fault(item: Any) -> str | None:
         parser.parse_object({"callback": item})
     except Exception as error:  # jsonargparse's own error, or whatever an odd value raises in it
         text = condensed(str(error)).removeprefix("callback: ")
-        return text.removeprefix(f"{_class_path_told(text)}: ")
+        path, _, rest = text.partition(": ")
+        return rest if rest and "." in path and " " not in path else text  # the name of the item tells the path already
     return None
-
-
-def _class_path_told(text: str) -> str:
-    """Find the class path at the beginning of a message, which the name of the item tells already."""
-    path = text.partition(": ")[0]
-    return path if "." in path and " " not in path else "\0"

@@ -7,7 +7,7 @@ import sysconfig
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -62,7 +62,7 @@ def users_error(error: BaseException) -> BaseException | None:
     for each in _chain(error):
         if isinstance(each, SyntaxError) and each.filename is not None and _is_users(each.filename):
             return each
-        if any(_is_users(name) for name in _files(each.__traceback__)):
+        if any(_is_users(name) for name in _files(each)):
             return each
     return None
 
@@ -76,15 +76,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
 
 
-def _files(traceback: TracebackType | None) -> Iterator[str]:
-    while traceback is not None:
-        yield traceback.tb_frame.f_code.co_filename
-        traceback = traceback.tb_next
+def _files(error: BaseException) -> list[str]:
+    return [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
 
 
 def _raised_by_lightning(error: Exception) -> bool:
     """Tell whether Lightning itself raised an error, as its checks of a run do, and nothing that it called."""
-    last = [*_files(error.__traceback__)][-1:]
+    last = _files(error)[-1:]
     return any({"lightning", "lightning_fabric", "pytorch_lightning"} & set(Path(file).parts) for file in last)
 
 

@@ -113,12 +113,6 @@ _SETTINGS: dict[DataName, dict[str, Any]] = {
 }
 
 
-def _settings(data: DataName) -> dict[str, Any]:
-    """Return the settings of a run that is worth its time on this machine."""
-    shortened = {"epochs": 6, "width": 16} if data == "cifar10" and not torch.cuda.is_available() else {}
-    return {**_SETTINGS[data], **shortened}
-
-
 def run_demo(
     data: DataName = "digits",
     *,
@@ -152,7 +146,9 @@ def run_demo(
         DataNotFoundError: The images are not there and cannot be downloaded.
     """
     sparse = SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed)
-    settings = _settings(data)
+    settings = dict(_SETTINGS[data])
+    if data == "cifar10" and not torch.cuda.is_available():  # shortened, to be worth its time
+        settings.update(epochs=6, width=16)
     epochs = settings["epochs"] if epochs is None else epochs
     settings["width"] = width = settings["width"] if width is None else width
     batch_size = settings["batch_size"]

@@ -183,10 +183,6 @@ class _InMemory(Dataset[tuple[Tensor, Tensor]]):
         return self.images[rows], self.labels[rows]
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
 class ImageData(pl.LightningDataModule):
     """A small image data set, normalised and augmented on the device, a batch at a time.
 
@@ -248,7 +244,7 @@ class ImageData(pl.LightningDataModule):
             _InMemory(images, labels),
             batch_size=batch_size,
             shuffle=shuffle,
-            collate_fn=_as_is,
+            collate_fn=tuple,  # the data set gives whole batches
             drop_last=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

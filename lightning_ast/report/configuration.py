@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning_ast.config_mark import is_written_by_a_run
 from lightning_ast.report.files import UnreadableError, reading
@@ -70,7 +69,9 @@ def read_mode(path: Path) -> tuple[str | None, None]:
     try:
         # every scalar a str, and no merging: neither can a value fail to be made, nor grow from references to others
         callbacks = yaml.load(text, Loader=yaml.BaseLoader)["trainer"]["callbacks"]
-        mode = _mode(callbacks if isinstance(callbacks, list) else [callbacks])
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        own = (each for each in listed if each["class_path"].rsplit(".", 1)[-1] == _CALLBACK)
+        mode = next((each["init_args"]["mode"] for each in own), None)
     except (KeyError, TypeError, AttributeError):
         return None, None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -78,10 +79,3 @@ def read_mode(path: Path) -> tuple[str | None, None]:
     if mode is not None and mode not in MODES:
         raise UnreadableError(f"names no mode that is known: expected one of {', '.join(MODES)}")
     return mode, None
-
-
-def _mode(callbacks: list[Any]) -> Any:
-    for callback in callbacks:
-        if callback["class_path"].rsplit(".", 1)[-1] == _CALLBACK:
-            return callback["init_args"]["mode"]
-    return None

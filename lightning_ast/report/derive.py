@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -200,23 +202,18 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
         The spans, in order, which touch each other; none where no stage was logged.
     """
     if axis == "epochs":
-        stages = stage_of_epochs(run)
-        places = [epoch - 0.5 for epoch in sorted(stages)]
-        names = [stages[epoch] for epoch in sorted(stages)]
-        end = max(stages, default=0) + 0.5
-    else:
-        series = run.series("ast/stage")
-        if series is None:
-            return []
+        marks = [(epoch - 0.5, stage) for epoch, stage in sorted(stage_of_epochs(run).items())]
+        end = marks[-1][0] + 1 if marks else 0.0
+    elif (series := run.series("ast/stage")) is not None:
         known = _is_stage(series)
-        places = series.steps[known].tolist()
-        names = [STAGES[int(code)] for code in series.values[known]]
+        points = zip(series.steps[known].tolist(), series.values[known].tolist(), strict=True)
+        marks = [(step, STAGES[int(code)]) for step, code in points]
         end = float(series.steps[-1])
-    if not names:
+    else:
         return []
-    starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
-    ends = [places[i] for i in starts[1:]] + [end]
-    return [Span(places[i], stop, names[i]) for i, stop in zip(starts, ends, strict=True)]
+    starts = [next(group) for _, group in groupby(marks, key=itemgetter(1))]
+    ends = [*(place for place, _ in starts[1:]), end]
+    return [Span(place, stop, stage) for (place, stage), stop in zip(starts, ends, strict=False)]
 
 
 # ---------------------------------------------------------------------- costs

@@ -84,17 +84,11 @@ def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
             if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
                 found[real] = folder
             folders.sort()
-            links = [folder / below for below in folders if _is_link(folder / below)]
+            # Path.is_symlink raises an error in a folder that can be listed but not entered
+            links = [folder / below for below in folders if os.path.islink(folder / below)]  # noqa: PTH114
             # never up and out of the folder that was given: a link to / would list the whole machine
             waiting += [link for link in links if not top.is_relative_to(link.resolve())]
     return found, lines
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except OSError:  # in a folder that can be listed but not entered
-        return False
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

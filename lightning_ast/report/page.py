@@ -126,7 +126,7 @@ def table(rows: Sequence[Summary], dense: Summary | None) -> str:
         rows: The rows, a run each.
         dense: The run whose accuracy, seconds and joules the others' stand against; None is no run.
     """
-    columns = [(heading, [cell(row, dense) for row in rows]) for heading, cell in _COLUMNS]
+    columns = [(heading, [cell(row, None if row is dense else dense) for row in rows]) for heading, cell in _COLUMNS]
     shown = [(heading, cells) for heading, cells in columns if any(cells)]
     head = "".join(f'<th scope="col">{heading}</th>' for heading, _ in shown)
     lines = []
@@ -160,10 +160,6 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
     return " ".join([*text, f"{_GONE} stands for what is not in the log."])
 
 
-def _points(value: float | None, base: float | None) -> str:
-    return "" if value is None or base is None else f"<small>{_number(100 * (value - base), 1, '+')} points</small>"
-
-
 def _times(value: float | None, base: float | None) -> str:
     quotient = relative(value, base)
     return "" if quotient is None else f"<small>{_number(quotient, 2)}&times;</small>"
@@ -177,44 +173,35 @@ def _share(value: float | None) -> str:
     return "" if value is None else percent(value)
 
 
-def _accuracy(name: str) -> Callable[[Summary, Summary | None], str]:
-    def cell(row: Summary, dense: Summary | None) -> str:
-        value: float | None = getattr(row, name)
-        base: float | None = None if dense is None or row is dense else getattr(dense, name)
-        return _share(value) + _points(value, base)
-
-    return cell
+def _accuracy(value: float | None, base: float | None) -> str:
+    if value is None or base is None:
+        return _share(value)
+    return f"{_share(value)}<small>{_number(100 * (value - base), 1, '+')} points</small>"
 
 
-def _seconds(row: Summary, dense: Summary | None) -> str:
+def _seconds(row: Summary, base: Summary | None) -> str:
     if row.seconds is None:
         return ""
-    alike = dense is not None and row is not dense and row.seconds_measured == dense.seconds_measured
-    base = dense.seconds if dense is not None and alike else None
-    return f"{_number(row.seconds, 1)}{'' if row.seconds_measured else '*'}{_times(row.seconds, base)}"
+    alike = base is not None and row.seconds_measured == base.seconds_measured
+    mark = "" if row.seconds_measured else "*"
+    return f"{_number(row.seconds, 1)}{mark}{_times(row.seconds, base.seconds if base and alike else None)}"
 
 
-def _joules(row: Summary, dense: Summary | None) -> str:
-    if row.joules is None:
-        return ""
-    base = None if dense is None or row is dense else dense.joules
-    return f"{_number(row.joules, 0)}{_times(row.joules, base)}"
-
-
-def _saved(name: str) -> Callable[[Summary, Summary | None], str]:
-    return lambda row, _: _share(row.savings[name])
+def _joules(row: Summary, base: Summary | None) -> str:
+    return "" if row.joules is None else f"{_number(row.joules, 0)}{_times(row.joules, base.joules if base else None)}"
 
 
 _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("mode", lambda row, _: _escaped(row.mode or "")),
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
-    ("final accuracy", _accuracy("final_accuracy")),
-    ("best accuracy", _accuracy("best_accuracy")),
+    ("final accuracy", lambda row, base: _accuracy(row.final_accuracy, base.final_accuracy if base else None)),
+    ("best accuracy", lambda row, base: _accuracy(row.best_accuracy, base.best_accuracy if base else None)),
     ("activation rate, mean of the logged sparse steps", lambda row, _: _share(row.activation_rate)),
-    ("samples skipped", _saved("samples")),
-    ("saved: FLOPs", _saved("flops")),
-    ("saved: seconds", _saved("seconds")),
-    ("saved: joules", _saved("joules")),
+    ("samples skipped", lambda row, _: _share(row.savings["samples"])),
+    ("saved: FLOPs", lambda row, _: _share(row.savings["flops"])),
+    ("saved: seconds", lambda row, _: _share(row.savings["seconds"])),
+    ("saved: joules", lambda row, _: _share(row.savings["joules"])),
     ("seconds", _seconds),
     ("joules", _joules),
 ]
+"""A heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with."""

@@ -128,12 +128,11 @@ def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, l
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard
     from lightning_ast.report.samples import has_samples, samples
-    from lightning_ast.report.style import png
 
     sections: list[tuple[str, list[Picture]]] = []
     if len(runs) > 1 and any(run.scalars for run in runs):
         logged = [run for run in runs if run.scalars]
-        whole = Picture("comparison.png", lambda: png(comparison(logged)), _COMPARISON, _alt_comparison(rows))
+        whole = Picture("comparison.png", partial(_drawn, comparison, logged), _COMPARISON, _alt_comparison(rows))
         sections.append(("The runs side by side", [whole]))
     for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
         kinds = (
@@ -169,10 +168,10 @@ _ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often sample
 _ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
 
 
-def _drawn(draw: Callable[[Run], Any], run: Run) -> bytes:
+def _drawn(draw: Callable[[Any], Any], shown: Run | Sequence[Run]) -> bytes:
     from lightning_ast.report.style import png
 
-    return png(draw(run))
+    return png(draw(shown))
 
 
 def _alt_dashboard(row: Summary) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_ast.advice.measured import Phases, StepAt
-from lightning_ast.advice.script import Block, Timing, script
-from lightning_ast.advice.summary import curve_of, summarize
+from lightning_ast.advice.script import Block, Timing, curve_of, script, summarize
 
 
 def played(
