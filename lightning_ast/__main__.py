@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_ast.__about__ import __version__
+from lightning_ast.mode_facts import MODES
 
-__all__ = ["DATA_SETS", "MODES", "main"]
+__all__ = ["DATA_SETS", "main"]
 
 USAGE = """usage: lightning-ast COMMAND [...]
 
@@ -31,9 +32,8 @@ of `lightning-ast fit` (see its --help).
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
-# copies of what lightning_ast.core and the demo define: those modules import torch
+# a copy of what the demo defines, which imports torch
 DATA_SETS = ("digits", "fashion_mnist", "cifar10")
-MODES = ("mask", "subset", "partial", "prune")
 
 WRONG_USE = 2
 INTERRUPTED = 130

@@ -11,8 +11,7 @@ from typing import get_args
 import pytest
 
 import lightning_ast
-from lightning_ast.__main__ import DATA_SETS, MODES
-from lightning_ast.core.execution import Mode
+from lightning_ast.__main__ import DATA_SETS
 from lightning_ast.demo.data import DataName
 from tests.helpers.command import run
 
@@ -82,7 +81,6 @@ def test_a_closed_output_ends_in_a_line(unbuffered: str) -> None:
 
 
 def test_the_choices_of_the_demo_are_those_of_the_code() -> None:
-    assert get_args(Mode) == MODES
     assert get_args(DataName) == DATA_SETS
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent / "lightning_ast"
 LAYERS = [
     "words",
     "errors",
+    "mode_facts",
     "config_mark",
     "whole_file",
     "core",

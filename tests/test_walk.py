@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import pytest
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import quiet_trainer

@@ -23,13 +23,13 @@ from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_f
 from lightning_ast.advice.script import Block, Timing, script, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
 from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
+from lightning_ast.mode_facts import Mode
 from lightning_ast.words import counted
 
 __all__ = ["Measurement"]

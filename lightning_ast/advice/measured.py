@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 from lightning_ast.schedule import Schedule
 
 __all__ = [

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import get_args
 
 from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt, ValidationFacts
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.history import planned_count
+from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
 
 __all__ = [

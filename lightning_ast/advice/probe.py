@@ -19,8 +19,8 @@ from lightning_ast.advice.measured import Phases
 from lightning_ast.advice.script import Block, Sample, Timing
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import Mode
 from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_step_limit
+from lightning_ast.mode_facts import Mode
 
 __all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
-from lightning_ast.core.execution import Mode, cost_share
+from lightning_ast.mode_facts import Mode, cost_share
 
 __all__ = ["Block", "Sample", "Timing", "curve_of", "script", "summarize"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_ast.advice.predict import Prediction, Predictions
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 from lightning_ast.words import counted, time_words
 
 __all__ = ["LEAST_SAVING", "Verdict", "decide"]

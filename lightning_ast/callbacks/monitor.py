@@ -20,6 +20,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
+from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
 from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selection_summary
@@ -106,7 +107,7 @@ class SparseTrainingMonitor(Callback):
         self._checked = False
         selection = first_callback(trainer, SparseSelectionCallback)
         self._writers = Writers(trainer, images=self.images)
-        if self._writers and selection is not None and selection.mode != "prune":
+        if self._writers and selection is not None and not MODE_FACTS[selection.mode].plans_epochs:
             self._drawn = DrawnIndices(self, trainer)
             self._drawn.attach()
 

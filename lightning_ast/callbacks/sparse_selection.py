@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves, sole_key
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Selection, Weighting
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.partial import BatchNormBackward
@@ -22,6 +21,7 @@ from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
 from lightning_ast.selection.quarantine import QuarantinedSample
@@ -167,7 +167,7 @@ class SparseSelectionCallback(Callback):
         Raises:
             RuntimeError: In ``prune``, before a fit.
         """
-        if self.mode != "prune":
+        if not MODE_FACTS[self.mode].plans_epochs:
             return float(trainer.estimated_stepping_batches)
         if self._session is None or self._session.epochs is None:
             raise RuntimeError("planned_steps is known once fit has begun: ask for it in configure_optimizers.")

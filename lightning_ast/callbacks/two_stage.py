@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
 from lightning_ast.selection.faults import rate_faults
 from lightning_ast.selection.stages import stage_of_batch
@@ -147,7 +147,7 @@ class TwoStageScheduler(Callback):
         """Tell what becomes of the stages where that is not what was asked for."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
-            prunes = self._selection is not None and self._selection.mode == "prune"
+            prunes = self._selection is not None and MODE_FACTS[self._selection.mode].plans_epochs
             without_scores = " The epoch is planned without scores." if prunes else ""
             rank_zero_info(
                 f"lightning-ast: fast_dev_run trains every batch sparsely, without {self.schedule.dense}, to test the "

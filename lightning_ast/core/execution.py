@@ -1,4 +1,4 @@
-"""Step 6 of a batch: how its selection is executed, and what that costs.
+"""Step 6 of a batch: how its selection is executed.
 
 Rows of the gradient are multiplied by the weights w of the selected samples, and by B / d:
 
@@ -13,13 +13,10 @@ weighting             d                  what the gradient estimates
 
 from __future__ import annotations
 
-from typing import Literal
-
 from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.mode_facts import MODE_FACTS, Mode, cost_share
 
 __all__ = ["Mode", "cost_share", "resolve_weighting"]
-
-Mode = Literal["mask", "subset", "partial", "prune"]
 
 
 def resolve_weighting(weighting: Weighting | None, *, mode: Mode, gate: GateName) -> Weighting:
@@ -36,25 +33,4 @@ def resolve_weighting(weighting: Weighting | None, *, mode: Mode, gate: GateName
     """
     if gate != "soft":
         return "none"
-    return weighting or ("none" if mode == "prune" else "sqrt")
-
-
-def cost_share(mode: Mode, rate: float, *, forward: float = 1 / 3, dense_share: float = 0.0) -> float:
-    """Return the compute of a sparse step as a share of that of a dense one.
-
-    Args:
-        mode: How the selection is executed.
-        rate: The activation rate, in [0, 1].
-        forward: The forward's share of a dense step; a third where all parameters are trained, more where layers are
-            frozen.
-        dense_share: The share of the backward that ``partial`` runs over every sample for want of a rule, in [0, 1].
-
-    Returns:
-        By default ``mask`` 1, ``subset`` (1 + 3r) / 3, ``partial`` (1 + 2r) / 3, ``prune`` r.
-
-    Example:
-        >>> round(cost_share("subset", 0.4), 3), round(cost_share("subset", 0.4, forward=0.9), 3)
-        (0.733, 1.3)
-    """
-    partial = forward + (1 - forward) * (rate + (1 - rate) * dense_share)
-    return {"mask": 1.0, "subset": forward + rate, "partial": partial, "prune": rate}[mode]
+    return weighting or ("none" if MODE_FACTS[mode].plans_epochs else "sqrt")

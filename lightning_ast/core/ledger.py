@@ -7,14 +7,12 @@ against the warmup stage of the same run. What cannot be known is None, never 0.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any
 
-from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.state import known_fields
+from lightning_ast.mode_facts import MODE_FACTS, Mode, cost_share
 
 __all__ = ["FlopsPerSample", "Ledger", "StageTotals", "estimated_energy_savings", "saves_too_little"]
-
-_MODES = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,10 @@ class FlopsPerSample:
 
 
 def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) -> tuple[int, float]:
-    """Count the forwards and the backwards of one sample that a batch takes."""
-    forwarded = {"subset": offered + selected, "prune": selected}.get(mode or "", offered)
-    # `mask` and a dense step run the backward of every sample, of which some rows are zero in `mask`.
-    spared = offered - selected if mode in ("subset", "partial", "prune") else 0
-    return forwarded, offered - spared * ((1 - dense_share) if mode == "partial" else 1)
+    if mode is None:
+        return offered, offered
+    forwards, backwards = MODE_FACTS[mode].passes(offered, selected, dense_share=dense_share)
+    return int(forwards), backwards
 
 
 def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: float = 0.0) -> bool:
@@ -125,8 +122,8 @@ class Ledger:
         Raises:
             ValueError: The cost of this mode is not known to the ledger.
         """
-        if mode is not None and mode not in _MODES:
-            raise ValueError(f"expected mode None or one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
+        if mode is not None and mode not in MODE_FACTS:
+            raise ValueError(f"expected mode None or one of {', '.join(map(repr, MODE_FACTS))}, got {mode!r}.")
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
         totals = self._of(stage)
         totals.steps += 1

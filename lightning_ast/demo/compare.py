@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
-from lightning_ast.core.execution import Mode
 from lightning_ast.demo.data import DataName, ImageData
 from lightning_ast.demo.models import ResNet9
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
+from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.faults import setting_faults
 from lightning_ast.words import counted
 

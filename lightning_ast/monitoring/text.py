@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.schedule import Stage
 from lightning_ast.words import counted
 

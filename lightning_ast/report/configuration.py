@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_ast.config_mark import is_written_by_a_run
+from lightning_ast.mode_facts import MODES
 from lightning_ast.report.files import UnreadableError, reading
-from lightning_ast.report.series import MODES
 
 __all__ = ["configuration_among", "read_mode"]
 

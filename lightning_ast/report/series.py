@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "MODES",
     "STAGES",
     "Floats",
     "Histogram",
@@ -33,7 +32,6 @@ Stage = Literal["warmup", "sparse", "cooldown"]
 
 # copies of what the callbacks and the core define: those import torch, for which a report would wait for seconds
 STAGES: dict[int, Stage] = {0: "warmup", 1: "sparse", 2: "cooldown"}
-MODES = ("mask", "subset", "partial", "prune")
 
 _MOST_STEPS = 2**53
 _MOST_EPOCHS = 10**7

@@ -8,8 +8,8 @@ from collections import Counter
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.mode_facts import Mode
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.flop_count import FlopCount
 from lightning_ast.selection.notices import poor_savings, warn_of_dense_ops
@@ -113,8 +113,7 @@ class Books:
         self._clock.finish_batch(self._ledger, stage, offered=step.offered)
 
     def _mode_of(self, step: StepState) -> Mode | None:
-        # A batch of a pruned epoch is booked as pruned even where it has no weights: it stands for more than its own.
-        return self._mode if step.is_sparse or step.offered != step.batch_size else None
+        return self._mode if step.selects or step.facts.is_planned else None
 
     def interrupt(self) -> None:
         """Pause the timer until the next batch."""

@@ -120,13 +120,13 @@ class Decision:
             What is kept, on the device of the scores; None for everything, unchanged.
         """
         device = scores.device
-        if step.is_sparse:  # the host selects: one wait, and none for what follows
+        if step.selects:  # the host selects: one wait, and none for what follows
             scores = scores.cpu()
             finite = finite.cpu()
         eligible = self._quarantine.eligible(step, finite)
         scores = self._observed(step, scores, labels)
         if step.treatment in (Treatment.DENSE, Treatment.OBSERVED):
-            waits = finite.device.type != "cpu" and step.offered == step.batch_size  # a dense epoch waits for nothing
+            waits = finite.device.type != "cpu" and not step.facts.is_planned  # a dense step waits for nothing
             if eligible is None or waits or bool(eligible.all()):
                 return None
             step.treatment = Treatment.CLEANED

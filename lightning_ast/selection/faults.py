@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
+from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.settings import GivenSettings
 
 __all__ = [

@@ -174,7 +174,7 @@ class FlopCount:
             executed = (
                 1 + (counter.executed - counter.full) / full
             )  # the forward runs at full shapes: only this differs
-        if not step.spares_rows:  # a gradient of 0 runs over all rows
+        if not step.has_spared_rows:  # a gradient of 0 runs over all rows
             return _NONE
         if uncounted(dense_ops):
             ledger.flops = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.execution import Mode, cost_share
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import FlopsPerSample, saves_too_little
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.mixin import SparseLossMixin
+from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.selection.flop_count import DenseOps
 from lightning_ast.words import counted
 

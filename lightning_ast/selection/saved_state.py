@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.core.state import Faults, StateFormat
@@ -26,6 +25,7 @@ from lightning_ast.core.state_checks import (
     whole,
 )
 from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Stage
 
 __all__ = ["SELECTION_STATE"]
@@ -256,7 +256,7 @@ _EPOCHS = record(
 
 def _parts_fit(state: dict[str, Any]) -> Faults:
     mode = state["rule"]["mode"]
-    place = "epochs" if mode == "prune" else "resumption"
+    place = "epochs" if MODE_FACTS[mode].plans_epochs else "resumption"
     if place not in state:
         yield place, f"a dict, as rule.mode is {mode!r}", None
     offered = sum(totals["offered"] for totals in state["ledger"]["stages"].values())

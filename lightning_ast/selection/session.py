@@ -205,7 +205,7 @@ class Session:
         self.step = step
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
-        if step.known_bad and not step.is_sparse:
+        if step.known_bad and not step.selects:
             step.treatment = Treatment.CLEANED
         self.mode.prepare_step(step, batch, batch_idx)
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)

@@ -13,6 +13,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.resuming import tells_resumption, written_within
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.saved_state import SELECTION_STATE
@@ -95,9 +96,13 @@ class SessionState:
         own = state.get("fit") == self.token and tells_resumption(self.trainer)
         if own or self.trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
             return
-        mode = state["rule"]["mode"] if state else self.rule["mode"]
+        mode: Mode = state["rule"]["mode"] if state else self.mode.name
         own_mode = self.mode.name
-        if mode != own_mode and "prune" in (mode, own_mode) and written_within(checkpoint):
+        if (
+            mode != own_mode
+            and (MODE_FACTS[mode].plans_epochs or MODE_FACTS[own_mode].plans_epochs)
+            and written_within(checkpoint)
+        ):
             raise ConfigurationError(
                 [
                     f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={own_mode!r} "

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import Mode, resolve_weighting
+from lightning_ast.core.execution import resolve_weighting
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Schedule
 
 __all__ = ["GivenSettings", "SelectionSettings"]
@@ -73,7 +74,7 @@ class SelectionSettings:
             controller=self.controller,
             min_selected=self.min_selected,
             seed=self.seed,
-            rank=0 if self.mode == "prune" else rank,
+            rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
         )
 
     @property

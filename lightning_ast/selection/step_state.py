@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import Selection
+from lightning_ast.core.gradient_gate import Execution
 
 __all__ = ["BatchFacts", "Part", "StepState", "Treatment"]
 
@@ -20,7 +21,7 @@ class Treatment(Enum):
 
     ``DENSE``: nothing; the step is the plain run's. ``OBSERVED``: nothing, but the significance of every sample is
     computed. ``CLEANED``: the rows of samples that are not finite are left out. ``SELECTED``: the rows of a selection
-    are kept.
+    are kept, with its weights.
     """
 
     DENSE = "dense"
@@ -38,14 +39,16 @@ class BatchFacts:
         indices: ``(B,)`` dataset indices of its samples, or None where they are not known.
         stands_for: In ``prune``, the samples of a dense epoch that the batch stands for; None elsewhere: its own.
         observe: Receives the significance ``(B,)`` of the samples; None where nothing remembers it.
-        spares_rows: Whether the backward of a selection computes over the selected rows alone.
+        is_planned: Whether its samples are a selection that was made ahead of the epoch.
+        execution: How the backward behind the gate is computed.
     """
 
     size: int
     indices: Tensor | None = None
     stands_for: int | None = None
     observe: Callable[[Tensor], None] | None = None
-    spares_rows: bool = False
+    is_planned: bool = False
+    execution: Execution = "mask"
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ class StepState:
         return self.facts.size if self.part is None else self.selected
 
     @property
-    def is_sparse(self) -> bool:
-        """Tell whether a selection is trained on."""
+    def selects(self) -> bool:
+        """Tell whether the gate keeps the rows of a selection."""
         return self.treatment is Treatment.SELECTED
 
     @property
@@ -131,10 +134,10 @@ class StepState:
     @property
     def may_spare_rows(self) -> bool:
         """Tell whether the backward may leave out samples of the forward; the selection need not be made yet."""
-        return self.facts.spares_rows and self.is_sparse
+        return self.facts.execution == "partial" and self.selects
 
     @property
-    def spares_rows(self) -> bool:
+    def has_spared_rows(self) -> bool:
         """Tell whether the backward left out samples of the forward."""
         return self.may_spare_rows and 0 < self.selected < self.facts.size
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal, get_args
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 
 Verdict = Literal["exact", "approximate", "refused", "untested"]
 Pair = tuple[tuple[str, str], tuple[str, str]]

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.demo.data import load_images
+from lightning_ast.mode_facts import Mode
 from tests.compatibility.matrix import Cell, cells, verdict
 from tests.compatibility.oracle import Micro, network, optimizers_of
 from tests.helpers.training import quiet_trainer

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_ast.core.execution import cost_share
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
+from lightning_ast.mode_facts import cost_share
 
 
 def filled() -> Ledger:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_ast import SparseSelectionCallback
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 
 __all__ = [
     "BATCH_MODES",

@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 import lightning_ast.report
 from lightning_ast.callbacks.two_stage import Stage as CallbackStage
 from lightning_ast.cli import main
-from lightning_ast.core.execution import Mode
 from lightning_ast.report import Run, write_report
 from lightning_ast.report.comparison import comparison
 from lightning_ast.report.costs import costs, has_costs
 from lightning_ast.report.dashboard import dashboard
 from lightning_ast.report.epoch_means import behind_each, epoch_means
-from lightning_ast.report.series import MODES, STAGES, Stage
+from lightning_ast.report.series import STAGES, Stage
 from lightning_ast.report.style import GREY
 from lightning_ast.schedule import STAGE_CODES
 from lightning_ast.words import percent, readable
@@ -48,7 +47,6 @@ def grey(figure: Figure) -> str:
 def test_its_copies_of_the_librarys_words_are_right() -> None:
     assert {stage: code for code, stage in STAGES.items()} == STAGE_CODES
     assert get_args(Stage) == get_args(CallbackStage)
-    assert set(MODES) == set(get_args(Mode))
 
 
 def test_it_needs_neither_torch_nor_lightning() -> None:
@@ -59,7 +57,7 @@ def test_it_needs_neither_torch_nor_lightning() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 assert name.split(".")[0] not in ("torch", "lightning"), path
-                light = ("config_mark", "errors", "whole_file", "words")
+                light = ("config_mark", "errors", "mode_facts", "whole_file", "words")
                 is_light = name == "lightning_ast" or name.removeprefix("lightning_ast.") in light
                 assert is_light or not re.match(r"lightning_ast(?!\.report)", name), path
 

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
-from lightning_ast.core.execution import cost_share
 from lightning_ast.core.ledger import saves_too_little
+from lightning_ast.mode_facts import cost_share
 from tests.helpers.logs import warned
 from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer

@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_ast.core.execution import Mode
 from lightning_ast.core.gradient_gate import Execution
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.mode_facts import Mode
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.decision import Decision
@@ -118,7 +118,7 @@ class SelectionMode:
             indices: ``(B,)`` dataset indices, or None where they are not known.
         """
         sparse = stage == "sparse" and self._parts.selector.target_activation_rate < 1
-        facts = BatchFacts(size=size, indices=indices, spares_rows=self.execution == "partial")
+        facts = BatchFacts(size=size, indices=indices, execution=self.execution)
         return StepState(facts, Treatment.SELECTED if sparse else Treatment.DENSE)
 
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:

@@ -64,7 +64,13 @@ class PruneMode(SelectionMode):
         """
         planned = self.epochs.next_batch(size, indices)
         observe = self.epochs.observer_of(planned)
-        facts = BatchFacts(size=size, indices=planned.indices, stands_for=planned.stands_for, observe=observe)
+        facts = BatchFacts(
+            size=size,
+            indices=planned.indices,
+            stands_for=planned.stands_for,
+            observe=observe,
+            is_planned=self.epochs.epoch.sparse,
+        )
         if planned.weights is not None:
             return StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
         return StepState(facts, Treatment.DENSE if observe is None else Treatment.OBSERVED)

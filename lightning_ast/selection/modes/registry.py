@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.selection.modes.mask import MaskMode
 from lightning_ast.selection.modes.partial import PartialMode

@@ -106,13 +106,13 @@ class SubsetMode(SelectionMode):
         assert self._score is not None
         assert self._gating is not None
         self._part = None  # an abandoned batch may have left its own
-        if not step.is_sparse and not self._gating.scoring_search.wants_trace(step.batch_size):
+        if not step.selects and not self._gating.scoring_search.wants_trace(step.batch_size):
             return
         with ExitStack() as sections:
             for watcher in self._parts.watchers:
                 sections.enter_context(watcher.scoring())
             scored = self._score(batch, batch_idx, step.batch_size)
-        if not step.is_sparse:
+        if not step.selects:
             return
         if scored is None:
             self._gating.count_ungated(step)

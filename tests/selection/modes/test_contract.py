@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_ast import SparseLossMixin, SparseSelectionCallback
 from lightning_ast.core import cost_share
-from lightning_ast.core.execution import Mode
+from lightning_ast.mode_facts import Mode
 from tests.compatibility.compare import check
 from tests.compatibility.matrix import Cell
 from tests.compatibility.train_cell import run as train_cell
