@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lightning_ast.core.execution import Mode
+from lightning_ast.schedule import Schedule
 
 __all__ = [
     "Curve",
@@ -53,6 +54,11 @@ class RunFacts:
     min_selected: int | float = 2
     own_mode: Mode | None = None
     own_rate: float | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """Return warmup and cooldown as a schedule."""
+        return Schedule(warmup_epochs=self.warmup_epochs, cooldown_epochs=self.cooldown_epochs)
 
 
 @dataclass(frozen=True)

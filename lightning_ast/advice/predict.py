@@ -13,7 +13,6 @@ from lightning_ast.core.execution import Mode
 from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.history import planned_count
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
-from lightning_ast.schedule import Schedule
 
 __all__ = [
     "DEFAULT_RATE",
@@ -150,8 +149,7 @@ def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
     missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
     if mode == "prune":
         return _pruned_lengths(run, rate, missing)
-    parts = (run.warmup_epochs, run.cooldown_epochs)
-    dense = sum(part * run.epochs if isinstance(part, float) else float(part) for part in parts)
+    dense = sum(run.schedule.dense_epochs(run.epochs))
     sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
     dense = run.epochs - sparse
     batches = run.batches_per_epoch
@@ -165,7 +163,7 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
     )
     batches = math.ceil(count / run.batch_size)
     plan = PlannedRun(
-        schedule=Schedule(warmup_epochs=run.warmup_epochs, cooldown_epochs=run.cooldown_epochs),
+        schedule=run.schedule,
         dense=EpochLengths(run.samples_per_epoch, run.batches_per_epoch),
         sparse=EpochLengths(count, batches),
         accumulate=run.accumulate,

@@ -14,12 +14,12 @@ from lightning_ast.core.execution import Mode
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.run_limits import run_length
-from lightning_ast.schedule import Schedule, Stage
+from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
 from lightning_ast.selection.faults import rate_faults
 from lightning_ast.selection.stages import stage_of_batch
 from lightning_ast.words import counted
 
-__all__ = ["Selecting", "Stage", "TwoStageScheduler"]
+__all__ = ["STAGE_CODES", "Selecting", "Stage", "TwoStageScheduler", "run_length"]
 
 
 class Selecting(Protocol):

@@ -83,7 +83,7 @@ def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats
     return [f"not known of {_listed(lacking)}"] if lacking else []
 
 
-def _over_epochs(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
+def _by_epoch(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
     """Draw a curve a run; return the remarks for below the panel."""
     known = [series for series in found if series is not None]
     if not known:
@@ -97,7 +97,7 @@ def _over_epochs(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries |
 
 def _by_epochs(axes: Panel, runs: Sequence[Run]) -> list[str]:
     axes.set_title("Accuracy by epoch")
-    remarks = _over_epochs(axes, runs, _accuracies(runs), "accuracy")
+    remarks = _by_epoch(axes, runs, _accuracies(runs), "accuracy")
     axes.percent_axis()
     return remarks
 
@@ -107,7 +107,7 @@ def _losses(axes: Panel, runs: Sequence[Run]) -> list[str]:
     found = [epoch_means(run, training_loss_tag(run.scalars)) for run in runs]
     behind = [means and behind_each(means) for means in found]
     axes.set_title("Training loss by epoch" + ("" if any(behind) else " (means)"))
-    remarks = _over_epochs(axes, runs, [means and means.means for means in found], "loss")
+    remarks = _by_epoch(axes, runs, [means and means.means for means in found], "loss")
     if len({text for text in behind if text}) > _MOST_REMARKS:
         names = [run.name for run, text in zip(runs, behind, strict=True) if text]
         remarks.append(f"not of whole epochs, but of the steps that were logged: {_listed(names)}")

@@ -23,9 +23,8 @@ from lightning_ast.report.summary import summarize
 from tests.helpers.data import Digits, loader
 from tests.helpers.logs import Meter, Points, scalars, table
 from tests.helpers.modules import Trained
-from tests.helpers.training import gloo, quiet_trainer
+from tests.helpers.training import MODES, gloo, quiet_trainer
 
-MODES = ("partial", "subset", "prune", "mask")
 NAMED = {"samples": "samples", "flops": "FLOPs", "seconds": "seconds", "joules": "joules"}
 
 

@@ -22,9 +22,7 @@ from lightning_ast import (
     TwoStageScheduler,
 )
 from tests.helpers.modules import OneLayer
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
-
-MODES = ["partial", "subset", "mask", "prune"]
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer, weights
 
 
 class At(pl.Callback):

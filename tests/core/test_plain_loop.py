@@ -78,6 +78,18 @@ def test_sizes_that_allow_two_answers_are_refused_without_a_trace() -> None:
     assert gate.selection is not None
 
 
+def test_a_first_batch_of_one_sample_proves_nothing_and_is_no_fault() -> None:
+    model = network()
+    gate = GradientGate(SampleSelector(target_activation_rate=0.5))
+    for (x, y), kept in zip(batches(2, (1, B)), (1, B // 2), strict=True):
+        with gate.trace((x, y)):
+            loss = F.cross_entropy(model(x), y)
+        gate.open(loss, batch_size=len(x))
+        loss.backward()
+        assert gate.selection is not None
+        assert len(gate.selection.indices) == kept
+
+
 def test_a_loss_that_does_not_depend_on_the_samples_is_refused() -> None:
     model, ((x, y),) = network(), batches(1)
     gate = GradientGate(SampleSelector())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -12,8 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_ast import SparseSelectionCallback
+from lightning_ast.core.execution import Mode
 
 __all__ = [
+    "BATCH_MODES",
+    "MODES",
     "SaveAt",
     "StopAfter",
     "assert_close_weights",
@@ -24,6 +27,10 @@ __all__ = [
     "quiet_trainer",
     "weights",
 ]
+
+MODES = get_args(Mode)
+BATCH_MODES = tuple(mode for mode in MODES if mode != "prune")
+"""Those that select from each batch."""
 
 
 def quiet_trainer(**options: Any) -> pl.Trainer:

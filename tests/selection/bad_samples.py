@@ -13,9 +13,8 @@ from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import weights
 
-__all__ = ["BAD", "MODES", "BadLoss", "finite", "marked", "spoiled"]
+__all__ = ["BAD", "BadLoss", "finite", "marked", "spoiled"]
 
-MODES = ["mask", "subset", "partial"]
 BAD = [3, 70, 200]
 
 

@@ -22,7 +22,6 @@ from tests.helpers.training import weights
 
 __all__ = [
     "BATCH",
-    "MODES",
     "AtEpochEnd",
     "DigitsData",
     "Draws",
@@ -36,7 +35,6 @@ __all__ = [
     "seed",
 ]
 
-MODES = ["mask", "subset", "partial", "prune"]
 BATCH = 16
 
 

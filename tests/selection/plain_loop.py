@@ -19,7 +19,6 @@ from tests.core.entries.gating import Cuts, whole
 from tests.helpers.training import quiet_trainer
 
 B = 8
-MODES = ("mask", "partial", "subset", "prune")
 
 
 @dataclass(frozen=True)

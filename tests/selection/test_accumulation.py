@@ -14,7 +14,7 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.gate import Selection
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import fit
+from tests.helpers.training import BATCH_MODES, fit
 
 
 class Steps(pl.Callback):
@@ -59,7 +59,7 @@ def test_clipping_comes_after_the_common_denominator(digits: Digits) -> None:
     assert norms == pytest.approx([1e-3] * 4, rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_a_stage_begins_with_an_optimizer_step(digits: Digits, mode: str) -> None:
     """A warmup of 3.2 of 8 batches with windows of 2: the fourth batch belongs to the window of the third."""
     stages = []
@@ -75,7 +75,7 @@ def test_a_stage_begins_with_an_optimizer_step(digits: Digits, mode: str) -> Non
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.parametrize("void", [0, 1])
 @pytest.mark.filterwarnings("ignore:lightning-ast. NaN or infinity")
 def test_a_micro_batch_without_a_finite_sample_counts_for_nothing(

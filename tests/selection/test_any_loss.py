@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tests.selection.plain_loop import MODES, B, Zoo, check
+from tests.helpers.training import MODES
+from tests.selection.plain_loop import B, Zoo, check
 
 X, H, C, STEPS = 6, 8, 4, 4
 

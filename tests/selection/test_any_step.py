@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
-from tests.selection.plain_loop import MODES, B, Zoo, check, train
+from tests.helpers.training import MODES
+from tests.selection.plain_loop import B, Zoo, check, train
 
 X, H, C, STEPS = 6, 8, 4, 4
 

@@ -22,9 +22,8 @@ from lightning_ast import (
 from lightning_ast.core import BatchError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, Trained, fresh
-from tests.helpers.training import fit, weights
+from tests.helpers.training import BATCH_MODES, fit, weights
 
-MODES = ["mask", "subset", "partial"]
 WARM = pytest.mark.parametrize("warm", [False, True], ids=["sparse", "warmup"])
 
 
@@ -64,7 +63,7 @@ TERMS = ["activations", "another forward", "a layer without bias", "weights", "w
 
 @WARM
 @pytest.mark.parametrize("kind", [*TERMS, "scaled"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_terms_beside_the_loss_train(digits: Digits, mode: str, kind: str, warm: bool) -> None:
     module = fresh(WithTerm)
     module.kind = kind
@@ -174,7 +173,7 @@ class MetricAsLoss(PlainNet):
 
 
 @WARM
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_a_metric_that_computes_the_loss(digits: Digits, mode: str, warm: bool) -> None:
     sparse = run(fresh(MetricAsLoss), digits, mode, warm).ledger.stages["sparse"]
     assert 0 < sparse.selected < sparse.offered
@@ -217,7 +216,7 @@ class Density(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_the_rate_holds_where_the_loss_is_negative(mode: str) -> None:
     rates = []
 
@@ -257,7 +256,7 @@ class Tokens(Trained):
         return F.cross_entropy(scores[..., torch.arange(7)], batch.reshape(-1))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_rows_that_are_flattened_from_the_start_are_fine(mode: str) -> None:
     tokens = torch.randint(0, 7, (64, 5), generator=torch.Generator().manual_seed(0))
     callback = SparseSelectionCallback(mode=mode)

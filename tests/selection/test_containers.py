@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import BatchError
-from tests.helpers.training import StopAfter, fit
+from tests.helpers.training import BATCH_MODES, StopAfter, fit
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. which rows .*(NestedTensorImpl|no tensor in which)",  # strided nested tensors, arrays
     "ignore:The PyTorch API of nested tensors",
 )
-MODES = ["mask", "subset", "partial"]
 SIZE, BATCH, BAD = 18, 8, 3
 X = torch.randn(SIZE, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (SIZE,), generator=torch.Generator().manual_seed(1))
@@ -122,7 +121,7 @@ def by_hand(*, bad: bool, sparse: bool) -> Net:
 
 @pytest.mark.parametrize("bad", [False, True], ids=["finite", "bad"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["warmup", "sparse"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_trains_as_a_loop_by_hand(kind: str, mode: str, sparse: bool, bad: bool) -> None:
     """The last batch of two samples, and the bad one's own batch, included."""
@@ -178,7 +177,7 @@ class Graphs:
         return self
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_what_cannot_be_sliced_is_refused_where_it_has_to_be(mode: str) -> None:
     def make(x: Tensor, rows: list[int]) -> Any:
         return Graphs(x[rows]), Y[rows]

@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_ast import PIController
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
-from tests.selection.plain_and_ours import MODES, DigitsData, assert_clean, data, like, only_new_objects, ours, seed
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer, weights
+from tests.selection.plain_and_ours import DigitsData, assert_clean, data, like, only_new_objects, ours, seed
 
 
 class Copies(pl.Callback):

@@ -14,12 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import BATCH_MODES, MODES, assert_same_weights, quiet_trainer, weights
 from tests.selection.differentiating import BATCH, BATCHES, MODULES, Step, data, fresh
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's forward AD
-
-MODES = ("mask", "subset", "partial", "prune")
 
 
 def by_first_feature(losses: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -75,7 +73,7 @@ def test_a_run_is_the_same_with_and_without(name: str, mode: str) -> None:
     assert off.savings["samples"] == on.savings["samples"]
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in ("Jagged", "Distilled")])
 def test_a_sparse_run_is_the_loop_by_hand(name: str, mode: str) -> None:
     """(Jagged's samples differ by their place in the batch, and the teacher draws for those it sees.)"""
@@ -149,7 +147,7 @@ class Skips(MODULES["Custom"]):
 
 
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.", "ignore:lightning-ast. NaN or infinity")
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.parametrize("first", ["skipped", "not finite"])
 def test_a_first_batch_that_nothing_is_trained_on_is_not_the_measure(
     mode: str, first: str, monkeypatch: pytest.MonkeyPatch

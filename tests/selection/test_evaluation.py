@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.helpers.data import Digits
 from tests.helpers.modules import fresh
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
-from tests.selection.plain_and_ours import MODES, Draws, assert_clean, data, ours, random_state, seed
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer, weights
+from tests.selection.plain_and_ours import Draws, assert_clean, data, ours, random_state, seed
 
 
 class Evaluated(Draws):

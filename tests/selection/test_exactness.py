@@ -16,9 +16,7 @@ from lightning_ast.core import SampleSelector, select_rows
 from lightning_ast.core.gate import FLOOR, Selection
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, gloo, quiet_trainer, weights
-
-MODES = ["mask", "subset", "partial"]
+from tests.helpers.training import BATCH_MODES, assert_same_weights, gloo, quiet_trainer, weights
 
 # ---------------------------------------------------------------------- 1. unbiased weights
 
@@ -115,7 +113,7 @@ def core_gradient(mode: str, module: nn.Module, batch: Digits, kept: Selection, 
     return flat(torch.autograd.grad(loss, list(module.parameters())))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_the_mean_over_many_draws_is_the_dense_gradient(trained: Linear, batch: Digits, mode: str) -> None:
     scores, expected = el2n(trained, batch), dense_gradient(trained, batch)
     assert float(scores.max() / scores.min()) > 10, "the samples differ: the test can fail"
@@ -141,7 +139,7 @@ class FirstGradient(pl.Callback):
         self.gradient = flat(p.grad for p in module.parameters())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_the_mean_over_trainers_is_the_dense_gradient(trained: Linear, batch: Digits, mode: str) -> None:
     """Through the callback, one step a Trainer, by seed; along three directions and a few coordinates."""
     expected = dense_gradient(trained, batch)
@@ -196,7 +194,7 @@ class Record(pl.Callback):
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_two_ranks_equal_one_process_on_the_union(
     digits: Digits, tmp_path: Path, mode: str, weighting: str, accumulate: int
@@ -274,7 +272,7 @@ def norms(module: TwoHeads, x: Tensor, y: Tensor) -> Tensor:
         return (one.square() + module.weight.square()).sqrt()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_two_ranks_weigh_every_sample_of_two_heads_alike(digits: Digits, tmp_path: Path, mode: str) -> None:
     module, reference = fresh(TwoHeads), fresh(TwoHeads)

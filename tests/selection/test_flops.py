@@ -12,11 +12,11 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import RowOps
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import Lbfgs, Manual, fresh
-from tests.helpers.training import fit, half
+from tests.helpers.training import BATCH_MODES, fit, half
 
 
 @pytest.mark.parametrize("rate", [0.4, 0.1])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_flops_counted_over_the_whole_step(digits: Digits, mode: str, rate: float) -> None:
     """The ledger's scaled figure against FlopCounterMode around entire steps, scoring included, of the same run."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -35,7 +35,7 @@ def test_flops_counted_over_the_whole_step(digits: Digits, mode: str, rate: floa
     assert share == pytest.approx(expected[mode], rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_flops_of_a_sample_are_the_same_however_counted(digits: Digits, mode: str) -> None:
     conv, linear = 2 * 9 * 8 * 64, 2 * 8 * 64 * 10
     for warm in (True, False):

@@ -13,8 +13,8 @@ import torch
 from lightning_ast import SparseSelectionCallback, SparseTrainingMonitor
 from tests.helpers.data import Digits
 from tests.helpers.modules import fresh
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
-from tests.selection.plain_and_ours import MODES, AtEpochEnd, Draws, data, ours, random_state, seed
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer, weights
+from tests.selection.plain_and_ours import AtEpochEnd, Draws, data, ours, random_state, seed
 
 
 @pytest.mark.parametrize(("mode", "dropout"), [("mask", 0.1), ("partial", 0.1), ("subset", 0.0)])

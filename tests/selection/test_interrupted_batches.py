@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer, weights
 
-MODES = ["mask", "subset", "partial", "prune"]
 FAULTS = [
     ("training_step", RuntimeError, 1),
     ("training_step", KeyboardInterrupt, 0),

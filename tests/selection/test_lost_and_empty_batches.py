@@ -14,10 +14,17 @@ from torch.utils.data import DataLoader
 from lightning_ast import QuarantineError, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import StopAfter, assert_same_weights, fit, weights
+from tests.helpers.training import (
+    BATCH_MODES,
+    MODES,
+    StopAfter,
+    assert_close_weights,
+    assert_same_weights,
+    fit,
+    weights,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. the run ended after")  # within the warmup
-MODES = ["mask", "subset", "partial", "prune"]
 
 
 class SeesNan(PlainNet):
@@ -53,8 +60,7 @@ def test_a_dense_step_leaves_out_the_sample_alone(digits: Digits, mode: str) -> 
         optimizer.zero_grad()
         F.cross_entropy(reference(digits[0][rows]), digits[1][rows]).backward()
         optimizer.step()
-    for name, value in weights(reference).items():
-        torch.testing.assert_close(weights(module)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -129,7 +135,7 @@ def test_an_empty_batch_in_the_warmup_is_that_of_a_plain_run(digits: Digits, mod
 
 
 @pytest.mark.parametrize("empty", [NONE, []], ids=["no rows", "no list"])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_an_empty_batch_in_the_sparse_stage(digits: Digits, mode: str, empty: Any) -> None:
     """The step is the user's own there; the others are what they are without it, step by step by hand."""
     module, reference = fresh(Dense), fresh(Dense)
@@ -142,12 +148,11 @@ def test_an_empty_batch_in_the_sparse_stage(digits: Digits, mode: str, empty: An
         optimizer.zero_grad()
         (losses.sum() * 0 if step == 1 else losses.topk(8).values.mean()).backward()
         optimizer.step()
-    for name, value in weights(reference).items():
-        torch.testing.assert_close(weights(module)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
     assert (callback.ledger.offered, callback.ledger.selected) == (48, 24)
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_an_empty_batch_under_accumulation(digits: Digits, mode: str) -> None:
     """Explicit losses; a window's only batch has Lightning's share of it, as in a plain run."""
     module, reference = fresh(Explicit), fresh(Explicit)
@@ -161,8 +166,7 @@ def test_an_empty_batch_under_accumulation(digits: Digits, mode: str) -> None:
             losses = reference.per_sample_loss((digits[0][rows], digits[1][rows]), 0)
             (losses.topk(8).values.mean() / 2).backward()
         optimizer.step()
-    for name, value in weights(reference).items():
-        torch.testing.assert_close(weights(module)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert_close_weights(weights(module), weights(reference))
 
 
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None")

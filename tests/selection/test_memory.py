@@ -15,8 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import quiet_trainer
-from tests.selection.plain_and_ours import BATCH, MODES, data, only_new_objects, ours, seed
+from tests.helpers.training import MODES, quiet_trainer
+from tests.selection.plain_and_ours import BATCH, data, only_new_objects, ours, seed
 
 
 class Watched(PlainNet):

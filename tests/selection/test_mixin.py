@@ -13,11 +13,11 @@ from lightning_ast import SparseLossMixin, SparseSelectionCallback
 from lightning_ast.errors import LossCaptureError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import ExplicitNet, PlainNet, Trained, fresh
-from tests.helpers.training import assert_close_weights, fit, half, weights
+from tests.helpers.training import BATCH_MODES, assert_close_weights, fit, half, weights
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_explicit_losses_train_as_captured_ones(digits: Digits, mode: str, weighting: str) -> None:
     captured, explicit = fresh(dropout=0.0), fresh(ExplicitNet, dropout=0.0)
     for module in (captured, explicit):
@@ -54,7 +54,7 @@ def test_own_significance_and_own_slicing_win(digits: Digits) -> None:
     assert calls.count(str(list(range(48, 64)))) == 2, "the other calls follow a sample through the first batch"
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_losses_by_hand_are_scored_where_the_step_uses_them(digits: Digits, mode: str) -> None:
     class Absolute(SparseLossMixin, PlainNet):
         def per_sample_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -110,7 +110,7 @@ class TimeMajor(SparseLossMixin, Trained):
         return self.per_sample_loss(batch, batch_idx).mean()
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_a_time_major_batch_by_overrides(mode: str) -> None:
     tokens = torch.randint(0, 7, (12, 5), generator=torch.Generator().manual_seed(0))
     data = torch.utils.data.DataLoader(tokens, batch_size=12, collate_fn=lambda rows: torch.stack(rows, 1))

@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import ExplicitNet, PlainNet, fresh
-from tests.helpers.training import StopAfter, assert_close_weights, assert_same_weights, fit, weights
-from tests.selection.bad_samples import BAD, MODES, BadLoss, finite, marked, spoiled
+from tests.helpers.training import BATCH_MODES, StopAfter, assert_close_weights, assert_same_weights, fit, weights
+from tests.selection.bad_samples import BAD, BadLoss, finite, marked, spoiled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
@@ -32,7 +32,7 @@ def places(callback: SparseSelectionCallback) -> list[int]:
 @pytest.mark.parametrize("explicit", [False, True], ids=["captured", "explicit"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("stage", ["warmup", "sparse"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_a_run_survives_bad_inputs(digits: Digits, mode: str, stage: str, value: float, explicit: bool) -> None:
     """With BatchNorm, which would carry one NaN to the whole batch and to its running statistics."""
     module = fresh(ExplicitNet if explicit else PlainNet)
@@ -47,7 +47,7 @@ def test_a_run_survives_bad_inputs(digits: Digits, mode: str, stage: str, value:
         assert torch.isfinite(trainer.callback_metrics["train_loss"])
 
 
-@pytest.mark.parametrize("mode", ["plain", *MODES])
+@pytest.mark.parametrize("mode", ["plain", *BATCH_MODES])
 @pytest.mark.filterwarnings("ignore:lightning-ast")  # whose rows are whose cannot be told where all is NaN
 def test_what_it_is_for(digits: Digits, mode: str) -> None:
     """The plain run, and one that does not look, are lost."""
@@ -57,7 +57,7 @@ def test_what_it_is_for(digits: Digits, mode: str) -> None:
     assert not finite(module)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_a_dense_step_equals_one_without_the_bad_samples(digits: Digits, mode: str) -> None:
     """Warmup: the gradient is the mean over the finite samples of each batch, written out by hand."""
     module, reference = fresh(dropout=0.0, batchnorm=False), fresh(dropout=0.0, batchnorm=False)
@@ -75,7 +75,7 @@ def test_a_dense_step_equals_one_without_the_bad_samples(digits: Digits, mode: s
 
 @pytest.mark.filterwarnings("ignore:lightning-ast. mode='subset' at an activation rate of 90%")  # costs more than dense
 @pytest.mark.parametrize("gate", ["soft", "topk", "threshold"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_bad_samples_are_never_selected(digits: Digits, mode: str, gate: str) -> None:
     chosen: set[int] = set()
 
@@ -102,7 +102,7 @@ class BadExplicitLoss(SparseLossMixin, BadLoss):
 
 @pytest.mark.parametrize("cls", [BadLoss, BadExplicitLoss])
 @pytest.mark.parametrize("stage", ["warmup", "sparse"])
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_a_run_survives_bad_losses(digits: Digits, mode: str, stage: str, cls: type[PlainNet]) -> None:
     module = fresh(cls)
     callback = SparseSelectionCallback(mode=mode, quarantine_limit=0.2)  # the first batch may be lost as a whole
@@ -115,7 +115,7 @@ def test_a_run_survives_bad_losses(digits: Digits, mode: str, stage: str, cls: t
     assert torch.isfinite(trainer.callback_metrics["train_loss"])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
 def test_the_selection_s_gradient_is_that_without_them(digits: Digits, mode: str, weighting: str) -> None:
     module, reference = (fresh(BadLoss, dropout=0.0, batchnorm=False) for _ in range(2))
@@ -141,7 +141,7 @@ def test_the_selection_s_gradient_is_that_without_them(digits: Digits, mode: str
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_a_batch_without_a_finite_sample_moves_nothing(digits: Digits, mode: str) -> None:
     module, moved = fresh(), []
 
@@ -197,7 +197,7 @@ def test_missing_labels_are_meant(digits: Digits) -> None:
     assert finite(module)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_looking_changes_nothing_where_all_is_finite(digits: Digits, mode: str) -> None:
     ends = []
     for limit in (None, 0.01):
@@ -252,7 +252,7 @@ def test_a_manual_step_is_watched_in_the_warmup(digits: Digits) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_batchnorm_with_one_sample_left(digits: Digits, mode: str, left: int) -> None:
     class Net(PlainNet):
         def __init__(self) -> None:

@@ -19,8 +19,8 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.errors import QuarantineError
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import SaveAt, fit, gloo, quiet_trainer, weights
-from tests.selection.bad_samples import MODES, BadLoss, finite, marked, spoiled
+from tests.helpers.training import BATCH_MODES, SaveAt, fit, gloo, quiet_trainer, weights
+from tests.selection.bad_samples import BadLoss, finite, marked, spoiled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning-ast. NaN or infinity",
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_more_than_the_limit_stops_the_run(digits: Digits, mode: str) -> None:
     bad = [1, 65, 130, 195, 260, 325, 390]
     callback = SparseSelectionCallback(mode=mode)
@@ -95,7 +95,7 @@ class Ends(pl.Callback):
 
 @pytest.mark.parametrize("where", ["one rank", "a whole batch"])
 @pytest.mark.parametrize("stage", ["warmup", "sparse"])
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_two_ranks_stay_in_step(digits: Digits, tmp_path: Path, mode: str, stage: str, where: str) -> None:
     """Bad samples in one rank alone: nobody waits for ever, and the ranks agree on finite weights."""

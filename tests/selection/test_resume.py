@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.errors import ConfigurationError
-from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import BATCH_MODES, SaveAt, assert_same_weights, quiet_trainer, weights
 from tests.pruning.prune_by_hand import Cycle, Indexed, fresh, loader
 from tests.selection.killed_run import TIMED
 from tests.selection.killed_run import run as killed_run
@@ -25,7 +25,6 @@ from tests.selection.killed_run import run as killed_run
 FORK = multiprocessing.get_context(
     "fork"
 )  # a fresh interpreter would import torch and Lightning anew, three times a test
-MODES = ["mask", "subset", "partial"]
 EPOCH = 10  # batches of a dense epoch
 
 pytestmark = pytest.mark.filterwarnings(
@@ -67,7 +66,7 @@ def lines(folder: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], name): value for row in logged for name, value in row.items() if name != "step"}
 
 
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_killed_three_times(tmp_path: Path, mode: str) -> None:
     """SIGKILL at three random steps of ten epochs: parameters, optimizer, controller, history, generators and logs."""
     folders = [tmp_path / name for name in ("straight", "killed")]
@@ -181,7 +180,7 @@ def test_other_settings(
     assert callback.ledger.offered == 600
 
 
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_a_checkpoint_holds_tensors_and_primitives_alone(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "run.ckpt"
     callback = SparseSelectionCallback(mode=mode)
@@ -227,7 +226,7 @@ def test_the_midst_of_an_epoch_in_another_mode(tmp_path: Path, then: str, now: s
         )
 
 
-@pytest.mark.parametrize("mode", [*MODES, "prune"])
+@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
 def test_a_checkpoint_to_test_with_changes_nothing(tmp_path: Path, mode: str) -> None:
     class Net(Cycle):
         def test_step(self, batch: Any, batch_idx: int) -> None:

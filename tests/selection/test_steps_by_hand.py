@@ -14,11 +14,11 @@ from lightning_ast import PIController, SparseSelectionCallback, TwoStageSchedul
 from tests.helpers.data import Digits, loader
 from tests.helpers.logs import warned
 from tests.helpers.modules import Lbfgs, Manual, PlainNet, Trained, fresh
-from tests.helpers.training import assert_close_weights, assert_same_weights, fit, half, weights
+from tests.helpers.training import BATCH_MODES, assert_close_weights, assert_same_weights, fit, half, weights
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_one_step_equals_the_step_by_hand(digits: Digits, kind: str, mode: str) -> None:
     module, reference = fresh(dropout=0.0, batchnorm=False), fresh(dropout=0.0, batchnorm=False)
     fit(module, loader(digits, kind=kind), half(mode=mode), max_steps=3)
@@ -36,7 +36,7 @@ def test_one_step_equals_the_step_by_hand(digits: Digits, kind: str, mode: str) 
 
 
 @pytest.mark.parametrize("weighting", ["none", "sqrt", "unbiased"])
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_soft_gate_gradient_equals_the_weighted_sum_by_hand(digits: Digits, mode: str, weighting: str) -> None:
     module, reference = fresh(dropout=0.0, batchnorm=False), fresh(dropout=0.0, batchnorm=False)
     callback = SparseSelectionCallback(target_activation_rate=0.3, mode=mode, weighting=weighting)
@@ -96,7 +96,7 @@ def test_cooldown_is_bitwise_the_plain_run_from_there(digits: Digits) -> None:
     assert_same_weights(weights(plain), weights(sparse))
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_the_reported_loss_is_the_users_own(digits: Digits, mode: str) -> None:
     """That of the whole batch, in ``subset`` of what the step saw: the selected samples."""
     module, reference = fresh(dropout=0.0), fresh(dropout=0.0)
@@ -145,7 +145,7 @@ def test_accumulation_and_bf16_and_a_ragged_last_batch(digits: Digits) -> None:
     assert all(torch.isfinite(t).all() for t in weights(module).values())
 
 
-@pytest.mark.parametrize("mode", ["mask", "subset", "partial"])
+@pytest.mark.parametrize("mode", BATCH_MODES)
 def test_a_compiled_network_inside_the_module(digits: Digits, mode: str) -> None:
     plain, compiled = fresh(dropout=0.0), fresh(dropout=0.0)
     compiled.net = torch.compile(compiled.net, backend="aot_eager")

@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import (
 from lightning_ast import SparseSelectionCallback
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, quiet_trainer, weights
-from tests.selection.plain_and_ours import MODES, Quiet, assert_clean, data, like, ours, random_state, seed
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer, weights
+from tests.selection.plain_and_ours import Quiet, assert_clean, data, like, ours, random_state, seed
 
 KINDS: dict[str, tuple[dict[str, Any], Any, int]] = {  # options, other callbacks, optimizer steps of the plain run
     "fast_dev_run": ({"fast_dev_run": True}, lambda: [], 1),

@@ -16,9 +16,8 @@ from lightning.pytorch.tuner import Tuner
 
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import assert_same_weights, quiet_trainer
+from tests.helpers.training import MODES, assert_same_weights, quiet_trainer
 from tests.selection.plain_and_ours import (
-    MODES,
     AtEpochEnd,
     DigitsData,
     assert_clean,

@@ -14,10 +14,9 @@ from torch import Tensor
 from lightning_ast import ConfigurationError, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import fit, weights
+from tests.helpers.training import MODES, fit, weights
 
 Score = Callable[..., Any]
-MODES = ["mask", "subset", "partial", "prune"]
 
 
 def run(digits: Digits, score: Score, *, mode: str = "mask", warm: bool = False, mixin: bool = False, steps: int = -1):

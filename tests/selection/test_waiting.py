@@ -20,8 +20,8 @@ from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_state import BatchFacts, StepState
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import StopAfter, quiet_trainer
-from tests.selection.plain_and_ours import BATCH, MODES, Quiet, assert_clean, data, ours
+from tests.helpers.training import MODES, StopAfter, quiet_trainer
+from tests.selection.plain_and_ours import BATCH, Quiet, assert_clean, data, ours
 
 
 class NoData(SingleDeviceStrategy):

@@ -6,4 +6,6 @@ runs it again on the shadows as ``shadow_ops`` allows. ``records`` keeps the res
 them, and ``profiles`` compares a result with its shadow once it is asked for.
 """
 
-__all__: list[str] = []
+from lightning_ast.core.dependence.trace import Dependence, SampleTrace
+
+__all__ = ["Dependence", "SampleTrace"]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 __all__ = [
     "BY_VALUES",
     "Facts",
-    "Treatment",
+    "OpClass",
     "batch_norm_shadow",
     "facts_of",
     "generators_of",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class Treatment(Enum):
+class OpClass(Enum):
     """How an operation is carried over to shadows."""
 
     AGAIN = auto()  # run once more on the shadows
@@ -45,25 +45,25 @@ class Treatment(Enum):
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor")
 _OPERATIONS = {
     # These read the shape and the dtype of their argument alone.
-    "zeros_like ones_like full_like rand_like randn_like randint_like new_zeros new_ones new_full": Treatment.PLAIN,
+    "zeros_like ones_like full_like rand_like randn_like randint_like new_zeros new_ones new_full": OpClass.PLAIN,
     # BatchNorm over the batches of several processes: its statistics are those of the real run, so that the rows of
     # other samples do not change.
     "batch_norm_stats batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_update_stats": (
-        Treatment.PLAIN
+        OpClass.PLAIN
     ),
-    "collective": Treatment.PLAIN,
+    "collective": OpClass.PLAIN,
     "empty empty_like empty_strided empty_permuted new_empty new_empty_strided _empty_affine_quantized": (
-        Treatment.EMPTY
+        OpClass.EMPTY
     ),
     # What is found by these positions follows the real run's choice.
-    "nonzero nonzero_static _unique _unique2 unique_dim unique_consecutive nms": Treatment.CHOICE,
-    "sort topk": Treatment.SORT,
-    "index index_put index_put_ _unsafe_index masked_select masked_scatter masked_scatter_": Treatment.SELECT,
-    "argmax argmin max min": Treatment.ONE_OF_MANY,
+    "nonzero nonzero_static _unique _unique2 unique_dim unique_consecutive nms": OpClass.CHOICE,
+    "sort topk": OpClass.SORT,
+    "index index_put index_put_ _unsafe_index masked_select masked_scatter masked_scatter_": OpClass.SELECT,
+    "argmax argmin max min": OpClass.ONE_OF_MANY,
     "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _batch_norm_with_update "
-    "_batch_norm_with_update_functional cudnn_batch_norm miopen_batch_norm": Treatment.BATCH_NORM,
+    "_batch_norm_with_update_functional cudnn_batch_norm miopen_batch_norm": OpClass.BATCH_NORM,
 }
-_TREATMENTS = {name: treatment for names, treatment in _OPERATIONS.items() for name in names.split()}
+_CLASSES = {name: op_class for names, op_class in _OPERATIONS.items() for name in names.split()}
 BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
 """Operations whose number of rows depends on values."""
 # The operators that take functions, and are known to write nothing; they have no schema to read names from.
@@ -78,7 +78,7 @@ class Facts:
     """What has to be known about an operation before it is run again."""
 
     name: str
-    treatment: Treatment
+    op_class: OpClass
     writes: frozenset[str]  # names of arguments that it changes
     arguments: tuple[str, ...]  # names of positional arguments
     is_random: bool
@@ -93,17 +93,17 @@ def facts_of(func: Any) -> Facts | None:
         name = str(func)
         if name not in _PURE_OPERATORS:
             return None
-        return Facts(name, Treatment.AGAIN, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
+        return Facts(name, OpClass.AGAIN, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
-    treatment = _TREATMENTS.get(name, Treatment.AGAIN)
+    op_class = _CLASSES.get(name, OpClass.AGAIN)
     view_only = torch.Tag.inplace_view in func.tags
-    changes_values = treatment is not Treatment.BATCH_NORM and not view_only
+    changes_values = op_class is not OpClass.BATCH_NORM and not view_only
     return Facts(
         name=name,
-        treatment=treatment,
+        op_class=op_class,
         writes=frozenset(writes) if changes_values else frozenset(),
         arguments=tuple(a.name for a in schema.arguments if not a.kwarg_only),
         is_random=torch.Tag.nondeterministic_seeded in func.tags or bool(_UNDECLARED_WRITES.get(name)),

@@ -13,7 +13,7 @@ from lightning_ast.core.dependence.perturbed import is_real_valued
 from lightning_ast.core.dependence.shadow_ops import (
     BY_VALUES,
     Facts,
-    Treatment,
+    OpClass,
     batch_norm_shadow,
     facts_of,
     generators_of,
@@ -122,7 +122,7 @@ def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
             made = _other_choice(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
-            if call.facts.treatment is Treatment.SORT:
+            if call.facts.op_class is OpClass.SORT:
                 shadows.mark(real[1], Kind.UNKNOWN)
             return
     _settle(shadows, call, real, Kind.UNKNOWN)
@@ -163,15 +163,15 @@ def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
-    if facts.treatment is Treatment.PLAIN or facts.moves_views_only or not facts.returns_tensors:
+    if facts.op_class is OpClass.PLAIN or facts.moves_views_only or not facts.returns_tensors:
         return Kind.PLAIN
-    if facts.treatment is Treatment.EMPTY:
+    if facts.op_class is OpClass.EMPTY:
         return Kind.EMPTY
     unread = [is_real_valued(tensor) for tensor, kind in read if kind in _UNREAD]
     if any(unread) or any(kind is Kind.UNKNOWN for _, kind in written):
         return Kind.UNKNOWN
     if any(kind is Kind.SHADOW for _, kind in (*read, *written)):
-        return Kind.UNKNOWN if facts.treatment is Treatment.CHOICE else Kind.SHADOW
+        return Kind.UNKNOWN if facts.op_class is OpClass.CHOICE else Kind.SHADOW
     # Unknown positions are taken as they are, where they move numbers that have shadows; here are none.
     return Kind.UNKNOWN if unread else Kind.PLAIN
 
@@ -185,7 +185,7 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
     if not call.has_numbers:
         yield ()
         return
-    selects = call.facts is not None and call.facts.treatment is Treatment.SELECT
+    selects = call.facts is not None and call.facts.op_class is OpClass.SELECT
     yield (torch.bool, torch.uint8) if selects else ()
     discrete = [t for t in tensors_in((call.args, call.kwargs)) if not is_real_valued(t)]
     if any(shadows.kind(tensor) is Kind.SHADOW for tensor in discrete):
@@ -214,13 +214,13 @@ def _run(
     facts = call.facts
     assert facts is not None
     given = dict(named(facts, call.args, call.kwargs))
-    if facts.treatment is Treatment.BATCH_NORM and given.get("training", True):
+    if facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
             return None  # a weight that is made of the samples: the formula below does not hold
         given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
-    if facts.treatment is Treatment.SORT:  # in the order that the real run found: a gradient takes the same way
+    if facts.op_class is OpClass.SORT:  # in the order that the real run found: a gradient takes the same way
         return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
     args = map_tensors(tuple(call.args), shadow_of)
     kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
@@ -233,7 +233,7 @@ def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[T
 
     Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
     """
-    if call.facts is None or call.facts.treatment is not Treatment.ONE_OF_MANY:
+    if call.facts is None or call.facts.op_class is not OpClass.ONE_OF_MANY:
         return made
     given = dict(named(call.facts, call.args, call.kwargs))
     if given.get("dim") is None:

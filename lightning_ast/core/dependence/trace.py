@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
 from lightning_ast.core.dependence.profiles import Dependence, changed_places
 from lightning_ast.core.dependence.records import Record, Records
-from lightning_ast.core.dependence.shadow_ops import Treatment, quiet, tensors_in
+from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.errors import BatchError
@@ -206,7 +206,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with quiet():
                 follow(self._shadows, call, results)
-                made = call.facts is None or call.facts.treatment not in (Treatment.PLAIN, Treatment.EMPTY)
+                made = call.facts is None or call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
                 if number is not None and made:
                     self._record_results(list(tensors_in(results)), number)
                 self._operations += 1

@@ -4,4 +4,7 @@
 stop there, by a trace or by sizes; these read ``node_facts`` from the graph itself, and find the rows by ``layout``.
 """
 
-__all__: list[str] = []
+from lightning_ast.core.entries.finder import Entry, EntryFinder, Found
+from lightning_ast.errors import EntryError
+
+__all__ = ["Entry", "EntryError", "EntryFinder", "Found"]

@@ -4,4 +4,7 @@
 apart by the table in ``functions``, and ``loss_sum`` adds all of them up as they weigh in the trained loss.
 """
 
-__all__: list[str] = []
+from lightning_ast.core.losses.capture import LossCapture, LossRecord, check_losses
+from lightning_ast.errors import LossCaptureError
+
+__all__ = ["LossCapture", "LossCaptureError", "LossRecord", "check_losses"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -21,7 +21,7 @@ from tests.compatibility.matrix import Cell
 from tests.compatibility.train_cell import run as train_cell
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import SaveAt, assert_same_weights, gloo, quiet_trainer, weights
+from tests.helpers.training import MODES, SaveAt, assert_same_weights, gloo, quiet_trainer, weights
 from tests.selection.plain_and_ours import (
     BATCH,
     AtEpochEnd,
@@ -33,7 +33,6 @@ from tests.selection.plain_and_ours import (
     seed,
 )
 
-MODES = get_args(Mode)
 EPOCH, RATE = 128, 0.5
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 
