@@ -188,14 +188,14 @@ def _seconds(row: Summary, base: Summary | None) -> str:
 
 
 def _joules(row: Summary, base: Summary | None) -> str:
-    return "" if row.joules is None else f"{_number(row.joules, 0)}{_times(row.joules, base and base.joules)}"
+    return "" if row.joules is None else f"{_number(row.joules, 0)}{_times(row.joules, base.joules if base else None)}"
 
 
 _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("mode", lambda row, _: _escaped(row.mode or "")),
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
-    ("final accuracy", lambda row, base: _accuracy(row.final_accuracy, base and base.final_accuracy)),
-    ("best accuracy", lambda row, base: _accuracy(row.best_accuracy, base and base.best_accuracy)),
+    ("final accuracy", lambda row, base: _accuracy(row.final_accuracy, base.final_accuracy if base else None)),
+    ("best accuracy", lambda row, base: _accuracy(row.best_accuracy, base.best_accuracy if base else None)),
     ("activation rate, mean of the logged sparse steps", lambda row, _: _share(row.activation_rate)),
     ("samples skipped", lambda row, _: _share(row.savings["samples"])),
     ("saved: FLOPs", lambda row, _: _share(row.savings["flops"])),
