@@ -26,7 +26,7 @@ def needs(extra: str, *packages: str) -> Iterator[None]:
         ...     import no_such_package
         Traceback (most recent call last):
         ...
-        lightning_ast.extras.MissingPackageError: no_such_package is missing: pip install 'lightning-ast[vision]'
+        lightning_ast.errors.MissingPackageError: no_such_package is missing: pip install 'lightning-ast[vision]'
     """
     try:
         yield

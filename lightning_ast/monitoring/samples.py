@@ -106,9 +106,9 @@ class SampleWatcher(Watcher):
         if self._stage == "sparse" and (threshold := self._session.selector.last_threshold) is not None:
             self._thresholds.append((self._batches, threshold))  # on its device: reading it would wait for the step
         labels = None if step.labels is None else step.labels.clone()  # a view would keep what it is a view of
-        if labels is not None and step.indices is not None and self._session.mode.name == "prune":
+        if labels is not None and step.indices is not None and self._session.epochs is not None:
             self._seen.append((step.indices, labels))
-        if self._stage != "sparse" or self._session.mode.name == "prune" or step.significance is None:
+        if self._stage != "sparse" or self._session.epochs is not None or step.significance is None:
             return
         selected = torch.ones_like(step.significance, dtype=torch.bool)
         if step.selection is not None:
@@ -125,7 +125,7 @@ class SampleWatcher(Watcher):
         if seen:
             self._remember(torch.cat([i.cpu() for i, _ in seen]), torch.cat([labels for _, labels in seen]).cpu())
         binned = _binned(thresholds, batches)
-        if self._session.mode.name == "prune":
+        if self._session.epochs is not None:
             return self._planned(binned) if thresholds else None
         if not rows:
             return None

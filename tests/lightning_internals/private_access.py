@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,7 +95,9 @@ def foreign_classes(tree: ast.Module) -> dict[str, type]:
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOREIGN:
-            module = importlib.import_module(node.module)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the oldest Lightning's command line on a new jsonargparse
+                module = importlib.import_module(node.module)
             found |= {a.asname or a.name: getattr(module, a.name, None) for a in node.names}
     return {name: kind for name, kind in found.items() if isinstance(kind, type)}
 
