@@ -46,6 +46,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names.add(node.module or "")
+            if node.module == "lightning_ast":  # `from lightning_ast import report` names a module in the alias
+                names |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name in LAYERS}
     return names
 
 

@@ -21,6 +21,8 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
 from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_step_limit
 from lightning_ast.mode_facts import Mode
+from lightning_ast.selection.modes.subset import SubsetMode
+from lightning_ast.selection.session import Session
 
 __all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
@@ -138,7 +140,7 @@ class Probe(Callback):
             self.active = mode
             selection.setup(trainer, pl_module, stage)
             assert selection.session is not None
-            selection.session.mode.unwrap()
+            _wrap(selection.session, on=False)
         self.active = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -174,7 +176,7 @@ class Probe(Callback):
             # each mode and rate has its own controller: one that has settled at another rate would need many steps
             selector.controller = self._controllers.setdefault((selection.mode, block.target), PIController())
             selection.session.interrupt()
-            selection.session.mode.wrap()
+            _wrap(selection.session, on=True)
         self._books = self._backwarded()
         cache = self._cache()
         cache.position = block.cycle
@@ -190,7 +192,7 @@ class Probe(Callback):
         seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if selection is not None and selection.session is not None:
-            selection.session.mode.unwrap()
+            _wrap(selection.session, on=False)
         return Timing(
             seconds=seconds / steps,
             rate=sum(self._rates) / steps,
@@ -284,3 +286,9 @@ class Probe(Callback):
     def _pass_on(self, name: str, *hook: Any) -> None:
         if (selection := self._selected()) is not None:
             getattr(selection, name)(*hook)
+
+
+def _wrap(session: Session, *, on: bool) -> None:
+    # The modes share one module here, and each is probed alone: only the one whose turn it is wraps the step.
+    if isinstance(session.mode, SubsetMode):
+        (session.mode.wrap if on else session.mode.unwrap)()

@@ -1,4 +1,4 @@
-"""Lightning glue: one callback per file. Decisions are :mod:`lightning_ast.core`'s; callbacks read, call, write."""
+"""The four public callbacks, one file each, and what keeps a callback object to one fit at a time."""
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor, EpochCosts
 from lightning_ast.callbacks.monitor import SparseTrainingMonitor

@@ -125,7 +125,7 @@ class EnergyMonitor(Callback):
         self._epoch.read_if_due()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Training stands still."""
+        """Pause the sections: training stands still."""
         if self._epoch is not None:
             self._epoch.start_validation()
 
@@ -135,7 +135,7 @@ class EnergyMonitor(Callback):
             self._epoch.read_if_due()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Training goes on."""
+        """Start the sections again: training goes on."""
         if self._epoch is not None:
             self._epoch.end_validation()
 
@@ -195,7 +195,7 @@ class EnergyMonitor(Callback):
         return bool(self.epochs or self._carried or self._epoch is not None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished epochs, and what the running one cost so far; empty before the first."""
+        """Return the finished epochs, and what the running one cost so far; empty before the first."""
         if not self._measured:
             return {}
         running = self._carried if self._epoch is None else self._epoch.state_dict()

@@ -121,7 +121,7 @@ class SparseTrainingMonitor(Callback):
             drawn = (lambda size: None) if self._drawn is None else self._drawn.take
             assert selection.session is not None
             self._watcher = SampleWatcher(selection.session, drawn, size=_dataset_size(trainer))
-            selection.session.watchers.append(self._watcher)
+            selection.session.add_watcher(self._watcher)
         if self._writers:
             self._writers.lay_out()
         if not self._resumed:
@@ -197,7 +197,7 @@ class SparseTrainingMonitor(Callback):
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of the finished epochs, validation included, as the closing summary shows them."""
+        """Return the wall seconds of the finished epochs, validation included, as the closing summary shows them."""
         return sum(sum(each) for each in self._progress.seconds.values())
 
     @property

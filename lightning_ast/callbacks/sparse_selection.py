@@ -159,7 +159,7 @@ class SparseSelectionCallback(Callback):
         return [] if self._session is None else list(self._session.quarantine.samples)
 
     def planned_steps(self, trainer: pl.Trainer) -> float:
-        """Optimizer steps of the whole run (infinite without a limit), for schedules that are stepped with it.
+        """Return the optimizer steps of the whole run (infinite without a limit), for schedules that step with it.
 
         In a fit, ``configure_optimizers`` included, it is what ``trainer.estimated_stepping_batches`` gives: for
         ``prune``, whose epochs differ in length, that is made right.

@@ -134,7 +134,7 @@ class TwoStageScheduler(Callback):
     # ------------------------------------------------------------------ the hooks
 
     def serve(self, selection: Selecting) -> None:
-        """Switch the stages of a selection callback, which calls this in its own ``setup``."""
+        """Remember the selection callback, which calls this in its own ``setup``."""
         self._selection = selection
         self._warned = False
 
@@ -144,7 +144,7 @@ class TwoStageScheduler(Callback):
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell what becomes of the stages where that is not what was asked for."""
+        """Inform where the stages differ from the settings."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
             prunes = self._selection is not None and MODE_FACTS[self._selection.mode].plans_epochs

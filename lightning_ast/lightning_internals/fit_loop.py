@@ -15,7 +15,7 @@ __all__ = [
     "lift_step_limit",
     "loaders",
     "logged_step",
-    "set_up_anew",
+    "set_up_loaders",
     "validation_interval_seconds",
 ]
 
@@ -38,9 +38,10 @@ def loaders(loop: _FitLoop | _EvaluationLoop) -> list[Any]:
     return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
 
 
-def set_up_anew(loop: _FitLoop) -> None:
-    """Set the training loaders up, whether or not that has been done."""
-    loop._combined_loader = None
+def set_up_loaders(loop: _FitLoop, *, anew: bool = False) -> None:
+    """Set the training loaders up where that has not been done; with ``anew`` in any case."""
+    if anew:
+        loop._combined_loader = None
     loop.setup_data()
 
 

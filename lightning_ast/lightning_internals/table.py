@@ -21,8 +21,9 @@ __all__ = ["PRIVATE_NAMES", "PrivateName", "missing_names"]
 
 LIGHTNING = ("2.5.0", "2.6.6")
 NEWER_LIGHTNING = ("2.6.6",)
-TORCHMETRICS = ("1.9.0",)
+TORCHMETRICS = ("1.4.0", "1.9.0")
 TORCH = ("2.6.0", "2.14.1")
+_OLDEST = {"lightning": LIGHTNING[0], "torchmetrics": TORCHMETRICS[0], "torch": TORCH[0]}
 _ABSENT = object()
 
 
@@ -34,8 +35,8 @@ class PrivateName:
         owner: The object that has it: ``trainer`` and a path from it, or the import path of a module or a class.
         name: The attribute's name.
         why: The reason for using it; completes "it is used to".
-        checked: The versions of the owner's package that the tests ran with, the oldest first; older ones lack it where
-            the first is not the oldest supported.
+        checked: The versions of the owner's package that it was checked with, the oldest first.
+            Where the first is not the oldest supported one, the versions before it do not have the name.
     """
 
     owner: str
@@ -162,7 +163,8 @@ def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_
 
 
 def _is_expected(name: PrivateName) -> bool:
-    return TorchVersion(version(name.package)) >= name.checked[0]
+    first = name.checked[0]
+    return first == _OLDEST[name.package] or TorchVersion(version(name.package)) >= first
 
 
 def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:

@@ -17,7 +17,7 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoc
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_anew
+from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.reloading import (
     hold_reload,
@@ -114,7 +114,7 @@ class PrunedEpochs:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
         loop = self._trainer.fit_loop
         if self._facts is None:
-            set_up_anew(loop)
+            set_up_loaders(loop, anew=True)
         if self._resumes and self._loaded is not None:
             hold_reload(loop)
         self._announce()
@@ -161,7 +161,7 @@ class PrunedEpochs:
     def planned_steps(self) -> float:
         """Count the optimizer steps of the whole run; set the loader up where that was not done yet."""
         if self._facts is None:
-            self._trainer.fit_loop.setup_data()
+            set_up_loaders(self._trainer.fit_loop)
         return math.inf if self._facts is None else self.run.steps
 
     def _samples(self) -> int:

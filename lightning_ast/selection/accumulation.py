@@ -30,7 +30,7 @@ class AccumulationWindow:
 
     @staticmethod
     def first_batch(trainer: pl.Trainer, batch_idx: int) -> int:
-        """Index of the batch with which the window of this one begins."""
+        """Return the index of the batch with which the window of this one begins."""
         return batch_idx - batch_idx % trainer.accumulate_grad_batches
 
     def start_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:

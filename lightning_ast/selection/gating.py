@@ -147,7 +147,7 @@ class Gating:
             self._scores(step, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
         if step.is_gated:
             self._has_gated = True
-            self._stand(step, loss, found.entries)
+            self._place_gate(step, loss, found.entries)
 
     def _found(self, step: StepState, loss: Tensor) -> Found:
         trace = self._trace
@@ -176,7 +176,7 @@ class Gating:
         if not gate.decided:
             gate.settle(self._decision.kept(step, loss.device))
 
-    def _stand(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
+    def _place_gate(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
         gate = self._gate_of(step)
         by_losses = self._decision.needs_losses and step.part is None and self._losses is not None
         if by_losses and not gate.decided:  # the values are known before the backward
@@ -235,7 +235,7 @@ class Gating:
             raise entry_error((), step.batch_size)
 
     def count_ungated(self, step: StepState) -> None:
-        """Count a batch as a dense one, or as one of equal weights, and warn of it once that cannot be otherwise."""
+        """Count a batch as a dense one, or as one of equal weights, and warn of it once no trace will follow."""
         if step.part is None:
             step.treatment = Treatment.DENSE
         is_known = self._finder.proved or (self.search.is_exhausted and not self.search.attempts)

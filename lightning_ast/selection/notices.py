@@ -67,17 +67,17 @@ def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Sel
         )
 
 
-def warn_of_dense_ops(dense_ops: DenseOps, told: set[str], advice: str | None) -> None:
+def warn_of_dense_ops(dense_ops: DenseOps, warned: set[str], advice: str | None) -> None:
     """Warn once of each backward op of ``partial`` that ran over the whole batch, with what that cost.
 
     Args:
         dense_ops: The ops of a sparse batch.
-        told: The names that were warned of; new ones are added.
+        warned: The names that were warned of; new ones are added.
         advice: What to do where the mode saves next to nothing, or None.
     """
-    if not dense_ops.settled or dense_ops.calls.keys() <= told:
+    if not dense_ops.settled or dense_ops.calls.keys() <= warned:
         return
-    told.update(dense_ops.calls)
+    warned.update(dense_ops.calls)
     names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.calls.most_common())
     cost = "their cost was not counted"
     if dense_ops.share is not None:

@@ -48,7 +48,7 @@ class QuarantinedSample:
 
 @dataclass
 class _Pending:
-    """What was found in a batch, on its way from the device."""
+    """The samples of a batch that are not finite, while they are copied to the host."""
 
     bad: Tensor
     indices: Tensor | None
@@ -237,7 +237,7 @@ class Quarantine:
 
 
 def _send(found: _Pending) -> None:
-    """Start the way from the device to the host; on CUDA nothing is waited for."""
+    """Start a copy to the host; on CUDA nothing waits for it."""
     if found.bad.device.type == "cuda":
         host = torch.empty(found.bad.shape, dtype=torch.bool, pin_memory=True)
         found.bad = host.copy_(found.bad, non_blocking=True)

@@ -145,7 +145,7 @@ class ScoringPass:
         return norms_at(loss, edges, [entry.place for entry in entries], weight=size)
 
     def _passes(self, loss: Tensor, number: int, size: int, trace: SampleTrace | None) -> bool:
-        """Tell whether a step that runs its own backwards goes on behind this one: its loss has nothing to score.
+        """Tell whether to skip a backward of a step that runs its own: its loss does not depend on the batch.
 
         The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
 

@@ -17,6 +17,7 @@ from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.run_limits import callbacks_of
 from lightning_ast.mixin import SparseLossMixin
+from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accounting import Books
@@ -25,17 +26,17 @@ from lightning_ast.selection.checks import check_indices
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.modes.base import FitParts
+from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.modes.prune import PruneMode
-from lightning_ast.selection.modes.registry import MODES
+from lightning_ast.selection.modes.registry import MODE_CLASSES
 from lightning_ast.selection.notices import warn_of_unused_methods
-from lightning_ast.selection.observer import Watcher
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment
+from lightning_ast.selection.watcher import Watcher
 from lightning_ast.selection.weights import RowWeights
 
 __all__ = ["Session"]
@@ -85,18 +86,8 @@ class Session:
         self.quarantine = Quarantine(settings.quarantine_limit, self._processes)
         self._window = AccumulationWindow()
         self._decision = self._decision_of(settings)
-        self.mode = MODES[settings.mode](
-            FitParts(
-                owner=owner,
-                trainer=trainer,
-                module=module,
-                settings=settings,
-                selector=self.selector,
-                processes=self._processes,
-                watchers=self.watchers,
-            )
-        )
         self._gating = self._gating_of(settings, dense_ops)
+        self.mode = self._mode_of(settings, owner)
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
         self._count_samples = SampleCount(trainer, module)
         self._last: tuple[Selection | None, int] | None = None
@@ -122,10 +113,25 @@ class Session:
             self._module,
             self._decision,
             self.quarantine,
-            execution=self.mode.execution,
+            execution=MODE_CLASSES[settings.mode].execution,
             batchnorm=settings.batchnorm,
             dense_ops=dense_ops,
-            enabled=self.mode.always_scores or self.selector.target_activation_rate < 1,
+            enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.target_activation_rate < 1,
+        )
+
+    def _mode_of(self, settings: SelectionSettings, owner: Callback) -> SelectionMode:
+        return MODE_CLASSES[settings.mode](
+            FitParts(
+                owner=owner,
+                trainer=self._trainer,
+                module=self._module,
+                settings=settings,
+                selector=self.selector,
+                processes=self._processes,
+                watchers=self.watchers,
+                decision=self._decision,
+                gating=self._gating,
+            )
         )
 
     def _state_of(self, settings: SelectionSettings) -> SessionState:
@@ -153,6 +159,10 @@ class Session:
         """Return the planned epochs of ``prune``; None in the other modes."""
         return self.mode.epochs if isinstance(self.mode, PruneMode) else None
 
+    def add_watcher(self, watcher: Watcher) -> None:
+        """Tell another callback of each batch from now on."""
+        self.watchers.append(watcher)
+
     def stages_ahead(self) -> list[Stage] | None:
         """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
         return self.mode.stages_ahead(self._trainer.current_epoch + 1)
@@ -179,7 +189,7 @@ class Session:
         """
         self._books.open(self._module)
         faults = training_faults(self._trainer, mode=self.mode.name)
-        faults += self.mode.start_training(self._gating, self._decision)
+        faults += self.mode.start_training()
         if faults:
             raise ConfigurationError(faults)
 
@@ -245,7 +255,7 @@ class Session:
         self._books.start_backward(self.step, loss)
 
     def stop_backward(self) -> None:
-        """End what began with the backward."""
+        """End the count of the backward, and go on watching a step that runs its own."""
         self._books.stop_backward()
         if self._offers_flops and self.step is not None:
             self._offer_flops(self._books.flops_of(self.step))
@@ -285,7 +295,7 @@ class Session:
             watcher.finish_batch(step)
 
     def abandon_batch(self) -> None:
-        """Leave a batch that has no end: a step that failed, or was skipped by a hook. Safe where there is none."""
+        """Discard a batch whose step failed or was skipped by a hook. Safe where there is none."""
         self._books.close()
         self._gating.close()
         self.quarantine.restore()

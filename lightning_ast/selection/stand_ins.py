@@ -1,4 +1,4 @@
-"""Other values in a batch that Lightning holds, for the length of a step: no hook can hand it another batch."""
+"""Replace values of a batch in place, for the length of a step: Lightning's hooks cannot replace the batch itself."""
 
 from __future__ import annotations
 

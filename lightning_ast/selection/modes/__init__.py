@@ -1,8 +1,7 @@
 """The modes: how a selection is executed, one file each.
 
-A further mode is a file here with a subclass of :class:`~lightning_ast.selection.modes.base.SelectionMode`, a line in
-``registry``, its name in :data:`lightning_ast.core.execution.Mode` and its cost in
-:func:`lightning_ast.core.cost_share`.
+A further mode needs its name and facts in :mod:`lightning_ast.mode_facts`, a file here with a subclass of
+``InBatchMode`` or ``SelectionMode``, and a line in ``registry``.
 """
 
 __all__: list[str] = []

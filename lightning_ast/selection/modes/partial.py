@@ -7,22 +7,20 @@ computes the backward of every layer over its rows.
 from __future__ import annotations
 
 from lightning_ast.core.partial import compiled_parts
-from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.modes.base import SelectionMode
+from lightning_ast.selection.modes.in_batch import InBatchMode
 from lightning_ast.selection.notices import warn_of_compiled
 
 __all__ = ["PartialMode"]
 
 
-class PartialMode(SelectionMode):
+class PartialMode(InBatchMode):
     """Trains on the selected rows by a gradient that holds no others."""
 
     name = "partial"
     execution = "partial"
 
-    def start_training(self, gating: Gating, decision: Decision) -> list[str]:
+    def start_training(self) -> list[str]:
         """Warn where a compiled region takes the savings away."""
         if compiled_parts(self._parts.module):
             warn_of_compiled()
-        return super().start_training(gating, decision)
+        return super().start_training()

@@ -15,8 +15,6 @@ from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
@@ -31,21 +29,20 @@ class PruneMode(SelectionMode):
     """
 
     name = "prune"
-    always_scores = True
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
         self.epochs = PrunedEpochs(parts.owner, parts.trainer, parts.selector, parts.settings.schedule, parts.processes)
 
     def attach(self) -> None:
-        """Lead Lightning's fit loop."""
+        """Let Lightning's fit loop load the planned samples alone."""
         self.epochs.attach()
 
     def detach(self) -> None:
         """Leave the fit loop as it was. Safe to call twice."""
         self.epochs.detach()
 
-    def start_training(self, gating: Gating, decision: Decision) -> list[str]:
+    def start_training(self) -> list[str]:
         """Ensure that the loader is pruned; inform where stages were rounded to whole epochs."""
         self.epochs.ensure_installed()
         if rounded := rounded_stages(self.epochs.run):

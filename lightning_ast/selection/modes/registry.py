@@ -9,6 +9,8 @@ from lightning_ast.selection.modes.partial import PartialMode
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.subset import SubsetMode
 
-__all__ = ["MODES"]
+__all__ = ["MODE_CLASSES"]
 
-MODES: dict[Mode, type[SelectionMode]] = {mode.name: mode for mode in (MaskMode, SubsetMode, PartialMode, PruneMode)}
+MODE_CLASSES: dict[Mode, type[SelectionMode]] = {
+    mode.name: mode for mode in (MaskMode, SubsetMode, PartialMode, PruneMode)
+}

@@ -13,9 +13,8 @@ from lightning_ast.core.batch.samples import select_batch
 from lightning_ast.errors import BatchError
 from lightning_ast.lightning_internals.method_wrapper import method_of
 from lightning_ast.mixin import overrides
-from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.modes.base import FitParts
+from lightning_ast.selection.modes.in_batch import InBatchMode
 from lightning_ast.selection.scoring_pass import Scored, ScoringPass
 from lightning_ast.selection.step_state import Part, StepState
 from lightning_ast.words import counted
@@ -25,7 +24,7 @@ __all__ = ["SubsetMode"]
 _MISSING = object()
 
 
-class SubsetMode(SelectionMode):
+class SubsetMode(InBatchMode):
     """Trains on the selected samples by a step that sees no others; it is the one mode that wraps the training step."""
 
     name = "subset"
@@ -39,8 +38,8 @@ class SubsetMode(SelectionMode):
         self._has_sliced = False
         self._part: Part | None = None
         self._score: ScoringPass | None = None
-        self._gating: Gating | None = None
-        self._decision: Decision | None = None
+        self._gating = parts.gating
+        self._decision = parts.decision
 
     # ------------------------------------------------------------------ the training step
 
@@ -87,24 +86,21 @@ class SubsetMode(SelectionMode):
         self._has_sliced = True
         return output
 
-    def start_training(self, gating: Gating, decision: Decision) -> list[str]:
+    def start_training(self) -> list[str]:
         """Prepare the scoring pass: the layers all exist now."""
-        self._gating = gating
-        self._decision = decision
         self._score = ScoringPass(
             self._module,
             training_step=self._training_step,
-            search=gating.scoring_search,
-            needs_losses=decision.needs_losses,
+            search=self._gating.scoring_search,
+            needs_losses=self._decision.needs_losses,
         )
-        return super().start_training(gating, decision)
+        return super().start_training()
 
     # ------------------------------------------------------------------ a batch
 
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:
         """Score the batch, and take the selected samples; a dense batch is scored where that proves the entries."""
         assert self._score is not None
-        assert self._gating is not None
         self._part = None  # an abandoned batch may have left its own
         if not step.selects and not self._gating.scoring_search.wants_trace(step.batch_size):
             return
@@ -121,7 +117,6 @@ class SubsetMode(SelectionMode):
             self._part = step.part
 
     def _take(self, step: StepState, batch: Any, scored: Scored) -> None:
-        assert self._decision is not None
         scores = finite = scored.norms
         if scored.record is not None:
             finite = scored.record.losses

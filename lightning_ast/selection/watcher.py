@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+
+from torch import Tensor
 
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.step_state import StepState
@@ -27,7 +28,7 @@ class Watcher:
         """Return a context that is entered around the scoring forward of ``subset``."""
         return nullcontext()
 
-    def indices(self, batch_size: int) -> Any:
+    def indices(self, batch_size: int) -> Tensor | None:
         """Return ``(B,)`` dataset indices of the batch that starts, or None where they are not known."""
         return None
 
