@@ -5,21 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, get_args
 
+from lightning_ast.core import state_checks as check
 from lightning_ast.core.state import Check, Faults, StateFormat
-from lightning_ast.core.state_checks import (
-    JOULES,
-    LONGEST_SECONDS,
-    SECONDS,
-    choice,
-    listing,
-    mapping,
-    maybe,
-    number,
-    positional,
-    record,
-    text,
-    whole,
-)
 from lightning_ast.energy.energy_ledger import Activity
 
 __all__ = ["ENERGY_STATE"]
@@ -35,29 +22,29 @@ def _epochs_follow(state: dict[str, Any]) -> Faults:
             yield name, f"an epoch after {before}", number_
 
 
-_joules = maybe(JOULES)
-_running = record(
+_joules = check.maybe(check.JOULES)
+_running = check.record(
     {
-        "epoch": whole(),
-        "book": record(
+        "epoch": check.whole(),
+        "book": check.record(
             {
-                "joules": mapping(text(), number(0, 1e15, nan=True)),
-                "offered": mapping(choice(*get_args(Activity)), whole()),
-                "meters": listing(text()),
+                "joules": check.mapping(check.text(), check.number(0, 1e15, nan=True)),
+                "offered": check.mapping(check.choice(*get_args(Activity)), check.whole()),
+                "meters": check.listing(check.text()),
             }
         ),
-        "sections": mapping(text(), SECONDS),
-        "seconds": positional(SECONDS, SECONDS),
+        "sections": check.mapping(check.text(), check.SECONDS),
+        "seconds": check.positional(check.SECONDS, check.SECONDS),
     }
 )
 ENERGY_STATE = StateFormat(
     1,
-    record(
+    check.record(
         {
-            "epochs": listing(
-                record(
+            "epochs": check.listing(
+                check.record(
                     {
-                        "epoch": whole(),
+                        "epoch": check.whole(),
                         **dict.fromkeys(
                             [
                                 "epoch_seconds",
@@ -66,9 +53,11 @@ ENERGY_STATE = StateFormat(
                                 "forward_backward_seconds",
                                 "validation_seconds",
                             ],
-                            SECONDS,
+                            check.SECONDS,
                         ),
-                        "other_seconds": number(-LONGEST_SECONDS, LONGEST_SECONDS),  # a difference of clocks
+                        "other_seconds": check.number(
+                            -check.LONGEST_SECONDS, check.LONGEST_SECONDS
+                        ),  # a difference of clocks
                         "gpu_joules": _joules,
                         "cpu_joules": _joules,
                     }

@@ -13,17 +13,8 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_ast.core import state_checks as check
 from lightning_ast.core.state import Check, Faults
-from lightning_ast.core.state_checks import (
-    choice,
-    listing,
-    maybe,
-    number,
-    positional,
-    record,
-    tensor,
-    whole,
-)
 
 __all__ = [
     "GENERATOR_STATE",
@@ -97,9 +88,15 @@ GENERATOR_STATE = Check(
     "the state of a torch.Generator", lambda v: _bytes(v) and _accepted(torch.Generator().set_state, v)
 )
 _cuda_state = Check("the state of a CUDA generator", _is_cuda_state)
-_words = functools.partial(tensor, torch.int64, values="values in [0, 2**32)", allowed=lambda v: (v >= 0) & (v < 2**32))
-_NUMPY = positional(choice("MT19937"), _words(shape=(624,)), whole(0, 624), whole(0, 1), number())
-_PYTHON = positional(choice(random.Random().getstate()[0]), _words(shape=(625,)), maybe(number()))
+_words = functools.partial(
+    check.tensor, torch.int64, values="values in [0, 2**32)", allowed=lambda v: (v >= 0) & (v < 2**32)
+)
+_NUMPY = check.positional(
+    check.choice("MT19937"), _words(shape=(624,)), check.whole(0, 624), check.whole(0, 1), check.number()
+)
+_PYTHON = check.positional(
+    check.choice(random.Random().getstate()[0]), _words(shape=(625,)), check.maybe(check.number())
+)
 
 
 def _takes_numpy(state: dict[str, Any]) -> Faults:
@@ -112,9 +109,11 @@ def _takes_numpy(state: dict[str, Any]) -> Faults:
         yield "python", "the state of Python's generator", state["python"]
 
 
-RANDOM_STATES = listing(
-    record(
-        {"torch": GENERATOR_STATE, "cuda": maybe(_cuda_state), "numpy": _NUMPY, "python": _PYTHON}, None, _takes_numpy
+RANDOM_STATES = check.listing(
+    check.record(
+        {"torch": GENERATOR_STATE, "cuda": check.maybe(_cuda_state), "numpy": _NUMPY, "python": _PYTHON},
+        None,
+        _takes_numpy,
     ),
     least=1,
 )

@@ -6,26 +6,15 @@ from typing import Any, get_args
 
 import torch
 
+from lightning_ast.core import state_checks as check
 from lightning_ast.core.state import Check, Faults, StateFormat
-from lightning_ast.core.state_checks import (
-    SECONDS,
-    choice,
-    listing,
-    mapping,
-    maybe,
-    number,
-    positional,
-    record,
-    tensor,
-    whole,
-)
 from lightning_ast.monitoring.samples import BINS
 from lightning_ast.schedule import Stage
 
 __all__ = ["MONITOR_STATE"]
 
-_stage = choice(*get_args(Stage))
-_flag = choice(0, 1)
+_stage = check.choice(*get_args(Stage))
+_flag = check.choice(0, 1)
 
 
 def _losses_fit(state: dict[str, Any]) -> Faults:
@@ -44,43 +33,45 @@ def _rows_fit(state: dict[str, Any]) -> Faults:
         yield "selected", "no sample selected more often than offered", state["selected"]
 
 
-_counts = tensor(torch.int32, shape=(None,), values="counts >= 0", allowed=lambda v: v >= 0)
+_counts = check.tensor(torch.int32, shape=(None,), values="counts >= 0", allowed=lambda v: v >= 0)
 MONITOR_STATE = StateFormat(
     1,
-    record(
+    check.record(
         {
-            "progress": record(
+            "progress": check.record(
                 {
-                    "loss_sum": maybe(Check("a float", lambda value: isinstance(value, float))),
-                    "steps": whole(),
-                    "before": positional(*[number(0, 2.0**62)] * 2, *[number(0, 1e29)] * 2),
-                    "accuracies": mapping(whole(), number()),
-                    "seconds": mapping(_stage, listing(SECONDS)),
-                    "running": SECONDS,
-                    "monitoring": SECONDS,
+                    "loss_sum": check.maybe(Check("a float", lambda value: isinstance(value, float))),
+                    "steps": check.whole(),
+                    "before": check.positional(*[check.number(0, 2.0**62)] * 2, *[check.number(0, 1e29)] * 2),
+                    "accuracies": check.mapping(check.whole(), check.number()),
+                    "seconds": check.mapping(_stage, check.listing(check.SECONDS)),
+                    "running": check.SECONDS,
+                    "monitoring": check.SECONDS,
                     "stage": _stage,
                     "validated": _flag,
                 },
                 None,
                 _losses_fit,
             ),
-            "history": record(
+            "history": check.record(
                 {
-                    "classes": mapping(
-                        whole(),
-                        tensor(
+                    "classes": check.mapping(
+                        check.whole(),
+                        check.tensor(
                             shape=(None,),
                             values="shares in [0, 1], or NaN",
                             allowed=lambda v: v.isnan() | ((v >= 0) & (v <= 1)),
                         ),
                     ),
-                    "thresholds": mapping(
-                        whole(),
-                        tensor(shape=(BINS,), values="thresholds >= 0, or NaN", allowed=lambda v: v.isnan() | (v >= 0)),
+                    "thresholds": check.mapping(
+                        check.whole(),
+                        check.tensor(
+                            shape=(BINS,), values="thresholds >= 0, or NaN", allowed=lambda v: v.isnan() | (v >= 0)
+                        ),
                     ),
                     "offered": _counts,
                     "selected": _counts,
-                    "worth": tensor(torch.float32, shape=(None,), values="sums >= 0", allowed=lambda v: v >= 0),
+                    "worth": check.tensor(torch.float32, shape=(None,), values="sums >= 0", allowed=lambda v: v >= 0),
                 },
                 None,
                 _rows_fit,

@@ -6,24 +6,10 @@ from typing import Any, get_args
 
 import torch
 
+from lightning_ast.core import state_checks as check
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.core.state import Faults, StateFormat
-from lightning_ast.core.state_checks import (
-    JOULES,
-    SECONDS,
-    SHARE,
-    choice,
-    listing,
-    mapping,
-    maybe,
-    number,
-    positional,
-    record,
-    tensor,
-    text,
-    whole,
-)
 from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
 from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Stage
@@ -34,10 +20,10 @@ _MOST_FLOPS = 1e24
 _LARGEST_BATCH = 2**31
 _ROUNDING = 1e-6
 
-_stage = choice(*get_args(Stage))
-_flag = choice(0, 1)
-_scalar = tensor(shape=(), values="a number that is finite", allowed=torch.isfinite)
-_positive_scalar = tensor(shape=(), values="a finite number >= 0", allowed=lambda v: v.isfinite() & (v >= 0))
+_stage = check.choice(*get_args(Stage))
+_flag = check.choice(0, 1)
+_scalar = check.tensor(shape=(), values="a number that is finite", allowed=torch.isfinite)
+_positive_scalar = check.tensor(shape=(), values="a finite number >= 0", allowed=lambda v: v.isfinite() & (v >= 0))
 
 
 def _rate_is_known(state: dict[str, Any]) -> Faults:
@@ -54,14 +40,18 @@ def _has_a_threshold(state: dict[str, Any]) -> Faults:
         yield "level", "a threshold >= 0, as there is no feed-forward", None if level is None else float(level)
 
 
-_SELECTOR = record(
+_SELECTOR = check.record(
     {
-        "steps": whole(),
-        "activation_rate": maybe(SHARE),
-        "threshold": maybe(_positive_scalar),
-        "controller": record(
-            {"activation_rate_ema": maybe(SHARE), "integral": number(), "level": maybe(_scalar)},
-            {"feedforward": choice(True, False), "integral_limit": number(0, infinite=True)},
+        "steps": check.whole(),
+        "activation_rate": check.maybe(check.SHARE),
+        "threshold": check.maybe(_positive_scalar),
+        "controller": check.record(
+            {
+                "activation_rate_ema": check.maybe(check.SHARE),
+                "integral": check.number(),
+                "level": check.maybe(_scalar),
+            },
+            {"feedforward": check.choice(True, False), "integral_limit": check.number(0, infinite=True)},
             _has_a_threshold,
         ),
     },
@@ -88,19 +78,21 @@ def _counts_fit(totals: dict[str, Any]) -> Faults:
             yield name, f"at most {words}", totals[name]
 
 
-_LEDGER = record(
+_LEDGER = check.record(
     {
-        "flops": maybe(record({"forward": number(0, _MOST_FLOPS), "backward": number(0, _MOST_FLOPS)})),
-        "stages": mapping(
+        "flops": check.maybe(
+            check.record({"forward": check.number(0, _MOST_FLOPS), "backward": check.number(0, _MOST_FLOPS)})
+        ),
+        "stages": check.mapping(
             _stage,
-            record(
+            check.record(
                 {
-                    **dict.fromkeys(["steps", "offered", "selected", "forwarded"], whole()),
-                    "backwarded": number(0),
-                    "timed_seconds": SECONDS,
-                    "timed_offered": whole(),
-                    "joules": JOULES,
-                    "joules_offered": whole(),
+                    **dict.fromkeys(["steps", "offered", "selected", "forwarded"], check.whole()),
+                    "backwarded": check.number(0),
+                    "timed_seconds": check.SECONDS,
+                    "timed_offered": check.whole(),
+                    "joules": check.JOULES,
+                    "joules_offered": check.whole(),
                 },
                 None,
                 _counts_fit,
@@ -120,17 +112,17 @@ def _quarantine_fits(state: dict[str, Any]) -> Faults:
         yield "epoch", f"at least that of its samples, {int(epochs.max())}", state["epoch"]
 
 
-_QUARANTINE = record(
+_QUARANTINE = check.record(
     {
-        "samples": tensor(
+        "samples": check.tensor(
             torch.int64,
             shape=(None, 4),
             values="an epoch and a batch >= 0, a position and an index >= -1",
             allowed=lambda v: v >= v.new_tensor([0, 0, -1, -1]),
         ),
-        "epoch": whole(),
-        "count": whole(),
-        "offered": whole(),
+        "epoch": check.whole(),
+        "count": check.whole(),
+        "offered": check.whole(),
     },
     None,
     _quarantine_fits,
@@ -146,17 +138,17 @@ def _data_fits(state: dict[str, Any]) -> Faults:
     yield from one_for_each(state["random"], data["number of processes"])
 
 
-_reloads = {"validation_reloaded": maybe(whole())}
-_RESUMPTION = record(
+_reloads = {"validation_reloaded": check.maybe(check.whole())}
+_RESUMPTION = check.record(
     {
-        "data": record(
+        "data": check.record(
             {
-                "batch size": listing(maybe(whole(1))),
-                "data set length": listing(maybe(whole())),
-                "number of processes": whole(1),
+                "batch size": check.listing(check.maybe(check.whole(1))),
+                "data set length": check.listing(check.maybe(check.whole())),
+                "number of processes": check.whole(1),
             }
         ),
-        "reloaded": maybe(whole()),
+        "reloaded": check.maybe(check.whole()),
         "random": RANDOM_STATES,
     },
     _reloads,
@@ -213,41 +205,48 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
         yield "plan.offered", f"at least the {planned} that are planned", plan["offered"]
 
 
-_scores = tensor(
+_scores = check.tensor(
     torch.float32,
     shape=(None,),
     values="a significance >= 0, or -1",
     allowed=lambda v: (v >= 0) | (v == -1),
 )
-_indices = tensor(torch.int32, torch.int64, shape=(None,), values="indices >= 0", allowed=lambda v: v >= 0)
-_weights = tensor(torch.float32, shape=(None,), values="finite weights > 0", allowed=lambda v: v.isfinite() & (v > 0))
-_EPOCHS = record(
+_indices = check.tensor(torch.int32, torch.int64, shape=(None,), values="indices >= 0", allowed=lambda v: v >= 0)
+_weights = check.tensor(
+    torch.float32, shape=(None,), values="finite weights > 0", allowed=lambda v: v.isfinite() & (v > 0)
+)
+_EPOCHS = check.record(
     {
-        "history": maybe(record({"scores": _scores, "recent": _scores}, None, _history_fits)),
-        "plan": maybe(
-            record(
-                {"epoch": whole(), "indices": _indices, "offered": whole(), "weights": maybe(_weights)},
+        "history": check.maybe(check.record({"scores": _scores, "recent": _scores}, None, _history_fits)),
+        "plan": check.maybe(
+            check.record(
+                {
+                    "epoch": check.whole(),
+                    "indices": _indices,
+                    "offered": check.whole(),
+                    "weights": check.maybe(_weights),
+                },
                 None,
                 _plan_fits,
             )
         ),
         "stage": _stage,
         "sparse": _flag,
-        "lengths": positional(whole(), whole()),
-        "drained": listing(GENERATOR_STATE),
-        "split": maybe(
-            record(
+        "lengths": check.positional(check.whole(), check.whole()),
+        "drained": check.listing(GENERATOR_STATE),
+        "split": check.maybe(
+            check.record(
                 {
-                    "batch_size": whole(1),
+                    "batch_size": check.whole(1),
                     "drop_last": _flag,
-                    "processes": whole(1),
-                    "weighting": maybe(choice(*get_args(Weighting))),
+                    "processes": check.whole(1),
+                    "weighting": check.maybe(check.choice(*get_args(Weighting))),
                 }
             )
         ),
-        "reloaded": maybe(whole()),
+        "reloaded": check.maybe(check.whole()),
         "random": RANDOM_STATES,
-        "generators": listing(GENERATOR_STATE),
+        "generators": check.listing(GENERATOR_STATE),
     },
     _reloads,
     _epoch_fits,
@@ -266,14 +265,14 @@ def _parts_fit(state: dict[str, Any]) -> Faults:
 
 SELECTION_STATE = StateFormat(
     1,
-    record(
+    check.record(
         {
-            "fit": text(),
-            "rule": record(
+            "fit": check.text(),
+            "rule": check.record(
                 {
-                    "mode": choice(*get_args(Mode)),
-                    "gate": choice(*get_args(GateName)),
-                    "significance": choice("gradient", *SIGNIFICANCE, "callable"),
+                    "mode": check.choice(*get_args(Mode)),
+                    "gate": check.choice(*get_args(GateName)),
+                    "significance": check.choice("gradient", *SIGNIFICANCE, "callable"),
                 }
             ),
             "selector": _SELECTOR,
