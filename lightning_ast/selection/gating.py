@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -83,7 +84,7 @@ class Gating:
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
         self._losses: StepLosses | None = None
-        self._open: list[Any] = []
+        self._open: list[AbstractContextManager[object]] = []
         self._has_gated = False
 
     # ------------------------------------------------------------------ the forward
@@ -110,7 +111,7 @@ class Gating:
             self._losses = StepLosses(self._module)
             self._enter(self._losses)
 
-    def _enter(self, mode: Any) -> None:
+    def _enter(self, mode: AbstractContextManager[object]) -> None:
         mode.__enter__()
         self._open.append(mode)
 
