@@ -45,8 +45,8 @@ class ModeFacts:
             dense_share: The share of the backward that runs over every sample for want of a rule, in [0, 1].
         """
         forwards = offered * self.forwards_all + selected * self.forwards_selected
-        spared = (offered - selected) * (1 - dense_share) if self.spares_backward else 0
-        return forwards, offered - spared
+        spared = offered - selected if self.spares_backward else 0
+        return forwards, offered - (spared * (1 - dense_share) if dense_share else spared)
 
 
 MODE_FACTS: dict[Mode, ModeFacts] = {

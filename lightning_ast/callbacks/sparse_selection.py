@@ -22,7 +22,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
 from lightning_ast.mode_facts import MODE_FACTS, Mode
-from lightning_ast.schedule import Schedule, Stage
+from lightning_ast.schedule import Stage
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
 from lightning_ast.selection.quarantine import QuarantinedSample
 from lightning_ast.selection.session import Session
@@ -185,8 +185,6 @@ class SparseSelectionCallback(Callback):
         self._loads_foreign = False
         if self._session is not None:
             self._session.detach()  # an interrupted fit may not have come to its end
-        for scheduler in schedulers:
-            scheduler.serve(self)
         for doubt in doubtful_settings(self, schedulers, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
@@ -196,7 +194,7 @@ class SparseSelectionCallback(Callback):
         self.ledger = Ledger()
         self.dense_ops.clear()
         self._session = Session(
-            self._settings(trainer, next(iter(schedulers), None)),
+            self._settings(next(iter(schedulers), None)),
             trainer,
             pl_module,
             owner=self,
@@ -268,12 +266,11 @@ class SparseSelectionCallback(Callback):
             if self._session is not None:
                 self._session.detach()
 
-    def _settings(self, trainer: pl.Trainer, scheduler: TwoStageScheduler | None) -> SelectionSettings:
+    def _settings(self, scheduler: TwoStageScheduler | None) -> SelectionSettings:
         values = {name: getattr(self, name) for name in SelectionSettings.names() if hasattr(self, name)}
         if scheduler is not None and scheduler.target_activation_rate is not None:
             values["target_activation_rate"] = scheduler.target_activation_rate
-        schedule = Schedule() if scheduler is None else scheduler.schedule_of(trainer)
-        return SelectionSettings(**values | {"schedule": schedule, "state_key": super().state_key})
+        return SelectionSettings(**values | {"scheduler": scheduler, "state_key": str(self.state_key)})
 
     @property
     def _running(self) -> Session:

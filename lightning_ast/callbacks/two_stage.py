@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -22,16 +22,22 @@ from lightning_ast.words import counted
 __all__ = ["STAGE_CODES", "Selecting", "Stage", "TwoStageScheduler", "run_length"]
 
 
+@runtime_checkable
 class Selecting(Protocol):
-    """A callback that selects samples, as its schedule knows it.
+    """A callback that selects samples, as its schedule knows it: ``SparseSelectionCallback`` is one.
 
     Attributes:
         mode: How its selections are executed.
         ledger: Its books, which know the stages that the run has had.
+        session: The parts of its running fit, or None.
     """
 
     mode: Mode
     ledger: Ledger
+
+    @property
+    def session(self) -> object:
+        """Return the parts of its running fit, or None."""
 
 
 class TwoStageScheduler(Callback):
@@ -82,7 +88,6 @@ class TwoStageScheduler(Callback):
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
         self._warned = False
-        self._selection: Selecting | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -133,21 +138,20 @@ class TwoStageScheduler(Callback):
 
     # ------------------------------------------------------------------ the hooks
 
-    def serve(self, selection: Selecting) -> None:
-        """Remember the selection callback, which calls this in its own ``setup``."""
-        self._selection = selection
-        self._warned = False
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse to run alone; all other faults are reported by the selection callback."""
-        if self._selection not in trainer.callbacks:  # type: ignore[attr-defined]
+        if stage != "fit":
+            return
+        self._warned = False
+        if _selection_of(trainer) is None:
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Inform where the stages differ from the settings."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
-            prunes = self._selection is not None and MODE_FACTS[self._selection.mode].plans_epochs
+            selection = _selection_of(trainer)
+            prunes = selection is not None and MODE_FACTS[selection.mode].plans_epochs
             without_scores = " The epoch is planned without scores." if prunes else ""
             rank_zero_info(
                 f"lightning-ast: fast_dev_run trains every batch sparsely, without {self.schedule.dense}, to test the "
@@ -169,7 +173,7 @@ class TwoStageScheduler(Callback):
             return  # over, or known since before the first batch
         per_epoch = math.ceil(steps / (trainer.current_epoch + 1))
         measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
-        if self._stages() and "sparse" not in self._stages() and self.schedule.never_sparse(measured):
+        if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):
             self._warn(
                 f"an epoch has {counted(per_epoch, 'optimizer step')}, so {self.schedule.dense} will leave no sparse "
                 f"step in this run of {measured}"
@@ -177,7 +181,7 @@ class TwoStageScheduler(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn of a run that ended before its sparse stage."""
-        stages = self._stages()
+        stages = self._stages(trainer)
         cools_down = self.cooldown_epochs or self.cooldown_steps
         if stages and "sparse" not in stages and not self._warned:
             self._warn(f"the run ended after {counted(trainer.global_step, 'optimizer step')} without a sparse one")
@@ -190,6 +194,12 @@ class TwoStageScheduler(Callback):
             f"lightning-ast: {fact}: all of it is dense. Shorten the warmup (warmup_steps=...), or train longer."
         )
 
-    def _stages(self) -> set[str]:
+    def _stages(self, trainer: pl.Trainer) -> set[str]:
         """Return the stages that the run has had, the part before a resumption included."""
-        return set() if self._selection is None else set(self._selection.ledger.stages)
+        selection = _selection_of(trainer)
+        return set() if selection is None else set(selection.ledger.stages)
+
+
+def _selection_of(trainer: pl.Trainer) -> Selecting | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Selecting)), None)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 
 from lightning_ast.run_length import RunLength
 
-__all__ = ["accumulation", "callbacks_of", "epoch_limit", "epochs_done", "first_callback", "run_length"]
+__all__ = ["accumulation", "epoch_limit", "epochs_done", "first_callback", "run_length"]
 
 C = TypeVar("C")
 
@@ -40,7 +40,7 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
     Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
     """
     limit = trainer.max_epochs
-    for callback in callbacks_of(trainer, StochasticWeightAveraging):
+    for callback in _callbacks(trainer, StochasticWeightAveraging):
         if limit is not None and limit == getattr(callback, "_max_epochs", math.inf) + 1:
             limit -= 1
     return limit if limit is not None and limit > 0 else None
@@ -48,7 +48,7 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
 
 def accumulation(trainer: pl.Trainer) -> dict[int, int]:
     """Return the batches to an optimizer step from each of these epochs on, the first of which is 0."""
-    for callback in callbacks_of(trainer, GradientAccumulationScheduler):
+    for callback in _callbacks(trainer, GradientAccumulationScheduler):
         return dict(callback.scheduling)
     return {0: trainer.accumulate_grad_batches}
 
@@ -58,7 +58,7 @@ def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
-def callbacks_of(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
+def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
     """List the callbacks of a kind, found by name: those of the package ``pytorch_lightning`` are other classes."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if kind.__name__ in _class_names(type(callback))]  # type: ignore[arg-type]

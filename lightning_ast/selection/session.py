@@ -7,7 +7,7 @@ from collections import Counter
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ThroughputMonitor
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,7 +15,6 @@ from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.run_limits import callbacks_of
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.pruning.epochs import PrunedEpochs
@@ -91,7 +90,7 @@ class Session:
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
         self._count_samples = SampleCount(trainer, module)
         self._last: tuple[Selection | None, int] | None = None
-        self._offers_flops = bool(callbacks_of(trainer, ThroughputMonitor)) and not hasattr(module, _FLOPS)
+        self._offers_flops = not hasattr(module, _FLOPS)
         self._log = StepLog(self, trainer, module)
         self.state = self._state_of(settings)
 

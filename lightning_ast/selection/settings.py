@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+import lightning.pytorch as pl
+
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.execution import resolve_weighting
 from lightning_ast.core.gate import GateName, Weighting
@@ -13,6 +15,7 @@ from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Schedule
+from lightning_ast.selection.stages import StageSource
 
 __all__ = ["GivenSettings", "SelectionSettings"]
 
@@ -38,7 +41,7 @@ class SelectionSettings:
     """What a fit selects by; :class:`~lightning_ast.SparseSelectionCallback` describes each setting.
 
     Attributes:
-        schedule: The stages of the run.
+        scheduler: The source of the stages; None where every step is sparse.
         state_key: The name of the callback's state in a checkpoint.
     """
 
@@ -53,13 +56,17 @@ class SelectionSettings:
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
     count_flops: bool
-    schedule: Schedule
+    scheduler: StageSource | None
     state_key: str
 
     @classmethod
     def names(cls) -> list[str]:
         """List the names of the settings."""
         return [field.name for field in fields(cls)]
+
+    def schedule_of(self, trainer: pl.Trainer) -> Schedule:
+        """Return the schedule that a run keeps."""
+        return Schedule() if self.scheduler is None else self.scheduler.schedule_of(trainer)
 
     def selector(self, rank: int) -> SampleSelector:
         """Make the selector of this fit.

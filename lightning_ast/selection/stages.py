@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import lightning.pytorch as pl
 
@@ -10,7 +11,20 @@ from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.run_length import Point
 from lightning_ast.schedule import Schedule, Stage
 
-__all__ = ["stage_of_batch", "stages_from"]
+__all__ = ["StageSource", "stage_of_batch", "stages_from"]
+
+
+class StageSource(Protocol):
+    """What a fit asks for its stages: a :class:`~lightning_ast.TwoStageScheduler`, or a subclass of a user's own."""
+
+    def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
+        """Return the stage of a training batch."""
+
+    def faults(self, trainer: pl.Trainer, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
+        """Find everything wrong with the stages that can be known."""
+
+    def schedule_of(self, trainer: pl.Trainer) -> Schedule:
+        """Return the schedule that this run keeps."""
 
 
 def stage_of_batch(schedule: Schedule, trainer: pl.Trainer, batch_idx: int) -> Stage:

@@ -86,7 +86,7 @@ class RowWeights:
         if not self._sums.found_in(norms, part.norms, share):
             return kept
         assert kept.factors is not None
-        return replace(kept, factors=kept.factors / share)
+        return replace(kept, factors=kept.factors * (step.batch_size / step.forwarded))
 
 
 class SumDetector:

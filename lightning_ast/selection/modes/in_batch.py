@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.resume import Resumption
-from lightning_ast.selection.stages import stage_of_batch, stages_from
+from lightning_ast.selection.stages import stages_from
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
 __all__ = ["InBatchMode"]
@@ -22,7 +21,7 @@ class InBatchMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
-        self._schedule = parts.settings.schedule
+        self._scheduler = parts.settings.scheduler
         self._trainer = parts.trainer
         self._resumption = Resumption(parts.trainer, parts.processes)
 
@@ -32,7 +31,7 @@ class InBatchMode(SelectionMode):
     def start_training(self) -> list[str]:
         """Find what is wrong with the schedule, now that the length of an epoch is known."""
         self._resumption.start_training()
-        return self._schedule.length_faults(run_length(self._trainer), batches_known=True)
+        return [] if self._scheduler is None else self._scheduler.faults(self._trainer, batches_known=True)
 
     def detach(self) -> None:
         """Leave the trainer as it was. Safe to call twice."""
@@ -40,9 +39,9 @@ class InBatchMode(SelectionMode):
 
     def stage(self, batch_idx: int) -> Stage:
         """Return the stage of a batch: that of the batch with which its optimizer step begins."""
-        if not self._schedule.dense:
+        if self._scheduler is None:
             return "sparse"
-        return stage_of_batch(self._schedule, self._trainer, AccumulationWindow.first_batch(self._trainer, batch_idx))
+        return self._scheduler.stage(self._trainer, AccumulationWindow.first_batch(self._trainer, batch_idx))
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what is to be done with a batch: select from it in the sparse stage."""
@@ -56,7 +55,7 @@ class InBatchMode(SelectionMode):
 
     def stages_ahead(self, epoch: int) -> list[Stage] | None:
         """List the stages of the epochs from this one on; None in a run without an end that is known."""
-        return stages_from(epoch, self._schedule, self._trainer)
+        return stages_from(epoch, self._parts.settings.schedule_of(self._trainer), self._trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data and the random state of all processes."""

@@ -32,7 +32,9 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
-        self.epochs = PrunedEpochs(parts.owner, parts.trainer, parts.selector, parts.settings.schedule, parts.processes)
+        self.epochs = PrunedEpochs(
+            parts.owner, parts.trainer, parts.selector, parts.settings.schedule_of(parts.trainer), parts.processes
+        )
 
     def attach(self) -> None:
         """Let Lightning's fit loop load the planned samples alone."""
