@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def test_the_examples(name: str, work: Path, capsys: pytest.CaptureFixture[str])
     assert main(["advise", *arguments]) == 0
     out = capsys.readouterr().out
     assert "20 epochs of 5 batches of 256" in out
-    own = "'partial' at 0.4" if name == "cifar10_resnet9.yaml" else "target_activation_rate=0.5"
-    assert own in out, "the rate of the file"
+    # Read the table: on a busy machine no mode is faster, and none is advised.
+    own = r"'partial' at 0\.4" if name == "cifar10_resnet9.yaml" else r"│ prune +│ +0\.5 │"
+    assert re.search(own, out), "the rate of the file"
     for mode in ("dense", "mask", "subset", "partial", "prune"):
         assert f"│ {mode} " in out
     assert list(work.iterdir()) == [], "no logs, no checkpoints"
