@@ -222,8 +222,8 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
 def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
     """Return a series of which each epoch's end logs one value.
 
-    A callback that logs through the logger itself does so at the number of steps done, which is the next epoch's first
-    step: where that puts two values in one epoch, the step before counts.
+    A callback that logs through the logger itself does so at the number of steps done. That is the first step of the
+    next epoch. Where two values fall into one epoch for that reason, each is taken for the step before.
     """
     series = run.series(tag)
     if series is None:

@@ -18,7 +18,7 @@ from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
-from lightning_ast.mode_facts import Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.selection.settings import GivenSettings
 
 __all__ = [
@@ -218,7 +218,7 @@ def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
     """
     found: list[str] = []
     searching = any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    if searching and mode in ("mask", "partial"):
+    if searching and MODE_FACTS[mode].keeps_full_loss:
         found.append(
             f"an optimizer searches along a line, comparing values of the loss; in mode={mode!r} the loss is that of "
             "the whole batch and its gradient that of the selection: set line_search_fn=None, or use mode='subset' or "
