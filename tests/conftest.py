@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lightning_ast.demo.data import load_images
 
@@ -32,6 +33,17 @@ def _forget_compiled() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_mode() -> Iterator[None]:
+    """Fail where a test leaves a dispatch mode or a stance of torch.compile behind: nothing compiles under them."""
+    yield
+    modes = [type(mode).__name__ for mode in _get_current_dispatch_mode_stack()]
+    assert modes == [], f"the test left these dispatch modes active: {modes}"
+    if "torch._dynamo" in sys.modules:
+        stance = sys.modules["torch._dynamo"].eval_frame._stance.stance
+        assert stance == "default", f"the test left torch.compile in the stance {stance!r}"
 
 
 @pytest.fixture(autouse=True)

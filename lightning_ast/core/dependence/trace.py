@@ -5,9 +5,8 @@ So it becomes known which elements of each tensor belong to which sample.
 
 from __future__ import annotations
 
-import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from lightning_ast.core.dependence.records import Record, Records
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
+from lightning_ast.core.dependence.uncompiled import uncompiled
 from lightning_ast.errors import BatchError
 
 __all__ = ["Dependence", "SampleTrace"]
@@ -71,7 +71,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last_number = _last_node_number()
         self._first_number = self._last_number + 1  # nodes below it were made before the trace
         self._operations = 0
-        self._stances: list[AbstractContextManager[Any]] = []
+        self._uncompiled: list[AbstractContextManager[None]] = []
         pairs = self._perturbed(batch, batch_size, take)
         pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
         self.leaves = len(pairs)
@@ -85,17 +85,14 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._give_up(error)
 
     def __enter__(self) -> SampleTrace:
-        # Compiled functions run uncompiled meanwhile: torch does not compile under a mode, and with fullgraph=True it
-        # raises an error instead.
-        is_loaded = "torch._dynamo" in sys.modules
-        self._stances.append(torch.compiler.set_stance("force_eager") if is_loaded else nullcontext())
-        self._stances[-1].__enter__()
+        self._uncompiled.append(uncompiled())
+        self._uncompiled[-1].__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._stances.pop().__exit__(*error)
+        self._uncompiled.pop().__exit__(*error)
 
     def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
         """Tell where an output of an autograd node depends on the sample.
