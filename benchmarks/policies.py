@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from regime_data import Chooser
+from regime_data import Chooser, RegimeData
 from regime_networks import ClassifierModule, ProgressModule
 from regime_run import Run
 from rules import InfoBatch, OrderDP, RandomShare, SeTa, composer_probabilities, composer_selects
@@ -30,11 +31,13 @@ class Parts:
         module: The class of the module.
         callbacks: The callbacks of the Trainer.
         chooser: The rule that chooses the samples of each epoch, where it is none of ours.
+        changes: Makes the context in which the fit runs.
     """
 
     module: type[ClassifierModule] = ClassifierModule
     callbacks: list[Callback] = field(default_factory=list)
     chooser: Chooser | None = None
+    changes: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class SelectiveBackpropModule(ClassifierModule):
@@ -61,11 +64,11 @@ def stages(epochs: int) -> tuple[int, int]:
     return max(1, epochs // 12), max(1, epochs // 24)
 
 
-def _dense(run: Run, size: int, records: Path) -> Parts:
+def _dense(run: Run, data: RegimeData, records: Path) -> Parts:
     return Parts()
 
 
-def _prune(run: Run, size: int, records: Path) -> Parts:
+def _prune(run: Run, data: RegimeData, records: Path) -> Parts:
     settings: dict[str, Any] = {"mode": "prune", "gate": run.option("gate", "soft"), "seed": run.seed}
     settings |= _target(run)
     if "steps" in dict(run.options):
@@ -74,7 +77,7 @@ def _prune(run: Run, size: int, records: Path) -> Parts:
     return Parts(callbacks=_callbacks(run, settings, warmup, cooldown))
 
 
-def _partial(run: Run, size: int, records: Path) -> Parts:
+def _partial(run: Run, data: RegimeData, records: Path) -> Parts:
     settings: dict[str, Any] = {"mode": "partial", "gate": run.option("gate", "soft"), "seed": run.seed}
     warmup, cooldown = stages(run.epochs)
     return Parts(callbacks=_callbacks(run, settings | _target(run), warmup, cooldown))
@@ -94,33 +97,33 @@ def _callbacks(run: Run, settings: dict[str, Any], warmup: int, cooldown: int) -
     return [SparseSelectionCallback(**settings), schedule]
 
 
-def _random(run: Run, size: int, records: Path) -> Parts:
+def _random(run: Run, data: RegimeData, records: Path) -> Parts:
     rates = json.loads((records / f"{source_of(run)}.json").read_text())["rate_by_epoch"]
     keeps = run.option("steps", "replan") == "keep"
-    chooser = RandomShare(size, run.regime.batch_size, rates, keeps_steps=keeps, seed=run.seed)
+    chooser = RandomShare(len(data.training), run.regime.batch_size, rates, keeps_steps=keeps, seed=run.seed)
     return Parts(ProgressModule, chooser=chooser)
 
 
-def _infobatch(run: Run, size: int, records: Path) -> Parts:
-    return Parts(ProgressModule, chooser=InfoBatch(size, run.epochs, run.seed))
+def _infobatch(run: Run, data: RegimeData, records: Path) -> Parts:
+    return Parts(ProgressModule, chooser=InfoBatch(len(data.training), run.epochs, run.seed))
 
 
-def _seta(run: Run, size: int, records: Path) -> Parts:
-    return Parts(ProgressModule, chooser=SeTa(size, run.epochs, run.seed))
+def _seta(run: Run, data: RegimeData, records: Path) -> Parts:
+    return Parts(ProgressModule, chooser=SeTa(len(data.training), run.epochs, run.seed))
 
 
-def _orderdp(run: Run, size: int, records: Path) -> Parts:
+def _orderdp(run: Run, data: RegimeData, records: Path) -> Parts:
     random_share = float(run.option("random", 0.75))
     top_share = float(run.option("top", 0.85))
-    chooser = OrderDP(size, run.epochs, run.seed, random_share=random_share, top_share=top_share)
+    chooser = OrderDP(len(data.training), run.epochs, run.seed, random_share=random_share, top_share=top_share)
     return Parts(ProgressModule, chooser=chooser)
 
 
-def _selective_backprop(run: Run, size: int, records: Path) -> Parts:
+def _selective_backprop(run: Run, data: RegimeData, records: Path) -> Parts:
     return Parts(SelectiveBackpropModule)
 
 
-POLICIES: dict[str, Callable[[Run, int, Path], Parts]] = {
+POLICIES: dict[str, Callable[[Run, RegimeData, Path], Parts]] = {
     "dense": _dense,
     "prune": _prune,
     "partial": _partial,
@@ -130,7 +133,7 @@ POLICIES: dict[str, Callable[[Run, int, Path], Parts]] = {
     "orderdp": _orderdp,
     "selective-backprop": _selective_backprop,
 }
-"""Each takes the run, the samples of its data set and the folder of records."""
+"""Each takes the run, its data and the folder of records."""
 
 
 def source_of(run: Run) -> str | None:
@@ -139,14 +142,14 @@ def source_of(run: Run) -> str | None:
     return None if like is None else f"{run.regime.name}-{like}-s{run.seed}"
 
 
-def parts_of(run: Run, size: int, records: Path) -> Parts:
+def parts_of(run: Run, data: RegimeData, records: Path) -> Parts:
     """Make what the policy of a run adds to the Trainer.
 
     Args:
         run: The run.
-        size: The samples of its data set.
+        data: Its data.
         records: The folder of the records.
     """
     if run.policy not in POLICIES:
         raise ValueError(f"expected a policy of {', '.join(POLICIES)}, got {run.policy!r}.")
-    return POLICIES[run.policy](run, size, records)
+    return POLICIES[run.policy](run, data, records)
