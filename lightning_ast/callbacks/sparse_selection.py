@@ -21,7 +21,7 @@ from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
 from lightning_ast.selection.quarantine import QuarantinedSample
@@ -71,6 +71,12 @@ class SparseSelectionCallback(Callback):
             With None they are not looked for.
         count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for ``savings["flops"]`` and
             ``ast/savings_flops``; training is the same either way.
+        prune_steps: In ``prune``, the optimizer steps of a pruned epoch. ``"keep"``: as many as in a dense epoch, each
+            on a batch of the activation rate's share, so that every schedule is the dense run's. ``"follow"``: fewer
+            steps on full batches; learning-rate schedulers with ``interval="step"`` advance by the dense steps that
+            each stands for. ``"replan"``: fewer steps on full batches, which
+            ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
+            ``"replan"``.
 
     Attributes:
         ledger: The samples, FLOPs and seconds of the run.
@@ -104,6 +110,7 @@ class SparseSelectionCallback(Callback):
         batchnorm: BatchNormBackward = "selected",
         quarantine_limit: float | None = 0.01,
         count_flops: bool = True,
+        prune_steps: PruneSteps | None = None,
     ) -> None:
         super().__init__()
         self.target_activation_rate = target_activation_rate
@@ -117,6 +124,7 @@ class SparseSelectionCallback(Callback):
         self.batchnorm: BatchNormBackward = batchnorm
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
+        self.prune_steps: PruneSteps | None = prune_steps
         self.dense_ops: Counter[str] = Counter()
         self.ledger = Ledger()
         self._session: Session | None = None
