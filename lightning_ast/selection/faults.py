@@ -114,7 +114,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
     gate = callback.gate
     significance = callback.significance
     weighting = callback.weighting
-    found = rate_faults("target_activation_rate", callback.target_activation_rate)
+    found = _target_faults(callback)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
     found += _significance_faults(significance)
@@ -177,10 +177,24 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def rate_faults(name: str, value: object) -> list[str]:
-    """Find what is wrong with an activation rate."""
+def _target_faults(callback: GivenSettings) -> list[str]:
+    rate = callback.target_activation_rate
+    coverage = callback.target_coverage
+    found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
+    if rate is not None or coverage is None:
+        found += rate_faults("target_activation_rate", rate)
+    if rate is not None and coverage is not None:
+        found.append(
+            f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "
+            "the samples is held, or the share of their significance. Leave one of them None."
+        )
+    return found
+
+
+def rate_faults(name: str, value: object, *, kind: str = "rate") -> list[str]:
+    """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
     good = is_number(value) and 0 < value <= 1
-    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
+    return [] if good else [f"{name}: expected a {kind} in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
 
 def _percent_hint(value: object) -> str:
