@@ -102,7 +102,8 @@ class RunningEpoch:
         """Make the rest of the epoch that a state was made from, with the stage and lengths that it began with."""
         plan = EpochPlan.from_state_dict(state["plan"])
         size = None if state.get("spread") else state["split"]["batch_size"]
-        lengths = EpochLengths(*state["lengths"], size)
+        (samples, batches) = state["lengths"]
+        lengths = EpochLengths(samples, batches, size)
         return cls(
             plan.epoch,
             state["stage"],

@@ -124,8 +124,8 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
         )
     if trainer.max_steps > 0:
         found.append(
-            f"prune_steps='follow' ends a run after its epochs, and max_steps={trainer.max_steps} counts steps of which "
-            "a pruned epoch has fewer: set max_epochs alone, or use prune_steps='keep'."
+            f"prune_steps='follow' ends a run after its epochs, and max_steps={trainer.max_steps} counts steps, of which"
+            " a pruned epoch has fewer: set max_epochs alone, or use prune_steps='keep'."
         )
     interval = getattr(trainer, "val_check_interval", None)
     if type(interval) is int and trainer.check_val_every_n_epoch is not None and callback.target_coverage is not None:
@@ -142,7 +142,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
     gate = callback.gate
     significance = callback.significance
     weighting = callback.weighting
-    found = rate_faults("target_activation_rate", callback.target_activation_rate)
+    found = _target_faults(callback)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
     found += _significance_faults(significance)
@@ -212,10 +212,24 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def rate_faults(name: str, value: object) -> list[str]:
-    """Find what is wrong with an activation rate."""
+def _target_faults(callback: GivenSettings) -> list[str]:
+    rate = callback.target_activation_rate
+    coverage = callback.target_coverage
+    found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
+    if rate is not None or coverage is None:
+        found += rate_faults("target_activation_rate", rate)
+    if rate is not None and coverage is not None:
+        found.append(
+            f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "
+            "the samples is held, or the share of their significance. Leave one of them None."
+        )
+    return found
+
+
+def rate_faults(name: str, value: object, *, kind: str = "rate") -> list[str]:
+    """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
     good = is_number(value) and 0 < value <= 1
-    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
+    return [] if good else [f"{name}: expected a {kind} in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
 
 def _percent_hint(value: object) -> str:

@@ -23,7 +23,8 @@ __all__ = ["GivenSettings", "SelectionSettings"]
 class GivenSettings(Protocol):
     """The settings as they were given to the callback: nothing has checked their values yet."""
 
-    target_activation_rate: float
+    target_activation_rate: float | None
+    target_coverage: float | None
     mode: Mode
     gate: GateName
     significance: SignificanceName | SignificanceFn
@@ -46,7 +47,8 @@ class SelectionSettings:
         state_key: The name of the callback's state in a checkpoint.
     """
 
-    target_activation_rate: float
+    target_activation_rate: float | None
+    target_coverage: float | None
     mode: Mode
     gate: GateName
     significance: SignificanceName | SignificanceFn
@@ -78,6 +80,7 @@ class SelectionSettings:
         """
         return SampleSelector(
             target_activation_rate=self.target_activation_rate,
+            target_coverage=self.target_coverage,
             gate=self.gate,
             weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
             controller=self.controller,
