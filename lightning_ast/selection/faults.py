@@ -165,13 +165,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    if callback.prune_steps is not None:
-        found += _one_of("prune_steps", callback.prune_steps, get_args(PruneSteps))
-    if callback.prune_steps == "replan" and callback.target_coverage is not None:
-        found.append(
-            "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
-            "has its own: use 'keep' or 'follow', or target_activation_rate."
-        )
+    found += _prune_steps_faults(callback)
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
     count_flops: object = callback.count_flops
     if not isinstance(count_flops, bool):
@@ -183,6 +177,15 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
         )
     return found
+
+
+def _prune_steps_faults(callback: GivenSettings) -> list[str]:
+    if callback.prune_steps == "replan" and callback.target_coverage is not None:
+        return [
+            "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
+            "has its own: use 'keep' or 'follow', or target_activation_rate."
+        ]
+    return _one_of("prune_steps", callback.prune_steps, (None, *get_args(PruneSteps)))
 
 
 def _least_faults(least: object) -> list[str]:
