@@ -185,7 +185,7 @@ def _prune_steps_faults(callback: GivenSettings) -> list[str]:
             "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
             "has its own: use 'keep' or 'follow', or target_activation_rate."
         ]
-    return _one_of("prune_steps", callback.prune_steps, (None, *get_args(PruneSteps)))
+    return [] if callback.prune_steps is None else _one_of("prune_steps", callback.prune_steps, get_args(PruneSteps))
 
 
 def _least_faults(least: object) -> list[str]:
