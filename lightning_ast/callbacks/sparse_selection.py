@@ -22,7 +22,7 @@ from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
@@ -76,6 +76,12 @@ class SparseSelectionCallback(SelectionReadings):
             With None they are not looked for.
         count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for ``savings["flops"]`` and
             ``ast/savings_flops``; training is the same either way.
+        prune_steps: In ``prune``, the optimizer steps of a pruned epoch. ``"keep"``: as many as in a dense epoch, each
+            on a batch of the activation rate's share, so that every schedule is the dense run's. ``"follow"``: fewer
+            steps on full batches; learning-rate schedulers with ``interval="step"`` advance by the dense steps that
+            each stands for. ``"replan"``: fewer steps on full batches, which
+            ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
+            ``"replan"``.
 
     Attributes:
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
@@ -109,6 +115,7 @@ class SparseSelectionCallback(SelectionReadings):
         batchnorm: BatchNormBackward = "selected",
         quarantine_limit: float | None = 0.01,
         count_flops: bool = True,
+        prune_steps: PruneSteps | None = None,
     ) -> None:
         super().__init__()
         is_given = target_activation_rate is not None or target_coverage is not None
@@ -124,6 +131,7 @@ class SparseSelectionCallback(SelectionReadings):
         self.batchnorm: BatchNormBackward = batchnorm
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
+        self.prune_steps: PruneSteps | None = prune_steps
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False
 

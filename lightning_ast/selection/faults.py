@@ -19,7 +19,7 @@ from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.settings import GivenSettings
 
 __all__ = [
@@ -63,6 +63,10 @@ def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl
         found.append(
             f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
         )
+    if mode != "prune" and callback.prune_steps is not None:
+        found.append(
+            f"prune_steps={callback.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
+        )
     controller = callback.controller
     holds = callback.target_coverage is not None and controller is not None and controller.uses_feedforward
     if callback.gate == "topk" and controller is not None and not holds:
@@ -99,7 +103,7 @@ def configuration_faults(
         module: The module that is to be trained.
         schedulers: The trainer's ``TwoStageScheduler`` callbacks.
     """
-    faults = setting_faults(callback) + use_faults(module)
+    faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     coverage = callback.target_coverage
@@ -112,6 +116,30 @@ def configuration_faults(
     for scheduler in schedulers[:1]:
         faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
     return faults
+
+
+def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """Find why schedules cannot follow the progress of a dense run."""
+    if callback.prune_steps != "follow":
+        return []
+    found = []
+    if not module.automatic_optimization:
+        found.append(
+            "prune_steps='follow' advances learning-rate schedulers, and under manual optimization your training_step "
+            "does so itself: use prune_steps='keep', which leaves every schedule right."
+        )
+    if trainer.max_steps > 0:
+        found.append(
+            f"prune_steps='follow' ends a run after its epochs, and max_steps={trainer.max_steps} counts steps, of which"
+            " a pruned epoch has fewer: set max_epochs alone, or use prune_steps='keep'."
+        )
+    interval = getattr(trainer, "val_check_interval", None)
+    if type(interval) is int and trainer.check_val_every_n_epoch is not None and callback.target_coverage is not None:
+        found.append(
+            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
+            "beforehand with prune_steps='follow': use a share (a float), or prune_steps='keep'."
+        )
+    return found
 
 
 def setting_faults(callback: GivenSettings) -> list[str]:
@@ -143,6 +171,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
+    found += _prune_steps_faults(callback)
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
     count_flops: object = callback.count_flops
     if not isinstance(count_flops, bool):
@@ -154,6 +183,15 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
         )
     return found
+
+
+def _prune_steps_faults(callback: GivenSettings) -> list[str]:
+    if callback.prune_steps == "replan" and callback.target_coverage is not None:
+        return [
+            "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
+            "has its own: use 'keep' or 'follow', or target_activation_rate."
+        ]
+    return _one_of("prune_steps", callback.prune_steps, (None, *get_args(PruneSteps)))
 
 
 def _least_faults(least: object) -> list[str]:

@@ -201,12 +201,12 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
     samples, batches = state["lengths"]
     remembered = len(state["history"]["scores"])
     planned = len(plan["indices"])
-    most = -(-samples // state["split"]["batch_size"])
+    most = -(-samples // (1 if state.get("spread") else state["split"]["batch_size"]))
     if planned and int(plan["indices"].max()) >= remembered:
         yield "plan.indices", f"indices below {remembered}", int(plan["indices"].max())
     if samples * processes != planned:
         yield "lengths[0]", f"a share of {planned} planned samples for {processes} process(es)", samples
-    if batches > most or (sparse and batches < most):
+    if batches > most or (sparse and batches < most and not state.get("spread")):
         yield "lengths[1]", f"{'' if sparse else 'at most '}{most} batches of {samples} samples", batches
     if sparse and planned > plan["offered"]:
         yield "plan.offered", f"at least the {planned} that are planned", plan["offered"]
@@ -255,7 +255,7 @@ _EPOCHS = check.record(
         "random": RANDOM_STATES,
         "generators": check.listing(GENERATOR_STATE),
     },
-    _reloads,
+    {**_reloads, "spread": _flag},
     _epoch_fits,
 )
 

@@ -13,7 +13,7 @@ from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Schedule
 from lightning_ast.selection.stages import StageSource
 
@@ -35,6 +35,7 @@ class GivenSettings(Protocol):
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
     count_flops: bool
+    prune_steps: PruneSteps | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class SelectionSettings:
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
     count_flops: bool
+    prune_steps: PruneSteps | None
     scheduler: StageSource | None
     state_key: str
 
@@ -86,6 +88,11 @@ class SelectionSettings:
             seed=self.seed,
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
         )
+
+    @property
+    def steps_of_pruned_epochs(self) -> PruneSteps:
+        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
+        return self.prune_steps or ("replan" if self.target_coverage is None else "keep")
 
     @property
     def rule(self) -> dict[str, str]:
