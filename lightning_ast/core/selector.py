@@ -192,9 +192,9 @@ class SampleSelector:
 
     def _threshold(self, significance: Tensor, floor: float, expected: float | None, average: Average | None) -> Tensor:
         """Return the threshold of a batch, and set the rate that is expected of it over all processes."""
+        offered = lift_zeros(significance) if self.share_of == "samples" else significance
         solved = None
         if self.controller.uses_feedforward or self.gate == "topk":
-            offered = lift_zeros(significance) if self.share_of == "samples" else significance
             solved = solve_threshold(offered, self._share, self.gate, floor=floor, share_of=self.share_of)
         shared = None if self.gate == "topk" else solved
         if average is not None:

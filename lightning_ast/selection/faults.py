@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
@@ -31,10 +32,6 @@ __all__ = [
     "training_faults",
     "use_faults",
 ]
-
-
-_DEFAULT_TARGET = 0.4
-"""Cannot be told from a target that was not given."""
 
 
 def not_logged(name: str, logged: Iterable[str]) -> str:
@@ -70,14 +67,16 @@ def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl
         found.append(
             f"prune_steps={callback.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
         )
-    if callback.gate == "topk" and callback.controller is not None:
+    controller = callback.controller
+    holds = callback.target_coverage is not None and controller is not None and controller.uses_feedforward
+    if callback.gate == "topk" and controller is not None and not holds:
         found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
     if callback.significance != "gradient" and overrides(module, "significance"):
         found.append(
             f"significance={callback.significance!r} has no effect: the module's own significance method counts."
         )
     for target in (scheduler.target_activation_rate for scheduler in schedulers):
-        if target is not None and own not in (target, _DEFAULT_TARGET):
+        if target is not None and own is not None and own not in (target, DEFAULT_RATE):
             found.append(
                 f"SparseSelectionCallback(target_activation_rate={own:g}) has no effect: the target of the "
                 f"TwoStageScheduler counts, {target:g}. Give one of them."
@@ -107,6 +106,13 @@ def configuration_faults(
     faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
+    coverage = callback.target_coverage
+    for rate in (scheduler.target_activation_rate for scheduler in schedulers if coverage is not None):
+        if rate is not None:
+            faults.append(
+                f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
+                f"TwoStageScheduler(target_activation_rate={rate!r}): give one of them."
+            )
     for scheduler in schedulers[:1]:
         faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
     return faults

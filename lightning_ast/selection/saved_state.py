@@ -51,11 +51,15 @@ _SELECTOR = check.record(
                 "integral": check.number(),
                 "level": check.maybe(_scalar),
             },
-            {"feedforward": check.choice(True, False), "integral_limit": check.number(0, infinite=True)},
+            {
+                "feedforward": check.choice(True, False),
+                "integral_limit": check.number(0, infinite=True),
+                "held_ema": check.maybe(check.SHARE),
+            },
             _has_a_threshold,
         ),
     },
-    None,
+    {"coverage": check.maybe(check.SHARE), "expected_rate": check.maybe(check.SHARE)},
     _rate_is_known,
 )
 
@@ -70,8 +74,11 @@ def _counts_fit(totals: dict[str, Any]) -> Faults:
         "backwarded": (selected * (1 - _ROUNDING), offered * (1 + _ROUNDING), f"offered = {offered}"),
         "timed_offered": (0, offered, f"offered = {offered}"),
         "joules_offered": (0, offered, f"offered = {offered}"),
+        "dense_steps": (0, totals["steps"], f"steps = {totals['steps']}"),
     }
     for name, (low, high, words) in bounds.items():
+        if name not in totals:
+            continue
         if totals[name] < low:
             yield name, f"at least selected = {selected}", totals[name]
         if totals[name] > high:
@@ -94,7 +101,7 @@ _LEDGER = check.record(
                     "joules": check.JOULES,
                     "joules_offered": check.whole(),
                 },
-                None,
+                {"dense_steps": check.whole()},
                 _counts_fit,
             ),
         ),
@@ -273,7 +280,8 @@ SELECTION_STATE = StateFormat(
                     "mode": check.choice(*get_args(Mode)),
                     "gate": check.choice(*get_args(GateName)),
                     "significance": check.choice("gradient", *SIGNIFICANCE, "callable"),
-                }
+                },
+                {"target": check.choice("activation rate", "coverage")},
             ),
             "selector": _SELECTOR,
             "ledger": _LEDGER,

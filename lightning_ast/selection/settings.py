@@ -98,4 +98,5 @@ class SelectionSettings:
     def rule(self) -> dict[str, str]:
         """Name what is selected by, for a checkpoint."""
         score = self.significance if isinstance(self.significance, str) else "callable"
-        return {"mode": self.mode, "gate": self.gate, "significance": score}
+        target = "activation rate" if self.target_coverage is None else "coverage"
+        return {"mode": self.mode, "gate": self.gate, "significance": score, "target": target}
