@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from regime_data import Chooser, RegimeData
+from regime_ideas import IDEAS, CountedAveragedScores, HigherRate, PartialInsideModule, histories
 from regime_networks import ClassifierModule, ProgressModule
 from regime_run import Run
 from rules import InfoBatch, OrderDP, RandomShare, SeTa, composer_probabilities, composer_selects
@@ -74,7 +76,25 @@ def _prune(run: Run, data: RegimeData, records: Path) -> Parts:
     if "steps" in dict(run.options):
         settings["prune_steps"] = run.option("steps")
     warmup, cooldown = stages(run.epochs)
-    return Parts(callbacks=_callbacks(run, settings, warmup, cooldown))
+    idea = run.option("idea", "plain")
+    if idea not in IDEAS:
+        raise ValueError(f"expected an idea of {', '.join(IDEAS)}, got {idea!r}.")
+    averaged = CountedAveragedScores()
+    if idea == "averaged-model":
+        settings["significance"] = averaged.score
+    if idea == "partial-inside":  # the gradient has no rows of the samples that are left out inside
+        settings["significance"] = "el2n"
+    parts = Parts(callbacks=_callbacks(run, settings, warmup, cooldown))
+    if idea == "averaged-model":
+        parts.callbacks.append(averaged)
+    elif idea == "higher-rate":
+        selection = parts.callbacks[0]
+        assert isinstance(selection, SparseSelectionCallback)
+        parts.callbacks.append(HigherRate(selection, float(run.option("rate"))))
+    elif idea == "partial-inside":
+        parts.module = PartialInsideModule
+    parts.changes = functools.partial(histories, run, data)
+    return parts
 
 
 def _partial(run: Run, data: RegimeData, records: Path) -> Parts:

@@ -199,6 +199,7 @@ class ClassifierModule(SparseLossMixin, ImageClassifier):
         forwarded: The forwards of one sample in training so far.
         backwarded: The backwards of one sample so far; a selection callback's own books are more exact than these.
         extra_forwarded: The forwards besides those of the training steps.
+        spared_backwards: The backwards that the module itself left out of those that are counted for a batch.
     """
 
     def __init__(self, net: nn.Module, facts: NetworkFacts, lr: float | None = None) -> None:
@@ -207,6 +208,7 @@ class ClassifierModule(SparseLossMixin, ImageClassifier):
         self.forwarded = 0
         self.backwarded = 0
         self.extra_forwarded = 0
+        self.spared_backwards = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels, _ = batch

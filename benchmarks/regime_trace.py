@@ -30,11 +30,11 @@ class Stopwatch(Callback):
         self._since: tuple[float, float] | None = None
 
     def start(self) -> None:
-        """Go on."""
+        """Begin, or go on."""
         self._since = (time.perf_counter(), time.process_time())
 
     def stop(self) -> None:
-        """Pause."""
+        """Pause until it is started again."""
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since[0]
             self.cpu_seconds += time.process_time() - self._since[1]

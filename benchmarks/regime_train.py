@@ -137,7 +137,7 @@ def _train_with_lightning(run: Run, net: nn.Module, data: RegimeData, records: P
     if selection is not None:  # its ledger knows what a partial backward spent, too
         totals = selection.ledger.stages.values()
         forwarded = sum(each.forwarded for each in totals) + module.extra_forwarded
-        backwarded = sum(each.backwarded for each in totals)
+        backwarded = sum(each.backwarded for each in totals) - module.spared_backwards
     return Outcome(
         forwarded=forwarded,
         backwarded=backwarded,

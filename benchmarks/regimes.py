@@ -140,10 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = [sys.executable, __file__, *arguments, "--workers", "1", "--runs-at-once", str(together)]
         workers = [subprocess.Popen(command) for _ in range(options.workers)]
         return max(worker.wait() for worker in workers)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     silence_lightning()
-    warnings.filterwarnings("ignore", module="lightning")
-    return int(work_off(options) > 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            return int(work_off(options) > 0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
