@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from regime_networks import NETWORKS
 from regime_run import Option, Regime, Run
 
 __all__ = ["PLANS", "expected_seconds", "plan"]
@@ -144,6 +143,8 @@ def plan(name: str) -> list[Run]:
 
 def expected_seconds(run: Run) -> float:
     """Estimate the time of a run on one CPU thread, validations included."""
+    from regime_networks import NETWORKS
+
     microseconds = NETWORKS[run.regime.network].microseconds
     each = microseconds.get((run.regime.data, run.regime.width), 300)
     work = run.epochs * _expected_rate(run)
