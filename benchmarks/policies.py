@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 
-__all__ = ["POLICIES", "Parts", "parts_of", "source_of", "stages"]
+__all__ = ["POLICIES", "Parts", "check", "parts_of", "source_of", "stages"]
 
 
 @dataclass
@@ -97,8 +97,9 @@ def _prune(run: Run, data: RegimeData, records: Path) -> Parts:
     return parts
 
 
-def _partial(run: Run, data: RegimeData, records: Path) -> Parts:
-    settings: dict[str, Any] = {"mode": "partial", "gate": run.option("gate", "soft"), "seed": run.seed}
+def _in_batch(run: Run, data: RegimeData, records: Path) -> Parts:
+    """Select within each batch, in the mode that the policy is named after."""
+    settings: dict[str, Any] = {"mode": run.policy, "gate": run.option("gate", "soft"), "seed": run.seed}
     warmup, cooldown = stages(run.epochs)
     return Parts(callbacks=_callbacks(run, settings | _target(run), warmup, cooldown))
 
@@ -119,8 +120,10 @@ def _callbacks(run: Run, settings: dict[str, Any], warmup: int, cooldown: int) -
 
 def _random(run: Run, data: RegimeData, records: Path) -> Parts:
     rates = json.loads((records / f"{source_of(run)}.json").read_text())["rate_by_epoch"]
-    keeps = run.option("steps", "replan") == "keep"
-    chooser = RandomShare(len(data.training), run.regime.batch_size, rates, keeps_steps=keeps, seed=run.seed)
+    steps = run.option("steps", "replan")
+    if steps not in ("keep", "replan"):
+        raise ValueError(f"expected steps 'keep' or 'replan' of a random share, got {steps!r}.")
+    chooser = RandomShare(len(data.training), run.regime.batch_size, rates, keeps_steps=steps == "keep", seed=run.seed)
     return Parts(ProgressModule, chooser=chooser)
 
 
@@ -146,7 +149,9 @@ def _selective_backprop(run: Run, data: RegimeData, records: Path) -> Parts:
 POLICIES: dict[str, Callable[[Run, RegimeData, Path], Parts]] = {
     "dense": _dense,
     "prune": _prune,
-    "partial": _partial,
+    "partial": _in_batch,
+    "subset": _in_batch,
+    "mask": _in_batch,
     "random": _random,
     "infobatch": _infobatch,
     "seta": _seta,
@@ -154,6 +159,33 @@ POLICIES: dict[str, Callable[[Run, RegimeData, Path], Parts]] = {
     "selective-backprop": _selective_backprop,
 }
 """Each takes the run, its data and the folder of records."""
+
+
+_TARGET = {"rate", "coverage", "gate", "significance", "weighting", "warmup", "cooldown"}
+_OPTIONS: dict[str, set[str]] = {
+    "prune": _TARGET | {"steps", "idea", "trim"},
+    "partial": _TARGET,
+    "subset": _TARGET,
+    "mask": _TARGET,
+    "random": {"like", "steps"},
+    "orderdp": {"random", "top"},
+    "original": {"rate"},
+}
+"""The options of each policy, besides those of every run that the Trainer does: ``length`` and ``lr``."""
+
+
+def check(run: Run) -> None:
+    """Refuse a run whose policy does not exist, or would ignore one of its options.
+
+    Raises:
+        ValueError: It is such a run.
+    """
+    known = [*POLICIES, "original"]
+    if run.policy not in known:
+        raise ValueError(f"expected a policy of {', '.join(known)}, got {run.policy!r}.")
+    allowed = _OPTIONS.get(run.policy, set()) | (set() if run.policy == "original" else {"length", "lr"})
+    if unknown := [name for name, _ in run.options if name not in allowed]:
+        raise ValueError(f"expected options of {run.policy} among {sorted(allowed)}, got {unknown}.")
 
 
 def source_of(run: Run) -> str | None:
@@ -170,6 +202,4 @@ def parts_of(run: Run, data: RegimeData, records: Path) -> Parts:
         data: Its data.
         records: The folder of the records.
     """
-    if run.policy not in POLICIES:
-        raise ValueError(f"expected a policy of {', '.join(POLICIES)}, got {run.policy!r}.")
     return POLICIES[run.policy](run, data, records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from regime_data import RegimeData
 from regime_networks import ClassifierModule
 
 from lightning_ast import SparseSelectionCallback
+from lightning_ast.energy import EnergyMeter
 
 __all__ = ["Stopwatch", "Trace", "validated_every"]
 
@@ -22,23 +24,44 @@ def validated_every(epochs: int) -> int:
 
 
 class Stopwatch(Callback):
-    """The wall time and the time on the CPU that training took, without validation."""
+    """The wall time, the time on the CPU and the energy that training took, without validation.
 
-    def __init__(self) -> None:
+    Args:
+        meters: The counters of energy; without any, the joules stay unknown.
+
+    Attributes:
+        seconds: The wall time.
+        cpu_seconds: The time that this process computed on a CPU.
+    """
+
+    def __init__(self, meters: Sequence[EnergyMeter] = ()) -> None:
         self.seconds = 0.0
         self.cpu_seconds = 0.0
-        self._since: tuple[float, float] | None = None
+        self._meters = meters
+        self._joules = 0.0
+        self._since: tuple[float, float, float] | None = None
+
+    @property
+    def joules(self) -> float | None:
+        """Return the energy, or None where nothing counts it."""
+        return self._joules if self._meters else None
 
     def start(self) -> None:
         """Begin, or go on."""
-        self._since = (time.perf_counter(), time.process_time())
+        joules = sum(meter.read_joules() for meter in self._meters)
+        self._since = (time.perf_counter(), time.process_time(), joules)
 
     def stop(self) -> None:
         """Pause until it is started again."""
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since[0]
             self.cpu_seconds += time.process_time() - self._since[1]
+            self._joules += sum(meter.read_joules() for meter in self._meters) - self._since[2]
             self._since = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for meter in self._meters:  # a CPU's counter comes round, and must be read now and then
+            meter.read_joules()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start()

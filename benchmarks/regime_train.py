@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from original import fit_original
-from policies import Parts, parts_of
+from policies import Parts, check, parts_of
 from record import QUIET
 from regime_data import RegimeData
 from regime_networks import NETWORKS, flops_of_sample
@@ -19,6 +19,7 @@ from regime_trace import Stopwatch, Trace, validated_every
 from torch import nn
 
 from lightning_ast import SparseSelectionCallback
+from lightning_ast.energy import EnergyMeter, find_meters
 
 __all__ = ["default_precision", "train"]
 
@@ -65,7 +66,7 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def train(run: Run, *, root: str, records: Path, precision: str) -> dict[str, Any]:
+def train(run: Run, *, root: str, records: Path, precision: str, alone: bool = False) -> dict[str, Any]:
     """Train once.
 
     Args:
@@ -73,19 +74,22 @@ def train(run: Run, *, root: str, records: Path, precision: str) -> dict[str, An
         root: Where the images are looked for.
         records: The folder of the records, for runs that take the rates of another.
         precision: The precision of the Trainer.
+        alone: Whether nothing else runs on the machine, so that its energy counters are those of this run.
 
     Returns:
         The record, without what it says of machine and code.
     """
+    check(run)
     facts = NETWORKS[run.regime.network]
     data = RegimeData(run.regime, run.seed, root)
     flops = flops_of_sample(facts.make(*data.shape, run.regime.width), *data.shape)
     pl.seed_everything(run.seed, verbose=False)
     net = facts.make(*data.shape, run.regime.width)
+    watch = Stopwatch(_meters() if alone else [])
     if run.policy == "original":
-        outcome = _train_original(run, net, data)
+        outcome = _train_original(run, net, data, watch)
     else:
-        outcome = _train_with_lightning(run, net, data, records, precision)
+        outcome = _train_with_lightning(run, net, data, watch, records=records, precision=precision)
     return _record(run, data, flops, outcome)
 
 
@@ -110,6 +114,7 @@ def _record(run: Run, data: RegimeData, flops: tuple[float, float], outcome: Out
         "coverage_by_epoch": outcome.coverages,
         "wrong_label_share_by_epoch": outcome.wrong_shares,
         "seconds": round(outcome.watch.seconds, 2),
+        "joules": None if outcome.watch.joules is None else round(outcome.watch.joules, 1),
         "cpu_seconds": round(outcome.watch.cpu_seconds, 2),
         "lr": outcome.lr,
         "precision": outcome.precision,
@@ -117,7 +122,14 @@ def _record(run: Run, data: RegimeData, flops: tuple[float, float], outcome: Out
     }
 
 
-def _train_with_lightning(run: Run, net: nn.Module, data: RegimeData, records: Path, precision: str) -> Outcome:
+def _meters() -> list[EnergyMeter]:
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return find_meters(device)[0]
+
+
+def _train_with_lightning(
+    run: Run, net: nn.Module, data: RegimeData, watch: Stopwatch, *, records: Path, precision: str
+) -> Outcome:
     parts = parts_of(run, data, records)
     data.chooser = parts.chooser
     lr = run.option("lr")
@@ -125,7 +137,6 @@ def _train_with_lightning(run: Run, net: nn.Module, data: RegimeData, records: P
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     selection = next((each for each in parts.callbacks if isinstance(each, SparseSelectionCallback)), None)
     trace = Trace(data, selection)
-    watch = Stopwatch()
     if not torch.cuda.is_available() and not NETWORKS[run.regime.network].bf16:
         precision = "32-true"
     trainer = _trainer(run, parts, precision, [watch, trace])
@@ -153,9 +164,8 @@ def _train_with_lightning(run: Run, net: nn.Module, data: RegimeData, records: P
     )
 
 
-def _train_original(run: Run, net: nn.Module, data: RegimeData) -> Outcome:
+def _train_original(run: Run, net: nn.Module, data: RegimeData, watch: Stopwatch) -> Outcome:
     """Train with the original's package, its own loop, optimizer and settings; two forwards and a full backward."""
-    watch = Stopwatch()
     history = fit_original(run, net, data, watch)
     samples = run.epochs * data.dense_batches * run.regime.batch_size
     return Outcome(

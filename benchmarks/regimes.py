@@ -103,13 +103,14 @@ def work_off(options: argparse.Namespace) -> int:
 def _record(run: Run, options: argparse.Namespace, precision: str, code: dict[str, Any]) -> bool:
     """Do a run and write its record; return whether it succeeded."""
     begin = time.perf_counter()
+    together = options.runs_at_once or options.workers
     try:
-        record = train(run, root=options.root, records=options.out, precision=precision)
+        record = train(run, root=options.root, records=options.out, precision=precision, alone=together == 1)
     except Exception:  # one run that fails must not end the others
         traceback.print_exc()
         print(f"{run.name}: failed", flush=True)
         return False
-    record |= {"runs_at_once": options.runs_at_once or options.workers, **code}
+    record |= {"runs_at_once": together, **code}
     options.out.mkdir(parents=True, exist_ok=True)
     partial = options.out / f".{run.name}.{os.getpid()}.part"
     partial.write_text(json.dumps(record) + "\n")

