@@ -60,6 +60,11 @@ class RunningEpoch:
     drained: list[Tensor] = field(default_factory=list)
 
     @property
+    def is_whole(self) -> bool:
+        """Tell whether it is a sparse epoch that is loaded whole."""
+        return self.stage == "sparse" and not self.sparse
+
+    @property
     def activation_rate(self) -> float:
         """Return planned / offered, in (0, 1]."""
         return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0

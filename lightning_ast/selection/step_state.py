@@ -42,6 +42,8 @@ class BatchFacts:
         stands_for: In ``prune``, the samples of a dense epoch that the batch stands for; None elsewhere: its own.
         observe: Receives the significance ``(B,)`` of the samples; None where nothing remembers it.
         is_planned: Whether its samples are a selection that was made ahead of the epoch.
+        is_of_whole_epoch: Whether it is of a sparse epoch that is loaded whole, because a selection would leave out so
+            few samples that it costs more than it saves.
         execution: How the backward behind the gate is computed.
     """
 
@@ -50,6 +52,7 @@ class BatchFacts:
     stands_for: int | None = None
     observe: Callable[[Tensor], None] | None = None
     is_planned: bool = False
+    is_of_whole_epoch: bool = False
     execution: Execution = "mask"
 
 
@@ -128,7 +131,7 @@ class StepState:
     @property
     def is_whole(self) -> bool:
         """Tell whether it is trained on whole where a selection would cost more than it saves."""
-        return self.treatment is Treatment.WHOLE
+        return self.treatment is Treatment.WHOLE or self.facts.is_of_whole_epoch
 
     @property
     def is_gated(self) -> bool:

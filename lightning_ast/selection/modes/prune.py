@@ -74,6 +74,7 @@ class PruneMode(SelectionMode):
             stands_for=planned.stands_for,
             observe=observe,
             is_planned=self.epochs.epoch.sparse,
+            is_of_whole_epoch=self.epochs.epoch.is_whole and self._parts.selector.selects,
         )
         if planned.weights is not None:
             return StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
