@@ -187,7 +187,7 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
         return None
     if real.layout is not torch.strided:
         return taken
-    if real.shape != taken.shape or real.dtype != taken.dtype or not _differ(_plain(real), _plain(taken)):
+    if real.shape != taken.shape or real.dtype != taken.dtype or torch.equal(_plain(real), _plain(taken)):
         return None
     return _copy(real).copy_(_plain(taken))
 
@@ -197,7 +197,7 @@ def _other_values(part: Tensor) -> Tensor | None:
     if is_real_valued(part):
         return _moved(part)
     flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
-    if _differ(flipped, part):
+    if not torch.equal(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
@@ -215,10 +215,6 @@ def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
         return None
     part.copy_(values)
     return shadow
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return bool((first != second).any())
 
 
 def _copy(tensor: Tensor) -> Tensor:
