@@ -12,14 +12,7 @@ import torch
 
 from lightning_ast.errors import EnergyUnavailableError
 
-__all__ = [
-    "EnergyKind",
-    "EnergyMeter",
-    "NvmlMeter",
-    "RaplMeter",
-    "ReplayedMeter",
-    "find_meters",
-]
+__all__ = ["EnergyKind", "EnergyMeter", "NvmlMeter", "RaplMeter", "ReplayedMeter", "find_meters"]
 
 EnergyKind = Literal["gpu", "cpu"]
 

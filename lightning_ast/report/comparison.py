@@ -132,11 +132,7 @@ def _by_joules(axes: Panel, runs: Sequence[Run]) -> list[str]:
 
 
 def _over_cost(
-    axes: Panel,
-    runs: Sequence[Run],
-    title: str,
-    costs: Sequence[EpochSeries | None],
-    unit_of: Callable[[float], Unit],
+    axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], unit_of: Callable[[float], Unit]
 ) -> list[str]:
     """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)

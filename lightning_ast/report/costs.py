@@ -29,10 +29,7 @@ _PARTS = {
         _Part("energy/validation_seconds", "validation", "green", "////"),
         _Part("energy/other_seconds", "other", "grey", ""),
     ),
-    "joules": (
-        _Part("energy/gpu_joules", "GPUs", "green", ""),
-        _Part("energy/cpu_joules", "CPUs", "orange", "////"),
-    ),
+    "joules": (_Part("energy/gpu_joules", "GPUs", "green", ""), _Part("energy/cpu_joules", "CPUs", "orange", "////")),
 }
 _WHOLE = {
     "seconds": _Part("energy/epoch_seconds", "epoch", "sky", ""),

@@ -192,13 +192,7 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
 
 
 def _run(
-    shadows: Shadows,
-    call: Call,
-    real: list[Tensor],
-    keep: _Keep,
-    swap: dict[int, Tensor],
-    *,
-    on_shadows: bool = True,
+    shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor], *, on_shadows: bool = True
 ) -> list[Tensor] | None:
     written = {id(tensor) for tensor in call.written}
 

@@ -65,9 +65,7 @@ class Layout:
             return None
         if groups == self.pre * self.post:
             return place_of(shape, self.dim, self.pre, self.post)
-        if (self.pre > 1) == (
-            self.post > 1
-        ):  # which of the two has grown, or whether it is the rows at all, is unknown
+        if (self.pre > 1) == (self.post > 1):  # which of the two has grown, or whether the rows have, is unknown
             return None
         return place_of(shape, self.dim, groups if self.pre > 1 else 1, groups if self.post > 1 else 1)
 
@@ -106,12 +104,7 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
 
 
 def prove_layout(
-    shape: tuple[int, ...],
-    profiles: tuple[Tensor, ...],
-    *,
-    batch_size: int,
-    sample: int,
-    assignments: Assignments = (),
+    shape: tuple[int, ...], profiles: tuple[Tensor, ...], *, batch_size: int, sample: int, assignments: Assignments = ()
 ) -> Layout | None:
     """Find the one layout that explains which rows changed with one sample.
 
@@ -133,6 +126,7 @@ def prove_layout(
     """
     found: list[tuple[float, Layout]] = []
     for layout, own in _candidates(shape, batch_size, sample, assignments):
+        # Summed over the other dimensions a change stays a change, so that one profile a dimension is enough.
         profile = profiles[layout.dim].double()
         inside = profile[own]
         outside = profile[~own]
@@ -184,6 +178,7 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     if place.dim == 0 and place.pre == 1:  # the usual case, in one view
         samples = gradient.reshape(place.size // place.post, -1)
         return _norms(samples, [1], dtype)
+    # Apart from the samples' own, all dimensions are summed over, the groups outside and inside them too.
     shape = gradient.shape
     size = place.size // (place.pre * place.post)
     grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
@@ -200,7 +195,7 @@ def spread(values: Tensor, place: Place) -> Tensor:
     """Give each row of a tensor the value ``(B,)`` of its sample; the result broadcasts against ``place.shape``."""
     if isinstance(place, UnequalPlace):
         values = values[place.assignment]
-    if place.post > 1:
+    if place.post > 1:  # both copies are left out where there is one row a sample: it is called in every backward
         values = values.repeat_interleave(place.post)
     if place.pre > 1:
         values = values.repeat(place.pre)

@@ -17,13 +17,7 @@ _Weight = Tensor | float
 _Part = tuple[WatchedCall, Elements, Tensor]
 
 
-def combine(
-    capture: LossCapture,
-    loss: Tensor,
-    batch_size: int,
-    *,
-    scale: float | Tensor = 1.0,
-) -> LossRecord:
+def combine(capture: LossCapture, loss: Tensor, batch_size: int, *, scale: float | Tensor = 1.0) -> LossRecord:
     """Add the watched losses up, each with what it weighs in the loss that is trained.
 
     The weight of a loss is the derivative of the trained loss by it: 0 for one that is only logged; one for each

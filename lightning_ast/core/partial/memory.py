@@ -18,13 +18,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from lightning_ast.core.partial.gradient import (
-    RowGradient,
-    go_dense,
-    holds_rows,
-    in_accumulate_grad,
-    in_formula,
-)
+from lightning_ast.core.partial.gradient import RowGradient, go_dense, holds_rows, in_accumulate_grad, in_formula
 from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view, rule
 
 __all__ = ["GradientMemory", "densify"]
