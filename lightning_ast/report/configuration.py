@@ -25,9 +25,6 @@ def configuration_among(files: Sequence[Path]) -> Path | None:
     A run saves its configuration under another name, such as ``config_1.yaml``, where a ``config.yaml`` of a person
     stands in the folder; only the saved file holds what the command line changed.
 
-    Args:
-        files: Everything in the folder.
-
     Returns:
         The newest file that a run saved, else ``config.yaml``, else None.
     """
@@ -48,14 +45,9 @@ def _saved_at(path: Path) -> int | None:
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
-    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file.
+    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file, and that nothing is left out.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The mode and None. The mode is None where the file has no such callback: it may be the file of another program.
-        The second None tells that no part of the file is left out.
+    The mode is None where the file has no such callback: it may be the file of another program.
 
     Raises:
         UnreadableError: The file cannot be read, or it names the callback and is no configuration.

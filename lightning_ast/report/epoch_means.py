@@ -32,11 +32,7 @@ def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
     """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite.
 
     Lightning logs the mean of an epoch with ``on_epoch=True``: beside the steps under the tag's name with ``_epoch``,
-    without them under the tag's own name, at the last step of the epoch.
-
-    Args:
-        run: The run.
-        tag: The tag of the steps.
+    without them under the tag's own name, at the last step of the epoch. The tag is that of the steps.
 
     Example:
         >>> from pathlib import Path

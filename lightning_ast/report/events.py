@@ -54,9 +54,6 @@ def read_session(path: Path) -> tuple[Session | None, str | None]:
 
     A damaged record is left out. Where the length of a record is damaged, or the file is cut off, the rest is.
 
-    Args:
-        path: The file.
-
     Returns:
         What it holds, None if there is no event in it; and what was left out, or None.
 
@@ -97,18 +94,9 @@ def read_session(path: Path) -> tuple[Session | None, str | None]:
 
 
 def _records(file: BinaryIO, size: int, checksum_of: Callable[[bytes], int]) -> Iterator[tuple[int, bytes, int]]:
-    """Take the file apart.
-
-    Each record is its length and that length's checksum, then the data and their checksum.
-
-    Args:
-        file: The open file.
-        size: Where to stop, in bytes.
-        checksum_of: The checksum's function. It is slow: that of the data is left to the caller, who needs few of them.
-
-    Yields:
-        Where the record ends, its data, and their checksum.
-    """
+    """Yield of each record where it ends, its data, and their checksum, up to a size in bytes."""
+    # A record is its length and that length's checksum, then the data and their checksum. `checksum_of` is slow: that
+    # of the data is left to the caller, who needs few of them.
     at = 0
     while at + 16 <= size:
         head = file.read(12)

@@ -124,10 +124,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the points that count: a run that goes back to an earlier step has undone what came after it.
-
-    Args:
-        steps: The steps in the order they were logged in.
+    """Find the steps that count, in the order they were logged in: going back to an earlier one undoes what came after.
 
     Example:
         >>> keep_latest([1, 2, 3, 2, 4])
