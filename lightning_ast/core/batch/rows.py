@@ -80,13 +80,9 @@ def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> 
 
 
 def finite_rows(leaf: Any) -> Tensor | None:
-    """Find the rows of a tensor or an array that hold finite values alone.
+    """Find the rows of a floating-point tensor or array ``(B, ...)`` that hold finite values alone, ``(B,)`` bool.
 
-    Args:
-        leaf: ``(B, ...)``, floating-point.
-
-    Returns:
-        ``(B,)`` bool, or None where torch cannot look into the layout.
+    Return None where torch cannot look into the layout.
 
     Example:
         >>> finite_rows(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]).to_sparse())
