@@ -37,7 +37,7 @@ def lead(
     what those before it made, and they may be undone in any order.
 
     Args:
-        loop: The fit loop of the trainer.
+        loop: The fit loop.
         load: Takes the user's loaders whenever they are set up, and returns those to fetch from.
         begin: Gets the number of the epoch that is about to run, when its loaders are set up.
 
