@@ -31,11 +31,7 @@ def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
     Such a batch is a list whose entries are of one form (dicts with the same keys, tuples of the same parts), or holds
     lists of one length and no tensor beside them. Where B is not known, entries that hold a scalar each are samples: a
     whole batch's dict has none. Without scalars they are samples where their tensors do not agree on a leading
-    dimension.
-
-    Args:
-        batch: Any nesting.
-        size: The number of samples B, where it is known.
+    dimension. ``size`` is the number of samples B, where it is known.
 
     Example:
         >>> import torch

@@ -27,16 +27,14 @@ def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None
 
     A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
     (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
-    nothing else. Tensors that all samples share are left out; the batch itself is not changed.
+    nothing else. Tensors that all samples share are left out; the batch itself is not changed. Where B is 1 there are
+    no pairs.
 
     Args:
         batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
         batch_size: The number of samples B.
         sample: The position of the sample to change.
         take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
-
-    Returns:
-        Pairs of a tensor of the batch and its changed copy. There are none where B is 1.
 
     Raises:
         BatchError: The batch cannot be indexed.

@@ -233,7 +233,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind = self._shadows.kind(inner)
         shape = tuple(inner.shape)
         if kind is Kind.SHADOW:
-            return Record(shape, inner.detach(), self._shadows.of(inner), picked=self._shadows.is_picked(inner))
+            return Record(shape, (inner.detach(), self._shadows.of(inner)), picked=self._shadows.is_picked(inner))
         if kind is Kind.UNSEEN and node is not None and node._sequence_nr() >= self._first_number:
             kind = Kind.UNKNOWN  # made during the trace, by a kernel that it has not seen
         return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))

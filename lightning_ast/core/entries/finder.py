@@ -143,11 +143,7 @@ class EntryFinder:
         return self.prove(loss, batch_size, trace, may_be_apart=may_be_apart, assignments=assignments)
 
     def find(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found | None:
-        """Find the entries of a loss whose graph has a form that was proved.
-
-        Returns:
-            None where its form is new.
-        """
+        """Find the entries of a loss whose graph has a form that was proved; return None where its form is new."""
         for position, plan in enumerate(self._plans):
             found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
@@ -168,13 +164,7 @@ class EntryFinder:
 
 
 def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:
-    """Make the error for a loss in whose graph the samples' rows cannot be found.
-
-    Args:
-        unclear: Sizes of tensors whose rows could not be told, as :class:`Found` lists them.
-        batch_size: The number of samples B of the batch.
-        remedy: What the user can do about it.
-    """
+    """Make the error for a loss in whose graph the samples' rows cannot be found, with the ``unclear`` sizes."""
     if unclear:
         problem = f"in {', '.join(unclear)} no dimension holds {batch_size} samples that only change their own rows"
     else:

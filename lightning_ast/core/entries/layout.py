@@ -45,16 +45,7 @@ class Layout:
     assigned: int | None = None
 
     def place(self, shape: tuple[int, ...], batch_size: int, assignments: Assignments = ()) -> Place | None:
-        """Find the samples in a tensor of another batch.
-
-        Args:
-            shape: The shape of the tensor.
-            batch_size: The number of samples B of the batch.
-            assignments: The sample of each node and of each edge, in a batch of graphs.
-
-        Returns:
-            Their place, or None where the shape does not fit.
-        """
+        """Find the samples in a tensor of another batch; return None where its shape does not fit."""
         if len(shape) != self.ndim:
             return None
         if self.assigned is not None:
@@ -86,11 +77,7 @@ def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]
 
 
 def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> Iterator[Layout]:
-    """List the layouts that the numbers of nodes and edges of a batch of graphs allow.
-
-    Args:
-        shape: The shape of the tensor; its rows lie along the first dimension.
-        assignments: The sample of each node and of each edge.
+    """List the layouts that the numbers of nodes and edges of a batch of graphs allow along the first dimension.
 
     Example:
         >>> [layout.assigned for layout in layouts_by_assignment((3, 8), (torch.tensor([0, 1, 1]),))]
@@ -160,15 +147,7 @@ def _candidates(
 
 
 def row_norms(gradient: Tensor, place: Place) -> Tensor:
-    """Take the norm of each sample's rows.
-
-    Args:
-        gradient: The tensor, of ``place.shape``.
-        place: The place of the samples in it.
-
-    Returns:
-        ``(B,)`` float32, or float64 for a gradient of that type.
-    """
+    """Take the norm ``(B,)`` of each sample's rows, in float32, or float64 for a gradient of that type."""
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())  # of the same norm
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32

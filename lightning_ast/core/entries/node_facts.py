@@ -112,7 +112,7 @@ def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | li
         if current in memo:
             pending.pop()
             continue
-        answer = rule(current)  # asked again once a child is settled, which costs less than to keep the answers
+        answer = rule(current)  # asked again once one of its children is settled
         if isinstance(answer, bool):
             memo[current] = answer
             continue
@@ -148,10 +148,6 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
     The rows are followed back to where there was one a sample. Rows that are flattened from the first layer on, and
     values without a graph, are taken to lie with the samples outermost.
 
-    Args:
-        values: ``(N, ...)`` with its graph; N is not the batch size.
-        batch_size: The number of samples B.
-
     Returns:
         ``"samples"``: samples outermost, as ``view(-1, C)`` of ``(B, T, C)`` gives; ``"picked"``: by an index or mask;
         ``"joined"``: several tensors along the batch, or flattened with another dimension first (time, ensembles).
@@ -181,12 +177,8 @@ def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, 
     """Tell whether the rows of a node's output were picked or made one by one, as masked tokens and proposals are.
 
     Their number differs from sample to sample, also where it happens to be a multiple of the batch size. Rows are
-    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample.
-
-    Args:
-        node: A node of the graph.
-        output_nr: The position of its output.
-        is_constant: Tells of an edge whether it is made without the samples.
+    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample. Edges
+    that ``is_constant`` tells of are made without the samples.
 
     Example:
         >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)

@@ -153,13 +153,7 @@ def holds_rows(gradient: Any) -> TypeGuard[HeldRows]:
 
 
 def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
-    """Make a row gradient around the selected rows; no data is copied.
-
-    Args:
-        data: The rows, as :class:`RowGradient` holds them.
-        rows: Which samples.
-        place: Where they lie.
-    """
+    """Make a row gradient of the selected samples, and where they lie, around their rows; no data is copied."""
     shape = place.shape
     strides = None  # contiguous, or channels_last where the data is: spares a copy by .contiguous()
     if len(shape) == 4 and shape[1] > 1 and data.stride(1) == 1 and place.dim == 0:

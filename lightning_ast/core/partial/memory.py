@@ -80,8 +80,7 @@ class GradientMemory(Tensor):
     def ordinary(self, reason: str) -> Tensor:
         """Return an ordinary view of the memory: all other views see what is written into it.
 
-        Args:
-            reason: The name under which rows that become full are counted.
+        Rows that become full are counted under the name of ``reason``.
         """
         shared = self.shared
         if shared.plain is None:

@@ -189,13 +189,7 @@ class Rows:
         return self._folded[key]
 
     def scatter(self, data: Tensor, place: Place, memory_format: torch.memory_format) -> Tensor:
-        """Undo :meth:`gather`: make the full tensor, zero where nothing was selected.
-
-        Args:
-            data: The selected rows.
-            place: The place of the samples in the full tensor.
-            memory_format: The memory format of the full tensor.
-        """
+        """Undo :meth:`gather`: make the full tensor of the selected rows, zero where nothing was selected."""
         # torch.zeros takes no memory format. Added and not copied, because a position may be selected twice.
         full = torch.empty(place.shape, dtype=data.dtype, device=data.device, memory_format=memory_format).zero_()
         return full.index_add_(place.dim, self._positions(data.device, place.pre, place.post), data)
