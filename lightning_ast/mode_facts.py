@@ -8,10 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["MODES", "MODE_FACTS", "Mode", "ModeFacts", "cost_share"]
+__all__ = ["MODES", "MODE_FACTS", "Mode", "ModeFacts", "PruneSteps", "cost_share"]
 
 Mode = Literal["mask", "subset", "partial", "prune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+PruneSteps = Literal["keep", "follow", "replan"]
+"""How the optimizer steps of a pruned epoch relate to those of a dense one: as many; fewer, each standing for several
+in the schedules; or fewer, with schedules that are planned for them."""
 
 
 @dataclass(frozen=True, kw_only=True)

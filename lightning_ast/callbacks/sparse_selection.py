@@ -6,25 +6,24 @@ from collections import Counter
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves, sole_key
+from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.gate import GateName, Selection, Weighting
+from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
-from lightning_ast.mode_facts import MODE_FACTS, Mode
-from lightning_ast.schedule import Stage
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
-from lightning_ast.selection.quarantine import QuarantinedSample
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
 
@@ -33,7 +32,7 @@ __all__ = ["SparseSelectionCallback", "running_session"]
 _WHY_ONE = "each would select from the other's"
 
 
-class SparseSelectionCallback(Callback):
+class SparseSelectionCallback(SelectionReadings):
     """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
 
     Cost of a sparse step as a share of a dense one at activation rate r, counting the forward as 1 and the backward as
@@ -44,7 +43,13 @@ class SparseSelectionCallback(Callback):
     selected sample counts alike, whatever each rank and micro-batch keeps: the gradient is that of one large batch.
 
     Args:
-        target_activation_rate: The share of the samples to train on, in (0, 1]; 1 is bitwise the plain run.
+        target_activation_rate: The share of the samples to train on, in (0, 1]; 1 is bitwise the plain run. Without it
+            and ``target_coverage`` it is 0.4.
+        target_coverage: In place of a rate, the share of the summed significance that the samples trained on are to
+            carry, in (0, 1]; 1 is bitwise the plain run. The fewest samples that carry it are trained on: nearly all
+            while the model learns from all of them, few once few have anything left to teach. A batch of which 95 % or
+            more would be needed is trained on whole, and so are batches in ``subset`` while scoring them costs more
+            than it saves; the ledger counts them as ``dense_steps``.
         mode: ``"partial"``: the step runs once, on the full batch, and its backward computes over the selected rows;
             the backward of a ``torch.compile``d region stays a full one. ``"subset"``: a scoring forward, then the
             step on the selected samples. ``"prune"``: an epoch loads only the samples that it trains on, chosen by
@@ -71,9 +76,14 @@ class SparseSelectionCallback(Callback):
             With None they are not looked for.
         count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for ``savings["flops"]`` and
             ``ast/savings_flops``; training is the same either way.
+        prune_steps: In ``prune``, the optimizer steps of a pruned epoch. ``"keep"``: as many as in a dense epoch, each
+            on a batch of the activation rate's share, so that every schedule is the dense run's. ``"follow"``: fewer
+            steps on full batches; learning-rate schedulers with ``interval="step"`` advance by the dense steps that
+            each stands for. ``"replan"``: fewer steps on full batches, which
+            ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
+            ``"replan"``.
 
     Attributes:
-        ledger: The samples, FLOPs and seconds of the run.
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
             calls.
 
@@ -85,7 +95,7 @@ class SparseSelectionCallback(Callback):
         QuarantineError: After a batch, when more samples are not finite than ``quarantine_limit`` allows.
 
     Example:
-        >>> callback = SparseSelectionCallback(target_activation_rate=0.4)
+        >>> callback = SparseSelectionCallback(target_coverage=0.9)
         >>> callback.activation_rate is None  # before the first batch
         True
     """
@@ -93,7 +103,8 @@ class SparseSelectionCallback(Callback):
     def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         *,
-        target_activation_rate: float = 0.4,
+        target_activation_rate: float | None = None,
+        target_coverage: float | None = None,
         mode: Mode = "partial",
         gate: GateName = "soft",
         significance: SignificanceName | SignificanceFn = "gradient",
@@ -104,9 +115,12 @@ class SparseSelectionCallback(Callback):
         batchnorm: BatchNormBackward = "selected",
         quarantine_limit: float | None = 0.01,
         count_flops: bool = True,
+        prune_steps: PruneSteps | None = None,
     ) -> None:
         super().__init__()
-        self.target_activation_rate = target_activation_rate
+        is_given = target_activation_rate is not None or target_coverage is not None
+        self.target_activation_rate = target_activation_rate if is_given else DEFAULT_RATE
+        self.target_coverage = target_coverage
         self.mode: Mode = mode
         self.gate: GateName = gate
         self.significance = significance
@@ -117,46 +131,9 @@ class SparseSelectionCallback(Callback):
         self.batchnorm: BatchNormBackward = batchnorm
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
+        self.prune_steps: PruneSteps | None = prune_steps
         self.dense_ops: Counter[str] = Counter()
-        self.ledger = Ledger()
-        self._session: Session | None = None
         self._loads_foreign = False
-
-    @property
-    def session(self) -> Session | None:
-        """Return the parts of the running or the last fit; None before the first."""
-        return self._session
-
-    @property
-    def stage(self) -> Stage:
-        """Return the stage of the last training batch: ``"warmup"``, ``"sparse"`` or ``"cooldown"``."""
-        return "warmup" if self._session is None else self._session.stage
-
-    @property
-    def activation_rate(self) -> float | None:
-        """Return selected / offered of the last training batch, in [0, 1]; None before the first."""
-        return None if self._session is None else self._session.activation_rate
-
-    @property
-    def last_selection(self) -> Selection | None:
-        """Return positions and weights of the samples that the last batch was trained on, or None."""
-        return None if self._session is None else self._session.last_selection
-
-    @property
-    def threshold(self) -> float | None:
-        """Return the significance at which the gate was fully open in the last sparse batch; None before it."""
-        last = None if self._session is None else self._session.selector.last_threshold
-        return None if last is None else float(last)
-
-    @property
-    def savings(self) -> dict[str, float | None]:
-        """Return the shares saved so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
-        return self.ledger.savings()
-
-    @property
-    def quarantined(self) -> list[QuarantinedSample]:
-        """List the samples that this process left out because they are not finite, in the order they were found in."""
-        return [] if self._session is None else list(self._session.quarantine.samples)
 
     def planned_steps(self, trainer: pl.Trainer) -> float:
         """Return the optimizer steps of the whole run (infinite without a limit), for schedules that step with it.

@@ -20,9 +20,9 @@ from lightning_ast.core.controller import PIController
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder
 from lightning_ast.core.execution import cost_share
-from lightning_ast.core.gate import Selection, keep_probability, select, solve_threshold
+from lightning_ast.core.gate import Selection, keep_probability, rate_at_coverage, select, solve_threshold
 from lightning_ast.core.gradient_gate import BatchGate, Kept
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch, planned_count
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch, planned_count
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
@@ -59,10 +59,12 @@ __all__ = [
     "cost_share",
     "densify",
     "estimated_energy_savings",
+    "even_count",
     "keep_probability",
     "keep_rows",
     "plan_epoch",
     "planned_count",
+    "rate_at_coverage",
     "select",
     "select_batch",
     "select_rows",

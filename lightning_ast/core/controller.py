@@ -1,4 +1,4 @@
-"""Step 5, the threshold: turn the activation rate so far into the threshold of the next gate."""
+"""Step 5, the threshold: turn the activation rate, or the coverage, so far into the threshold of the next gate."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 class PIController:
-    """Holds the activation rate at its target by moving the threshold.
+    """Holds the activation rate, or the coverage, at its target by moving the threshold.
 
     With feed-forward (the default) the threshold is ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of
     the logarithm of the threshold that each batch would need on its own, ``e = ema(rate) / target - 1`` the relative
     error and E its clamped sum. Working in logarithms and relative errors makes it indifferent to the scale of the loss
     and to the target; the feed-forward makes the first sparse batch right; the PI part removes what is left.
     Anti-windup: E stands still while the fallback, not the threshold, sets the count, and never exceeds
-    ``integral_limit``.
+    ``integral_limit``. Where a coverage is held, it stands in the place of the rate.
 
     Without feed-forward it is the original package's rule: ``threshold += kp * e + ki * E`` with the absolute error
     ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It
@@ -56,11 +56,14 @@ class PIController:
             ema_alpha=0.3, initial_threshold=0.5``, for 6 % ``kp=0.0008, ki=0.000002``.
         kp: The proportional gain, >= 0.
         ki: The integral gain, >= 0, per step.
-        ema_alpha: The weight of the newest activation rate in its running mean, in (0, 1].
+        ema_alpha: The weight of the newest activation rate or coverage in its running mean, in (0, 1].
         initial_threshold: The threshold of the first sparse step; None takes the first batch's own.
         threshold_bounds: The least and the greatest threshold.
         integral_limit: The bound on the absolute value of E.
         feedforward_alpha: The weight of the newest batch in m, in (0, 1]; None keeps the preset's.
+
+    Attributes:
+        activation_rate_ema: The running mean of the activation rate, whatever is held; None before the first batch.
 
     Raises:
         ValueError: A value is out of its range; all faults are named together.
@@ -134,6 +137,7 @@ class PIController:
     def reset(self) -> None:
         """Forget everything learned: the state before the first sparse step."""
         self.activation_rate_ema: float | None = None
+        self._held_ema: float | None = None  # of the rate or of the coverage, whichever has a target
         self._integral = 0.0
         self._level = self._first_level()
 
@@ -149,7 +153,7 @@ class PIController:
         Args:
             solved: The threshold that this batch would need on its own, a scalar
                 (:func:`lightning_ast.core.gate.solve_threshold`); not used without feed-forward.
-            target: Target activation rate in (0, 1].
+            target: The target activation rate or coverage, in (0, 1].
 
         Returns:
             Scalar tensor on the CPU.
@@ -167,10 +171,20 @@ class PIController:
         self._level = newest if self._level is None else self._follow(self._level, newest)
         if newest < _NOTHING:
             return _scalar(own)  # all samples are alike: any of them
-        correction = self.kp * self._error(target) + self.ki * self._integral
         low, high = self.threshold_bounds
-        threshold = math.exp(self._level) * math.exp(max(-20.0, min(20.0, correction)))  # far off, exp would overflow
+        threshold = math.exp(self._level) * self._correction(target)
         return _scalar(max(low, min(high, threshold)))
+
+    def aim(self, target: float) -> float:
+        """Return the coverage to ask of a batch that is cut without a threshold, so that the running one is ``target``.
+
+        The fewest samples that carry a coverage carry a little more than it. Without feed-forward it is the target.
+        """
+        return min(1.0, target / self._correction(target)) if self.uses_feedforward else target
+
+    def _correction(self, target: float) -> float:
+        correction = self.kp * self._error(target) + self.ki * self._integral
+        return math.exp(max(-20.0, min(20.0, correction)))  # far off, exp would overflow
 
     def _follow(self, level: float, newest: float) -> float:
         """Move the running mean by a bounded step; a batch without significance, all labels ignored, moves nothing."""
@@ -180,26 +194,41 @@ class PIController:
         step = max(-_LARGEST_STEP, min(_LARGEST_STEP, newest - level))
         return level if newest < _NOTHING else level + self.feedforward_alpha * step
 
-    def update(self, activation_rate: float, *, target: float, at_minimum: bool = False) -> None:
+    def update(
+        self, activation_rate: float, *, target: float, at_minimum: bool = False, coverage: float | None = None
+    ) -> None:
         """Learn from what the gate let through.
 
         Args:
             activation_rate: Selected / offered of the last batch, in [0, 1].
-            target: Target activation rate in (0, 1].
+            target: The target activation rate in (0, 1], or the target coverage.
             at_minimum: Whether the fallback (the fewest samples allowed) set the count, so that a higher threshold
                 would not lower it.
+            coverage: The coverage of the last batch, in [0, 1], where the target is one; else None.
         """
-        last = target if self.activation_rate_ema is None else self.activation_rate_ema
-        self.activation_rate_ema = last + self.ema_alpha * (activation_rate - last)
+        held = activation_rate if coverage is None else coverage
+        self._held_ema = self._mean(self._held_ema, held, start=target)
+        if coverage is None:
+            self.activation_rate_ema = self._held_ema
+        else:
+            self.follow(activation_rate)
         if self.uses_feedforward:
             error = self._error(target)
-            if not (at_minimum and error > 0):  # the threshold cannot lower the rate further: do not wind up
+            if not (at_minimum and error > 0):  # the threshold cannot lower what is held further: do not wind up
                 self._integrate(error)
         else:
-            self._step_original(self.activation_rate_ema - target)
+            self._step_original(self._held_ema - target)
+
+    def follow(self, activation_rate: float) -> None:
+        """Take the activation rate of a batch into its running mean, and learn nothing from it."""
+        self.activation_rate_ema = self._mean(self.activation_rate_ema, activation_rate, start=activation_rate)
+
+    def _mean(self, last: float | None, newest: float, *, start: float) -> float:
+        last = start if last is None else last
+        return last + self.ema_alpha * (newest - last)
 
     def _error(self, target: float) -> float:
-        return 0.0 if self.activation_rate_ema is None else self.activation_rate_ema / target - 1
+        return 0.0 if self._held_ema is None else self._held_ema / target - 1
 
     def _integrate(self, error: float) -> None:
         self._integral = max(-self.integral_limit, min(self.integral_limit, self._integral + error))
@@ -218,6 +247,7 @@ class PIController:
         """Return what a checkpoint needs: primitives and tensors alone."""
         return {
             "activation_rate_ema": self.activation_rate_ema,
+            "held_ema": self._held_ema,
             "integral": self._integral,
             "level": None if self._level is None else _scalar(self._level),
             "feedforward": self.uses_feedforward,
@@ -228,6 +258,7 @@ class PIController:
         """Restore what :meth:`state_dict` gave, as far as it means the same with this controller's settings."""
         self.reset()
         self.activation_rate_ema = state["activation_rate_ema"]
+        self._held_ema = state.get("held_ema", self.activation_rate_ema)
         if state.get("feedforward", self.uses_feedforward) != self.uses_feedforward:
             return  # a logarithm is no threshold, and relative errors are not absolute ones
         self._integral = max(-self.integral_limit, min(self.integral_limit, state["integral"]))

@@ -1,8 +1,9 @@
 """Step 5 of a batch: turn significance and a threshold into keep-probabilities, and these into the samples kept.
 
 ``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
-the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a batch is kept at a
-given rate, which the controller feeds forward.
+the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a given share of a
+batch is kept, of its samples (the activation rate) or of their significance (the coverage). The controller feeds it
+forward.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from torch import Tensor
 
 __all__ = [
     "FLOOR",
+    "NEARLY_ALL",
     "GateName",
     "Selection",
+    "ShareOf",
     "Weighting",
+    "coverage_of",
     "keep_probability",
     "lift_zeros",
     "minimum_count",
+    "rate_at_coverage",
     "select",
     "solve_threshold",
     "systematic_sample",
@@ -30,10 +35,17 @@ __all__ = [
 
 GateName = Literal["soft", "threshold", "topk"]
 Weighting = Literal["none", "sqrt", "unbiased"]
+_Array = np.ndarray[Any, Any]
+ShareOf = Literal["samples", "significance"]
+"""What a target is a share of: an activation rate of the samples, a coverage of their summed significance."""
 
 FLOOR = 0.01
 """Least keep-probability of the soft gate: no sample is lost for good, and no weight exceeds 1 / FLOOR."""
 
+NEARLY_ALL = 0.95
+"""Activation rate from which on, with a coverage for a target, selection costs more than it saves."""
+
+_ROUNDING = 1e-12
 _EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
 
 
@@ -98,18 +110,23 @@ def lift_zeros(significance: Tensor) -> Tensor:
     return significance.clamp_min(significance.max() * 1e-6 + 1e-30)
 
 
-def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor: float = FLOOR) -> Tensor:
-    """Find the threshold at which the expected share of this batch that is kept is ``rate``.
+def solve_threshold(
+    significance: Tensor, target: float, gate: GateName, *, floor: float = FLOOR, share_of: ShareOf = "samples"
+) -> Tensor:
+    """Find the threshold at which the expected share of this batch that is kept is ``target``.
 
-    For the soft gate the expected count, ``sum(clip(s * x, floor, 1))`` with ``x = 1 / threshold``, is piecewise linear
-    in x: it is summed from breakpoint to breakpoint and inverted, exactly, on the host. For the hard gates it is the
-    value between the last kept sample and the first dropped one.
+    For the soft gate the expected sum, ``sum(v * clip(s * x, floor, 1))`` with ``x = 1 / threshold`` and the values v
+    (1 for samples, s for significance), is piecewise linear in x: it is summed from breakpoint to breakpoint and
+    inverted, exactly, on the host. For the hard gates the threshold is between the last kept sample and the first
+    dropped one; those kept are the fewest that carry the share, where it is one of significance.
 
     Args:
         significance: ``(B,)``, non-negative.
-        rate: The share, in (0, 1); for the soft gate above ``floor``.
+        target: The share, in (0, 1); for the soft gate above ``floor``.
         gate: The gate that the threshold is for.
         floor: The least probability of the soft gate.
+        share_of: Whether the target is a share of the samples (an activation rate), or of the summed significance (a
+            coverage), which counts as equal where it is 0 throughout.
 
     Returns:
         A positive scalar tensor on the device of ``significance``.
@@ -118,27 +135,93 @@ def solve_threshold(significance: Tensor, rate: float, gate: GateName, *, floor:
         >>> s = torch.tensor([0.1, 0.2, 0.4, 0.8])
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
+        >>> kept = keep_probability(s, solve_threshold(s, 0.8, "topk", share_of="significance"), "topk")
+        >>> kept.tolist(), float((kept * s).sum() / s.sum()) >= 0.8
+        ([0.0, 0.0, 1.0, 1.0], True)
     """
-    s = _on_host(significance)
-    s = np.maximum(s, s.max() * 1e-6 + 1e-30)  # as lift_zeros does
-    size = len(s)
-    if gate != "soft":
-        kept = min(size, max(1, round(rate * size)))
-        ordered = np.append(np.sort(s)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
-        threshold = math.sqrt(ordered[kept - 1] * max(ordered[kept], 1e-30))
+    raw = _on_host(significance)
+    s = np.maximum(raw, raw.max() * 1e-6 + 1e-30)  # as lift_zeros does
+    values = np.ones_like(s)
+    scale = 1.0
+    if share_of == "significance":
+        values = _shares(raw)
+        scale = s.max()
+    if gate == "soft":
+        threshold = scale * _soft_threshold(s / scale, values, target, floor)
     else:
-        # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s
-        # on. So the slope of the expected count grows by s at the first of these points and falls by s at the second.
-        points = np.concatenate([floor / s, 1 / s])
-        order = points.argsort()
-        points = points[order]
-        slopes = np.concatenate([s, -s])[order].cumsum()
-        counts = floor * size + np.append(0.0, (slopes[:-1] * np.diff(points)).cumsum())
-        after = min(max(int(counts.searchsorted(rate * size)), 1), 2 * size - 1)
-        slope = max(slopes[after - 1], 1e-30)
-        threshold = 1 / (points[after - 1] + (rate * size - counts[after - 1]) / slope)
+        ordered = np.append(np.sort(s / scale)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
+        kept = _hard_count(raw, target, share_of)
+        if share_of == "significance" and gate == "threshold":  # equal ones are all above the threshold, or none is
+            kept = int((ordered >= ordered[kept - 1]).sum())
+        threshold = scale * math.sqrt(ordered[kept - 1] * max(ordered[kept], 1e-30))
     wide = torch.float32 if significance.device.type == "mps" else torch.float64  # Apple's GPUs have no other
     return torch.tensor(threshold, dtype=wide, device=significance.device)
+
+
+def _soft_threshold(s: _Array, values: _Array, target: float, floor: float) -> float:
+    # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s on.
+    # So the slope of the expected sum grows by v * s at the first of these points and falls by it at the second.
+    total = values.sum()
+    points = np.concatenate([floor / s, 1 / s])
+    order = points.argsort()
+    points = points[order]
+    slopes = np.concatenate([values * s, -values * s])[order].cumsum()
+    sums = floor * total + np.append(0.0, (slopes[:-1] * np.diff(points)).cumsum())
+    after = min(max(int(sums.searchsorted(target * total)), 1), 2 * len(s) - 1)
+    slope = max(slopes[after - 1], 1e-30)
+    return float(1 / (points[after - 1] + (target * total - sums[after - 1]) / slope))
+
+
+def _hard_count(raw: _Array, target: float, share_of: ShareOf) -> int:
+    size = len(raw)
+    if share_of == "samples":
+        return min(size, max(1, round(target * size)))
+    carried = np.sort(_shares(raw))[::-1].cumsum()
+    return min(size, int(carried.searchsorted(target * (1 - _ROUNDING))) + 1)
+
+
+def _shares(raw: _Array) -> _Array:
+    """Return the share of the summed significance that each sample carries; equal ones where there is none."""
+    total = raw.sum()
+    return raw / total if total > 0 else np.full_like(raw, 1 / len(raw))
+
+
+def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, floor: float = FLOOR) -> float:
+    """Compute the expected share of the samples that a gate keeps where they carry a given share of the significance.
+
+    Args:
+        significance: ``(n,)``, non-negative and finite.
+        coverage: The share of the summed significance, in (0, 1]; for the soft gate above ``floor``.
+        gate: The gate. The hard ones keep the fewest samples that carry the share.
+        floor: The least probability of the soft gate.
+
+    Returns:
+        In (0, 1]; 1 for a coverage of 1.
+
+    Example:
+        >>> s = torch.tensor([5.0, 2.0, 2.0, 1.0])
+        >>> rate_at_coverage(s, 0.7, "topk"), rate_at_coverage(torch.ones(4), 0.7, "soft")
+        (0.5, 0.7)
+    """
+    if coverage >= 1:
+        return 1.0
+    significance = significance.detach().cpu().double()
+    if gate == "topk":
+        return _hard_count(significance.numpy(), coverage, "significance") / significance.numel()
+    threshold = solve_threshold(significance, coverage, gate, floor=floor, share_of="significance")
+    return float(keep_probability(lift_zeros(significance), threshold, gate, floor=floor).mean())
+
+
+def coverage_of(significance: Tensor, indices: Tensor) -> float:
+    """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1].
+
+    Where the significance is 0 throughout, all samples carry the same.
+    """
+    significance = significance.double()
+    total = float(significance.sum())
+    if total <= 0:
+        return indices.numel() / significance.numel()
+    return min(1.0, float(significance[indices].sum()) / total)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
@@ -231,6 +314,6 @@ def select(
     return Selection(indices, probability[indices].pow(-exponent)).among(eligible)
 
 
-def _on_host(values: Tensor) -> np.ndarray[Any, Any]:
+def _on_host(values: Tensor) -> _Array:
     """Bring a batch's values to the host: there, many small operations take a tenth of a device's time."""
     return values.detach().cpu().double().numpy()

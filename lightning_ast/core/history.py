@@ -17,7 +17,7 @@ from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.words import counted
 
-__all__ = ["EpochPlan", "SignificanceHistory", "plan_epoch", "planned_count"]
+__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "planned_count"]
 
 _UNSEEN = -1.0
 _ROUNDING = 0.005
@@ -188,6 +188,38 @@ def planned_count(
     return min(each * processes, offered)
 
 
+def even_count(
+    offered: int,
+    rate: float,
+    *,
+    batches: int,
+    batch_size: int,
+    processes: int = 1,
+    min_selected: int | float = 1,
+) -> int:
+    """Count the samples of a pruned epoch that has as many batches as a dense one, each of a share of the samples.
+
+    Args:
+        offered: The number of samples of a dense epoch, over all processes.
+        rate: The target activation rate in (0, 1].
+        batches: The number of batches of an epoch in one process. None of them has fewer than 2 samples, which is what
+            BatchNorm needs.
+        batch_size: The number of samples in a batch of a dense epoch, in one process.
+        processes: The number of processes that train together; each gets as many samples.
+        min_selected: The fewest samples, a count or a share of the epoch.
+
+    Returns:
+        A multiple of ``processes``, at most ``offered``.
+
+    Example:
+        >>> even_count(50_000, 0.4, batches=196, batch_size=256), even_count(64, 0.1, batches=16, batch_size=4)
+        (20000, 32)
+    """
+    wanted = max(rate * offered, minimum_count(offered, min_selected))
+    each = max(round(wanted / processes), batches * min(2, batch_size))
+    return min(each * processes, offered)
+
+
 def plan_epoch(
     history: SignificanceHistory, draws: Tensor, *, epoch: int, count: int, selector: SampleSelector
 ) -> EpochPlan:
@@ -201,7 +233,8 @@ def plan_epoch(
         draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
             quarantine is not offered where the others suffice.
         epoch: The number of the epoch, from 0.
-        count: The number of samples to keep, in [1, n]; see :func:`planned_count`.
+        count: The number of samples to keep, in [1, n]; see :func:`planned_count` and
+            :func:`even_count`.
         selector: The selector with gate, weighting and seed.
 
     Returns:

@@ -74,6 +74,8 @@ class StageTotals:
         timed_offered: The samples offered in the timed steps.
         joules: The energy measured while training, over all processes.
         joules_offered: The samples offered in this process meanwhile.
+        dense_steps: The number of training batches of the sparse stage that were trained on whole, because a selection
+            would have cost more than it saved.
     """
 
     steps: int = 0
@@ -85,6 +87,7 @@ class StageTotals:
     timed_offered: int = 0
     joules: float = 0.0
     joules_offered: int = 0
+    dense_steps: int = 0
 
 
 @dataclass
@@ -105,7 +108,16 @@ class Ledger:
     flops: FlopsPerSample | None = None
     stages: dict[str, StageTotals] = field(default_factory=dict)
 
-    def record(self, stage: str, *, mode: Mode | None, offered: int, selected: int, dense_share: float = 0.0) -> None:
+    def record(
+        self,
+        stage: str,
+        *,
+        mode: Mode | None,
+        offered: int,
+        selected: int,
+        dense_share: float = 0.0,
+        whole: bool = False,
+    ) -> None:
         """Count one training batch.
 
         Args:
@@ -118,6 +130,7 @@ class Ledger:
             selected: The number of samples trained on.
             dense_share: The share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
                 without a row rule and all that lies before them.
+            whole: Whether the batch was trained on whole because a selection would have cost more than it saved.
 
         Raises:
             ValueError: The cost of this mode is not known to the ledger.
@@ -131,6 +144,7 @@ class Ledger:
         totals.selected += selected
         totals.forwarded += forwarded
         totals.backwarded += backwarded
+        totals.dense_steps += whole
 
     def _of(self, stage: str) -> StageTotals:
         return self.stages.setdefault(stage, StageTotals())

@@ -12,27 +12,39 @@ from torch import Tensor
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import (
     FLOOR,
+    NEARLY_ALL,
     GateName,
     Selection,
+    ShareOf,
     Weighting,
+    coverage_of,
     lift_zeros,
     minimum_count,
+    rate_at_coverage,
     select,
     solve_threshold,
 )
 
-__all__ = ["SampleSelector"]
+__all__ = ["DEFAULT_RATE", "SampleSelector"]
+
+Average = Callable[[Tensor], Tensor]
+
+DEFAULT_RATE = 0.4
+"""Activation rate where neither it nor a coverage is given."""
 
 
 class SampleSelector:
-    """Chooses the samples of each batch and holds the activation rate at its target.
+    """Chooses the samples of each batch and holds the activation rate, or the coverage, at its target.
 
     Args:
-        target_activation_rate: The share of samples to keep, in (0, 1]; 1 keeps every sample.
+        target_activation_rate: The share of samples to keep, in (0, 1]; 1 keeps every sample. None without a target
+            coverage is 0.4.
+        target_coverage: In place of a rate, the share of the summed significance that the fewest samples are to carry,
+            in (0, 1]; 1 keeps every sample. Batches that it would keep 95 % of or more are kept whole.
         gate: ``"soft"``, ``"threshold"`` or ``"topk"``, see :mod:`lightning_ast.core.gate`.
         weighting: The importance weights of the soft gate: ``"none"``, ``"sqrt"``, ``"unbiased"``.
-        controller: The controller that moves the threshold; None makes a default :class:`PIController`. ``topk`` needs
-            none: its threshold is only reported.
+        controller: The controller that moves the threshold; None makes a default :class:`PIController`. ``topk``, whose
+            threshold is only reported, needs none for a rate; a coverage is held by what is asked of the next batch.
         min_selected: The fewest samples kept, a count or a share of the batch.
         seed: The seed of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so
             far, and on nothing else: the global generators are neither read nor written.
@@ -40,19 +52,31 @@ class SampleSelector:
 
     Attributes:
         steps: The number of sparse steps so far.
-        activation_rate: Selected / offered of the last batch, or None before the first.
+        activation_rate: Selected / offered of the last batch or plan, or None before the first.
+        coverage: The share of the summed significance that the samples selected of the last batch or plan carry, or
+            None before the first.
+        expected_rate: With a target coverage, the activation rate that the last scored batch was expected to need for
+            it, over all processes; else None.
+        is_whole: Whether the last batch was kept whole because a selection of it would cost more than it saves.
         last_threshold: The threshold of the last batch, a scalar on its device, or None before the first.
+
+    Raises:
+        ValueError: Both targets are given.
 
     Example:
         >>> selector = SampleSelector(target_activation_rate=0.5)
         >>> selector.select(torch.tensor([0.1, 0.9, 0.2, 0.8])).indices.numel()
         2
+        >>> selector = SampleSelector(target_coverage=0.8, gate="topk")
+        >>> selector.select(torch.tensor([0.1, 0.9, 0.2, 0.8])).indices, round(selector.coverage, 3)
+        (tensor([1, 3]), 0.85)
     """
 
     def __init__(
         self,
         *,
-        target_activation_rate: float = 0.4,
+        target_activation_rate: float | None = None,
+        target_coverage: float | None = None,
         gate: GateName = "soft",
         weighting: Weighting = "sqrt",
         controller: PIController | None = None,
@@ -60,7 +84,14 @@ class SampleSelector:
         seed: int = 0,
         rank: int = 0,
     ) -> None:
+        if target_activation_rate is not None and target_coverage is not None:
+            raise ValueError(
+                "expected target_activation_rate or target_coverage, got both: a rate is held, or a coverage."
+            )
+        if target_activation_rate is None and target_coverage is None:
+            target_activation_rate = DEFAULT_RATE
         self.target_activation_rate = target_activation_rate
+        self.target_coverage = target_coverage
         self.gate: GateName = gate
         self.weighting: Weighting = weighting
         self.controller = PIController() if controller is None else controller
@@ -69,14 +100,40 @@ class SampleSelector:
         self.rank = rank
         self.steps = 0
         self.activation_rate: float | None = None
+        self.coverage: float | None = None
+        self.expected_rate: float | None = None
+        self.is_whole = False
         self.last_threshold: Tensor | None = None
+
+    @property
+    def share_of(self) -> ShareOf:
+        """Return what the target is a share of."""
+        return "samples" if self.target_coverage is None else "significance"
+
+    @property
+    def target(self) -> float:
+        """Return the share that is held: the target activation rate or coverage."""
+        target = self.target_activation_rate if self.target_coverage is None else self.target_coverage
+        assert target is not None  # __init__ has set one of them
+        return target
+
+    @property
+    def _share(self) -> float:
+        """Return the share to solve a batch for: ``topk`` has no threshold that would make up for other batches."""
+        held = self.gate == "topk" and self.share_of == "significance"
+        return self.controller.aim(self.target) if held else self.target
+
+    @property
+    def selects(self) -> bool:
+        """Tell whether anything is ever left out: not where the target is 1."""
+        return self.target < 1
 
     def select(
         self,
         significance: Tensor,
         *,
         eligible: Tensor | None = None,
-        average: Callable[[Tensor], Tensor] | None = None,
+        average: Average | None = None,
     ) -> Selection:
         """Choose the samples of one batch.
 
@@ -87,45 +144,94 @@ class SampleSelector:
                 stay one; None for a single process.
 
         Returns:
-            At least one sample, all of them where the target is 1; none where none is eligible.
+            At least one sample, all of them where the target is 1 or the batch is kept whole; none where none is
+            eligible.
         """
-        target = self.target_activation_rate
-        size = significance.numel()
         device = significance.device
         significance = significance.detach().cpu()  # one wait, and none for all that follows
         if eligible is not None:
             eligible = eligible.cpu()
             significance = significance.where(eligible, torch.zeros_like(significance))
-        significance = lift_zeros(significance)
-        floor = min(FLOOR, 0.1 * target)
-        if target >= 1:
-            selection = Selection(torch.arange(size, device=significance.device)).among(eligible)
+        self.is_whole = False
+        if self.selects:
+            selection = self._selected(significance, eligible, average)
         else:
-            self.last_threshold = self._threshold(significance, floor, average)
-            selection = select(
-                significance,
-                self.last_threshold,
-                gate=self.gate,
-                rate=target,
-                weighting=self.weighting,
-                min_selected=self.min_selected,
-                generator=self._generator(self.steps),
-                floor=floor,
-                eligible=eligible,
-            )
-        kept = selection.indices.numel()
-        self.activation_rate = kept / size
-        if target < 1:
-            self._teach(self.activation_rate, kept <= self.least(size), average)
+            selection = Selection(torch.arange(significance.numel())).among(eligible)
+        self.activation_rate = selection.indices.numel() / significance.numel()
+        self.coverage = coverage_of(significance, selection.indices)
+        if self.selects:
+            self._teach(significance, selection, average)
         self.steps += 1
         return selection.to(device)
 
-    def _teach(self, rate: float, at_minimum: bool, average: Callable[[Tensor], Tensor] | None) -> None:
-        """Let the controller learn from an activation rate; those of all processes learn the same."""
-        lowest = float(at_minimum)
+    def _selected(self, significance: Tensor, eligible: Tensor | None, average: Average | None) -> Selection:
+        size = significance.numel()
+        floor = min(FLOOR, 0.1 * self.target)
+        rate = self.target
+        expected = None
+        if self.share_of == "significance":
+            rate = rate_at_coverage(significance, self.target, self.gate, floor=floor)
+            expected = max(rate, self.least(size) / size)
+            if self.gate == "topk":
+                rate = rate_at_coverage(significance, self._share, "topk")
+        self.last_threshold = self._threshold(significance, floor, expected, average)
+        if self.expected_rate is not None and self.expected_rate >= NEARLY_ALL:
+            self.is_whole = True
+            return Selection(torch.arange(size)).among(eligible)
+        return select(
+            lift_zeros(significance),
+            self.last_threshold,
+            gate=self.gate,
+            rate=rate,
+            weighting=self.weighting,
+            min_selected=self.min_selected,
+            generator=self._generator(self.steps),
+            floor=floor,
+            eligible=eligible,
+        )
+
+    def _threshold(self, significance: Tensor, floor: float, expected: float | None, average: Average | None) -> Tensor:
+        """Return the threshold of a batch, and set the rate that is expected of it over all processes."""
+        offered = lift_zeros(significance) if self.share_of == "samples" else significance
+        solved = None
+        if self.controller.uses_feedforward or self.gate == "topk":
+            solved = solve_threshold(offered, self._share, self.gate, floor=floor, share_of=self.share_of)
+        shared = None if self.gate == "topk" else solved
         if average is not None:
-            rate, lowest = average(torch.tensor([rate, lowest])).tolist()  # one exchange for both
-        self.controller.update(rate, target=self.target_activation_rate, at_minimum=lowest > 0)
+            shared, expected = _averaged(average, shared, expected)
+        self.expected_rate = expected
+        if self.gate == "topk":
+            assert solved is not None
+            return solved
+        return self.controller.threshold(shared, target=self.target)
+
+    def _teach(self, significance: Tensor, selection: Selection, average: Average | None) -> None:
+        """Let the controller learn from what was selected; those of all processes learn the same."""
+        kept = selection.indices.numel()
+        rate = kept / significance.numel()
+        lowest = float(kept <= self.least(significance.numel()))
+        if self.share_of == "samples":
+            if average is not None:
+                rate, lowest = average(torch.tensor([rate, lowest])).tolist()  # one exchange for both
+            self.controller.update(rate, target=self.target, at_minimum=lowest > 0)
+            return
+        carried = significance.double()
+        sums = [float(carried[selection.indices].sum()), float(carried.sum())]
+        if average is not None:  # of the sums, not of their quotients: as of one large batch
+            *sums, rate, lowest = average(torch.tensor([*sums, rate, lowest], dtype=torch.float64)).tolist()
+        if self.is_whole or sums[1] <= 0:  # no selection was made, or none could carry anything
+            self.controller.follow(rate)
+            return
+        coverage = min(1.0, sums[0] / sums[1])
+        self.controller.update(rate, target=self.target, at_minimum=lowest > 0, coverage=coverage)
+
+    def pass_over(self) -> None:
+        """Count a batch that is kept whole without a score: the last expected rate tells that scoring does not pay."""
+        self.is_whole = True
+        self.activation_rate = 1.0
+        self.coverage = 1.0
+        self.controller.follow(1.0)
+        self.steps += 1
 
     def plan(self, significance: Tensor, *, count: int, epoch: int) -> Selection:
         """Choose the samples of a whole epoch at once.
@@ -146,7 +252,9 @@ class SampleSelector:
         self.activation_rate = rate
         self.controller.update(rate, target=rate)
         if count == size:
+            self.coverage = 1.0
             return Selection(torch.arange(size))
+        carried = significance
         significance = lift_zeros(significance.double())
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = min(FLOOR, 0.1 * rate)
@@ -161,21 +269,13 @@ class SampleSelector:
             generator=self._generator(epoch),
             floor=floor,
         )  # rounding errors may draw one too many
-        return Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
+        kept = Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
+        self.coverage = coverage_of(carried, kept.indices)
+        return kept
 
     def least(self, batch_size: int) -> int:
         """Return the fewest samples that are kept of a batch of this size."""
         return minimum_count(batch_size, self.min_selected)
-
-    def _threshold(self, significance: Tensor, floor: float, average: Callable[[Tensor], Tensor] | None) -> Tensor:
-        if self.gate == "topk":
-            return solve_threshold(significance, self.target_activation_rate, "topk", floor=floor)
-        solved = None
-        if self.controller.uses_feedforward:
-            solved = solve_threshold(significance, self.target_activation_rate, self.gate, floor=floor)
-            if average is not None:
-                solved = average(solved.log()).exp()  # the controller works in logarithms
-        return self.controller.threshold(solved, target=self.target_activation_rate)
 
     def _generator(self, step: int) -> torch.Generator:
         """Make a generator for this step alone: there is nothing to save, and every rank draws its own."""
@@ -188,6 +288,8 @@ class SampleSelector:
         return {
             "steps": self.steps,
             "activation_rate": self.activation_rate,
+            "coverage": self.coverage,
+            "expected_rate": self.expected_rate,
             "threshold": threshold,
             "controller": self.controller.state_dict(),
         }
@@ -196,6 +298,18 @@ class SampleSelector:
         """Restore what :meth:`state_dict` gave; the controller's part only where its threshold means the same."""
         self.steps = state["steps"]
         self.activation_rate = state["activation_rate"]
+        self.coverage = state.get("coverage")
         self.last_threshold = state["threshold"]
         if controller:
+            self.expected_rate = state.get("expected_rate")
             self.controller.load_state_dict(state["controller"])
+
+
+def _averaged(average: Average, threshold: Tensor | None, expected: float | None) -> tuple[Tensor | None, float | None]:
+    """Average a threshold, in the controller's logarithms, and an expected rate over the processes: one exchange."""
+    logarithm = None if threshold is None else threshold.log()
+    if expected is None:
+        return (None if logarithm is None else average(logarithm).exp()), None
+    pair = torch.tensor([0.0 if logarithm is None else float(logarithm), expected], dtype=torch.float64)
+    mean = average(pair)
+    return (None if logarithm is None else mean[0].exp()), float(mean[1])

@@ -174,16 +174,17 @@ def selection_summary(session: Session | None, *, measures_joules: bool) -> dict
     ledger = session.ledger
     sparse = ledger.stages.get("sparse")
     savings = ledger.savings()
-    target = session.selector.target_activation_rate
+    selector = session.selector
     rate = sparse.selected / sparse.offered if sparse is not None and sparse.offered else None
-    selected = rate is not None and min(rate, target) < 1
+    selected = rate is not None and (rate < 1 or selector.selects)
     if savings["joules"] is None and not measures_joules:
         del savings["joules"]
     return {
         "mode": session.mode.name,
         "activation_rate": ledger.activation_rate,
         "sparse_rate": rate if selected else None,
-        "target_rate": target,
+        "target": selector.target,
+        "holds": "rate" if selector.target_coverage is None else "coverage",
         "savings": savings,
         "best_savings": best_flops_savings(ledger, session.mode.name) if selected else None,
         "quarantined": len(session.quarantine.samples),

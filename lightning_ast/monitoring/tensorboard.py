@@ -24,6 +24,7 @@ LAYOUT = {
             "Multiline",
             ["ast/activation_rate$", "ast/activation_rate_ema$", "ast/target_activation_rate$"],
         ],
+        "coverage against target": ["Multiline", ["ast/coverage$", "ast/target_coverage$"]],
         "threshold": ["Multiline", ["ast/threshold$"]],
         "savings": [
             "Multiline",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.mode_facts import Mode, cost_share
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Stage
 from lightning_ast.words import counted
 
@@ -101,12 +102,13 @@ def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
     """
     if ledger.flops is None or not ledger.offered:
         return None
-    forward = ledger.flops.forward / ledger.flops.dense
+    spares = MODE_FACTS[mode].spares_backward
     spent = 0.0
     for stage, totals in ledger.stages.items():
-        rate = totals.selected / totals.offered if totals.offered else 1.0
-        spent += totals.offered * (cost_share(mode, rate, forward=forward) if stage == "sparse" and rate < 1 else 1.0)
-    return 1 - spent / ledger.offered
+        forwards = totals.forwarded if stage == "sparse" else totals.offered
+        backwards = totals.selected if stage == "sparse" and spares else totals.offered
+        spent += forwards * ledger.flops.forward + backwards * ledger.flops.backward
+    return 1 - spent / (ledger.offered * ledger.flops.dense)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class RunSummary:
         mode: The mode of the selection, or None in a plain run.
         activation_rate: The selected / offered samples of the run.
         sparse_rate: The same of its sparse stage, or None where every step was dense.
-        target_rate: The target of the sparse stage.
+        target: The target of the sparse stage.
+        holds: What that is a target of.
         savings: Shares by what was saved; one that is None is shown as not known.
         best_savings: The share of FLOPs that the mode could have saved; None leaves it out.
         sections: The seconds by name, of all epochs.
@@ -141,7 +144,8 @@ class RunSummary:
     mode: Mode | None = None
     activation_rate: float | None = None
     sparse_rate: float | None = None
-    target_rate: float | None = None
+    target: float | None = None
+    holds: Literal["rate", "coverage"] = "rate"
     savings: Mapping[str, float | None] = field(default_factory=dict)
     best_savings: float | None = None
     sections: Mapping[str, float] = field(default_factory=dict)
@@ -167,7 +171,8 @@ def format_summary(run: RunSummary) -> str:
     if run.mode is not None and run.activation_rate is not None:
         rate = f"{run.activation_rate:.1%} of all samples"
         if run.sparse_rate is not None:
-            rate += f", {run.sparse_rate:.1%} in the sparse stage (target {run.target_rate:.1%})"
+            target = f"{'target coverage' if run.holds == 'coverage' else 'target'} {run.target:.1%}"
+            rate += f", {run.sparse_rate:.1%} in the sparse stage ({target})"
         lines.append(_row("activation", rate))
         names = {"flops": "FLOPs", "seconds": "seconds", "joules": "joules"}
         saved = [f"{names[name]} {_share(share)}" for name, share in run.savings.items() if name in names]

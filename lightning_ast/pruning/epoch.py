@@ -60,19 +60,21 @@ class RunningEpoch:
     drained: list[Tensor] = field(default_factory=list)
 
     @property
+    def is_whole(self) -> bool:
+        """Tell whether it is a sparse epoch that is loaded whole."""
+        return self.stage == "sparse" and not self.sparse
+
+    @property
     def activation_rate(self) -> float:
         """Return planned / offered, in (0, 1]."""
         return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
 
-    def next_batch(
-        self, batch_size: int, own: Tensor | None, *, planned_size: int, share: Callable[[Tensor], Tensor]
-    ) -> PlannedBatch:
+    def next_batch(self, batch_size: int, own: Tensor | None, *, share: Callable[[Tensor], Tensor]) -> PlannedBatch:
         """Return the part of the plan that the batch given by the loader is.
 
         Args:
             batch_size: The samples that the batch holds.
             own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-            planned_size: The samples of a full batch.
             share: Takes this process's part of what is planned for all processes.
 
         Raises:
@@ -80,8 +82,8 @@ class RunningEpoch:
         """
         assert self.plan is not None
         indices = share(self.plan.indices)
-        start = self.batch * planned_size
-        stop = min((self.batch + 1) * planned_size, len(indices))
+        start = self.lengths.start(self.batch)
+        stop = self.lengths.start(self.batch + 1)
         order = _order(self.batch, indices[start:stop], batch_size, own)
         self.batch += 1
         weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop][order]
@@ -96,6 +98,7 @@ class RunningEpoch:
             "stage": self.stage,
             "sparse": int(self.sparse),
             "lengths": [self.lengths.samples, self.lengths.batches],
+            "spread": int(self.lengths.batch_size is None),
             "drained": self.drained,
         }
 
@@ -103,7 +106,9 @@ class RunningEpoch:
     def resumed(cls, state: dict[str, Any], batches_done: int) -> RunningEpoch:
         """Make the rest of the epoch that a state was made from, with the stage and lengths that it began with."""
         plan = EpochPlan.from_state_dict(state["plan"])
-        lengths = EpochLengths(*state["lengths"])
+        size = None if state.get("spread") else state["split"]["batch_size"]
+        (samples, batches) = state["lengths"]
+        lengths = EpochLengths(samples, batches, size)
         return cls(
             plan.epoch,
             state["stage"],
@@ -117,14 +122,14 @@ class RunningEpoch:
         )
 
 
-def check_split(saved: dict[str, Any], now: dict[str, Any]) -> None:
+def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
     """Refuse to deal the rest of a plan out in another way than its beginning.
 
     Args:
         saved: The settings of the checkpoint, by name.
         now: The settings of this run, by name.
     """
-    if changed := changes(saved, now):
+    if changed := changes(saved, now or {}):
         raise ConfigurationError(
             [
                 f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "

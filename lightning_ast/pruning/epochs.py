@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.history import EpochPlan, SignificanceHistory
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
@@ -26,31 +27,31 @@ from lightning_ast.lightning_internals.reloading import (
     reload_validation_as_due,
 )
 from lightning_ast.lightning_internals.resuming import batches_done, begin_new_epoch, restart_loader
-from lightning_ast.lightning_internals.run_limits import accumulation, epochs_done
+from lightning_ast.lightning_internals.run_limits import epochs_done
+from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split
+from lightning_ast.pruning.followed_steps import FollowedSteps
 from lightning_ast.pruning.loader import (
     Drawn,
     LoaderFacts,
+    PrunedBatches,
     PrunedLoader,
-    PrunedSampler,
     draw,
     loader_faults,
     loader_generators,
     set_states,
 )
+from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import (
     EpochLengths,
     PlannedRun,
     length_faults,
-    planned_run,
     promise_steps,
     size_faults,
 )
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
-
-_CHUNK = 4096
 
 
 class PrunedEpochs:
@@ -65,6 +66,7 @@ class PrunedEpochs:
         selector: The gate, weighting, seed and target of the selection.
         schedule: Warmup and cooldown.
         processes: The processes that train together.
+        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
     """
 
     def __init__(
@@ -74,16 +76,13 @@ class PrunedEpochs:
         selector: SampleSelector,
         schedule: Schedule,
         processes: Processes,
+        steps: PruneSteps,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
-        self._selector = selector
-        self._schedule = schedule
         self._processes = processes
-        self._maximum = processes.maximum if processes.count > 1 else None
-        self._accumulate = accumulation(trainer)
-        self.history: SignificanceHistory | None = None
-        self._facts: LoaderFacts | None = None
+        self._planner = EpochPlanner(trainer, selector, schedule, processes, steps)
+        self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
         self._resumes = False
         self._observes = True
@@ -113,7 +112,7 @@ class PrunedEpochs:
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
         loop = self._trainer.fit_loop
-        if self._facts is None:
+        if self._planner.facts is None:
             set_up_loaders(loop, anew=True)
         if self._resumes and self._loaded is not None:
             hold_reload(loop)
@@ -121,22 +120,22 @@ class PrunedEpochs:
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
-            self._facts = None
+            self._planner.facts = None
             return combined
         faults = loader_faults(combined, processes=self._processes.count)
         if not faults:
-            self._facts = LoaderFacts.of(combined)
+            self._planner.facts = LoaderFacts.of(combined)
             remembered = None if self.history is None else len(self.history)
-            faults = length_faults(self.run, self._trainer, self._facts, remembered=remembered)
+            faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
         if faults:
             raise ConfigurationError(faults)
-        assert self._facts is not None
+        assert self._planner.facts is not None
         if self.history is None:
             self._load_history()
         if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
-            make = functools.partial(PrunedSampler, indices=self._indices, length=self._samples)
+            make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
             self._pruned = PrunedLoader(combined, make)
         self._start(epochs_done(self._trainer))
         self._pruned.limits = self.epoch.lengths.batches
@@ -145,27 +144,27 @@ class PrunedEpochs:
     # ------------------------------------------------------------------ lengths
 
     @property
+    def history(self) -> SignificanceHistory | None:
+        """Return what is remembered of each sample; None before the data set is known."""
+        return self._planner.history
+
+    @property
     def run(self) -> PlannedRun:
         """Return the run that the trainer's limits make."""
-        assert self._facts is not None
-        return planned_run(
-            self._trainer,
-            self._facts,
-            schedule=self._schedule,
-            accumulate=self._accumulate,
-            rate=self._selector.target_activation_rate,
-            min_selected=self._selector.min_selected,
-            processes=self._processes.count,
-        )
+        return self._planner.run
 
     def planned_steps(self) -> float:
         """Count the optimizer steps of the whole run; set the loader up where that was not done yet."""
-        if self._facts is None:
+        if self._planner.facts is None:
             set_up_loaders(self._trainer.fit_loop)
-        return math.inf if self._facts is None else self.run.steps
+        return math.inf if self._planner.facts is None else self.run.steps
 
-    def _samples(self) -> int:
-        return self.epoch.lengths.samples
+    def _count_batches(self) -> int:
+        return len(self.epoch.lengths.cuts(drop_last=self._drops_last)) - 1
+
+    @property
+    def _drops_last(self) -> bool:
+        return self._planner.facts is not None and self._planner.facts.drop_last
 
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
@@ -178,14 +177,23 @@ class PrunedEpochs:
     def _start(self, epoch: int) -> None:
         run = self.run
         stage = run.stage(epoch)
-        sparse = stage == "sparse" and self._selector.target_activation_rate < 1
-        self.epoch = RunningEpoch(epoch, stage, sparse, run.sparse if sparse else run.dense)
+        lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None
+        self._enter(RunningEpoch(epoch, stage, lengths is not None, run.dense if lengths is None else lengths))
+
+    def _enter(self, epoch: RunningEpoch) -> None:
+        """Make this the running epoch."""
+        run = self.run
+        self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
-        self._observes = not stage == run.stage(epoch + 1) == "warmup"
+        self._observes = not epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        self._followed = None
+        if epoch.sparse and run.follows:
+            factor = run.factor(epoch.number)
+            self._followed = FollowedSteps(run.dense, epoch.lengths, accumulate=factor, done=epoch.batch)
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
-        if self._facts is None:
+        if self._planner.facts is None:
             return
         if self._resumes:
             self._resumes = False
@@ -195,37 +203,34 @@ class PrunedEpochs:
             self._start(epoch)
         self._announce()
 
-    def _indices(self, sampler: Drawn) -> Iterator[int]:
-        """Yield the epoch's dataset indices for this process, from the position on."""
+    def _batches(self, sampler: Drawn) -> Iterator[list[int]]:
+        """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
         epoch = self.epoch
         if not epoch.replays or epoch.plan is None:
             epoch.plan = self._make_plan(sampler)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        assert self._facts is not None
-        share = self._processes.share(epoch.plan.indices)[epoch.resumed_at * self._facts.batch_size :]
-        # in chunks: a list of all indices of a large data set would take several times the tensor's memory
-        for start in range(0, len(share), _CHUNK):
-            yield from share[start : start + _CHUNK].tolist()
-        set_states(self._generators(), epoch.drained)
+        share = self._processes.share(epoch.plan.indices)
+        drained = False
+        for start, stop in pairwise(epoch.lengths.cuts(epoch.resumed_at, drop_last=self._drops_last)):
+            if stop - start < (epoch.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
+                set_states(self._generators(), epoch.drained)
+                drained = True
+            yield share[start:stop].tolist()
+        if not drained:
+            set_states(self._generators(), epoch.drained)
 
     def _make_plan(self, sampler: Drawn) -> EpochPlan:
         assert self.history is not None
-        assert self._facts is not None
+        assert self._planner.facts is not None
         for loader in loaders(self._trainer.fit_loop):
             if faults := size_faults(len(self.history), len(loader.dataset)):
                 raise ConfigurationError(faults)
-        self.history.fold(self._maximum)
         # Every process draws its own part as it would without pruning, and all plan from the parts put together: the
         # plan is then the same in all, whatever the sampler does.
-        own, self.epoch.drained = draw(sampler, self._facts, self._generators())
-        draws = self._processes.interleaved(own)
-        if not self.epoch.sparse:
-            return EpochPlan(self.epoch.number, draws, self._facts.offered * self._processes.count)
-        offered = draws[: self._facts.offered * self._processes.count]
-        count = self.epoch.lengths.samples * self._processes.count
-        return plan_epoch(self.history, offered, epoch=self.epoch.number, count=count, selector=self._selector)
+        own, self.epoch.drained = draw(sampler, self._planner.facts, self._generators())
+        return self._planner.plan(self.epoch, self._processes.interleaved(own))
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the part of the plan that the next batch of the epoch is.
@@ -237,8 +242,12 @@ class PrunedEpochs:
         Raises:
             ConfigurationError: It does not hold the samples that were to be loaded.
         """
-        assert self._facts is not None
-        return self.epoch.next_batch(batch_size, own, planned_size=self._facts.batch_size, share=self._processes.share)
+        return self.epoch.next_batch(batch_size, own, share=self._processes.share)
+
+    def finish_batch(self) -> None:
+        """Advance schedules by the dense steps that the batch stands for beside its own."""
+        if self._followed is not None:
+            self._followed.advance(self._trainer, self.epoch.batch)
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
@@ -249,11 +258,11 @@ class PrunedEpochs:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
-        maximum = None if self._processes.failing else self._maximum
+        maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
             **self.epoch.state_dict(),
-            "split": None if self._facts is None else self._split(self._facts, sparse=self.epoch.sparse),
+            "split": self._planner.split(sparse=self.epoch.sparse),
             **last_reloads(self._trainer.fit_loop),
             "random": self._processes.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
@@ -271,12 +280,12 @@ class PrunedEpochs:
         self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
 
     def _load_history(self) -> None:
-        assert self._facts is not None
-        self.history = SignificanceHistory(self._facts.dataset_size)
+        assert self._planner.facts is not None
+        history = self._planner.history = SignificanceHistory(self._planner.facts.dataset_size)
         state = None if self._loaded is None else self._loaded["history"]
         if state is not None:
             try:
-                self.history.load_state_dict(state)
+                history.load_state_dict(state)
             except ValueError as error:
                 if self._resumes:
                     raise ConfigurationError([str(error)]) from error
@@ -289,15 +298,14 @@ class PrunedEpochs:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
         loop = self._trainer.fit_loop
         state = self._loaded or {}
-        self._start(epoch)
         reload_validation_as_due(loop, state.get("validation_reloaded"))
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
         if goes_on:
-            assert self._facts is not None
-            check_split(state["split"], self._split(self._facts, sparse=bool(state["sparse"])))
-            self.epoch = RunningEpoch.resumed(state, batches_done(loop))
+            check_split(state["split"], self._planner.split(sparse=bool(state["sparse"])))
+            self._enter(RunningEpoch.resumed(state, batches_done(loop)))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
+            self._start(epoch)
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()
             begin_new_epoch(loop)
@@ -308,15 +316,6 @@ class PrunedEpochs:
         # new epoch the start itself has to draw from the saved state, so that it was restored before.
         if goes_on:
             self._restore_random_state()
-
-    def _split(self, facts: LoaderFacts, *, sparse: bool) -> dict[str, Any]:
-        """Return the settings that decide how a plan is dealt out and weighted."""
-        return {
-            "batch_size": facts.batch_size,
-            "drop_last": int(facts.drop_last),
-            "processes": self._processes.count,
-            "weighting": self._selector.weighting if sparse else None,
-        }
 
     def _restore_random_state(self) -> None:
         if self._loaded is not None:

@@ -1,8 +1,7 @@
-"""The user's DataLoader in mode ``prune``: what can be pruned, and a sampler put between the user's and the batches."""
+"""The user's DataLoader in mode ``prune``: what can be pruned, and a stand-in for its BatchSampler."""
 
 from __future__ import annotations
 
-import copy
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.combined_loader import (
@@ -27,8 +26,8 @@ from lightning_ast.words import counted
 __all__ = [
     "Drawn",
     "LoaderFacts",
+    "PrunedBatches",
     "PrunedLoader",
-    "PrunedSampler",
     "draw",
     "loader_faults",
     "loader_generators",
@@ -131,26 +130,28 @@ class LoaderFacts:
         return min(self.draws, self.batches * self.batch_size)
 
 
-class PrunedSampler(Sampler[int]):
-    """A stand-in for the user's sampler; what it yields is decided elsewhere.
+class PrunedBatches(BatchSampler):
+    """A stand-in for the user's BatchSampler; what it yields is decided elsewhere.
 
     Args:
-        sampler: The user's sampler.
-        indices: Takes the sampler and returns an iterator over the dataset indices of the running epoch, made when it
-            is iterated.
-        length: Counts the samples of the running epoch.
+        given: The user's BatchSampler, which is left alone.
+        batches: Takes the user's sampler and returns an iterator over the batches of the running epoch, from the batch
+            that comes next; it is asked when the first batch is fetched.
+        count: Counts the batches of the running epoch.
     """
 
-    def __init__(self, sampler: Drawn, *, indices: Callable[[Drawn], Iterator[int]], length: Callable[[], int]) -> None:
-        self.sampler = sampler
-        self._indices = indices
-        self._length = length
+    def __init__(
+        self, given: BatchSampler, *, batches: Callable[[Drawn], Iterator[list[int]]], count: Callable[[], int]
+    ) -> None:
+        super().__init__(given.sampler, given.batch_size, given.drop_last)
+        self._batches = batches
+        self._count = count
 
-    def __iter__(self) -> Iterator[int]:
-        return self._indices(self.sampler)
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self._batches(self.sampler)
 
     def __len__(self) -> int:
-        return self._length()
+        return self._count()
 
 
 class PrunedLoader(CombinedLoader):
@@ -158,16 +159,14 @@ class PrunedLoader(CombinedLoader):
 
     Args:
         given: The user's loaders: one loader, without faults. Another of the same loader may replace it.
-        make: Takes the user's sampler and returns the one that takes its place.
+        make: Takes the user's BatchSampler and returns the one that takes its place.
     """
 
-    def __init__(self, given: CombinedLoader, make: Callable[[Drawn], PrunedSampler]) -> None:
+    def __init__(self, given: CombinedLoader, make: Callable[[BatchSampler], PrunedBatches]) -> None:
         super().__init__(given.iterables, same_mode(given))
         self.given = given
         (loader,) = given.flattened
-        batch_sampler = copy.copy(loader.batch_sampler)
-        batch_sampler.sampler = make(batch_sampler.sampler)
-        self.flattened = [copied_loader(loader, batch_sampler=batch_sampler)]
+        self.flattened = [copied_loader(loader, batch_sampler=make(loader.batch_sampler))]
 
     def __iter__(self) -> PrunedLoader:
         """Start the loader, and lend its iterator to the user's, which Lightning asks for the length of an epoch."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from lightning_ast.core.history import planned_count
+from lightning_ast.core.history import even_count, planned_count
 from lightning_ast.lightning_internals.class_patch import change_class
 from lightning_ast.lightning_internals.run_limits import epoch_limit
+from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
@@ -23,6 +24,7 @@ __all__ = [
     "length_faults",
     "planned_run",
     "promise_steps",
+    "pruned_lengths",
     "rounded_stages",
     "size_faults",
 ]
@@ -35,10 +37,31 @@ class EpochLengths:
     Attributes:
         samples: The samples that the sampler yields.
         batches: The batches that are trained on.
+        batch_size: The samples of a full batch; None spreads the samples evenly over the batches.
     """
 
     samples: int
     batches: int
+    batch_size: int | None = None
+
+    def start(self, batch: int) -> int:
+        """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
+        if self.batch_size is None:
+            return min(batch, self.batches) * self.samples // self.batches
+        return min(batch * self.batch_size, self.samples)
+
+    def cuts(self, first: int = 0, *, drop_last: bool = False) -> list[int]:
+        """List where each batch that can be loaded begins, from one on, and where the last ends.
+
+        Args:
+            first: The batch with which it begins.
+            drop_last: Whether a last short batch is dropped.
+        """
+        if self.batch_size is None:
+            return [self.start(batch) for batch in range(first, self.batches + 1)]
+        begin = self.start(first)
+        whole = list(range(begin, self.samples + 1, self.batch_size))  # ``batches`` may be fewer: a limit of the run
+        return whole if drop_last or whole[-1] == self.samples else [*whole, self.samples]
 
 
 @dataclass(frozen=True)
@@ -48,10 +71,13 @@ class PlannedRun:
     Attributes:
         schedule: Warmup and cooldown.
         dense: The length of a dense epoch.
-        sparse: The length of a pruned epoch.
+        sparse: The length of a pruned epoch; that of a dense one where each has its own.
         accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
         max_epochs: The limit of the run in epochs, or None.
         max_steps: The limit of the run in optimizer steps, or None.
+        prunes: Whether sparse epochs are pruned at all.
+        follows: Whether schedules count the steps of a dense run, of which each step of a pruned epoch stands for
+            several.
     """
 
     schedule: Schedule
@@ -60,6 +86,8 @@ class PlannedRun:
     accumulate: dict[int, int]
     max_epochs: int | None
     max_steps: int | None
+    prunes: bool = True
+    follows: bool = False
 
     @property
     def dense_run(self) -> RunLength:
@@ -105,10 +133,13 @@ class PlannedRun:
         starts = sorted({0, first, end, *self.accumulate})
         steps = 0
         for start, stop in zip(starts, [*starts[1:], total], strict=True):
-            lengths = self.sparse if first <= start < end else self.dense
-            factor = self.accumulate[max(epoch for epoch in self.accumulate if epoch <= start)]
-            steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / factor)
+            lengths = self.sparse if first <= start < end and not self.follows else self.dense
+            steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / self.factor(start))
         return steps
+
+    def factor(self, epoch: int) -> int:
+        """Return the batches to an optimizer step in an epoch."""
+        return self.accumulate[max(start for start in self.accumulate if start <= epoch)]
 
     def sparse_range(self, total: int) -> tuple[int, int]:
         """Return the first sparse epoch of a run of ``total`` epochs, and the first behind the last sparse one."""
@@ -122,15 +153,41 @@ class PlannedRun:
         return self.schedule.stage_at(epoch + 0.5, total, dense=self.dense_run)
 
 
+def pruned_lengths(
+    facts: LoaderFacts, rate: float, *, steps: PruneSteps, min_selected: int | float, processes: int
+) -> EpochLengths:
+    """Plan the length of a pruned epoch in one process.
+
+    Args:
+        facts: The lengths of a dense epoch.
+        rate: The activation rate in (0, 1].
+        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
+        min_selected: The fewest samples of a pruned epoch, a count or a share.
+        processes: The number of processes that train together.
+    """
+    size = facts.batch_size
+    offered = facts.offered * processes
+    if steps == "keep":
+        count = even_count(
+            offered, rate, batches=facts.batches, batch_size=size, processes=processes, min_selected=min_selected
+        )
+        return EpochLengths(count // processes, facts.batches)
+    count = planned_count(
+        offered, rate, batch_size=size, processes=processes, drop_last=facts.drop_last, min_selected=min_selected
+    )
+    return EpochLengths(count // processes, math.ceil(count / processes / size), size)
+
+
 def planned_run(
     trainer: pl.Trainer,
     facts: LoaderFacts,
     *,
     schedule: Schedule,
     accumulate: dict[int, int],
-    rate: float,
+    rate: float | None,
     min_selected: int | float,
     processes: int,
+    steps: PruneSteps = "replan",
 ) -> PlannedRun:
     """Plan the run that a trainer's limits and its loader make.
 
@@ -139,22 +196,15 @@ def planned_run(
         facts: The lengths of a dense epoch.
         schedule: Warmup and cooldown.
         accumulate: The batches to an optimizer step from each of these epochs on.
-        rate: The target activation rate in (0, 1].
+        rate: The target activation rate in (0, 1]; None where each epoch has its own, which is known at its start.
         min_selected: The fewest samples of a pruned epoch, a count or a share.
         processes: The number of processes that train together.
+        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
     """
-    dense = EpochLengths(facts.draws, facts.batches)
+    dense = EpochLengths(facts.draws, facts.batches, facts.batch_size)
     sparse = dense
-    if rate < 1:
-        count = planned_count(
-            facts.offered * processes,
-            rate,
-            batch_size=facts.batch_size,
-            processes=processes,
-            drop_last=facts.drop_last,
-            min_selected=min_selected,
-        )
-        sparse = EpochLengths(count // processes, math.ceil(count / processes / facts.batch_size))
+    if rate is not None and rate < 1:
+        sparse = pruned_lengths(facts, rate, steps=steps, min_selected=min_selected, processes=processes)
     return PlannedRun(
         schedule=schedule,
         dense=dense,
@@ -162,6 +212,8 @@ def planned_run(
         accumulate=accumulate,
         max_epochs=epoch_limit(trainer),
         max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        prunes=rate is None or rate < 1,
+        follows=steps == "follow",
     )
 
 
@@ -205,8 +257,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
         remembered: The samples of the data set so far, or None before the first epoch.
     """
     found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
-    pruned = run.sparse is not run.dense
-    if run.sparse_epochs() == 0 and pruned:
+    if run.sparse_epochs() == 0 and run.prunes:
         found.append(
             "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
             f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
@@ -214,7 +265,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     batches = run.sparse.batches
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
-    if type(interval) is int and by_epoch and pruned and batches < interval <= facts.batches:
+    if type(interval) is int and by_epoch and batches < interval <= facts.batches:
         found.append(
             f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
             "would never be validated: use a share (a float), or check_val_every_n_epoch=None."

@@ -128,10 +128,16 @@ def _activation(axes: Panel, run: Run) -> None:
         return
     axes.percent_axis()
     axes.curve(rate.steps, rate.values, color=COLOURS["grey"], alpha=0.7, linewidth=0.8, label="of the step")
+    coverage = run.series("ast/coverage")
+    holds_coverage = run.series("ast/target_coverage") is not None
+    if holds_coverage and coverage is not None:
+        axes.curve(coverage.steps, coverage.values, color=COLOURS["green"], linewidth=0.8, marker="", label="coverage")
     lacking = []
     for tag, name, style, colour in (
         ("ast/activation_rate_ema", "moving average", "-", "blue"),
-        ("ast/target_activation_rate", "target", "--", "vermilion"),
+        ("ast/target_coverage", "target coverage", "--", "vermilion")
+        if holds_coverage
+        else ("ast/target_activation_rate", "target", "--", "vermilion"),
     ):
         series = run.series(tag)
         if series is None:

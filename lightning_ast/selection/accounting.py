@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.mode_facts import Mode
+from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.flop_count import FlopCount
 from lightning_ast.selection.notices import poor_savings, warn_of_dense_ops
@@ -89,16 +89,28 @@ class Books:
             self._mode_of(step), offered=step.offered, selected=step.selected, dense_share=self._dense_share
         )
 
-    def finish_batch(self, step: StepState, stage: Stage, *, target_rate: float) -> None:
-        """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
+    def finish_batch(self, step: StepState, stage: Stage, *, rate: float, target_rate: float | None) -> None:
+        """Count a batch that was trained on; warn once where sparse ones save next to nothing.
+
+        Args:
+            step: The state of the step that ends.
+            stage: The stage of the batch.
+            rate: Its activation rate.
+            target_rate: The rate that is held; None where a coverage is held and the rate follows.
+        """
         mode = self._mode_of(step)
         dense_ops = self._flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
         # The measured share decides what a mode is worth, so the verdict waits until it is final.
-        if mode is not None and self._ledger.flops is not None and dense_ops.settled and not self._is_judged:
+        is_judged = self._is_judged or not dense_ops.settled or self._ledger.flops is None
+        if target_rate is None:  # a rate at which the mode cannot pay is not the one that the run comes to
+            is_judged = is_judged or mode is None or cost_share(mode, rate) >= 1
+        if mode is not None and not is_judged:
+            assert self._ledger.flops is not None
             self._is_judged = True
-            advice = poor_savings(mode, self._ledger.flops, rate=target_rate, dense_share=self._dense_share)
+            held = rate if target_rate is None else target_rate
+            advice = poor_savings(mode, self._ledger.flops, rate=held, dense_share=self._dense_share)
         if dense_ops.calls:
             warn_of_dense_ops(dense_ops, self._named_ops, advice)
         elif advice is not None:
@@ -109,11 +121,14 @@ class Books:
             offered=step.offered,
             selected=step.selected,
             dense_share=self._dense_share,
+            whole=step.is_whole,
         )
         self._clock.finish_batch(self._ledger, stage, offered=step.offered)
 
     def _mode_of(self, step: StepState) -> Mode | None:
-        return self._mode if step.selects or step.facts.is_planned else None
+        """Return the mode whose passes a batch had; None for a dense step."""
+        has_passes = step.selects or step.facts.is_planned or (step.is_whole and step.is_scored_ahead)
+        return self._mode if has_passes else None
 
     def interrupt(self) -> None:
         """Pause the timer until the next batch."""

@@ -120,7 +120,7 @@ class Decision:
             What is kept, on the device of the scores; None for everything, unchanged.
         """
         device = scores.device
-        if step.selects:  # the host selects: one wait, and none for what follows
+        if step.selects or step.is_whole:  # the host selects: one wait, and none for what follows
             scores = scores.cpu()
             finite = finite.cpu()
         eligible = self._quarantine.eligible(step, finite)
@@ -134,9 +134,9 @@ class Decision:
             step.selection = step.everything(scores.device).among(eligible)
         elif step.selection is None:
             self._select(step, scores, eligible)
-        else:  # the epoch's plan, or the scoring pass, has selected
+        else:  # the epoch's plan, the scoring pass or the rule that skips it has selected
             step.selection = step.selection.among(eligible)
-        return self._weights.of_step(step, device)
+        return self._weights.of_whole(step, device) if step.is_whole else self._weights.of_step(step, device)
 
     def decide_ahead(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> None:
         """Select ahead of the step, for ``subset``; see :meth:`decide`."""
@@ -169,6 +169,8 @@ class Decision:
 
     def _select(self, step: StepState, scores: Tensor, eligible: Tensor | None) -> None:
         step.selection = self._selector.select(scores, eligible=eligible, average=self._average)
+        if self._selector.is_whole:
+            step.treatment = Treatment.WHOLE
         if not self._has_selected:
             self._has_selected = True
             warn_of_minimum(self._selector, batch_size=scores.numel(), selection=step.selection)

@@ -14,11 +14,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.settings import GivenSettings
 
 __all__ = [
@@ -31,10 +32,6 @@ __all__ = [
     "training_faults",
     "use_faults",
 ]
-
-
-_DEFAULT_TARGET = 0.4
-"""Cannot be told from a target that was not given."""
 
 
 def not_logged(name: str, logged: Iterable[str]) -> str:
@@ -66,14 +63,20 @@ def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl
         found.append(
             f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
         )
-    if callback.gate == "topk" and callback.controller is not None:
+    if mode != "prune" and callback.prune_steps is not None:
+        found.append(
+            f"prune_steps={callback.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
+        )
+    controller = callback.controller
+    holds = callback.target_coverage is not None and controller is not None and controller.uses_feedforward
+    if callback.gate == "topk" and controller is not None and not holds:
         found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
     if callback.significance != "gradient" and overrides(module, "significance"):
         found.append(
             f"significance={callback.significance!r} has no effect: the module's own significance method counts."
         )
     for target in (scheduler.target_activation_rate for scheduler in schedulers):
-        if target is not None and own not in (target, _DEFAULT_TARGET):
+        if target is not None and own is not None and own not in (target, DEFAULT_RATE):
             found.append(
                 f"SparseSelectionCallback(target_activation_rate={own:g}) has no effect: the target of the "
                 f"TwoStageScheduler counts, {target:g}. Give one of them."
@@ -100,12 +103,43 @@ def configuration_faults(
         module: The module that is to be trained.
         schedulers: The trainer's ``TwoStageScheduler`` callbacks.
     """
-    faults = setting_faults(callback) + use_faults(module)
+    faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
+    coverage = callback.target_coverage
+    for rate in (scheduler.target_activation_rate for scheduler in schedulers if coverage is not None):
+        if rate is not None:
+            faults.append(
+                f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
+                f"TwoStageScheduler(target_activation_rate={rate!r}): give one of them."
+            )
     for scheduler in schedulers[:1]:
         faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
     return faults
+
+
+def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """Find why schedules cannot follow the progress of a dense run."""
+    if callback.prune_steps != "follow":
+        return []
+    found = []
+    if not module.automatic_optimization:
+        found.append(
+            "prune_steps='follow' advances learning-rate schedulers, and under manual optimization your training_step "
+            "does so itself: use prune_steps='keep', which leaves every schedule right."
+        )
+    if trainer.max_steps > 0:
+        found.append(
+            f"prune_steps='follow' ends a run by its epochs, and max_steps={trainer.max_steps} counts steps: a "
+            "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."
+        )
+    interval = getattr(trainer, "val_check_interval", None)
+    if type(interval) is int and trainer.check_val_every_n_epoch is not None and callback.target_coverage is not None:
+        found.append(
+            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
+            "beforehand with prune_steps='follow': use a share (a float), or prune_steps='keep'."
+        )
+    return found
 
 
 def setting_faults(callback: GivenSettings) -> list[str]:
@@ -114,7 +148,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
     gate = callback.gate
     significance = callback.significance
     weighting = callback.weighting
-    found = rate_faults("target_activation_rate", callback.target_activation_rate)
+    found = _target_faults(callback)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
     found += _significance_faults(significance)
@@ -137,6 +171,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
+    found += _prune_steps_faults(callback)
     found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
     count_flops: object = callback.count_flops
     if not isinstance(count_flops, bool):
@@ -148,6 +183,15 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
         )
     return found
+
+
+def _prune_steps_faults(callback: GivenSettings) -> list[str]:
+    if callback.prune_steps == "replan" and callback.target_coverage is not None:
+        return [
+            "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
+            "has its own: use 'keep' or 'follow', or target_activation_rate."
+        ]
+    return [] if callback.prune_steps is None else _one_of("prune_steps", callback.prune_steps, get_args(PruneSteps))
 
 
 def _least_faults(least: object) -> list[str]:
@@ -177,10 +221,24 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def rate_faults(name: str, value: object) -> list[str]:
-    """Find what is wrong with an activation rate."""
+def _target_faults(callback: GivenSettings) -> list[str]:
+    rate = callback.target_activation_rate
+    coverage = callback.target_coverage
+    found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
+    if rate is not None or coverage is None:
+        found += rate_faults("target_activation_rate", rate)
+    if rate is not None and coverage is not None:
+        found.append(
+            f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "
+            "the samples is held, or the share of their significance. Leave one of them None."
+        )
+    return found
+
+
+def rate_faults(name: str, value: object, *, kind: str = "rate") -> list[str]:
+    """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
     good = is_number(value) and 0 < value <= 1
-    return [] if good else [f"{name}: expected a rate in (0, 1], got {value!r}.{_percent_hint(value)}"]
+    return [] if good else [f"{name}: expected a {kind} in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
 
 def _percent_hint(value: object) -> str:

@@ -141,7 +141,8 @@ class Gating:
         traced = self._trace is not None
         found = self._found(step, loss)
         if not found.entries:
-            if step.selects and step.part is not None and self._decision.is_shared:
+            weighs = step.is_whole or (step.selects and step.part is not None)
+            if weighs and self._decision.is_shared:
                 self._take_part(step, loss)
             return
         if traced and self._decision.needs_losses and not step.is_gated:

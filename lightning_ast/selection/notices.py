@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+_EXCESS = 0.02
+"""Coverage above its target that one sample more or less does not explain."""
+
+
 class WarnOnce:
     """Warns of each kind of problem once; the first words of a message tell its kind."""
 
@@ -58,11 +62,18 @@ def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Sel
         batch_size: The number of samples in the first sparse batch.
         selection: The samples that were selected of it.
     """
-    target = selector.target_activation_rate
     least = selector.least(batch_size)
-    if least > target * batch_size and selection.indices.numel() == least:
+    if selector.is_whole or selection.indices.numel() != least:
+        return
+    target = selector.target
+    held = "activation rate"
+    exceeds = least > target * batch_size
+    if selector.share_of == "significance":
+        held = "coverage"
+        exceeds = selector.coverage is not None and selector.coverage > target + _EXCESS
+    if exceeds:
         rank_zero_warn(
-            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the activation rate "
+            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the {held} "
             f"cannot fall to its target of {target:g}: use larger batches or a smaller min_selected."
         )
 

@@ -51,11 +51,15 @@ _SELECTOR = check.record(
                 "integral": check.number(),
                 "level": check.maybe(_scalar),
             },
-            {"feedforward": check.choice(True, False), "integral_limit": check.number(0, infinite=True)},
+            {
+                "feedforward": check.choice(True, False),
+                "integral_limit": check.number(0, infinite=True),
+                "held_ema": check.maybe(check.SHARE),
+            },
             _has_a_threshold,
         ),
     },
-    None,
+    {"coverage": check.maybe(check.SHARE), "expected_rate": check.maybe(check.SHARE)},
     _rate_is_known,
 )
 
@@ -70,8 +74,11 @@ def _counts_fit(totals: dict[str, Any]) -> Faults:
         "backwarded": (selected * (1 - _ROUNDING), offered * (1 + _ROUNDING), f"offered = {offered}"),
         "timed_offered": (0, offered, f"offered = {offered}"),
         "joules_offered": (0, offered, f"offered = {offered}"),
+        "dense_steps": (0, totals["steps"], f"steps = {totals['steps']}"),
     }
     for name, (low, high, words) in bounds.items():
+        if name not in totals:
+            continue
         if totals[name] < low:
             yield name, f"at least selected = {selected}", totals[name]
         if totals[name] > high:
@@ -94,7 +101,7 @@ _LEDGER = check.record(
                     "joules": check.JOULES,
                     "joules_offered": check.whole(),
                 },
-                None,
+                {"dense_steps": check.whole()},
                 _counts_fit,
             ),
         ),
@@ -194,12 +201,12 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
     samples, batches = state["lengths"]
     remembered = len(state["history"]["scores"])
     planned = len(plan["indices"])
-    most = -(-samples // state["split"]["batch_size"])
+    most = -(-samples // (1 if state.get("spread") else state["split"]["batch_size"]))
     if planned and int(plan["indices"].max()) >= remembered:
         yield "plan.indices", f"indices below {remembered}", int(plan["indices"].max())
     if samples * processes != planned:
         yield "lengths[0]", f"a share of {planned} planned samples for {processes} process(es)", samples
-    if batches > most or (sparse and batches < most):
+    if batches > most or (sparse and batches < most and not state.get("spread")):
         yield "lengths[1]", f"{'' if sparse else 'at most '}{most} batches of {samples} samples", batches
     if sparse and planned > plan["offered"]:
         yield "plan.offered", f"at least the {planned} that are planned", plan["offered"]
@@ -248,7 +255,7 @@ _EPOCHS = check.record(
         "random": RANDOM_STATES,
         "generators": check.listing(GENERATOR_STATE),
     },
-    _reloads,
+    {**_reloads, "spread": _flag},
     _epoch_fits,
 )
 
@@ -273,7 +280,8 @@ SELECTION_STATE = StateFormat(
                     "mode": check.choice(*get_args(Mode)),
                     "gate": check.choice(*get_args(GateName)),
                     "significance": check.choice("gradient", *SIGNIFICANCE, "callable"),
-                }
+                },
+                {"target": check.choice("activation rate", "coverage")},
             ),
             "selector": _SELECTOR,
             "ledger": _LEDGER,

@@ -59,6 +59,8 @@ class Session:
         state: Saves and restores the parts.
         stage: The stage of the last batch.
         activation_rate: Selected / offered of the last batch (in ``prune`` of its epoch); None before the first.
+        coverage: The share of the significance of the last batch (in ``prune`` of its epoch) that the samples trained
+            on carry; None before the first.
         watchers: The other callbacks that are told of each batch.
         step: The state of the running step, or None.
     """
@@ -76,6 +78,7 @@ class Session:
         self.ledger = ledger
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
+        self.coverage: float | None = None
         self.watchers: list[Watcher] = []
         self.step: StepState | None = None
         self.selector = settings.selector(trainer.global_rank)
@@ -115,7 +118,7 @@ class Session:
             execution=MODE_CLASSES[settings.mode].execution,
             batchnorm=settings.batchnorm,
             dense_ops=dense_ops,
-            enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.target_activation_rate < 1,
+            enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.selects,
         )
 
     def _mode_of(self, settings: SelectionSettings, owner: Callback) -> SelectionMode:
@@ -214,7 +217,7 @@ class Session:
         self.step = step
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
-        if step.known_bad and not step.selects:
+        if step.known_bad and not step.selects and not step.is_whole:
             step.treatment = Treatment.CLEANED
         self.mode.prepare_step(step, batch, batch_idx)
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
@@ -286,9 +289,12 @@ class Session:
         self._gating.finish_batch(step)
         self.quarantine.restore()
         self.mode.close_batch(step)
-        self._books.finish_batch(step, self.stage, target_rate=self.selector.target_activation_rate)
         self._last = None if step.is_void else (step.selection, step.batch_size)
         self.activation_rate = self.mode.activation_rate(step)
+        self.coverage = self.mode.coverage(step)
+        self._books.finish_batch(
+            step, self.stage, rate=self.activation_rate, target_rate=self.selector.target_activation_rate
+        )
         self.quarantine.finish_batch(step, self._trainer, batch_idx)
         for watcher in self.watchers:
             watcher.finish_batch(step)

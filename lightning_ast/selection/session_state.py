@@ -71,7 +71,7 @@ class SessionState:
         SELECTION_STATE.require(state, owner=self.owner)
         self.ledger.load_state_dict(state["ledger"])
         self.quarantine.load_state_dict(state["quarantine"])
-        changed = changes(state["rule"], self.rule, repr)
+        changed = changes({"target": "activation rate", **state["rule"]}, self.rule, repr)
         if changed:
             rank_zero_info(
                 f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "

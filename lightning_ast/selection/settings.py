@@ -13,7 +13,7 @@ from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Schedule
 from lightning_ast.selection.stages import StageSource
 
@@ -23,7 +23,8 @@ __all__ = ["GivenSettings", "SelectionSettings"]
 class GivenSettings(Protocol):
     """The settings as they were given to the callback: nothing has checked their values yet."""
 
-    target_activation_rate: float
+    target_activation_rate: float | None
+    target_coverage: float | None
     mode: Mode
     gate: GateName
     significance: SignificanceName | SignificanceFn
@@ -34,6 +35,7 @@ class GivenSettings(Protocol):
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
     count_flops: bool
+    prune_steps: PruneSteps | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class SelectionSettings:
         state_key: The name of the callback's state in a checkpoint.
     """
 
-    target_activation_rate: float
+    target_activation_rate: float | None
+    target_coverage: float | None
     mode: Mode
     gate: GateName
     significance: SignificanceName | SignificanceFn
@@ -56,6 +59,7 @@ class SelectionSettings:
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
     count_flops: bool
+    prune_steps: PruneSteps | None
     scheduler: StageSource | None
     state_key: str
 
@@ -76,6 +80,7 @@ class SelectionSettings:
         """
         return SampleSelector(
             target_activation_rate=self.target_activation_rate,
+            target_coverage=self.target_coverage,
             gate=self.gate,
             weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
             controller=self.controller,
@@ -85,7 +90,13 @@ class SelectionSettings:
         )
 
     @property
+    def steps_of_pruned_epochs(self) -> PruneSteps:
+        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
+        return self.prune_steps or ("replan" if self.target_coverage is None else "keep")
+
+    @property
     def rule(self) -> dict[str, str]:
         """Name what is selected by, for a checkpoint."""
         score = self.significance if isinstance(self.significance, str) else "callable"
-        return {"mode": self.mode, "gate": self.gate, "significance": score}
+        target = "activation rate" if self.target_coverage is None else "coverage"
+        return {"mode": self.mode, "gate": self.gate, "significance": score, "target": target}

@@ -65,6 +65,7 @@ class LoggedFit(Protocol):
     Attributes:
         stage: The stage of the last batch.
         activation_rate: Selected / offered of the last batch, in [0, 1]; None before the first.
+        coverage: The share of its significance that is trained on, in [0, 1]; None before the first.
         selector: The gate, its controller and its target.
         ledger: The books of the run.
         quarantine: The samples that were left out.
@@ -72,6 +73,7 @@ class LoggedFit(Protocol):
 
     stage: Stage
     activation_rate: float | None
+    coverage: float | None
     selector: SampleSelector
     ledger: Ledger
     quarantine: Quarantine
@@ -173,10 +175,13 @@ class StepLog:
         """Return what the host knows of the run so far, by logged name; what is not known is left out."""
         fit = self._fit
         savings = self._fit.ledger.savings()
+        selector = fit.selector
+        held = "activation_rate" if selector.target_coverage is None else "coverage"
         values = {
             "ast/activation_rate": fit.activation_rate,
             "ast/activation_rate_ema": activation_rate_ema,
-            "ast/target_activation_rate": fit.selector.target_activation_rate if stage == "sparse" else 1.0,
+            "ast/coverage": fit.coverage,
+            f"ast/target_{held}": selector.target if stage == "sparse" else 1.0,
             "ast/stage": float(STAGE_CODES[stage]),
             "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
             **{f"ast/savings_{name}": savings[name] for name in ("samples", "flops", "seconds")},

@@ -21,13 +21,15 @@ class Treatment(Enum):
 
     ``DENSE``: nothing; the step is the plain run's. ``OBSERVED``: nothing, but the significance of every sample is
     computed. ``CLEANED``: the rows of samples that are not finite are left out. ``SELECTED``: the rows of a selection
-    are kept, with its weights.
+    are kept, with its weights. ``WHOLE``: a sparse batch that is trained on as a dense one, because a selection of it
+    would cost more than it saves; it counts like any selection where processes and micro-batches are weighed together.
     """
 
     DENSE = "dense"
     OBSERVED = "observed"
     CLEANED = "cleaned"
     SELECTED = "selected"
+    WHOLE = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class BatchFacts:
         stands_for: In ``prune``, the samples of a dense epoch that the batch stands for; None elsewhere: its own.
         observe: Receives the significance ``(B,)`` of the samples; None where nothing remembers it.
         is_planned: Whether its samples are a selection that was made ahead of the epoch.
+        is_of_whole_epoch: Whether it is of a sparse epoch that is loaded whole, because a selection would leave out so
+            few samples that it costs more than it saves.
         execution: How the backward behind the gate is computed.
     """
 
@@ -48,6 +52,7 @@ class BatchFacts:
     stands_for: int | None = None
     observe: Callable[[Tensor], None] | None = None
     is_planned: bool = False
+    is_of_whole_epoch: bool = False
     execution: Execution = "mask"
 
 
@@ -80,6 +85,7 @@ class StepState:
         labels: ``(B,)`` class indices, where they are known and the significance was computed.
         bad: ``(B,)`` bool, the samples that are not finite; None where the host knows of none.
         traced: Whether a sample is followed through the forward of the step.
+        is_scored_ahead: Whether a scoring pass had all its samples ahead of the step, to select from them.
     """
 
     facts: BatchFacts
@@ -90,6 +96,7 @@ class StepState:
     labels: Tensor | None = None
     bad: Tensor | None = None
     traced: bool = False
+    is_scored_ahead: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -120,6 +127,11 @@ class StepState:
     def selects(self) -> bool:
         """Tell whether the gate keeps the rows of a selection."""
         return self.treatment is Treatment.SELECTED
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether it is trained on whole where a selection would cost more than it saves."""
+        return self.treatment is Treatment.WHOLE or self.facts.is_of_whole_epoch
 
     @property
     def is_gated(self) -> bool:

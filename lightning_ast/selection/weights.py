@@ -49,6 +49,24 @@ class RowWeights:
             device: The device of the gradient.
             finite: Positions among the selected samples of those that are kept after all; None keeps every one.
         """
+        return _brought(self._on_host(step, finite), device)
+
+    def of_whole(self, step: StepState, device: torch.device) -> Kept | None:
+        """Weigh the rows of a batch that is trained on whole; None where the step is the plain one.
+
+        All weigh alike, and the batch counts where it is a part of one large batch: a factor is left where another
+        micro-batch keeps fewer, or another process has a batch of another size.
+
+        Args:
+            step: The state of the step, whose selection holds every sample that is finite.
+            device: The device of the gradient.
+        """
+        kept = self._on_host(step, None)
+        assert kept.factors is not None
+        is_plain = step.selected == step.batch_size and bool((kept.factors == 1).all())
+        return None if is_plain else _brought(kept, device)
+
+    def _on_host(self, step: StepState, finite: Tensor | None) -> Kept:
         assert step.selection is not None
         cleaned = step.treatment is Treatment.CLEANED
         indices = step.selection.indices.cpu()
@@ -65,12 +83,7 @@ class RowWeights:
         # No other process knows of a dense step that leaves samples out
         shared = own if cleaned else self._divisor(own, float(step.batch_size))
         factors = weights * (step.forwarded / shared) if shared > 0 else weights
-        factors = factors.float() if device.type == "mps" else factors  # which has no larger type
-        return Kept(
-            indices.to(device, non_blocking=True),
-            factors.to(device, non_blocking=True),
-            rows_only=cleaned or step.known_bad or finite is not None,
-        )
+        return Kept(indices, factors, rows_only=cleaned or step.known_bad or finite is not None)
 
     def of_part(self, step: StepState, part: Part, norms: Tensor, finite: Tensor | None) -> Kept:
         """Weigh the rows of a step that saw the selected samples alone.
@@ -87,6 +100,14 @@ class RowWeights:
             return kept
         assert kept.factors is not None
         return replace(kept, factors=kept.factors * (step.batch_size / step.forwarded))
+
+
+def _brought(kept: Kept, device: torch.device) -> Kept:
+    assert kept.factors is not None
+    factors = kept.factors.float() if device.type == "mps" else kept.factors  # which has no larger type
+    return replace(
+        kept, indices=kept.indices.to(device, non_blocking=True), factors=factors.to(device, non_blocking=True)
+    )
 
 
 class SumDetector:

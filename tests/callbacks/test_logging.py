@@ -21,7 +21,14 @@ from tests.helpers.logs import scalars, table
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import SaveAt, quiet_trainer
 
-ALWAYS = {"ast/activation_rate", "ast/target_activation_rate", "ast/stage", "ast/savings_samples", "ast/savings_flops"}
+ALWAYS = {
+    "ast/activation_rate",
+    "ast/coverage",
+    "ast/target_activation_rate",
+    "ast/stage",
+    "ast/savings_samples",
+    "ast/savings_flops",
+}
 
 
 def run(
@@ -50,6 +57,9 @@ def test_tensorboard_event_file_read_back(digits: Digits, tmp_path: Path) -> Non
     assert set(series) == ALWAYS | {"ast/threshold", "ast/activation_rate_ema", "ast/savings_seconds"}
     assert [value for _, value in series["ast/activation_rate"]] == pytest.approx(rates)
     assert [step for step, _ in series["ast/activation_rate"]] == list(range(48))
+    coverages = [value for _, value in series["ast/coverage"]]
+    assert coverages[:16] == coverages[32:] == [1.0] * 16
+    assert all(0.3 < value < 0.99 for value in coverages[16:32]), "of the significant samples more than of all"
     assert [value for _, value in series["ast/stage"]] == [0.0] * 16 + [1.0] * 16 + [2.0] * 16
     assert [value for _, value in series["ast/threshold"]] == pytest.approx(thresholds[16:32], rel=1e-5)
     assert series["ast/savings_samples"][-1][1] == pytest.approx(selection.savings["samples"])

@@ -95,7 +95,7 @@ def test_a_controller_of_another_kind_begins_anew() -> None:
         state = trained(one).state_dict()
         other.load_state_dict(state)
         fresh = type(other)(preset="default" if other.uses_feedforward else "original").state_dict()
-        assert {**other.state_dict(), "activation_rate_ema": None} == fresh
+        assert {**other.state_dict(), "activation_rate_ema": None, "held_ema": None} == fresh
         assert other.activation_rate_ema == state["activation_rate_ema"]
 
 

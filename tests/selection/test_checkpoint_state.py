@@ -31,7 +31,9 @@ pytestmark = pytest.mark.filterwarnings(
 LARGE = {"huge", "huge float", "enormous"}
 REAL = {"-1", "1.5", "huge", "huge float"}
 LEGAL: list[tuple[str, set[str]]] = [
-    (r"version|.*validation_reloaded|.*\.feedforward|.*\.integral_limit", {"missing"}),
+    (r"version|.*validation_reloaded|.*\.feedforward|.*\.integral_limit|rule\.target", {"missing"}),
+    (r".*\.held_ema|selector\.(coverage|expected_rate)", {"missing", "none"}),
+    (r".*\.dense_steps", {"missing"}),
     # what is not known, or has not begun
     (r".*\.(activation_rate_ema|threshold|level|flops|reloaded|validation_reloaded|plan|weights|cuda)", {"none"}),
     (r"selector\.activation_rate|.*(batch size|data set length)\.0|.*_joules|.*\.python\.2", {"none"}),
@@ -241,7 +243,7 @@ def test_checkpoints_of_the_first_release_are_resumed(tmp_path: Path, mode: str)
     torch.save(checkpoint, path)
     selection, monitor, energy = train(mode, tmp_path, ckpt_path=path)
     then = states["SparseSelectionCallback"]["ledger"]["stages"]
-    assert then["warmup"] == selection.state_dict()["ledger"]["stages"]["warmup"]
+    assert then["warmup"].items() <= selection.state_dict()["ledger"]["stages"]["warmup"].items()
     done = sum(totals["offered"] for totals in then.values())
     assert 0 < done < selection.ledger.offered <= BATCH * BATCHES * EPOCHS
     assert [costs.epoch for costs in energy.epochs] == list(range(EPOCHS))

@@ -112,6 +112,11 @@ class SelectionMode(ABC):
     def close_batch(self, step: StepState | None) -> None:  # noqa: B027
         """Let go of a batch; None stands for one that was not trained on."""
 
+    def coverage(self, step: StepState) -> float:
+        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1]."""
+        coverage = self._parts.selector.coverage if step.selects or step.facts.is_planned else None
+        return 1.0 if coverage is None else coverage
+
     # ------------------------------------------------------------------ whenever it is asked for
 
     @abstractmethod

@@ -17,7 +17,7 @@ __all__ = ["InBatchMode"]
 
 
 class InBatchMode(SelectionMode):
-    """Selects within each batch, at the rate of the schedule's stage."""
+    """Selects within each batch of the sparse stage."""
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
@@ -45,7 +45,7 @@ class InBatchMode(SelectionMode):
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what is to be done with a batch: select from it in the sparse stage."""
-        selects = stage == "sparse" and self._parts.selector.target_activation_rate < 1
+        selects = stage == "sparse" and self._parts.selector.selects
         facts = BatchFacts(size=size, indices=indices, execution=self.execution)
         return StepState(facts, Treatment.SELECTED if selects else Treatment.DENSE)
 

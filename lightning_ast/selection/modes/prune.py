@@ -33,7 +33,12 @@ class PruneMode(SelectionMode):
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
         self.epochs = PrunedEpochs(
-            parts.owner, parts.trainer, parts.selector, parts.settings.schedule_of(parts.trainer), parts.processes
+            parts.owner,
+            parts.trainer,
+            parts.selector,
+            parts.settings.schedule_of(parts.trainer),
+            parts.processes,
+            parts.settings.steps_of_pruned_epochs,
         )
 
     def attach(self) -> None:
@@ -69,15 +74,17 @@ class PruneMode(SelectionMode):
             stands_for=planned.stands_for,
             observe=observe,
             is_planned=self.epochs.epoch.sparse,
+            is_of_whole_epoch=self.epochs.epoch.is_whole and self._parts.selector.selects,
         )
         if planned.weights is not None:
             return StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
         return StepState(facts, Treatment.DENSE if observe is None else Treatment.OBSERVED)
 
     def close_batch(self, step: StepState | None) -> None:
-        """Go on in the plan behind a batch that was not trained on."""
-        if step is None:
+        """Go on in the plan and in the schedules."""
+        if step is None:  # it was not trained on
             self.epochs.epoch.batch += 1
+        self.epochs.finish_batch()
 
     def activation_rate(self, step: StepState) -> float:
         """Return planned / offered of the running epoch, in (0, 1]."""

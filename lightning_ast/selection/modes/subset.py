@@ -1,4 +1,8 @@
-"""Mode ``subset``: a scoring pass on all samples, then the user's training step on the selected ones alone."""
+"""Mode ``subset``: a scoring pass on all samples, then the user's training step on the selected ones alone.
+
+With a target coverage the rate follows what is left to learn. While it is so high that scoring costs more than it
+spares, batches are not scored but trained on whole, and one of many shows whether the rate has fallen.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,19 @@ from lightning_ast.core.batch.samples import select_batch
 from lightning_ast.errors import BatchError
 from lightning_ast.lightning_internals.method_wrapper import method_of
 from lightning_ast.mixin import overrides
+from lightning_ast.mode_facts import cost_share
+from lightning_ast.schedule import Stage
 from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.in_batch import InBatchMode
 from lightning_ast.selection.scoring_pass import Scored, ScoringPass
-from lightning_ast.selection.step_state import Part, StepState
+from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.words import counted
 
 __all__ = ["SubsetMode"]
 
 _MISSING = object()
+_SCORED_EVERY = 16
+"""Sparse batches of which one is scored while scoring does not pay."""
 
 
 class SubsetMode(InBatchMode):
@@ -98,6 +106,18 @@ class SubsetMode(InBatchMode):
 
     # ------------------------------------------------------------------ a batch
 
+    def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
+        """Return what is to be done with a batch: where scoring it does not pay, it is trained on whole."""
+        step = super().open_batch(stage, size, indices)
+        selector = self._parts.selector
+        expected = selector.expected_rate  # known with a target coverage alone, and the same in all processes
+        costs_more = expected is not None and cost_share("subset", expected) >= 1
+        if step.selects and costs_more and selector.steps % _SCORED_EVERY:
+            selector.pass_over()
+            step.treatment = Treatment.WHOLE
+            step.selection = step.everything(torch.device("cpu"))
+        return step
+
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:
         """Score the batch, and take the selected samples; a dense batch is scored where that proves the entries."""
         assert self._score is not None
@@ -113,6 +133,7 @@ class SubsetMode(InBatchMode):
         if scored is None:
             self._gating.count_ungated(step)
         else:
+            step.is_scored_ahead = True
             self._take(step, batch, scored)
             self._part = step.part
 
@@ -123,7 +144,7 @@ class SubsetMode(InBatchMode):
             scores = self._decision.scores(step, batch, scored.record)
         with torch.no_grad():
             self._decision.decide_ahead(step, scores, finite, scored.labels)
-        if step.is_void or (step.known_bad and step.selected == 1):
+        if step.is_whole or step.is_void or (step.known_bad and step.selected == 1):
             return  # the step sees the whole batch: BatchNorm in training mode refuses a single sample
         assert step.selection is not None
         indices = step.selection.indices

@@ -1,0 +1,121 @@
+"""How long an epoch of mode ``prune`` is, and which samples it loads: decided by what is remembered of each sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_ast.core.gate import FLOOR, NEARLY_ALL, rate_at_coverage
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.selector import SampleSelector
+from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.run_limits import accumulation
+from lightning_ast.mode_facts import PruneSteps
+from lightning_ast.pruning.epoch import RunningEpoch
+from lightning_ast.pruning.loader import LoaderFacts
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths
+from lightning_ast.schedule import Schedule
+
+__all__ = ["EpochPlanner"]
+
+
+class EpochPlanner:
+    """Plans epochs from the remembered significance; every process plans the same.
+
+    Args:
+        trainer: The trainer of this fit, whose limits are read.
+        selector: The gate, weighting, seed and target of the selection.
+        schedule: Warmup and cooldown.
+        processes: The processes that train together.
+        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
+
+    Attributes:
+        history: What is remembered of each sample; None before the data set is known.
+        facts: The lengths of a dense epoch; None before the loader is set up.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, selector: SampleSelector, schedule: Schedule, processes: Processes, steps: PruneSteps
+    ) -> None:
+        self._trainer = trainer
+        self._selector = selector
+        self._schedule = schedule
+        self._processes = processes
+        self._steps: PruneSteps = steps
+        self._accumulate = accumulation(trainer)
+        self.history: SignificanceHistory | None = None
+        self.facts: LoaderFacts | None = None
+
+    @property
+    def run(self) -> PlannedRun:
+        """Return the run that the trainer's limits make."""
+        assert self.facts is not None
+        return planned_run(
+            self._trainer,
+            self.facts,
+            schedule=self._schedule,
+            accumulate=self._accumulate,
+            rate=self._selector.target_activation_rate if self._selector.selects else 1.0,
+            min_selected=self._selector.min_selected,
+            processes=self._processes.count,
+            steps=self._steps,
+        )
+
+    def fold(self) -> SignificanceHistory:
+        """Take what all processes observed since the last time into what is remembered, and return it."""
+        assert self.history is not None
+        self.history.fold(self._processes.maximum if self._processes.count > 1 else None)
+        return self.history
+
+    def sparse_lengths(self) -> EpochLengths | None:
+        """Plan the length of a sparse epoch; None where it is loaded whole."""
+        if not self._selector.selects:
+            return None
+        if self._selector.target_coverage is None:
+            assert self._selector.target_activation_rate is not None
+            return self._lengths_at(self._selector.target_activation_rate)
+        rate = self._rate_to_cover(self.fold().significance(), self._selector.target_coverage)
+        return None if rate >= NEARLY_ALL else self._lengths_at(rate)
+
+    def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
+        """Choose the samples of an epoch; where its rate depends on what is offered, its length is made right.
+
+        Args:
+            epoch: The epoch that begins.
+            draws: ``(n,)`` int64 dataset indices that the user's samplers drew, of all processes in turn.
+        """
+        assert self.facts is not None
+        history = self.fold()
+        processes = self._processes.count
+        if not epoch.sparse:
+            return EpochPlan(epoch.number, draws, self.facts.offered * processes)
+        offered = draws[: self.facts.offered * processes]
+        coverage = self._selector.target_coverage
+        if coverage is not None and self._steps == "keep":
+            # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
+            epoch.lengths = self._lengths_at(self._rate_to_cover(history.significance()[offered], coverage))
+        count = epoch.lengths.samples * processes
+        return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
+
+    def split(self, *, sparse: bool) -> dict[str, Any] | None:
+        """Return the settings that decide how a plan is dealt out and weighted; None before they are known."""
+        if self.facts is None:
+            return None
+        return {
+            "batch_size": self.facts.batch_size,
+            "drop_last": int(self.facts.drop_last),
+            "processes": self._processes.count,
+            "weighting": self._selector.weighting if sparse else None,
+        }
+
+    def _rate_to_cover(self, significance: Tensor, coverage: float) -> float:
+        gate = self._selector.gate if self._selector.gate == "soft" else "topk"
+        return rate_at_coverage(significance, coverage, gate, floor=min(FLOOR, 0.1 * coverage))
+
+    def _lengths_at(self, rate: float) -> EpochLengths:
+        assert self.facts is not None
+        least = self._selector.min_selected
+        processes = self._processes.count
+        return pruned_lengths(self.facts, rate, steps=self._steps, min_selected=least, processes=processes)
