@@ -60,13 +60,7 @@ class EpochCosts:
 
 
 class OpenEpoch(Watcher):
-    """The epoch that is being measured.
-
-    Args:
-        trainer: The trainer of this fit.
-        book: The book of the joules.
-        clock: The clock of the sections.
-        session: The session of the selection callback, or None where nobody selects.
+    """The epoch that is being measured; its session is that of the selection callback, None where nobody selects.
 
     Attributes:
         number: The number of the epoch, from 0.

@@ -23,10 +23,8 @@ def configuration_among(files: Sequence[Path]) -> Path | None:
     """Find the configuration of a run among the files of its folder.
 
     A run saves its configuration under another name, such as ``config_1.yaml``, where a ``config.yaml`` of a person
-    stands in the folder; only the saved file holds what the command line changed.
-
-    Returns:
-        The newest file that a run saved, else ``config.yaml``, else None.
+    stands in the folder; only the saved file holds what the command line changed. Of several, the newest is taken; of
+    none, a ``config.yaml``.
     """
     numbers = {path: int(found[1] or 0) for path in files if (found := _NAME.fullmatch(path.name))}
     times = {path: time for path in numbers if (time := _saved_at(path)) is not None}

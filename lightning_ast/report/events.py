@@ -36,15 +36,9 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Session:
-    """The scalars and histograms that one process wrote.
+    """The scalars and histograms that one process wrote, by tag, in the order in which they were logged."""
 
-    Attributes:
-        began: The wall time of its first event, in seconds.
-        scalars: The points by tag, in the order in which they were logged.
-        histograms: The same of histograms.
-    """
-
-    began: float
+    began: float  # the wall time of its first event, in seconds
     scalars: dict[str, list[Point]] = field(default_factory=dict)
     histograms: dict[str, list[Histogram]] = field(default_factory=dict)
 

@@ -68,11 +68,11 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.paused = False
         self._shadows = Shadows()
         self._records = Records()
-        self._thread = threading.get_ident()
+        self._thread = threading.get_ident()  # autograd numbers the nodes of each thread from 0
         self._last_number = _last_node_number()
         self._first_number = self._last_number + 1  # nodes below it were made before the trace
         self._operations = 0
-        self._uncompiled: list[AbstractContextManager[None]] = []
+        self._uncompiled: list[AbstractContextManager[None]] = []  # one for each time that it was entered
         pairs = self._perturbed(batch, batch_size, take)
         pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
         self.leaves = len(pairs)

@@ -227,6 +227,7 @@ class _Walk:
             if layout is not None:
                 # What an inner node gives to the entry closer to the loss carries the network's own gradient back.
                 nested = child in self._inner
+                # Several edges of the loss part may lead to one output: it is one entry with all of them.
                 self.entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
                 self.plan.layouts.append((layout, form_of(child), nested))
                 return "enter"

@@ -52,7 +52,7 @@ class Layout:
             fitting = [rows for rows in assignments[self.assigned :][:1] if len(rows) == shape[0]]
             return UnequalPlace(shape, 0, 1, 1, -len(shape), shape[0], fitting[0], batch_size) if fitting else None
         groups, rest = divmod(shape[self.dim], batch_size)
-        if rest or groups == 0:
+        if rest or groups == 0:  # not a multiple of the samples, or fewer rows than samples
             return None
         if groups == self.pre * self.post:
             return place_of(shape, self.dim, self.pre, self.post)
@@ -141,6 +141,7 @@ def _candidates(
         assigned.append(assignments[layout.assigned or 0].cpu() == sample)
         yield layout, assigned[-1]
     for layout in layouts_by_size(shape, batch_size):
+        # The dimension is (pre, B, post), flattened.
         own = (torch.arange(shape[layout.dim]) // layout.post) % batch_size == sample
         if layout.dim or not any(torch.equal(own, other) for other in assigned):
             yield layout, own
@@ -178,4 +179,5 @@ def spread(values: Tensor, place: Place) -> Tensor:
         values = values.repeat_interleave(place.post)
     if place.pre > 1:
         values = values.repeat(place.pre)
+    # Behind the samples' dimension all are of size 1; those before it are added by broadcasting.
     return values.view(-1, *[1] * (-place.from_end - 1))

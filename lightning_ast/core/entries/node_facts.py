@@ -169,6 +169,7 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
         parents = [parent for parent, _ in edges_of(node) if parent.next_functions]
         if node.name().startswith(_VIEWS) and any(_row_count(p) not in (None, 1, rows, batch_size) for p in parents):
             return "joined"
+        # Parents with another number of rows say nothing of these: weights, or constants that are broadcast.
         pending += [parent for parent in parents if _row_count(parent) in (rows, batch_size)]
     return "samples"
 

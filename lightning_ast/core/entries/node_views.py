@@ -89,7 +89,7 @@ class SizedView:
         shape = shape_of(node, output_nr)
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
-        known = self._known.get((form_of(node), len(shape)))
+        known = self._known.get((form_of(node), len(shape)))  # what was proved of such a node elsewhere
         if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
         if self._batch_size == 1 and shape:  # every row is the sample's
@@ -177,7 +177,7 @@ class TracedView(SizedView):
 def owns_parameters(node: Node, view: SizedView) -> bool:
     """Tell whether a node combines parameters with what depends on the samples."""
     name = node.name()
-    if name.startswith(OPAQUE):
+    if name.startswith(OPAQUE):  # what is inside is not seen: most likely layers
         return True
     layer = is_layer(name)
     for child, output_nr in edges_of(node):
@@ -193,7 +193,7 @@ def owns_parameters(node: Node, view: SizedView) -> bool:
 
 def _is_layers_output(node: Node | None, view: SizedView) -> bool:
     """Tell whether a node is a product with a parameter, or shows one in another shape or type."""
-    while node is not None and node.name().startswith(RESHAPING):
+    while node is not None and node.name().startswith(RESHAPING):  # these have one input
         node = node.next_functions[0][0]
     return node is not None and node.name().startswith(PRODUCTS) and owns_parameters(node, view)
 

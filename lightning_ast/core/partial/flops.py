@@ -87,7 +87,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.full = 0
         self.executed: int | None = 0
         self.failure: str | None = None
-        self._in_rows = 0
+        self._in_rows = 0  # rules that are running, one inside the other
 
     @property
     def executed_share(self) -> float | None:

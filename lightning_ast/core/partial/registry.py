@@ -56,7 +56,7 @@ def _on_rows(function: Rule, dim: int | None) -> Rule:
     return guarded
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024)  # asked of every op of every backward
 def is_view(op: OpOverload) -> bool:
     """Tell whether what the op returns shares memory with its first argument, without having written to it."""
     returned = [r.alias_info for r in op._schema.returns]

@@ -117,9 +117,11 @@ class Rows:
         self.indices = indices
         # The backward that these rows belong to: one inside it, as of reentrant checkpointing, has another number.
         self.graph_task = torch._C._current_graph_task_id()
-        self._on = {indices.device: indices}
+        self._on = {indices.device: indices}  # a model may be spread over several devices
         self._folded: dict[tuple[torch.device, int, int], Tensor] = {}
-        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = OrderedDict()
+        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = (
+            OrderedDict()
+        )  # oldest first
         self._kept = _KEPT
 
     def on(self, device: torch.device) -> Tensor:

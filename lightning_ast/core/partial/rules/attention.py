@@ -23,6 +23,7 @@ _MASKS = ("attn_bias", "attn_mask")
 )  # fmt: skip
 def _attention(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     gradient: HeldRows = args[0]
+    # The backends give their arguments in different orders, and some have arguments that others lack.
     names = [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
     call = {**dict(zip(names, args, strict=False)), **kwargs}
     # Heads lie behind the samples or before them. Dropout draws its mask anew, by the row's position in the batch.

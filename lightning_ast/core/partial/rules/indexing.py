@@ -20,7 +20,7 @@ __all__ = []
 def _select_backward(func: OpOverload, gradient: HeldRows, sizes: list[int], dim: int, index: int) -> Any:
     sizes = list(sizes)
     dim %= len(sizes)
-    at = gradient.place.dim + (dim <= gradient.place.dim)
+    at = gradient.place.dim + (dim <= gradient.place.dim)  # for the selected dimension is there again
     if dim == at or sizes[at] != gradient.place.size:
         return NotImplemented
     sizes[at] = gradient.data_rows.shape[gradient.place.dim]
@@ -34,7 +34,7 @@ def _slice_backward(
     place = gradient.place
     sizes = list(sizes)
     dim %= len(sizes)
-    if dim != place.dim:
+    if dim != place.dim:  # inside each sample
         sizes[place.dim] = gradient.data_rows.shape[place.dim]
         return gradient.like(func(gradient.data_rows, sizes, dim, start, end, step))
     group = gradient.rows.batch_size * place.post
@@ -126,6 +126,7 @@ def _strided_backward(func: OpOverload, gradient: HeldRows, sizes: list[int], *a
     place = gradient.place
     diagonal = func._schema.name == "aten::diagonal_backward"
     dims = [d % len(sizes) for d in (args[1:3] if diagonal else args[:1])]
+    # A sample would get more rows, or lie along the diagonal.
     if place.dim >= min(dims) or sizes[place.dim] != place.size:
         return NotImplemented
     sizes[place.dim] = gradient.data_rows.shape[place.dim]

@@ -24,6 +24,7 @@ _REDUCTION_AT = {
 
 @rule(*_REDUCTION_AT)
 def _elementwise(func: OpOverload, *args: Any) -> Any:
+    # Reduced to one number, the gradient would be a scalar, and no row of a sample.
     at = _REDUCTION_AT[func._schema.name.removeprefix("aten::")]
     return run_pointwise(func, *args) if len(args) > at and args[at] == 0 else NotImplemented
 

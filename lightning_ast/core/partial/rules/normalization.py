@@ -30,7 +30,7 @@ _FEWEST = 16
 def _layer_norm(
     func: OpOverload, gradient: HeldRows, value: Tensor, shape: list[int], *rest: Any, **kwargs: Any
 ) -> Any:
-    if gradient.place.from_end >= -len(shape):
+    if gradient.place.from_end >= -len(shape):  # the samples are among what is normalised together
         return NotImplemented
     at = gradient.place.dim
     count = 2 if func._schema.name == "aten::native_layer_norm_backward" else 1  # the mean and rstd, or rstd alone
@@ -45,6 +45,7 @@ def _group_norm(func: OpOverload, gradient: HeldRows, *args: Any, **kwargs: Any)
     value, mean, rstd, weight, _, *rest = args
     rows = gradient.packed()
     saved = (gradient.rows_of(t, 0) for t in (value, mean, rstd))
+    # The number of samples is an argument of its own, and is now that of the selected ones.
     out, *parameters = func(rows, *saved, weight, rows.shape[0], *rest, **kwargs)
     return (None if out is None else gradient.like(out), *parameters)
 

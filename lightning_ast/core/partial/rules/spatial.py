@@ -15,7 +15,7 @@ __all__ = []
 
 @rule("convolution_backward", on_rows=True, dim=0)
 def _convolution(func: OpOverload, gradient: HeldRows, value: Tensor, *rest: Any) -> Any:
-    if value.shape[0] != gradient.shape[0]:
+    if value.shape[0] != gradient.shape[0]:  # without a batch dimension the first one is of channels
         return NotImplemented
     out, weight, bias = func(gradient.data_rows, gradient.rows_of(value, 0), *rest)
     return None if out is None else gradient.moved(out, 0), weight, bias

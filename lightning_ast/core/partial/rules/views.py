@@ -81,7 +81,7 @@ def _permute(func: OpOverload, gradient: HeldRows, dims: Sequence[int]) -> Any:
 def _expand(func: OpOverload, gradient: HeldRows, size: Sequence[int], *, implicit: bool = False) -> Any:
     shape = list(size)
     dim = len(shape) + gradient.place.from_end
-    if shape[dim] not in (-1, gradient.place.size):
+    if shape[dim] not in (-1, gradient.place.size):  # a single row is repeated: it would be every sample's
         return NotImplemented
     shape[dim] = -1
     return gradient.like(gradient.data_rows.expand(shape))
@@ -141,7 +141,7 @@ def _slice(
     start, end, step = slice(start, end, step).indices(gradient.place.size)
     if (start, end, step) == (0, gradient.place.size, 1):
         return gradient.like(gradient.data_rows)
-    groups = _groups(gradient, start, end) if step == 1 else None
+    groups = _groups(gradient, start, end) if step == 1 else None  # a step would leave samples out
     return NotImplemented if groups is None else groups
 
 
@@ -186,7 +186,7 @@ def _join(func: OpOverload, parts: Sequence[HeldRows], dim: int = 0) -> Any:
 @rule("constant_pad_nd", on_rows=True)
 def _pad(func: OpOverload, gradient: HeldRows, pad: Sequence[int], value: float = 0) -> Any:
     at = 2 * (-1 - gradient.place.from_end)  # pairs run from the last dimension backwards
-    if any(pad[at : at + 2]) or value != 0:
+    if any(pad[at : at + 2]) or value != 0:  # rows are added, or the others would not be zero any more
         return NotImplemented
     return gradient.like(func(gradient.data_rows, pad, 0))
 
@@ -202,7 +202,7 @@ def _along(func: OpOverload, gradient: HeldRows, *args: Any, **kwargs: Any) -> A
 
 @rule("tril", "triu", on_rows=True)
 def _triangle(func: OpOverload, gradient: HeldRows, *diagonal: int) -> Any:
-    if gradient.place.from_end >= -2:
+    if gradient.place.from_end >= -2:  # the matrices reach over the samples
         return NotImplemented
     return gradient.like(func(gradient.data_rows, *diagonal))
 
