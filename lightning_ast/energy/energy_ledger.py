@@ -27,10 +27,8 @@ _MARGIN = 0.5
 class EnergyBook:
     """A book of joules: each activity has what the meters counted while it went on.
 
-    Args:
-        meters: The meters of this process's hardware; None takes what the machine has.
-        device: The device that this process trains on.
-        processes: The processes of the run; hardware that several of them share is counted once.
+    Hardware that several processes share is counted once. Where ``meters`` is None, those are taken that the machine
+    has.
 
     Attributes:
         names: The names of what this process measures.

@@ -20,11 +20,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run; every method that communicates is called by all of them, or by none.
-
-    Args:
-        trainer: The Trainer whose strategy communicates.
-    """
+    """The processes of a Trainer's run; every method that communicates is called by all of them, or by none."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._strategy = trainer.strategy

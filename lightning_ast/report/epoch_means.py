@@ -15,17 +15,11 @@ __all__ = ["EpochMeans", "behind_each", "epoch_means"]
 
 
 class EpochMeans(NamedTuple):
-    """A value an epoch, and what it is the mean of.
-
-    Attributes:
-        means: The values.
-        logged: ``(n,)``, how many logged values stand behind each; None where each is the mean of a whole epoch.
-        at_ends: Whether each epoch has one value, at its last step: that step's, or the mean of the epoch.
-    """
+    """A value an epoch, and what it is the mean of."""
 
     means: EpochSeries
-    logged: Ints | None
-    at_ends: bool
+    logged: Ints | None  # (n,), how many logged values stand behind each; None where each is a whole epoch's mean
+    at_ends: bool  # whether each epoch has one value, at its last step: that step's, or the mean of the epoch
 
 
 def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:

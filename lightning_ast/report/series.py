@@ -84,17 +84,11 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts between edges.
-
-    Attributes:
-        step: The step at which it was logged.
-        edges: The edges ``(k + 1,)``, increasing.
-        counts: The counts ``(k,)``, non-negative.
-    """
+    """Counts between edges, as they were logged at a step."""
 
     step: int
-    edges: Floats
-    counts: Floats
+    edges: Floats  # (k + 1,), increasing
+    counts: Floats  # (k,), not negative
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,13 +66,10 @@ def leaves_of(part: Any, *, lists: bool = True) -> Iterator[Tensor | np.ndarray[
 
 
 class Slicer:
-    """Takes samples out of nested containers, and keeps their types.
+    """Takes samples out of a batch of nested containers, and keeps their types.
 
-    Args:
-        batch: The whole batch.
-        size: Its number of samples.
-        indices: ``(k,)`` positions to take. They are read from the device only where a list needs them.
-        listings: The ids of the sequences in it that certainly have one entry for each sample.
+    The ``(k,)`` indices are read from the device only where a list needs them. ``listings`` are the ids of the
+    sequences that certainly have one entry for each sample.
     """
 
     def __init__(self, batch: Any, size: int, indices: Tensor, listings: frozenset[int]) -> None:

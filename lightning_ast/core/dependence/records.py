@@ -23,21 +23,13 @@ _numbers = count()
 
 @dataclass(eq=False)
 class Record:
-    """One output of a node, and its shadow until they are compared.
-
-    Attributes:
-        shape: The output's shape.
-        pair: The output without its graph, and its shadow; None where no comparison is needed, or any more.
-        known: Without tensors: True for an independent output, False where nothing is known.
-        picked: Whether values chose its rows one by one.
-        found: The result of the comparison.
-    """
+    """One output of a node, and its shadow until they are compared."""
 
     shape: tuple[int, ...]
-    pair: tuple[Tensor, Tensor] | None = None
-    known: bool = True
-    picked: bool = False
-    found: Dependence | None = None
+    pair: tuple[Tensor, Tensor] | None = None  # the output without its graph, and its shadow, while they are needed
+    known: bool = True  # without tensors: True for an independent output, False where nothing is known
+    picked: bool = False  # whether values chose its rows one by one
+    found: Dependence | None = None  # the result of the comparison
 
     @property
     def elements(self) -> int:

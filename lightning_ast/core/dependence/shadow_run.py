@@ -35,29 +35,18 @@ _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 @dataclass
 class Call:
-    """An operation between its arrival and its second run.
-
-    Args:
-        func: The operation.
-        args: Its arguments.
-        kwargs: Its arguments by name.
-        facts: Its facts; None for an operator that takes functions, which may do anything.
-        kind: ``SHADOW`` where it is to be run again; otherwise what its results become.
-        written: The arguments that it changes.
-        has_numbers: Whether numbers (not ids alone) among the arguments depend on the sample.
-        states: The states of the random generators before the first run.
-        with_grad: Whether the step records gradients here: some kernels return more then.
-    """
+    """An operation between its arrival and its second run."""
 
     func: Any
     args: OpArgs
     kwargs: OpKwargs
-    facts: Facts | None = None
-    kind: Kind = Kind.PLAIN
-    written: list[Tensor] = field(default_factory=list)
-    has_numbers: bool = False
+    facts: Facts | None = None  # None for an operator that takes functions, which may do anything
+    kind: Kind = Kind.PLAIN  # SHADOW where it is to be run again; otherwise what its results become
+    written: list[Tensor] = field(default_factory=list)  # the arguments that it changes
+    has_numbers: bool = False  # whether numbers, not ids alone, among the arguments depend on the sample
+    # The states of the random generators before the first run.
     states: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
-    with_grad: bool = True
+    with_grad: bool = True  # whether the step records gradients here: some kernels return more then
 
 
 def prepare(shadows: Shadows, func: Any, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:

@@ -26,21 +26,14 @@ __all__ = ["GradientMemory", "densify"]
 
 @dataclass
 class _Shared:
-    """What all views of one memory share.
+    """What all views of one memory share."""
 
-    Attributes:
-        base: The gradient that it was made from.
-        elements: The number of its elements.
-        formula: The derivative formula that made it, see :func:`_formula`.
-        source: A row gradient that was copied in, and the shape and strides it was copied to.
-        plain: Ordinary memory, once somebody needed it.
-    """
-
-    base: RowGradient
+    base: RowGradient  # the gradient that it was made from
     elements: int
-    formula: tuple[int, str, int]
+    formula: tuple[int, str, int]  # the derivative formula that made it, see `_formula`
+    # A row gradient that was copied in, and the shape and strides it was copied to.
     source: tuple[RowGradient, tuple[int, ...], tuple[int, ...]] | None = None
-    plain: Tensor | None = None
+    plain: Tensor | None = None  # ordinary memory, once somebody needed it
 
 
 class GradientMemory(Tensor):

@@ -65,18 +65,11 @@ def place_of(shape: tuple[int, ...], dim: int, pre: int = 1, post: int = 1) -> P
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """How to gather whole samples of memory at once, each with all that lies up to the next.
+    """How to gather whole samples of memory at once, each with all that lies up to the next."""
 
-    Attributes:
-        extent: Elements that a sample spans.
-        source: The memory as ``(B, stride)``.
-        shape: The shape of the gathered tensor.
-        strides: The strides of the gathered tensor.
-    """
-
-    extent: int
-    source: tuple[int, int]
-    shape: tuple[int, ...]
+    extent: int  # elements that a sample spans
+    source: tuple[int, int]  # the memory as (B, stride)
+    shape: tuple[int, ...]  # of the gathered tensor, as are the strides
     strides: tuple[int, ...]
 
 
