@@ -41,6 +41,14 @@ class SelectionReadings(Callback):
         return None if self._session is None else self._session.activation_rate
 
     @property
+    def coverage(self) -> float | None:
+        """Return the share of the last batch's significance that is trained on, in [0, 1]; None before the first.
+
+        In ``prune`` it is that of the epoch's plan.
+        """
+        return None if self._session is None else self._session.coverage
+
+    @property
     def last_selection(self) -> Selection | None:
         """Return positions and weights of the samples that the last batch was trained on, or None."""
         return None if self._session is None else self._session.last_selection

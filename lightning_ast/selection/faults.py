@@ -130,8 +130,8 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
         )
     if trainer.max_steps > 0:
         found.append(
-            f"prune_steps='follow' ends a run after its epochs, and max_steps={trainer.max_steps} counts steps, of which"
-            " a pruned epoch has fewer: set max_epochs alone, or use prune_steps='keep'."
+            f"prune_steps='follow' ends a run by its epochs, and max_steps={trainer.max_steps} counts steps: a "
+            "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."
         )
     interval = getattr(trainer, "val_check_interval", None)
     if type(interval) is int and trainer.check_val_every_n_epoch is not None and callback.target_coverage is not None:
