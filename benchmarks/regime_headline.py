@@ -77,7 +77,7 @@ def short_table(folder: Path = FOLDER) -> str:
     ]
     heads = [f"{place_name(place).split(',')[0]}, points | work" for place in complete]
     lines = [
-        f"{'; '.join(references)}. Points of test accuracy against dense runs of the same seeds, mean ± standard error; "
+        f"{'; '.join(references)}. Points of test accuracy against dense runs of the same seeds ± standard error; "
         "work as a share of dense, scoring included.",
         "",
         f"| method | {' | '.join(heads)} |",
