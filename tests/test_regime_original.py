@@ -32,7 +32,7 @@ class StandIn:
         for _ in range(epochs):
             sizes = [len(labels) for images, labels in self.train_loader if images.is_floating_point()]
             assert sizes == [32] * len(self.train_loader)
-            print("a progress bar")
+            sys.stdout.write("a progress bar")
             self.history["val_acc"].append(self.evaluate())
             self.history["energy_savings"].append(68.0)
             self.history["activation_rates"].append(self.config.target_activation_rate)
