@@ -120,7 +120,7 @@ def configuration_faults(
 
 def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Find why schedules cannot follow the progress of a dense run."""
-    if callback.prune_steps != "follow":
+    if callback.mode != "prune" or callback.prune_steps != "follow":
         return []
     found = []
     if not module.automatic_optimization:
