@@ -112,7 +112,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the steps that count, in the order they were logged in: going back to an earlier one undoes what came after.
+    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it.
 
     Example:
         >>> keep_latest([1, 2, 3, 2, 4])
