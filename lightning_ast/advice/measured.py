@@ -226,7 +226,7 @@ class Facts:
         run: The lengths of the run.
         loading: The loading of the training data.
         step: The training steps.
-        coverage: The rates that coverages need; None where no mode can run, and so no sample was scored.
+        coverage: The rates that coverages need; None where no sample was scored, as where no mode can run.
         validation: The validation; None where the run has none, or where it could not be measured (a note tells why).
         notes: The things that a reader must know of how this was measured, a sentence each.
         seconds: The time that the measurement took.

@@ -137,10 +137,8 @@ class Predictions:
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
-        """Return the modes that can run, those whose steps were not measured left out."""
-        step = self.facts.step
-        lacks_parts = self.facts.run.prune_steps == "keep" and step.parts is None
-        return tuple(m for m in MODES if m not in step.refused and not (m == "prune" and lacks_parts))
+        """Return the modes that can run."""
+        return tuple(mode for mode in MODES if mode not in self.facts.step.refused)
 
     @cached_property
     def dense(self) -> Prediction:
@@ -155,7 +153,7 @@ class Predictions:
         rates = wanted_rates(self.facts.run)
 
         def of_mode(mode: Mode) -> list[Prediction]:
-            found = [self._prediction(mode, rate) for rate in rates if self._validated(mode, rate)]
+            found = [self._prediction(mode, rate) for rate in rates if self._is_predicted(mode, rate, self.facts.run)]
             return sorted([*found, *(p for p in covering if p.mode == mode)], key=lambda p: p.rate)
 
         return tuple(p for mode in self.modes for p in of_mode(mode))
@@ -171,7 +169,14 @@ class Predictions:
         rate = self.rate_of(coverage)
         if rate is None:
             return ()
-        return tuple(self._prediction(m, rate, coverage=coverage) for m in self.modes if self._validated(m, rate))
+        modes = (mode for mode in self.modes if self._is_predicted(mode, rate, self._covering_run))
+        return tuple(self._prediction(mode, rate, coverage=coverage) for mode in modes)
+
+    @property
+    def _covering_run(self) -> RunFacts:
+        """Return the run with a coverage, whose number of steps cannot be planned anew."""
+        run = self.facts.run
+        return replace(run, prune_steps="keep") if run.prune_steps == "replan" else run
 
     def at(self, mode: str, rate: float) -> Prediction | None:
         """Return the prediction of a mode at a rate of the table; None where the mode, or this rate, is refused."""
@@ -181,12 +186,17 @@ class Predictions:
         """Return the prediction of a mode at the user's coverage, or 0.8, 0.9, 0.95, 0.99; None where it is refused."""
         return next((p for p in self.covering(coverage) if p.mode == mode), None)
 
-    def _validated(self, mode: Mode, rate: float) -> bool:
-        """Tell whether an epoch reaches its first validation, which ``prune`` insists on."""
-        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
-        if mode != "prune" or interval is None:
+    def _is_predicted(self, mode: Mode, rate: float, run: RunFacts) -> bool:
+        """Tell whether ``prune`` can be predicted; all others can.
+
+        The steps on its smaller batches must have been measured, and an epoch must reach its first validation.
+        """
+        if mode != "prune":
             return True
-        return run_lengths(self.facts.run, mode, rate).sparse_batches_per_epoch >= interval
+        if run.prune_steps == "keep" and self.facts.step.parts is None:
+            return False
+        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
+        return interval is None or run_lengths(run, mode, rate).sparse_batches_per_epoch >= interval
 
     @property
     def compute_seconds(self) -> float:
@@ -238,8 +248,9 @@ class Predictions:
         return round(estimate.static_bytes + estimate.activation_bytes * (rate if mode == "subset" else 1.0))
 
     def _prediction(self, mode: Mode | None, rate: float, *, coverage: float | None = None) -> Prediction:
+        run = self.facts.run if coverage is None else self._covering_run
         is_whole = coverage is not None and rate >= NEARLY_ALL
-        lengths = run_lengths(self.facts.run, mode, 1.0 if is_whole else rate)
+        lengths = run_lengths(run, mode, 1.0 if is_whole else rate)
         step = self.facts.step.dense
         if mode is not None:
             share = lengths.sparse_share if mode == "prune" else rate
@@ -249,7 +260,7 @@ class Predictions:
         training = self._training_seconds(lengths, step_seconds)
         validation = 0.0
         if (due := self.facts.validation) is not None:
-            validation = due.seconds * validations(due, self.facts.run, lengths, training)
+            validation = due.seconds * validations(due, run, lengths, training)
         return Prediction(
             mode=mode,
             rate=rate,

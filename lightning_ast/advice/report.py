@@ -151,12 +151,16 @@ def _cells(advice: Advice, p: Prediction) -> tuple[str, ...]:
 def _coverage(advice: Advice) -> Iterator[str | Grid]:
     facts = advice.facts.coverage
     if facts is None:
-        why = "no probed sample has a finite significance" if advice.modes else "no mode can run that would score them"
+        why = (
+            "the probe saw no sample with a finite significance"
+            if advice.modes
+            else "no mode can run that would score them"
+        )
         yield f"What a target_coverage needs of the samples is not known: {why}."
         return
     yield (
-        f"What a target_coverage needs of the module as it is now, by the significance of "
-        f"{counted(facts.samples, 'sample')}; by mode, a step, its share of a dense one / the run's of the dense run:"
+        "What a target_coverage needs of the module as it is now, by the significance of "
+        f"{counted(facts.samples, 'sample')} (a step, its share of a dense step / the run's share of the dense run):"
     )
     rows = []
     for coverage, rate in facts.rates.items():
@@ -175,7 +179,7 @@ def _coverage(advice: Advice) -> Iterator[str | Grid]:
 
 def _covering_cell(advice: Advice, p: Prediction | None) -> str:
     if p is None:
-        return "-"
+        return "not measured" if advice.facts.step.parts is None else "-"
     share = p.step_seconds / advice.dense.step_seconds
     return f"{time_words(p.step_seconds)}, {share:.2f} / {p.run_share:.2f}"
 

@@ -70,7 +70,7 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
     if not predictions.modes:
         return "AST cannot run here: every mode is refused."
     if predictions.rate is None:
-        return f"Which rate a coverage of {coverage:g} needs is not known: no probed sample has a finite significance."
+        return f"Which rate a coverage of {coverage:g} needs is not known: the probe saw no sample with a finite significance."
     if predictions.has_nothing_to_skip:
         return f"Nothing to skip yet at a coverage of {coverage:g}: it needs {predictions.rate:.0%} of the samples now."
     if best is None:
@@ -156,9 +156,9 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
 def _refusals(predictions: Predictions) -> list[str]:
     refused = predictions.facts.step.refused
     found = [f"{mode!r} cannot run here: {reason}" for mode, reason in refused.items()]
-    if "prune" not in refused and "prune" not in predictions.modes:
-        found.append("'prune' is left out: its smaller batches are measured with 'subset', which cannot run here.")
-    elif "prune" in predictions.modes and predictions.rate is not None and not _own(predictions, "prune"):
-        at = f"{predictions.rate:.3g}"
-        found.append(f"'prune' cannot run at {at}: val_check_interval is more than the batches of a pruned epoch.")
-    return found
+    if "prune" in refused or predictions.rate is None or _own(predictions, "prune"):
+        return found
+    if predictions.facts.run.prune_steps == "keep":
+        return [*found, "'prune' is not measured: 'subset', which tells the time of smaller batches, cannot run here."]
+    at = f"{predictions.rate:.3g}"
+    return [*found, f"'prune' cannot run at {at}: val_check_interval is more than the batches of a pruned epoch."]

@@ -38,7 +38,7 @@ class GivenSettings(Protocol):
     prune_steps: PruneSteps | None
 
 
-def steps_of_pruned_epochs(given: GivenSettings) -> PruneSteps:
+def steps_of_pruned_epochs(given: GivenSettings | SelectionSettings) -> PruneSteps:
     """Return how the optimizer steps of a pruned epoch relate to those of a dense one, by what was given."""
     return given.prune_steps or ("replan" if given.target_coverage is None else "keep")
 
