@@ -1,7 +1,9 @@
-.PHONY: help demo test test-all test-slow test-oldest wheel check format clean
+.PHONY: help demo test test-all test-slow test-oldest wheel check format clean evidence
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKERS ?= 2
+DATA ?= data
 PARALLEL := --numprocesses auto --dist worksteal
 
 help:  ## show this help
@@ -45,6 +47,11 @@ check: $(READY)  ## lint, format, types, README against its records
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/summarize.py --check
+
+evidence: $(READY)  ## the headline table and the regime map, hours of training on the CPU; goes on where it was stopped
+	$(BIN)/python benchmarks/regimes.py --plan headline --workers $(WORKERS) --root $(DATA)
+	$(BIN)/python benchmarks/regimes.py --plan map --workers $(WORKERS) --root $(DATA)
+	$(BIN)/python benchmarks/summarize.py
 
 format: $(READY)  ## rewrite files in the house format
 	$(BIN)/ruff check --fix .

@@ -103,13 +103,14 @@ def work_off(options: argparse.Namespace) -> int:
 def _record(run: Run, options: argparse.Namespace, precision: str, code: dict[str, Any]) -> bool:
     """Do a run and write its record; return whether it succeeded."""
     begin = time.perf_counter()
+    together = options.runs_at_once or options.workers
     try:
-        record = train(run, root=options.root, records=options.out, precision=precision)
+        record = train(run, root=options.root, records=options.out, precision=precision, alone=together == 1)
     except Exception:  # one run that fails must not end the others
         traceback.print_exc()
         print(f"{run.name}: failed", flush=True)
         return False
-    record |= {"runs_at_once": options.runs_at_once or options.workers, **code}
+    record |= {"runs_at_once": together, **code}
     options.out.mkdir(parents=True, exist_ok=True)
     partial = options.out / f".{run.name}.{os.getpid()}.part"
     partial.write_text(json.dumps(record) + "\n")
@@ -140,10 +141,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = [sys.executable, __file__, *arguments, "--workers", "1", "--runs-at-once", str(together)]
         workers = [subprocess.Popen(command) for _ in range(options.workers)]
         return max(worker.wait() for worker in workers)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     silence_lightning()
-    warnings.filterwarnings("ignore", module="lightning")
-    return int(work_off(options) > 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            return int(work_off(options) > 0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from regime_tables import headline_table, ideas_table, map_table, steps_table
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 RECORDS = ROOT / "benchmarks" / "records"
@@ -429,7 +431,14 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "advice": advice_table,
     },
     "tests/third_party/README.md": {"outcomes": third_party_table},
-    "benchmarks/README.md": {"overhead": overhead_table, "prune-ideas": prune_ideas_table},
+    "benchmarks/README.md": {
+        "regime-headline": headline_table,
+        "regime-map": map_table,
+        "regime-steps": steps_table,
+        "regime-ideas": ideas_table,
+        "overhead": overhead_table,
+        "prune-ideas": prune_ideas_table,
+    },
 }
 
 

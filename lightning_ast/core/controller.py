@@ -43,7 +43,8 @@ class PIController:
     error and E its clamped sum. Working in logarithms and relative errors makes it indifferent to the scale of the loss
     and to the target; the feed-forward makes the first sparse batch right; the PI part removes what is left.
     Anti-windup: E stands still while the fallback, not the threshold, sets the count, and never exceeds
-    ``integral_limit``. Where a coverage is held, it stands in the place of the rate.
+    ``integral_limit``. Where a coverage is held, it stands in the place of the rate, and the batch's own threshold in
+    that of the running mean: the share that a sample carries depends on the batch that it is in.
 
     Without feed-forward it is the original package's rule: ``threshold += kp * e + ki * E`` with the absolute error
     ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It
@@ -147,13 +148,14 @@ class PIController:
         start = float(self.initial_threshold)
         return math.log(start) if self.uses_feedforward else start
 
-    def threshold(self, solved: Tensor | None, *, target: float) -> Tensor:
+    def threshold(self, solved: Tensor | None, *, target: float, alone: bool = False) -> Tensor:
         """Return the threshold to gate this batch with.
 
         Args:
             solved: The threshold that this batch would need on its own, a scalar
                 (:func:`lightning_ast.core.gate.solve_threshold`); not used without feed-forward.
             target: The target activation rate or coverage, in (0, 1].
+            alone: Whether ``solved`` counts alone, as for a coverage, and not in the running mean.
 
         Returns:
             Scalar tensor on the CPU.
@@ -168,7 +170,7 @@ class PIController:
             raise ValueError("feed-forward needs the batch's own threshold: pass solve_threshold(...) as `solved`.")
         own = float(solved)
         newest = math.log(own)
-        self._level = newest if self._level is None else self._follow(self._level, newest)
+        self._level = newest if self._level is None or alone else self._follow(self._level, newest)
         if newest < _NOTHING:
             return _scalar(own)  # all samples are alike: any of them
         low, high = self.threshold_bounds

@@ -36,7 +36,8 @@ class GradientGate:
         average: A function that averages a tensor over the processes that train together; None for a single process.
 
     Attributes:
-        selection: The samples selected from the last batch whose backward has run, or None.
+        selection: The samples selected from the last batch whose backward has run, or None. With a target coverage, a
+            batch may be kept whole.
         dense_ops: The names of the backward ops that ran over all rows, and how often.
 
     Example:
@@ -123,7 +124,7 @@ class GradientGate:
             self._gate.close()
             self._gate = None
 
-    def _decide(self, norms: Tensor) -> Kept:
+    def _decide(self, norms: Tensor) -> Kept | None:
         size = norms.numel()
         finite = norms.isfinite()
         scores = (norms * size).nan_to_num(0.0, 0.0, 0.0)
@@ -136,4 +137,6 @@ class GradientGate:
             total = finite.sum().to(scores)
         if self._average is not None:
             total = self._average(total)
+        if self._selector.is_whole and eligible is None and float(total) == size:
+            return None  # the plain step
         return Kept(kept.indices, weights * size / total, rows_only=eligible is not None)

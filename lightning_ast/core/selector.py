@@ -198,12 +198,12 @@ class SampleSelector:
             solved = solve_threshold(offered, self._share, self.gate, floor=floor, share_of=self.share_of)
         shared = None if self.gate == "topk" else solved
         if average is not None:
-            shared, expected = _averaged(average, shared, expected)
+            shared, expected = _averaged(average, shared, expected, float(significance.double().sum()))
         self.expected_rate = expected
         if self.gate == "topk":
             assert solved is not None
             return solved
-        return self.controller.threshold(shared, target=self.target)
+        return self.controller.threshold(shared, target=self.target, alone=self.share_of == "significance")
 
     def _teach(self, significance: Tensor, selection: Selection, average: Average | None) -> None:
         """Let the controller learn from what was selected; those of all processes learn the same."""
@@ -305,11 +305,22 @@ class SampleSelector:
             self.controller.load_state_dict(state["controller"])
 
 
-def _averaged(average: Average, threshold: Tensor | None, expected: float | None) -> tuple[Tensor | None, float | None]:
-    """Average a threshold, in the controller's logarithms, and an expected rate over the processes: one exchange."""
+def _averaged(
+    average: Average, threshold: Tensor | None, expected: float | None, total: float
+) -> tuple[Tensor | None, float | None]:
+    """Average a threshold, in the controller's logarithms, and an expected rate over the processes: one exchange.
+
+    Args:
+        average: A function that averages a tensor over the processes.
+        threshold: The threshold that this process's batch would need.
+        expected: The rate that is expected of it at a target coverage; None where a rate is held.
+        total: The summed significance of the batch: it weighs the thresholds where a coverage is held, which depends on
+            the samples of the process that has most of it.
+    """
     logarithm = None if threshold is None else threshold.log()
     if expected is None:
         return (None if logarithm is None else average(logarithm).exp()), None
-    pair = torch.tensor([0.0 if logarithm is None else float(logarithm), expected], dtype=torch.float64)
-    mean = average(pair)
-    return (None if logarithm is None else mean[0].exp()), float(mean[1])
+    own = 0.0 if logarithm is None else float(logarithm)
+    mean = average(torch.tensor([own, expected, own * total, total], dtype=torch.float64))
+    shared = mean[2] / mean[3] if mean[3] > 0 else mean[0]
+    return (None if logarithm is None else shared.exp()), float(mean[1])

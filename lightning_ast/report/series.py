@@ -84,17 +84,11 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts between edges.
-
-    Attributes:
-        step: The step at which it was logged.
-        edges: The edges ``(k + 1,)``, increasing.
-        counts: The counts ``(k,)``, non-negative.
-    """
+    """Counts between edges, as they were logged at a step."""
 
     step: int
-    edges: Floats
-    counts: Floats
+    edges: Floats  # (k + 1,), increasing
+    counts: Floats  # (k,), not negative
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +118,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the points that count: a run that goes back to an earlier step has undone what came after it.
-
-    Args:
-        steps: The steps in the order they were logged in.
+    """Find the steps that count, in the order they were logged in: going back to an earlier one undoes what came after.
 
     Example:
         >>> keep_latest([1, 2, 3, 2, 4])

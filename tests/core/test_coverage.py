@@ -210,8 +210,8 @@ def test_sums_are_averaged_over_processes_and_not_quotients() -> None:
 
     def average(value: torch.Tensor) -> torch.Tensor:
         sent.append(value.tolist())
-        if len(sent) == 1:  # the other one's threshold is e times as high, and it expects to keep 0.2 more
-            return value + torch.tensor([0.5, 0.1])
+        if len(sent) == 1:  # the other's threshold is e times as high, it expects to keep 0.2 more, and has as much
+            return value + torch.tensor([0.5, 0.1, 0.5 * sent[0][3], 0.0])
         return (value + torch.tensor([30.0, 100.0, 0.5, 0.0])) / 2
 
     s = torch.rand(64, generator=torch.Generator().manual_seed(0)) ** 3

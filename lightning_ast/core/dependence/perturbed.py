@@ -27,16 +27,14 @@ def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None
 
     A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
     (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
-    nothing else. Tensors that all samples share are left out; the batch itself is not changed.
+    nothing else. Tensors that all samples share are left out; the batch itself is not changed. Where B is 1 there are
+    no pairs.
 
     Args:
         batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
         batch_size: The number of samples B.
         sample: The position of the sample to change.
         take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
-
-    Returns:
-        Pairs of a tensor of the batch and its changed copy. There are none where B is 1.
 
     Raises:
         BatchError: The batch cannot be indexed.
@@ -187,7 +185,7 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
         return None
     if real.layout is not torch.strided:
         return taken
-    if real.shape != taken.shape or real.dtype != taken.dtype or not _differ(_plain(real), _plain(taken)):
+    if real.shape != taken.shape or real.dtype != taken.dtype or torch.equal(_plain(real), _plain(taken)):
         return None
     return _copy(real).copy_(_plain(taken))
 
@@ -197,7 +195,7 @@ def _other_values(part: Tensor) -> Tensor | None:
     if is_real_valued(part):
         return _moved(part)
     flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
-    if _differ(flipped, part):
+    if not torch.equal(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
@@ -215,10 +213,6 @@ def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
         return None
     part.copy_(values)
     return shadow
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return bool((first != second).any())
 
 
 def _copy(tensor: Tensor) -> Tensor:

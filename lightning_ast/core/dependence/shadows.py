@@ -50,8 +50,8 @@ class Shadows:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}
-        self._owned: set[int] = set()
+        self._entries: dict[int, _Entry] = {}  # by the address of the storage
+        self._owned: set[int] = set()  # addresses of shadow storages: each may stand beside one real one alone
         self._objects = WeakTensorKeyDictionary()  # tensors without a storage of their own: sparse, mkldnn
 
     def __len__(self) -> int:

@@ -112,7 +112,7 @@ class SubsetMode(InBatchMode):
         selector = self._parts.selector
         expected = selector.expected_rate  # known with a target coverage alone, and the same in all processes
         costs_more = expected is not None and cost_share("subset", expected) >= 1
-        if step.selects and costs_more and selector.steps % _SCORED_EVERY:
+        if costs_more and step.selects and selector.steps % _SCORED_EVERY:
             selector.pass_over()
             step.treatment = Treatment.WHOLE
             step.selection = step.everything(torch.device("cpu"))
