@@ -151,11 +151,7 @@ def _cells(advice: Advice, p: Prediction) -> tuple[str, ...]:
 def _coverage(advice: Advice) -> Iterator[str | Grid]:
     facts = advice.facts.coverage
     if facts is None:
-        why = (
-            "the probe saw no sample with a finite significance"
-            if advice.modes
-            else "no mode can run that would score them"
-        )
+        why = "no sample had a finite significance" if advice.modes else "no mode can run that would score them"
         yield f"What a target_coverage needs of the samples is not known: {why}."
         return
     yield (

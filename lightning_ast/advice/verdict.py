@@ -70,7 +70,7 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
     if not predictions.modes:
         return "AST cannot run here: every mode is refused."
     if predictions.rate is None:
-        return f"Which rate a coverage of {coverage:g} needs is not known: the probe saw no sample with a finite significance."
+        return f"The rate that a coverage of {coverage:g} needs is not known: no sample had a finite significance."
     if predictions.has_nothing_to_skip:
         return f"Nothing to skip yet at a coverage of {coverage:g}: it needs {predictions.rate:.0%} of the samples now."
     if best is None:

@@ -196,8 +196,8 @@ def test_without_scores_the_report_says_why() -> None:
     assert nothing.verdict.headline == "AST cannot run here: every mode is refused."
     broken = Advice(facts(run={"own_coverage": 0.9, "own_mode": "partial"}))
     assert (broken.verdict.mode, broken.verdict.rate) == (None, None)
-    assert broken.verdict.headline.startswith("Which rate a coverage of 0.9 needs is not known")
-    assert "the probe saw no sample with a finite significance" in str(broken)
+    assert broken.verdict.headline.startswith("The rate that a coverage of 0.9 needs is not known")
+    assert "needs of the samples is not known: no sample had a finite significance" in str(broken)
     lacks = Advice(covering({0.9: 0.5}, step={"refused": {"subset": "why"}, "parts": None}).facts)
     assert "not measured" in str(lacks)
 
@@ -266,7 +266,9 @@ def test_where_no_mode_can_run_there_are_no_scores(digits: Digits) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return self(batch[0].mean(0, keepdim=True)).square().mean()
 
-    advice = advise(quiet_trainer(max_epochs=3, callbacks=asked()), OfTheMean(), loader(digits), budget_seconds=1.0)
+    advice = advise(
+        quiet_trainer(max_epochs=3, callbacks=asked()), OfTheMean(), loader(digits, batch_size=50), budget_seconds=QUICK
+    )
     assert advice.table == ()
     assert advice.facts.coverage is None
     assert "no mode can run that would score them" in str(advice)
@@ -285,6 +287,7 @@ def test_a_config_with_a_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stages = {"class_path": "TwoStageScheduler", "init_args": {"warmup_epochs": 1}}
     selection = {"class_path": "SparseSelectionCallback", "init_args": {"target_coverage": 0.85, "mode": "prune"}}
     config = {
+        "seed_everything": 0,
         "trainer": {"max_epochs": 4, "accelerator": "cpu", "callbacks": [selection, stages]},
         "model": {"class_path": "lightning_ast.demo.ResNet9", "init_args": {"in_channels": 1, "width": 4}},
         "data": {"class_path": "lightning_ast.demo.ImageData", "init_args": {"data": "digits"}},
