@@ -116,6 +116,7 @@ class NetworkFacts:
         bf16: Whether a CPU that computes in bf16 is quicker with it.
         microseconds: The time of a training step for each sample on one CPU thread, by (data, width), as measured;
             for the expected time of a plan alone.
+        test_images: The test images that a run is judged by; None takes all.
     """
 
     make: Callable[[int, int, int], nn.Module]
@@ -124,6 +125,7 @@ class NetworkFacts:
     weight_decay: float
     bf16: bool
     microseconds: dict[tuple[str, int], float]
+    test_images: int | None = None
 
 
 NETWORKS = {
@@ -166,6 +168,7 @@ NETWORKS = {
         weight_decay=1e-4,
         bf16=False,
         microseconds={("cifar10", 48): 6700, ("fashion_mnist", 48): 6700},
+        test_images=5_000,
     ),
 }
 

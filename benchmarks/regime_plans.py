@@ -12,6 +12,9 @@ __all__ = ["PLANS", "expected_seconds", "plan"]
 Setting = tuple[str, dict[str, Option]]
 
 DENSE: Setting = ("dense", {})
+OURS = ("topk", "keep")
+"""The gate and the way to count steps that stand for ours in map and headline."""
+
 _KEPT = "prune-rate0.4-gatetopk-stepskeep"
 
 
@@ -74,7 +77,7 @@ def map_plan() -> list[Run]:
     """List the runs of the regime map: at each place dense, three coverages, and dense at two thirds of the length."""
     runs: list[Run] = []
     for place in _places():
-        covered = [_pruned("topk", "keep", coverage=coverage) for coverage in (0.8, 0.9, 0.95)]
+        covered = [_pruned(*OURS, coverage=coverage) for coverage in (0.8, 0.9, 0.95)]
         shortened: Setting = ("dense", {"length": round(2 / 3 * place.epochs)})
         runs += _runs([place], [DENSE, *covered, shortened], seeds=3)
     return sorted(runs, key=lambda run: run.seed)
@@ -90,15 +93,15 @@ def headline_plan() -> list[Run]:
         (replace(FASHION, images=60_000), 0.4, 12),
         (replace(CIFAR, images=50_000, width=32, epochs=16), 0.6, 11),
     ):
-        ours = f"prune-rate{rate:g}-gatetopk-stepskeep"
+        ours = f"prune-rate{rate:g}-gate{OURS[0]}-steps{OURS[1]}"
         settings: list[Setting] = [
             DENSE,
-            _pruned("topk", "keep", coverage=0.9),
-            _pruned("topk", "keep", rate=rate),
+            _pruned(*OURS, coverage=0.9),
+            _pruned(*OURS, rate=rate),
             ("dense", {"length": length}),
             ("dense", {"length": length, "lr": 0.1}),
             ("dense", {"length": length, "lr": 0.4}),
-            ("random", {"like": ours, "steps": "keep"}),
+            ("random", {"like": ours, "steps": "keep" if OURS[1] == "keep" else "replan"}),
             ("infobatch", {}),
             ("seta", {}),
             ("orderdp", {}),
@@ -148,7 +151,7 @@ def expected_seconds(run: Run) -> float:
     microseconds = NETWORKS[run.regime.network].microseconds
     each = microseconds.get((run.regime.data, run.regime.width), 300)
     work = run.epochs * _expected_rate(run)
-    validations = 12 * 10_000 / 4
+    validations = 10 * 10_000 / 4
     return 1e-6 * each * (work * run.regime.images * run.regime.redundancy + validations) + 2
 
 

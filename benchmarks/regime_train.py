@@ -81,7 +81,7 @@ def train(run: Run, *, root: str, records: Path, precision: str, alone: bool = F
     """
     check(run)
     facts = NETWORKS[run.regime.network]
-    data = RegimeData(run.regime, run.seed, root)
+    data = RegimeData(run.regime, run.seed, root, test_images=facts.test_images)
     flops = flops_of_sample(facts.make(*data.shape, run.regime.width), *data.shape)
     pl.seed_everything(run.seed, verbose=False)
     net = facts.make(*data.shape, run.regime.width)

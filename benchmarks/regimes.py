@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from policies import source_of
-from record import RECORDS, provenance, silence_lightning
+from record import RECORDS, on_gpu, provenance, silence_lightning
 from regime_plans import PLANS, expected_seconds, plan
 from regime_run import Run
 from regime_train import default_precision, train
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes side by side, each with one thread")
     parser.add_argument("--runs-at-once", type=int, help="that share the machine, written into the records")
     parser.add_argument("--root", default="data", help="where the images are looked for, or cifar10.npz")
-    parser.add_argument("--out", type=Path, default=RECORDS / "regimes")
+    parser.add_argument("--out", type=Path, default=RECORDS / ("regimes-gpu" if on_gpu() else "regimes"))
     parser.add_argument("--precision", default=None, help="of the Trainer; by default bf16-mixed where it is quick")
     parser.add_argument("--most-runs", type=int, help="stop after so many runs")
     return parser
@@ -97,6 +97,10 @@ def work_off(options: argparse.Namespace) -> int:
                 if not _record(run, options, precision, code):
                     failed.add(run.name)
         if not progress:
+            for run in wanted(plan(options.plan), options.only, options.out):
+                source = source_of(run)
+                if source is not None and run.name not in failed and not (options.out / f"{source}.json").exists():
+                    print(f"{run.name}: waits for the record {source}, which has the rates")
             return len(failed)
 
 

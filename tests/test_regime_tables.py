@@ -109,3 +109,38 @@ def test_a_certain_difference_has_no_error(benchmark: Any) -> None:
     assert paired([0.0, 0.0, 0.0]).p_value == 1
     assert paired([0.1, 0.1, 0.1]).p_value == 0
     assert paired([0.1, 0.2]) is None
+
+
+def write_headline(benchmark: Any, folder: Path, seeds: int) -> None:
+    accuracies = {"dense": 0.9, "dense-length12": 0.89, "dense-length12-lr0.1": 0.893, "infobatch": 0.899}
+    accuracies["prune-coverage0.9-gatetopk-stepskeep"] = 0.9005
+    for setting, accuracy in accuracies.items():
+        for run in pick(benchmark, "headline", setting)[:seeds]:
+            write(folder, run, accuracy + 0.001 * run.seed, 24.0 if setting == "dense" else 12.0)
+
+
+def test_the_short_table_has_the_best_learning_rate_of_the_shortened_runs(benchmark: Any, tmp_path: Path) -> None:
+    write_headline(benchmark, tmp_path, 5)
+    _, _, *found = rows(benchmark("regime_headline").short_table(tmp_path))
+    assert len(found) == 8
+    named = {row[0]: row[1:] for row in found}
+    assert named["dense, shortened, its learning rate tuned for that"] == ["-0.70 ± 0.00", "0.50"]
+    assert named["**ours**"] == ["+0.05 ± 0.00", "0.50"]
+    assert named["SeTa's rule"] == ["-", "-"]
+
+
+def test_no_headline_is_written_from_four_seeds(benchmark: Any, tmp_path: Path) -> None:
+    write_headline(benchmark, tmp_path, 4)
+    assert benchmark("regime_headline").short_table(tmp_path) == "Not recorded yet."
+    assert benchmark("regime_headline").points(tmp_path) == {}
+
+
+def test_a_picture_knows_the_numbers_that_it_was_drawn_from(benchmark: Any, tmp_path: Path) -> None:
+    headline = benchmark("regime_headline")
+    write_headline(benchmark, tmp_path, 5)
+    shown = headline.points(tmp_path)
+    (methods,) = shown.values()
+    assert [each["seconds"] for each in methods if each["method"] == "dense"] == [240.0]
+    headline.draw(shown, tmp_path / "headline.svg")
+    assert headline.drawn_points(tmp_path / "headline.svg") == shown
+    assert headline.drawn_points(tmp_path / "missing.svg") is None

@@ -204,3 +204,11 @@ def test_packages_that_are_not_there_are_named(benchmark: Any, monkeypatch: pyte
         benchmark("regime_networks").pretrained(3, 32, 48)
     with pytest.raises(RuntimeError, match="--target FOLDER adaptive-sparse-training"):
         benchmark("original").fit_original(runs.Run(runs.Regime(), "original"), None, None, None)
+
+
+def test_a_run_without_its_source_is_named(
+    benchmark: Any, plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(benchmark("regime_plans").PLANS, "steps", lambda: plan)
+    assert benchmark("regimes").main(["--plan", "steps", "--out", str(tmp_path), "--only", "*-random-*"]) == 0
+    assert "stepskeep-s0: waits for the record digits" in capsys.readouterr().out

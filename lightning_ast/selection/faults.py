@@ -125,7 +125,7 @@ def two_target_faults(callback: GivenSettings, schedulers: list[Any]) -> list[st
 
 def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Find why schedules cannot follow the progress of a dense run."""
-    if callback.prune_steps != "follow":
+    if callback.mode != "prune" or callback.prune_steps != "follow":
         return []
     found = []
     if not module.automatic_optimization:
