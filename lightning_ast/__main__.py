@@ -26,8 +26,9 @@ USAGE = """usage: lightning-ast COMMAND [...]
 
 ADVISE_USAGE = """usage: lightning-ast advise --config FILE [--OPTION VALUE ...] [--budget_seconds 45]
 
-Measures a run on this machine without training it, and says what each mode would save. FILE and the options are those
-of `lightning-ast fit` (see its --help).
+Measures a run on this machine without training it, and says what each mode would save at fixed rates and at the rate
+that a target_coverage needs of the model as it is now. FILE and the options are those of `lightning-ast fit` (see its
+--help).
 """
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +23,9 @@ from lightning_ast.core.gate import (
     select,
     solve_threshold,
 )
+from lightning_ast.core.shared_threshold import Average, averaged, joint_threshold
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
-
-Average = Callable[[Tensor], Tensor]
 
 DEFAULT_RATE = 0.4
 """Activation rate where neither it nor a coverage is given."""
@@ -197,8 +195,15 @@ class SampleSelector:
         if self.controller.uses_feedforward or self.gate == "topk":
             solved = solve_threshold(offered, self._share, self.gate, floor=floor, share_of=self.share_of)
         shared = None if self.gate == "topk" else solved
-        if average is not None:
-            shared, expected = _averaged(average, shared, expected, float(significance.double().sum()))
+        if average is not None and expected is not None:
+            total = float(significance.double().sum())
+            shared, expected = averaged(average, shared, expected, total)
+            if shared is not None:
+                shared = joint_threshold(
+                    significance, self.target, self.gate, floor=floor, guess=shared, average=average
+                )
+        elif average is not None and shared is not None:
+            shared = average(shared.log()).exp()  # the controller works in logarithms
         self.expected_rate = expected
         if self.gate == "topk":
             assert solved is not None
@@ -303,24 +308,3 @@ class SampleSelector:
         if controller:
             self.expected_rate = state.get("expected_rate")
             self.controller.load_state_dict(state["controller"])
-
-
-def _averaged(
-    average: Average, threshold: Tensor | None, expected: float | None, total: float
-) -> tuple[Tensor | None, float | None]:
-    """Average a threshold, in the controller's logarithms, and an expected rate over the processes: one exchange.
-
-    Args:
-        average: A function that averages a tensor over the processes.
-        threshold: The threshold that this process's batch would need.
-        expected: The rate that is expected of it at a target coverage; None where a rate is held.
-        total: The summed significance of the batch: it weighs the thresholds where a coverage is held, which depends on
-            the samples of the process that has most of it.
-    """
-    logarithm = None if threshold is None else threshold.log()
-    if expected is None:
-        return (None if logarithm is None else average(logarithm).exp()), None
-    own = 0.0 if logarithm is None else float(logarithm)
-    mean = average(torch.tensor([own, expected, own * total, total], dtype=torch.float64))
-    shared = mean[2] / mean[3] if mean[3] > 0 else mean[0]
-    return (None if logarithm is None else shared.exp()), float(mean[1])

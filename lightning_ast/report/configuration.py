@@ -43,7 +43,7 @@ def _saved_at(path: Path) -> int | None:
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
-    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file, and that nothing is left out.
+    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file, and None: nothing is left out.
 
     The mode is None where the file has no such callback: it may be the file of another program.
 

@@ -44,19 +44,12 @@ _GONE = "-"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page.
+    """A figure of the page."""
 
-    Attributes:
-        name: The name of its PNG file.
-        draw: A function that draws the figure and returns the content of the file.
-        caption: A line that tells what is seen, and in what unit.
-        alt: A description for those who cannot see it.
-    """
-
-    name: str
-    draw: Callable[[], bytes]
-    caption: str
-    alt: str
+    name: str  # of its PNG file
+    draw: Callable[[], bytes]  # draws the figure, and returns the content of the file
+    caption: str  # what is seen, and in what unit
+    alt: str  # for those who cannot see it
 
     @cached_property
     def png(self) -> bytes:

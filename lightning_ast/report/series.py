@@ -41,17 +41,11 @@ _LARGEST = 1e100
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """A scalar over the steps of a run.
+    """A scalar over the steps of a run."""
 
-    Attributes:
-        steps: The steps ``(n,)``, strictly increasing, from 0.
-        values: The values ``(n,)``; NaN where NaN was logged, infinite where the number is above any that can be drawn.
-        clock_seconds: The seconds ``(n,)`` since the run began, without the breaks of a resumed run; None where the log
-            has no times (CSV).
-    """
-
-    steps: Ints
-    values: Floats
+    steps: Ints  # (n,), strictly increasing, from 0
+    values: Floats  # (n,); NaN where NaN was logged, infinite where the number is above any that can be drawn
+    # (n,), since the run began, without the breaks of a resumed run; None where the log has no times (CSV).
     clock_seconds: Floats | None = None
 
     @classmethod
@@ -118,7 +112,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the steps that count, in the order they were logged in: going back to an earlier one undoes what came after.
+    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it.
 
     Example:
         >>> keep_latest([1, 2, 3, 2, 4])

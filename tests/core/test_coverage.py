@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +21,7 @@ from lightning_ast.core.gate import (
     solve_threshold,
 )
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.shared_threshold import averaged, joint_threshold
 
 
 def covered(s: torch.Tensor, threshold: float, gate: str = "soft") -> float:
@@ -204,26 +209,70 @@ def test_the_fallback_is_kept() -> None:
             assert selector.select(s).indices.numel() == 25
 
 
-def test_sums_are_averaged_over_processes_and_not_quotients() -> None:
-    """This process's coverage is one thing; that of the batches of both together teaches the controller."""
-    sent = []
+class Ranks:
+    """Two processes in one: the other one's values are those that it sent in the same place of its own turn."""
 
-    def average(value: torch.Tensor) -> torch.Tensor:
-        sent.append(value.tolist())
-        if len(sent) == 1:  # the other's threshold is e times as high, it expects to keep 0.2 more, and has as much
-            return value + torch.tensor([0.5, 0.1, 0.5 * sent[0][3], 0.0])
-        return (value + torch.tensor([30.0, 100.0, 0.5, 0.0])) / 2
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2)
+        self.sent: dict[int, torch.Tensor] = {}
 
-    s = torch.rand(64, generator=torch.Generator().manual_seed(0)) ** 3
-    selector = SampleSelector(target_coverage=0.8)
-    kept = selector.select(s, average=average).indices
-    own = solve_threshold(s, 0.8, "soft", share_of="significance", floor=FLOOR)
-    assert float(selector.last_threshold) == pytest.approx(float(own) * 2.718281828**0.5)
-    assert selector.expected_rate == pytest.approx(rate_at_coverage(s, 0.8, "soft") + 0.1)
-    assert selector.coverage == pytest.approx(float(s[kept].sum() / s.sum()))
-    joint = (30.0 + float(s[kept].sum())) / (100.0 + float(s.sum()))
-    held = selector.controller.state_dict()["held_ema"]
-    assert held == pytest.approx(0.8 + 0.1 * (joint - 0.8))
+    def average(self, rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def mean(value: torch.Tensor) -> torch.Tensor:
+            self.sent[rank] = value
+            self.barrier.wait(20)
+            result = (self.sent[0] + self.sent[1]) / 2
+            self.barrier.wait(20)
+            return result
+
+        return mean
+
+
+@pytest.mark.parametrize("gate", ["soft", "threshold"])
+def test_processes_hold_the_coverage_of_one_large_batch(gate: str) -> None:
+    """The second one's significance is a thirtieth of the first one's, and spread otherwise."""
+    ranks = Ranks()
+    selectors = [SampleSelector(target_coverage=0.8, gate=gate, rank=rank) for rank in (0, 1)]
+    sums: list[list[tuple[float, float, float]]] = [[], []]
+
+    def train(rank: int) -> None:
+        generator = torch.Generator().manual_seed(rank)
+        for _ in range(150):
+            s = stream("learned", 48, generator) / 30 if rank else stream("lognormal", 32, generator)
+            kept = selectors[rank].select(s, average=ranks.average(rank)).indices
+            assert selectors[rank].coverage == pytest.approx(float(s[kept].sum() / s.sum()))
+            sums[rank].append((float(s[kept].sum()), float(s.sum()), float(selectors[rank].last_threshold)))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train, (0, 1)))
+    assert [t for _, _, t in sums[0]] == [t for _, _, t in sums[1]], "one threshold"
+    joint = [(a + b) / (c + d) for (a, c, _), (b, d, _) in zip(*sums)]
+    assert sum(joint[:50]) / 50 == pytest.approx(0.8, rel=0.03)
+    assert sum(joint[50:]) / 100 == pytest.approx(0.8, rel=0.02)
+    states = [selector.controller.state_dict() for selector in selectors]
+    assert states[0] == states[1]
+    mean = 0.8
+    for coverage in joint:
+        mean += 0.1 * (coverage - mean)
+    assert states[0]["held_ema"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("gate", ["soft", "threshold"])
+def test_the_threshold_of_processes_is_that_of_their_samples_in_one_batch(gate: str) -> None:
+    ranks = Ranks()
+    generator = torch.Generator().manual_seed(0)
+    batches = [stream("lognormal", 400, generator), stream("learned", 700, generator) * 50]
+    both = torch.cat(batches)
+
+    def solve(rank: int) -> torch.Tensor:
+        own = solve_threshold(batches[rank], 0.8, gate, share_of="significance")
+        average = ranks.average(rank)
+        guess, _ = averaged(average, own, 0.5, float(batches[rank].sum()))
+        return joint_threshold(batches[rank], 0.8, gate, floor=FLOOR, guess=guess, average=average)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(solve, (0, 1))
+    assert torch.equal(one, other)
+    assert covered(both, float(one), gate) == pytest.approx(0.8, rel=0.005)
 
 
 def test_a_plan_has_a_coverage() -> None:

@@ -43,7 +43,7 @@ def holds_floats(leaf: Any) -> bool:
 
 
 def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Tensor:
-    """Take the rows at ``(k,)`` positions, on its device, out of a tensor ``(B, ...)`` of any layout, which stays.
+    """Take the rows at ``(k,)`` positions, on its device, out of a tensor ``(B, ...)``, and keep its layout.
 
     ``shared`` has the offsets of the rows taken, by the id of the jagged offsets that they come from. Jagged tensors
     that share their offsets can be combined, and have to share them afterwards; pass one dict for a whole batch.
@@ -123,8 +123,8 @@ def finite_samples(values: Tensor) -> Tensor:
 def replace_samples(values: Tensor, finite: Tensor) -> Tensor:
     """Put the first finite sample in the place of those that are not; no device is waited for.
 
-    Values are ``(B, ...)`` of any type, and keep shape, type and memory format; others than B are returned as they are.
-    ``finite`` is ``(B,)`` bool, on any device. Without a finite sample, NaN and infinity become 0.
+    Values are ``(B, ...)`` of any type, and keep shape, type and memory format; those of another shape come back as
+    they are. ``finite`` is ``(B,)`` bool, on any device. Without a finite sample, NaN and infinity become 0.
 
     Example:
         >>> replace_samples(torch.tensor([7, 8, 9]), torch.tensor([False, True, False]))

@@ -64,7 +64,7 @@ class _Swap:
         self._take: Take = take or partial(select_batch, batch_size=batch_size)
         self._own_take = take is not None
         self._leaves = list(_tensors(batch))
-        self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
+        self._every = torch.arange(batch_size, device=self._leaves[0].device if self._leaves else "cpu")
 
     def pairs(self) -> list[Pair]:
         """Pair each tensor that can be changed with its changed copy; masks only where nothing else can be."""
@@ -85,23 +85,23 @@ class _Swap:
             left = [k for k in wanted if changed.get(k) is None]
             if not left:
                 break
-            taken = self._taken((self._sample - step) % self._size)
+            # The same batch, with another sample a second time in this one's place.
+            other = (self._sample - step) % self._size
+            taken = self._taken(self._every.where(self._every != self._sample, other))
             first = first or taken
             if len(taken) == len(self._leaves):
                 changed.update({k: _swapped(self._leaves[k], taken[k]) for k in left})
         changed.update({k: self._tweaked(k, first) for k in wanted if changed.get(k) is None})
         return {k: shadow for k, shadow in changed.items() if shadow is not None}
 
-    def _taken(self, other: int) -> list[Tensor]:
-        indices = torch.arange(self._size, device=self._device)
-        indices[self._sample] = other  # the same batch, with another sample a second time in this one's place
+    def _taken(self, indices: Tensor) -> list[Tensor]:
         return list(_tensors(self._take(self._batch, indices)))
 
     def _can_repeat(self) -> bool:
         """Tell whether a sample that is asked for twice is given twice; a way to take by masks cannot."""
-        index = torch.tensor([self._sample], device=self._device)
+        index = self._every[self._sample :][:1]
         try:
-            once, twice = ([t.shape for t in _tensors(self._take(self._batch, i))] for i in (index, index.repeat(2)))
+            once, twice = ([t.shape for t in self._taken(indices)] for indices in (index, index.repeat(2)))
         except Exception:  # it takes whole batches alone; what follows fails by itself where that is a fault
             return True
         return once != twice
@@ -109,8 +109,7 @@ class _Swap:
     def _without_repeats(self, k: int) -> Tensor | None:
         """Change the rows of a tensor that the batch has with the sample, and has not without it."""
         leaf = self._leaves[k]
-        every = torch.arange(self._size, device=self._device)
-        parts = [self._one_less, list(_tensors(self._take(self._batch, every[: self._sample])))]
+        parts = [self._one_less, self._taken(self._every[: self._sample])]
         if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
             return None
         shorter, before = (part[k] for part in parts)
@@ -124,8 +123,7 @@ class _Swap:
     @cached_property
     def _one_less(self) -> list[Tensor]:
         """Take the batch without the sample."""
-        indices = torch.arange(self._size, device=self._device)
-        return list(_tensors(self._take(self._batch, indices[indices != self._sample])))
+        return self._taken(self._every[self._every != self._sample])
 
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""

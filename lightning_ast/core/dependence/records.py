@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence.profiles import Dependence, compare, independent_of_shape
 
-__all__ = ["Record", "Records", "shape_of"]
+__all__ = ["GraphNode", "Record", "Records", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
 _numbers = count()
+GraphNode: TypeAlias = Any  # a Node, whose `metadata` torch declares as a method
 
 
 @dataclass(eq=False)
@@ -70,11 +71,11 @@ class Records:
         self._by_memory: dict[int, WeakSet[Record]] = {}
         self._elements = 0
 
-    def has(self, node: Any, output_nr: int) -> bool:
+    def has(self, node: GraphNode, output_nr: int) -> bool:
         """Tell whether an output of a node is known."""
         return output_nr in node.metadata.get(self._name, ())
 
-    def add(self, node: Any, output_nr: int, record: Record, key: int | None) -> None:
+    def add(self, node: GraphNode, output_nr: int, record: Record, key: int | None) -> None:
         """Record an output of a node; ``key`` stands for its memory."""
         node.metadata.setdefault(self._name, {})[output_nr] = record
         made = self._unused.get(node._sequence_nr(), [])
@@ -89,7 +90,7 @@ class Records:
             if record is not None:
                 self._hold(record, key)
 
-    def find(self, node: Any, output_nr: int, *, by_number: bool) -> Record | None:
+    def find(self, node: GraphNode, output_nr: int, *, by_number: bool) -> Record | None:
         """Find the record of a node's output; by the node's number only where the numbers are those of its thread."""
         record: Record | None = node.metadata.get(self._name, {}).get(output_nr)
         if record is not None or not by_number:

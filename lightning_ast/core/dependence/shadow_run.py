@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,10 @@ from lightning_ast.core.dependence.shadow_ops import (
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
-__all__ = ["Call", "follow", "prepare"]
+__all__ = ["Call", "Operator", "follow", "prepare"]
 
+Operator = Callable[..., Any]
+"""An OpOverload, or an operator that takes functions."""
 _Keep = tuple[torch.dtype, ...] | None
 """Types of the arguments that stay real; None for all that are no real numbers."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
@@ -37,7 +39,7 @@ _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 class Call:
     """An operation between its arrival and its second run."""
 
-    func: Any
+    func: Operator
     args: OpArgs
     kwargs: OpKwargs
     facts: Facts | None = None  # None for an operator that takes functions, which may do anything
@@ -49,7 +51,7 @@ class Call:
     with_grad: bool = True  # whether the step records gradients here: some kernels return more then
 
 
-def prepare(shadows: Shadows, func: Any, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
+def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
     """Decide before an operation what to do after it, and save what it is going to change."""
     call = Call(func, args, kwargs, with_grad=with_grad)
     call.facts = facts_of(func)

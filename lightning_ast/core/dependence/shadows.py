@@ -32,7 +32,7 @@ class Kind(Enum):
 
 @dataclass
 class _Entry:
-    alive: Any  # a weak reference: it also keeps the storage's address from being used again
+    alive: Any  # a StorageWeakRef, which is untyped: it also keeps the storage's address from being used again
     kind: Kind
     shadow: torch.UntypedStorage | None = None
     start_byte: int = 0  # where the shadow begins in the real storage

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
 from lightning_ast.core.dependence.profiles import Dependence, changed_places
-from lightning_ast.core.dependence.records import Record, Records
+from lightning_ast.core.dependence.records import GraphNode, Record, Records
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
-from lightning_ast.core.dependence.shadow_run import Call, follow, prepare
+from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.dependence.uncompiled import uncompiled
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
@@ -95,7 +95,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._uncompiled.pop().__exit__(*error)
 
-    def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
+    def dependence(self, node: GraphNode, output_nr: int = 0) -> Dependence | None:
         """Tell where an output of an autograd node depends on the sample.
 
         Args:
@@ -135,7 +135,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shadows.clear()
         self._records.clear()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: OpArgs = (), kwargs: OpKwargs | None = None) -> Any:
+    def __torch_dispatch__(self, func: Operator, types: Any, args: OpArgs = (), kwargs: OpKwargs | None = None) -> Any:
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
@@ -167,11 +167,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
         self.release()
 
-    def _is_plain(self, node: Any, output_nr: int) -> bool:
+    def _is_plain(self, node: GraphNode | None, output_nr: int) -> bool:
         found = None if node is None else self.dependence(node, output_nr)
         return node is None or (found is not None and found.independent)
 
-    def _arrive(self, func: Any, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool) -> tuple[Call | None, int | None]:
+    def _arrive(
+        self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
+    ) -> tuple[Call | None, int | None]:
         """Record which nodes made the arguments, and save what the operation will overwrite.
 
         Returns:
@@ -228,7 +230,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in results]
         self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in results])
 
-    def _record(self, tensor: Tensor, node: Any = None) -> Record:
+    def _record(self, tensor: Tensor, node: GraphNode | None = None) -> Record:
         inner = _inner(tensor)
         kind = self._shadows.kind(inner)
         shape = tuple(inner.shape)

@@ -32,26 +32,18 @@ _DEFAULTS = {
 
 @dataclass(eq=False)
 class WatchedCall:
-    """One call of a loss function.
-
-    Attributes:
-        func: The loss function.
-        args: Its positional arguments.
-        kwargs: Its other arguments.
-        output: The value that it returned; None where the capture stopped there.
-        counted: Whether the call may enter a score: it was not under the user's own ``torch.no_grad``.
-        edge: The place where the gradient of the output enters the graph; None without a graph. It stays the same if
-            the output is changed in place later (``loss += penalty``).
-    """
+    """One call of a loss function."""
 
     func: Callable[..., Tensor]
     args: OpArgs
     kwargs: OpKwargs
-    output: Tensor | None
-    counted: bool
+    output: Tensor | None  # None where the capture stopped there
+    counted: bool  # whether the call may enter a score: it was not under the user's own `torch.no_grad`
 
     def __post_init__(self) -> None:
         output = self.output
+        # Where the gradient of the output enters the graph. It stays the same if the output is changed in place later
+        # (`loss += penalty`).
         self.edge = None if output is None or not output.requires_grad else get_gradient_edge(output)
         self._versions = _versions(self.args, self.kwargs)
 

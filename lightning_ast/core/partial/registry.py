@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, TypeAlias
 
 import torch
@@ -48,6 +48,7 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
 
 
 def _on_rows(function: Rule, dim: int | None) -> Rule:
+    @wraps(function)
     def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
         place = getattr(first, "place", None)
         fits = place is not None and dim in (None, place.dim)

@@ -124,18 +124,11 @@ class Rows:
         return self._on[device]
 
     def gather(self, full: Tensor, dim: int, pre: int = 1, post: int = 1) -> Tensor:
-        """Gather the selected samples' rows of ``full``, whose dimension ``dim`` has size ``pre * B * post``.
+        """Gather the selected samples' rows of ``full``, whose dimension ``dim``, not negative, has ``pre * B * post``.
 
-        Args:
-            full: An ordinary tensor.
-            dim: The dimension of its rows, not negative.
-            pre: Groups of B samples one after the other in that dimension.
-            post: Rows of each sample.
-
-        Returns:
-            A tensor of ``full``'s shape with ``pre * k * post`` rows in ``dim``. Do not write to it: it may share
-            memory with ``full`` or with other gathered tensors. A tensor that was rewritten through ``.data`` since it
-            was last gathered in this backward is not noticed.
+        Do not write to what is returned, with ``pre * k * post`` rows in ``dim``: it may share memory with ``full`` or
+        with other gathered tensors. A tensor that was rewritten through ``.data`` since it was last gathered in this
+        backward is not noticed.
         """
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is None:
