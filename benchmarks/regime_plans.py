@@ -70,7 +70,7 @@ def _places() -> list[Regime]:
     places += [replace(FASHION, network="mlp", width=512), replace(FASHION, network="mlp", width=512, images=60_000)]
     digits = Regime(data="digits", images=1_437, epochs=48, batch_size=64)
     places += [digits, replace(digits, network="mlp", width=512)]
-    return [*places, replace(CIFAR, network="pretrained", width=48, images=1_000, epochs=16, batch_size=64)]
+    return [*places, replace(CIFAR, network="pretrained", width=64, images=1_000, epochs=16, batch_size=64)]
 
 
 def map_plan() -> list[Run]:
