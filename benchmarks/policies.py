@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from regime_data import Chooser
+from regime_data import Chooser, RegimeData
+from regime_ideas import IDEAS, CountedAveragedScores, HigherRate, PartialInsideModule, histories
 from regime_networks import ClassifierModule, ProgressModule
 from regime_run import Run
 from rules import InfoBatch, OrderDP, RandomShare, SeTa, composer_probabilities, composer_selects
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 
-__all__ = ["POLICIES", "Parts", "parts_of", "source_of", "stages"]
+__all__ = ["POLICIES", "Parts", "check", "parts_of", "source_of", "stages"]
 
 
 @dataclass
@@ -30,11 +33,13 @@ class Parts:
         module: The class of the module.
         callbacks: The callbacks of the Trainer.
         chooser: The rule that chooses the samples of each epoch, where it is none of ours.
+        changes: Makes the context in which the fit runs.
     """
 
     module: type[ClassifierModule] = ClassifierModule
     callbacks: list[Callback] = field(default_factory=list)
     chooser: Chooser | None = None
+    changes: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class SelectiveBackpropModule(ClassifierModule):
@@ -61,21 +66,40 @@ def stages(epochs: int) -> tuple[int, int]:
     return max(1, epochs // 12), max(1, epochs // 24)
 
 
-def _dense(run: Run, size: int, records: Path) -> Parts:
+def _dense(run: Run, data: RegimeData, records: Path) -> Parts:
     return Parts()
 
 
-def _prune(run: Run, size: int, records: Path) -> Parts:
+def _prune(run: Run, data: RegimeData, records: Path) -> Parts:
     settings: dict[str, Any] = {"mode": "prune", "gate": run.option("gate", "soft"), "seed": run.seed}
     settings |= _target(run)
     if "steps" in dict(run.options):
         settings["prune_steps"] = run.option("steps")
     warmup, cooldown = stages(run.epochs)
-    return Parts(callbacks=_callbacks(run, settings, warmup, cooldown))
+    idea = run.option("idea", "plain")
+    if idea not in IDEAS:
+        raise ValueError(f"expected an idea of {', '.join(IDEAS)}, got {idea!r}.")
+    averaged = CountedAveragedScores()
+    if idea == "averaged-model":
+        settings["significance"] = averaged.score
+    if idea == "partial-inside":  # the gradient has no rows of the samples that are left out inside
+        settings["significance"] = "el2n"
+    parts = Parts(callbacks=_callbacks(run, settings, warmup, cooldown))
+    if idea == "averaged-model":
+        parts.callbacks.append(averaged)
+    elif idea == "higher-rate":
+        selection = parts.callbacks[0]
+        assert isinstance(selection, SparseSelectionCallback)
+        parts.callbacks.append(HigherRate(selection, float(run.option("rate"))))
+    elif idea == "partial-inside":
+        parts.module = PartialInsideModule
+    parts.changes = functools.partial(histories, run, data)
+    return parts
 
 
-def _partial(run: Run, size: int, records: Path) -> Parts:
-    settings: dict[str, Any] = {"mode": "partial", "gate": run.option("gate", "soft"), "seed": run.seed}
+def _in_batch(run: Run, data: RegimeData, records: Path) -> Parts:
+    """Select within each batch, in the mode that the policy is named after."""
+    settings: dict[str, Any] = {"mode": run.policy, "gate": run.option("gate", "soft"), "seed": run.seed}
     warmup, cooldown = stages(run.epochs)
     return Parts(callbacks=_callbacks(run, settings | _target(run), warmup, cooldown))
 
@@ -94,43 +118,74 @@ def _callbacks(run: Run, settings: dict[str, Any], warmup: int, cooldown: int) -
     return [SparseSelectionCallback(**settings), schedule]
 
 
-def _random(run: Run, size: int, records: Path) -> Parts:
+def _random(run: Run, data: RegimeData, records: Path) -> Parts:
     rates = json.loads((records / f"{source_of(run)}.json").read_text())["rate_by_epoch"]
-    keeps = run.option("steps", "replan") == "keep"
-    chooser = RandomShare(size, run.regime.batch_size, rates, keeps_steps=keeps, seed=run.seed)
+    steps = run.option("steps", "replan")
+    if steps not in ("keep", "replan"):
+        raise ValueError(f"expected steps 'keep' or 'replan' of a random share, got {steps!r}.")
+    chooser = RandomShare(len(data.training), run.regime.batch_size, rates, keeps_steps=steps == "keep", seed=run.seed)
     return Parts(ProgressModule, chooser=chooser)
 
 
-def _infobatch(run: Run, size: int, records: Path) -> Parts:
-    return Parts(ProgressModule, chooser=InfoBatch(size, run.epochs, run.seed))
+def _infobatch(run: Run, data: RegimeData, records: Path) -> Parts:
+    return Parts(ProgressModule, chooser=InfoBatch(len(data.training), run.epochs, run.seed))
 
 
-def _seta(run: Run, size: int, records: Path) -> Parts:
-    return Parts(ProgressModule, chooser=SeTa(size, run.epochs, run.seed))
+def _seta(run: Run, data: RegimeData, records: Path) -> Parts:
+    return Parts(ProgressModule, chooser=SeTa(len(data.training), run.epochs, run.seed))
 
 
-def _orderdp(run: Run, size: int, records: Path) -> Parts:
+def _orderdp(run: Run, data: RegimeData, records: Path) -> Parts:
     random_share = float(run.option("random", 0.75))
     top_share = float(run.option("top", 0.85))
-    chooser = OrderDP(size, run.epochs, run.seed, random_share=random_share, top_share=top_share)
+    chooser = OrderDP(len(data.training), run.epochs, run.seed, random_share=random_share, top_share=top_share)
     return Parts(ProgressModule, chooser=chooser)
 
 
-def _selective_backprop(run: Run, size: int, records: Path) -> Parts:
+def _selective_backprop(run: Run, data: RegimeData, records: Path) -> Parts:
     return Parts(SelectiveBackpropModule)
 
 
-POLICIES: dict[str, Callable[[Run, int, Path], Parts]] = {
+POLICIES: dict[str, Callable[[Run, RegimeData, Path], Parts]] = {
     "dense": _dense,
     "prune": _prune,
-    "partial": _partial,
+    "partial": _in_batch,
+    "subset": _in_batch,
+    "mask": _in_batch,
     "random": _random,
     "infobatch": _infobatch,
     "seta": _seta,
     "orderdp": _orderdp,
     "selective-backprop": _selective_backprop,
 }
-"""Each takes the run, the samples of its data set and the folder of records."""
+"""Each takes the run, its data and the folder of records."""
+
+
+_TARGET = {"rate", "coverage", "gate", "significance", "weighting", "warmup", "cooldown"}
+_OPTIONS: dict[str, set[str]] = {
+    "prune": _TARGET | {"steps", "idea", "trim"},
+    "partial": _TARGET,
+    "subset": _TARGET,
+    "mask": _TARGET,
+    "random": {"like", "steps"},
+    "orderdp": {"random", "top"},
+    "original": {"rate"},
+}
+"""The options of each policy, besides those of every run that the Trainer does: ``length`` and ``lr``."""
+
+
+def check(run: Run) -> None:
+    """Refuse a run whose policy does not exist, or would ignore one of its options.
+
+    Raises:
+        ValueError: It is such a run.
+    """
+    known = [*POLICIES, "original"]
+    if run.policy not in known:
+        raise ValueError(f"expected a policy of {', '.join(known)}, got {run.policy!r}.")
+    allowed = _OPTIONS.get(run.policy, set()) | (set() if run.policy == "original" else {"length", "lr"})
+    if unknown := [name for name, _ in run.options if name not in allowed]:
+        raise ValueError(f"expected options of {run.policy} among {sorted(allowed)}, got {unknown}.")
 
 
 def source_of(run: Run) -> str | None:
@@ -139,14 +194,12 @@ def source_of(run: Run) -> str | None:
     return None if like is None else f"{run.regime.name}-{like}-s{run.seed}"
 
 
-def parts_of(run: Run, size: int, records: Path) -> Parts:
+def parts_of(run: Run, data: RegimeData, records: Path) -> Parts:
     """Make what the policy of a run adds to the Trainer.
 
     Args:
         run: The run.
-        size: The samples of its data set.
+        data: Its data.
         records: The folder of the records.
     """
-    if run.policy not in POLICIES:
-        raise ValueError(f"expected a policy of {', '.join(POLICIES)}, got {run.policy!r}.")
-    return POLICIES[run.policy](run, size, records)
+    return POLICIES[run.policy](run, data, records)

@@ -156,18 +156,22 @@ class RegimeData(pl.LightningDataModule):
         regime: The place on the map.
         seed: The seed of the run, for wrong labels.
         root: Where the images are looked for; see :func:`lightning_ast.demo.load_images`.
+        test_images: The test images to take, the first ones; None takes all.
+
+    Attributes:
         chooser: The rule that chooses the samples of each epoch (the Trainer must then reload the loaders every epoch);
             None draws all.
+        weights: ``(N,)`` the factors of the losses that the rule gave in the running epoch, or None.
     """
 
-    def __init__(self, regime: Regime, seed: int, root: str, chooser: Chooser | None = None) -> None:
+    def __init__(self, regime: Regime, seed: int, root: str, *, test_images: int | None = None) -> None:
         super().__init__()
         self.regime = regime
-        self.chooser = chooser
+        self.chooser: Chooser | None = None
         self.weights: Tensor | None = None
         loaded = load_images(regime.data, root)
         self.training = training_set(loaded, regime, seed)
-        self.test = _Test(loaded.test_images, loaded.test_labels)
+        self.test = _Test(loaded.test_images[:test_images], loaded.test_labels[:test_images])
         pixels = self.training.images.float() / 255
         self._mean = pixels.mean((0, 2, 3)).view(1, -1, 1, 1)
         self._std = pixels.std((0, 2, 3)).view(1, -1, 1, 1)

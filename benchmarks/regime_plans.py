@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from regime_networks import NETWORKS
 from regime_run import Option, Regime, Run
 
 __all__ = ["PLANS", "expected_seconds", "plan"]
@@ -13,25 +12,20 @@ __all__ = ["PLANS", "expected_seconds", "plan"]
 Setting = tuple[str, dict[str, Option]]
 
 DENSE: Setting = ("dense", {})
-_HALF = {"rate": 0.4}
+OURS = ("topk", "keep")
+"""The gate and the way to count steps that stand for ours in map and headline."""
+
+_KEPT = "prune-rate0.4-gatetopk-stepskeep"
 
 
-def _steps_settings() -> list[Setting]:
-    pruned: list[Setting] = [
-        ("prune", {**_HALF, "gate": gate, "steps": steps})
-        for steps in ("keep", "follow", "replan")
-        for gate in ("topk", "soft")
-    ]
-    likes: list[Setting] = [
-        ("random", {"like": "prune-rate0.4-gatetopk-stepskeep", "steps": "keep"}),
-        ("random", {"like": "prune-rate0.4-gatetopk-stepskeep", "steps": "replan"}),
-    ]
-    return [DENSE, *pruned, ("dense", {"length": 12}), *likes]
+def _pruned(gate: str, steps: str, **target: Option) -> Setting:
+    return "prune", {**target, "gate": gate, "steps": steps}
 
 
-def _runs(regimes: Iterable[Regime], settings: list[Setting], seeds: int) -> list[Run]:
+def _runs(regimes: Iterable[Regime], settings: Iterable[Setting], seeds: int) -> list[Run]:
     """List the runs, seeds breadth-first: all settings with the first seed, then all with the next."""
     regimes = list(regimes)
+    settings = list(settings)
     return [
         Run(regime, policy, tuple(options.items()), seed)
         for seed in range(seeds)
@@ -41,12 +35,108 @@ def _runs(regimes: Iterable[Regime], settings: list[Setting], seeds: int) -> lis
 
 
 def steps_plan() -> list[Run]:
-    """List what tells how the steps of a pruned run are best counted."""
-    regimes = [Regime(data="fashion_mnist"), Regime(data="cifar10")]
-    return _runs(regimes, _steps_settings(), seeds=4)
+    """List what tells how the steps of a pruned run are best counted, at one rate."""
+    pruned = [_pruned(gate, steps, rate=0.4) for steps in ("keep", "follow", "replan") for gate in ("topk", "soft")]
+    controls: list[Setting] = [
+        ("dense", {"length": 12}),
+        ("random", {"like": _KEPT, "steps": "keep"}),
+        ("random", {"like": _KEPT, "steps": "replan"}),
+    ]
+    return _runs([Regime(data="fashion_mnist"), Regime(data="cifar10")], [DENSE, *pruned, *controls], seeds=4)
 
 
-PLANS = {"steps": steps_plan}
+FASHION = Regime(data="fashion_mnist")
+CIFAR = Regime(data="cifar10")
+
+
+def _places() -> list[Regime]:
+    """List the places of the map: length, number of images, redundancy, imbalance, wrong labels, networks."""
+    places = [FASHION, CIFAR]
+    for base in (FASHION, CIFAR):
+        whole = 60_000 if base is FASHION else 50_000
+        places += [replace(base, epochs=epochs) for epochs in (8, 64)]
+        places += [
+            replace(base, images=1_000, epochs=64),
+            replace(base, images=5_000, epochs=48),
+            replace(base, images=whole, epochs=16),
+        ]
+        places += [replace(base, images=20_000 // times, redundancy=times) for times in (2, 4)]
+        places += [replace(base, images=10_000, imbalance=imbalance) for imbalance in (10.0, 100.0)]
+        places += [replace(base, noise=noise) for noise in (0.1, 0.2, 0.4)]
+        places += [
+            replace(base, network="resnet9", width=8),
+            replace(base, network="vit", width=32, images=10_000),
+        ]
+    places += [replace(FASHION, network="mlp", width=512), replace(FASHION, network="mlp", width=512, images=60_000)]
+    digits = Regime(data="digits", images=1_437, epochs=48, batch_size=64)
+    places += [digits, replace(digits, network="mlp", width=512)]
+    return [*places, replace(CIFAR, network="pretrained", width=48, images=1_000, epochs=16, batch_size=64)]
+
+
+def map_plan() -> list[Run]:
+    """List the runs of the regime map: at each place dense, three coverages, and dense at two thirds of the length."""
+    runs: list[Run] = []
+    for place in _places():
+        covered = [_pruned(*OURS, coverage=coverage) for coverage in (0.8, 0.9, 0.95)]
+        shortened: Setting = ("dense", {"length": round(2 / 3 * place.epochs)})
+        runs += _runs([place], [DENSE, *covered, shortened], seeds=3)
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def headline_plan() -> list[Run]:
+    """List the runs of the headline table: every method on both data sets at full size, five seeds.
+
+    The dense runs that are shortened are at least as long as the work of the pruned run at a fixed rate.
+    """
+    runs: list[Run] = []
+    for regime, rate, length in (
+        (replace(FASHION, images=60_000), 0.4, 12),
+        (replace(CIFAR, images=50_000, width=32, epochs=16), 0.6, 11),
+    ):
+        ours = f"prune-rate{rate:g}-gate{OURS[0]}-steps{OURS[1]}"
+        settings: list[Setting] = [
+            DENSE,
+            _pruned(*OURS, coverage=0.9),
+            _pruned(*OURS, rate=rate),
+            ("dense", {"length": length}),
+            ("dense", {"length": length, "lr": 0.1}),
+            ("dense", {"length": length, "lr": 0.4}),
+            ("random", {"like": ours, "steps": "keep" if OURS[1] == "keep" else "replan"}),
+            ("infobatch", {}),
+            ("seta", {}),
+            ("orderdp", {}),
+            ("selective-backprop", {}),
+            ("partial", {"coverage": 0.9}),
+            ("original", {"rate": 0.4}),
+        ]
+        runs += _runs([regime], settings, seeds=5)
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def ideas_plan() -> list[Run]:
+    """List what was tried, each idea beside its control: the pruned run of the plan ``steps``, or the same coverage."""
+    ideas: list[Setting] = [DENSE, _pruned("topk", "keep", rate=0.4)]
+    ideas += [
+        ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": idea})
+        for idea in ("random-beside", "class-floor", "progress", "averaged-model", "higher-rate", "partial-inside")
+    ]
+    ideas += [_pruned("topk", "replan", rate=0.4), ("prune", {**_REPLANNED, "idea": "higher-rate"})]
+    ideas += [_pruned(gate, "keep", coverage=0.9) for gate in ("topk", "soft")]
+    remedies: list[Setting] = [DENSE, *(_pruned(gate, "keep", rate=0.4) for gate in ("topk", "soft"))]
+    remedies += [
+        ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": "averaged-model"}),
+        ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": "trimmed", "trim": 0.1}),
+        ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": "trimmed", "trim": 0.2}),
+        ("prune", {"rate": 0.4, "gate": "soft", "steps": "keep", "significance": "confidence"}),
+    ]
+    runs = _runs([FASHION, CIFAR], ideas, seeds=4)
+    runs += _runs([replace(base, noise=noise) for base in (FASHION, CIFAR) for noise in (0.2, 0.4)], remedies, seeds=3)
+    return sorted(runs, key=lambda run: run.seed)
+
+
+_REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}
+
+PLANS = {"steps": steps_plan, "headline": headline_plan, "map": map_plan, "ideas": ideas_plan}
 
 
 def plan(name: str) -> list[Run]:
@@ -56,10 +146,12 @@ def plan(name: str) -> list[Run]:
 
 def expected_seconds(run: Run) -> float:
     """Estimate the time of a run on one CPU thread, validations included."""
+    from regime_networks import NETWORKS
+
     microseconds = NETWORKS[run.regime.network].microseconds
     each = microseconds.get((run.regime.data, run.regime.width), 300)
     work = run.epochs * _expected_rate(run)
-    validations = 12 * 10_000 / 4
+    validations = 10 * 10_000 / 4
     return 1e-6 * each * (work * run.regime.images * run.regime.redundancy + validations) + 2
 
 
@@ -69,8 +161,3 @@ def _expected_rate(run: Run) -> float:
         rate = float(run.option("rate", 0.6))
         return 0.13 + 0.87 * rate
     return {"infobatch": 0.65, "seta": 0.6, "orderdp": 0.64, "original": 1.5}.get(run.policy, 1.0)
-
-
-def at(regime: Regime, **changes: Option) -> Regime:
-    """Return a place on the map beside another."""
-    return replace(regime, **changes)  # type: ignore[arg-type]

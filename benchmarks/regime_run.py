@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_ast.demo.data import DataName
+if TYPE_CHECKING:  # the tables need plans without torch and Lightning
+    from lightning_ast.demo.data import DataName
 
 __all__ = ["Option", "Regime", "Run"]
 

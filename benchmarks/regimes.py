@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from policies import source_of
-from record import RECORDS, provenance, silence_lightning
+from record import RECORDS, on_gpu, provenance, silence_lightning
 from regime_plans import PLANS, expected_seconds, plan
 from regime_run import Run
 from regime_train import default_precision, train
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes side by side, each with one thread")
     parser.add_argument("--runs-at-once", type=int, help="that share the machine, written into the records")
     parser.add_argument("--root", default="data", help="where the images are looked for, or cifar10.npz")
-    parser.add_argument("--out", type=Path, default=RECORDS / "regimes")
+    parser.add_argument("--out", type=Path, default=RECORDS / ("regimes-gpu" if on_gpu() else "regimes"))
     parser.add_argument("--precision", default=None, help="of the Trainer; by default bf16-mixed where it is quick")
     parser.add_argument("--most-runs", type=int, help="stop after so many runs")
     return parser
@@ -97,19 +97,24 @@ def work_off(options: argparse.Namespace) -> int:
                 if not _record(run, options, precision, code):
                     failed.add(run.name)
         if not progress:
+            for run in wanted(plan(options.plan), options.only, options.out):
+                source = source_of(run)
+                if source is not None and run.name not in failed and not (options.out / f"{source}.json").exists():
+                    print(f"{run.name}: waits for the record {source}, which has the rates")
             return len(failed)
 
 
 def _record(run: Run, options: argparse.Namespace, precision: str, code: dict[str, Any]) -> bool:
     """Do a run and write its record; return whether it succeeded."""
     begin = time.perf_counter()
+    together = options.runs_at_once or options.workers
     try:
-        record = train(run, root=options.root, records=options.out, precision=precision)
+        record = train(run, root=options.root, records=options.out, precision=precision, alone=together == 1)
     except Exception:  # one run that fails must not end the others
         traceback.print_exc()
         print(f"{run.name}: failed", flush=True)
         return False
-    record |= {"runs_at_once": options.runs_at_once or options.workers, **code}
+    record |= {"runs_at_once": together, **code}
     options.out.mkdir(parents=True, exist_ok=True)
     partial = options.out / f".{run.name}.{os.getpid()}.part"
     partial.write_text(json.dumps(record) + "\n")
@@ -140,10 +145,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = [sys.executable, __file__, *arguments, "--workers", "1", "--runs-at-once", str(together)]
         workers = [subprocess.Popen(command) for _ in range(options.workers)]
         return max(worker.wait() for worker in workers)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     silence_lightning()
-    warnings.filterwarnings("ignore", module="lightning")
-    return int(work_off(options) > 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            return int(work_off(options) > 0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

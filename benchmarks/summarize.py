@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from regime_headline import draw, drawn_points, points, short_table
+from regime_tables import headline_table, ideas_table, map_table, steps_table
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 RECORDS = ROOT / "benchmarks" / "records"
+PICTURE = ROOT / "docs" / "headline.svg"
 
 NAMES = {
     "dense": "dense",
@@ -429,7 +433,15 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "advice": advice_table,
     },
     "tests/third_party/README.md": {"outcomes": third_party_table},
-    "benchmarks/README.md": {"overhead": overhead_table, "prune-ideas": prune_ideas_table},
+    "benchmarks/README.md": {
+        "regime-short": short_table,
+        "regime-headline": headline_table,
+        "regime-map": map_table,
+        "regime-steps": steps_table,
+        "regime-ideas": ideas_table,
+        "overhead": overhead_table,
+        "prune-ideas": prune_ideas_table,
+    },
 }
 
 
@@ -454,6 +466,11 @@ def main() -> int:
             stale.append(name)
         if "--check" not in sys.argv[1:]:
             path.write_text(fresh)
+    shown = points()
+    if shown and shown != drawn_points(PICTURE):
+        stale.append(PICTURE.name)
+        if "--check" not in sys.argv[1:]:
+            draw(shown, PICTURE)
     if "--check" in sys.argv[1:] and stale:
         print(f"{' and '.join(stale)} differ from the records: run python benchmarks/summarize.py")
         return 1

@@ -26,8 +26,9 @@ USAGE = """usage: lightning-ast COMMAND [...]
 
 ADVISE_USAGE = """usage: lightning-ast advise --config FILE [--OPTION VALUE ...] [--budget_seconds 45]
 
-Measures a run on this machine without training it, and says what each mode would save. FILE and the options are those
-of `lightning-ast fit` (see its --help).
+Measures a run on this machine without training it, and says what each mode would save at fixed rates and at the rate
+that a target_coverage needs of the model as it is now. FILE and the options are those of `lightning-ast fit` (see its
+--help).
 """
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -194,7 +195,9 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument("--data", choices=DATA_SETS, default="digits")
     parser.add_argument("--root", default="data", help="folder (or .npz file) with the images, and to download them to")
     parser.add_argument("--mode", choices=MODES, default="partial")
-    parser.add_argument("--rate", type=float, default=0.4, help="target activation rate in (0, 1]")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--coverage", type=float, help="target coverage in (0, 1]; 0.9 where no rate is given")
+    target.add_argument("--rate", type=float, help="target activation rate in (0, 1], in place of a coverage")
     parser.add_argument("--epochs", type=int, help="length of the runs (default: by data set)")
     parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")
     parser.add_argument("--seed", type=int, default=0)
@@ -202,7 +205,8 @@ def _demo(arguments: list[str]) -> int:
     options = vars(parser.parse_args(arguments))
     from lightning_ast.demo.compare import run_demo
 
-    run_demo(target_activation_rate=options.pop("rate"), **options)
+    targets = {"target_activation_rate": options.pop("rate"), "target_coverage": options.pop("coverage")}
+    run_demo(**targets, **options)
     return 0
 
 

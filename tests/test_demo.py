@@ -18,7 +18,7 @@ ROW = re.compile(
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    small = ("--epochs", "10", "--width", "4", "--train-limit", "256")
+    small = ("--epochs", "10", "--width", "4", "--train-limit", "256", "--rate", "0.4")
     return run("demo", *small, cwd=tmp_path_factory.mktemp("demo"))
 
 
@@ -68,6 +68,8 @@ def test_work_in_epochs_is_rounded_to_the_nearest(flops: float | None, epochs: i
         (("--rate", "5"), "target_activation_rate: expected a rate in (0, 1], got 5.0."),
         (("--rate", "nan"), "target_activation_rate: expected a rate in (0, 1], got nan."),
         (("--rate", "much"), "invalid float value: 'much'"),
+        (("--coverage", "90"), "target_coverage: expected a coverage in (0, 1], got 90.0. Did you mean 0.9?"),
+        (("--rate", "0.4", "--coverage", "0.9"), "not allowed with argument"),
     ],
 )
 def test_arguments_out_of_range(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_arguments_out_of_range(arguments: tuple[str, ...], told: str, tmp_path:
 
 def test_least_arguments_run(tmp_path: Path) -> None:
     done = run("demo", "--mode=prune", "--epochs=3", "--width=1", "--train-limit=128", cwd=tmp_path)
-    assert "AST, prune, r = 0.4: 3 epochs" in done.out
+    assert "AST, prune, coverage 0.9: 3 epochs" in done.out
     run("demo", "--epochs=1", "--width=1", "--train-limit=256", cwd=tmp_path)
     done = run("demo", "--epochs=1", "--width=1", "--train-limit=128", cwd=tmp_path, status=2)
     assert "leave no sparse step in a run of 1 epoch and 1 optimizer step" in done.err

@@ -130,6 +130,11 @@ class CachedBatches:
         self.position = 0
         self.seconds = 0.0
 
+    @property
+    def last(self) -> int:
+        """Return which of the kept batches was given last."""
+        return (self.position - 1) % len(self._batches)
+
     def __len__(self) -> int:
         return ENDLESS
 

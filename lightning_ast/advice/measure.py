@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_ast.advice.coverage import COVERAGES, coverage_facts
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
 from lightning_ast.advice.predict import wanted_rates
@@ -86,6 +87,9 @@ class Measurement:
             assert self._loading is not None
             assert self._run is not None
             step = self._step_facts(probe, saved)
+            own = self._run.own_coverage
+            coverages = sorted({*COVERAGES, *([] if own is None else [own])})
+            coverage = coverage_facts(probe.watcher.scores.values(), coverages, self._asked.settings.gate)
             validation = self._validate() if self._validates else None
         seconds = self._clock() - self._began
         if seconds > 1.1 * self._budget:
@@ -95,6 +99,7 @@ class Measurement:
             run=self._run,
             loading=self._loading,
             step=step,
+            coverage=coverage,
             validation=validation,
             notes=tuple(self._notes),
             seconds=seconds,

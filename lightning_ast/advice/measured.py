@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lightning_ast.mode_facts import Mode
+from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.schedule import Schedule
 
 __all__ = [
+    "CoverageFacts",
     "Curve",
     "Facts",
     "LoadingFacts",
@@ -39,6 +40,8 @@ class RunFacts:
         min_selected: The fewest samples of a batch (in ``prune`` of an epoch), a count or a share in (0, 1).
         own_mode: The mode that the Trainer's own callback asks for, or None without one.
         own_rate: The activation rate that the Trainer's own callbacks ask for, in (0, 1], or None without one.
+        own_coverage: The coverage that its selection callback asks for in place of a rate, in (0, 1], or None.
+        prune_steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
     """
 
     epochs: float
@@ -54,6 +57,8 @@ class RunFacts:
     min_selected: int | float = 2
     own_mode: Mode | None = None
     own_rate: float | None = None
+    own_coverage: float | None = None
+    prune_steps: PruneSteps = "replan"
 
     @property
     def schedule(self) -> Schedule:
@@ -135,6 +140,8 @@ class StepFacts:
     Attributes:
         dense: The plain steps, without any callback.
         curves: The steps of the modes that were measured, ``partial`` and ``subset``.
+        parts: The steps on a part of a batch alone, without scoring it, by rising share of its samples; the lowest is
+            on a few samples. None where ``subset`` is refused.
         refused: The modes that cannot run here, and why.
         phases: The parts of the dense step; None where its backward was not seen.
         host_share: The step on a few samples over the dense step, in [0, 1]: what does not shrink with the samples.
@@ -153,6 +160,7 @@ class StepFacts:
 
     dense: StepAt
     curves: dict[Mode, Curve] = field(default_factory=dict)
+    parts: Curve | None = None
     refused: dict[Mode, str] = field(default_factory=dict)
     phases: Phases | None = None
     host_share: float | None = None
@@ -197,6 +205,19 @@ class ValidationFacts:
 
 
 @dataclass(frozen=True)
+class CoverageFacts:
+    """The activation rates that coverages need, by the significance of samples of the module as it is.
+
+    Attributes:
+        samples: The number of samples that were scored.
+        rates: The activation rate that each coverage needs, in (0, 1].
+    """
+
+    samples: int
+    rates: dict[float, float]
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that was measured.
 
@@ -205,6 +226,7 @@ class Facts:
         run: The lengths of the run.
         loading: The loading of the training data.
         step: The training steps.
+        coverage: The rates that coverages need; None where no sample was scored, as where no mode can run.
         validation: The validation; None where the run has none, or where it could not be measured (a note tells why).
         notes: The things that a reader must know of how this was measured, a sentence each.
         seconds: The time that the measurement took.
@@ -214,6 +236,7 @@ class Facts:
     run: RunFacts
     loading: LoadingFacts
     step: StepFacts
+    coverage: CoverageFacts | None = None
     validation: ValidationFacts | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0

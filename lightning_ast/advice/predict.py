@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import get_args
 
-from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt, ValidationFacts
-from lightning_ast.core.gate import minimum_count
-from lightning_ast.core.history import planned_count
-from lightning_ast.mode_facts import Mode
-from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
+from lightning_ast.advice.coverage import is_nothing_to_skip
+from lightning_ast.advice.lengths import Lengths, run_lengths, validations
+from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt
+from lightning_ast.core.gate import NEARLY_ALL, minimum_count
+from lightning_ast.core.selector import DEFAULT_RATE
+from lightning_ast.mode_facts import MODES, Mode, cost_share
 
-__all__ = [
-    "DEFAULT_RATE",
-    "RATES",
-    "Lengths",
-    "Prediction",
-    "Predictions",
-    "at_rate",
-    "run_lengths",
-    "validations",
-    "wanted_rates",
-    "with_loading",
-]
+__all__ = ["RATES", "Prediction", "Predictions", "at_rate", "wanted_rates", "with_loading"]
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 """Activation rates that are predicted."""
-
-DEFAULT_RATE = 0.4
-"""The selection callback's own default, where the user has none."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,10 @@ class Prediction:
     Attributes:
         mode: The mode; None is dense training.
         rate: The activation rate in (0, 1].
-        step_seconds: The time of a sparse step, loading and scoring included; in ``prune`` that of a whole batch.
+        coverage: The coverage that needs this rate, or None where the rate itself is held.
+        step_seconds: The time of a sparse step, loading and scoring included.
+        compute_seconds: The time of a sparse step on a batch in memory, the optimizer's part shared among accumulated
+            batches.
         memory_bytes: The peak memory of a sparse step, or None; measured on CUDA, estimated elsewhere.
         run_seconds: The time of the whole run, warmup, cooldown and validation included.
         validation_seconds: The part of that time that is validation.
@@ -51,43 +40,21 @@ class Prediction:
 
     mode: Mode | None
     rate: float
+    coverage: float | None
     step_seconds: float
+    compute_seconds: float
     memory_bytes: int | None
     run_seconds: float
     validation_seconds: float
     run_share: float
     batches: int
 
-
-@dataclass(frozen=True)
-class Lengths:
-    """The lengths of a run in batches.
-
-    Attributes:
-        epochs: The epochs that are begun or, where ``max_steps`` ends the run within one, the fraction.
-        dense_batches: The batches of warmup and cooldown, a short batch counted as one.
-        sparse_batches: The batches of the sparse stage, likewise.
-        sparse_epochs: The epochs of the sparse stage.
-        sparse_batches_per_epoch: The batches of one of its epochs.
-        dense_missing: The part of a full batch that the short ones among the dense batches lack, in batches, >= 0.
-        sparse_missing: The same of the sparse stage.
-        unscored_batches: The dense batches of ``prune`` that it does not score: those of every warmup epoch but the
-            last.
-    """
-
-    epochs: float
-    dense_batches: float
-    sparse_batches: float
-    sparse_epochs: float
-    sparse_batches_per_epoch: int
-    dense_missing: float = 0.0
-    sparse_missing: float = 0.0
-    unscored_batches: float = 0.0
-
     @property
-    def batches(self) -> float:
-        """Count the batches of the whole run."""
-        return self.dense_batches + self.sparse_batches
+    def setting(self) -> str:
+        """Name the rate or the coverage that is held."""
+        if self.coverage is None:
+            return f"{self.rate:g}"
+        return f"a coverage of {self.coverage:g} (a rate of {self.rate:.3g} now)"
 
 
 def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
@@ -121,102 +88,25 @@ def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
     return StepAt(rate, between(low.seconds, high.seconds), peak)
 
 
-def with_loading(compute_seconds: float, loading: LoadingFacts) -> float:
+def with_loading(compute_seconds: float, loading: LoadingFacts, *, share: float = 1.0) -> float:
     """Add loading to a step: one after the other without workers, at the same time with them.
+
+    Args:
+        compute_seconds: The time of the step on a batch in memory.
+        loading: The facts of the loader.
+        share: The samples of the batch as a share of a full one.
 
     Example:
         >>> with_loading(2.0, LoadingFacts(3.0)), with_loading(2.0, LoadingFacts(3.0, workers=2))
         (5.0, 3.0)
     """
-    if loading.workers:
-        return max(loading.seconds_per_batch, compute_seconds)
-    return loading.seconds_per_batch + compute_seconds
+    load_seconds = share * loading.seconds_per_batch
+    return max(load_seconds, compute_seconds) if loading.workers else load_seconds + compute_seconds
 
 
 def wanted_rates(run: RunFacts) -> tuple[float, ...]:
     """List the rates that are predicted: :data:`RATES`, and the user's own."""
     return tuple(sorted({*RATES, run.own_rate or DEFAULT_RATE}))
-
-
-def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
-    """Count the batches and epochs of a run.
-
-    Args:
-        run: The facts of the dense run.
-        mode: The mode; None is dense training.
-        rate: The activation rate of the sparse stage, in (0, 1].
-    """
-    missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
-    if mode == "prune":
-        return _pruned_lengths(run, rate, missing)
-    dense = sum(run.schedule.dense_epochs(run.epochs))
-    sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
-    dense = run.epochs - sparse
-    batches = run.batches_per_epoch
-    return Lengths(run.epochs, dense * batches, sparse * batches, sparse, batches, dense * missing, sparse * missing)
-
-
-def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
-    """Count whole epochs, the sparse ones shorter; ``max_steps`` then makes more of them."""
-    count = planned_count(
-        run.samples_per_epoch, rate, batch_size=run.batch_size, drop_last=run.drop_last, min_selected=run.min_selected
-    )
-    batches = math.ceil(count / run.batch_size)
-    plan = PlannedRun(
-        schedule=run.schedule,
-        dense=EpochLengths(run.samples_per_epoch, run.batches_per_epoch),
-        sparse=EpochLengths(count, batches),
-        accumulate=run.accumulate,
-        max_epochs=run.max_epochs,
-        max_steps=run.max_steps,
-    )
-    epochs = plan.total_epochs or 0
-    sparse = plan.sparse_epochs() or 0
-    warmup, _ = plan.sparse_range(epochs)
-    dense_batches = (epochs - sparse) * run.batches_per_epoch
-    sparse_batches = sparse * batches
-    kept = 1.0
-    if run.max_steps is not None:  # ends the last epoch early
-        most = run.max_steps * run.accumulate[max(run.accumulate)]
-        cut = max(0, dense_batches + sparse_batches - most)
-        from_dense = min(cut, dense_batches if epochs > sparse else 0)
-        kept = 1 - cut / max(1, dense_batches + sparse_batches)
-        dense_batches -= from_dense
-        sparse_batches -= cut - from_dense
-    return Lengths(
-        epochs,
-        dense_batches,
-        sparse_batches,
-        sparse,
-        batches,
-        dense_missing=kept * (epochs - sparse) * missing,
-        sparse_missing=kept * sparse * (batches - count / run.batch_size),
-        unscored_batches=min(dense_batches, max(0, warmup - 1) * run.batches_per_epoch),
-    )
-
-
-def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, training_seconds: float) -> float:
-    """Count the validations of a run.
-
-    Args:
-        facts: The facts that tell when one is due.
-        run: The facts of the dense run.
-        lengths: The lengths of this run.
-        training_seconds: The time that this run trains.
-    """
-    if facts.every_seconds is not None:
-        return math.floor(training_seconds / facts.every_seconds)
-    if facts.every_batches is not None:
-        return math.floor(lengths.batches / facts.every_batches)
-    every = facts.every_epochs or 1
-
-    def of_epoch(batches: int) -> int:
-        interval = facts.every_batches_of_epoch or max(1, int(batches * (facts.share or 1.0)))
-        return batches // interval
-
-    dense = lengths.epochs - lengths.sparse_epochs
-    often = dense * of_epoch(run.batches_per_epoch) + lengths.sparse_epochs * of_epoch(lengths.sparse_batches_per_epoch)
-    return often / every if every == 1 else often / lengths.epochs * math.floor(lengths.epochs / every)
 
 
 @dataclass(frozen=True)
@@ -230,9 +120,25 @@ class Predictions:
     facts: Facts
 
     @property
-    def rate(self) -> float:
-        """Return the user's own activation rate, else 0.4."""
-        return self.facts.run.own_rate or DEFAULT_RATE
+    def rate(self) -> float | None:
+        """Return the user's own activation rate, or the one that their coverage needs (None if not known); else 0.4."""
+        run = self.facts.run
+        return self.rate_of(run.own_coverage) if run.own_coverage is not None else run.own_rate or DEFAULT_RATE
+
+    def rate_of(self, coverage: float) -> float | None:
+        """Return the activation rate that a coverage needs; None where it is not known."""
+        return None if self.facts.coverage is None else self.facts.coverage.rates.get(coverage)
+
+    @property
+    def has_nothing_to_skip(self) -> bool:
+        """Tell whether the user's own coverage finds nothing to skip yet."""
+        coverage = self.facts.run.own_coverage
+        return coverage is not None and self.rate is not None and is_nothing_to_skip(coverage, self.rate)
+
+    @cached_property
+    def modes(self) -> tuple[Mode, ...]:
+        """Return the modes that can run."""
+        return tuple(mode for mode in MODES if mode not in self.facts.step.refused)
 
     @cached_property
     def dense(self) -> Prediction:
@@ -241,21 +147,56 @@ class Predictions:
 
     @cached_property
     def table(self) -> tuple[Prediction, ...]:
-        """Predict every mode that can run, at every rate."""
-        modes = [mode for mode in get_args(Mode) if mode not in self.facts.step.refused]
+        """Predict every mode that can run, at every rate, and at the user's own coverage."""
+        coverage = self.facts.run.own_coverage
+        covering = () if coverage is None else self.covering(coverage)
         rates = wanted_rates(self.facts.run)
-        return tuple(self._prediction(mode, rate) for mode in modes for rate in rates if self._validated(mode, rate))
+
+        def of_mode(mode: Mode) -> list[Prediction]:
+            found = [self._prediction(mode, rate) for rate in rates if self._is_predicted(mode, rate, self.facts.run)]
+            return sorted([*found, *(p for p in covering if p.mode == mode)], key=lambda p: p.rate)
+
+        return tuple(p for mode in self.modes for p in of_mode(mode))
+
+    @cached_property
+    def own(self) -> tuple[Prediction, ...]:
+        """Predict every mode that can run at the rate, or the coverage, that the user asks for; else at 0.4."""
+        coverage = self.facts.run.own_coverage
+        return tuple(p for p in self.table if p.coverage == coverage and (coverage or p.rate == self.rate))
+
+    def covering(self, coverage: float) -> tuple[Prediction, ...]:
+        """Predict every mode that can run at a coverage; nothing where it is not known which rate that needs."""
+        rate = self.rate_of(coverage)
+        if rate is None:
+            return ()
+        modes = (mode for mode in self.modes if self._is_predicted(mode, rate, self._covering_run))
+        return tuple(self._prediction(mode, rate, coverage=coverage) for mode in modes)
+
+    @property
+    def _covering_run(self) -> RunFacts:
+        """Return the run with a coverage, whose number of steps cannot be planned anew."""
+        run = self.facts.run
+        return replace(run, prune_steps="keep") if run.prune_steps == "replan" else run
 
     def at(self, mode: str, rate: float) -> Prediction | None:
         """Return the prediction of a mode at a rate of the table; None where the mode, or this rate, is refused."""
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
 
-    def _validated(self, mode: Mode, rate: float) -> bool:
-        """Tell whether an epoch reaches its first validation, which ``prune`` insists on."""
-        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
-        if mode != "prune" or interval is None:
+    def at_coverage(self, mode: str, coverage: float) -> Prediction | None:
+        """Return the prediction of a mode at the user's coverage, or 0.8, 0.9, 0.95, 0.99; None where it is refused."""
+        return next((p for p in self.covering(coverage) if p.mode == mode), None)
+
+    def _is_predicted(self, mode: Mode, rate: float, run: RunFacts) -> bool:
+        """Tell whether ``prune`` can be predicted; all others can.
+
+        The steps on its smaller batches must have been measured, and an epoch must reach its first validation.
+        """
+        if mode != "prune":
             return True
-        return run_lengths(self.facts.run, mode, rate).sparse_batches_per_epoch >= interval
+        if run.prune_steps == "keep" and self.facts.step.parts is None:
+            return False
+        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
+        return interval is None or run_lengths(run, mode, rate).sparse_batches_per_epoch >= interval
 
     @property
     def compute_seconds(self) -> float:
@@ -274,18 +215,31 @@ class Predictions:
         factor = factors[max(factors)]
         return seconds if phases is None else seconds - min(seconds, phases.rest_seconds) * (1 - 1 / factor)
 
-    def sparse_compute(self, mode: Mode, rate: float) -> float:
-        """Return the time of a sparse step on a batch in memory, likewise."""
-        return self._accumulated(self._sparse_step(mode, rate).seconds)
+    @property
+    def _scored(self) -> StepAt:
+        """Return a dense step that is scored too."""
+        dense = self.facts.step.dense
+        return StepAt(1.0, dense.seconds + (self.facts.step.selection_seconds or 0.0), dense.peak_bytes)
 
-    def _sparse_step(self, mode: Mode, rate: float) -> StepAt:
-        """Predict a step of a mode on batches in memory."""
+    def _sparse_step(self, mode: Mode, rate: float, *, covers: bool) -> StepAt:
+        """Predict a step of a mode on batches in memory.
+
+        Args:
+            mode: The mode.
+            rate: The activation rate; in ``prune`` the share of a full batch that each holds.
+            covers: Whether a coverage is held: it trains on whole batches where a selection costs more than it saves.
+        """
         step = self.facts.step
-        if mode in step.curves:
-            size = self.facts.run.batch_size
-            rate = max(rate, minimum_count(size, self.facts.run.min_selected) / size)
-            return at_rate(step.curves[mode], rate, step.dense if mode == "partial" else None)
-        return StepAt(rate, step.dense.seconds + (step.selection_seconds or 0.0), step.dense.peak_bytes)
+        if mode == "prune" and rate < 1 and step.parts is not None:
+            part = at_rate(step.parts, rate, step.dense)
+            return replace(self._scored, seconds=part.seconds + self._scored.seconds - step.dense.seconds)
+        if covers and mode == "subset" and cost_share(mode, rate) >= 1:
+            return step.dense
+        if mode not in step.curves or (covers and rate >= NEARLY_ALL):
+            return self._scored
+        size = self.facts.run.batch_size
+        rate = max(rate, minimum_count(size, self.facts.run.min_selected) / size)
+        return at_rate(step.curves[mode], rate, step.dense if mode == "partial" else None)
 
     def _memory(self, mode: Mode | None, rate: float, measured: int | None) -> int | None:
         estimate = self.facts.step.memory
@@ -293,31 +247,41 @@ class Predictions:
             return measured
         return round(estimate.static_bytes + estimate.activation_bytes * (rate if mode == "subset" else 1.0))
 
-    def _prediction(self, mode: Mode | None, rate: float) -> Prediction:
-        facts = self.facts
-        step = facts.step.dense if mode is None else self._sparse_step(mode, rate)
-        dense_seconds = with_loading(self.compute_seconds, facts.loading)
-        step_seconds = with_loading(self._accumulated(step.seconds), facts.loading)
-        lengths = run_lengths(facts.run, mode, rate)
-        starts = lengths.epochs if facts.loading.restarts else 1
-        unscored = lengths.unscored_batches if mode == "prune" else lengths.dense_batches
-        scored = lengths.batches - unscored
-        unscored_missing = lengths.dense_missing * unscored / max(1.0, lengths.dense_batches)
-        scored_missing = lengths.dense_missing + lengths.sparse_missing - unscored_missing
-        training = (unscored - unscored_missing) * dense_seconds + (scored - scored_missing) * step_seconds
-        # a short batch spares its missing samples, but not what a step costs whatever its size
-        training += (unscored_missing + scored_missing) * self._host_seconds
-        training += starts * facts.loading.start_seconds
+    def _prediction(self, mode: Mode | None, rate: float, *, coverage: float | None = None) -> Prediction:
+        run = self.facts.run if coverage is None else self._covering_run
+        is_whole = coverage is not None and rate >= NEARLY_ALL
+        lengths = run_lengths(run, mode, 1.0 if is_whole else rate)
+        step = self.facts.step.dense
+        if mode is not None:
+            share = lengths.sparse_share if mode == "prune" else rate
+            step = self._sparse_step(mode, share, covers=coverage is not None)
+        compute = self._accumulated(step.seconds)
+        step_seconds = with_loading(compute, self.facts.loading, share=lengths.sparse_share)
+        training = self._training_seconds(lengths, step_seconds)
         validation = 0.0
-        if facts.validation is not None:
-            validation = facts.validation.seconds * validations(facts.validation, facts.run, lengths, training)
+        if (due := self.facts.validation) is not None:
+            validation = due.seconds * validations(due, run, lengths, training)
         return Prediction(
             mode=mode,
             rate=rate,
+            coverage=coverage,
             step_seconds=step_seconds,
+            compute_seconds=compute,
             memory_bytes=self._memory(mode, rate, step.peak_bytes),
             run_seconds=training + validation,
             validation_seconds=validation,
             run_share=1.0 if mode is None else (training + validation) / self.dense.run_seconds,
             batches=math.ceil(lengths.batches - 1e-9),
         )
+
+    def _training_seconds(self, lengths: Lengths, step_seconds: float) -> float:
+        loading = self.facts.loading
+        plain = with_loading(self.compute_seconds, loading)
+        scored = with_loading(self._accumulated(self._scored.seconds), loading)
+        unscored = lengths.unscored_batches / lengths.dense_batches if lengths.dense_batches else 1.0
+        dense_seconds = unscored * plain + (1 - unscored) * scored
+        training = (lengths.dense_batches - lengths.dense_missing) * dense_seconds
+        training += (lengths.sparse_batches - lengths.sparse_missing) * step_seconds
+        # a short batch spares its missing samples, but not what a step costs whatever its size
+        training += (lengths.dense_missing + lengths.sparse_missing) * self._host_seconds
+        return training + (lengths.epochs if loading.restarts else 1) * loading.start_seconds

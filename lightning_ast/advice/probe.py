@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import LBFGS, Optimizer
 
+from lightning_ast.advice.coverage import ScoreWatcher
 from lightning_ast.advice.loading import ENDLESS, CachedBatches, Clock
 from lightning_ast.advice.measured import Phases
 from lightning_ast.advice.script import Block, Sample, Timing
@@ -111,6 +112,7 @@ class Probe(Callback):
         active: The mode of the running step, or of the set-up that runs; an exception is its fault.
         samples: The times of the blocks that were measured.
         cycles: The number of cycles that were measured.
+        watcher: The scores of the samples that were selected from.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Probe(Callback):
         self.active: Mode | None = None
         self.samples: list[Sample] = []
         self.cycles = 0
+        self.watcher = ScoreWatcher(lambda: cache().last)
         self.selections = selections
         self._begin = begin
         self._cache = cache
@@ -141,6 +144,7 @@ class Probe(Callback):
             selection.setup(trainer, pl_module, stage)
             assert selection.session is not None
             _wrap(selection.session, on=False)
+            selection.session.add_watcher(self.watcher)
         self.active = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

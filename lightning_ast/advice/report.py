@@ -6,15 +6,37 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_ast.advice.predict import Predictions
+from lightning_ast.advice.coverage import is_nothing_to_skip
+from lightning_ast.advice.predict import Prediction, Predictions
 from lightning_ast.advice.verdict import Verdict, decide
 from lightning_ast.words import counted, size_words, time_words
 
 __all__ = ["Advice", "render"]
 
 _HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
+
+
+class Grid(NamedTuple):
+    """A table of the report.
+
+    Attributes:
+        header: The titles of its columns.
+        rows: The cells of its rows.
+        best: The row that is recommended; None without one.
+    """
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    best: int | None = None
+
+    def __str__(self) -> str:
+        """Return the rows in aligned columns, between empty lines."""
+        lines = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        shown = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join(["", *shown, ""])
 
 
 @dataclass(frozen=True)
@@ -28,10 +50,7 @@ class Advice(Predictions):
 
     def __str__(self) -> str:
         """Return the report, in lines of about 120 characters."""
-        rows = [_HEADER, *_rows(self)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-        table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([*_measured(self), "", *table, "", *_conclusion(self)])
+        return "\n".join(map(str, _report(self)))
 
 
 def render(advice: Advice, *, file: Any = None) -> None:
@@ -49,14 +68,23 @@ def render(advice: Advice, *, file: Any = None) -> None:
         out.write(f"{advice}\n")
         return
     console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 120)
-    table = Table(*_HEADER)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    recommended = (advice.verdict.mode, f"{advice.verdict.rate:g}")
-    for row in _rows(advice):
-        table.add_row(*row, style="bold" if row[:2] == recommended else None)
-    for part in (*_measured(advice), table, *_conclusion(advice)):
-        console.print(part, soft_wrap=isinstance(part, str))
+    for part in _report(advice):
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True)
+            continue
+        table = Table(*part.header)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for number, row in enumerate(part.rows):
+            table.add_row(*row, style="bold" if number == part.best else None)
+        console.print(table)
+
+
+def _report(advice: Advice) -> Iterator[str | Grid]:
+    yield from _measured(advice)
+    yield _table(advice)
+    yield from _coverage(advice)
+    yield from _conclusion(advice)
 
 
 def _measured(advice: Advice) -> Iterator[str]:
@@ -100,18 +128,56 @@ def _phases(advice: Advice) -> str:
     return ": " + ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items()) if whole else ""
 
 
-def _rows(advice: Advice) -> Iterator[tuple[str, ...]]:
+def _table(advice: Advice) -> Grid:
     masks = [p for p in advice.table if p.mode == "mask"]
-    for p in (advice.dense, *masks[:1], *(p for p in advice.table if p.mode != "mask")):
+    shown = [advice.dense, *masks[:1], *(p for p in advice.table if p.mode != "mask")]
+    best = next((n for n, p in enumerate(shown) if p in advice.own and p.mode == advice.verdict.mode), None)
+    return Grid(_HEADER, [_cells(advice, p) for p in shown], best)
+
+
+def _cells(advice: Advice, p: Prediction) -> tuple[str, ...]:
+    rate = f"{p.rate:g}" if p.coverage is None else f"{p.rate:.3g} (coverage {p.coverage:g})"
+    return (
+        p.mode or "dense",
+        "any" if p.mode == "mask" else rate,
+        time_words(p.step_seconds),
+        f"{p.step_seconds / advice.dense.step_seconds:.2f}",
+        "-" if p.memory_bytes is None else size_words(p.memory_bytes),
+        time_words(p.run_seconds),
+        f"{p.run_share:.2f}",
+    )
+
+
+def _coverage(advice: Advice) -> Iterator[str | Grid]:
+    facts = advice.facts.coverage
+    if facts is None:
+        why = "no sample had a finite significance" if advice.modes else "no mode can run that would score them"
+        yield f"What a target_coverage needs of the samples is not known: {why}."
+        return
+    yield (
+        "What a target_coverage needs of the module as it is now, by the significance of "
+        f"{counted(facts.samples, 'sample')} (a step, its share of a dense step / the run's share of the dense run):"
+    )
+    rows = []
+    for coverage, rate in facts.rates.items():
+        covering = {p.mode: p for p in advice.covering(coverage)}
+        cells = (_covering_cell(advice, covering.get(mode)) for mode in advice.modes)
+        rows.append((f"{coverage:g}", f"{rate:.3g}", *cells))
+    yield Grid(("coverage", "rate", *advice.modes), rows)
+    flat = [f"{coverage:g}" for coverage, rate in facts.rates.items() if is_nothing_to_skip(coverage, rate)]
+    if flat:
         yield (
-            p.mode or "dense",
-            "any" if p.mode == "mask" else f"{p.rate:g}",
-            time_words(p.step_seconds),
-            f"{p.step_seconds / advice.dense.step_seconds:.2f}",
-            "-" if p.memory_bytes is None else size_words(p.memory_bytes),
-            time_words(p.run_seconds),
-            f"{p.run_share:.2f}",
+            f"Nothing to skip yet at a coverage of {', '.join(flat)}: it needs about as large a share of the samples, "
+            "so that any would do as well as those chosen. The rate falls as the module learns: for a look at later "
+            "epochs, pass the module of a trained checkpoint."
         )
+
+
+def _covering_cell(advice: Advice, p: Prediction | None) -> str:
+    if p is None:
+        return "not measured" if advice.facts.step.parts is None else "-"
+    share = p.step_seconds / advice.dense.step_seconds
+    return f"{time_words(p.step_seconds)}, {share:.2f} / {p.run_share:.2f}"
 
 
 def _conclusion(advice: Advice) -> Iterator[str]:
@@ -119,15 +185,15 @@ def _conclusion(advice: Advice) -> Iterator[str]:
     run = advice.facts.run
     yield verdict.headline
     yield from (f"- {reason}" for reason in verdict.reasons)
-    own = None if run.own_mode is None or run.own_rate is None else advice.at(run.own_mode, run.own_rate)
+    own = next((p for p in advice.own if p.mode == run.own_mode), None)
     if own is not None and own.mode != verdict.mode:
         seconds = time_words(own.run_seconds)
-        yield f"Yours, {own.mode!r} at {own.rate:g}: {seconds}, {own.run_share:.0%} of the dense run."
+        yield f"Yours, {own.mode!r} at {own.setting}: {seconds}, {own.run_share:.0%} of the dense run."
     if verdict.baseline_epochs is not None and verdict.mode is not None:
         yield (
             f"These are seconds, not accuracy. What to beat: dense training for {verdict.baseline_epochs:.1f} epochs, "
             f"which takes as long as {verdict.mode!r} for {run.epochs:g}."
         )
-    elif verdict.saving is not None:
+    elif verdict.saving is not None and not advice.has_nothing_to_skip:
         epochs = counted(run.epochs, "epoch")
         yield f"To save time, train densely for fewer than {epochs}: that is what to beat in any case."

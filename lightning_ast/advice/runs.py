@@ -19,12 +19,13 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import starts_processes
 from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
 from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
-from lightning_ast.mode_facts import Mode
+from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import Schedule
-from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.faults import setting_faults, two_target_faults
+from lightning_ast.selection.settings import steps_of_pruned_epochs
 from lightning_ast.words import counted
 
 __all__ = ["Asked", "due_validations", "prune_fault", "run_facts", "trainer_faults"]
@@ -82,6 +83,7 @@ class Asked:
         faults = [] if selection is None else setting_faults(selection)
         if schedule is not None:
             faults += schedule.faults(trainer, batches_known=False)
+            faults += [] if selection is None else two_target_faults(selection, [schedule])
         if faults:
             raise ConfigurationError(faults)
         return cls(selection, schedule)
@@ -91,6 +93,16 @@ class Asked:
         """Return the activation rate that is asked for, or None."""
         own = None if self.selection is None else self.selection.target_activation_rate
         return getattr(self.schedule, "target_activation_rate", None) or own
+
+    @property
+    def settings(self) -> SparseSelectionCallback:
+        """Return the selection callback; without one it has the defaults."""
+        return SparseSelectionCallback() if self.selection is None else self.selection
+
+    @property
+    def prune_steps(self) -> PruneSteps:
+        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
+        return steps_of_pruned_epochs(self.settings)
 
     @property
     def stages(self) -> TwoStageScheduler:
@@ -105,7 +117,7 @@ class Asked:
 
         A hard gate, which its controller moves slowly, becomes ``topk``, which costs the same and has the rate at once.
         """
-        own = SparseSelectionCallback() if self.selection is None else self.selection
+        own = self.settings
         return SparseSelectionCallback(
             mode=mode,
             gate="soft" if own.gate == "soft" else "topk",
@@ -175,9 +187,11 @@ def run_facts(
         max_steps=max_steps,
         warmup_epochs=warmup,
         cooldown_epochs=cooldown,
-        min_selected=2 if asked.selection is None else asked.selection.min_selected,
+        min_selected=asked.settings.min_selected,
         own_mode=None if asked.selection is None else asked.selection.mode,
         own_rate=asked.rate,
+        own_coverage=asked.settings.target_coverage,
+        prune_steps=asked.prune_steps,
     )
     return facts, notes
 
@@ -214,6 +228,7 @@ def prune_fault(
             rate=rate,
             min_selected=run.min_selected,
             processes=1,
+            steps=run.prune_steps,
         )
         faults = length_faults(plan, trainer, loader, remembered=None)
     return faults[0] if faults else None

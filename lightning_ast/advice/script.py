@@ -169,13 +169,8 @@ def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: in
     curves: dict[Mode, Curve] = {
         mode: curve for mode in ("partial", "subset") if mode not in refused and (curve := curve_of(samples, mode))
     }
-    whole = [t for b, t in samples if b.mode is None and b.phases]
-    phases = [t.phases for t in whole if t.phases is not None]
-    few = [t for b, t in samples if b.few]
-    host = None
-    if few and phases:
-        least = statistics.median(t.seconds - t.scoring_seconds for t in few)
-        host = min(1.0, least / statistics.median(t.seconds for t in whole))
+    phases = [t.phases for b, t in samples if b.mode is None and b.phases and t.phases is not None]
+    parts = _parts(samples, dense.seconds)
     everything = curve_of(samples, "mask")  # scores and selects, and computes all the rest too
     partial = [(b.target, t.dense_share) for b, t in samples if b.mode == "partial"]
     lowest = min((target for target, _ in partial), default=None)
@@ -183,10 +178,11 @@ def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: in
     return StepFacts(
         dense=dense,
         curves=curves,
+        parts=parts,
         refused=dict(refused),
         phases=Phases(*map(statistics.median, zip(*phases, strict=True))) if phases else None,
-        host_share=host,
-        few_samples=min(FEW_SAMPLES, batch_size) if few else None,
+        host_share=None if parts is None else min(1.0, parts[0].seconds / dense.seconds),
+        few_samples=None if parts is None else min(FEW_SAMPLES, batch_size),
         selection_seconds=max(0.0, everything[0].seconds - dense.seconds) if everything else None,
         dense_ops_share=None if not shares or None in shares else statistics.median(s for s in shares if s is not None),
     )
@@ -214,3 +210,18 @@ def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
         share = statistics.median(t.seconds / dense[b.cycle] for b, t in own)
         points.append(StepAt(statistics.fmean(t.rate for _, t in own), share * typical, max(peaks, default=None)))
     return tuple(sorted(points, key=lambda p: p.rate))
+
+
+def _parts(samples: Sequence[Sample], dense_seconds: float) -> Curve | None:
+    """Collect the steps of ``subset`` without their scoring; None where no such step was cut up.
+
+    Args:
+        samples: The measured blocks.
+        dense_seconds: The time of a dense step, not cut up, which the times are made comparable with.
+    """
+    cut_up = [(b, replace(t, seconds=t.seconds - t.scoring_seconds)) for b, t in samples if b.phases]
+    parts = curve_of(cut_up, "subset") if cut_up else ()
+    if not parts:
+        return None
+    (dense,) = curve_of(cut_up, None)
+    return tuple(StepAt(part.rate, part.seconds / dense.seconds * dense_seconds) for part in parts)

@@ -22,8 +22,10 @@ class Verdict:
     """The verdict: what to do, and why.
 
     Attributes:
-        mode: The mode to use, or None where none saves at least :data:`LEAST_SAVING` of the run.
-        rate: The activation rate that was compared.
+        mode: The mode to use, or None where none saves at least :data:`LEAST_SAVING` of the run, or where there is
+            nothing to skip yet.
+        rate: The activation rate that was compared; None where it is not known which one the user's coverage needs.
+        coverage: The user's coverage that needs this rate; None where the rate itself is held.
         saving: The share of the run's seconds saved by the mode or, without one, by the best there is; None where all
             are refused.
         baseline_epochs: The epochs of dense training that take the seconds of the best mode: what it must beat.
@@ -32,7 +34,8 @@ class Verdict:
     """
 
     mode: Mode | None
-    rate: float
+    rate: float | None
+    coverage: float | None
     saving: float | None
     baseline_epochs: float | None
     reasons: tuple[str, ...]
@@ -40,20 +43,21 @@ class Verdict:
 
 
 def decide(predictions: Predictions) -> Verdict:
-    """Decide at the user's own rate, else 0.4.
+    """Decide at the user's own rate or coverage, else at a rate of 0.4.
 
     Args:
         predictions: The predictions of all modes.
     """
-    rate = predictions.rate
-    at_rate = [p for p in predictions.table if p.rate == rate and p.mode != "mask"]
-    best = min(at_rate, key=lambda p: p.run_seconds, default=None)
+    saves = [p for p in predictions.own if p.mode != "mask"]
+    best = min(saves, key=lambda p: p.run_seconds, default=None)
     saving = None if best is None else 1 - best.run_share
-    mode = best.mode if best is not None and saving is not None and saving >= LEAST_SAVING else None
+    is_worth_it = saving is not None and saving >= LEAST_SAVING and not predictions.has_nothing_to_skip
+    mode = best.mode if best is not None and is_worth_it else None
     reasons = [*_held_back(predictions, best), *_of_modes(predictions, mode), *_refusals(predictions)]
     return Verdict(
         mode=mode,
-        rate=rate,
+        rate=predictions.rate,
+        coverage=predictions.facts.run.own_coverage,
         saving=saving,
         baseline_epochs=None if best is None else predictions.facts.run.epochs * best.run_share,
         reasons=tuple(reasons),
@@ -62,15 +66,24 @@ def decide(predictions: Predictions) -> Verdict:
 
 
 def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | None) -> str:
-    if best is None:
+    coverage = predictions.facts.run.own_coverage
+    if not predictions.modes:
         return "AST cannot run here: every mode is refused."
+    if predictions.rate is None:
+        return f"The rate that a coverage of {coverage:g} needs is not known: no sample had a finite significance."
+    if predictions.has_nothing_to_skip:
+        return f"Nothing to skip yet at a coverage of {coverage:g}: it needs {predictions.rate:.0%} of the samples now."
+    if best is None:
+        return "AST will not help here: no mode that saves anything can run."
     saving = 1 - best.run_share
     if mode is None:
-        most = f"the best mode, {best.mode!r} at {best.rate:g}, would change the run by {-saving:+.0%}"
+        most = f"the best mode, {best.mode!r} at {best.setting}, would change the run by {-saving:+.0%}"
         return f"AST will not help here: {most}."
+    target = f"target_activation_rate={best.rate:g}" if coverage is None else f"target_coverage={coverage:g}"
+    now = "" if coverage is None else f", at the {best.rate:.0%} of the samples that it needs now"
     return (
-        f"Use mode={mode!r}, target_activation_rate={best.rate:g}: it saves {saving:.0%} of the run's seconds "
-        f"({time_words(predictions.dense.run_seconds)} to {time_words(best.run_seconds)})."
+        f"Use mode={mode!r}, {target}: it saves {saving:.0%} of the run's seconds "
+        f"({time_words(predictions.dense.run_seconds)} to {time_words(best.run_seconds)}){now}."
     )
 
 
@@ -96,9 +109,8 @@ def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
         )
     host = facts.step.host_share
     few = facts.step.few_samples
-    fresh = _at_rate(predictions, "partial", "subset")
-    computed = [predictions.sparse_compute(p.mode, p.rate) for p in fresh if p.mode is not None]
-    if host is not None and host >= _MUCH and all(c > (1 - LEAST_SAVING) * compute for c in computed):
+    fresh = _own(predictions, "partial", "subset")
+    if host is not None and host >= _MUCH and all(p.compute_seconds > (1 - LEAST_SAVING) * compute for p in fresh):
         found.append(
             f"Host-bound at this batch size: a step on {few} of {counted(facts.run.batch_size, 'sample')} takes "
             f"{host:.0%} of a dense step, so 'partial' and 'subset' have little to save: use larger batches."
@@ -106,15 +118,15 @@ def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
     return found
 
 
-def _at_rate(predictions: Predictions, *modes: Mode) -> list[Prediction]:
-    return [p for mode in modes if (p := predictions.at(mode, predictions.rate))]
+def _own(predictions: Predictions, *modes: Mode) -> list[Prediction]:
+    return [p for p in predictions.own if p.mode in modes]
 
 
 def _remedy(predictions: Predictions) -> str:
     """Advise what to do against a loader that sets the pace."""
-    if not any(p.run_share <= 1 - LEAST_SAVING for p in _at_rate(predictions, "prune")):
+    if not any(p.run_share <= 1 - LEAST_SAVING for p in _own(predictions, "prune")):
         return "Load faster"
-    others = any(p.run_share <= 1 - LEAST_SAVING for p in _at_rate(predictions, "partial", "subset"))
+    others = any(p.run_share <= 1 - LEAST_SAVING for p in _own(predictions, "partial", "subset"))
     only = "'prune' loads less" if others else "Only 'prune' helps, which loads less"
     return f"{only}; or load faster"
 
@@ -136,15 +148,17 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
     limited = predictions.facts.run.max_steps is not None
     if mode == "prune" and limited:
         found.append("max_steps ends the run: 'prune' then sees more epochs in the same steps.")
-    elif limited and any(p.batches >= predictions.dense.batches for p in _at_rate(predictions, "prune")):
+    elif limited and any(p.batches >= predictions.dense.batches for p in _own(predictions, "prune")):
         found.append("max_steps fixes the number of steps: 'prune' saves no seconds; set max_epochs.")
     return found
 
 
 def _refusals(predictions: Predictions) -> list[str]:
     refused = predictions.facts.step.refused
-    rate = predictions.rate
     found = [f"{mode!r} cannot run here: {reason}" for mode, reason in refused.items()]
-    if "prune" not in refused and predictions.at("prune", rate) is None:
-        found.append(f"'prune' cannot run at {rate:g}: val_check_interval is more than the batches of a pruned epoch.")
-    return found
+    if "prune" in refused or predictions.rate is None or _own(predictions, "prune"):
+        return found
+    if predictions.facts.run.prune_steps == "keep":
+        return [*found, "'prune' is not measured: 'subset', which tells the time of smaller batches, cannot run here."]
+    at = f"{predictions.rate:.3g}"
+    return [*found, f"'prune' cannot run at {at}: val_check_interval is more than the batches of a pruned epoch."]

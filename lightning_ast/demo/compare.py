@@ -101,6 +101,7 @@ def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | Non
     return nearest if nearest < epochs else None
 
 
+_COVERAGE = 0.9
 _MOST_EPOCHS = 10_000
 _MOST_WIDTH = 1024
 _MOST_SEED = 2**32 - 1
@@ -118,7 +119,8 @@ def run_demo(
     *,
     root: str = "data",
     mode: Mode = "partial",
-    target_activation_rate: float = 0.4,
+    target_activation_rate: float | None = None,
+    target_coverage: float | None = None,
     epochs: int | None = None,
     width: int | None = None,
     seed: int = 0,
@@ -132,7 +134,9 @@ def run_demo(
         data: The data set, ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
         root: The folder where the images are, or are downloaded to.
         mode: The mode of the sparse run.
-        target_activation_rate: The target, in (0, 1].
+        target_activation_rate: The share of the samples to train on, in (0, 1], in place of a coverage.
+        target_coverage: The share of the summed significance that the samples trained on are to carry, in (0, 1]; None
+            is 0.9 where no rate is given.
         epochs: The length of the runs; None takes a default for the data.
         width: The channels of the first layer; None takes a default for the data.
         seed: The seed of the weights, the order of the samples and the gate.
@@ -145,7 +149,12 @@ def run_demo(
         ConfigurationError: An argument is out of its range.
         DataNotFoundError: The images are not there and cannot be downloaded.
     """
-    sparse = SparseSelectionCallback(target_activation_rate=target_activation_rate, mode=mode, seed=seed)
+    if target_activation_rate is None and target_coverage is None:
+        target_coverage = _COVERAGE
+    sparse = SparseSelectionCallback(
+        target_activation_rate=target_activation_rate, target_coverage=target_coverage, mode=mode, seed=seed
+    )
+    target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
     settings = dict(_SETTINGS[data])
     if data == "cifar10" and not torch.cuda.is_available():  # shortened, to be worth its time
         settings.update(epochs=6, width=16)
@@ -163,7 +172,7 @@ def run_demo(
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
     results = [
         run("dense", epochs, _keeping_books()),
-        run(f"AST, {mode}, r = {target_activation_rate:g}", epochs, sparse, schedule),
+        run(f"AST, {mode}, {target}", epochs, sparse, schedule),
     ]
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:

@@ -27,10 +27,8 @@ _MARGIN = 0.5
 class EnergyBook:
     """A book of joules: each activity has what the meters counted while it went on.
 
-    Args:
-        meters: The meters of this process's hardware; None takes what the machine has.
-        device: The device that this process trains on.
-        processes: The processes of the run; hardware that several of them share is counted once.
+    Hardware that several processes share is counted once. Where ``meters`` is None, those are taken that the machine
+    has.
 
     Attributes:
         names: The names of what this process measures.
@@ -70,11 +68,9 @@ class EnergyBook:
         self.read("settling", offered=offered)
 
     def read(self, then: Activity | None = None, *, offered: int) -> None:
-        """Attribute what was counted since the last reading to what went on, and go on with something else.
+        """Attribute what was counted since the last reading to what went on, and begin ``then`` or go on with the same.
 
-        Args:
-            then: The activity that begins now; None where the same goes on.
-            offered: The samples that the run was offered so far, in this process.
+        ``offered`` is the number of samples that the run was offered so far, in this process.
         """
         self._read_at = time.monotonic()
         for position, meter in enumerate(self._meters):
@@ -87,9 +83,8 @@ class EnergyBook:
                     raise EnergyUnavailableError(f"{meter.name} fell from {self._last[position]} to {now} joules")
             except Exception as error:  # a meter may be anybody's; whatever it does, training goes on
                 if meter.kind in self._kinds:
-                    reason = f"{type(error).__name__}: {error}"
-                    if isinstance(error, EnergyUnavailableError):
-                        reason = str(error)
+                    expected = isinstance(error, EnergyUnavailableError)
+                    reason = str(error) if expected else f"{type(error).__name__}: {error}"
                     rank_zero_warn(f"lightning-ast: energy is no longer measured: {reason}.")
                     self._kinds.discard(meter.kind)
                 now = math.nan
@@ -129,10 +124,7 @@ class EnergyBook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from a state; one process does, for all."""
-        self._joules = {
-            (kind, activity): state["joules"][f"{kind}/{activity}"]
-            for kind in _KINDS
-            for activity in _ACTIVITIES
-            if f"{kind}/{activity}" in state["joules"] and self._processes.rank == 0
-        }
+        known = state["joules"] if self._processes.rank == 0 else {}
+        keys = [(kind, activity) for kind in _KINDS for activity in _ACTIVITIES]
+        self._joules = {key: known["/".join(key)] for key in keys if "/".join(key) in known}
         self.offered = {activity: int(state["offered"].get(activity, 0)) for activity in _ACTIVITIES}

@@ -60,13 +60,7 @@ class EpochCosts:
 
 
 class OpenEpoch(Watcher):
-    """The epoch that is being measured.
-
-    Args:
-        trainer: The trainer of this fit.
-        book: The book of the joules.
-        clock: The clock of the sections.
-        session: The session of the selection callback, or None where nobody selects.
+    """The epoch that is being measured; its session is that of the selection callback, None where nobody selects.
 
     Attributes:
         number: The number of the epoch, from 0.
@@ -192,17 +186,13 @@ class OpenEpoch(Watcher):
         self._seconds = 0.0
         self._validation_seconds = 0.0
         self.number += 1
-        known = {name: sections.get(name, 0.0) for name in ("loading", "scoring", "forward_backward")}
+        known = {f"{name}_seconds": sections.get(name, 0.0) for name in ("loading", "scoring", "forward_backward")}
+        other = seconds - validation - sum(known.values())
+        spent = {kind: sum(by_activity.values()) for kind, by_activity in joules.items()}
         return EpochCosts(
-            self.number - 1,
-            seconds,
-            known["loading"],
-            known["scoring"],
-            known["forward_backward"],
-            validation,
-            seconds - validation - sum(known.values()),
-            *(sum(joules[kind].values()) if kind in joules else None for kind in ("gpu", "cpu")),
-        )
+            self.number - 1, seconds, **known, validation_seconds=validation, other_seconds=other,
+            gpu_joules=spent.get("gpu"), cpu_joules=spent.get("cpu"),
+        )  # fmt: skip
 
     def _record(self, joules: dict[EnergyKind, dict[Activity, float]]) -> None:
         """Record the costs of the steps that stand for their stage, as long as the same hardware is measured."""

@@ -12,14 +12,7 @@ import torch
 
 from lightning_ast.errors import EnergyUnavailableError
 
-__all__ = [
-    "EnergyKind",
-    "EnergyMeter",
-    "NvmlMeter",
-    "RaplMeter",
-    "ReplayedMeter",
-    "find_meters",
-]
+__all__ = ["EnergyKind", "EnergyMeter", "NvmlMeter", "RaplMeter", "ReplayedMeter", "find_meters"]
 
 EnergyKind = Literal["gpu", "cpu"]
 
@@ -78,7 +71,8 @@ class NvmlMeter:
         try:
             pynvml.nvmlInit()
             self._device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            self.name = f"{_text(pynvml.nvmlDeviceGetName(self._device))} (NVML)"
+            name = pynvml.nvmlDeviceGetName(self._device)  # older versions of nvidia-ml-py return bytes
+            self.name = f"{name.decode() if isinstance(name, bytes) else name} (NVML)"
         except pynvml.NVMLError as error:
             raise EnergyUnavailableError(f"NVML does not know {uuid}: {error}") from error
         self.read_joules()
@@ -184,14 +178,7 @@ class ReplayedMeter:
 
 
 def find_meters(device: torch.device) -> tuple[list[EnergyMeter], list[str]]:
-    """Find the meters of this machine.
-
-    Args:
-        device: The device that this process trains on.
-
-    Returns:
-        The meters, and for each that is missing the reason.
-    """
+    """Find the meters for a process that trains on a device; return them, and for each that is missing the reason."""
     meters: list[EnergyMeter] = []
     missing: list[str] = []
     if device.type == "cuda" and torch.version.hip is not None:
@@ -227,7 +214,3 @@ def _counts(zone: Path) -> bool:
 
 def _microjoules(zone: Path) -> int:
     return int((zone / "energy_uj").read_text())
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name

@@ -37,32 +37,21 @@ _running = check.record(
         "seconds": check.positional(check.SECONDS, check.SECONDS),
     }
 )
+_parts = ("epoch", "loading", "scoring", "forward_backward", "validation")
+_costs = check.record(
+    {
+        "epoch": check.whole(),
+        **{f"{part}_seconds": check.SECONDS for part in _parts},
+        "other_seconds": check.number(-check.LONGEST_SECONDS, check.LONGEST_SECONDS),  # a difference of clocks
+        "gpu_joules": _joules,
+        "cpu_joules": _joules,
+    }
+)
 ENERGY_STATE = StateFormat(
     1,
     check.record(
         {
-            "epochs": check.listing(
-                check.record(
-                    {
-                        "epoch": check.whole(),
-                        **dict.fromkeys(
-                            [
-                                "epoch_seconds",
-                                "loading_seconds",
-                                "scoring_seconds",
-                                "forward_backward_seconds",
-                                "validation_seconds",
-                            ],
-                            check.SECONDS,
-                        ),
-                        "other_seconds": check.number(
-                            -check.LONGEST_SECONDS, check.LONGEST_SECONDS
-                        ),  # a difference of clocks
-                        "gpu_joules": _joules,
-                        "cpu_joules": _joules,
-                    }
-                )
-            ),
+            "epochs": check.listing(_costs),
             "running": Check(
                 "a dict",
                 lambda value: isinstance(value, dict),

@@ -48,9 +48,6 @@ class CudaClock:
     """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done.
 
     Loading is then what the device waited for, not what went on beside it.
-
-    Args:
-        device: The CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -78,9 +75,6 @@ def clock_of(device: torch.device) -> Clock[Any]:
 
 class StepSections(Generic[Mark]):
     """The sections of training steps, added up; what is in none of them is the caller's to name.
-
-    Args:
-        clock: The clock that marks their ends.
 
     Attributes:
         seconds: The seconds by section, since the last :meth:`take`; what the clock does not know yet is not in them.

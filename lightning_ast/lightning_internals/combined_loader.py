@@ -13,12 +13,7 @@ __all__ = ["copied_loader", "copy_combined", "lend_iterator", "make_iterator", "
 
 
 def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """Copy a DataLoader without its iterator and workers.
-
-    Args:
-        loader: The loader; it stays as it is.
-        changes: Attributes that the copy has instead of the loader's, though a DataLoader refuses to be assigned them.
-    """
+    """Copy a DataLoader without its iterator and workers, with attributes that it refuses to be assigned."""
     copied = copy.copy(loader)
     copied.__dict__.update(_iterator=None, **changes)
     return copied

@@ -20,11 +20,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run; every method that communicates is called by all of them, or by none.
-
-    Args:
-        trainer: The Trainer whose strategy communicates.
-    """
+    """The processes of a Trainer's run; every method that communicates is called by all of them, or by none."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._strategy = trainer.strategy
@@ -47,10 +43,9 @@ class Processes:
     def _reduced(self, value: Tensor, operation: str) -> Tensor:
         if self.count == 1:
             return value
-        device = value.device
         # NCCL reduces tensors on the GPU alone, while the values that are kept here live on the CPU
         reduced = self._strategy.reduce(value.clone().to(self._strategy.root_device), reduce_op=operation)
-        return reduced.to(device) if isinstance(reduced, Tensor) else value.new_tensor(reduced)
+        return reduced.to(value.device) if isinstance(reduced, Tensor) else value.new_tensor(reduced)
 
     def interleaved(self, values: Tensor) -> Tensor:
         """Let the ``(n,)`` of each process take turns: ``(n * count,)``; :meth:`share` is the inverse."""

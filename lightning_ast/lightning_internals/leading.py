@@ -34,15 +34,12 @@ def lead(
     Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
     worker runs. Only what the fetcher gets is replaced: ``trainer.train_dataloader`` stays the user's, and may be
     looked into at any time. The loop has a class of its own until it is undone. Several may lead it, each fetches from
-    what those before it made, and they may be undone in any order.
+    what those before it made, and they may be undone in any order, each by the function that is returned.
 
     Args:
         loop: The fit loop of the trainer.
         load: Takes the user's loaders whenever they are set up, and returns those to fetch from.
         begin: Gets the number of the epoch that is about to run, when its loaders are set up.
-
-    Returns:
-        A function that undoes it.
     """
     if loop not in _led:
         leaders: list[_Leader] = []

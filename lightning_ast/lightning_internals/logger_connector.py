@@ -71,10 +71,7 @@ def last_logged(trainer: pl.Trainer, name: str) -> float | None:
 def show(trainer: pl.Trainer, logged: Mapping[str, float], *, bar: Mapping[str, float]) -> None:
     """Put values where callbacks, users and the progress bar read them, when it is too late for ``module.log``.
 
-    Args:
-        trainer: The trainer of this fit.
-        logged: Values for ``callback_metrics`` and ``logged_metrics``.
-        bar: Values for the progress bar.
+    Those of ``logged`` go to ``callback_metrics`` and ``logged_metrics``.
     """
     connector = trainer._logger_connector
     tensors = {name: torch.tensor(value) for name, value in logged.items()}
@@ -101,13 +98,9 @@ def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:
-    """Give values to every logger, with the epoch that Lightning adds to whatever it logs.
+    """Give values, if there are any, to every logger, with the epoch (from 0) that Lightning adds to whatever it logs.
 
-    Args:
-        trainer: The trainer of this fit.
-        values: Values by name; without any, nothing is written.
-        step: The step on the axis of :func:`running_step`.
-        epoch: The epoch that the step belongs to, from 0.
+    The step is on the axis of :func:`running_step`.
     """
     if not values or not trainer.is_global_zero:
         return

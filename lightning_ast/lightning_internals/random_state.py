@@ -79,9 +79,7 @@ def _bytes(value: Any) -> bool:
 
 
 def _is_cuda_state(value: Any) -> bool:
-    if not _bytes(value):
-        return False
-    return not torch.cuda.is_available() or _accepted(torch.Generator("cuda").set_state, value)
+    return _bytes(value) and (not torch.cuda.is_available() or _accepted(torch.Generator("cuda").set_state, value))
 
 
 GENERATOR_STATE = Check(

@@ -30,11 +30,8 @@ def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
     """Set the validation loaders up at the epochs where the uninterrupted run would.
 
     That run has had them since its first validation. They are made here, ahead of the random state's restoration: what
-    they draw while they are made would else be drawn twice.
-
-    Args:
-        loop: The fit loop, whose Lightning would count from the resumption on.
-        last: ``validation_reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none.
+    they draw while they are made would else be drawn twice. Lightning itself would count from the resumption on.
+    ``last`` is ``validation_reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none.
     """
     trainer = loop.trainer
     validation = loop.epoch_loop.val_loop
@@ -50,10 +47,8 @@ def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
 def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
     """Set the loaders up at the epochs where the uninterrupted run would (``reload_dataloaders_every_n_epochs``).
 
-    Args:
-        loop: The fit loop, whose Lightning would count from the resumption on.
-        last: ``reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none.
-        new_epoch: True where an epoch begins here: a reload may be due, which draws from the generators.
+    ``last`` is ``reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none. Where a new epoch
+    begins here, a reload may be due, which draws from the generators.
     """
     if last is not None:
         loop._last_train_dl_reload_epoch = last

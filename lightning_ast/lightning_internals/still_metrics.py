@@ -21,12 +21,9 @@ _BESIDE = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced
 
 
 class StillMetrics:
-    """A hold on metrics: those that the loss is computed with are restored afterwards, the others are not computed.
+    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed.
 
     The first block finds out which is which: in it all metrics are computed and restored. Later the others answer 0.
-
-    Args:
-        module: The module whose metrics are held still.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -63,6 +63,9 @@ _RESULT = "lightning.pytorch.trainer.connectors.logger_connector.result._ResultM
 _AVERAGING = "lightning.pytorch.callbacks.StochasticWeightAveraging"
 _METRIC = "torchmetrics.MeanMetric"
 _SCALER = "torch.amp.GradScaler"
+_HELD = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced")
+_BEGIN = "begin the epoch after a checkpoint as any other"
+_LEFT = ("_lightning_module", "_model", "_optimizers")
 
 PRIVATE_NAMES: tuple[PrivateName, ...] = (
     # leading the fit loop
@@ -100,11 +103,8 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_FIT, "restarted_mid_epoch", "find the place in the epoch of a checkpoint"),
     PrivateName(_FIT, "restarted_on_epoch_end", "find the place in the epoch of a checkpoint"),
     PrivateName(_EPOCH, "restarted_on_train_batch_end", "find the place in the epoch of a checkpoint"),
-    PrivateName(_FIT, "reset_restart_stage", "begin the epoch after a checkpoint as any other"),
-    PrivateName(_EPOCH, "reset_restart_stage", "begin the epoch after a checkpoint as any other"),
-    PrivateName(_FIT, "_restarting", "begin the epoch after a checkpoint as any other"),
-    PrivateName(_EPOCH, "_restarting", "begin the epoch after a checkpoint as any other"),
-    PrivateName(_VALIDATION, "_restarting", "begin the epoch after a checkpoint as any other"),
+    *(PrivateName(loop, "reset_restart_stage", _BEGIN) for loop in (_FIT, _EPOCH)),
+    *(PrivateName(loop, "_restarting", _BEGIN) for loop in (_FIT, _EPOCH, _VALIDATION)),
     PrivateName(_FIT, "is_resuming", "tell a resumed run from one that a tuner put back", NEWER_LIGHTNING),
     # a step and what it logs
     PrivateName(_EPOCH, "batch_progress", "count batches"),
@@ -129,9 +129,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName("lightning.pytorch.loops.prediction_loop", "_PredictionLoop", "make loops for a copied Trainer"),
     PrivateName("lightning.pytorch.loops.training_epoch_loop", "_TrainingEpochLoop", "make loops for a copied Trainer"),
     PrivateName("trainer", "_loggers", "give a copied Trainer loggers that write nothing"),
-    PrivateName(_STRATEGY, "_lightning_module", "leave out of a copied Trainer what an earlier fit left"),
-    PrivateName(_STRATEGY, "_model", "leave out of a copied Trainer what an earlier fit left"),
-    PrivateName(_STRATEGY, "_optimizers", "leave out of a copied Trainer what an earlier fit left"),
+    *(PrivateName(_STRATEGY, name, "leave out of a copied Trainer what an earlier fit left") for name in _LEFT),
     PrivateName(_STRATEGY, "_lightning_optimizers", "find the optimizers that a step calls by itself"),
     PrivateName(
         "lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher", "know whether processes are started"
@@ -141,23 +139,14 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_CLI, "_set_seed", "tell what is wrong with a seed"),
     PrivateName(_CLI, "_run_subcommand", "name the callback that is at fault"),
     # torchmetrics
-    PrivateName(_METRIC, "_update_count", "hold a metric still", TORCHMETRICS),
-    PrivateName(_METRIC, "_computed", "hold a metric still", TORCHMETRICS),
-    PrivateName(_METRIC, "_forward_cache", "hold a metric still", TORCHMETRICS),
-    PrivateName(_METRIC, "_cache", "hold a metric still", TORCHMETRICS),
-    PrivateName(_METRIC, "_is_synced", "hold a metric still", TORCHMETRICS),
+    *(PrivateName(_METRIC, name, "hold a metric still", TORCHMETRICS) for name in _HELD),
 )
 
 
 def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_NAMES) -> list[str]:
-    """Describe the private names that the installed versions do not have.
+    """Describe in a sentence each private name that the installed versions do not have.
 
-    Args:
-        trainer: A Trainer, whether or not it has run.
-        names: The names to look for.
-
-    Returns:
-        A sentence for each that is missing; names that only newer versions have are not missed in older ones.
+    Names that only newer versions have are not missed in older ones. The Trainer may have run or not.
     """
     return [_missing(name) for name in names if _is_expected(name) and not _exists(name, trainer)]
 

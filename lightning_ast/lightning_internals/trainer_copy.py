@@ -19,15 +19,12 @@ __all__ = ["copied_trainer", "fresh_loops"]
 
 
 def copied_trainer(trainer: pl.Trainer, module: pl.LightningModule, logger: Callable[[], Logger]) -> pl.Trainer:
-    """Copy a Trainer; what an earlier fit left in it is not copied.
+    """Copy a Trainer without its callbacks, its profiler, and what an earlier fit left in it.
 
     Args:
         trainer: The Trainer; it stays as it is.
         module: The module that the copy holds where an earlier fit left one.
         logger: Makes a logger for each of the Trainer's.
-
-    Returns:
-        A Trainer without callbacks and profiler.
     """
     strategy: Any = trainer.strategy
     settings: Any = trainer
@@ -38,8 +35,7 @@ def copied_trainer(trainer: pl.Trainer, module: pl.LightningModule, logger: Call
         (settings._loggers, [logger() for _ in settings._loggers]),
         (settings.profiler, PassThroughProfiler()),
         (settings.state, TrainerState()),
-        *((loop, None) for loop in (settings.fit_loop, settings.validate_loop)),
-        *((loop, None) for loop in (settings.test_loop, settings.predict_loop)),
+        *((getattr(settings, f"{name}_loop"), None) for name in ("fit", "validate", "test", "predict")),
         *((held, module) for held in (strategy._lightning_module, strategy._model)),
         *((held, []) for held in (strategy._optimizers, strategy._lightning_optimizers)),
         (strategy.lr_scheduler_configs, []),
@@ -52,12 +48,7 @@ def copied_trainer(trainer: pl.Trainer, module: pl.LightningModule, logger: Call
 
 
 def fresh_loops(copied: Any, trainer: pl.Trainer) -> None:
-    """Give a copy the loops of a Trainer that has not run, with the limits of the user's.
-
-    Args:
-        copied: The copy.
-        trainer: The user's Trainer.
-    """
+    """Give a copy the loops of a Trainer that has not run, with the limits of the user's ``trainer``."""
     copied.fit_loop = _FitLoop(copied, min_epochs=0, max_epochs=trainer.max_epochs)
     copied.fit_loop.epoch_loop = _TrainingEpochLoop(copied, max_steps=trainer.max_steps)
     mode = trainer.validate_loop.inference_mode

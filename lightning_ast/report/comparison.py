@@ -26,13 +26,9 @@ _MARKERS = "osD^vP*X<>"
 
 
 def comparison(runs: Sequence[Run]) -> Figure:
-    """Draw the runs side by side.
+    """Draw at least two runs side by side; those that lack what a panel shows are named below it.
 
-    Args:
-        runs: At least two. Those that lack what a panel shows are named below it.
-
-    Returns:
-        The figure: 11 inches wide, four axes by rows, or three in one row where no run has joules; the legend is below.
+    The figure is 11 inches wide, with four axes by rows, or three in one row where no run has joules.
     """
     measured = any(spent is not None and spent.values.max() > 0 for spent in map(elapsed_joules, runs))
     with drawing():
@@ -75,7 +71,7 @@ def _accuracies(runs: Sequence[Run]) -> list[EpochSeries | None]:
 
 
 def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats] | None]) -> list[str]:
-    """Draw the curve of each run that has one; return what is to be said below the panel."""
+    """Draw the curve of each run that has one; return the remarks for below the panel."""
     for i, points in enumerate(found):
         if points is not None:
             axes.curve(*points, **_look(i), markevery=max(1, -(-len(points[1]) // 25)))
@@ -132,11 +128,7 @@ def _by_joules(axes: Panel, runs: Sequence[Run]) -> list[str]:
 
 
 def _over_cost(
-    axes: Panel,
-    runs: Sequence[Run],
-    title: str,
-    costs: Sequence[EpochSeries | None],
-    unit_of: Callable[[float], Unit],
+    axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], unit_of: Callable[[float], Unit]
 ) -> list[str]:
     """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)

@@ -23,13 +23,8 @@ def configuration_among(files: Sequence[Path]) -> Path | None:
     """Find the configuration of a run among the files of its folder.
 
     A run saves its configuration under another name, such as ``config_1.yaml``, where a ``config.yaml`` of a person
-    stands in the folder; only the saved file holds what the command line changed.
-
-    Args:
-        files: Everything in the folder.
-
-    Returns:
-        The newest file that a run saved, else ``config.yaml``, else None.
+    stands in the folder; only the saved file holds what the command line changed. Of several, the newest is taken; of
+    none, a ``config.yaml``.
     """
     numbers = {path: int(found[1] or 0) for path in files if (found := _NAME.fullmatch(path.name))}
     times = {path: time for path in numbers if (time := _saved_at(path)) is not None}
@@ -48,14 +43,9 @@ def _saved_at(path: Path) -> int | None:
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
-    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file.
+    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file, and None: nothing is left out.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The mode and None. The mode is None where the file has no such callback: it may be the file of another program.
-        The second None tells that no part of the file is left out.
+    The mode is None where the file has no such callback: it may be the file of another program.
 
     Raises:
         UnreadableError: The file cannot be read, or it names the callback and is no configuration.

@@ -29,10 +29,7 @@ _PARTS = {
         _Part("energy/validation_seconds", "validation", "green", "////"),
         _Part("energy/other_seconds", "other", "grey", ""),
     ),
-    "joules": (
-        _Part("energy/gpu_joules", "GPUs", "green", ""),
-        _Part("energy/cpu_joules", "CPUs", "orange", "////"),
-    ),
+    "joules": (_Part("energy/gpu_joules", "GPUs", "green", ""), _Part("energy/cpu_joules", "CPUs", "orange", "////")),
 }
 _WHOLE = {
     "seconds": _Part("energy/epoch_seconds", "epoch", "sky", ""),
@@ -46,13 +43,9 @@ def has_costs(run: Run) -> bool:
 
 
 def costs(run: Run) -> Figure:
-    """Draw the seconds and joules of each epoch, stacked.
+    """Draw the seconds and joules of each epoch, stacked, 11 x 4 inches.
 
-    Args:
-        run: A run with ``energy/`` series. What it has none of gets no axes, but a line below the other ones.
-
-    Returns:
-        The figure: 11 x 4 inches, one or two axes.
+    What the run has no ``energy/`` series of gets no axes, but a line below the other ones.
     """
     found = _found(run)
     with drawing():

@@ -31,14 +31,10 @@ _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trai
 
 
 def dashboard(run: Run) -> Figure:
-    """Draw accuracy, loss, activation, savings, threshold and significance of a run.
+    """Draw accuracy, loss, activation, savings, threshold and significance of a run, 11 x 6.4 inches.
 
-    Args:
-        run: The run; whatever of it is missing is named in its panel.
-
-    Returns:
-        The figure: 11 x 6.4 inches, six axes, by rows; of a run without adaptive sparse training the lower row, which
-        has nothing to show, is low.
+    Whatever is missing is named in its panel. Of a run without adaptive sparse training the lower row, which has
+    nothing to show, is low.
     """
     sparse = any(tag.startswith("ast/") for tag in (*run.scalars, *run.histograms))
     with drawing(title_pad=16 if run.series("ast/stage") else 6):
@@ -88,9 +84,7 @@ def _steps(axes: Panel, run: Run, series: Series) -> None:
 def smooth(values: Floats, *, span: int | None = None) -> Floats:
     """Take the exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
 
-    Args:
-        values: The values, ``(n,)``.
-        span: The points that the mean reaches over; None takes a twentieth of them, at least 2.
+    The mean reaches over ``span`` points; None takes a twentieth of them, at least 2.
 
     Example:
         >>> smooth(np.array([1.0, 3.0, 3.0]), span=3).round(2).tolist()

@@ -150,10 +150,12 @@ def last_epoch(run: Run) -> int | None:
 def by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
     """Return the last finite value of each epoch, or None where there is none."""
     series = run.series(tag)
-    if series is None:
-        return None
+    return None if series is None else _last_finite(series, epochs_at(run, series.steps))
+
+
+def _last_finite(series: Series, epochs: Ints) -> EpochSeries:
     finite = np.isfinite(series.values)
-    return last_of_each(epochs_at(run, series.steps)[finite], series.values[finite])
+    return last_of_each(epochs[finite], series.values[finite])
 
 
 def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
@@ -192,14 +194,9 @@ def _is_stage(series: Series) -> NDArray[np.bool_]:
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
-    """Find where each stage begins and ends.
+    """Find where each stage begins and ends on an axis, ``"steps"`` or ``"epochs"``.
 
-    Args:
-        run: The run, with or without ``ast/stage``.
-        axis: The axis to count on, ``"steps"`` or ``"epochs"``.
-
-    Returns:
-        The spans, in order, which touch each other; none where no stage was logged.
+    The spans come in order and touch each other; there are none where no stage was logged.
     """
     if axis == "epochs":
         marks = [(epoch - 0.5, stage) for epoch, stage in sorted(stage_of_epochs(run).items())]
@@ -231,8 +228,7 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
     epochs = epochs_at(run, series.steps)
     if np.any(np.diff(epochs) == 0):
         epochs = epochs_at(run, series.steps - 1)
-    finite = np.isfinite(series.values)
-    return last_of_each(epochs[finite], series.values[finite])
+    return _last_finite(series, epochs)
 
 
 def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:

@@ -15,28 +15,18 @@ __all__ = ["EpochMeans", "behind_each", "epoch_means"]
 
 
 class EpochMeans(NamedTuple):
-    """A value an epoch, and what it is the mean of.
-
-    Attributes:
-        means: The values.
-        logged: ``(n,)``, how many logged values stand behind each; None where each is the mean of a whole epoch.
-        at_ends: Whether each epoch has one value, at its last step: that step's, or the mean of the epoch.
-    """
+    """A value an epoch, and what it is the mean of."""
 
     means: EpochSeries
-    logged: Ints | None
-    at_ends: bool
+    logged: Ints | None  # (n,), how many logged values stand behind each; None where each is a whole epoch's mean
+    at_ends: bool  # whether each epoch has one value, at its last step: that step's, or the mean of the epoch
 
 
 def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
     """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite.
 
     Lightning logs the mean of an epoch with ``on_epoch=True``: beside the steps under the tag's name with ``_epoch``,
-    without them under the tag's own name, at the last step of the epoch.
-
-    Args:
-        run: The run.
-        tag: The tag of the steps.
+    without them under the tag's own name, at the last step of the epoch. The tag is that of the steps.
 
     Example:
         >>> from pathlib import Path

@@ -36,15 +36,9 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Session:
-    """The scalars and histograms that one process wrote.
+    """The scalars and histograms that one process wrote, by tag, in the order in which they were logged."""
 
-    Attributes:
-        began: The wall time of its first event, in seconds.
-        scalars: The points by tag, in the order in which they were logged.
-        histograms: The same of histograms.
-    """
-
-    began: float
+    began: float  # the wall time of its first event, in seconds
     scalars: dict[str, list[Point]] = field(default_factory=dict)
     histograms: dict[str, list[Histogram]] = field(default_factory=dict)
 
@@ -53,9 +47,6 @@ def read_session(path: Path) -> tuple[Session | None, str | None]:
     """Read an event file.
 
     A damaged record is left out. Where the length of a record is damaged, or the file is cut off, the rest is.
-
-    Args:
-        path: The file.
 
     Returns:
         What it holds, None if there is no event in it; and what was left out, or None.
@@ -97,18 +88,9 @@ def read_session(path: Path) -> tuple[Session | None, str | None]:
 
 
 def _records(file: BinaryIO, size: int, checksum_of: Callable[[bytes], int]) -> Iterator[tuple[int, bytes, int]]:
-    """Take the file apart.
-
-    Each record is its length and that length's checksum, then the data and their checksum.
-
-    Args:
-        file: The open file.
-        size: Where to stop, in bytes.
-        checksum_of: The checksum's function. It is slow: that of the data is left to the caller, who needs few of them.
-
-    Yields:
-        Where the record ends, its data, and their checksum.
-    """
+    """Yield of each record where it ends, its data, and their checksum, up to a size in bytes."""
+    # A record is its length and that length's checksum, then the data and their checksum. `checksum_of` is slow: that
+    # of the data is left to the caller, who needs few of them.
     at = 0
     while at + 16 <= size:
         head = file.read(12)

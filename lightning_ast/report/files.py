@@ -32,12 +32,8 @@ def reading(path: Path, *, most_bytes: int | None = None) -> Iterator[tuple[Bina
     Opening a pipe waits for its writer and reading a device may never end, so that both are refused before. A file
     that grows while it is read ends where it ended when it was opened, if the caller reads no further than its size.
 
-    Args:
-        path: The file, or a link to it.
-        most_bytes: The size above which it is refused; None for any.
-
     Yields:
-        The open file, and its size in bytes.
+        The open file, and its size in bytes: at most ``most_bytes``, where that is given.
 
     Raises:
         UnreadableError: It is not there, not a file, too large, or reading fails.

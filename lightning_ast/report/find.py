@@ -20,9 +20,6 @@ def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
 
     Links to folders are followed, as TensorBoard does; a run that is also there without a link has its own path.
 
-    Args:
-        log_dirs: The folders to look in.
-
     Returns:
         The absolute paths in order, and a line for each folder that could not be read.
 
@@ -94,8 +91,7 @@ def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
 def run_names(folders: Sequence[Path]) -> list[str]:
     """Shorten names: the path from the common parent on, without the last parts that are the same for all runs.
 
-    Args:
-        folders: The folders, absolute, no two the same.
+    The folders are absolute, no two the same.
 
     Example:
         >>> run_names([Path("/logs/dense/version_0"), Path("/logs/prune/version_0")])

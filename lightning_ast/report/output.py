@@ -21,45 +21,40 @@ _HEAD_BYTES = 1024
 def check_files(folder: Path, names: Iterable[str]) -> None:
     """Refuse to write where something stands that is not a report's own file.
 
-    Links are refused too: through them a file elsewhere would be replaced, or would no longer be the same file.
-
-    Args:
-        folder: Where to; it need not be there.
-        names: The names of a page and its pictures.
+    Links are refused too: through them a file elsewhere would be replaced, or would no longer be the same file. The
+    folder need not be there.
 
     Raises:
         ReportError: Something else stands there.
         OSError: It cannot be looked at.
     """
-    for name in names:
-        _check(folder / name)
+    for path in (folder / name for name in names):
+        if what := _fault(path):
+            raise ReportError(
+                f"expected to write {path}, but it is {what}: move it away, or give another folder with --out."
+            )
 
 
-def _check(path: Path) -> None:
+def _fault(path: Path) -> str | None:
+    """Describe what stands in the place of a report's own file, if anything does."""
     try:
         status = path.lstat()
     except FileNotFoundError:
-        return
+        return None
     if stat.S_ISLNK(status.st_mode):
-        what = "a link"
-    elif not stat.S_ISREG(status.st_mode):
-        what = "no file"
-    elif status.st_nlink > 1:
-        what = "a file with a second name (a hard link)"
-    elif not _is_own(path):
-        what = "a file that no report wrote"
-    else:
-        return
-    raise ReportError(f"expected to write {path}, but it is {what}: move it away, or give another folder with --out.")
+        return "a link"
+    if not stat.S_ISREG(status.st_mode):
+        return "no file"
+    if status.st_nlink > 1:
+        return "a file with a second name (a hard link)"
+    with path.open("rb") as file:
+        return None if _MARKS[path.suffix] in file.read(_HEAD_BYTES) else "a file that no report wrote"
 
 
 def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, bytes]) -> None:
-    """Write a page and its pictures, each as a whole or not at all, and remove the pictures of an earlier page.
+    """Write a page (name and content) and its pictures (contents by name), and remove those of an earlier page.
 
-    Args:
-        folder: Where to; made where it is not there.
-        pictures: The contents by name.
-        page: Its name and content.
+    Each file is written as a whole or not at all; the folder is made where it is not there.
 
     Raises:
         ReportError: A file that is not a report's own stands in the way; nothing was written.
@@ -75,11 +70,6 @@ def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, by
         path.unlink(missing_ok=True)
 
 
-def _is_own(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _MARKS[path.suffix] in file.read(_HEAD_BYTES)
-
-
 def _pictures_of(page: Path) -> set[Path]:
     """Find the files beside an earlier page that hold its pictures; any other file may be a person's."""
     if not page.is_file():
@@ -89,10 +79,5 @@ def _pictures_of(page: Path) -> set[Path]:
         path
         for kind in ("comparison", "dashboard-*", "samples-*", "costs-*")
         for path in page.parent.glob(f"{kind}.png")
-        if _is_plain(path) and base64.b64encode(path.read_bytes()) in shown
+        if _fault(path) is None and base64.b64encode(path.read_bytes()) in shown
     }
-
-
-def _is_plain(path: Path) -> bool:
-    status = path.lstat()
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

@@ -44,19 +44,12 @@ _GONE = "-"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page.
+    """A figure of the page."""
 
-    Attributes:
-        name: The name of its PNG file.
-        draw: A function that draws the figure and returns the content of the file.
-        caption: A line that tells what is seen, and in what unit.
-        alt: A description for those who cannot see it.
-    """
-
-    name: str
-    draw: Callable[[], bytes]
-    caption: str
-    alt: str
+    name: str  # of its PNG file
+    draw: Callable[[], bytes]  # draws the figure, and returns the content of the file
+    caption: str  # what is seen, and in what unit
+    alt: str  # for those who cannot see it
 
     @cached_property
     def png(self) -> bytes:
@@ -71,7 +64,7 @@ def render(
     foot: str,
     left_out: Sequence[str] = (),
 ) -> str:
-    """Write the whole page.
+    """Write the whole page as HTML, with names escaped.
 
     Args:
         rows: The rows of the table.
@@ -79,9 +72,6 @@ def render(
         sections: The headings with their figures; one without figures means that its run holds no values.
         foot: A line of text: versions, folders, date.
         left_out: A line for each log that is not in the report.
-
-    Returns:
-        The HTML, with names escaped.
     """
     title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
     parts = [
@@ -120,12 +110,7 @@ def _figure(picture: Picture) -> str:
 
 
 def table(rows: Sequence[Summary], dense: Summary | None) -> str:
-    """Write the runs' table as HTML; columns that no run has anything in are left out.
-
-    Args:
-        rows: The rows, a run each.
-        dense: The run whose accuracy, seconds and joules the others' stand against; None is no run.
-    """
+    """Write the runs' table as HTML, held against a dense run if there is one; leave empty columns out."""
     columns = [(heading, [cell(row, None if row is dense else dense) for row in rows]) for heading, cell in _COLUMNS]
     shown = [(heading, cells) for heading, cells in columns if any(cells)]
     head = "".join(f'<th scope="col">{heading}</th>' for heading, _ in shown)

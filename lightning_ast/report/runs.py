@@ -58,15 +58,7 @@ def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
 
 
 def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> Logs:
-    """Read runs as ``read_runs`` does, but return what was left out.
-
-    Args:
-        log_dirs: The folders with logs in them, at any depth.
-        progress: Whether to show a bar on the standard error stream, where there are many runs.
-
-    Raises:
-        ReportError: The same faults as in ``read_runs``.
-    """
+    """Read runs as ``read_runs`` does, but return what was left out; ``progress`` shows a bar where there are many."""
     folders, left_out = find_runs(log_dirs)
     read: dict[Path, Run] = {}
     for folder in tqdm(folders, "Reading", unit="run", disable=not progress or len(folders) < MANY_RUNS):
@@ -92,14 +84,9 @@ def _is_part(run: Run, parent: Run | None) -> bool:
 
 
 def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[float]]]) -> list[float]:
-    """Find where the clock stands as each process of a resumed run begins, breaks and undone steps left out.
+    """Find where the clock stands as each process of a resumed run begins, in seconds, without breaks and undone steps.
 
-    Args:
-        sessions: The processes in the order of time; for each when it began (seconds), its steps and when it logged
-            them.
-
-    Returns:
-        The seconds at the start of each.
+    The processes come in the order of time; for each when it began (seconds), its steps and when it logged them.
 
     Example:
         >>> session_offsets([(100.0, [1, 2, 3], [110.0, 120.0, 130.0]), (500.0, [3, 4], [505.0, 515.0])])
@@ -113,13 +100,9 @@ def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[floa
 
 
 def undone_from(sessions: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """Find the step from which on the points of each process of a resumed run were undone by a later one.
+    """Find the step from which on the points of each process of a resumed run were undone by a later one, or infinity.
 
-    Args:
-        sessions: The processes in the order of time; for each its steps, and whether it trained: a test undoes nothing.
-
-    Returns:
-        A step for each; infinite where all points count.
+    The processes come in the order of time; for each its steps, and whether it trained: a test undoes nothing.
 
     Example:
         >>> undone_from([([9, 19, 29], True), ([14], True), ([0], False)])

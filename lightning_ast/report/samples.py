@@ -25,13 +25,9 @@ def has_samples(run: Run) -> bool:
 
 
 def samples(run: Run) -> Figure:
-    """Draw percentiles of the significance by epoch, and how often samples were selected.
+    """Draw percentiles of the significance by epoch, and how often samples were selected, 11 x 3.6 inches.
 
-    Args:
-        run: The run; what is missing of it is named in the panel.
-
-    Returns:
-        The figure: 11 x 3.6 inches, two axes.
+    What is missing is named in its panel.
     """
     with drawing():
         figure, (left, right) = new_figure(11, 3.6, columns=2)
@@ -48,12 +44,7 @@ def samples(run: Run) -> Figure:
 
 
 def percentiles(axes: Panel, run: Run) -> bool:
-    """Draw the significance's percentiles by epoch; False where none was logged.
-
-    Args:
-        axes: The axes to draw on.
-        run: The run, with or without ``ast/significance_p10``, ``_p50``, ``_p90``.
-    """
+    """Draw the significance's percentiles by epoch; return False where none was logged."""
     known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
     for tag, series in known.items():
         name, style, colour, marker = _PERCENTILES[tag]

@@ -41,17 +41,11 @@ _LARGEST = 1e100
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """A scalar over the steps of a run.
+    """A scalar over the steps of a run."""
 
-    Attributes:
-        steps: The steps ``(n,)``, strictly increasing, from 0.
-        values: The values ``(n,)``; NaN where NaN was logged, infinite where the number is above any that can be drawn.
-        clock_seconds: The seconds ``(n,)`` since the run began, without the breaks of a resumed run; None where the log
-            has no times (CSV).
-    """
-
-    steps: Ints
-    values: Floats
+    steps: Ints  # (n,), strictly increasing, from 0
+    values: Floats  # (n,); NaN where NaN was logged, infinite where the number is above any that can be drawn
+    # (n,), since the run began, without the breaks of a resumed run; None where the log has no times (CSV).
     clock_seconds: Floats | None = None
 
     @classmethod
@@ -84,17 +78,11 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts between edges.
-
-    Attributes:
-        step: The step at which it was logged.
-        edges: The edges ``(k + 1,)``, increasing.
-        counts: The counts ``(k,)``, non-negative.
-    """
+    """Counts between edges, as they were logged at a step."""
 
     step: int
-    edges: Floats
-    counts: Floats
+    edges: Floats  # (k + 1,), increasing
+    counts: Floats  # (k,), not negative
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +112,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the points that count: a run that goes back to an earlier step has undone what came after it.
-
-    Args:
-        steps: The steps in the order they were logged in.
+    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it.
 
     Example:
         >>> keep_latest([1, 2, 3, 2, 4])

@@ -111,8 +111,7 @@ def joule_unit(most_joules: float) -> Unit:
 def drawing(*, title_pad: float = 6) -> Iterator[None]:
     """Draw with the figures' own settings, whatever the user's matplotlibrc says, to the end of the block.
 
-    Args:
-        title_pad: The points between axes and title; the stages' names need 16.
+    ``title_pad`` is in points; the stages' names need 16.
     """
     with style.context(["default", {**_RC, "axes.titlepad": title_pad}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
@@ -122,17 +121,9 @@ def drawing(*, title_pad: float = 6) -> Iterator[None]:
 def new_figure(
     width_inches: float, height_inches: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Panel]]:
-    """Make a figure with its own canvas: no window, no global state.
+    """Make a figure with its own canvas (no window, no global state); return it and its panels, by rows.
 
-    Args:
-        width_inches: The width of the figure.
-        height_inches: The height of the figure.
-        rows: The rows of panels.
-        columns: The panels of a row.
-        options: Passed to ``Figure.subplots``.
-
-    Returns:
-        The figure and its panels, by rows.
+    Other options are passed to ``Figure.subplots``.
     """
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
@@ -159,12 +150,9 @@ def png(figure: Figure) -> bytes:
 
 
 def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
-    """Keep at most ``limit`` points ``(n,)``: the lowest and highest of each stretch, so that no spike is lost.
+    """Keep at most ``limit`` points ``(n,)``, 2 or more: the lowest and highest of each stretch, so no spike is lost.
 
-    Args:
-        x: The places of the points, increasing.
-        y: The values; NaN and infinity are left out.
-        limit: The most points to keep, at least 2.
+    ``x`` increases; NaN and infinity in ``y`` are left out.
     """
     finite = np.isfinite(y)
     x = x[finite].astype(np.float64)
@@ -215,7 +203,6 @@ class Panel(Axes):
         self._grey(textwrap.fill(text, 44), (0.5, 0.5), (0, 0), va="center")
 
     def _grey(self, text: str, place: tuple[float, float], offset_points: tuple[float, float], **look: Any) -> None:
-        """Write small grey text beside a place of the self."""
         look = {"xycoords": "axes fraction", "ha": "center", "color": GREY, "fontsize": SMALL, **look}
         self.annotate(text, place, offset_points, textcoords="offset points", **look)
 
@@ -234,11 +221,7 @@ class Panel(Axes):
         self.xaxis.set_major_formatter(EngFormatter(sep=""))
 
     def epoch_axis(self, epochs: Ints) -> None:
-        """Show epochs on the x axis, numbered from 0 as in Lightning's progress bar and in the logs.
-
-        Args:
-            epochs: The epochs in order, at least one.
-        """
+        """Show epochs, at least one and in order, on the x axis: from 0 as in Lightning's progress bar and the logs."""
         self.set_xlabel("epoch")
         first = int(epochs[0])
         last = int(epochs[-1])
@@ -254,9 +237,6 @@ class Panel(Axes):
         """Tint the stages behind the curves, with a dotted line where one ends.
 
         Each stage's name stands above its band, where the band is wide enough for it.
-
-        Args:
-            spans: The spans of the stages on the x axis.
         """
         low, high = self.get_xlim()
         inches = self.get_position().width * self.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]

@@ -20,34 +20,19 @@ __all__ = ["Summary", "reference", "relative", "summarize"]
 
 @dataclass(frozen=True)
 class Summary:
-    """One row of the table; None is what the log does not tell.
-
-    Attributes:
-        name: The name of the run.
-        dense: True where every logged step trained on all samples.
-        mode: The mode.
-        epochs: The number of epochs trained.
-        steps: The last step logged.
-        final_accuracy: The accuracy of the last epoch that has one, in [0, 1].
-        best_accuracy: The best accuracy of all epochs, in [0, 1].
-        activation_rate: The mean activation rate of the sparse steps, in [0, 1].
-        savings: The shares saved by the end of the run, by what was saved: at most 1, negative where it cost more.
-        seconds: The seconds of the whole run.
-        seconds_measured: True where ``EnergyMonitor`` measured them; else they are the event file's wall times.
-        joules: The joules of the whole run.
-    """
+    """One row of the table: what is known of the whole run. None is what the log does not tell."""
 
     name: str
-    dense: bool
+    dense: bool  # whether every logged step trained on all samples
     mode: str | None
     epochs: int | None
-    steps: int
-    final_accuracy: float | None
-    best_accuracy: float | None
-    activation_rate: float | None
-    savings: Mapping[str, float | None]
+    steps: int  # the last step logged
+    final_accuracy: float | None  # of the last epoch that has one, in [0, 1]
+    best_accuracy: float | None  # of all epochs, in [0, 1]
+    activation_rate: float | None  # the mean of the sparse steps, in [0, 1]
+    savings: Mapping[str, float | None]  # shares by what was saved: at most 1, negative where it cost more
     seconds: float | None
-    seconds_measured: bool
+    seconds_measured: bool  # by EnergyMonitor; else they are the event file's wall times
     joules: float | None
 
 

@@ -27,9 +27,6 @@ def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
     than the header, has a quote without an end, or is the last one and has no end of line, so that its last number may
     be cut off.
 
-    Args:
-        path: The file.
-
     Returns:
         The columns by tag, and what was left out of them, or None.
 

@@ -66,13 +66,7 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
 def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> Written:
     """Write a report as ``write_report`` does, but return what was left out too.
 
-    Args:
-        log_dirs: The folders with logs in them, at any depth.
-        out: The folder to write to; made where it is not there.
-        progress: Whether to show a bar on the standard error stream, where there are many runs.
-
-    Raises:
-        ReportError: The same faults as in ``write_report``.
+    With ``progress``, a bar on the standard error stream shows how far it is, where there are many runs.
     """
     folder = Path(out).expanduser()
     with _errors(out):
@@ -177,9 +171,8 @@ def _drawn(draw: Callable[[Any], Any], shown: Run | Sequence[Run]) -> bytes:
 def _alt_dashboard(row: Summary) -> str:
     accuracy = row.final_accuracy
     facts = ["no accuracy was logged" if accuracy is None else f"accuracy ends at {percent(accuracy)}"]
-    for name, share in row.savings.items():
-        if share is not None:
-            facts.append(f"{name} {'skipped' if name == 'samples' else 'saved'} {percent(share)}")
+    known = {name: percent(share) for name, share in row.savings.items() if share is not None}
+    facts += [f"{name} {'skipped' if name == 'samples' else 'saved'} {share}" for name, share in known.items()]
     panels = "accuracy, loss, activation, savings, threshold, significance"
     return f"Six panels about {row.name}: {panels}; {', '.join(facts)}"
 

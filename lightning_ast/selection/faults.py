@@ -106,21 +106,26 @@ def configuration_faults(
     faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
-    coverage = callback.target_coverage
-    for rate in (scheduler.target_activation_rate for scheduler in schedulers if coverage is not None):
-        if rate is not None:
-            faults.append(
-                f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
-                f"TwoStageScheduler(target_activation_rate={rate!r}): give one of them."
-            )
+    faults += two_target_faults(callback, schedulers)
     for scheduler in schedulers[:1]:
         faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
     return faults
 
 
+def two_target_faults(callback: GivenSettings, schedulers: list[Any]) -> list[str]:
+    """Find schedules that ask for a rate where the selection callback is given a coverage."""
+    coverage = callback.target_coverage
+    rates = [s.target_activation_rate for s in schedulers if s.target_activation_rate is not None]
+    return [
+        f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
+        f"TwoStageScheduler(target_activation_rate={rate!r}): give one of them."
+        for rate in (rates if coverage is not None else [])
+    ]
+
+
 def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Find why schedules cannot follow the progress of a dense run."""
-    if callback.prune_steps != "follow":
+    if callback.mode != "prune" or callback.prune_steps != "follow":
         return []
     found = []
     if not module.automatic_optimization:

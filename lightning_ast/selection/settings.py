@@ -17,7 +17,7 @@ from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Schedule
 from lightning_ast.selection.stages import StageSource
 
-__all__ = ["GivenSettings", "SelectionSettings"]
+__all__ = ["GivenSettings", "SelectionSettings", "steps_of_pruned_epochs"]
 
 
 class GivenSettings(Protocol):
@@ -36,6 +36,11 @@ class GivenSettings(Protocol):
     quarantine_limit: float | None
     count_flops: bool
     prune_steps: PruneSteps | None
+
+
+def steps_of_pruned_epochs(given: GivenSettings | SelectionSettings) -> PruneSteps:
+    """Return how the optimizer steps of a pruned epoch relate to those of a dense one, by what was given."""
+    return given.prune_steps or ("replan" if given.target_coverage is None else "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +93,6 @@ class SelectionSettings:
             seed=self.seed,
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
         )
-
-    @property
-    def steps_of_pruned_epochs(self) -> PruneSteps:
-        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
-        return self.prune_steps or ("replan" if self.target_coverage is None else "keep")
 
     @property
     def rule(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_ast.advice.lengths import run_lengths, validations
 from lightning_ast.advice.measured import (
     Facts,
     LoadingFacts,
@@ -17,7 +18,7 @@ from lightning_ast.advice.measured import (
     StepFacts,
     ValidationFacts,
 )
-from lightning_ast.advice.predict import RATES, Predictions, at_rate, run_lengths, validations, with_loading
+from lightning_ast.advice.predict import RATES, Predictions, at_rate, with_loading
 from lightning_ast.advice.verdict import decide
 
 RUN = RunFacts(

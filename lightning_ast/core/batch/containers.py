@@ -30,12 +30,9 @@ def is_listing(part: Any) -> TypeGuard[list[Any] | tuple[Any, ...] | deque[Any]]
 
 def are_images(part: Any) -> bool:
     """Tell whether a list holds nothing but images ``(C, H, W)``, whose channels may be as many as the samples."""
-    return len(part) > 0 and all(isinstance(each, Tensor) and each.ndim == 3 and _is_number(each) for each in part)
-
-
-def _is_number(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds numbers or pixels, and not ids."""
-    return tensor.is_floating_point() or tensor.dtype is torch.uint8
+    planes = [each for each in part if isinstance(each, Tensor) and each.ndim == 3]
+    pixels = [each for each in planes if each.is_floating_point() or each.dtype is torch.uint8]  # others are ids
+    return 0 < len(part) == len(pixels)
 
 
 def children_of(part: Any) -> list[Any] | None:
@@ -60,12 +57,7 @@ def children_of(part: Any) -> list[Any] | None:
 
 
 def leaves_of(part: Any, *, lists: bool = True) -> Iterator[Tensor | np.ndarray[Any, Any]]:
-    """Find the tensors and arrays in a nesting of containers.
-
-    Args:
-        part: Any nesting.
-        lists: Whether to look into plain sequences too.
-    """
+    """Find the tensors and arrays in a nesting of containers, plain sequences included or not."""
     if isinstance(part, (Tensor, np.ndarray)):
         yield part
     elif lists or not is_listing(part):
@@ -74,13 +66,10 @@ def leaves_of(part: Any, *, lists: bool = True) -> Iterator[Tensor | np.ndarray[
 
 
 class Slicer:
-    """Takes samples out of nested containers, and keeps their types.
+    """Takes samples out of a batch of nested containers, and keeps their types.
 
-    Args:
-        batch: The whole batch.
-        size: Its number of samples.
-        indices: ``(k,)`` positions to take. They are read from the device only where a list needs them.
-        listings: The ids of the sequences in it that certainly have one entry for each sample.
+    The ``(k,)`` indices are read from the device only where a list needs them. ``listings`` are the ids of the
+    sequences that certainly have one entry for each sample.
     """
 
     def __init__(self, batch: Any, size: int, indices: Tensor, listings: frozenset[int]) -> None:
@@ -137,9 +126,8 @@ class Slicer:
 
     def unknown(self, part: Any) -> Any:
         """Refuse an object that may hold samples but cannot be taken apart."""
-        raise BatchError(
-            f"an object of type {type(part).__name__} in the batch cannot be indexed by samples: {_REMEDY}"
-        )
+        kind = type(part).__name__
+        raise BatchError(f"an object of type {kind} in the batch cannot be indexed by samples: {_REMEDY}")
 
     def _sequence(self, part: Any) -> Any:
         if hasattr(part, "_fields"):  # a named tuple
@@ -176,8 +164,7 @@ class Slicer:
 
     def _object(self, part: Any, names: list[str]) -> Any:
         taken = copy.copy(part)
-        beside = [name for name in getattr(part, "__dict__", {}) if name not in names]
-        for name in beside:
+        for name in [name for name in getattr(part, "__dict__", {}) if name not in names]:
             if isinstance(getattr(type(part), name, None), cached_property):  # computed from the whole batch: drop it
                 del taken.__dict__[name]
                 continue
@@ -224,8 +211,8 @@ def _may_hold_samples(part: Any, size: int) -> bool:
 
     It may where it is an iterator, has tensors as attributes, has B entries or can be moved to a device.
     """
-    simple = (str, bytes, int, float, type, nn.Module)
-    if isinstance(part, (*simple, list, tuple, deque, Mapping)) or _is_tensordict(part):
+    known = (str, bytes, int, float, type, nn.Module, list, tuple, deque, Mapping)
+    if isinstance(part, known) or _is_tensordict(part):
         return False
     if isinstance(part, Iterator) or callable(getattr(part, "to", None)):  # what moves to a device holds tensors
         return True

@@ -52,12 +52,7 @@ def assignments_of(batch: Any) -> Assignments:
 
 
 def take_graphs(graphs: Any, indices: Tensor) -> Any:
-    """Take graphs out of a batch that can be made from a list of graphs; return None where it cannot.
-
-    Args:
-        graphs: A batch of graphs.
-        indices: ``(k,)`` positions.
-    """
+    """Take the graphs at ``(k,)`` positions out of a batch; return None where a list of graphs makes none."""
     make = getattr(type(graphs), "from_data_list", None)
     if make is None or not hasattr(graphs, "index_select"):
         return None

@@ -31,11 +31,7 @@ def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
     Such a batch is a list whose entries are of one form (dicts with the same keys, tuples of the same parts), or holds
     lists of one length and no tensor beside them. Where B is not known, entries that hold a scalar each are samples: a
     whole batch's dict has none. Without scalars they are samples where their tensors do not agree on a leading
-    dimension.
-
-    Args:
-        batch: Any nesting.
-        size: The number of samples B, where it is known.
+    dimension. ``size`` is the number of samples B, where it is known.
 
     Example:
         >>> import torch
@@ -78,9 +74,8 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
 
 def _lists_tensors(batch: Any, size: int) -> bool:
     """Tell whether a batch is a list of one tensor for each of B samples, none of which has B rows."""
-    if not is_listing(batch) or len(batch) != size or not all(map(_is_leaf, batch)):
-        return False
-    return size not in leading_sizes(batch) and is_uniform(batch)
+    is_one = is_listing(batch) and len(batch) == size and all(map(_is_leaf, batch))
+    return is_one and size not in leading_sizes(batch) and is_uniform(batch)
 
 
 def listed_length(batch: Any) -> int | None:
@@ -96,9 +91,8 @@ def listed_length(batch: Any) -> int | None:
 
 def _entries(batch: Any) -> list[Any] | None:
     """List the entries of a batch that is a list of containers of one form; return None for any other."""
-    if not is_listing(batch) or len(batch) == 0 or any(map(_is_leaf, batch)) or not is_uniform(batch):
-        return None
-    return list(batch)
+    is_one = is_listing(batch) and len(batch) > 0 and not any(map(_is_leaf, batch)) and is_uniform(batch)
+    return list(batch) if is_one else None
 
 
 def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
@@ -117,12 +111,7 @@ def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
 
 
 def leading_sizes(part: Any, *, lists: bool = True) -> list[int]:
-    """Collect the leading dimensions of the tensors and arrays in a part of a batch.
-
-    Args:
-        part: Any nesting.
-        lists: Whether to look into lists inside it too.
-    """
+    """Collect the leading dimensions of the tensors and arrays in a part of a batch, with or without lists in it."""
     parts = part if is_listing(part) else [part]
     sizes = (row_count(leaf) for each in parts for leaf in leaves_of(each, lists=lists))
     return [size for size in sizes if size is not None]
@@ -156,14 +145,8 @@ def is_ragged(batch: Any) -> bool:
 def _agree_on_rows(entries: list[Any], size: int | None) -> bool:
     """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample.
 
-    They have if, in every entry, more than half of the tensors have the same leading dimension.
-
-    Args:
-        entries: The entries of the list.
-        size: The leading dimension that they must have; None takes the most common one.
-
-    Returns:
-        Whether they agree. Without any tensor they agree only where no size is given.
+    They have if, in every entry, more than half of the tensors have the same leading dimension: the given size, or the
+    most common one. Without any tensor they agree only where no size is given.
     """
     sizes = [leading_sizes(entry) for entry in entries]
     every = [each for own in sizes for each in own]

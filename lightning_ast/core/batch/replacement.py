@@ -25,10 +25,6 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
 
     The input is the first floating-point tensor or array of the batch; where the batch lists its samples, that of each.
 
-    Args:
-        batch: The batch, as :func:`select_batch` takes it.
-        batch_size: The number of samples B.
-
     Returns:
         ``(B,)`` bool; None where the host knows that all is finite, or where there is nothing to look at.
 
@@ -47,15 +43,10 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
 
 
 def replace_in_batch(batch: Any, finite: Tensor) -> Any:
-    """Put the first finite sample in the place of those that are not.
+    """Put the first finite sample in the place of those that are not, in a batch of the same structure.
 
-    Args:
-        batch: The batch, as :func:`select_batch` takes it.
-        finite: ``(B,)`` bool. Where it is on an accelerator, nothing waits for it: lists beside tensors stay as they
-            are. (What lists its samples alone waits.)
-
-    Returns:
-        A batch of the same structure. Without a finite sample, NaN and infinity become 0.
+    Where ``finite``, ``(B,)`` bool, is on an accelerator, nothing waits for it: lists beside tensors stay as they are.
+    (What lists its samples alone waits.) Without a finite sample, NaN and infinity become 0.
     """
     return _Replacer(batch, finite, listings_of(batch, finite.numel())).take(batch)
 

@@ -43,13 +43,10 @@ def holds_floats(leaf: Any) -> bool:
 
 
 def take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Tensor:
-    """Take rows out of a tensor of any layout, and keep the layout.
+    """Take the rows at ``(k,)`` positions, on its device, out of a tensor ``(B, ...)``, and keep its layout.
 
-    Args:
-        tensor: ``(B, ...)``.
-        indices: ``(k,)`` positions, on the device of the tensor.
-        shared: The offsets of the rows taken, by the id of the jagged offsets that they come from. Jagged tensors that
-            share their offsets can be combined, and have to share them afterwards; pass one dict for a whole batch.
+    ``shared`` has the offsets of the rows taken, by the id of the jagged offsets that they come from. Jagged tensors
+    that share their offsets can be combined, and have to share them afterwards; pass one dict for a whole batch.
 
     Raises:
         RuntimeError: Torch cannot do it for this layout (block-sparse tensors).
@@ -80,13 +77,9 @@ def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> 
 
 
 def finite_rows(leaf: Any) -> Tensor | None:
-    """Find the rows of a tensor or an array that hold finite values alone.
+    """Find the rows of a floating-point tensor or array ``(B, ...)`` that hold finite values alone, ``(B,)`` bool.
 
-    Args:
-        leaf: ``(B, ...)``, floating-point.
-
-    Returns:
-        ``(B,)`` bool, or None where torch cannot look into the layout.
+    Return None where torch cannot look into the layout.
 
     Example:
         >>> finite_rows(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]).to_sparse())
@@ -130,12 +123,8 @@ def finite_samples(values: Tensor) -> Tensor:
 def replace_samples(values: Tensor, finite: Tensor) -> Tensor:
     """Put the first finite sample in the place of those that are not; no device is waited for.
 
-    Args:
-        values: ``(B, ...)`` of any type; any other shape is returned as it is.
-        finite: ``(B,)`` bool, on any device.
-
-    Returns:
-        A tensor of the same shape, type and memory format. Without a finite sample, NaN and infinity become 0.
+    Values are ``(B, ...)`` of any type, and keep shape, type and memory format; those of another shape come back as
+    they are. ``finite`` is ``(B,)`` bool, on any device. Without a finite sample, NaN and infinity become 0.
 
     Example:
         >>> replace_samples(torch.tensor([7, 8, 9]), torch.tensor([False, True, False]))

@@ -27,16 +27,14 @@ def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None
 
     A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
     (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
-    nothing else. Tensors that all samples share are left out; the batch itself is not changed.
+    nothing else. Tensors that all samples share are left out; the batch itself is not changed. Where B is 1 there are
+    no pairs.
 
     Args:
         batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
         batch_size: The number of samples B.
         sample: The position of the sample to change.
         take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
-
-    Returns:
-        Pairs of a tensor of the batch and its changed copy. There are none where B is 1.
 
     Raises:
         BatchError: The batch cannot be indexed.
@@ -66,7 +64,7 @@ class _Swap:
         self._take: Take = take or partial(select_batch, batch_size=batch_size)
         self._own_take = take is not None
         self._leaves = list(_tensors(batch))
-        self._device = self._leaves[0].device if self._leaves else torch.device("cpu")
+        self._every = torch.arange(batch_size, device=self._leaves[0].device if self._leaves else "cpu")
 
     def pairs(self) -> list[Pair]:
         """Pair each tensor that can be changed with its changed copy; masks only where nothing else can be."""
@@ -87,23 +85,23 @@ class _Swap:
             left = [k for k in wanted if changed.get(k) is None]
             if not left:
                 break
-            taken = self._taken((self._sample - step) % self._size)
+            # The same batch, with another sample a second time in this one's place.
+            other = (self._sample - step) % self._size
+            taken = self._taken(self._every.where(self._every != self._sample, other))
             first = first or taken
             if len(taken) == len(self._leaves):
                 changed.update({k: _swapped(self._leaves[k], taken[k]) for k in left})
         changed.update({k: self._tweaked(k, first) for k in wanted if changed.get(k) is None})
         return {k: shadow for k, shadow in changed.items() if shadow is not None}
 
-    def _taken(self, other: int) -> list[Tensor]:
-        indices = torch.arange(self._size, device=self._device)
-        indices[self._sample] = other  # the same batch, with another sample a second time in this one's place
+    def _taken(self, indices: Tensor) -> list[Tensor]:
         return list(_tensors(self._take(self._batch, indices)))
 
     def _can_repeat(self) -> bool:
         """Tell whether a sample that is asked for twice is given twice; a way to take by masks cannot."""
-        index = torch.tensor([self._sample], device=self._device)
+        index = self._every[self._sample :][:1]
         try:
-            once, twice = ([t.shape for t in _tensors(self._take(self._batch, i))] for i in (index, index.repeat(2)))
+            once, twice = ([t.shape for t in self._taken(indices)] for indices in (index, index.repeat(2)))
         except Exception:  # it takes whole batches alone; what follows fails by itself where that is a fault
             return True
         return once != twice
@@ -111,8 +109,7 @@ class _Swap:
     def _without_repeats(self, k: int) -> Tensor | None:
         """Change the rows of a tensor that the batch has with the sample, and has not without it."""
         leaf = self._leaves[k]
-        every = torch.arange(self._size, device=self._device)
-        parts = [self._one_less, list(_tensors(self._take(self._batch, every[: self._sample])))]
+        parts = [self._one_less, self._taken(self._every[: self._sample])]
         if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
             return None
         shorter, before = (part[k] for part in parts)
@@ -126,8 +123,7 @@ class _Swap:
     @cached_property
     def _one_less(self) -> list[Tensor]:
         """Take the batch without the sample."""
-        indices = torch.arange(self._size, device=self._device)
-        return list(_tensors(self._take(self._batch, indices[indices != self._sample])))
+        return self._taken(self._every[self._every != self._sample])
 
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""
@@ -187,7 +183,7 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
         return None
     if real.layout is not torch.strided:
         return taken
-    if real.shape != taken.shape or real.dtype != taken.dtype or not _differ(_plain(real), _plain(taken)):
+    if real.shape != taken.shape or real.dtype != taken.dtype or torch.equal(_plain(real), _plain(taken)):
         return None
     return _copy(real).copy_(_plain(taken))
 
@@ -197,7 +193,7 @@ def _other_values(part: Tensor) -> Tensor | None:
     if is_real_valued(part):
         return _moved(part)
     flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
-    if _differ(flipped, part):
+    if not torch.equal(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
@@ -215,10 +211,6 @@ def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
         return None
     part.copy_(values)
     return shadow
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return bool((first != second).any())
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -66,12 +66,9 @@ def compare(real: Tensor, shadow: Tensor) -> Dependence:
 
 
 def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = None) -> Tensor:
-    """Return the absolute differences of a tensor and its shadow, without those that may be rounding.
+    """Return the absolute differences of (a part of) a tensor and its shadow, without those that may be rounding.
 
-    Args:
-        real: The tensor, or a part of it.
-        shadow: Its shadow, or the same part.
-        largest: The largest absolute value of the whole tensor, apart from masks; None computes it.
+    ``largest`` is the largest absolute value of the whole tensor, apart from masks; None computes it.
     """
     if not (real.is_floating_point() or real.is_complex()):
         return (real != shadow).float()

@@ -5,9 +5,9 @@ Tensors are kept until they are compared with their shadows, up to a limit: most
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
@@ -15,61 +15,46 @@ from torch.autograd.graph import Node
 
 from lightning_ast.core.dependence.profiles import Dependence, compare, independent_of_shape
 
-__all__ = ["Record", "Records", "shape_of"]
+__all__ = ["GraphNode", "Record", "Records", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
 _numbers = count()
+GraphNode: TypeAlias = Any  # a Node, whose `metadata` torch declares as a method
 
 
+@dataclass(eq=False)
 class Record:
-    """One output of a node, and its shadow until they are compared.
+    """One output of a node, and its shadow until they are compared."""
 
-    Args:
-        shape: The output's shape.
-        real: The output without its graph; None where no comparison is needed.
-        shadow: Its shadow.
-        known: Without tensors: True for an independent output, False where nothing is known.
-        picked: Whether values chose its rows one by one.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        real: Tensor | None = None,
-        shadow: Tensor | None = None,
-        *,
-        known: bool = True,
-        picked: bool = False,
-    ) -> None:
-        self.shape = shape
-        self._picked = picked
-        self._pair = None if real is None or shadow is None else (real, shadow)
-        self._known = known
-        self._dependence: Dependence | None = None
+    shape: tuple[int, ...]
+    pair: tuple[Tensor, Tensor] | None = None  # the output without its graph, and its shadow, while they are needed
+    known: bool = True  # without tensors: True for an independent output, False where nothing is known
+    picked: bool = False  # whether values chose its rows one by one
+    found: Dependence | None = None  # the result of the comparison
 
     @property
     def elements(self) -> int:
         """Return the number of elements held."""
-        return 0 if self._pair is None else self._pair[0].numel()
+        return 0 if self.pair is None else self.pair[0].numel()
 
     def dependence(self) -> Dependence | None:
         """Compare the output with its shadow, once; return None where nothing is known."""
-        if self._pair is not None:
-            real, shadow = self._pair
-            found = replace(compare(real, shadow), picked=self._picked)
+        if self.pair is not None:
+            real, shadow = self.pair
+            found = replace(compare(real, shadow), picked=self.picked)
             hidden = found.independent and not bool(real.isfinite().all())  # NaN or infinity in both hides the rest
-            self._dependence = None if hidden else found
-            self._known = not hidden
-            self._pair = None
-        elif self._dependence is None and self._known:
-            self._dependence = independent_of_shape(self.shape)
-        return self._dependence
+            self.found = None if hidden else found
+            self.known = not hidden
+            self.pair = None  # from now on the profiles stand for the tensors, which are much larger
+        elif self.found is None and self.known:
+            self.found = independent_of_shape(self.shape)
+        return self.found
 
     def forget(self) -> None:
         """Drop the tensors without a comparison."""
-        if self._pair is not None:
-            self._pair = None
-            self._known = False
+        if self.pair is not None:
+            self.pair = None
+            self.known = False
 
 
 class Records:
@@ -86,11 +71,11 @@ class Records:
         self._by_memory: dict[int, WeakSet[Record]] = {}
         self._elements = 0
 
-    def has(self, node: Any, output_nr: int) -> bool:
+    def has(self, node: GraphNode, output_nr: int) -> bool:
         """Tell whether an output of a node is known."""
         return output_nr in node.metadata.get(self._name, ())
 
-    def add(self, node: Any, output_nr: int, record: Record, key: int | None) -> None:
+    def add(self, node: GraphNode, output_nr: int, record: Record, key: int | None) -> None:
         """Record an output of a node; ``key`` stands for its memory."""
         node.metadata.setdefault(self._name, {})[output_nr] = record
         made = self._unused.get(node._sequence_nr(), [])
@@ -105,7 +90,7 @@ class Records:
             if record is not None:
                 self._hold(record, key)
 
-    def find(self, node: Any, output_nr: int, *, by_number: bool) -> Record | None:
+    def find(self, node: GraphNode, output_nr: int, *, by_number: bool) -> Record | None:
         """Find the record of a node's output; by the node's number only where the numbers are those of its thread."""
         record: Record | None = node.metadata.get(self._name, {}).get(output_nr)
         if record is not None or not by_number:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
 __all__ = [
     "BY_VALUES",
@@ -20,7 +23,6 @@ __all__ = [
     "batch_norm_shadow",
     "facts_of",
     "generators_of",
-    "map_tensors",
     "named",
     "quiet",
     "random_states",
@@ -112,31 +114,15 @@ def facts_of(func: Any) -> Facts | None:
     )
 
 
-def named(facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def named(facts: Facts, args: OpArgs, kwargs: OpKwargs) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of each given argument."""
     yield from zip(facts.arguments, args, strict=False)
     yield from kwargs.items()
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in an argument or a result: itself, or those in a list."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return an argument with its tensors replaced."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)([map_tensors(part, change) for part in value])
-    return value
+def tensors_in(value: Any) -> list[Tensor]:
+    """List the tensors in an argument or a result: itself, or those in a list."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -150,7 +136,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def generators_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Generator]:
+def generators_of(args: OpArgs, kwargs: OpKwargs) -> list[Generator]:
     """Find the random generators that an operation may draw from."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Generator)]
     if given:  # a generator of the caller's own is the only one that is drawn from
@@ -189,7 +175,7 @@ def _default_generator(device: torch.device) -> Generator | None:
     return generators[index] if index < len(generators) else None
 
 
-def batch_norm_shadow(given: dict[str, Any], shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
+def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
     """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch.
 
     It adds the scaled change to the real output, so that the rows of other samples stay equal to the last bit.
@@ -197,14 +183,13 @@ def batch_norm_shadow(given: dict[str, Any], shadow: Tensor, results: list[Tenso
     real = given["input"]
     output = results[0]
     wide = torch.promote_types(real.dtype, torch.float32)
-    inverse = results[2] if len(results) > 2 and results[2].numel() else _inverse_deviation(real.to(wide), given["eps"])
+    if len(results) > 2 and results[2].numel():
+        inverse = results[2]
+    else:  # cuDNN's kernel and some others keep their statistics to themselves
+        dims = [d for d in range(real.dim()) if d != 1]
+        inverse = (real.to(wide).var(dims, unbiased=False) + given["eps"]).rsqrt()
     weight = given.get("weight")
     scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
     scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
     change = (shadow.to(wide) - real.to(wide)) * scale
     return [(output.to(wide) + change).to(output.dtype), *results[1:]]
-
-
-def _inverse_deviation(real: Tensor, eps: float) -> Tensor:
-    dims = [d for d in range(real.dim()) if d != 1]
-    return (real.var(dims, unbiased=False) + eps).rsqrt()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lightning_ast.core.dependence.perturbed import is_real_valued
 from lightning_ast.core.dependence.shadow_ops import (
@@ -17,16 +18,18 @@ from lightning_ast.core.dependence.shadow_ops import (
     batch_norm_shadow,
     facts_of,
     generators_of,
-    map_tensors,
     named,
     random_states,
     restored,
     tensors_in,
 )
 from lightning_ast.core.dependence.shadows import Kind, Shadows
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
-__all__ = ["Call", "follow", "prepare"]
+__all__ = ["Call", "Operator", "follow", "prepare"]
 
+Operator = Callable[..., Any]
+"""An OpOverload, or an operator that takes functions."""
 _Keep = tuple[torch.dtype, ...] | None
 """Types of the arguments that stay real; None for all that are no real numbers."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
@@ -34,42 +37,29 @@ _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 @dataclass
 class Call:
-    """An operation between its arrival and its second run.
+    """An operation between its arrival and its second run."""
 
-    Args:
-        func: The operation.
-        args: Its arguments.
-        kwargs: Its arguments by name.
-        facts: Its facts; None for an operator that takes functions, which may do anything.
-        kind: ``SHADOW`` where it is to be run again; otherwise what its results become.
-        written: The arguments that it changes.
-        has_numbers: Whether numbers (not ids alone) among the arguments depend on the sample.
-        states: The states of the random generators before the first run.
-        with_grad: Whether the step records gradients here: some kernels return more then.
-    """
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    facts: Facts | None = None
-    kind: Kind = Kind.PLAIN
-    written: list[Tensor] = field(default_factory=list)
-    has_numbers: bool = False
+    func: Operator
+    args: OpArgs
+    kwargs: OpKwargs
+    facts: Facts | None = None  # None for an operator that takes functions, which may do anything
+    kind: Kind = Kind.PLAIN  # SHADOW where it is to be run again; otherwise what its results become
+    written: list[Tensor] = field(default_factory=list)  # the arguments that it changes
+    has_numbers: bool = False  # whether numbers, not ids alone, among the arguments depend on the sample
+    # The states of the random generators before the first run.
     states: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
-    with_grad: bool = True
+    with_grad: bool = True  # whether the step records gradients here: some kernels return more then
 
 
-def prepare(
-    shadows: Shadows, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, with_grad: bool = True
-) -> Call:
+def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
     """Decide before an operation what to do after it, and save what it is going to change."""
     call = Call(func, args, kwargs, with_grad=with_grad)
-    read: list[Tensor] = []
     call.facts = facts_of(func)
     if call.facts is None:
         touched = any(shadows.kind(tensor) not in (Kind.PLAIN, Kind.UNSEEN) for tensor in tensors_in((args, kwargs)))
         call.kind = Kind.UNKNOWN if touched else Kind.PLAIN
         return call
+    read: list[Tensor] = []
     for name, value in named(call.facts, args, kwargs):
         (call.written if name in call.facts.writes else read).extend(tensors_in(value))
     known = [(tensor, shadows.kind(tensor)) for tensor in (*read, *call.written)]
@@ -89,10 +79,10 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
     Raises:
         OutOfMemoryError: The device has no memory for the second run.
     """
-    real = list(tensors_in(results))
+    real = tensors_in(results)
     _follow(shadows, call, real)
     if call.facts is not None and call.kind is not Kind.PLAIN:
-        _pass_picks_on(shadows, call.facts, list(tensors_in((call.args, call.kwargs))), real)
+        _pass_picks_on(shadows, call.facts, tensors_in((call.args, call.kwargs)), real)
 
 
 def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
@@ -193,13 +183,7 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
 
 
 def _run(
-    shadows: Shadows,
-    call: Call,
-    real: list[Tensor],
-    keep: _Keep,
-    swap: dict[int, Tensor],
-    *,
-    on_shadows: bool = True,
+    shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor], *, on_shadows: bool = True
 ) -> list[Tensor] | None:
     written = {id(tensor) for tensor in call.written}
 
@@ -222,10 +206,9 @@ def _run(
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
     if facts.op_class is OpClass.SORT:  # in the order that the real run found: a gradient takes the same way
         return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
-    args = map_tensors(tuple(call.args), shadow_of)
-    kwargs = {name: map_tensors(value, shadow_of) for name, value in call.kwargs.items()}
+    args, kwargs = tree_map_only(Tensor, shadow_of, (call.args, call.kwargs))
     with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
-        return list(tensors_in(call.func(*args, **kwargs)))
+        return tensors_in(call.func(*args, **kwargs))
 
 
 def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
@@ -248,11 +231,8 @@ def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[T
 
 
 def _fit(real: list[Tensor], made: list[Tensor]) -> bool:
-    if len(real) != len(made):
-        return False
-    return all(
-        a.shape == b.shape and a.dtype == b.dtype and a.layout == b.layout for a, b in zip(real, made, strict=True)
-    )
+    first, second = ([(t.shape, t.dtype, t.layout) for t in results] for results in (real, made))
+    return first == second
 
 
 def _settle(shadows: Shadows, call: Call, real: list[Tensor], kind: Kind) -> None:

@@ -32,7 +32,7 @@ class Kind(Enum):
 
 @dataclass
 class _Entry:
-    alive: Any  # a weak reference: it also keeps the storage's address from being used again
+    alive: Any  # a StorageWeakRef, which is untyped: it also keeps the storage's address from being used again
     kind: Kind
     shadow: torch.UntypedStorage | None = None
     start_byte: int = 0  # where the shadow begins in the real storage
@@ -50,8 +50,8 @@ class Shadows:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}
-        self._owned: set[int] = set()
+        self._entries: dict[int, _Entry] = {}  # by the address of the storage
+        self._owned: set[int] = set()  # addresses of shadow storages: each may stand beside one real one alone
         self._objects = WeakTensorKeyDictionary()  # tensors without a storage of their own: sparse, mkldnn
 
     def __len__(self) -> int:

@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
 from lightning_ast.core.dependence.profiles import Dependence, changed_places
-from lightning_ast.core.dependence.records import Record, Records
+from lightning_ast.core.dependence.records import GraphNode, Record, Records
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
-from lightning_ast.core.dependence.shadow_run import Call, follow, prepare
+from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.dependence.uncompiled import uncompiled
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import BatchError
 
 __all__ = ["Dependence", "SampleTrace"]
@@ -67,11 +68,11 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.paused = False
         self._shadows = Shadows()
         self._records = Records()
-        self._thread = threading.get_ident()
+        self._thread = threading.get_ident()  # autograd numbers the nodes of each thread from 0
         self._last_number = _last_node_number()
         self._first_number = self._last_number + 1  # nodes below it were made before the trace
         self._operations = 0
-        self._uncompiled: list[AbstractContextManager[None]] = []
+        self._uncompiled: list[AbstractContextManager[None]] = []  # one for each time that it was entered
         pairs = self._perturbed(batch, batch_size, take)
         pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
         self.leaves = len(pairs)
@@ -94,7 +95,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._uncompiled.pop().__exit__(*error)
 
-    def dependence(self, node: Any, output_nr: int = 0) -> Dependence | None:
+    def dependence(self, node: GraphNode, output_nr: int = 0) -> Dependence | None:
         """Tell where an output of an autograd node depends on the sample.
 
         Args:
@@ -134,7 +135,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shadows.clear()
         self._records.clear()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Operator, types: Any, args: OpArgs = (), kwargs: OpKwargs | None = None) -> Any:
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
@@ -166,12 +167,12 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
         self.release()
 
-    def _is_plain(self, node: Any, output_nr: int) -> bool:
+    def _is_plain(self, node: GraphNode | None, output_nr: int) -> bool:
         found = None if node is None else self.dependence(node, output_nr)
         return node is None or (found is not None and found.independent)
 
     def _arrive(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, wrapped: bool
+        self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
     ) -> tuple[Call | None, int | None]:
         """Record which nodes made the arguments, and save what the operation will overwrite.
 
@@ -184,7 +185,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fresh = number != self._last_number
             self._last_number = number
             with quiet():
-                tensors = list(tensors_in((args, kwargs)))
+                tensors = tensors_in((args, kwargs))
                 for tensor in tensors:
                     self._record_node(tensor, fresh)
                 if wrapped:
@@ -205,7 +206,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 follow(self._shadows, call, results)
                 made = call.facts is None or call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
                 if number is not None and made:
-                    self._record_results(list(tensors_in(results)), number)
+                    self._record_results(tensors_in(results), number)
                 self._operations += 1
                 if self._operations % _SWEEP_OPERATIONS == 0:
                     self._shadows.sweep()
@@ -229,12 +230,12 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in results]
         self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in results])
 
-    def _record(self, tensor: Tensor, node: Any = None) -> Record:
+    def _record(self, tensor: Tensor, node: GraphNode | None = None) -> Record:
         inner = _inner(tensor)
         kind = self._shadows.kind(inner)
         shape = tuple(inner.shape)
         if kind is Kind.SHADOW:
-            return Record(shape, inner.detach(), self._shadows.of(inner), picked=self._shadows.is_picked(inner))
+            return Record(shape, (inner.detach(), self._shadows.of(inner)), picked=self._shadows.is_picked(inner))
         if kind is Kind.UNSEEN and node is not None and node._sequence_nr() >= self._first_number:
             kind = Kind.UNKNOWN  # made during the trace, by a kernel that it has not seen
         return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))

@@ -74,14 +74,11 @@ class Found:
 
 @dataclass
 class _Plan:
-    """A walk that was proved, to be followed in graphs of the same form.
+    """A walk that was proved, to be followed in graphs of the same form."""
 
-    Attributes:
-        steps: The name of each visited node, and the decision at each of its edges.
-        layouts: The layout, the child's name and whether it is nested, of each edge that enters.
-    """
-
+    # The name of each visited node, and the decision at each of its edges.
     steps: list[tuple[str, tuple[Verdict, ...]]] = field(default_factory=list)
+    # Of each edge that enters: the layout, the child's name, and whether it is nested.
     layouts: list[tuple[Layout, str, bool]] = field(default_factory=list)
 
 
@@ -146,11 +143,7 @@ class EntryFinder:
         return self.prove(loss, batch_size, trace, may_be_apart=may_be_apart, assignments=assignments)
 
     def find(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found | None:
-        """Find the entries of a loss whose graph has a form that was proved.
-
-        Returns:
-            None where its form is new.
-        """
+        """Find the entries of a loss whose graph has a form that was proved; return None where its form is new."""
         for position, plan in enumerate(self._plans):
             found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
@@ -171,13 +164,7 @@ class EntryFinder:
 
 
 def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:
-    """Make the error for a loss in whose graph the samples' rows cannot be found.
-
-    Args:
-        unclear: Sizes of tensors whose rows could not be told, as :class:`Found` lists them.
-        batch_size: The number of samples B of the batch.
-        remedy: What the user can do about it.
-    """
+    """Make the error for a loss in whose graph the samples' rows cannot be found, with the ``unclear`` sizes."""
     if unclear:
         problem = f"in {', '.join(unclear)} no dimension holds {batch_size} samples that only change their own rows"
     else:
@@ -202,7 +189,7 @@ def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Pla
     first = _Walk(loss, batch_size, view, inner=set())
     if not first.entered and view.unclear:
         unclear = view.unclear.copy()
-        view.unclear.clear()
+        view.unclear.clear()  # what the second walk finds unclear counts alone, if it finds an entry
         above = _Walk(loss, batch_size, view, inner=set(), above=True)
         if above.entered:
             return above.result()
@@ -238,7 +225,9 @@ class _Walk:
         if child in self._inner or owns_parameters(child, self._view) or (self._above and self._is_last(child)):
             layout = self._view.layout(child, output_nr)
             if layout is not None:
+                # What an inner node gives to the entry closer to the loss carries the network's own gradient back.
                 nested = child in self._inner
+                # Several edges of the loss part may lead to one output: it is one entry with all of them.
                 self.entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
                 self.plan.layouts.append((layout, form_of(child), nested))
                 return "enter"
@@ -252,21 +241,18 @@ class _Walk:
 
     def result(self) -> tuple[Found, _Plan]:
         entries = _entries(self.entered, self._batch_size, self._view.assignments)
-        found = tuple(entry for entry in entries if entry is not None)
-        return Found(found, unclear=tuple(self._view.unclear.values())), self.plan
+        return Found(entries, unclear=tuple(self._view.unclear.values())), self.plan
 
 
-def _entries(entered: _Entered, batch_size: int, assignments: Assignments) -> list[Entry | None]:
-    """Make the entries of what was entered; None for one whose sizes do not fit."""
-    entries: list[Entry | None] = []
+def _entries(entered: _Entered, batch_size: int, assignments: Assignments) -> tuple[Entry, ...]:
+    """Make the entries of what was entered, without those whose sizes do not fit."""
+    entries = []
     for (child, output_nr), (layout, nested, edges) in entered.items():
         shape = shape_of(child, output_nr)
         place = None if shape is None else layout.place(shape, batch_size, assignments)
-        if place is None:
-            entries.append(None)
-        else:
+        if place is not None:
             entries.append(Entry(child, output_nr, place, tuple(edges), nested, layout.exact))
-    return entries
+    return tuple(entries)
 
 
 def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
@@ -278,7 +264,7 @@ def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments
     def decide(node: Node) -> tuple[Verdict, ...] | None:
         name, planned = next(steps, ("", ()))
         following = node.next_functions
-        if name != form_of(node) or len(planned) != len(following):
+        if name != form_of(node) or len(planned) != len(following):  # at the first difference the plan is of no use
             return None
         for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
             if verdict != "pass" and child is None:
@@ -293,14 +279,13 @@ def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments
     if not _visit(loss, decide) or next(steps, None) is not None:
         return None
     entries = _entries(entered, batch_size, assignments)
-    fitting = tuple(entry for entry in entries if entry is not None)
-    return Found(fitting) if len(fitting) == len(entries) else None
+    return Found(entries) if len(entries) == len(entered) else None
 
 
 def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> bool:
     """Visit the nodes of the loss part; stop and return False at one for which there is no decision."""
     pending: list[Node] = [] if loss.grad_fn is None else [loss.grad_fn]
-    seen = set(pending)
+    seen = set(pending)  # marked when they are found: a plan is followed in this very order
     while pending:
         node = pending.pop()
         verdicts = decide(node)

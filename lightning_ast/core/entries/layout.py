@@ -45,29 +45,18 @@ class Layout:
     assigned: int | None = None
 
     def place(self, shape: tuple[int, ...], batch_size: int, assignments: Assignments = ()) -> Place | None:
-        """Find the samples in a tensor of another batch.
-
-        Args:
-            shape: The shape of the tensor.
-            batch_size: The number of samples B of the batch.
-            assignments: The sample of each node and of each edge, in a batch of graphs.
-
-        Returns:
-            Their place, or None where the shape does not fit.
-        """
+        """Find the samples in a tensor of another batch; return None where its shape does not fit."""
         if len(shape) != self.ndim:
             return None
         if self.assigned is not None:
             fitting = [rows for rows in assignments[self.assigned :][:1] if len(rows) == shape[0]]
             return UnequalPlace(shape, 0, 1, 1, -len(shape), shape[0], fitting[0], batch_size) if fitting else None
         groups, rest = divmod(shape[self.dim], batch_size)
-        if rest or groups == 0:
+        if rest or groups == 0:  # not a multiple of the samples, or fewer rows than samples
             return None
         if groups == self.pre * self.post:
             return place_of(shape, self.dim, self.pre, self.post)
-        if (self.pre > 1) == (
-            self.post > 1
-        ):  # which of the two has grown, or whether it is the rows at all, is unknown
+        if (self.pre > 1) == (self.post > 1):  # which of the two has grown, or whether the rows have, is unknown
             return None
         return place_of(shape, self.dim, groups if self.pre > 1 else 1, groups if self.post > 1 else 1)
 
@@ -88,11 +77,7 @@ def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]
 
 
 def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> Iterator[Layout]:
-    """List the layouts that the numbers of nodes and edges of a batch of graphs allow.
-
-    Args:
-        shape: The shape of the tensor; its rows lie along the first dimension.
-        assignments: The sample of each node and of each edge.
+    """List the layouts that the numbers of nodes and edges of a batch of graphs allow along the first dimension.
 
     Example:
         >>> [layout.assigned for layout in layouts_by_assignment((3, 8), (torch.tensor([0, 1, 1]),))]
@@ -106,12 +91,7 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
 
 
 def prove_layout(
-    shape: tuple[int, ...],
-    profiles: tuple[Tensor, ...],
-    *,
-    batch_size: int,
-    sample: int,
-    assignments: Assignments = (),
+    shape: tuple[int, ...], profiles: tuple[Tensor, ...], *, batch_size: int, sample: int, assignments: Assignments = ()
 ) -> Layout | None:
     """Find the one layout that explains which rows changed with one sample.
 
@@ -133,6 +113,7 @@ def prove_layout(
     """
     found: list[tuple[float, Layout]] = []
     for layout, own in _candidates(shape, batch_size, sample, assignments):
+        # Summed over the other dimensions a change stays a change, so that one profile a dimension is enough.
         profile = profiles[layout.dim].double()
         inside = profile[own]
         outside = profile[~own]
@@ -160,21 +141,14 @@ def _candidates(
         assigned.append(assignments[layout.assigned or 0].cpu() == sample)
         yield layout, assigned[-1]
     for layout in layouts_by_size(shape, batch_size):
+        # The dimension is (pre, B, post), flattened.
         own = (torch.arange(shape[layout.dim]) // layout.post) % batch_size == sample
         if layout.dim or not any(torch.equal(own, other) for other in assigned):
             yield layout, own
 
 
 def row_norms(gradient: Tensor, place: Place) -> Tensor:
-    """Take the norm of each sample's rows.
-
-    Args:
-        gradient: The tensor, of ``place.shape``.
-        place: The place of the samples in it.
-
-    Returns:
-        ``(B,)`` float32, or float64 for a gradient of that type.
-    """
+    """Take the norm ``(B,)`` of each sample's rows, in float32, or float64 for a gradient of that type."""
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())  # of the same norm
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
@@ -184,6 +158,7 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     if place.dim == 0 and place.pre == 1:  # the usual case, in one view
         samples = gradient.reshape(place.size // place.post, -1)
         return _norms(samples, [1], dtype)
+    # Apart from the samples' own, all dimensions are summed over, the groups outside and inside them too.
     shape = gradient.shape
     size = place.size // (place.pre * place.post)
     grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
@@ -200,8 +175,9 @@ def spread(values: Tensor, place: Place) -> Tensor:
     """Give each row of a tensor the value ``(B,)`` of its sample; the result broadcasts against ``place.shape``."""
     if isinstance(place, UnequalPlace):
         values = values[place.assignment]
-    if place.post > 1:
+    if place.post > 1:  # both copies are left out where there is one row a sample: it is called in every backward
         values = values.repeat_interleave(place.post)
     if place.pre > 1:
         values = values.repeat(place.pre)
+    # Behind the samples' dimension all are of size 1; those before it are added by broadcasting.
     return values.view(-1, *[1] * (-place.from_end - 1))

@@ -22,6 +22,7 @@ __all__ = [
     "Edge",
     "RowOrder",
     "below_ddp",
+    "each_once",
     "edges_of",
     "form_of",
     "is_layer",
@@ -111,7 +112,7 @@ def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | li
         if current in memo:
             pending.pop()
             continue
-        answer = rule(current)
+        answer = rule(current)  # asked again once one of its children is settled
         if isinstance(answer, bool):
             memo[current] = answer
             continue
@@ -123,16 +124,22 @@ def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | li
     return memo[edge]
 
 
-def nodes_below(roots: list[Node]) -> Iterator[Node]:
-    """List what the given nodes are computed from, without themselves unless one leads to another."""
-    pending = [child for root in roots for child, _ in root.next_functions]
+def each_once(pending: list[Node]) -> Iterator[Node]:
+    """Yield the nodes of a list, the last first and each once; the caller adds to the list meanwhile."""
     seen: set[Node] = set()
     while pending:
         node = pending.pop()
-        if node is not None and node not in seen:
+        if node not in seen:  # a graph has many ways to one node: a walk of each would take for ever
             seen.add(node)
             yield node
-            pending += [child for child, _ in node.next_functions]
+
+
+def nodes_below(roots: list[Node]) -> Iterator[Node]:
+    """List what the given nodes are computed from, without themselves unless one leads to another."""
+    pending = [child for root in roots for child, _ in edges_of(root)]
+    for node in each_once(pending):
+        yield node
+        pending += [child for child, _ in edges_of(node)]
 
 
 def row_order(values: Tensor, batch_size: int) -> RowOrder:
@@ -140,10 +147,6 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
 
     The rows are followed back to where there was one a sample. Rows that are flattened from the first layer on, and
     values without a graph, are taken to lie with the samples outermost.
-
-    Args:
-        values: ``(N, ...)`` with its graph; N is not the batch size.
-        batch_size: The number of samples B.
 
     Returns:
         ``"samples"``: samples outermost, as ``view(-1, C)`` of ``(B, T, C)`` gives; ``"picked"``: by an index or mask;
@@ -156,12 +159,7 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
     """
     rows = values.shape[0]
     pending = [] if values.grad_fn is None else [values.grad_fn]
-    seen = set[Node]()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in each_once(pending):
         if _picks_rows(node):
             return "picked"
         if _row_count(node) == batch_size:  # one row a sample, of which all rows above were made in order
@@ -171,6 +169,7 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
         parents = [parent for parent, _ in edges_of(node) if parent.next_functions]
         if node.name().startswith(_VIEWS) and any(_row_count(p) not in (None, 1, rows, batch_size) for p in parents):
             return "joined"
+        # Parents with another number of rows say nothing of these: weights, or constants that are broadcast.
         pending += [parent for parent in parents if _row_count(parent) in (rows, batch_size)]
     return "samples"
 
@@ -179,12 +178,8 @@ def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, 
     """Tell whether the rows of a node's output were picked or made one by one, as masked tokens and proposals are.
 
     Their number differs from sample to sample, also where it happens to be a multiple of the batch size. Rows are
-    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample.
-
-    Args:
-        node: A node of the graph.
-        output_nr: The position of its output.
-        is_constant: ``(node, output_nr) -> bool``, whether an output is made without the samples.
+    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample. Edges
+    that ``is_constant`` tells of are made without the samples.
 
     Example:
         >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
@@ -194,14 +189,10 @@ def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, 
     """
     rows = _row_count(node, output_nr)
     pending = [node]
-    seen = set[Node]()
-    while pending:
-        current = pending.pop()
-        if current in seen:
-            continue
-        seen.add(current)
+    for current in each_once(pending):
         edges = [edge for edge in edges_of(current) if edge[0].next_functions and not is_constant(*edge)]
         same = [edge[0] for edge in edges if _row_count(*edge) == rows]
+        # Where no parent has so many rows, they began here: by an arrangement of whole samples, or one by one.
         if _picks_rows(current):
             return True
         if not same and edges and not current.name().startswith((*_ARRANGING, *OPAQUE)):
@@ -212,9 +203,8 @@ def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, 
 
 def runs_compiled(loss: Tensor) -> bool:
     """Tell whether a function that ``torch.compile`` made lies between the parameters and a loss."""
-    root = loss.grad_fn
-    nodes = () if root is None else (root, *nodes_below([root]))
-    return any(node.name().startswith("CompiledFunction") for node in nodes)
+    root = [] if loss.grad_fn is None else [loss.grad_fn]
+    return any(node.name().startswith("CompiledFunction") for node in (*root, *nodes_below(root)))
 
 
 def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:

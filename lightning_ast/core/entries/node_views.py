@@ -18,6 +18,7 @@ from lightning_ast.core.entries.node_facts import (
     PRODUCTS,
     RESHAPING,
     Edge,
+    each_once,
     edges_of,
     form_of,
     is_layer,
@@ -47,11 +48,7 @@ class SizedView:
     """
 
     def __init__(
-        self,
-        batch_size: int,
-        known: dict[tuple[str, int], Layout],
-        mixed: set[OutputForm],
-        assignments: Assignments = (),
+        self, batch_size: int, known: dict[tuple[str, int], Layout], mixed: set[OutputForm], assignments: Assignments
     ) -> None:
         self._batch_size = batch_size
         self.assignments = assignments
@@ -92,11 +89,12 @@ class SizedView:
         shape = shape_of(node, output_nr)
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
-        known = self._known.get((form_of(node), len(shape)))
+        known = self._known.get((form_of(node), len(shape)))  # what was proved of such a node elsewhere
         if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
         if self._batch_size == 1 and shape:  # every row is the sample's
             return Layout(len(shape), 0, 1, shape[0])
+        # In a batch of graphs a number of rows that is a multiple of the graphs' is so by chance.
         by_assignment = list(layouts_by_assignment(shape, self.assignments))
         fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
         if len(fitting) > 1:  # as in the other tensors of this network, if these agree
@@ -106,6 +104,7 @@ class SizedView:
 
     def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
         """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
+        # Values pick along the first dimension, and one row a sample is no multiple.
         if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
         return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
@@ -115,7 +114,7 @@ class TracedView(SizedView):
     """What the trace of one sample through the forward tells of the nodes."""
 
     def __init__(self, batch_size: int, trace: SampleTrace, assignments: Assignments = ()) -> None:
-        super().__init__(batch_size, {}, set(), assignments)
+        super().__init__(batch_size, {}, set(), assignments)  # a proof takes nothing from other graphs
         self._trace = trace
 
     def is_parameter(self, leaf: Tensor) -> bool:
@@ -123,6 +122,7 @@ class TracedView(SizedView):
         return self._trace.depends(leaf) is False or isinstance(leaf, nn.Parameter)
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
+        # Leaves were made before the trace: what it knows of them is asked for in `is_parameter`.
         dependence = None if is_leaf(edge[0]) else self._trace.dependence(*edge)
         if dependence is None:
             return super()._pure_of(edge)
@@ -153,13 +153,13 @@ class TracedView(SizedView):
         So are those of a straight-through estimator, which are equal for samples of one code.
         """
         shape = shape_of(node, output_nr)
+        if not shape:
+            return None
         pending = [node]
-        seen = set[Node]()
-        while pending and shape:
-            current = pending.pop()
-            if current in seen or current.name().startswith((*RESHAPING, *PICKING, *OPAQUE)):
+        for current in each_once(pending):
+            # Behind these, the same number of rows may be those of other samples, or nothing may be known of them.
+            if current.name().startswith((*RESHAPING, *PICKING, *OPAQUE)):
                 continue
-            seen.add(current)
             for edge in edges_of(current):
                 rows = None if is_leaf(edge[0]) or self.is_pure(*edge) else shape_of(*edge)
                 if not rows or rows[0] != shape[0]:
@@ -177,30 +177,30 @@ class TracedView(SizedView):
 def owns_parameters(node: Node, view: SizedView) -> bool:
     """Tell whether a node combines parameters with what depends on the samples."""
     name = node.name()
-    if name.startswith(OPAQUE):
+    if name.startswith(OPAQUE):  # what is inside is not seen: most likely layers
         return True
     layer = is_layer(name)
-    for child, output_nr in node.next_functions:
-        if child is None or not _leads_to_parameters(child, output_nr, view):
+    for child, output_nr in edges_of(node):
+        if not _leads_to_parameters(child, output_nr, view):
             continue
         shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or math.prod(shape) > 1:  # a single element is a temperature or a loss weight
             return True
-        if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in node.next_functions):
+        if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in edges_of(node)):
             return True  # the bias of a layer of one output, which stands apart from the product
     return False
 
 
 def _is_layers_output(node: Node | None, view: SizedView) -> bool:
     """Tell whether a node is a product with a parameter, or shows one in another shape or type."""
-    while node is not None and node.name().startswith(RESHAPING):
+    while node is not None and node.name().startswith(RESHAPING):  # these have one input
         node = node.next_functions[0][0]
     return node is not None and node.name().startswith(PRODUCTS) and owns_parameters(node, view)
 
 
 def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
     """Tell whether a node's output has the shape of a parameter that it works on: a weight times a constant mask."""
-    leaves = [child.variable for child, _ in node.next_functions if child is not None and is_leaf(child)]  # type: ignore[attr-defined]
+    leaves = [child.variable for child, _ in edges_of(node) if is_leaf(child)]  # type: ignore[attr-defined]
     return not is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
 
 

@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from lightning_ast.core.entries.node_facts import RowOrder, row_order
 from lightning_ast.core.losses.functions import CLASS_LOSSES, RULES, Elements
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import LossCaptureError
 
 __all__ = ["REMEDY", "WatchedCall", "class_labels", "fold", "widen"]
@@ -27,31 +28,22 @@ _DEFAULTS = {
     func: {name: one.default for name, one in parameters.items() if one.default is not one.empty}
     for func, parameters in _PARAMETERS.items()
 }
-_IGNORED_BY_DEFAULT = -100
 
 
 @dataclass(eq=False)
 class WatchedCall:
-    """One call of a loss function.
-
-    Attributes:
-        func: The loss function.
-        args: Its positional arguments.
-        kwargs: Its other arguments.
-        output: The value that it returned; None where the capture stopped there.
-        counted: Whether the call may enter a score: it was not under the user's own ``torch.no_grad``.
-        edge: The place where the gradient of the output enters the graph; None without a graph. It stays the same if
-            the output is changed in place later (``loss += penalty``).
-    """
+    """One call of a loss function."""
 
     func: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Tensor | None
-    counted: bool
+    args: OpArgs
+    kwargs: OpKwargs
+    output: Tensor | None  # None where the capture stopped there
+    counted: bool  # whether the call may enter a score: it was not under the user's own `torch.no_grad`
 
     def __post_init__(self) -> None:
         output = self.output
+        # Where the gradient of the output enters the graph. It stays the same if the output is changed in place later
+        # (`loss += penalty`).
         self.edge = None if output is None or not output.requires_grad else get_gradient_edge(output)
         self._versions = _versions(self.args, self.kwargs)
 
@@ -83,8 +75,7 @@ class WatchedCall:
         if self.func not in CLASS_LOSSES or self.changed:  # targets that were changed since are others
             return None
         ignore_index = self.arguments["ignore_index"]
-        ignore_index = _IGNORED_BY_DEFAULT if ignore_index is None else ignore_index
-        return class_labels(self.arguments["target"], ignore_index, batch_size)
+        return class_labels(self.arguments["target"], -100 if ignore_index is None else ignore_index, batch_size)
 
     def take_apart(self, batch_size: int) -> Elements:
         """Compute the elements that the call reduced, in at least 32 bits; with a graph where gradients are enabled.
@@ -157,7 +148,7 @@ def _check_order(order: RowOrder, name: str) -> None:
         )
 
 
-def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+def _versions(args: OpArgs, kwargs: OpKwargs) -> tuple[int, ...]:
     """Count the changes in place of the tensors; inference tensors do not count theirs."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)

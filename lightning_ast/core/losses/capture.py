@@ -6,6 +6,7 @@ default score, the norm of the gradient, needs neither.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from lightning_ast.core.losses.calls import REMEDY, WatchedCall, class_labels, fold
 from lightning_ast.core.losses.functions import RULES, Elements, OutputKind
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import LossCaptureError
 
 __all__ = ["LossCapture", "LossReached", "LossRecord", "check_losses"]
@@ -96,7 +98,6 @@ class LossCapture(TorchFunctionMode):
         self.calls: list[WatchedCall] = []
 
     def __enter__(self) -> LossCapture:
-        """Start to watch."""
         if not self._entered:
             self._entered = True
             self._graded = torch.is_grad_enabled()
@@ -117,7 +118,7 @@ class LossCapture(TorchFunctionMode):
             _push_mode(mode)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: OpArgs = (), kwargs: OpKwargs | None = None
     ) -> Any:
         """Pass everything through and remember the loss functions."""
         kwargs = kwargs or {}
@@ -156,11 +157,8 @@ class LossCapture(TorchFunctionMode):
                 f"computed elsewhere, or the step returned before it. {REMEDY}"
             )
         if len(counted) > 1:
-            names = ", ".join(call.name for call in counted)
-            raise LossCaptureError(
-                f"{len(counted)} losses were called ({names}): which of them makes a sample matter is not known. "
-                f"{REMEDY}"
-            )
+            called = f"{len(counted)} losses were called ({', '.join(call.name for call in counted)})"
+            raise LossCaptureError(f"{called}: which of them makes a sample matter is not known. {REMEDY}")
         call = counted[0]
         elements = call.take_apart(batch_size)
         losses = fold(elements.values, batch_size, call.name)
@@ -174,11 +172,8 @@ class LossCapture(TorchFunctionMode):
         They are those of the first classification loss that has one a sample; a loss without gradient is taken where no
         other has them. Return None where none has.
         """
-        for call in sorted(self.calls, key=lambda call: not call.counted):
-            labels = call.labels(batch_size)
-            if labels is not None:
-                return labels
-        return None
+        found = (call.labels(batch_size) for call in sorted(self.calls, key=lambda call: not call.counted))
+        return next((labels for labels in found if labels is not None), None)
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:

@@ -20,24 +20,15 @@ OutputKind = Literal["multiclass", "binary", "regression"]
 
 @dataclass(frozen=True)
 class Elements:
-    """The elements of one loss, and what they were computed from.
+    """The elements of one loss, and what they were computed from."""
 
-    Attributes:
-        values: ``(N, ...)`` unreduced loss elements.
-        divisor: The number, or the summed weight, by which ``reduction="mean"`` divides their sum; never 0 where no
-            target is valid.
-        logits: The prediction; None where it has no row for each element.
-        targets: The target; None where the logits are.
-        kind: The kind of the logits.
-        ignore_index: The target value that counts for nothing, or None.
-    """
-
-    values: Tensor
+    values: Tensor  # (N, ...), unreduced
+    # The number, or the summed weight, by which reduction="mean" divides their sum; never 0 where no target is valid.
     divisor: Tensor | int
-    logits: Tensor | None
-    targets: Tensor | None
-    kind: OutputKind
-    ignore_index: int | None = None
+    logits: Tensor | None  # the prediction; None where it has no row for each element
+    targets: Tensor | None  # None where the logits are
+    kind: OutputKind  # of the logits
+    ignore_index: int | None = None  # the target value that counts for nothing
 
 
 Call = dict[str, Any]

@@ -17,13 +17,7 @@ _Weight = Tensor | float
 _Part = tuple[WatchedCall, Elements, Tensor]
 
 
-def combine(
-    capture: LossCapture,
-    loss: Tensor,
-    batch_size: int,
-    *,
-    scale: float | Tensor = 1.0,
-) -> LossRecord:
+def combine(capture: LossCapture, loss: Tensor, batch_size: int, *, scale: float | Tensor = 1.0) -> LossRecord:
     """Add the watched losses up, each with what it weighs in the loss that is trained.
 
     The weight of a loss is the derivative of the trained loss by it: 0 for one that is only logged; one for each
@@ -73,7 +67,7 @@ def combine(
 
 def _weights(loss: Tensor, calls: list[WatchedCall]) -> list[tuple[WatchedCall, _Weight]]:
     """List the calls that have a part in a loss, each with the derivative of the loss by what it returned."""
-    if len(calls) == 1 and _is_output(loss, calls[0]):
+    if len(calls) == 1 and _is_output(loss, calls[0]):  # the usual case, for which nothing is differentiated
         return [(calls[0], 1.0)]
     if calls and not loss.requires_grad:
         raise LossCaptureError(
@@ -96,7 +90,7 @@ def _is_output(loss: Tensor, call: WatchedCall) -> bool:
 
 def _share(call: WatchedCall, elements: Elements, factor: _Weight, batch_size: int) -> Tensor:
     """Compute what each sample adds through one call, ``(B,)``."""
-    if call.reduction == "none":
+    if call.reduction == "none":  # the factor has one number for each element
         return fold(elements.values * factor, batch_size, call.name)
     return fold(elements.values, batch_size, call.name) * factor / call.divisor(elements)
 
@@ -104,7 +98,7 @@ def _share(call: WatchedCall, elements: Elements, factor: _Weight, batch_size: i
 def _primary(parts: list[_Part]) -> _Part:
     """Choose whose logits and targets are kept: those of the heaviest with class outputs."""
     scored = [part for part in parts if part[1].logits is not None and part[1].kind != "regression"] or parts
-    if len(scored) == 1:
+    if len(scored) == 1:  # without a wait for the device
         return scored[0]
     weights = torch.stack([share.mean().abs() for _, _, share in scored])
     return scored[int(weights.argmax())]

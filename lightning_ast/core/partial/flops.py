@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from torch.utils.flop_counter import flop_registry
 
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import GradientMemory
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
 __all__ = ["BackwardFlops", "RowOps", "compiled_parts", "uncounted"]
 
+Operator: TypeAlias = Any  # an OpOverload or a HigherOrderOperator, which have next to nothing in common
 _COMPOSED = DispatchKey.CompositeImplicitAutograd
 
 
@@ -45,7 +47,7 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Operator, types: Sequence[type], args: OpArgs = (), kwargs: OpKwargs | None = None
     ) -> Any:
         """Hand row gradients to their rules with the outer modes still on."""
         kwargs = kwargs or {}
@@ -85,7 +87,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.full = 0
         self.executed: int | None = 0
         self.failure: str | None = None
-        self._in_rows = 0
+        self._in_rows = 0  # rules that are running, one inside the other
 
     @property
     def executed_share(self) -> float | None:
@@ -100,7 +102,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return True
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Operator, types: Sequence[Any], args: OpArgs = (), kwargs: OpKwargs | None = None
     ) -> Any:
         """Run the op as it would run without this mode, then count it."""
         kwargs = kwargs or {}
@@ -123,7 +125,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(self._flops_of(func, args, kwargs, result), rows=rows, alone=alone)
         return result
 
-    def _run_rows(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_rows(self, func: Operator, types: Sequence[Any], args: OpArgs, kwargs: OpKwargs) -> Any:
         """Hand row gradients to their rules, and see the ops that these run."""
         self._in_rows += 1
         try:
@@ -133,14 +135,14 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._in_rows -= 1
 
     def _add(self, flops: int, *, rows: bool, alone: bool) -> None:
-        if not self._in_rows:
+        if not self._in_rows:  # the ops inside a rule stand for the one at full shape, which was added
             self.full += flops
-        if rows and not alone:
+        if rows and not alone:  # another mode saw the op at its full shape; those that were run are not seen
             self.executed = None
         elif not rows and self.executed is not None:
             self.executed += flops
 
-    def _flops_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    def _flops_of(self, func: Operator, args: OpArgs, kwargs: OpKwargs, result: Any) -> int:
         """Count an op by torch's formula; return 0 for ops that have none, as torch does."""
         formula = flop_registry.get(getattr(func, "_overloadpacket", func))
         try:
@@ -158,11 +160,10 @@ def _is_opaque(argument: Any) -> bool:
     return isinstance(argument, Tensor) and argument.is_nested and argument.layout is torch.strided
 
 
-def _is_composed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_composed(func: Operator, args: OpArgs, kwargs: OpKwargs) -> bool:
     """Tell whether an op runs as a sequence of others, on these tensors: so they come in inference mode."""
-    if isinstance(func, HigherOrderOperator) or not torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), _COMPOSED
-    ):
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    if isinstance(func, HigherOrderOperator) or not has_kernel(func.name(), _COMPOSED):
         return False
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if any(_is_opaque(tensor) for tensor in tensors):

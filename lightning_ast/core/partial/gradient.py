@@ -7,18 +7,18 @@ full (zeros, and the rows in their places) and runs the op as it is: exact, only
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_ast.core.partial.registry import RULES, is_view, runs_by_parts
+from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view, runs_by_parts
 from lightning_ast.core.partial.rows import Place, Rows, place_of
 
-__all__ = ["RowGradient", "go_dense", "holds_rows", "in_accumulate_grad", "in_formula", "wrap"]
+__all__ = ["HeldRows", "RowGradient", "go_dense", "holds_rows", "in_accumulate_grad", "in_formula", "wrap"]
 
 _make_wrapper = Tensor._make_wrapper_subclass
 _COMPILED = "a torch.compile'd region"
@@ -38,7 +38,7 @@ class RowGradient(Tensor):
     data_rows: Tensor
     rows: Rows
     place: Place | None
-    origin: tuple[RowGradient, Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None
+    origin: tuple[RowGradient, Callable[..., Any], OpArgs, OpKwargs] | None
 
     __slots__ = ("data_rows", "origin", "place", "rows")
 
@@ -48,17 +48,17 @@ class RowGradient(Tensor):
 
     def like(self, data: Tensor) -> RowGradient:
         """Wrap new rows that lie in the same place: the same dimension from the end, the same groups."""
-        place = self.place
-        assert place is not None
+        assert self.place is not None
         if data.shape == self.data_rows.shape:
-            return wrap(data, self.rows, place)
-        dim = data.dim() + place.from_end
-        return wrap(data, self.rows, _grown(data.shape, dim, place))
+            return wrap(data, self.rows, self.place)
+        return self.moved(data, data.dim() + self.place.from_end)
 
     def moved(self, data: Tensor, dim: int) -> RowGradient:
         """Wrap new rows that lie in dimension ``dim``."""
-        assert self.place is not None
-        return wrap(data, self.rows, _grown(data.shape, dim, self.place))
+        place = self.place
+        assert place is not None
+        shape = (*data.shape[:dim], place.size, *data.shape[dim + 1 :])
+        return wrap(data, self.rows, place_of(shape, dim, place.pre, place.post))
 
     def rows_of(self, full: Tensor, dim: int) -> Tensor:
         """Gather the selected rows of a plain tensor whose dimension ``dim`` lies as this one's rows do."""
@@ -80,6 +80,7 @@ class RowGradient(Tensor):
         its = other.place
         if own is None or its is None or self.rows is not other.rows:
             return False
+        # Places alike are mostly one object, see `place_of`; dimensions in front of the samples' may still differ.
         return own is its or (own.from_end, own.pre, own.post) == (its.from_end, its.pre, its.post)
 
     def dense(self) -> Tensor:
@@ -119,19 +120,20 @@ class RowGradient(Tensor):
         self.rows.dense_ops[_COMPILED] += 1
         return self.dense()
 
+    # Functions of torch's Python API come to the dispatch below as the ops that they are made of.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, func: OpOverload, types: Sequence[type], args: OpArgs = (), kwargs: OpKwargs | None = None
     ) -> Any:
         """Run an op over the rows if it has a rule, by its parts if it is made of others, densely if not."""
         kwargs = kwargs or {}
         rule = RULES.get(func)
         if rule is not None:
-            result = rule(func, args, kwargs)
+            result = rule(func, *args, **kwargs)
             if result is not NotImplemented:
-                if is_view(func):
+                if is_view(func):  # what is written into the view later must reach its base too
                     _remember(func, args, kwargs, result)
                 return result
         elif runs_by_parts(func):  # each part comes here again, and may have a rule
@@ -139,31 +141,25 @@ class RowGradient(Tensor):
         return go_dense(func, args, kwargs)
 
 
-def holds_rows(gradient: Any, dim: int | None = None) -> bool:
-    """Tell whether this is a row gradient that still holds rows alone.
+class HeldRows(RowGradient):
+    """The type, for type checkers alone, of a row gradient that still holds rows alone: its place is known."""
 
-    Args:
-        gradient: An argument of a backward op.
-        dim: The dimension in which they must lie, or None for any.
-    """
-    if type(gradient) is not RowGradient or gradient.place is None:
-        return False
-    return dim is None or gradient.place.dim == dim
+    place: Place
+
+
+def holds_rows(gradient: Any) -> TypeGuard[HeldRows]:
+    """Tell whether an argument of a backward op is a row gradient that still holds rows alone."""
+    return type(gradient) is RowGradient and gradient.place is not None
 
 
 def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
-    """Make a row gradient around the selected rows; no data is copied.
-
-    Args:
-        data: The rows, as :class:`RowGradient` holds them.
-        rows: Which samples.
-        place: Where they lie.
-    """
+    """Make a row gradient of the selected samples, and where they lie, around their rows; no data is copied."""
     shape = place.shape
     strides = None  # contiguous, or channels_last where the data is: spares a copy by .contiguous()
     if len(shape) == 4 and shape[1] > 1 and data.stride(1) == 1 and place.dim == 0:
         _, c, h, w = shape
         strides = (c * h * w, 1, w * c, c)
+    # A wrapper claims a shape and has no memory: the engine compares shapes, and never looks inside.
     made: RowGradient = _make_wrapper(RowGradient, shape, strides=strides, dtype=data.dtype, device=data.device)
     made.data_rows = data
     made.rows = rows
@@ -172,17 +168,12 @@ def wrap(data: Tensor, rows: Rows, place: Place) -> RowGradient:
     return made
 
 
-def _grown(shape: tuple[int, ...], dim: int, place: Place) -> Place:
-    """Return the place whose rows have this shape."""
-    return place_of((*shape[:dim], place.size, *shape[dim + 1 :]), dim, place.pre, place.post)
-
-
-def go_dense(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def go_dense(func: OpOverload, args: OpArgs, kwargs: OpKwargs) -> Any:
     """Run an op over all rows and count it."""
     first = args[0] if args else None
-    gradients = [g for g in _gradients((args, kwargs)) if g.place is not None]
-    if gradients and not in_accumulate_grad(gradients[0].rows):  # a leaf's .grad has to be dense
-        gradients[0].rows.dense_ops[str(func)] += 1
+    gradient = next(filter(holds_rows, tree_leaves((args, kwargs))), None)
+    if gradient is not None and not in_accumulate_grad(gradient.rows):  # a leaf's .grad has to be dense
+        gradient.rows.dense_ops[str(func)] += 1
     # What a write changes, or a view shares, must be the one full tensor that all later readers see.
     if isinstance(first, RowGradient) and (func._schema.is_mutable or is_view(func)):
         first.become_dense()
@@ -195,19 +186,13 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _remember(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def _remember(func: OpOverload, args: OpArgs, kwargs: OpKwargs, result: Any) -> None:
     """Record what the results of a view are views of."""
     if isinstance(result, RowGradient):
         result.origin = (args[0], func, args[1:], kwargs)
         return
-    for position, part in enumerate(result):
+    for position, part in enumerate(result):  # `at` holds the position of this part, not the loop's last
         part.origin = (args[0], lambda *a, at=position, **k: func(*a, **k)[at], args[1:], kwargs)
-
-
-def _gradients(tree: Any) -> list[RowGradient]:
-    found: list[RowGradient] = []
-    tree_map_only(RowGradient, found.append, tree)
-    return found
 
 
 def in_formula() -> bool:

@@ -9,36 +9,31 @@ Dropout behind a Flatten).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from lightning_ast.core.partial.gradient import RowGradient, go_dense, in_accumulate_grad, in_formula
-from lightning_ast.core.partial.registry import RULES, is_view, rule
+from lightning_ast.core.partial.gradient import RowGradient, go_dense, holds_rows, in_accumulate_grad, in_formula
+from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view, rule
 
 __all__ = ["GradientMemory", "densify"]
 
 
 @dataclass
 class _Shared:
-    """What all views of one memory share.
+    """What all views of one memory share."""
 
-    Attributes:
-        base: The gradient that it was made from.
-        elements: The number of its elements.
-        formula: The derivative formula that made it, see :func:`_formula`.
-        source: A row gradient that was copied in, and the shape and strides it was copied to.
-        plain: Ordinary memory, once somebody needed it.
-    """
-
-    base: RowGradient
+    base: RowGradient  # the gradient that it was made from
     elements: int
-    formula: tuple[int, str, int]
+    formula: tuple[int, str, int]  # the derivative formula that made it, see `_formula`
+    # A row gradient that was copied in, and the shape and strides it was copied to.
     source: tuple[RowGradient, tuple[int, ...], tuple[int, ...]] | None = None
-    plain: Tensor | None = None
+    plain: Tensor | None = None  # ordinary memory, once somebody needed it
 
 
 class GradientMemory(Tensor):
@@ -78,11 +73,11 @@ class GradientMemory(Tensor):
     def ordinary(self, reason: str) -> Tensor:
         """Return an ordinary view of the memory: all other views see what is written into it.
 
-        Args:
-            reason: The name under which rows that become full are counted.
+        Rows that become full are counted under the name of ``reason``.
         """
         shared = self.shared
         if shared.plain is None:
+            # One flat piece of memory, so that every view is a view of the same numbers.
             shared.plain = torch.zeros(shared.elements, dtype=self.dtype, device=self.device)
             if shared.source is not None:
                 gradient, shape, stride = shared.source
@@ -99,7 +94,7 @@ class GradientMemory(Tensor):
         shape = tuple(self.shape)
         stride = self.stride()
         shared = self.shared
-        if type(source) is not RowGradient or source.place is None or source.shape != shape or shared.plain is not None:
+        if not holds_rows(source) or source.shape != shape or shared.plain is not None:
             return False
         if shared.source is not None and _viewed(*shared.source, shape, stride) is None:
             return False
@@ -108,13 +103,13 @@ class GradientMemory(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, func: OpOverload, types: Sequence[type], args: OpArgs = (), kwargs: OpKwargs | None = None
     ) -> Any:
         """Keep views and writes of row gradients; hand everything else what was written."""
         memory = args[0]
         name = func._schema.name
         rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs or {}))
-        if type(memory) is not cls:
+        if type(memory) is not cls:  # it is a later argument, which is only read
             return func(*tree_map_only(cls, cls.content, (memory,)), *rest, **kwargs)
         if memory.shared.plain is None:  # nobody has needed ordinary memory yet
             if name == "aten::as_strided" and not any(rest[2:]):  # without an offset
@@ -122,10 +117,10 @@ class GradientMemory(Tensor):
             if name == "aten::copy_" and memory._write(rest[0]):
                 return memory
             if memory.untouched and func in RULES and RowGradient in map(type, rest):
-                result = RULES[func](func, (memory, *rest), kwargs)
+                result = RULES[func](func, memory, *rest, **kwargs)
                 if result is not NotImplemented:
                     return result
-        if func._schema.is_mutable:
+        if func._schema.is_mutable:  # a write that no rule can keep in rows
             go_dense(func, (memory.ordinary(str(func)), *rest), kwargs)
             return memory
         written = is_view(func) and memory.may_be_written()
@@ -173,6 +168,7 @@ def _viewed(
     above_one = sum(n != 1 for n in old_shape), sum(n != 1 for n in shape)
     if have.keys() != want.keys() or above_one != (len(have), len(want)):
         return None
+    # The rows are permuted in the same way; their own strides say nothing, for they are fewer than the full tensor's.
     order = [have[k] for k in want] + [d for d, n in enumerate(old_shape) if n == 1]
     dim = want[old_shape[place.dim], old_stride[place.dim]]
     rows = list(shape)
@@ -190,17 +186,18 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 @rule("new_zeros", "new_empty_strided")
-def _new_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    base = args[0]
-    shape = tuple(args[1])
-    stride = tuple(args[2]) if len(args) > 2 else None
-    stored = stride is not None and in_accumulate_grad(base.rows)  # a leaf's .grad is an ordinary tensor
-    if base.place is None or not in_formula() or stored or not _of_its_kind(base, kwargs):
-        return func(base.data_rows, *args[1:], **kwargs)
+def _new_memory(func: OpOverload, base: RowGradient, shape: Sequence[int], *strides: Any, **kwargs: Any) -> Any:
+    # Nothing but the gradient's own dtype and device is asked for.
+    own = {"dtype": base.dtype, "device": base.device, "layout": torch.strided, "pin_memory": False}
+    alike = all(value is None or value == own.get(name) for name, value in kwargs.items())
+    stored = bool(strides) and in_accumulate_grad(base.rows)  # a leaf's .grad is an ordinary tensor
+    if base.place is None or not in_formula() or stored or not alike:
+        return func(base.data_rows, shape, *strides, **kwargs)
+    stride = tuple(strides[0]) if strides else None
     elements = math.prod(shape)
-    if stride is not None:
+    if stride is not None:  # up to the last element that the strides reach
         elements = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    return GradientMemory(_Shared(base, elements, _formula()), shape, stride)
+    return GradientMemory(_Shared(base, elements, _formula()), tuple(shape), stride)
 
 
 def _formula() -> tuple[int, str, int]:
@@ -208,9 +205,3 @@ def _formula() -> tuple[int, str, int]:
     node = torch._C._current_autograd_node()
     assert node is not None  # asked for in formulas alone
     return torch._C._current_graph_task_id(), node.name(), node._sequence_nr()
-
-
-def _of_its_kind(base: RowGradient, kwargs: dict[str, Any]) -> bool:
-    """Tell whether nothing but the gradient's own dtype and device is asked for."""
-    own = {"dtype": base.dtype, "device": base.device, "layout": torch.strided, "pin_memory": False}
-    return all(value is None or value == own.get(name) for name, value in kwargs.items())

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "Rule", "is_view", "overload", "rule", "runs_by_parts"]
+__all__ = ["RULES", "OpArgs", "OpKwargs", "Rule", "is_view", "overload", "rule", "runs_by_parts"]
 
-Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""``(op, args, kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented`` where
-they cannot be taken row by row."""
+# Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
+OpArgs: TypeAlias = tuple[Any, ...]
+OpKwargs: TypeAlias = dict[str, Any]
+
+Rule = Callable[..., Any]
+"""``(op, *args, **kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented``
+where they cannot be taken row by row."""
 
 RULES: dict[OpOverload, Rule] = {}
 """Filled by the modules of :mod:`lightning_ast.core.partial.rules`."""
@@ -26,33 +30,34 @@ def overload(name: str) -> OpOverload | None:
     return getattr(packet, variant or "default", None)
 
 
-def rule(*names: str, on_rows: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[Rule], Rule]:
     """Register the decorated function for these ATen ops; a name that this torch does not have is passed over.
 
     Args:
         names: The ops, as :func:`overload` takes them.
         on_rows: Whether the function is asked only where the first argument still holds the selected rows alone.
+        dim: The dimension in which ``on_rows`` wants them to lie; None for any.
     """
 
     def register(function: Rule) -> Rule:
-        entry = _on_rows(function) if on_rows else function
-        for name in names:
-            op = overload(name)
-            if op is not None:
-                RULES[op] = entry
+        entry = _on_rows(function, dim) if on_rows else function
+        RULES.update({op: entry for op in map(overload, names) if op is not None})
         return function
 
     return register
 
 
-def _on_rows(function: Rule) -> Rule:
-    def guarded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return NotImplemented if getattr(args[0], "place", None) is None else function(func, args, kwargs)
+def _on_rows(function: Rule, dim: int | None) -> Rule:
+    @wraps(function)
+    def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
+        place = getattr(first, "place", None)
+        fits = place is not None and dim in (None, place.dim)
+        return function(func, first, *args, **kwargs) if fits else NotImplemented
 
     return guarded
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024)  # asked of every op of every backward
 def is_view(op: OpOverload) -> bool:
     """Tell whether what the op returns shares memory with its first argument, without having written to it."""
     returned = [r.alias_info for r in op._schema.returns]

@@ -65,22 +65,11 @@ def place_of(shape: tuple[int, ...], dim: int, pre: int = 1, post: int = 1) -> P
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """How to gather whole samples of memory at once.
+    """How to gather whole samples of memory at once, each with all that lies up to the next."""
 
-    Attributes:
-        stride: Elements from one sample to the next.
-        extent: Elements that a sample spans.
-        whole: Whether the sample is the whole of its chunk.
-        source: The memory as ``(B, stride)``.
-        shape: The shape of the gathered tensor.
-        strides: The strides of the gathered tensor.
-    """
-
-    stride: int
-    extent: int
-    whole: bool
-    source: tuple[int, int]
-    shape: tuple[int, ...]
+    extent: int  # elements that a sample spans
+    source: tuple[int, int]  # the memory as (B, stride)
+    shape: tuple[int, ...]  # of the gathered tensor, as are the strides
     strides: tuple[int, ...]
 
 
@@ -97,7 +86,7 @@ def _plan(
     if pre != 1 or elements == 0 or not 0 < extent <= stride <= elements * _SPARE // batch_size:
         return None
     gathered = (*shape[:dim], count * post, *shape[dim + 1 :])
-    return _Plan(stride, extent, extent == stride, (batch_size, stride), gathered, tuple(strides))
+    return _Plan(extent, (batch_size, stride), gathered, tuple(strides))
 
 
 class Rows:
@@ -119,10 +108,13 @@ class Rows:
         self.batchnorm = batchnorm
         self.dense_ops = dense_ops
         self.indices = indices
+        # The backward that these rows belong to: one inside it, as of reentrant checkpointing, has another number.
         self.graph_task = torch._C._current_graph_task_id()
-        self._on = {indices.device: indices}
+        self._on = {indices.device: indices}  # a model may be spread over several devices
         self._folded: dict[tuple[torch.device, int, int], Tensor] = {}
-        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = OrderedDict()
+        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = (
+            OrderedDict()
+        )  # oldest first
         self._kept = _KEPT
 
     def on(self, device: torch.device) -> Tensor:
@@ -132,31 +124,25 @@ class Rows:
         return self._on[device]
 
     def gather(self, full: Tensor, dim: int, pre: int = 1, post: int = 1) -> Tensor:
-        """Gather the selected samples' rows of ``full``, whose dimension ``dim`` has size ``pre * B * post``.
+        """Gather the selected samples' rows of ``full``, whose dimension ``dim``, not negative, has ``pre * B * post``.
 
-        Args:
-            full: An ordinary tensor.
-            dim: The dimension of its rows, not negative.
-            pre: Groups of B samples one after the other in that dimension.
-            post: Rows of each sample.
-
-        Returns:
-            A tensor of ``full``'s shape with ``pre * k * post`` rows in ``dim``. Do not write to it: it may share
-            memory with ``full`` or with other gathered tensors. A tensor that was rewritten through ``.data`` since it
-            was last gathered in this backward is not noticed.
+        Do not write to what is returned, with ``pre * k * post`` rows in ``dim``: it may share memory with ``full`` or
+        with other gathered tensors. A tensor that was rewritten through ``.data`` since it was last gathered in this
+        backward is not noticed.
         """
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
-        if plan is not None:
-            offset = full.storage_offset()
-            start = 0
-            if not plan.whole:  # a sample is a part of its chunk: where does the chunk begin, and is it all there?
-                start = int(offset) % plan.stride
-                end = int(offset) - start + self.batch_size * plan.stride
-                inside = end * full.element_size() <= full.untyped_storage().nbytes()
-                if start + plan.extent > plan.stride or not inside:
-                    return self._gather_by_dimension(full, dim, pre, post)
-            return self._chunk(full, plan, offset - start).as_strided(plan.shape, plan.strides, start)
-        return self._gather_by_dimension(full, dim, pre, post)
+        if plan is None:
+            return self._gather_by_dimension(full, dim, pre, post)
+        stride = plan.source[1]
+        offset = full.storage_offset()
+        start = 0
+        if plan.extent < stride:  # a sample is a part of its chunk: where does the chunk begin, and is it all there?
+            start = int(offset) % stride
+            end = int(offset) - start + self.batch_size * stride
+            inside = end * full.element_size() <= full.untyped_storage().nbytes()
+            if start + plan.extent > stride or not inside:
+                return self._gather_by_dimension(full, dim, pre, post)
+        return self._chunk(full, plan, offset - start).as_strided(plan.shape, plan.strides, start)
 
     def _chunk(self, full: Tensor, plan: _Plan, begin: int | torch.SymInt) -> Tensor:
         """Take the selected chunks of the memory behind ``full``, by one index_select or from the cache."""
@@ -167,8 +153,7 @@ class Rows:
         # The version tells whether the memory was written to since; meta tensors all have the same address.
         if hit is not None and hit[2] == version and version is not None and full.device.type != "meta":
             return hit[0]
-        samples = full.as_strided(plan.source, (plan.stride, 1), begin)
-        chunk = samples.index_select(0, self.on(full.device))
+        chunk = full.as_strided(plan.source, (plan.source[1], 1), begin).index_select(0, self.on(full.device))
         memory = full.untyped_storage()  # held, or it might be another tensor's next; not `full`, which holds its graph
         self._gathered[key] = (chunk, memory, version)
         if len(self._gathered) > self._kept:
@@ -192,13 +177,8 @@ class Rows:
         return self._folded[key]
 
     def scatter(self, data: Tensor, place: Place, memory_format: torch.memory_format) -> Tensor:
-        """Undo :meth:`gather`: make the full tensor, zero where nothing was selected.
-
-        Args:
-            data: The selected rows.
-            place: The place of the samples in the full tensor.
-            memory_format: The memory format of the full tensor.
-        """
+        """Undo :meth:`gather`: make the full tensor of the selected rows, zero where nothing was selected."""
+        # torch.zeros takes no memory format. Added and not copied, because a position may be selected twice.
         full = torch.empty(place.shape, dtype=data.dtype, device=data.device, memory_format=memory_format).zero_()
         return full.index_add_(place.dim, self._positions(data.device, place.pre, place.post), data)
 

@@ -38,6 +38,7 @@ class _KeepRows(torch.autograd.Function):
             full: Tensor = data.new_zeros(ctx.size).index_add(0, indices, data)
             return full, None, of_factors, None, None
         rows = Rows(indices, ctx.size, batchnorm=ctx.batchnorm, dense_ops=ctx.dense_ops)
+        # A gradient of the user's may hold the rows long after this backward, but not all that was gathered in it.
         Variable._execution_engine.queue_callback(rows.forget)
         return wrap(data, rows, place_of((ctx.size,), 0)), None, of_factors, None, None
 

@@ -16,6 +16,7 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.settings import steps_of_pruned_epochs
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
 __all__ = ["PruneMode"]
@@ -38,7 +39,7 @@ class PruneMode(SelectionMode):
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
             parts.processes,
-            parts.settings.steps_of_pruned_epochs,
+            steps_of_pruned_epochs(parts.settings),
         )
 
     def attach(self) -> None:

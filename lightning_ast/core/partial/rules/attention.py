@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
-from lightning_ast.core.partial.gradient import holds_rows
+from lightning_ast.core.partial.gradient import HeldRows
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
@@ -18,17 +19,17 @@ _MASKS = ("attn_bias", "attn_mask")
 @rule(
     "_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward",
     "_scaled_dot_product_cudnn_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward",
-    "_scaled_dot_product_fused_attention_overrideable_backward",
+    "_scaled_dot_product_fused_attention_overrideable_backward", on_rows=True,
 )  # fmt: skip
-def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
+def _attention(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    gradient: HeldRows = args[0]
+    # The backends give their arguments in different orders, and some have arguments that others lack.
     names = [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
     call = {**dict(zip(names, args, strict=False)), **kwargs}
-    if not holds_rows(gradient) or gradient.place.dim > 1:
+    # Heads lie behind the samples or before them. Dropout draws its mask anew, by the row's position in the batch.
+    at = gradient.place.dim
+    if at > 1 or call.get("dropout_p"):
         return NotImplemented
-    if call.get("dropout_p"):  # the mask is drawn anew, from the row's position in the batch
-        return NotImplemented
-    at = gradient.place.dim  # heads may come first
     size = gradient.place.size
     mask_has_rows = False
     for name in (*_SAVED, *_MASKS):

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from lightning_ast.core.partial.gradient import RowGradient, wrap
+from lightning_ast.core.partial.gradient import HeldRows, holds_rows, wrap
 from lightning_ast.core.partial.memory import GradientMemory
 from lightning_ast.core.partial.registry import rule
 from lightning_ast.core.partial.rows import place_of
@@ -16,11 +17,10 @@ __all__ = []
 
 
 @rule("select_backward", on_rows=True)
-def _select_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, sizes, dim, index = args
+def _select_backward(func: OpOverload, gradient: HeldRows, sizes: list[int], dim: int, index: int) -> Any:
     sizes = list(sizes)
     dim %= len(sizes)
-    at = gradient.place.dim + (dim <= gradient.place.dim)
+    at = gradient.place.dim + (dim <= gradient.place.dim)  # for the selected dimension is there again
     if dim == at or sizes[at] != gradient.place.size:
         return NotImplemented
     sizes[at] = gradient.data_rows.shape[gradient.place.dim]
@@ -28,12 +28,13 @@ def _select_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 @rule("slice_backward", on_rows=True)
-def _slice_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, sizes, dim, start, end, step = args
+def _slice_backward(
+    func: OpOverload, gradient: HeldRows, sizes: list[int], dim: int, start: int, end: int, step: int
+) -> Any:
     place = gradient.place
     sizes = list(sizes)
     dim %= len(sizes)
-    if dim != place.dim:
+    if dim != place.dim:  # inside each sample
         sizes[place.dim] = gradient.data_rows.shape[place.dim]
         return gradient.like(func(gradient.data_rows, sizes, dim, start, end, step))
     group = gradient.rows.batch_size * place.post
@@ -60,11 +61,10 @@ def _is_zeros(tensor: Any) -> bool:
 
 
 @rule("scatter.src", "scatter_add")
-def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _scatter(func: OpOverload, zeros: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
     """Run the backward of gather, max, min, sort and the like, where they run inside a sample."""
-    zeros, dim, index, source = args
     # What is written into must be zero in all other rows, or the rows alone would not be the whole result.
-    if not _is_zeros(zeros) or type(source) is not RowGradient or source.place is None:
+    if not _is_zeros(zeros) or not holds_rows(source):
         return NotImplemented
     place = source.place
     if dim % zeros.dim() == place.dim or zeros.shape[place.dim] != place.size or index.shape != source.shape:
@@ -76,10 +76,11 @@ def _scatter(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("index_put")
-def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _index_put(
+    func: OpOverload, zeros: Tensor, indices: list[Tensor | None], source: Tensor, accumulate: bool = False
+) -> Any:
     """Run the backward of ``x[:, index]`` and of ``x[arange(B), index]``."""
-    zeros, indices, source, accumulate = (*args, kwargs.get("accumulate", False))[:4]
-    if type(zeros) is not GradientMemory or type(source) is not RowGradient or source.place is None:
+    if type(zeros) is not GradientMemory or not holds_rows(source):
         return NotImplemented
     place = source.place
     used = [i for i, index in enumerate(indices) if index is not None]
@@ -97,24 +98,21 @@ def _index_put(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return source.moved(func(target, indices, source.data_rows, accumulate), 0)
 
 
-def _one_per_sample(indices: list[Any], source: RowGradient) -> list[Any] | None:
+def _one_per_sample(indices: list[Tensor | None], source: HeldRows) -> list[Tensor | None] | None:
     """Make ``[arange(k), index[rows], ...]`` of ``[arange(B), index, ...]``; wait for the device to read the first."""
     rows = source.rows
-    assert source.place is not None
-    if source.place.post != 1 or source.place.pre != 1:
-        return None
-    if any(index is None or index.shape != (rows.batch_size,) for index in indices):
+    given = [index for index in indices if index is not None and index.shape == (rows.batch_size,)]
+    if source.place.post != 1 or source.place.pre != 1 or len(given) < len(indices):
         return None
     device = source.data_rows.device
-    selected = [rows.gather(index, 0) for index in indices]
+    selected = [rows.gather(index, 0) for index in given]
     if not torch.equal(selected[0].to(device), rows.on(device)):
         return None
     return [torch.arange(rows.count, device=device), *selected[1:]]
 
 
 @rule("embedding_dense_backward", on_rows=True)
-def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, index, *rest = args
+def _embedding(func: OpOverload, gradient: HeldRows, index: Tensor, *rest: Any) -> Any:
     by_frequency = rest[2]  # of the indices in the whole batch
     if gradient.place.dim >= index.dim() or by_frequency:
         return NotImplemented
@@ -122,14 +120,14 @@ def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("diagonal_backward", "unfold_backward", on_rows=True)
-def _strided_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _strided_backward(func: OpOverload, gradient: HeldRows, sizes: list[int], *args: Any) -> Any:
     """Run the backward of Tensor.diagonal and Tensor.unfold, where the samples lie before the dimensions they use."""
-    gradient = args[0]
-    sizes = list(args[1])
+    sizes = list(sizes)
     place = gradient.place
     diagonal = func._schema.name == "aten::diagonal_backward"
-    dims = [d % len(sizes) for d in (args[3:5] if diagonal else args[2:3])]
+    dims = [d % len(sizes) for d in (args[1:3] if diagonal else args[:1])]
+    # A sample would get more rows, or lie along the diagonal.
     if place.dim >= min(dims) or sizes[place.dim] != place.size:
         return NotImplemented
     sizes[place.dim] = gradient.data_rows.shape[place.dim]
-    return gradient.moved(func(gradient.data_rows, sizes, *args[2:], **kwargs), place.dim)
+    return gradient.moved(func(gradient.data_rows, sizes, *args), place.dim)

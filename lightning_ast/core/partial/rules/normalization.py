@@ -14,22 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from lightning_ast.core.partial.gradient import RowGradient, holds_rows
+from lightning_ast.core.partial.gradient import HeldRows, holds_rows
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
 
-Args = tuple[Any, ...]
 aten = torch.ops.aten
 _FEWEST = 16
 """Values of a channel among the selected rows that its two means are taken from, at least."""
 
 
 @rule("native_layer_norm_backward", "_fused_rms_norm_backward", on_rows=True)
-def _layer_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    gradient, value, shape, *rest = args
-    if gradient.place.from_end >= -len(shape):
+def _layer_norm(
+    func: OpOverload, gradient: HeldRows, value: Tensor, shape: list[int], *rest: Any, **kwargs: Any
+) -> Any:
+    if gradient.place.from_end >= -len(shape):  # the samples are among what is normalised together
         return NotImplemented
     at = gradient.place.dim
     count = 2 if func._schema.name == "aten::native_layer_norm_backward" else 1  # the mean and rstd, or rstd alone
@@ -39,24 +40,23 @@ def _layer_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
     return (None if out is None else gradient.like(out), *parameters)
 
 
-@rule("native_group_norm_backward")
-def _group_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    gradient, value, mean, rstd, weight, _, *rest = args
-    if not holds_rows(gradient, 0):
-        return NotImplemented
+@rule("native_group_norm_backward", on_rows=True, dim=0)
+def _group_norm(func: OpOverload, gradient: HeldRows, *args: Any, **kwargs: Any) -> Any:
+    value, mean, rstd, weight, _, *rest = args
     rows = gradient.packed()
     saved = (gradient.rows_of(t, 0) for t in (value, mean, rstd))
+    # The number of samples is an argument of its own, and is now that of the selected ones.
     out, *parameters = func(rows, *saved, weight, rows.shape[0], *rest, **kwargs)
     return (None if out is None else gradient.like(out), *parameters)
 
 
 @rule("native_batch_norm_backward")
-def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    gradient, value, weight, running_mean, running_var, mean, invstd, training, eps, mask = args
+def _batch_norm(func: OpOverload, gradient: Tensor, value: Tensor, *rest: Any) -> Any:
+    weight, running_mean, running_var, mean, invstd, training, eps, mask = rest
     if not holds_rows(gradient):
         return NotImplemented
     if gradient.place.dim == 1 and gradient.shape[0] == 1:  # the shape that InstanceNorm gives BatchNorm
-        return _instance_norm(gradient, value, args[2:])
+        return _instance_norm(gradient, value, *rest)
     if gradient.place.dim != 0:
         return NotImplemented
     if training:  # by the batch's statistics; in evaluation each sample stands alone
@@ -67,19 +67,19 @@ def _batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
 
 
 @rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
-def _cudnn_batch_norm(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    value, gradient, *statistics, eps = args[:8]
-    native = (gradient, value, *statistics, True, eps, [True, True, True])
-    return _batch_norm(aten.native_batch_norm_backward.default, native, {})
+def _cudnn_batch_norm(func: OpOverload, value: Tensor, gradient: Tensor, *rest: Any) -> Any:
+    *statistics, eps = rest[:6]  # behind them lies what the kernel has reserved, which torch's own does without
+    native = aten.native_batch_norm_backward.default
+    return _batch_norm(native, gradient, value, *statistics, True, eps, [True, True, True])
 
 
 @rule("batch_norm_backward")
-def _batch_norm_with_update(func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    return _batch_norm(aten.native_batch_norm_backward.default, args[:10], kwargs)
+def _batch_norm_with_update(func: OpOverload, *args: Any) -> Any:
+    return _batch_norm(aten.native_batch_norm_backward.default, *args[:10])
 
 
 def _selected(
-    gradient: RowGradient, value: Tensor, weight: Any, mean: Tensor, invstd: Tensor, eps: float, mask: list[bool]
+    gradient: HeldRows, value: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, eps: float, mask: list[bool]
 ) -> Any:
     """Run BatchNorm's backward over the selected rows, centred and scaled by their own statistics.
 
@@ -105,7 +105,7 @@ def _selected(
     )
 
 
-def _instance_norm(gradient: RowGradient, value: Tensor, rest: Args) -> Args:
+def _instance_norm(gradient: HeldRows, value: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Run InstanceNorm's backward: BatchNorm's over ``(1, B * C, ...)``, where each sample's channels stand alone."""
     weight_and_statistics = (t if t is None or t.numel() == 0 else gradient.rows_of(t, 0) for t in rest[:5])
     saved = gradient.rows_of(value, 1), *weight_and_statistics, *rest[5:]

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from lightning_ast.core.partial.gradient import RowGradient, holds_rows, in_accumulate_grad, in_formula
-from lightning_ast.core.partial.registry import rule
+from lightning_ast.core.partial.gradient import HeldRows, RowGradient, holds_rows, in_accumulate_grad, in_formula
+from lightning_ast.core.partial.registry import OpArgs, rule
 
 __all__ = ["run_pointwise"]
 
 aten = torch.ops.aten
-_DIRECT = {aten.mul.Tensor: torch.mul, aten.add.Tensor: torch.add, aten.div.Tensor: torch.div}
+_DIRECT: dict[OpOverload, Callable[..., Tensor]] = {
+    aten.mul.Tensor: torch.mul,
+    aten.add.Tensor: torch.add,
+    aten.div.Tensor: torch.div,
+}
 """Python's own bindings, faster to call than the dispatcher's."""
 
 
-def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
+def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
     """Take the rows of each argument; return None where the arguments do not line up along the samples."""
     place = first.place
-    assert place is not None
     operands = []
     for a in args:
         if type(a) is RowGradient:
             if a is not first and not first.lies_as(a):
                 return None
             operands.append(a.data_rows)
+        # What has no dimension of the samples, or one of size 1, broadcasts against any number of rows.
         elif isinstance(a, Tensor) and a.dim() >= -place.from_end and (size := a.shape[place.from_end]) != 1:
             if size != place.size:
                 if a.numel() == 0:  # a buffer that this device does without
@@ -45,28 +51,26 @@ def _operands(args: tuple[Any, ...], first: RowGradient) -> list[Any] | None:
     "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
     "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
 )  # fmt: skip
-def run_pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_pointwise(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
     first = next(a for a in args if type(a) is RowGradient)
-    if first.place is None:
-        return NotImplemented
-    operands = _operands(args, first)
+    operands = _operands(args, first) if holds_rows(first) else None
     if operands is None:
         return NotImplemented
-    return first.like(_DIRECT.get(func, func)(*operands, **kwargs))
+    run: Callable[..., Tensor] = _DIRECT.get(func, func)
+    return first.like(run(*operands, **kwargs))
 
 
 @rule("mul.Tensor", "div.Tensor")
-def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    both = type(args[0]) is RowGradient and type(args[1]) is RowGradient  # no derivative formula does this
-    if both or (type(args[1]) is RowGradient and func is aten.div.Tensor):  # 0 / 0 in the rows that are not held
+def _product(func: OpOverload, a: Any, b: Any) -> Any:
+    # No derivative formula multiplies two gradients; by one, the rows that are not held would be 0 / 0.
+    if type(b) is RowGradient and (type(a) is RowGradient or func is aten.div.Tensor):
         return NotImplemented
-    return run_pointwise(func, args, kwargs)
+    return run_pointwise(func, a, b)
 
 
 @rule("add.Tensor", "sub.Tensor", "add_.Tensor", "sub_.Tensor")
-def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    a, b = args[:2]
+def _add(func: OpOverload, a: Any, b: Any, **kwargs: Any) -> Any:
     if type(a) is not RowGradient or type(b) is not RowGradient or not a.lies_as(b):
         return NotImplemented  # what is added to the other rows must not be lost
     if func._schema.is_mutable:
@@ -74,36 +78,30 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return NotImplemented
         func(a.data_rows, b.data_rows, **kwargs)
         return a
-    return a.like(_DIRECT.get(func, func)(a.data_rows, b.data_rows, **kwargs))
+    return run_pointwise(func, a, b, **kwargs)
 
 
-@rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_")
-def _scale_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    first = args[0]
-    if not holds_rows(first) or any(type(a) is RowGradient for a in args[1:]):
+@rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_", on_rows=True)
+def _scale_in_place(func: OpOverload, gradient: HeldRows, *others: Any) -> Any:
+    operands = None if RowGradient in map(type, others) else _operands((gradient, *others), gradient)
+    if operands is None or not gradient.shares_memory():
         return NotImplemented
-    operands = _operands(args, first)
-    if operands is None or not first.shares_memory():
-        return NotImplemented
-    func(*operands, **kwargs)
-    return first
+    func(*operands)
+    return gradient
 
 
-@rule("masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar", "masked_fill_.Tensor")
-def _masked_fill(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, mask, value = args
-    if type(gradient) is not RowGradient or type(value) is RowGradient or not _is_zero(value):
+@rule("masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar", "masked_fill_.Tensor", on_rows=True)
+def _masked_fill(func: OpOverload, gradient: HeldRows, mask: Tensor, value: Any) -> Any:
+    if type(value) is RowGradient or not _is_zero(value):
         return NotImplemented
-    if func._schema.is_mutable:
-        return _scale_in_place(func, args, kwargs)
-    return run_pointwise(func, (gradient, mask, value), kwargs)
+    return (_scale_in_place if func._schema.is_mutable else run_pointwise)(func, gradient, mask, value)
 
 
 @rule("where.self")
-def _where(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if type(args[0]) is RowGradient or not all(type(a) is RowGradient or _is_zero(a) for a in args[1:]):
+def _where(func: OpOverload, condition: Tensor, a: Tensor, b: Tensor) -> Any:
+    if type(condition) is RowGradient or not all(type(part) is RowGradient or _is_zero(part) for part in (a, b)):
         return NotImplemented
-    return run_pointwise(func, args, kwargs)
+    return run_pointwise(func, condition, a, b)
 
 
 def _is_zero(value: Any) -> bool:
@@ -117,8 +115,7 @@ def _is_zero(value: Any) -> bool:
 
 
 @rule("detach", "alias", "_to_copy", "clone", on_rows=True)
-def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
+def _copy(func: OpOverload, gradient: HeldRows, **kwargs: Any) -> Any:
     if in_accumulate_grad(gradient.rows):
         return NotImplemented  # a leaf's .grad is an ordinary tensor
     needed: dict[Any, int] = {torch.channels_last: 4, torch.channels_last_3d: 5}
@@ -129,22 +126,21 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("_conj", on_rows=True)
-def _conjugate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _conjugate(func: OpOverload, gradient: HeldRows) -> Any:
     """Carry the conjugation out: below the level of this dispatch nobody looks at the lazy bit."""
-    return args[0].like(torch.conj_physical(args[0].data_rows))
+    return gradient.like(torch.conj_physical(gradient.data_rows))
 
 
 @rule("zero_", on_rows=True)
-def _zero(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not args[0].shares_memory():
+def _zero(func: OpOverload, gradient: HeldRows) -> Any:
+    if not gradient.shares_memory():
         return NotImplemented
-    args[0].data_rows.zero_()
-    return args[0]
+    gradient.data_rows.zero_()
+    return gradient
 
 
 @rule("copy_")
-def _copy_rows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    target, source = args[:2]
+def _copy_rows(func: OpOverload, target: Any, source: Any, non_blocking: bool = False) -> Any:
     both = type(target) is RowGradient and type(source) is RowGradient
     if not both or not target.lies_as(source) or target.shape != source.shape or not target.shares_memory():
         return NotImplemented
@@ -153,44 +149,44 @@ def _copy_rows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("isnan", "isinf", on_rows=True)
-def _not_finite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _not_finite(func: OpOverload, gradient: HeldRows) -> Any:
     """Answer anomaly detection; the zeros of the other rows are neither."""
-    return args[0].like(func(args[0].data_rows))
+    return gradient.like(func(gradient.data_rows))
 
 
 @rule("_is_any_true", on_rows=True)
-def _any(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(args[0].data_rows)
+def _any(func: OpOverload, gradient: HeldRows) -> Any:
+    return func(gradient.data_rows)
 
 
-@rule("_prelu_kernel_backward")
-def _prelu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    first = args[0]
-    if not holds_rows(first) or (operands := _operands(args, first)) is None:
-        return NotImplemented
-    return tuple(first.like(out) for out in func(*operands, **kwargs))
+@rule("_prelu_kernel_backward", on_rows=True)
+def _prelu(func: OpOverload, gradient: HeldRows, *saved: Tensor) -> Any:
+    operands = _operands((gradient, *saved), gradient)
+    return NotImplemented if operands is None else tuple(gradient.like(out) for out in func(*operands))
 
 
 @rule("is_same_size")
-def _is_same_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0].shape == args[1].shape
+def _is_same_size(func: OpOverload, a: Tensor, b: Tensor) -> Any:
+    return a.shape == b.shape
 
 
 @rule("zeros_like", on_rows=True)
-def _zeros_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _zeros_like(func: OpOverload, gradient: HeldRows, **kwargs: Any) -> Any:
     """Make what sign, floor and the like pass on; a custom backward that will write into it gets an ordinary tensor."""
     if not in_formula():
         return NotImplemented
-    return args[0].like(func(args[0].data_rows, **{k: v for k, v in kwargs.items() if k != "memory_format"}))
+    kwargs.pop("memory_format", None)  # of the full tensor: the rows may have fewer dimensions
+    return gradient.like(func(gradient.data_rows, **kwargs))
 
 
 @rule("ones_like", "empty_like")
-def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _new_like(func: OpOverload, gradient: RowGradient, **kwargs: Any) -> Any:
     given = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
-    empty = args[0].data_rows.new_empty(args[0].shape, **given)
+    # Ordinary memory: ones are not zero outside the selected rows, and what fills an empty tensor is not known.
+    empty = gradient.data_rows.new_empty(gradient.shape, **given)
     return empty.fill_(1) if func._schema.name == "aten::ones_like" else empty
 
 
 @rule("new_empty", "new_ones", "new_full")
-def _new(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(args[0].data_rows, *args[1:], **kwargs)
+def _new(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> Any:
+    return func(gradient.data_rows, *args, **kwargs)

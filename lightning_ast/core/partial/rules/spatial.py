@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
-from lightning_ast.core.partial.gradient import holds_rows
+from lightning_ast.core.partial.gradient import HeldRows
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
 
 
-@rule("convolution_backward")
-def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, value = args[:2]
-    if not holds_rows(gradient, 0) or value.shape[0] != gradient.shape[0]:
+@rule("convolution_backward", on_rows=True, dim=0)
+def _convolution(func: OpOverload, gradient: HeldRows, value: Tensor, *rest: Any) -> Any:
+    if value.shape[0] != gradient.shape[0]:  # without a batch dimension the first one is of channels
         return NotImplemented
-    out, weight, bias = func(gradient.data_rows, gradient.rows_of(value, 0), *args[2:], **kwargs)
+    out, weight, bias = func(gradient.data_rows, gradient.rows_of(value, 0), *rest)
     return None if out is None else gradient.moved(out, 0), weight, bias
 
 
@@ -28,14 +28,14 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     "fractional_max_pool3d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
     "reflection_pad3d_backward", "replication_pad1d_backward", "replication_pad2d_backward",
     "replication_pad3d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward",
+    on_rows=True, dim=0,
 )  # fmt: skip
-def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _sampled(func: OpOverload, gradient: HeldRows, value: Tensor, *rest: Any) -> Any:
     """Run it on the gathered rows of what was saved; without a batch dimension it runs densely."""
-    gradient = args[0]
-    if not holds_rows(gradient, 0) or args[1].dim() != gradient.dim() or args[1].shape[0] != gradient.shape[0]:
+    if value.dim() != gradient.dim() or value.shape[0] != gradient.shape[0]:
         return NotImplemented
-    saved = [gradient.rows_of(a, 0) if isinstance(a, Tensor) else a for a in args[1:]]
-    out = func(gradient.packed(), *saved, **kwargs)
+    saved = [gradient.rows_of(a, 0) if isinstance(a, Tensor) else a for a in (value, *rest)]
+    out = func(gradient.packed(), *saved)
     if isinstance(out, tuple):
         return tuple(None if o is None else gradient.moved(o, 0) for o in out)
     return gradient.moved(out, 0)
@@ -46,11 +46,10 @@ def _sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     "_upsample_nearest_exact1d_backward", "_upsample_nearest_exact2d_backward", "_upsample_nearest_exact3d_backward",
     "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
     "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward",
-    "_upsample_lanczos2d_aa_backward",
+    "_upsample_lanczos2d_aa_backward", on_rows=True, dim=0,
 )  # fmt: skip
-def _upsample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, out_size, in_size, *rest = args
-    if not holds_rows(gradient, 0) or in_size[0] != gradient.shape[0]:
+def _upsample(func: OpOverload, gradient: HeldRows, out_size: list[int], in_size: list[int], *rest: Any) -> Any:
+    if in_size[0] != gradient.shape[0]:
         return NotImplemented
     rows = gradient.packed()
-    return gradient.moved(func(rows, out_size, [rows.shape[0], *in_size[1:]], *rest, **kwargs), 0)
+    return gradient.moved(func(rows, out_size, [rows.shape[0], *in_size[1:]], *rest), 0)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from lightning_ast.core.partial.gradient import RowGradient, holds_rows, wrap
+from torch._ops import OpOverload
+
+from lightning_ast.core.partial.gradient import HeldRows, RowGradient, holds_rows, wrap
 from lightning_ast.core.partial.registry import rule
 from lightning_ast.core.partial.rows import Place, place_of
 
@@ -42,13 +45,12 @@ def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Pl
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", on_rows=True)
-def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    plan = _reshaped(gradient.place, tuple(args[1]), gradient.rows.batch_size)
+def _view(func: OpOverload, gradient: HeldRows, shape: Sequence[int], stride: Sequence[int] = ()) -> Any:
+    plan = _reshaped(gradient.place, tuple(shape), gradient.rows.batch_size)
     if plan is None:
         return NotImplemented
-    place, shape = plan  # reshape: the rows need not be contiguous where the full tensor would be
-    return wrap(gradient.data_rows.reshape(shape), gradient.rows, place)
+    place, of_rows = plan  # reshape: the rows need not be contiguous where the full tensor would be
+    return wrap(gradient.data_rows.reshape(of_rows), gradient.rows, place)
 
 
 @lru_cache(maxsize=8192)
@@ -64,42 +66,37 @@ def _swapped(place: Place, a: int, b: int) -> Place:
 
 
 @rule("t", "transpose.int", on_rows=True)
-def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, *dims = args
+def _transpose(func: OpOverload, gradient: HeldRows, *dims: int) -> Any:
     a, b = dims or (0, gradient.dim() - 1)  # t() takes one or two dimensions
     return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
 
 
 @rule("permute", on_rows=True)
-def _permute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, order = args
-    order = tuple(d % gradient.dim() for d in order)
+def _permute(func: OpOverload, gradient: HeldRows, dims: Sequence[int]) -> Any:
+    order = tuple(d % gradient.dim() for d in dims)
     return wrap(gradient.data_rows.permute(order), gradient.rows, _permuted(gradient.place, order))
 
 
 @rule("expand", on_rows=True)
-def _expand(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    shape = list(args[1])
+def _expand(func: OpOverload, gradient: HeldRows, size: Sequence[int], *, implicit: bool = False) -> Any:
+    shape = list(size)
     dim = len(shape) + gradient.place.from_end
-    if shape[dim] not in (-1, gradient.place.size):
+    if shape[dim] not in (-1, gradient.place.size):  # a single row is repeated: it would be every sample's
         return NotImplemented
     shape[dim] = -1
     return gradient.like(gradient.data_rows.expand(shape))
 
 
 @rule("unsqueeze", on_rows=True)
-def _unsqueeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, dim = args
+def _unsqueeze(func: OpOverload, gradient: HeldRows, dim: int) -> Any:
     dim %= gradient.dim() + 1
     at = gradient.place.dim
     return gradient.moved(gradient.data_rows.unsqueeze(dim), at + (dim <= at))
 
 
 @rule("squeeze", "squeeze.dim", "squeeze.dims", on_rows=True)
-def _squeeze(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    given = args[1] if len(args) > 1 else range(gradient.dim())
+def _squeeze(func: OpOverload, gradient: HeldRows, dim: int | Sequence[int] | None = None) -> Any:
+    given = range(gradient.dim()) if dim is None else dim
     gone, at = _squeezed(gradient.place, (given,) if isinstance(given, int) else tuple(given))
     return gradient.moved(gradient.data_rows.squeeze(gone), at)
 
@@ -114,8 +111,7 @@ def _squeezed(place: Place, dims: tuple[int, ...]) -> tuple[tuple[int, ...], int
 
 
 @rule("select.int", on_rows=True)
-def _select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, dim, index = args
+def _select(func: OpOverload, gradient: HeldRows, dim: int, index: int) -> Any:
     dim %= gradient.dim()
     at = gradient.place.dim
     if dim == at:
@@ -123,10 +119,9 @@ def _select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return gradient.moved(gradient.data_rows.select(dim, index), at - (dim < at))
 
 
-def _groups(gradient: RowGradient, start: int, end: int) -> RowGradient | None:
+def _groups(gradient: HeldRows, start: int, end: int) -> RowGradient | None:
     """Slice the sample dimension, if that takes whole batches: one of two views that were concatenated."""
     place = gradient.place
-    assert place is not None
     group = gradient.rows.batch_size * place.post
     if start % group or end % group or start >= end:
         return None
@@ -138,24 +133,22 @@ def _groups(gradient: RowGradient, start: int, end: int) -> RowGradient | None:
 
 
 @rule("slice.Tensor", on_rows=True)
-def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    defaults: list[Any] = [0, None, None, 1]
-    gradient, dim, start, end, step = [*args, *defaults[len(args) - 1 :]]
+def _slice(
+    func: OpOverload, gradient: HeldRows, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
     if dim % gradient.dim() != gradient.place.dim:
         return gradient.like(func(gradient.data_rows, dim, start, end, step))
     start, end, step = slice(start, end, step).indices(gradient.place.size)
     if (start, end, step) == (0, gradient.place.size, 1):
         return gradient.like(gradient.data_rows)
-    groups = _groups(gradient, start, end) if step == 1 else None
+    groups = _groups(gradient, start, end) if step == 1 else None  # a step would leave samples out
     return NotImplemented if groups is None else groups
 
 
 @rule("split.Tensor", "split_with_sizes", "unsafe_split.Tensor", "unsafe_split_with_sizes", on_rows=True)
-def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, sizes = args[:2]
-    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % gradient.dim()
-    if dim != gradient.place.dim:
-        return [gradient.like(part) for part in func(gradient.data_rows, *args[1:], **kwargs)]
+def _split(func: OpOverload, gradient: HeldRows, sizes: int | Sequence[int], dim: int = 0) -> Any:
+    if dim % gradient.dim() != gradient.place.dim:
+        return [gradient.like(part) for part in func(gradient.data_rows, sizes, dim)]
     ends = [0]
     while ends[-1] < gradient.place.size:
         size = sizes if isinstance(sizes, int) else sizes[len(ends) - 1]
@@ -165,9 +158,8 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("unbind.int", on_rows=True)
-def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % gradient.dim()
+def _unbind(func: OpOverload, gradient: HeldRows, dim: int = 0) -> Any:
+    dim %= gradient.dim()
     if dim == gradient.place.dim:
         return NotImplemented
     at = gradient.place.dim - (dim < gradient.place.dim)
@@ -175,14 +167,13 @@ def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("cat", "stack")
-def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    parts = args[0]
+def _join(func: OpOverload, parts: Sequence[HeldRows], dim: int = 0) -> Any:
     if not all(map(holds_rows, parts)):
         return NotImplemented
     first = parts[0]
     place = first.place
     stacked = func._schema.name == "aten::stack"
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % (first.dim() + stacked)
+    dim %= first.dim() + stacked
     if not all(first.lies_as(part) and part.dim() == first.dim() for part in parts):
         return NotImplemented
     data = func([part.data_rows for part in parts], dim)
@@ -193,37 +184,31 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 @rule("constant_pad_nd", on_rows=True)
-def _pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient, pad = args[:2]
+def _pad(func: OpOverload, gradient: HeldRows, pad: Sequence[int], value: float = 0) -> Any:
     at = 2 * (-1 - gradient.place.from_end)  # pairs run from the last dimension backwards
-    if any(pad[at : at + 2]) or (args[2] if len(args) > 2 else 0) != 0:
+    if any(pad[at : at + 2]) or value != 0:  # rows are added, or the others would not be zero any more
         return NotImplemented
     return gradient.like(func(gradient.data_rows, pad, 0))
 
 
 @rule("roll", "flip", "cumsum", on_rows=True)
-def _along(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    dims = args[2] if func._schema.name == "aten::roll" and len(args) > 2 else args[1]
-    dims = dims if isinstance(dims, (list, tuple)) else [dims]
-    whole = func._schema.name == "aten::roll" and len(args) < 3
+def _along(func: OpOverload, gradient: HeldRows, *args: Any, **kwargs: Any) -> Any:
+    whole = func._schema.name == "aten::roll" and len(args) < 2  # by shifts alone, over the flattened tensor
+    dims = args[-1] if isinstance(args[-1], (list, tuple)) else [args[-1]]
     if whole or gradient.place.dim in [d % gradient.dim() for d in dims]:
         return NotImplemented
-    return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
+    return gradient.like(func(gradient.data_rows, *args, **kwargs))
 
 
 @rule("tril", "triu", on_rows=True)
-def _triangle(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    if gradient.place.from_end >= -2:
+def _triangle(func: OpOverload, gradient: HeldRows, *diagonal: int) -> Any:
+    if gradient.place.from_end >= -2:  # the matrices reach over the samples
         return NotImplemented
-    return gradient.like(func(gradient.data_rows, *args[1:], **kwargs))
+    return gradient.like(func(gradient.data_rows, *diagonal))
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im", on_rows=True)
-def _within_a_sample(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    gradient = args[0]
-    batched = gradient.dim() == (3 if func._schema.name == "aten::col2im" else 4)
-    if gradient.place.dim != 0 or not batched:
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im", on_rows=True, dim=0)
+def _within_a_sample(func: OpOverload, gradient: HeldRows, *args: Any) -> Any:
+    if gradient.dim() != (3 if func._schema.name == "aten::col2im" else 4):  # without a batch dimension
         return NotImplemented
-    return gradient.moved(func(gradient.data_rows, *args[1:], **kwargs), 0)
+    return gradient.moved(func(gradient.data_rows, *args), 0)

@@ -1,0 +1,182 @@
+"""Ideas that might make pruning better, each one change of `mode="prune"` in the regime map (option ``idea``).
+
+What an idea changes of the remembered significance is a subclass of the history, put in its place while the fit runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from prune_ideas import AveragedScores, Progress
+from regime_data import RegimeData
+from regime_networks import ClassifierModule
+from regime_run import Run
+from torch import Tensor
+
+from lightning_ast import SparseSelectionCallback
+from lightning_ast.core import SampleSelector, SignificanceHistory, select_rows
+from lightning_ast.pruning import epochs as _pruned_epochs
+
+__all__ = [
+    "IDEAS",
+    "ClassFloor",
+    "CountedAveragedScores",
+    "HigherRate",
+    "PartialInsideModule",
+    "RandomBeside",
+    "Trimmed",
+    "histories",
+]
+
+
+class RandomBeside(SignificanceHistory):
+    """A small random share of the samples counts as the most significant, another in each epoch.
+
+    Args:
+        size: The samples of the data set.
+        share: The random share.
+        seed: The seed of the draws.
+    """
+
+    def __init__(self, size: int, *, share: float, seed: int) -> None:
+        super().__init__(size)
+        self._share = share
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def significance(self) -> Tensor:
+        scores = super().significance().clone()
+        drawn = torch.randperm(len(scores), generator=self._generator)[: round(self._share * len(scores))]
+        scores[drawn] = scores.max()
+        return scores
+
+
+class ClassFloor(SignificanceHistory):
+    """The most significant samples of each class count as the most significant of all: no class falls below a share.
+
+    Args:
+        size: The samples of the data set.
+        labels: ``(N,)`` their classes.
+        share: The share of each class.
+    """
+
+    def __init__(self, size: int, *, labels: Tensor, share: float) -> None:
+        super().__init__(size)
+        self._classes = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+        self._share = share
+
+    def significance(self) -> Tensor:
+        scores = super().significance().clone()
+        most = scores.max()
+        for rows in self._classes:
+            kept = max(1, round(self._share * len(rows)))
+            scores[rows[scores[rows].topk(kept).indices]] = most
+        return scores
+
+
+class Trimmed(SignificanceHistory):
+    """The most significant samples count as insignificant, as where they are those with wrong labels.
+
+    Args:
+        size: The samples of the data set.
+        share: The share of the samples that is left out.
+    """
+
+    def __init__(self, size: int, *, share: float) -> None:
+        super().__init__(size)
+        self._share = share
+
+    def significance(self) -> Tensor:
+        scores = super().significance().clone()
+        if self.seen.all():
+            scores[scores.topk(round(self._share * len(scores))).indices] = 0.0
+        return scores
+
+
+class CountedAveragedScores(AveragedScores):
+    """Scores of a weight-averaged model, whose forward is counted."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self._module = pl_module
+
+    def score(self, losses: Tensor, logits: Any, inputs: Any, targets: Any) -> Tensor:
+        self._module.extra_forwarded += len(losses)
+        return super().score(losses, logits, inputs, targets)
+
+
+class HigherRate(Callback):
+    """KAKURENBO's rule for what is skipped: a learning rate higher by 1 / (1 - F), F being the share that is skipped.
+
+    Source: Nguyen et al., KAKURENBO, NeurIPS 2023, arXiv 2310.10102.
+
+    Args:
+        selection: The selection callback of the run.
+        rate: The share of the samples of a pruned epoch.
+    """
+
+    def __init__(self, selection: SparseSelectionCallback, rate: float) -> None:
+        self._selection = selection
+        self._rate = rate
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._selection.stage == "sparse":  # the schedule sets the rate anew after each step
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] /= self._rate
+
+
+class PartialInsideModule(ClassifierModule):
+    """A partial backward over two thirds of each batch of a pruned epoch."""
+
+    def on_fit_start(self) -> None:
+        self._selector = SampleSelector(target_activation_rate=2 / 3, weighting="none")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels, _ = batch
+        losses = F.cross_entropy(self(images), labels, reduction="none")
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        selection = next(each for each in callbacks if isinstance(each, SparseSelectionCallback))
+        if selection.stage != "sparse":
+            return losses.mean()
+        kept = self._selector.select(losses.detach())
+        self.spared_backwards += len(labels) - len(kept.indices)
+        return select_rows(losses, kept.indices, kept.weights) / len(kept.indices)
+
+
+_Make = Callable[[Run, RegimeData], Callable[[int], SignificanceHistory]]
+
+
+def _class_floor(run: Run, data: RegimeData) -> Callable[[int], SignificanceHistory]:
+    labels = data.training.labels.repeat(data.training.redundancy)
+    return functools.partial(ClassFloor, labels=labels, share=0.5 * float(run.option("rate", 0.4)))
+
+
+_HISTORIES: dict[str, _Make] = {
+    "plain": lambda run, data: SignificanceHistory,
+    "random-beside": lambda run, data: functools.partial(RandomBeside, share=0.05, seed=run.seed),
+    "class-floor": _class_floor,
+    "progress": lambda run, data: Progress,
+    "trimmed": lambda run, data: functools.partial(Trimmed, share=float(run.option("trim", 0.1))),
+}
+
+IDEAS = [*_HISTORIES, "averaged-model", "higher-rate", "partial-inside"]
+
+
+@contextmanager
+def histories(run: Run, data: RegimeData) -> Iterator[None]:
+    """Let the fits in this context remember significance as the idea of a run has it."""
+    before = _pruned_epochs.SignificanceHistory
+    make = _HISTORIES.get(run.option("idea", "plain"), _HISTORIES["plain"])
+    _pruned_epochs.SignificanceHistory = make(run, data)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        _pruned_epochs.SignificanceHistory = before  # type: ignore[misc]

@@ -1,0 +1,228 @@
+"""The tables of the regime map, for `summarize.py`: the headline, the map, and the answers to single questions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from regime_plans import plan
+from regime_run import Regime, Run
+from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
+
+__all__ = ["headline_table", "ideas_table", "map_table", "methods_table", "steps_table"]
+
+FOLDER = Path(__file__).parent / "records" / "regimes"
+_NOTHING_YET = "Not recorded yet."
+_DATA = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
+_NETWORKS = {
+    "resnet": "small ResNet of width",
+    "resnet9": "ResNet-9 of width",
+    "mlp": "MLP of width",
+    "vit": "small ViT of width",
+    "pretrained": "EfficientNet-Lite0 (ImageNet weights) at pixels",
+}
+_POLICIES = {
+    "infobatch": "InfoBatch's rule",
+    "seta": "SeTa's rule",
+    "orderdp": "OrderDP's rule",
+    "selective-backprop": "Selective Backprop, as Composer has it",
+    "original": "the original's package as it is",
+}
+_STEPS = {"keep": "steps kept", "follow": "schedules follow", "replan": "steps planned anew"}
+_GATES = {"topk": "hard cut", "soft": "soft gate", "threshold": "threshold"}
+_IDEAS = {
+    "random-beside": "a random 5 % beside the cut",
+    "class-floor": "a floor of r/2 in every class",
+    "progress": "the change since the visit before added",
+    "averaged-model": "scores of a weight-averaged model (its forward is counted)",
+    "higher-rate": "KAKURENBO's learning rate 1/(1 - F)",
+    "partial-inside": "partial backward over 2/3 of each pruned batch",
+    "trimmed": "the most significant left out",
+}
+
+
+def setting_name(record: Record) -> str:
+    """Describe the policy of a record and its settings."""
+    options = record["options"]
+    policy = record["policy"]
+    if policy == "dense":
+        parts = ["dense" if "length" not in options else f"dense, {options['length']} epochs"]
+        if "lr" in options:
+            parts.append(f"lr {options['lr']:g}")
+        return ", ".join(parts)
+    if policy == "random":
+        return f"a random share of the same size, {_STEPS[options.get('steps', 'replan')]}"
+    if policy in _POLICIES:
+        return _POLICIES[policy]
+    described = {
+        "coverage": "coverage {:g}".format,
+        "rate": "r = {:g}".format,
+        "gate": _GATES.__getitem__,
+        "steps": _STEPS.__getitem__,
+        "significance": "significance `{}`".format,
+        "idea": _IDEAS.__getitem__,
+        "trim": "{:.0%}".format,
+    }
+    return ", ".join([f"`{policy}`", *(write(options[name]) for name, write in described.items() if name in options)])
+
+
+def place_name(regime: Regime) -> str:
+    """Describe a place of the map."""
+    parts = [_DATA[regime.data], f"{_NETWORKS[regime.network]} {regime.width}", f"{regime.images:,} images"]
+    parts += [f"each {regime.redundancy} times"] * (regime.redundancy > 1)
+    parts += [f"classes 1:{regime.imbalance:g}"] * (regime.imbalance > 1)
+    parts += [f"{regime.noise:.0%} wrong labels"] * (regime.noise > 0)
+    return ", ".join([*parts, f"{regime.epochs} epochs"])
+
+
+def machine(records: Sequence[Record]) -> str:
+    """Name hardware, precision, torch and the commits of some records."""
+    names = sorted({record["hardware"] for record in records})
+    precisions = sorted({record["precision"] for record in records})
+    versions = sorted({record["versions"]["torch"] for record in records})
+    commits = sorted({record["commit"] for record in records})
+    return (
+        f"{' and '.join(names)}; {' and '.join(precisions)}; torch {', '.join(versions)}; commits {', '.join(commits)}"
+    )
+
+
+def difference_cell(found: Paired | None) -> str:
+    """Write a paired difference with its standard error; a dash for too few seeds."""
+    return "-" if found is None else f"{found.mean:+.2f} ± {found.standard_error:.2f}"
+
+
+def p_cell(found: Paired | None) -> str:
+    """Write a p-value."""
+    if found is None:
+        return "-"
+    return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+
+
+def accuracy_cell(setting: Setting) -> str:
+    """Write mean and standard deviation of the final accuracy."""
+    mean = f"{statistics.mean(setting.accuracies):.2f}"
+    return mean if len(setting.runs) < 2 else f"{mean} ± {statistics.stdev(setting.accuracies):.2f}"
+
+
+def _seconds(setting: Setting) -> float:
+    on_cpu = setting.first["hardware"].startswith("CPU")
+    return setting.mean("cpu_seconds" if on_cpu else "seconds")
+
+
+def methods_table(regime: Regime, records: Sequence[Record]) -> str:
+    """Make the table of all settings at one place, the most work first."""
+    settings = by_setting(records)
+    lines = [
+        f"{place_name(regime)}, B = {regime.batch_size}; {machine(records)}. Means over seeds ± standard deviation; "
+        "difference: to dense runs of the same seeds, ± standard error, with the p-value of the paired t-test (a dash: "
+        f"fewer than {LEAST_SEEDS} seeds). Work: forwards and backwards by their FLOPs, scoring included, in dense "
+        "epochs. Seconds: of training, on a CPU the time that one thread computed. Best: of all validations.",
+        "",
+        "| run | seeds | test accuracy % | difference | p | work | steps | seconds | best % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, setting in sorted(settings.items(), key=lambda item: -item[1].mean("work_epochs")):
+        found = None if name == "dense" else setting.difference
+        cells = [
+            setting_name(setting.first),
+            str(len(setting.runs)),
+            accuracy_cell(setting),
+            difference_cell(found),
+            p_cell(found),
+            f"{setting.mean('work_epochs'):.1f}",
+            f"{setting.mean('optimizer_steps'):,.0f}",
+            f"{_seconds(setting):,.0f}",
+            f"{100 * setting.mean('best_accuracy'):.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _tables(runs: Iterable[Run], folder: Path) -> str:
+    """Make the table of each place of some runs, from those of them that are recorded."""
+    names = {run.name for run in runs}
+    places = {run.regime.name: run.regime for run in runs}
+    records = [record for record in load_regimes(folder) if record["name"] in names]
+    tables = []
+    for place in places.values():
+        here = [record for record in records if Regime(**record["regime"]) == place]
+        if here:
+            tables.append(methods_table(place, here))
+    return "\n\n".join(tables) or _NOTHING_YET
+
+
+def headline_table(folder: Path = FOLDER) -> str:
+    """Make the table of all methods on both data sets at full size."""
+    return _tables(plan("headline"), folder)
+
+
+def steps_table(folder: Path = FOLDER) -> str:
+    """Make the tables that compare how the steps of a pruned run are counted."""
+    return _tables(plan("steps"), folder)
+
+
+def ideas_table(folder: Path = FOLDER) -> str:
+    """Make the tables of what was tried."""
+    return _tables(plan("ideas"), folder)
+
+
+def map_table(folder: Path = FOLDER) -> str:
+    """Make the table of the places of the map: what each coverage chose, what it lost, what can be skipped."""
+    runs = plan("map")
+    names = {run.name for run in runs}
+    records = [record for record in load_regimes(folder) if record["name"] in names]
+    coverages = sorted({float(run.option("coverage")) for run in runs if run.policy == "prune"})
+    rows = [
+        map_row(place, by_setting(here), coverages)
+        for place in dict.fromkeys(run.regime for run in runs)
+        if (here := [record for record in records if Regime(**record["regime"]) == place])
+    ]
+    if not rows:
+        return _NOTHING_YET
+    heads = [f"coverage {coverage:g}" for coverage in coverages]
+    lines = [
+        f"{machine(records)}. Dense: test accuracy (accuracy on training images). Others: difference to dense runs of "
+        f"the same seeds ± standard error, at what share of their work; a dash: fewer than {LEAST_SEEDS} seeds. "
+        f"Rates: of the pruned epochs at coverage {coverages[len(coverages) // 2]:g}, the first and the last. "
+        "Skipped at no loss: the largest share of the work that a coverage saved with a mean difference of -0.1 or "
+        "better.",
+        "",
+        f"| place | dense % | dense, 2/3 of the epochs | {' | '.join(heads)} | rates | skipped at no loss |",
+        "|---|---|---|" + "---|" * len(heads) + "---|---|",
+    ]
+    return "\n".join([*lines, *rows])
+
+
+def map_row(place: Regime, settings: dict[str, Setting], coverages: Sequence[float]) -> str:
+    """Write the row of one place."""
+    dense = settings.get("dense")
+    cells = [place_name(place), "-" if dense is None else _dense_cell(dense)]
+    shortened = [one for one in settings.values() if one.first["policy"] == "dense" and one.first["options"]]
+    cells.append(_compared_cell(shortened[0]) if shortened else "-")
+    covered = {one.first["options"]["coverage"]: one for one in settings.values() if one.first["policy"] == "prune"}
+    cells += [_compared_cell(covered[coverage]) if coverage in covered else "-" for coverage in coverages]
+    middle = covered.get(coverages[len(coverages) // 2])
+    rates = [] if middle is None else middle.pruned_rates()
+    cells.append(f"{rates[0]:.2f}-{rates[-1]:.2f}" if rates else "whole" if middle is not None else "-")
+    cells.append(skipped_cell(list(covered.values())))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _dense_cell(dense: Setting) -> str:
+    return f"{statistics.mean(dense.accuracies):.1f} ({100 * dense.mean('train_accuracy'):.1f})"
+
+
+def _compared_cell(setting: Setting) -> str:
+    found = setting.difference
+    share = setting.work_share
+    return "-" if found is None or share is None else f"{difference_cell(found)} at {share:.2f}"
+
+
+def skipped_cell(covered: Sequence[Setting]) -> str:
+    """Write the largest share of the work that was saved at no loss; a dash where seeds are missing."""
+    judged = [one for one in covered if one.difference is not None and one.work_share is not None]
+    if not judged:
+        return "-"
+    saved = [1 - (one.work_share or 1) for one in judged if one.difference is not None and one.difference.is_no_loss]
+    return f"{max(saved):.0%}" if saved and max(saved) > 0.005 else "nothing"

@@ -1,0 +1,139 @@
+"""The lengths of a run in each mode: its batches, its epochs and its validations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_ast.advice.measured import RunFacts, ValidationFacts
+from lightning_ast.mode_facts import Mode
+from lightning_ast.pruning.loader import LoaderFacts
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, pruned_lengths
+
+__all__ = ["Lengths", "run_lengths", "validations"]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of a run in batches.
+
+    Attributes:
+        epochs: The epochs that are begun or, where ``max_steps`` ends the run within one, the fraction.
+        dense_batches: The batches of warmup and cooldown, a short batch counted as one.
+        sparse_batches: The batches of the sparse stage, likewise.
+        sparse_epochs: The epochs of the sparse stage.
+        sparse_batches_per_epoch: The batches of one of its epochs.
+        dense_missing: The part of a full batch that the short ones among the dense batches lack, in batches, >= 0.
+        sparse_missing: The same of the sparse stage.
+        unscored_batches: The dense batches that are not scored; in ``prune`` those of every warmup epoch but the last.
+        sparse_share: The samples of a sparse batch as a share of a full one, in (0, 1]: less than 1 in ``prune`` that
+            keeps the number of steps.
+    """
+
+    epochs: float
+    dense_batches: float
+    sparse_batches: float
+    sparse_epochs: float
+    sparse_batches_per_epoch: int
+    dense_missing: float = 0.0
+    sparse_missing: float = 0.0
+    unscored_batches: float = 0.0
+    sparse_share: float = 1.0
+
+    @property
+    def batches(self) -> float:
+        """Count the batches of the whole run."""
+        return self.dense_batches + self.sparse_batches
+
+
+def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
+    """Count the batches and epochs of a run.
+
+    Args:
+        run: The facts of the dense run.
+        mode: The mode; None is dense training.
+        rate: The activation rate of the sparse stage, in (0, 1].
+    """
+    missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
+    if mode == "prune":
+        return _pruned_lengths(run, rate, missing)
+    dense = sum(run.schedule.dense_epochs(run.epochs))
+    sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
+    dense = run.epochs - sparse
+    batches = run.batches_per_epoch
+    return Lengths(
+        run.epochs,
+        dense * batches,
+        sparse * batches,
+        sparse,
+        batches,
+        dense_missing=dense * missing,
+        sparse_missing=sparse * missing,
+        unscored_batches=dense * batches,
+    )
+
+
+def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
+    """Count whole epochs, the sparse ones of fewer batches, of which ``max_steps`` makes more, or of smaller ones."""
+    samples = run.samples_per_epoch
+    loader = LoaderFacts(samples, samples, run.batch_size, run.drop_last, run.batches_per_epoch)
+    pruned = pruned_lengths(loader, rate, steps=run.prune_steps, min_selected=run.min_selected, processes=1)
+    batches = pruned.batches
+    share = pruned.samples / run.batch_size / batches if run.prune_steps == "keep" else 1.0
+    plan = PlannedRun(
+        schedule=run.schedule,
+        dense=EpochLengths(samples, run.batches_per_epoch),
+        sparse=pruned,
+        accumulate=run.accumulate,
+        max_epochs=run.max_epochs,
+        max_steps=run.max_steps,
+        follows=run.prune_steps == "follow",
+    )
+    epochs = plan.total_epochs or 0
+    sparse = plan.sparse_epochs() or 0
+    warmup, _ = plan.sparse_range(epochs)
+    dense_batches = (epochs - sparse) * run.batches_per_epoch
+    sparse_batches = sparse * batches
+    kept = 1.0
+    if run.max_steps is not None:  # ends the last epoch early
+        most = run.max_steps * run.accumulate[max(run.accumulate)]
+        cut = max(0, dense_batches + sparse_batches - most)
+        from_dense = min(cut, dense_batches if epochs > sparse else 0)
+        kept = 1 - cut / max(1, dense_batches + sparse_batches)
+        dense_batches -= from_dense
+        sparse_batches -= cut - from_dense
+    return Lengths(
+        epochs,
+        dense_batches,
+        sparse_batches,
+        sparse,
+        batches,
+        dense_missing=kept * (epochs - sparse) * missing,
+        sparse_missing=kept * sparse * (batches - pruned.samples / run.batch_size / share),
+        unscored_batches=min(dense_batches, max(0, warmup - 1) * run.batches_per_epoch),
+        sparse_share=share,
+    )
+
+
+def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, training_seconds: float) -> float:
+    """Count the validations of a run.
+
+    Args:
+        facts: The facts that tell when one is due.
+        run: The facts of the dense run.
+        lengths: The lengths of this run.
+        training_seconds: The time that this run trains.
+    """
+    if facts.every_seconds is not None:
+        return math.floor(training_seconds / facts.every_seconds)
+    if facts.every_batches is not None:
+        return math.floor(lengths.batches / facts.every_batches)
+    every = facts.every_epochs or 1
+
+    def of_epoch(batches: int) -> int:
+        interval = facts.every_batches_of_epoch or max(1, int(batches * (facts.share or 1.0)))
+        return batches // interval
+
+    dense = lengths.epochs - lengths.sparse_epochs
+    often = dense * of_epoch(run.batches_per_epoch) + lengths.sparse_epochs * of_epoch(lengths.sparse_batches_per_epoch)
+    return often / every if every == 1 else often / lengths.epochs * math.floor(lengths.epochs / every)

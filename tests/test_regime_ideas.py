@@ -1,0 +1,107 @@
+"""The ideas for pruning that the regime map tries: what each changes of the remembered significance."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_ast.core import SignificanceHistory
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def ideas(benchmark: Any) -> Any:
+    return benchmark("regime_ideas")
+
+
+def remembering(history: SignificanceHistory, scores: torch.Tensor) -> SignificanceHistory:
+    history.observe(torch.arange(len(scores)), scores)
+    history.fold()
+    return history
+
+
+def test_a_random_share_counts_as_the_most_significant_in_each_epoch(ideas: Any) -> None:
+    scores = torch.arange(1.0, 101.0)
+    history = remembering(ideas.RandomBeside(100, share=0.05, seed=0), scores)
+    first = history.significance()
+    second = history.significance()
+    for found in (first, second):
+        raised = (found != scores).nonzero().squeeze(1)
+        assert 4 <= len(raised) <= 5  # the most significant itself may be drawn
+        assert (found[raised] == 100).all()
+    assert not torch.equal(first, second)
+    assert torch.equal(SignificanceHistory.significance(history), scores)
+
+
+def test_no_class_falls_below_its_floor(ideas: Any) -> None:
+    labels = torch.tensor([0] * 8 + [1] * 4)
+    scores = torch.cat([torch.arange(11.0, 19.0), torch.arange(1.0, 5.0)])  # the second class is easy
+    found = remembering(ideas.ClassFloor(12, labels=labels, share=0.25), scores).significance()
+    assert (found == 18).nonzero().squeeze(1).tolist() == [6, 7, 11]
+    assert torch.equal(found[found < 18], scores[found < 18])
+
+
+def test_the_most_significant_are_trimmed_once_all_are_known(ideas: Any) -> None:
+    history = ideas.Trimmed(10, share=0.2)
+    assert (history.significance() == 1).all()
+    found = remembering(history, torch.arange(1.0, 11.0)).significance()
+    assert found.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]
+
+
+def test_a_history_is_put_in_its_place_and_taken_out_again(benchmark: Any, ideas: Any) -> None:
+    from lightning_ast.pruning import epochs
+
+    runs = benchmark("regime_run")
+    run = runs.Run(runs.Regime(), "prune", (("rate", 0.4), ("idea", "trimmed"), ("trim", 0.3)))
+    with pytest.raises(KeyError), ideas.histories(run, None):
+        assert isinstance(epochs.SignificanceHistory(5), ideas.Trimmed)
+        raise KeyError
+    assert epochs.SignificanceHistory is SignificanceHistory
+
+
+@pytest.fixture
+def train(benchmark: Any, tmp_path: Path) -> Any:
+    runs = benchmark("regime_run")
+    regime = runs.Regime(data="digits", images=256, width=2, epochs=4, batch_size=32)
+
+    def go(*options: tuple[str, Any]) -> dict[str, Any]:
+        settings = (("rate", 0.5), ("gate", "topk"), ("steps", "keep"), *options)
+        run = runs.Run(regime, "prune", settings)
+        found: dict[str, Any] = benchmark("regime_train").train(run, root="", records=tmp_path, precision="32-true")
+        return found
+
+    return go
+
+
+def test_what_an_idea_costs_or_saves_is_in_the_work(train: Any) -> None:
+    plain = train()
+    averaged = train(("idea", "averaged-model"))
+    assert averaged["samples_backwarded"] == plain["samples_backwarded"]
+    assert averaged["samples_forwarded"] > plain["samples_forwarded"]
+    inside = train(("idea", "partial-inside"))
+    assert inside["samples_forwarded"] == plain["samples_forwarded"]
+    sparse = 256 * 0.5 * 2
+    assert inside["samples_backwarded"] == pytest.approx(plain["samples_backwarded"] - sparse / 3, rel=0.03)
+
+
+def test_a_higher_rate_changes_the_run_alone(train: Any) -> None:
+    plain = train()
+    higher = train(("idea", "higher-rate"))
+    assert higher["samples_backwarded"] == plain["samples_backwarded"]
+    assert higher["lr"] == plain["lr"]
+
+
+def test_an_unknown_idea_is_refused(train: Any) -> None:
+    with pytest.raises(ValueError, match="expected an idea of plain"):
+        train(("idea", "none"))

@@ -1,0 +1,146 @@
+"""The tables of the regime map, from records that are made up."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def write(folder: Path, run: Any, accuracy: float, work: float, rates: list[float] | None = None) -> None:
+    record = {
+        "name": run.name,
+        **run.facts(),
+        "accuracy": accuracy,
+        "best_accuracy": accuracy + 0.001,
+        "train_accuracy": 0.95,
+        "work_epochs": work,
+        "optimizer_steps": 100,
+        "cpu_seconds": 10 * work,
+        "seconds": 99.0,
+        "rate_by_epoch": rates or [1.0],
+        "hardware": "CPU x86_64, 1 thread(s)",
+        "precision": "32-true",
+        "versions": {"torch": "2.6.0"},
+        "commit": "abc1234",
+    }
+    (folder / f"{run.name}.json").write_text(json.dumps(record))
+
+
+def rows(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if line[:1] == "|"]
+
+
+def pick(benchmark: Any, plan: str, setting: str, data: str = "fashion_mnist") -> list[Any]:
+    """The runs of a setting at the first place of a plan with this data, by seed."""
+    runs = [run for run in benchmark("regime_plans").plan(plan) if run.regime.data == data]
+    return [run for run in runs if run.setting == setting and run.regime == runs[0].regime]
+
+
+def test_differences_are_paired_over_seeds(benchmark: Any, tmp_path: Path) -> None:
+    for seed, run in enumerate(pick(benchmark, "headline", "dense")[:3]):
+        write(tmp_path, run, 0.90 + 0.01 * seed, 24.0)
+    for run, accuracy in zip(pick(benchmark, "headline", "infobatch"), (0.899, 0.907, 0.918), strict=False):
+        write(tmp_path, run, accuracy, 16.0)
+    table = benchmark("regime_tables").headline_table(tmp_path)
+    _, _, dense, infobatch = rows(table)
+    assert dense[:5] == ["dense", "3", "91.00 ± 1.00", "-", "-"]
+    # -0.1, -0.3, -0.2: the mean is 2 * sqrt(3) standard errors below 0
+    assert infobatch[:6] == ["InfoBatch's rule", "3", "90.80 ± 0.95", "-0.20 ± 0.06", "0.074", "16.0"]
+    assert "commits abc1234" in table
+
+
+def test_nothing_is_claimed_from_two_seeds(benchmark: Any, tmp_path: Path) -> None:
+    for setting in ("dense", "seta"):
+        for run in pick(benchmark, "headline", setting)[:2]:
+            write(tmp_path, run, 0.9, 24.0)
+    _, _, *found = rows(benchmark("regime_tables").headline_table(tmp_path))
+    assert [row[3:5] for row in found] == [["-", "-"]] * 2
+
+
+def test_the_map_tells_what_can_be_skipped_at_no_loss(benchmark: Any, tmp_path: Path) -> None:
+    losses = {"0.8": 0.004, "0.9": 0.001, "0.95": 0.0}
+    for run in pick(benchmark, "map", "dense"):
+        write(tmp_path, run, 0.9, 24.0)
+    for run in pick(benchmark, "map", "dense-length16"):
+        write(tmp_path, run, 0.895, 16.0)
+    for coverage, loss in losses.items():
+        for run in pick(benchmark, "map", f"prune-coverage{coverage}-gatetopk-stepskeep"):
+            write(tmp_path, run, 0.9 - loss, 24 * float(coverage) - 6, [1.0, 0.7, 0.5, 1.0])
+    _, _, row = rows(benchmark("regime_tables").map_table(tmp_path))
+    assert row[1:] == [
+        "90.0 (95.0)",
+        "-0.50 ± 0.00 at 0.67",
+        "-0.40 ± 0.00 at 0.55",
+        "-0.10 ± 0.00 at 0.65",
+        "+0.00 ± 0.00 at 0.70",
+        "0.70-0.50",
+        "35%",
+    ]
+
+
+def test_tables_say_where_there_is_no_record(benchmark: Any, tmp_path: Path) -> None:
+    tables = benchmark("regime_tables")
+    for table in (tables.headline_table, tables.map_table, tables.steps_table, tables.ideas_table):
+        assert table(tmp_path) == "Not recorded yet."
+
+
+def test_every_run_of_every_plan_has_a_name_in_words(benchmark: Any) -> None:
+    tables = benchmark("regime_tables")
+    for name in benchmark("regime_plans").PLANS:
+        for run in benchmark("regime_plans").plan(name):
+            assert tables.setting_name(run.facts())
+            assert tables.place_name(run.regime)
+
+
+def test_a_certain_difference_has_no_error(benchmark: Any) -> None:
+    paired = benchmark("regime_statistics").paired
+    assert paired([0.0, 0.0, 0.0]).p_value == 1
+    assert paired([0.1, 0.1, 0.1]).p_value == 0
+    assert paired([0.1, 0.2]) is None
+
+
+def write_headline(benchmark: Any, folder: Path, seeds: int) -> None:
+    accuracies = {"dense": 0.9, "dense-length12": 0.89, "dense-length12-lr0.1": 0.893, "infobatch": 0.899}
+    accuracies["prune-coverage0.9-gatetopk-stepskeep"] = 0.9005
+    for setting, accuracy in accuracies.items():
+        for run in pick(benchmark, "headline", setting)[:seeds]:
+            write(folder, run, accuracy + 0.001 * run.seed, 24.0 if setting == "dense" else 12.0)
+
+
+def test_the_short_table_has_the_best_learning_rate_of_the_shortened_runs(benchmark: Any, tmp_path: Path) -> None:
+    write_headline(benchmark, tmp_path, 5)
+    _, _, *found = rows(benchmark("regime_headline").short_table(tmp_path))
+    assert len(found) == 8
+    named = {row[0]: row[1:] for row in found}
+    assert named["dense, shortened, its learning rate tuned for that"] == ["-0.70 ± 0.00", "0.50"]
+    assert named["**ours**"] == ["+0.05 ± 0.00", "0.50"]
+    assert named["SeTa's rule"] == ["-", "-"]
+
+
+def test_no_headline_is_written_from_four_seeds(benchmark: Any, tmp_path: Path) -> None:
+    write_headline(benchmark, tmp_path, 4)
+    assert benchmark("regime_headline").short_table(tmp_path) == "Not recorded yet."
+    assert benchmark("regime_headline").points(tmp_path) == {}
+
+
+def test_a_picture_knows_the_numbers_that_it_was_drawn_from(benchmark: Any, tmp_path: Path) -> None:
+    headline = benchmark("regime_headline")
+    write_headline(benchmark, tmp_path, 5)
+    shown = headline.points(tmp_path)
+    (methods,) = shown.values()
+    assert [each["seconds"] for each in methods if each["method"] == "dense"] == [240.0]
+    headline.draw(shown, tmp_path / "headline.svg")
+    assert headline.drawn_points(tmp_path / "headline.svg") == shown
+    assert headline.drawn_points(tmp_path / "missing.svg") is None
