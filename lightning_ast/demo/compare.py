@@ -151,9 +151,8 @@ def run_demo(
     """
     if target_activation_rate is None and target_coverage is None:
         target_coverage = _COVERAGE
-    sparse = SparseSelectionCallback(
-        target_activation_rate=target_activation_rate, target_coverage=target_coverage, mode=mode, seed=seed
-    )
+    targets = {"target_activation_rate": target_activation_rate, "target_coverage": target_coverage}
+    sparse = SparseSelectionCallback(mode=mode, seed=seed, **targets)
     target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
     settings = dict(_SETTINGS[data])
     if data == "cifar10" and not torch.cuda.is_available():  # shortened, to be worth its time
