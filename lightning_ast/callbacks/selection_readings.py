@@ -49,6 +49,14 @@ class SelectionReadings(Callback):
         return None if self._session is None else self._session.coverage
 
     @property
+    def coverage(self) -> float | None:
+        """Return the share of the significance of the last training batch that the samples trained on carry, in [0, 1].
+
+        In ``prune`` it is that of the epoch's plan. None before the first batch.
+        """
+        return None if self._session is None else self._session.coverage
+
+    @property
     def last_selection(self) -> Selection | None:
         """Return positions and weights of the samples that the last batch was trained on, or None."""
         return None if self._session is None else self._session.last_selection

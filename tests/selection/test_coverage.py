@@ -54,6 +54,7 @@ class Coverages(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         session = self.selection.session
         if session.stage == "sparse":
+            assert self.selection.coverage == session.coverage
             self.rows.append((session.coverage, session.activation_rate, session.selector.is_whole))
 
     def held(self, first: int = 100) -> float:
