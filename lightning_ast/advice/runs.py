@@ -158,11 +158,8 @@ def run_facts(
     notes = asked.notes(limits)
     factors = accumulation(limits)
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None
-    batches = trainer.num_training_batches
-    if not math.isfinite(batches):
-        batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
-        notes.append(f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed.")
-    batches = int(batches)
+    batches, assumed = _batches_per_epoch(trainer, max_steps, factors)
+    notes += assumed
     max_epochs = epoch_limit(limits) or (trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None)
     epochs = run_length(trainer).epochs  # its accumulation is 1
     if max_steps is not None:
@@ -194,6 +191,14 @@ def run_facts(
         prune_steps=asked.prune_steps,
     )
     return facts, notes
+
+
+def _batches_per_epoch(trainer: pl.Trainer, max_steps: int | None, factors: dict[int, int]) -> tuple[int, list[str]]:
+    """Count the batches of an epoch; where the loader has no length, some are assumed, and a note tells so."""
+    if math.isfinite(trainer.num_training_batches):
+        return int(trainer.num_training_batches), []
+    batches = ASSUMED_BATCHES if max_steps is None else max_steps * factors[max(factors)]
+    return batches, [f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed."]
 
 
 def _stage_lengths(schedule: Schedule, epochs: float, dense: RunLength) -> tuple[int | float, int | float]:

@@ -145,7 +145,8 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
     if step.batchnorm_layers and mode in ("partial", "subset"):
         how = "its backward is an approximation" if mode == "partial" else "it sees the selected samples alone"
         found.append(f"{counted(step.batchnorm_layers, 'BatchNorm layer')} in training mode: in {mode!r} {how}.")
-    limited = predictions.facts.run.max_steps is not None
+    run = predictions.facts.run
+    limited = run.max_steps is not None and run.prune_steps == "replan"  # else its steps stand for a dense run's
     if mode == "prune" and limited:
         found.append("max_steps ends the run: 'prune' then sees more epochs in the same steps.")
     elif limited and any(p.batches >= predictions.dense.batches for p in _own(predictions, "prune")):

@@ -112,7 +112,7 @@ def test_a_loss_without_samples_leaves_the_dense_step(digits: tuple[Tensor, Tens
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return self(batch[0].mean(0, keepdim=True)).square().mean()
 
-    advice = advise(quiet_trainer(max_epochs=2), OfTheMean(), loader(digits), budget_seconds=1.0)
+    advice = advise(quiet_trainer(max_epochs=2), OfTheMean(), loader(digits, batch_size=50), budget_seconds=1.0)
     assert advice.facts.step.refused.keys() == {"mask", "partial", "subset", "prune"}
     assert advice.table == ()
     assert advice.dense.run_seconds > 0

@@ -154,6 +154,13 @@ def test_a_pruned_run_that_keeps_its_steps_is_predicted_at_a_fixed_rate_too() ->
     assert decide(unknown).mode == "partial"
 
 
+def test_max_steps_end_a_run_that_keeps_its_steps_where_they_end_the_dense_one() -> None:
+    run = {"max_steps": 250, "max_epochs": None, "epochs": 2.5, "cooldown_epochs": 0, "prune_steps": "keep"}
+    got = Predictions(facts(run=run, step={"parts": PARTS}))
+    assert got.at("prune", 0.4).batches == got.dense.batches == 250
+    assert "max_steps" not in " ".join(decide(got).reasons)
+
+
 # ---------------------------------------------------------------------- verdict and report
 
 
