@@ -48,13 +48,6 @@ class SelectionReadings(Callback):
         """
         return None if self._session is None else self._session.coverage
 
-    @property
-    def coverage(self) -> float | None:
-        """Return the share of the significance of the last training batch that the samples trained on carry, in [0, 1].
-
-        In ``prune`` it is that of the epoch's plan. None before the first batch.
-        """
-        return None if self._session is None else self._session.coverage
 
     @property
     def last_selection(self) -> Selection | None:
