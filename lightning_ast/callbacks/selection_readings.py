@@ -48,7 +48,6 @@ class SelectionReadings(Callback):
         """
         return None if self._session is None else self._session.coverage
 
-
     @property
     def last_selection(self) -> Selection | None:
         """Return positions and weights of the samples that the last batch was trained on, or None."""
