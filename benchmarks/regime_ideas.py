@@ -68,7 +68,8 @@ class ClassFloor(SignificanceHistory):
 
     def __init__(self, size: int, *, labels: Tensor, share: float) -> None:
         super().__init__(size)
-        self._classes = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+        classes = [(labels == label).nonzero().squeeze(1) for label in range(int(labels.max()) + 1)]
+        self._classes = [rows for rows in classes if len(rows)]
         self._share = share
 
     def significance(self) -> Tensor:
@@ -173,10 +174,10 @@ IDEAS = [*_HISTORIES, "averaged-model", "higher-rate", "partial-inside"]
 @contextmanager
 def histories(run: Run, data: RegimeData) -> Iterator[None]:
     """Let the fits in this context remember significance as the idea of a run has it."""
-    before = _pruned_epochs.SignificanceHistory
+    before = _pruned_epochs.SignificanceHistory  # type: ignore[attr-defined]
     make = _HISTORIES.get(run.option("idea", "plain"), _HISTORIES["plain"])
-    _pruned_epochs.SignificanceHistory = make(run, data)  # type: ignore[assignment, misc]
+    _pruned_epochs.SignificanceHistory = make(run, data)  # type: ignore[assignment, attr-defined]
     try:
         yield
     finally:
-        _pruned_epochs.SignificanceHistory = before  # type: ignore[misc]
+        _pruned_epochs.SignificanceHistory = before  # type: ignore[attr-defined]
