@@ -143,7 +143,13 @@ def ideas_plan() -> list[Run]:
 
 _REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}
 
-PLANS = {"steps": steps_plan, "coverage": coverage_plan, "headline": headline_plan, "map": map_plan, "ideas": ideas_plan}
+PLANS = {
+    "steps": steps_plan,
+    "coverage": coverage_plan,
+    "headline": headline_plan,
+    "map": map_plan,
+    "ideas": ideas_plan,
+}
 
 
 def plan(name: str) -> list[Run]:
