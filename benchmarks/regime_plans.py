@@ -113,6 +113,13 @@ def headline_plan() -> list[Run]:
     return sorted(runs, key=lambda run: run.seed)
 
 
+def coverage_plan() -> list[Run]:
+    """List what tells which gate, coverage and number of steps suit a network that underfits and one that fits."""
+    covered = [_pruned(gate, "keep", coverage=coverage) for coverage in (0.9, 0.95) for gate in ("topk", "soft")]
+    covered += [_pruned(gate, "follow", coverage=0.9) for gate in ("topk", "soft")]
+    return _runs([CIFAR, FASHION], [DENSE, *covered, ("dense", {"length": 16})], seeds=5)
+
+
 def ideas_plan() -> list[Run]:
     """List what was tried, each idea beside its control: the pruned run of the plan ``steps``, or the same coverage."""
     ideas: list[Setting] = [DENSE, _pruned("topk", "keep", rate=0.4)]
@@ -136,7 +143,13 @@ def ideas_plan() -> list[Run]:
 
 _REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}
 
-PLANS = {"steps": steps_plan, "headline": headline_plan, "map": map_plan, "ideas": ideas_plan}
+PLANS = {
+    "steps": steps_plan,
+    "coverage": coverage_plan,
+    "headline": headline_plan,
+    "map": map_plan,
+    "ideas": ideas_plan,
+}
 
 
 def plan(name: str) -> list[Run]:

@@ -168,7 +168,8 @@ class SampleSelector:
         rate = self.target
         expected = None
         if self.share_of == "significance":
-            rate = rate_at_coverage(significance, self.target, self.gate, floor=floor)
+            offered = significance if eligible is None or not bool(eligible.any()) else significance[eligible]
+            rate = rate_at_coverage(offered, self.target, self.gate, floor=floor)
             expected = max(rate, self.least(size) / size)
             if self.gate == "topk":
                 rate = rate_at_coverage(significance, self._share, "topk")

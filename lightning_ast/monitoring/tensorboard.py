@@ -24,7 +24,7 @@ LAYOUT = {
             "Multiline",
             ["ast/activation_rate$", "ast/activation_rate_ema$", "ast/target_activation_rate$"],
         ],
-        "coverage against target": ["Multiline", ["ast/coverage$", "ast/target_coverage$"]],
+        "coverage, and its target where it has one": ["Multiline", ["ast/(target_)?coverage$"]],
         "threshold": ["Multiline", ["ast/threshold$"]],
         "savings": [
             "Multiline",

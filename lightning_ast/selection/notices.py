@@ -29,6 +29,10 @@ _EXCESS = 0.02
 """Coverage above its target that one sample more or less does not explain."""
 
 
+_FEW = 2
+"""Samples that may well carry a coverage on their own, in one batch of many."""
+
+
 class WarnOnce:
     """Warns of each kind of problem once; the first words of a message tell its kind."""
 
@@ -70,7 +74,7 @@ def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Sel
     exceeds = least > target * batch_size
     if selector.share_of == "significance":
         held = "coverage"
-        exceeds = selector.coverage is not None and selector.coverage > target + _EXCESS
+        exceeds = least > _FEW and selector.coverage is not None and selector.coverage > target + _EXCESS
     if exceeds:
         rank_zero_warn(
             f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the {held} "

@@ -181,7 +181,7 @@ class StepLog:
             "ast/activation_rate": fit.activation_rate,
             "ast/activation_rate_ema": activation_rate_ema,
             "ast/coverage": fit.coverage,
-            f"ast/target_{held}": selector.target if stage == "sparse" else 1.0,
+            f"ast/target_{held}": float(selector.target) if stage == "sparse" else 1.0,
             "ast/stage": float(STAGE_CODES[stage]),
             "ast/quarantined": float(fit.quarantine.count) if fit.quarantine.samples else None,
             **{f"ast/savings_{name}": savings[name] for name in ("samples", "flops", "seconds")},

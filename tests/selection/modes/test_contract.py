@@ -128,11 +128,15 @@ class Trace(pl.Callback):
         self.steps.append((trainer.optimizers[0].param_groups[0]["lr"], gradients))
 
 
-@pytest.mark.parametrize("clip", ["norm", "value"])
+@pytest.mark.parametrize(
+    ("clip", "target"),
+    [("norm", "target_activation_rate"), ("value", "target_activation_rate"), ("norm", "target_coverage")],
+)
 @EACH_MODE
-def test_a_rate_of_one_is_the_plain_run(digits: Digits, mode: Mode, clip: str) -> None:
+def test_a_target_of_one_is_the_plain_run(digits: Digits, mode: Mode, clip: str, target: str) -> None:
     """Three micro-batches a step, a short window and a short batch at the end, clipping, a schedule, two epochs."""
-    ends, selection = [], SparseSelectionCallback(mode=mode, target_activation_rate=1.0)
+    selection = SparseSelectionCallback(**{"mode": mode, target: 1})
+    ends = []
     for callbacks in ([], [selection]):
         module, trace = fresh(Scheduled), Trace()
         seed()
@@ -183,13 +187,20 @@ def test_a_warmup_is_the_plain_run(few: Digits, mode: Mode, accumulate: int) -> 
 # ------------------------------------------------------------------ resume, processes, accumulation
 
 
+RATED: dict[str, Any] = {}
+COVERED: dict[str, Any] = {"target_activation_rate": None, "target_coverage": 0.9}
+
+
+@pytest.mark.parametrize("target", [RATED, COVERED], ids=["rate", "coverage"])
 @EACH_MODE
 @pytest.mark.filterwarnings("ignore:.set_vital. is deprecated", "ignore:You're resuming")
-def test_a_run_that_is_resumed_in_mid_epoch_is_the_uninterrupted_one(few: Digits, mode: Mode, tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_in_mid_epoch_is_the_uninterrupted_one(
+    few: Digits, mode: Mode, target: dict[str, Any], tmp_path: Path
+) -> None:
     path, ends = tmp_path / "run.ckpt", []
     for save, ckpt_path, own_seed in (([SaveAt(path, "batch end", 1, 2)], None, 1), ([], path, 7)):
         torch.manual_seed(own_seed)
-        module, callbacks = PlainNet(), ours(mode, seed=3)
+        module, callbacks = PlainNet(), ours(mode, seed=3, **target)
         loaded: Any = data(few, shuffle=True)
         if mode != "prune":  # which restores the place in a plain loader by itself
             loaded = StatefulDataLoader(TensorDataset(*few), batch_size=BATCH, shuffle=True)
@@ -199,6 +210,7 @@ def test_a_run_that_is_resumed_in_mid_epoch_is_the_uninterrupted_one(few: Digits
     assert_same_weights(straight, again)
     assert after == after_resumed
     assert resumed.threshold == whole.threshold
+    assert resumed.session.coverage == whole.session.coverage
     assert resumed.savings["flops"] == whole.savings["flops"]
     for stage, totals in whole.ledger.stages.items():
         counted = {name: value for name, value in vars(totals).items() if "timed" not in name}
