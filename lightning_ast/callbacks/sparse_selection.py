@@ -77,9 +77,11 @@ class SparseSelectionCallback(SelectionReadings):
         count_flops: Whether the FLOPs of one batch are counted with torch's formulas, for ``savings["flops"]`` and
             ``ast/savings_flops``; training is the same either way.
         prune_steps: In ``prune``, the optimizer steps of a pruned epoch. ``"keep"``: as many as in a dense epoch, each
-            on a batch of the activation rate's share, so that every schedule is the dense run's. ``"follow"``: fewer
-            steps on full batches; learning-rate schedulers with ``interval="step"`` advance by the dense steps that
-            each stands for. ``"replan"``: fewer steps on full batches, which
+            on a batch of the activation rate's share (8 samples at least), so that every schedule is the dense run's;
+            it needs a loss that is a mean over the samples of a batch (the scores of a sum would depend on the size of
+            the batch), and ``torch.compile`` compiles anew for each size. ``"follow"``: fewer steps on full batches;
+            learning-rate schedulers with ``interval="step"`` advance by the dense steps that each stands for (what
+            counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches, which
             ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
 

@@ -6,6 +6,7 @@ it was last trained on: the scores of the training forward itself, kept by datas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "plan
 _UNSEEN = -1.0
 _ROUNDING = 0.005
 """Largest relative change of the rate for the sake of whole batches."""
+_LEAST_BATCH = 8
 
 
 class SignificanceHistory:
@@ -156,6 +158,7 @@ def planned_count(
     processes: int = 1,
     drop_last: bool = False,
     min_selected: int | float = 1,
+    at_least: bool = False,
 ) -> int:
     """Count the samples of a pruned epoch before it begins, whatever their significance: schedules are planned by it.
 
@@ -169,6 +172,7 @@ def planned_count(
         processes: The number of processes that train together; each gets as many samples.
         drop_last: Whether the loader drops a last short batch.
         min_selected: The fewest samples, a count or a share of the epoch.
+        at_least: Whether a number of whole batches is rounded up and not to the nearest.
 
     Returns:
         A multiple of ``processes``, at most ``offered``.
@@ -179,7 +183,7 @@ def planned_count(
     """
     whole = batch_size * processes
     wanted = max(rate * offered, minimum_count(offered, min_selected))
-    rounded = max(1, round(wanted / whole)) * whole
+    rounded = max(1, math.ceil(wanted / whole) if at_least else round(wanted / whole)) * whole
     if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
         return rounded
     each = max(1, round(wanted / processes))
@@ -202,8 +206,8 @@ def even_count(
     Args:
         offered: The number of samples of a dense epoch, over all processes.
         rate: The target activation rate in (0, 1].
-        batches: The number of batches of an epoch in one process. None of them has fewer than 2 samples, which is what
-            BatchNorm needs.
+        batches: The number of batches of an epoch in one process. None of them has fewer than 8 samples, or than a
+            dense one: the noise of smaller ones outweighs what a step saves, above all with BatchNorm.
         batch_size: The number of samples in a batch of a dense epoch, in one process.
         processes: The number of processes that train together; each gets as many samples.
         min_selected: The fewest samples, a count or a share of the epoch.
@@ -212,11 +216,11 @@ def even_count(
         A multiple of ``processes``, at most ``offered``.
 
     Example:
-        >>> even_count(50_000, 0.4, batches=196, batch_size=256), even_count(64, 0.1, batches=16, batch_size=4)
-        (20000, 32)
+        >>> even_count(50_000, 0.4, batches=196, batch_size=256), even_count(256, 0.1, batches=16, batch_size=16)
+        (20000, 128)
     """
     wanted = max(rate * offered, minimum_count(offered, min_selected))
-    each = max(round(wanted / processes), batches * min(2, batch_size))
+    each = max(round(wanted / processes), batches * min(_LEAST_BATCH, batch_size))
     return min(each * processes, offered)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.run_plan import EpochLengths
 from lightning_ast.schedule import Stage
 from lightning_ast.words import changes, counted
 
-__all__ = ["PlannedBatch", "RunningEpoch", "check_split"]
+__all__ = ["PlannedBatch", "RunningEpoch", "check_split", "check_steps"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,23 @@ def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
             [
                 f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "
                 "epoch's plan cannot be dealt out anew: use the same settings, or a checkpoint from an epoch's end."
+            ]
+        )
+
+
+def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
+    """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way.
+
+    Args:
+        saved: How the run that wrote the checkpoint counted the optimizer steps of its pruned epochs.
+        now: How this run counts them.
+    """
+    if (saved == "replan") != (now == "replan"):
+        raise ConfigurationError(
+            [
+                f"this checkpoint was trained with prune_steps={saved!r}, and its learning-rate scheduler goes on "
+                f"counting those steps; prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} ('keep' and "
+                "'follow' with target_coverage), or load the weights into a new run."
             ]
         )
 

@@ -29,7 +29,7 @@ from lightning_ast.lightning_internals.reloading import (
 from lightning_ast.lightning_internals.resuming import batches_done, begin_new_epoch, restart_loader
 from lightning_ast.lightning_internals.run_limits import epochs_done
 from lightning_ast.mode_facts import PruneSteps
-from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split
+from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps
 from lightning_ast.pruning.followed_steps import FollowedSteps
 from lightning_ast.pruning.loader import (
     Drawn,
@@ -82,6 +82,7 @@ class PrunedEpochs:
         self._trainer = trainer
         self._processes = processes
         self._planner = EpochPlanner(trainer, selector, schedule, processes, steps)
+        self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
         self._resumes = False
@@ -262,6 +263,7 @@ class PrunedEpochs:
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
             **self.epoch.state_dict(),
+            "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
             **last_reloads(self._trainer.fit_loop),
             "random": self._processes.random_states(),
@@ -299,6 +301,8 @@ class PrunedEpochs:
         loop = self._trainer.fit_loop
         state = self._loaded or {}
         reload_validation_as_due(loop, state.get("validation_reloaded"))
+        if any(config.interval == "step" for config in self._trainer.lr_scheduler_configs):
+            check_steps(state.get("steps", "replan") if state else self._steps, self._steps)
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
         if goes_on:
             check_split(state["split"], self._planner.split(sparse=bool(state["sparse"])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.gate import FLOOR, NEARLY_ALL, rate_at_coverage
@@ -17,8 +18,12 @@ from lightning_ast.pruning.epoch import RunningEpoch
 from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths
 from lightning_ast.schedule import Schedule
+from lightning_ast.words import counted
 
 __all__ = ["EpochPlanner"]
+
+_EXCESS = 0.1
+"""The share by which more samples than the target needs may be loaded without a warning."""
 
 
 class EpochPlanner:
@@ -47,6 +52,7 @@ class EpochPlanner:
         self._accumulate = accumulation(trainer)
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
+        self._has_warned = False
 
     @property
     def run(self) -> PlannedRun:
@@ -76,8 +82,13 @@ class EpochPlanner:
         if self._selector.target_coverage is None:
             assert self._selector.target_activation_rate is not None
             return self._lengths_at(self._selector.target_activation_rate)
-        rate = self._rate_to_cover(self.fold().significance(), self._selector.target_coverage)
-        return None if rate >= NEARLY_ALL else self._lengths_at(rate)
+        history = self.fold()
+        if not history.seen.any():  # as long as nothing is known of any sample, one is as good as another
+            return None
+        # Samples that the sampler never offers do not count: they would look like the most significant.
+        lengths = self._lengths_at(self._rate_to_cover(history.significance()[history.seen]))
+        assert self.facts is not None
+        return None if lengths.samples >= NEARLY_ALL * self.facts.offered else lengths
 
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
         """Choose the samples of an epoch; where its rate depends on what is offered, its length is made right.
@@ -92,10 +103,9 @@ class EpochPlanner:
         if not epoch.sparse:
             return EpochPlan(epoch.number, draws, self.facts.offered * processes)
         offered = draws[: self.facts.offered * processes]
-        coverage = self._selector.target_coverage
-        if coverage is not None and self._steps == "keep":
+        if self._selector.target_coverage is not None and self._steps == "keep":
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
-            epoch.lengths = self._lengths_at(self._rate_to_cover(history.significance()[offered], coverage))
+            epoch.lengths = self._lengths_at(self._rate_to_cover(history.significance()[offered]))
         count = epoch.lengths.samples * processes
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
 
@@ -110,12 +120,32 @@ class EpochPlanner:
             "weighting": self._selector.weighting if sparse else None,
         }
 
-    def _rate_to_cover(self, significance: Tensor, coverage: float) -> float:
+    def _rate_to_cover(self, significance: Tensor) -> float:
+        coverage = self._selector.target
         gate = self._selector.gate if self._selector.gate == "soft" else "topk"
         return rate_at_coverage(significance, coverage, gate, floor=min(FLOOR, 0.1 * coverage))
 
     def _lengths_at(self, rate: float) -> EpochLengths:
         assert self.facts is not None
-        least = self._selector.min_selected
         processes = self._processes.count
-        return pruned_lengths(self.facts, rate, steps=self._steps, min_selected=least, processes=processes)
+        lengths = pruned_lengths(
+            self.facts,
+            rate,
+            steps=self._steps,
+            min_selected=self._selector.min_selected,
+            processes=processes,
+            at_least=self._selector.target_coverage is not None,
+        )
+        if (
+            self._steps == "keep"
+            and not self._has_warned
+            and lengths.samples > (1 + _EXCESS) * rate * self.facts.offered
+        ):
+            self._has_warned = True
+            rank_zero_warn(
+                f"lightning-ast: prune_steps='keep' leaves {counted(lengths.samples // lengths.batches, 'sample')} in "
+                f"each batch of {self.facts.batch_size}, or what min_selected asks for: {lengths.samples} samples are "
+                f"loaded where the target needs {round(rate * self.facts.offered)}. Use larger batches, or "
+                "prune_steps='follow'."
+            )
+        return lengths

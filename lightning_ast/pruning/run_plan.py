@@ -47,7 +47,7 @@ class EpochLengths:
     def start(self, batch: int) -> int:
         """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
         if self.batch_size is None:
-            return min(batch, self.batches) * self.samples // self.batches
+            return min(batch, self.batches) * self.samples // max(1, self.batches)
         return min(batch * self.batch_size, self.samples)
 
     def cuts(self, first: int = 0, *, drop_last: bool = False) -> list[int]:
@@ -154,7 +154,13 @@ class PlannedRun:
 
 
 def pruned_lengths(
-    facts: LoaderFacts, rate: float, *, steps: PruneSteps, min_selected: int | float, processes: int
+    facts: LoaderFacts,
+    rate: float,
+    *,
+    steps: PruneSteps,
+    min_selected: int | float,
+    processes: int,
+    at_least: bool = False,
 ) -> EpochLengths:
     """Plan the length of a pruned epoch in one process.
 
@@ -164,6 +170,7 @@ def pruned_lengths(
         steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
         min_selected: The fewest samples of a pruned epoch, a count or a share.
         processes: The number of processes that train together.
+        at_least: Whether whole batches are rounded up, because fewer samples would not cover what they are to cover.
     """
     size = facts.batch_size
     offered = facts.offered * processes
@@ -173,7 +180,13 @@ def pruned_lengths(
         )
         return EpochLengths(count // processes, facts.batches)
     count = planned_count(
-        offered, rate, batch_size=size, processes=processes, drop_last=facts.drop_last, min_selected=min_selected
+        offered,
+        rate,
+        batch_size=size,
+        processes=processes,
+        drop_last=facts.drop_last,
+        min_selected=min_selected,
+        at_least=at_least,
     )
     return EpochLengths(count // processes, math.ceil(count / processes / size), size)
 

@@ -121,7 +121,7 @@ class Books:
             offered=step.offered,
             selected=step.selected,
             dense_share=self._dense_share,
-            whole=step.is_whole,
+            whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
         self._clock.finish_batch(self._ledger, stage, offered=step.offered)
 

@@ -191,7 +191,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
 
 
 def _prune_steps_faults(callback: GivenSettings) -> list[str]:
-    if callback.prune_steps == "replan" and callback.target_coverage is not None:
+    if (callback.mode, callback.prune_steps) == ("prune", "replan") and callback.target_coverage is not None:
         return [
             "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
             "has its own: use 'keep' or 'follow', or target_activation_rate."

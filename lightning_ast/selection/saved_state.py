@@ -11,7 +11,7 @@ from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.core.state import Faults, StateFormat
 from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Stage
 
 __all__ = ["SELECTION_STATE"]
@@ -255,7 +255,7 @@ _EPOCHS = check.record(
         "random": RANDOM_STATES,
         "generators": check.listing(GENERATOR_STATE),
     },
-    {**_reloads, "spread": _flag},
+    {**_reloads, "spread": _flag, "steps": check.choice(*get_args(PruneSteps))},
     _epoch_fits,
 )
 

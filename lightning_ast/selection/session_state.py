@@ -75,7 +75,7 @@ class SessionState:
         if changed:
             rank_zero_info(
                 f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
-                "what was learned of thresholds and significance begins anew."
+                "thresholds begin anew, and so does what is remembered of samples where the score is another."
             )
         self.selector.load_state_dict(state["selector"], controller=not changed)
         self.mode.load_state_dict(state)

@@ -131,7 +131,7 @@ class StepState:
     @property
     def is_whole(self) -> bool:
         """Tell whether it is trained on whole where a selection would cost more than it saves."""
-        return self.treatment is Treatment.WHOLE or self.facts.is_of_whole_epoch
+        return self.treatment is Treatment.WHOLE
 
     @property
     def is_gated(self) -> bool:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.errors import ConfigurationError
 from tests.helpers.training import SaveAt, assert_same_weights, gloo, weights
-from tests.pruning.prune_by_hand import SIZE, Recorded, Witness, fit, fresh, history_by_hand, loader
+from tests.pruning.prune_by_hand import SIZE, Indexed, Recorded, Witness, fit, fresh, history_by_hand, loader, pruned
 from tests.pruning.test_steps import FULL, Scheduled, ends
 
 
@@ -90,6 +90,72 @@ def test_nothing_to_skip_yet_loads_the_whole_epoch(steps: Any) -> None:
     totals = callback.ledger.stages["sparse"]
     assert (totals.steps, totals.dense_steps, totals.selected) == (3 * FULL, 3 * FULL, 3 * SIZE)
     assert callback.coverage == 1.0
+
+
+@pytest.mark.parametrize("steps", ["keep", "follow"])
+def test_what_is_never_offered_is_not_covered(steps: Any) -> None:
+    sampler = Recorded(SubsetRandomSampler(range(0, SIZE, 3)))
+    module, callback = fresh(), covering(gate="topk", prune_steps=steps)
+    fit(module, loader(sampler=sampler, batch_size=16), callback)
+    for epoch in (1, 2):
+        scores = history_by_hand(module, epoch).significance()[sampler.drawn[epoch]]
+        assert abs(len(module.epochs()[epoch]) - fewest(scores, 0.8)) <= 1
+
+
+@pytest.mark.parametrize("steps", ["keep", "follow"])
+def test_whole_batches_cover_no_less(steps: Any) -> None:
+    """Of 288 samples in whole batches of 32, rounded up."""
+    module = fresh()
+    fit(module, loader(drop_last=True), covering(gate="topk", prune_steps=steps), max_epochs=6)
+    for epoch in range(1, 5):
+        scores = history_by_hand(module, epoch).significance()[:288].double()
+        loaded = module.epochs()[epoch]
+        assert steps == "keep" or len(loaded) % 32 == 0
+        assert float(scores[loaded].sum() / scores.sum()) >= 0.8 - 1e-6
+
+
+@pytest.mark.parametrize("steps", ["keep", "follow"])
+def test_before_anything_is_known_all_are_loaded(steps: Any) -> None:
+    module, callback = fresh(), covering(prune_steps=steps)
+    fit(module, loader(shuffle=True), callback, warmup=0)
+    assert len(module.epochs()[0]) == SIZE
+    assert callback.ledger.stages["sparse"].dense_steps == FULL
+    assert len(module.epochs()[1]) < SIZE
+
+
+def test_small_batches_keep_eight_samples() -> None:
+    module = fresh()
+    with pytest.warns(UserWarning, match="prune_steps='keep' leaves 8 samples in each batch of 16"):
+        fit(module, loader(batch_size=16), covering(target_coverage=0.2))
+    assert {len(i) for e, _, i, _ in module.batches if e in (1, 2)} == {8}
+
+
+def test_batches_of_eight_are_loaded_whole() -> None:
+    module, callback = fresh(), covering(target_coverage=0.5)
+    with pytest.warns(UserWarning, match="Use larger batches, or prune_steps='follow'"):
+        fit(module, loader(batch_size=8), callback)
+    totals = callback.ledger.stages["sparse"]
+    assert totals.dense_steps == totals.steps == 2 * 38
+
+
+def test_less_than_a_batch_with_drop_last() -> None:
+    module = fresh()
+    fit(module, loader(dataset=Indexed(20), drop_last=True), covering(), warmup=0)
+    assert module.batches == [], "as without this callback"
+
+
+@pytest.mark.parametrize(("before", "after"), [("replan", "keep"), ("keep", "replan"), ("replan", "coverage")])
+def test_a_schedule_does_not_go_on_with_other_steps(tmp_path: Path, before: Any, after: Any) -> None:
+    def made(steps: str) -> SparseSelectionCallback:
+        return covering() if steps == "coverage" else pruned(prune_steps=steps)
+
+    path = tmp_path / "point.ckpt"
+    fit(fresh(Scheduled), loader(), made(before), SaveAt(path, "epoch end", 1, None))
+    message = f"trained with prune_steps='{before}'"
+    with pytest.raises(ConfigurationError, match=message):
+        fit(fresh(Scheduled), loader(), made(after), ckpt_path=path)
+    fit(fresh(), loader(), made(before), SaveAt(path, "epoch end", 1, None))  # without a schedule there is no harm
+    fit(fresh(), loader(), made(after), ckpt_path=path)
 
 
 def test_what_is_covered_is_what_the_sampler_offers() -> None:

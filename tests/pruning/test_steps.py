@@ -14,7 +14,7 @@ from lightning_ast.core import even_count
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.pruning.followed_steps import FollowedSteps
 from lightning_ast.pruning.run_plan import EpochLengths
-from tests.helpers.training import SaveAt, assert_same_weights, weights
+from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
 from tests.pruning.prune_by_hand import SIZE, Witness, fit, fresh, loader, plan_by_hand, pruned
 
 FULL = 10
@@ -55,7 +55,8 @@ def train(steps: str, *, schedule: str = "one-cycle", frequency: int = 1, **opti
     module = Scheduled()
     module.schedule, module.frequency = schedule, frequency
     settings = options.pop("settings", {})
-    trainer = fit(module, loader(), pruned(prune_steps=steps, **settings), **options)
+    scheduled = [GradientAccumulationScheduler(options.pop("scheduled"))] if "scheduled" in options else []
+    trainer = fit(module, loader(), pruned(prune_steps=steps, **settings), *scheduled, **options)
     return module, trainer
 
 
@@ -76,7 +77,10 @@ def test_kept_steps_share_the_samples_out_evenly() -> None:
 
 
 def test_kept_steps_have_the_schedule_of_the_dense_run() -> None:
-    assert train("keep")[0].rates == dense()[0].rates
+    torch.manual_seed(0)
+    plain = Scheduled()
+    quiet_trainer(max_epochs=4).fit(plain, loader())  # without this callback
+    assert train("keep")[0].rates == dense()[0].rates == plain.rates
 
 
 def test_sizes_differ_by_one_at_most() -> None:
@@ -87,14 +91,15 @@ def test_sizes_differ_by_one_at_most() -> None:
 
 @pytest.mark.parametrize(
     ("offered", "rate", "processes", "expected"),
-    [(300, 0.4, 1, 120), (300, 0.001, 1, 20), (300, 0.4, 2, 120), (301, 0.5, 2, 150), (300, 1.0, 1, 300)],
+    [(300, 0.4, 1, 120), (300, 0.001, 1, 80), (300, 0.4, 2, 160), (301, 0.6, 2, 180), (300, 1.0, 1, 300)],
 )
 def test_even_counts(offered: int, rate: float, processes: int, expected: int) -> None:
     assert even_count(offered, rate, batches=10, batch_size=32, processes=processes) == expected
 
 
-def test_even_counts_have_two_samples_a_batch_and_the_minimum() -> None:
-    assert even_count(300, 0.01, batches=75, batch_size=4) == 150
+def test_even_counts_have_eight_samples_a_batch_and_the_minimum() -> None:
+    assert even_count(300, 0.01, batches=75, batch_size=4) == 300
+    assert even_count(320, 0.01, batches=20, batch_size=16) == 160
     assert even_count(10, 0.01, batches=10, batch_size=1) == 10, "batches of one have one"
     assert even_count(300, 0.1, batches=10, batch_size=32, min_selected=0.5) == 150
 
@@ -123,7 +128,7 @@ def ends(rates: list[list[float]]) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "milestones", "linear warmup"])
-@pytest.mark.parametrize("options", [{}, {"frequency": 3}, {"accumulate_grad_batches": 4}])
+@pytest.mark.parametrize("options", [{}, {"frequency": 3}, {"accumulate_grad_batches": 4}, {"scheduled": {1: 4, 2: 2}}])
 def test_followed_schedules_are_where_the_dense_run_is(schedule: str, options: dict[str, Any]) -> None:
     module, trainer = train("follow", schedule=schedule, **options)
     reference, dense_trainer = dense(schedule=schedule, **options)

@@ -112,10 +112,12 @@ class SelectionMode(ABC):
     def close_batch(self, step: StepState | None) -> None:  # noqa: B027
         """Let go of a batch; None stands for one that was not trained on."""
 
-    def coverage(self, step: StepState) -> float:
-        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1]."""
-        coverage = self._parts.selector.coverage if step.selects or step.facts.is_planned else None
-        return 1.0 if coverage is None else coverage
+    def coverage(self, step: StepState) -> float | None:
+        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1].
+
+        It is None where a plan is of an older release, which did not know it.
+        """
+        return self._parts.selector.coverage if step.selects or step.facts.is_planned else 1.0
 
     # ------------------------------------------------------------------ whenever it is asked for
 

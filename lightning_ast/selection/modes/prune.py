@@ -103,8 +103,12 @@ class PruneMode(SelectionMode):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in the plan that a state holds; that of another mode is passed over."""
-        if "epochs" in state:
-            self.epochs.load_state_dict(state["epochs"])
+        if "epochs" not in state:
+            return
+        epochs = state["epochs"]
+        if state["rule"]["significance"] != self._parts.settings.rule["significance"]:
+            epochs = {**epochs, "history": None}  # scores of two kinds cannot be compared
+        self.epochs.load_state_dict(epochs)
 
     def expect_resume(self) -> None:
         """Prepare for a checkpoint that is going to be loaded: the loader yields nothing until the epoch is known."""
