@@ -150,8 +150,8 @@ def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
         raise ConfigurationError(
             [
                 f"this checkpoint was trained with prune_steps={saved!r}, and its learning-rate scheduler goes on "
-                f"counting those steps; prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} ('keep' and "
-                "'follow' with target_coverage), or load the weights into a new run."
+                f"counting those steps; prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} "
+                "('keep' and 'follow' with target_coverage), or load the weights into a new run."
             ]
         )
 

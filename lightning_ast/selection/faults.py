@@ -133,7 +133,7 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
             "prune_steps='follow' advances learning-rate schedulers, and under manual optimization your training_step "
             "does so itself: use prune_steps='keep', which leaves every schedule right."
         )
-    if trainer.max_steps > 0:
+    if trainer.max_steps > 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         found.append(
             f"prune_steps='follow' ends a run by its epochs, and max_steps={trainer.max_steps} counts steps: a "
             "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."

@@ -240,6 +240,12 @@ def test_what_cannot_be_is_refused(module: Any, settings: Any, options: Any, mes
         fit(module(), loader(), pruned(**settings), **options)
 
 
+def test_a_dry_run_follows() -> None:
+    module = fresh(Scheduled)
+    fit(module, loader(), pruned(prune_steps="follow"), fast_dev_run=True, warmup=0, cooldown=0)
+    assert len(module.batches) == 1
+
+
 def test_a_setting_of_another_mode_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="prune_steps='keep' has no effect in mode='mask'"):
         fit(fresh(), loader(), pruned(mode="mask", prune_steps="keep"), max_epochs=1, warmup=0, cooldown=0)
