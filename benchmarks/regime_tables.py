@@ -10,7 +10,7 @@ from regime_plans import plan
 from regime_run import Regime, Run
 from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
 
-__all__ = ["headline_table", "ideas_table", "map_table", "methods_table", "steps_table"]
+__all__ = ["coverage_table", "headline_table", "ideas_table", "map_table", "methods_table", "steps_table"]
 
 FOLDER = Path(__file__).parent / "records" / "regimes"
 _NOTHING_YET = "Not recorded yet."
@@ -160,6 +160,11 @@ def headline_table(folder: Path = FOLDER) -> str:
 def steps_table(folder: Path = FOLDER) -> str:
     """Make the tables that compare how the steps of a pruned run are counted."""
     return _tables(plan("steps"), folder)
+
+
+def coverage_table(folder: Path = FOLDER) -> str:
+    """Make the tables of the plan ``coverage``."""
+    return _tables(plan("coverage"), folder)
 
 
 def ideas_table(folder: Path = FOLDER) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regime_headline import draw, drawn_points, points, short_table
-from regime_tables import headline_table, ideas_table, map_table, steps_table
+from regime_tables import coverage_table, headline_table, ideas_table, map_table, steps_table
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
@@ -438,6 +438,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "regime-headline": headline_table,
         "regime-map": map_table,
         "regime-steps": steps_table,
+        "regime-coverage": coverage_table,
         "regime-ideas": ideas_table,
         "overhead": overhead_table,
         "prune-ideas": prune_ideas_table,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ if (
 ):  # one test process on each core: threads of torch's own would get in each other's way
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
+
+
+_LEVEL = logging.getLogger("lightning.pytorch").level
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +48,12 @@ def _leave_no_mode() -> Iterator[None]:
     if "torch._dynamo" in sys.modules:
         stance = sys.modules["torch._dynamo"].eval_frame._stance.stance
         assert stance == "default", f"the test left torch.compile in the stance {stance!r}"
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> None:
+    """Else a benchmark, which silences Lightning, hides what a later test listens for."""
+    logging.getLogger("lightning.pytorch").setLevel(_LEVEL)  # ahead of the test: fixtures of modules silence it too
 
 
 @pytest.fixture(autouse=True)
