@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +32,13 @@ def digits() -> tuple[Tensor, Tensor]:
     """512 real handwritten digits, ``(512, 1, 8, 8)`` in [0, 1], and their labels."""
     images = load_images("digits")
     return images.train_images[:512].float() / 255, images.train_labels[:512]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a benchmark as its command line does."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.advice.measured import CoverageFacts
-from lightning_ast.core.gate import FLOOR, NEARLY_ALL, GateName, rate_at_coverage
+from lightning_ast.core.gate import NEARLY_ALL, GateName, floor_for, rate_at_coverage
 from lightning_ast.selection.step_state import StepState
 from lightning_ast.selection.watcher import Watcher
 
@@ -63,7 +63,7 @@ def coverage_facts(scores: Iterable[Tensor], coverages: Sequence[float], gate: G
     if pooled.numel() == 0:
         return None
     # as the selector of a run does, whose least probability stays below its target
-    rates = {c: rate_at_coverage(pooled, c, gate, floor=min(FLOOR, 0.1 * c)) for c in coverages}
+    rates = {c: rate_at_coverage(pooled, c, gate, floor=floor_for(c)) for c in coverages}
     return CoverageFacts(pooled.numel(), rates)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "ShareOf",
     "Weighting",
     "coverage_of",
+    "floor_for",
     "keep_probability",
     "lift_zeros",
     "minimum_count",
@@ -100,6 +101,11 @@ def keep_probability(
         return (significance / threshold.clamp_min(torch.finfo(significance.dtype).tiny)).clamp(floor, 1.0)
     kept = significance >= threshold if gate == "topk" else significance > threshold
     return kept.to(significance.dtype)
+
+
+def floor_for(target: float) -> float:
+    """Return the least probability of the soft gate for a target rate or coverage: :data:`FLOOR`, or less."""
+    return min(FLOOR, 0.1 * target)
 
 
 def lift_zeros(significance: Tensor) -> Tensor:

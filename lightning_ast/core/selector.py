@@ -10,13 +10,13 @@ from torch import Tensor
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import (
-    FLOOR,
     NEARLY_ALL,
     GateName,
     Selection,
     ShareOf,
     Weighting,
     coverage_of,
+    floor_for,
     lift_zeros,
     minimum_count,
     rate_at_coverage,
@@ -164,7 +164,7 @@ class SampleSelector:
 
     def _selected(self, significance: Tensor, eligible: Tensor | None, average: Average | None) -> Selection:
         size = significance.numel()
-        floor = min(FLOOR, 0.1 * self.target)
+        floor = floor_for(self.target)
         rate = self.target
         expected = None
         if self.share_of == "significance":
@@ -263,7 +263,7 @@ class SampleSelector:
         carried = significance
         significance = lift_zeros(significance.double())
         gate: GateName = "soft" if self.gate == "soft" else "topk"
-        floor = min(FLOOR, 0.1 * rate)
+        floor = floor_for(rate)
         self.last_threshold = solve_threshold(significance, rate, gate, floor=floor)
         kept = select(
             significance,

@@ -161,7 +161,7 @@ class PrunedEpochs:
         return math.inf if self._planner.facts is None else self.run.steps
 
     def _count_batches(self) -> int:
-        return len(self.epoch.lengths.cuts(drop_last=self._drops_last)) - 1
+        return self.epoch.lengths.count(drop_last=self._drops_last)
 
     @property
     def _drops_last(self) -> bool:

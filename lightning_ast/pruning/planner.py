@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.gate import FLOOR, NEARLY_ALL, rate_at_coverage
+from lightning_ast.core.gate import NEARLY_ALL, floor_for, rate_at_coverage
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.lightning_internals.distributed import Processes
@@ -123,7 +123,7 @@ class EpochPlanner:
     def _rate_to_cover(self, significance: Tensor) -> float:
         coverage = self._selector.target
         gate = self._selector.gate if self._selector.gate == "soft" else "topk"
-        return rate_at_coverage(significance, coverage, gate, floor=min(FLOOR, 0.1 * coverage))
+        return rate_at_coverage(significance, coverage, gate, floor=floor_for(coverage))
 
     def _lengths_at(self, rate: float) -> EpochLengths:
         assert self.facts is not None

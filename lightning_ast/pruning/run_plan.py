@@ -50,6 +50,12 @@ class EpochLengths:
             return min(batch, self.batches) * self.samples // max(1, self.batches)
         return min(batch * self.batch_size, self.samples)
 
+    def count(self, *, drop_last: bool = False) -> int:
+        """Count the batches that can be loaded; a limit of the run may leave some out."""
+        if self.batch_size is None:
+            return self.batches
+        return self.samples // self.batch_size if drop_last else math.ceil(self.samples / self.batch_size)
+
     def cuts(self, first: int = 0, *, drop_last: bool = False) -> list[int]:
         """List where each batch that can be loaded begins, from one on, and where the last ends.
 
