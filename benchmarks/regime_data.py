@@ -115,8 +115,10 @@ def training_set(loaded: Images, regime: Regime, seed: int) -> TrainingSet:
 class _Training(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Whole batches by index, so that no Python runs for each sample."""
 
-    def __init__(self, data: TrainingSet) -> None:
+    def __init__(self, data: TrainingSet, device: torch.device) -> None:
         self._data = data
+        self._images = data.images.to(device)
+        self._labels = data.labels.to(device)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -128,7 +130,7 @@ class _Training(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         samples = torch.tensor(indices)
         rows = samples % len(self._data.labels)
-        return self._data.images[rows], self._data.labels[rows], samples
+        return self._images[rows], self._labels[rows], samples
 
 
 class _Test(Dataset[tuple[Tensor, Tensor]]):
@@ -171,6 +173,7 @@ class RegimeData(pl.LightningDataModule):
         self.weights: Tensor | None = None
         loaded = load_images(regime.data, root)
         self.training = training_set(loaded, regime, seed)
+        self._dataset: _Training | None = None
         self.test = _Test(loaded.test_images[:test_images], loaded.test_labels[:test_images])
         pixels = self.training.images.float() / 255
         self._mean = pixels.mean((0, 2, 3)).view(1, -1, 1, 1)
@@ -187,7 +190,9 @@ class RegimeData(pl.LightningDataModule):
         return len(self.training) // self.regime.batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        dataset = _Training(self.training)
+        if self._dataset is None:
+            self._dataset = _Training(self.training, self._device)
+        dataset = self._dataset
         common: dict[str, Any] = {"collate_fn": tuple, "drop_last": True}
         if self.chooser is None:
             return DataLoader(dataset, batch_size=self.regime.batch_size, shuffle=True, **common)
@@ -200,6 +205,15 @@ class RegimeData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.test, batch_size=1000, collate_fn=tuple)
 
+    @property
+    def _device(self) -> torch.device:
+        """The device of the Trainer: the images lie there, so that no run waits for copies."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        images, labels, *indices = batch  # whoever asks for the indices is on the host, and must not wait
+        return images.to(device), labels.to(device), *indices
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, *rest = batch
         augment = self.trainer is not None and self.trainer.training
@@ -207,7 +221,9 @@ class RegimeData(pl.LightningDataModule):
 
     def pixels(self, images: Tensor, *, augment: bool) -> Tensor:
         """Normalise a batch of uint8 images; where asked, shift each at random and flip half of the photographs."""
-        pixels = (images.float() / 255 - self._mean.to(images.device)) / self._std.to(images.device)
+        self._mean = self._mean.to(images.device)
+        self._std = self._std.to(images.device)
+        pixels = (images.float() / 255 - self._mean) / self._std
         if augment:
             pixels = _shifted(pixels, 1 if self.regime.data == "digits" else 4 if self.regime.data == "cifar10" else 2)
             if self.regime.data == "cifar10":

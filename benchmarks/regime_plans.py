@@ -86,22 +86,21 @@ def map_plan() -> list[Run]:
 def headline_plan() -> list[Run]:
     """List the runs of the headline table: every method on both data sets at full size, five seeds.
 
-    The dense runs that are shortened are at least as long as the work of the pruned run at a fixed rate.
+    The dense runs are shortened to about the work of the pruned runs: below it, at it and above.
     """
     runs: list[Run] = []
-    for regime, rate, length in (
-        (replace(FASHION, images=60_000), 0.4, 12),
-        (replace(CIFAR, images=50_000, width=32, epochs=16), 0.6, 11),
+    for regime, rate, lengths in (
+        (replace(FASHION, images=60_000, epochs=16), 0.4, (6, 8, 10)),
+        (replace(CIFAR, images=50_000, width=32, epochs=16), 0.6, (9, 11, 13)),
     ):
-        ours = f"prune-rate{rate:g}-gate{OURS[0]}-steps{OURS[1]}"
-        settings: list[Setting] = [
-            DENSE,
-            _pruned(*OURS, coverage=0.9),
-            _pruned(*OURS, rate=rate),
-            ("dense", {"length": length}),
-            ("dense", {"length": length, "lr": 0.1}),
-            ("dense", {"length": length, "lr": 0.4}),
-            ("random", {"like": ours, "steps": "keep" if OURS[1] == "keep" else "replan"}),
+        like = [f"prune-{target}-gate{OURS[0]}-steps{OURS[1]}" for target in (f"rate{rate:g}", "coverage0.95")]
+        settings: list[Setting] = [DENSE]
+        settings += [_pruned(gate, OURS[1], coverage=each) for each in (0.95, 0.9) for gate in ("topk", "soft")]
+        settings += [_pruned(gate, OURS[1], rate=rate) for gate in ("topk", "soft")]
+        settings += [("dense", {"length": length}) for length in lengths]
+        settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.1, 0.4)]
+        settings += [("random", {"like": each, "steps": OURS[1]}) for each in like]
+        settings += [
             ("infobatch", {}),
             ("seta", {}),
             ("orderdp", {}),
@@ -115,9 +114,14 @@ def headline_plan() -> list[Run]:
 
 def coverage_plan() -> list[Run]:
     """List what tells which gate, coverage and number of steps suit a network that underfits and one that fits."""
-    covered = [_pruned(gate, "keep", coverage=coverage) for coverage in (0.9, 0.95) for gate in ("topk", "soft")]
+    covered = [_pruned(gate, "keep", coverage=each) for each in (0.9, 0.95, 0.97) for gate in ("topk", "soft")]
     covered += [_pruned(gate, "follow", coverage=0.9) for gate in ("topk", "soft")]
-    return _runs([CIFAR, FASHION], [DENSE, *covered, ("dense", {"length": 16})], seeds=5)
+    covered += [
+        _pruned("topk", "keep", coverage=0.9, lr=0.12),
+        _pruned("soft", "keep", coverage=0.9, weighting="unbiased"),
+    ]
+    shortened: list[Setting] = [("dense", {"length": length}) for length in (12, 16, 20)]
+    return _runs([CIFAR, FASHION], [DENSE, *covered, *shortened], seeds=5)
 
 
 def ideas_plan() -> list[Run]:

@@ -197,8 +197,8 @@ def _trainer(run: Run, parts: Parts, precision: str, watchers: list[Callback]) -
 @torch.no_grad()
 def train_accuracy(module: nn.Module, data: RegimeData) -> float:
     """Return the accuracy on up to 5,000 training images without augmentation, against their true or wrong labels."""
-    module.eval()
-    device = next(module.parameters()).device
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the Trainer has taken the module from it
+    module.eval().to(device)
     right = 0
     images = data.training.images[:5_000]
     for rows in torch.arange(len(images)).split(500):
