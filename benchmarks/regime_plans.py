@@ -95,6 +95,7 @@ def headline_plan() -> list[Run]:
     ):
         like = [f"prune-{target}-gate{OURS[0]}-steps{OURS[1]}" for target in (f"rate{rate:g}", "coverage0.95")]
         settings: list[Setting] = [DENSE]
+        settings.append(_pruned("soft", OURS[1], coverage=0.97))
         settings += [_pruned(gate, OURS[1], coverage=each) for each in (0.95, 0.9) for gate in ("topk", "soft")]
         settings += [_pruned(gate, OURS[1], rate=rate) for gate in ("topk", "soft")]
         settings += [("dense", {"length": length}) for length in lengths]
