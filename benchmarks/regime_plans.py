@@ -130,7 +130,15 @@ def ideas_plan() -> list[Run]:
     ideas: list[Setting] = [DENSE, _pruned("topk", "keep", rate=0.4)]
     ideas += [
         ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": idea})
-        for idea in ("random-beside", "class-floor", "progress", "averaged-model", "higher-rate", "partial-inside")
+        for idea in (
+            "random-beside",
+            "class-floor",
+            "progress",
+            "smoothed",
+            "averaged-model",
+            "higher-rate",
+            "partial-inside",
+        )
     ]
     ideas += [_pruned("topk", "replan", rate=0.4), ("prune", {**_REPLANNED, "idea": "higher-rate"})]
     ideas += [_pruned(gate, "keep", coverage=0.9) for gate in ("topk", "soft")]

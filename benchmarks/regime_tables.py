@@ -34,6 +34,7 @@ _GATES = {"topk": "hard cut", "soft": "soft gate", "threshold": "threshold"}
 _IDEAS = {
     "random-beside": "a random 5 % beside the cut",
     "class-floor": "a floor of r/2 in every class",
+    "smoothed": "the mean of the last score and of what was remembered before",
     "progress": "the change since the visit before added",
     "averaged-model": "scores of a weight-averaged model (its forward is counted)",
     "higher-rate": "KAKURENBO's learning rate 1/(1 - F)",
@@ -58,6 +59,8 @@ def setting_name(record: Record) -> str:
     described = {
         "coverage": "coverage {:g}".format,
         "rate": "r = {:g}".format,
+        "weighting": "{} weights".format,
+        "lr": "lr {:g}".format,
         "gate": _GATES.__getitem__,
         "steps": _STEPS.__getitem__,
         "significance": "significance `{}`".format,
