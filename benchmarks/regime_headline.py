@@ -53,16 +53,22 @@ def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
 
 
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
-    """Return the settings of each place of the plan whose dense runs have enough seeds, and of those that have, too."""
-    names = {run.name for run in plan("headline")}
-    records = [record for record in load_regimes(folder) if record["name"] in names]
+    """Return the rows of each place of the plan whose dense runs have enough seeds, and of those that have, too."""
     found = {}
-    for place in dict.fromkeys(run.regime for run in plan("headline")):
-        rows = headline_settings([record for record in records if Regime(**record["regime"]) == place])
-        rows = {row: setting for row, setting in rows.items() if len(setting.runs) >= LEAST_SEEDS}
+    for place, records in _records(folder).items():
+        picked = headline_settings(records)
+        enough = [row for row in ("dense", *_METHODS) if row in picked and len(picked[row].runs) >= LEAST_SEEDS]
+        rows = {row: picked[row] for row in enough}
         if "dense" in rows:
             found[place] = rows
     return found
+
+
+def _records(folder: Path) -> dict[Regime, list[Record]]:
+    names = {run.name for run in plan("headline")}
+    records = [record for record in load_regimes(folder) if record["name"] in names]
+    places = dict.fromkeys(run.regime for run in plan("headline"))
+    return {place: [record for record in records if Regime(**record["regime"]) == place] for place in places}
 
 
 def short_table(folder: Path = FOLDER) -> str:
@@ -111,28 +117,45 @@ def _cells(setting: Setting | None, timed: bool) -> str:
 def points(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """Return what the picture shows: of each place, cost and accuracy of each method that has enough seeds.
 
-    The cost is the time of training where every method was timed, else the work in dense epochs.
+    The cost is the time of training where every method was timed, else the work in dense epochs. The curve joins the
+    dense runs of all lengths at the common learning rate.
     """
     found: dict[str, dict[str, Any]] = {}
+    records = _records(folder)
     for place, rows in _places(folder).items():
         timed = all(setting.seconds is not None for setting in rows.values())
+        lengths = [
+            setting
+            for setting in by_setting(records[place]).values()
+            if setting.first["policy"] == "dense" and "lr" not in setting.first["options"]
+            if len(setting.runs) >= LEAST_SEEDS and (setting.seconds is not None or not timed)
+        ]
+        curve = sorted((_cost(each, timed), round(statistics.mean(each.accuracies), 3)) for each in lengths)
         found[place_name(place)] = {
             "cost": "seconds of training" if timed else "work, in dense epochs",
+            "curve": [list(each) for each in curve],
             "methods": [_point(row, setting, timed) for row, setting in rows.items()],
         }
     return found
 
 
-def _point(row: str, setting: Setting, timed: bool) -> dict[str, Any]:
+def _cost(setting: Setting, timed: bool) -> float:
     cost = setting.seconds if timed else setting.mean("work_epochs")
     assert cost is not None
+    return round(cost, 1)
+
+
+def _point(row: str, setting: Setting, timed: bool) -> dict[str, Any]:
     return {
-        "method": row.replace("*", "").split(", as ")[0].replace(", the best of three learning rates", ""),
-        "ours": row.startswith("**ours**"),
-        "cost": round(cost, 1),
+        "method": row.replace("*", ""),
+        "cost": _cost(setting, timed),
         "accuracy": round(statistics.mean(setting.accuracies), 3),
         "deviation": round(statistics.stdev(setting.accuracies), 3),
     }
+
+
+_LOOKS = {name.replace("*", ""): look for name, look in zip(["dense", *_METHODS], "oosDv^XP*", strict=True)}
+"""The marker of each method."""
 
 
 def draw(shown: dict[str, dict[str, Any]], path: Path) -> None:
@@ -142,19 +165,45 @@ def draw(shown: dict[str, dict[str, Any]], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    with mpl.rc_context({"svg.hashsalt": "headline", "font.size": 8}):
-        figure, panels = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4), squeeze=False, layout="constrained")
+    with mpl.rc_context({"svg.hashsalt": "headline", "font.size": 9}):
+        figure, panels = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 5), squeeze=False, layout="constrained")
+        handles = {}
         for panel, (place, drawn) in zip(panels[0], shown.items(), strict=True):
+            if drawn["curve"]:
+                panel.plot(*zip(*drawn["curve"], strict=True), color="black", linewidth=0.8, zorder=0)
             for each in drawn["methods"]:
-                color = "tab:red" if each["ours"] else "black" if each["method"].startswith("dense") else "tab:blue"
-                at = (each["cost"], each["accuracy"])
-                panel.errorbar(*at, yerr=each["deviation"], fmt="o", color=color, capsize=2)
-                panel.annotate(each["method"], at, xytext=(4, 4), textcoords="offset points", color=color)
+                handles[each["method"]] = _draw_method(panel, each, drawn["methods"])
             panel.set(title=place, xlabel=drawn["cost"], ylabel="test accuracy, %")
-            panel.margins(x=0.25)
+            panel.grid(alpha=0.3)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(shown), frameon=False)
         metadata = {"Date": None, "Description": json.dumps(shown)}
         figure.savefig(path, format="svg", metadata=metadata)
         plt.close(figure)
+
+
+_FAR = 3.0
+"""Points of accuracy below dense from which on a method is written at the edge: the others would not be told apart."""
+
+
+def _draw_method(panel: Any, each: dict[str, Any], others: Sequence[dict[str, Any]]) -> Any:
+    name = each["method"]
+    color = "tab:red" if name.startswith("ours") else "black" if name.startswith("dense") else "tab:blue"
+    hollow = "white" if name.startswith("dense,") else color
+    look = {"marker": _LOOKS[name], "color": color, "markerfacecolor": hollow, "linestyle": "none", "markersize": 7}
+    dense = next(one["accuracy"] for one in others if one["method"] == "dense")
+    if each["accuracy"] > dense - _FAR:
+        return panel.errorbar(each["cost"], each["accuracy"], yerr=each["deviation"], capsize=2, **look)
+    lowest = min(one["accuracy"] for one in others if one["accuracy"] > dense - _FAR)
+    (handle,) = panel.plot(each["cost"], lowest, **look)
+    panel.annotate(
+        f"{each['accuracy']:.1f} %, far below",
+        (each["cost"], lowest),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="right",
+        color=color,
+    )
+    return handle
 
 
 def drawn_points(path: Path) -> dict[str, dict[str, Any]] | None:
