@@ -88,8 +88,8 @@ def _everywhere(folder: Path) -> str:
 def equal_work_table(folder: Path = FOLDER) -> str:
     """Make the table of ours beside each other method, with the most accurate of our settings of no more work."""
     lines = [
-        "Ours minus the other, in points of test accuracy over the same seeds ± standard error, with the p-value of the "
-        "paired t-test. Ours is the most accurate setting of `prune` or `partial` that took no more work.",
+        "Ours minus the other, in points of test accuracy over the same seeds ± standard error, with the p-value of "
+        "the paired t-test. Ours is the most accurate setting of `prune` or `partial` that took no more work.",
         "",
         "| data | other method | its work | ours | its work | ours minus the other | p |",
         "|---|---|---|---|---|---|---|",
