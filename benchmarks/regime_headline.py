@@ -12,144 +12,205 @@ from xml.etree import ElementTree
 from regime_plans import plan
 from regime_run import Regime
 from regime_statistics import Record, Setting, by_setting, load_regimes
-from regime_tables import FOLDER, difference_cell, place_name, setting_name
+from regime_tables import FOLDER, difference_cell, machine, place_name, seconds_cell
 
 __all__ = ["draw", "drawn_points", "headline_settings", "points", "short_table"]
 
 LEAST_SEEDS = 5
 """No headline is written from fewer seeds."""
 
+_SHORTENED = "dense, shortened, the best of three learning rates"
 _METHODS = {
-    "shortened": "dense, shortened, its learning rate tuned for that",
-    "random": "a random share of the size of ours",
-    "infobatch": "InfoBatch's rule",
-    "seta": "SeTa's rule",
-    "orderdp": "OrderDP's rule",
-    "selective-backprop": "Selective Backprop (Composer's)",
-    "original": "the original's package as it is",
-    "ours": "**ours**",
+    _SHORTENED: "dense-length",
+    "a random share of the size of ours at 0.95": "random-likeprune-coverage0.95",
+    "InfoBatch's rule": "infobatch",
+    "SeTa's rule": "seta",
+    "Selective Backprop, as Composer has it": "selective-backprop",
+    "the original's package, as it is": "original",
+    "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft",
+    "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk",
 }
+"""The rows of the short table, each with the beginning of its setting."""
 
 
 def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
-    """Pick a setting for each row of the short table, from the records of one place.
+    """Pick a setting for each row of the short table, and the dense one, from the records of one place.
 
-    Of the shortened dense runs it is the one with the best learning rate; ours is the pruned run with a coverage.
+    Of the shortened dense runs it is the best of those with the length that several learning rates were tried at.
     """
     settings = by_setting(records)
+    tuned = {setting.first["epochs"] for setting in settings.values() if "lr" in setting.first["options"]}
     rows: dict[str, Setting] = {}
-    for setting in settings.values():
-        options = setting.first["options"]
-        policy = setting.first["policy"]
-        row = policy
-        if policy == "dense" and options:
-            row = "shortened"
-            if row in rows and statistics.mean(rows[row].accuracies) >= statistics.mean(setting.accuracies):
-                continue
-        elif policy == "prune":
-            row = "ours" if "coverage" in options else "ours, fixed"
-        rows[row] = setting
+    if "dense" in settings:
+        rows["dense"] = settings["dense"]
+    for name, setting in settings.items():
+        row = next((row for row, begin in _METHODS.items() if name.startswith(begin)), None)
+        if row is None or (row == _SHORTENED and setting.first["epochs"] not in tuned):
+            continue
+        if row not in rows or statistics.mean(rows[row].accuracies) < statistics.mean(setting.accuracies):
+            rows[row] = setting
     return rows
 
 
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
-    """Return the settings of each place of the plan that has dense runs."""
-    names = {run.name for run in plan("headline")}
-    records = [record for record in load_regimes(folder) if record["name"] in names]
+    """Return the rows of each place of the plan whose dense runs have enough seeds, and of those that have, too."""
     found = {}
-    for place in dict.fromkeys(run.regime for run in plan("headline")):
-        rows = headline_settings([record for record in records if Regime(**record["regime"]) == place])
+    for place, records in _records(folder).items():
+        picked = headline_settings(records)
+        enough = [row for row in ("dense", *_METHODS) if row in picked and len(picked[row].runs) >= LEAST_SEEDS]
+        rows = {row: picked[row] for row in enough}
         if "dense" in rows:
             found[place] = rows
     return found
 
 
+def _records(folder: Path) -> dict[Regime, list[Record]]:
+    names = {run.name for run in plan("headline")}
+    records = [record for record in load_regimes(folder) if record["name"] in names]
+    places = dict.fromkeys(run.regime for run in plan("headline"))
+    return {place: [record for record in records if Regime(**record["regime"]) == place] for place in places}
+
+
 def short_table(folder: Path = FOLDER) -> str:
     """Make the table of at most eight rows."""
     places = _places(folder)
-    complete = {place: rows for place, rows in places.items() if len(rows["dense"].runs) >= LEAST_SEEDS}
-    if not complete:
+    if not places:
         return "Not recorded yet."
     references = [
-        f"{place_name(place)}: dense {statistics.mean(dense.accuracies):.2f} % ({len(dense.runs)} seeds)"
-        for place, rows in complete.items()
-        for dense in [rows["dense"]]
+        f"{place_name(place)}: dense {statistics.mean(rows['dense'].accuracies):.2f} % "
+        f"({len(rows['dense'].runs)} seeds{_timed(rows['dense'])}; {machine(list(rows['dense'].runs.values()))})"
+        for place, rows in places.items()
     ]
-    heads = [f"{place_name(place).split(',')[0]}, points | work" for place in complete]
+    heads = [
+        f"{place_name(place).split(',')[0]}, points | work{' | seconds' * _is_timed(rows)}"
+        for place, rows in places.items()
+    ]
+    columns = sum(2 + _is_timed(rows) for rows in places.values())
     lines = [
         f"{'; '.join(references)}. Points of test accuracy against dense runs of the same seeds ± standard error; "
-        "work as a share of dense, scoring included.",
+        "work: forwards and backwards by their FLOPs, scoring included, as a share of dense.",
         "",
         f"| method | {' | '.join(heads)} |",
-        "|---|" + "---|---|" * len(complete),
+        "|---|" + "---|" * columns,
     ]
-    for row, name in _METHODS.items():
-        cells = [_cells(rows.get(row)) for rows in complete.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for row in _METHODS:
+        cells = [_cells(rows.get(row), _is_timed(rows)) for rows in places.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cells(setting: Setting | None) -> str:
-    if setting is None or len(setting.runs) < LEAST_SEEDS:
-        return "- | -"
-    return f"{difference_cell(setting.difference)} | {setting.work_share:.2f}"
+def _is_timed(rows: dict[str, Setting]) -> bool:
+    return rows["dense"].seconds is not None
 
 
-def points(folder: Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
-    """Return what the picture shows: of each place, the seconds and the accuracy of each method with five seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def _timed(dense: Setting) -> str:
+    return "" if dense.seconds is None else f", {dense.seconds:,.0f} s"
+
+
+def _cells(setting: Setting | None, timed: bool) -> str:
+    if setting is None:
+        return " | ".join("-" * (2 + timed))
+    cells = [difference_cell(setting.difference), f"{setting.work_share:.2f}"]
+    return " | ".join(cells + [seconds_cell(setting)] * timed)
+
+
+def points(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """Return what the picture shows: of each place, cost and accuracy of each method that has enough seeds.
+
+    The cost is the time of training where every method was timed, else the work in dense epochs. The curve joins the
+    dense runs of all lengths at the common learning rate.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    records = _records(folder)
     for place, rows in _places(folder).items():
-        here = [_point(setting) for setting in rows.values() if len(setting.runs) >= LEAST_SEEDS]
-        if here:
-            found[place_name(place)] = here
+        timed = all(setting.seconds is not None for setting in rows.values())
+        lengths = [
+            setting
+            for setting in by_setting(records[place]).values()
+            if setting.first["policy"] == "dense" and "lr" not in setting.first["options"]
+            if len(setting.runs) >= LEAST_SEEDS and (setting.seconds is not None or not timed)
+        ]
+        curve = sorted((_cost(each, timed), round(statistics.mean(each.accuracies), 3)) for each in lengths)
+        found[place_name(place)] = {
+            "cost": "seconds of training" if timed else "work, in dense epochs",
+            "curve": [list(each) for each in curve],
+            "methods": [_point(row, setting, timed) for row, setting in rows.items()],
+        }
     return found
 
 
-def _point(setting: Setting) -> dict[str, Any]:
-    on_cpu = setting.first["hardware"].startswith("CPU")
+def _cost(setting: Setting, timed: bool) -> float:
+    cost = setting.seconds if timed else setting.mean("work_epochs")
+    assert cost is not None
+    return round(cost, 1)
+
+
+def _point(row: str, setting: Setting, timed: bool) -> dict[str, Any]:
     return {
-        "method": setting_name(setting.first).replace("`", ""),
-        "ours": setting.first["policy"] in ("prune", "partial"),
-        "seconds": round(setting.mean("cpu_seconds" if on_cpu else "seconds"), 1),
+        "method": row.replace("*", ""),
+        "cost": _cost(setting, timed),
         "accuracy": round(statistics.mean(setting.accuracies), 3),
         "deviation": round(statistics.stdev(setting.accuracies), 3),
     }
 
 
-def draw(shown: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw accuracy against seconds with standard deviations, a panel for each place; the file holds its numbers."""
+_LOOKS = {name.replace("*", ""): look for name, look in zip(["dense", *_METHODS], "oosDv^XP*", strict=True)}
+"""The marker of each method."""
+
+
+def draw(shown: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw accuracy against cost with standard deviations, a panel for each place; the file holds its numbers."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    with mpl.rc_context({"svg.hashsalt": "headline", "font.size": 8}):
-        figure, panels = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4), squeeze=False, layout="constrained")
-        for panel, (place, methods) in zip(panels[0], shown.items(), strict=True):
-            for each in methods:
-                color = "tab:red" if each["ours"] else "black" if each["method"] == "dense" else "tab:blue"
-                panel.errorbar(
-                    each["seconds"], each["accuracy"], yerr=each["deviation"], fmt="o", color=color, capsize=2
-                )
-                panel.annotate(
-                    each["method"],
-                    (each["seconds"], each["accuracy"]),
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    color=color,
-                )
-            panel.set(title=place, xlabel="seconds of training", ylabel="test accuracy, %")
-            panel.margins(x=0.25)
+    with mpl.rc_context({"svg.hashsalt": "headline", "font.size": 9}):
+        figure, panels = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 5), squeeze=False, layout="constrained")
+        handles = {}
+        for panel, (place, drawn) in zip(panels[0], shown.items(), strict=True):
+            if drawn["curve"]:
+                panel.plot(*zip(*drawn["curve"], strict=True), color="black", linewidth=0.8, zorder=0)
+            for each in drawn["methods"]:
+                handles[each["method"]] = _draw_method(panel, each, drawn["methods"])
+            panel.set(title=place, xlabel=drawn["cost"], ylabel="test accuracy, %")
+            panel.grid(alpha=0.3)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(shown), frameon=False)
         metadata = {"Date": None, "Description": json.dumps(shown)}
         figure.savefig(path, format="svg", metadata=metadata)
         plt.close(figure)
 
 
-def drawn_points(path: Path) -> dict[str, list[dict[str, Any]]] | None:
+_FAR = 3.0
+"""Points of accuracy below dense from which on a method is written at the edge: the others would not be told apart."""
+
+
+def _draw_method(panel: Any, each: dict[str, Any], others: Sequence[dict[str, Any]]) -> Any:
+    name = each["method"]
+    color = "tab:red" if name.startswith("ours") else "black" if name.startswith("dense") else "tab:blue"
+    hollow = "white" if name.startswith("dense,") else color
+    look = {"marker": _LOOKS[name], "color": color, "markerfacecolor": hollow, "linestyle": "none", "markersize": 7}
+    dense = next(one["accuracy"] for one in others if one["method"] == "dense")
+    if each["accuracy"] > dense - _FAR:
+        return panel.errorbar(each["cost"], each["accuracy"], yerr=each["deviation"], capsize=2, **look)
+    lowest = min(one["accuracy"] for one in others if one["accuracy"] > dense - _FAR)
+    (handle,) = panel.plot(each["cost"], lowest, **look)
+    panel.annotate(
+        f"{each['accuracy']:.1f} %, far below",
+        (each["cost"], lowest),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="right",
+        color=color,
+    )
+    return handle
+
+
+def drawn_points(path: Path) -> dict[str, dict[str, Any]] | None:
     """Read the numbers that a picture was drawn from; None where there is no picture."""
     if not path.is_file():
         return None
     for element in ElementTree.parse(path).iter("{http://purl.org/dc/elements/1.1/}description"):
-        found: dict[str, list[dict[str, Any]]] = json.loads(element.text or "{}")
+        found: dict[str, dict[str, Any]] = json.loads(element.text or "{}")
         return found
     return None

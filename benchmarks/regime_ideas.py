@@ -31,6 +31,7 @@ __all__ = [
     "HigherRate",
     "PartialInsideModule",
     "RandomBeside",
+    "Smoothed",
     "Trimmed",
     "histories",
 ]
@@ -79,6 +80,16 @@ class ClassFloor(SignificanceHistory):
             kept = max(1, round(self._share * len(rows)))
             scores[rows[scores[rows].topk(kept).indices]] = most
         return scores
+
+
+class Smoothed(SignificanceHistory):
+    """What is remembered of a sample is the mean of its last score and of what was remembered before."""
+
+    def fold(self, maximum: Callable[[Tensor], Tensor] | None = None) -> None:
+        before = self._scores.clone()
+        super().fold(maximum)
+        seen_before = before.isfinite() & (before >= 0) & self._scores.isfinite()
+        self._scores = torch.where(seen_before, 0.5 * (before + self._scores), self._scores)
 
 
 class Trimmed(SignificanceHistory):
@@ -165,6 +176,7 @@ _HISTORIES: dict[str, _Make] = {
     "random-beside": lambda run, data: functools.partial(RandomBeside, share=0.05, seed=run.seed),
     "class-floor": _class_floor,
     "progress": lambda run, data: Progress,
+    "smoothed": lambda run, data: Smoothed,
     "trimmed": lambda run, data: functools.partial(Trimmed, share=float(run.option("trim", 0.1))),
 }
 

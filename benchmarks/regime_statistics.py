@@ -22,8 +22,13 @@ Record = dict[str, Any]
 
 
 def load_regimes(folder: Path) -> list[Record]:
-    """Read all records of the regime map, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Read all records of the regime map, in the order of their names, those of GPUs (in ``<folder>-gpu``) last."""
+    folders = (folder, folder.with_name(f"{folder.name}-gpu"))
+    return [json.loads(path.read_text()) for each in folders for path in sorted(each.glob("*.json"))]
+
+
+def _on_cpu(record: Record) -> bool:
+    return str(record["hardware"]).startswith("CPU")
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,12 @@ class Setting:
     Attributes:
         runs: The records by seed.
         dense: The records of the dense runs of that place by seed.
+        timed: The records whose seconds mean something: of runs on a CPU, or that had a GPU for themselves.
     """
 
     runs: dict[int, Record]
     dense: dict[int, Record]
+    timed: Sequence[Record] = ()
 
     @property
     def first(self) -> Record:
@@ -102,6 +109,13 @@ class Setting:
             return None
         return self.mean("work_epochs") / statistics.mean(run["work_epochs"] for run in self.dense.values())
 
+    @property
+    def seconds(self) -> float | None:
+        """Return the mean time of training: of its GPU, or that one CPU thread computed; None where none was timed."""
+        on_gpu = [float(run["seconds"]) for run in self.timed if not _on_cpu(run)]
+        on_cpu = [float(run["cpu_seconds"]) for run in self.timed if _on_cpu(run)]
+        return statistics.mean(on_gpu or on_cpu) if self.timed else None
+
     def mean(self, name: str) -> float:
         """Return the mean of a number of the records."""
         return statistics.mean(run[name] for run in self.runs.values())
@@ -114,8 +128,21 @@ class Setting:
 
 
 def by_setting(records: Sequence[Record]) -> dict[str, Setting]:
-    """Group the records of one place by their setting, seeds in ascending order."""
+    """Group the records of one place by their setting, seeds in ascending order.
+
+    The runs of a seed are compared on one machine: where two have recorded it, the one with more runs counts, of equals
+    the last.
+    """
+    machine: dict[int, str] = {}
+    for seed in sorted({int(record["seed"]) for record in records}):
+        names = [str(record["hardware"]) for record in records if record["seed"] == seed]
+        machine[seed] = max(dict.fromkeys(reversed(names)), key=names.count)
     groups: dict[str, dict[int, Record]] = {}
+    timed: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: int(record["seed"])):
-        groups.setdefault(record["setting"], {})[record["seed"]] = record
-    return {name: Setting(runs, groups.get("dense", {})) for name, runs in groups.items()}
+        if record["hardware"] == machine[record["seed"]]:
+            groups.setdefault(record["setting"], {})[record["seed"]] = record
+        if _on_cpu(record) or record["runs_at_once"] == 1:
+            timed.setdefault(record["setting"], []).append(record)
+    dense = groups.get("dense", {})
+    return {name: Setting(runs, dense, timed.get(name, [])) for name, runs in groups.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from regime_plans import plan
 from regime_run import Regime, Run
 from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
 
-__all__ = ["coverage_table", "headline_table", "ideas_table", "map_table", "methods_table", "steps_table"]
+__all__ = [
+    "coverage_table",
+    "headline_table",
+    "ideas_table",
+    "map_table",
+    "methods_table",
+    "seconds_cell",
+    "steps_table",
+]
 
 FOLDER = Path(__file__).parent / "records" / "regimes"
 _NOTHING_YET = "Not recorded yet."
@@ -34,6 +43,7 @@ _GATES = {"topk": "hard cut", "soft": "soft gate", "threshold": "threshold"}
 _IDEAS = {
     "random-beside": "a random 5 % beside the cut",
     "class-floor": "a floor of r/2 in every class",
+    "smoothed": "the mean of the last score and of what was remembered before",
     "progress": "the change since the visit before added",
     "averaged-model": "scores of a weight-averaged model (its forward is counted)",
     "higher-rate": "KAKURENBO's learning rate 1/(1 - F)",
@@ -52,12 +62,16 @@ def setting_name(record: Record) -> str:
             parts.append(f"lr {options['lr']:g}")
         return ", ".join(parts)
     if policy == "random":
-        return f"a random share of the same size, {_STEPS[options.get('steps', 'replan')]}"
+        target, value = re.findall(r"(coverage|rate)([\d.]+)", options["like"])[0]
+        size = f"coverage {value}" if target == "coverage" else f"r = {value}"
+        return f"a random share of the size of {size}, {_STEPS[options.get('steps', 'replan')]}"
     if policy in _POLICIES:
         return _POLICIES[policy]
     described = {
         "coverage": "coverage {:g}".format,
         "rate": "r = {:g}".format,
+        "weighting": "{} weights".format,
+        "lr": "lr {:g}".format,
         "gate": _GATES.__getitem__,
         "steps": _STEPS.__getitem__,
         "significance": "significance `{}`".format,
@@ -78,7 +92,12 @@ def place_name(regime: Regime) -> str:
 
 def machine(records: Sequence[Record]) -> str:
     """Name hardware, precision, torch and the commits of some records."""
-    names = sorted({record["hardware"] for record in records})
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        seeds.setdefault(record["hardware"], set()).add(record["seed"])
+    names = sorted(seeds)
+    if len(names) > 1:
+        names = [f"{name} (seeds {', '.join(map(str, sorted(seeds[name])))})" for name in names]
     precisions = sorted({record["precision"] for record in records})
     versions = sorted({record["versions"]["torch"] for record in records})
     commits = sorted({record["commit"] for record in records})
@@ -105,19 +124,21 @@ def accuracy_cell(setting: Setting) -> str:
     return mean if len(setting.runs) < 2 else f"{mean} ± {statistics.stdev(setting.accuracies):.2f}"
 
 
-def _seconds(setting: Setting) -> float:
-    on_cpu = setting.first["hardware"].startswith("CPU")
-    return setting.mean("cpu_seconds" if on_cpu else "seconds")
+def seconds_cell(setting: Setting) -> str:
+    """Write the time of training; a dash where it was not taken."""
+    return "-" if setting.seconds is None else f"{setting.seconds:,.0f}"
 
 
 def methods_table(regime: Regime, records: Sequence[Record]) -> str:
     """Make the table of all settings at one place, the most work first."""
     settings = by_setting(records)
+    compared = [record for setting in settings.values() for record in setting.runs.values()]
     lines = [
-        f"{place_name(regime)}, B = {regime.batch_size}; {machine(records)}. Means over seeds ± standard deviation; "
+        f"{place_name(regime)}, B = {regime.batch_size}; {machine(compared)}. Means over seeds ± standard deviation; "
         "difference: to dense runs of the same seeds, ± standard error, with the p-value of the paired t-test (a dash: "
         f"fewer than {LEAST_SEEDS} seeds). Work: forwards and backwards by their FLOPs, scoring included, in dense "
-        "epochs. Seconds: of training, on a CPU the time that one thread computed. Best: of all validations.",
+        "epochs. Seconds: of training, on a CPU the time that one thread computed; a dash where runs shared a GPU. "
+        "Best: of all validations.",
         "",
         "| run | seeds | test accuracy % | difference | p | work | steps | seconds | best % |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -132,7 +153,7 @@ def methods_table(regime: Regime, records: Sequence[Record]) -> str:
             p_cell(found),
             f"{setting.mean('work_epochs'):.1f}",
             f"{setting.mean('optimizer_steps'):,.0f}",
-            f"{_seconds(setting):,.0f}",
+            seconds_cell(setting),
             f"{100 * setting.mean('best_accuracy'):.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

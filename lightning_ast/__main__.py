@@ -196,7 +196,7 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument("--root", default="data", help="folder (or .npz file) with the images, and to download them to")
     parser.add_argument("--mode", choices=MODES, default="partial")
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--coverage", type=float, help="target coverage in (0, 1]; 0.9 where no rate is given")
+    target.add_argument("--coverage", type=float, help="target coverage in (0, 1]; 0.97 where no rate is given")
     target.add_argument("--rate", type=float, help="target activation rate in (0, 1], in place of a coverage")
     parser.add_argument("--epochs", type=int, help="length of the runs (default: by data set)")
     parser.add_argument("--width", type=int, help="channels of the first layer (default: by data set)")

@@ -81,7 +81,7 @@ def test_arguments_out_of_range(arguments: tuple[str, ...], told: str, tmp_path:
 
 def test_least_arguments_run(tmp_path: Path) -> None:
     done = run("demo", "--mode=prune", "--epochs=3", "--width=1", "--train-limit=128", cwd=tmp_path)
-    assert "AST, prune, coverage 0.9: 3 epochs" in done.out
+    assert "AST, prune, coverage 0.97: 3 epochs" in done.out
     run("demo", "--epochs=1", "--width=1", "--train-limit=256", cwd=tmp_path)
     done = run("demo", "--epochs=1", "--width=1", "--train-limit=128", cwd=tmp_path, status=2)
     assert "leave no sparse step in a run of 1 epoch and 1 optimizer step" in done.err

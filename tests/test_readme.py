@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import select_rows
 
 ROOT = Path(__file__).parent.parent
@@ -151,3 +152,20 @@ def test_what_readme_says_of_bad_samples_and_the_warmup_is_on_record() -> None:
     for row in json.loads((records / "warmup-time-cpu.json").read_text())["rows"]:
         for mode, share in row["share"].items():
             assert share < (1.02 if mode == "prune" else 1.01), f"{mode}: {share}"
+
+
+def test_what_is_said_of_unbiased_weights_in_prune_is_on_record() -> None:
+    lost = {}
+    for data in ("cifar10", "fashion_mnist"):
+        folder = ROOT / "benchmarks" / "records" / "regimes-gpu"
+        unbiased = folder.glob(f"{data}-n20000-*-prune-coverage0.9-weightingunbiased-gatesoft-stepskeep-s*.json")
+        runs = [json.loads(path.read_text()) for path in unbiased]
+        assert len(runs) == 3
+        dense = [
+            json.loads((folder / f"{run['name'].split('-prune')[0]}-dense-s{run['seed']}.json").read_text())
+            for run in runs
+        ]
+        pairs = zip(runs, dense, strict=True)
+        lost[data] = 100 * statistics.mean(plain["accuracy"] - run["accuracy"] for run, plain in pairs)
+    assert (round(min(lost.values())), round(max(lost.values()))) == (5, 8)
+    assert '"unbiased"`` lost 5 to 8 points' in " ".join((SparseSelectionCallback.__doc__ or "").split())

@@ -50,6 +50,16 @@ def test_the_most_significant_are_trimmed_once_all_are_known(ideas: Any) -> None
     assert found.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]
 
 
+def test_what_is_remembered_is_smoothed_over_the_visits(ideas: Any) -> None:
+    history = remembering(ideas.Smoothed(3), torch.tensor([4.0, 2.0]))
+    assert history.significance().tolist() == [4, 2, 4]  # the third was never seen
+    remembering(history, torch.tensor([2.0]))
+    assert history.significance().tolist() == [3, 2, 3]
+    history.observe(torch.tensor([0]), torch.tensor([float("inf")]))
+    history.fold()
+    assert history.quarantined.tolist() == [True, False, False]
+
+
 def test_a_history_is_put_in_its_place_and_taken_out_again(benchmark: Any, ideas: Any) -> None:
     from lightning_ast.pruning import epochs
 

@@ -35,7 +35,7 @@ def advise(
     mode, rate or coverage, and stages are meant.
 
     The steps that it measures score the samples of up to 8 batches. From these scores follows the activation rate that
-    a ``target_coverage`` needs: of 0.8, 0.9, 0.95, 0.99 and the callback's own. A module that has learned little needs
+    a ``target_coverage`` needs: of 0.9, 0.95, 0.97, 0.99 and the callback's own. A module that has learned little needs
     nearly all samples, and the report says that there is nothing to skip yet. The rate falls as it learns: pass the
     module of a trained checkpoint for a look at later epochs.
 

@@ -14,7 +14,7 @@ from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["COVERAGES", "ScoreWatcher", "coverage_facts", "is_nothing_to_skip"]
 
-COVERAGES = (0.8, 0.9, 0.95, 0.99)
+COVERAGES = (0.9, 0.95, 0.97, 0.99)
 """Coverages that are predicted."""
 
 

@@ -101,7 +101,7 @@ def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | Non
     return nearest if nearest < epochs else None
 
 
-_COVERAGE = 0.9
+_COVERAGE = 0.97
 _MOST_EPOCHS = 10_000
 _MOST_WIDTH = 1024
 _MOST_SEED = 2**32 - 1
@@ -136,7 +136,7 @@ def run_demo(
         mode: The mode of the sparse run.
         target_activation_rate: The share of the samples to train on, in (0, 1], in place of a coverage.
         target_coverage: The share of the summed significance that the samples trained on are to carry, in (0, 1]; None
-            is 0.9 where no rate is given.
+            is 0.97 where no rate is given.
         epochs: The length of the runs; None takes a default for the data.
         width: The channels of the first layer; None takes a default for the data.
         seed: The seed of the weights, the order of the samples and the gate.

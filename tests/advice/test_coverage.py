@@ -260,7 +260,7 @@ def test_the_rate_is_that_of_the_scores_by_hand(gate: Any, modules: tuple[Any, A
         for x, y in list(loader(digits))[: found.samples // 64]:
             probabilities = trained(x).softmax(1)
             scores.append((probabilities - F.one_hot(y, 10)).norm(dim=1))
-    for coverage in (0.8, 0.85, 0.9, 0.95, 0.99):
+    for coverage in (0.85, *COVERAGES):
         by_hand = rate_at_coverage(torch.cat(scores), coverage, gate)
         assert found.rates[coverage] == pytest.approx(by_hand, abs=0.01)
 
