@@ -1,4 +1,4 @@
-.PHONY: help demo test test-all test-slow test-oldest wheel check docs format clean evidence
+.PHONY: help demo test test-all test-slow test-oldest wheel check coverage docs format clean evidence
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -48,6 +48,10 @@ check: $(READY)  ## lint, format, types, README against its records
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/summarize.py --check
+
+coverage: $(READY)  ## the tests with the share of lines and branches that they run; pages in build/coverage/pages
+	mkdir -p build/coverage
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html --cov-report=json:build/coverage/totals.json
 
 docs: $(READY)  ## the documentation into build/site, without the network; begin at build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -11,7 +11,7 @@ from typing import get_origin
 import pytest
 import yaml
 
-from tests.helpers.page_commands import check_command, check_config, commands
+from tests.helpers.page_commands import check_command, check_config, check_mention, commands
 from tests.helpers.pages import DOCS, PAGES, ROOT, Block, anchors, blocks, code_spans, links, prose
 
 PUBLIC = ("", ".advice", ".callbacks", ".commands", ".core", ".demo", ".energy", ".errors", ".report", ".testing")
@@ -49,7 +49,7 @@ def test_commands_within_the_text_exist(page: Path, tmp_path: Path) -> None:
         if span == "lightning-ast report":  # names the command
             continue
         for command in commands(span):
-            check_command(command, tmp_path)
+            check_mention(command, tmp_path)
 
 
 @pytest.mark.parametrize("block", blocks("yaml", "yml"), ids=str)
