@@ -46,6 +46,8 @@ def test_commands_exist(block: Block, tmp_path: Path) -> None:
 def test_commands_within_the_text_exist(page: Path, tmp_path: Path) -> None:
     spans = [span for span in code_spans(page) if re.match(r"(lightning-ast|python|make|pip) [\w-]", span)]
     for span in spans:
+        if span == "lightning-ast report":  # names the command
+            continue
         for command in commands(span):
             check_mention(command, tmp_path)
 
@@ -77,7 +79,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name)
 def test_lines_are_short(page: Path) -> None:
     text = re.sub(r"<!-- ([\w-]+): generated .*?<!-- /\1 -->", "", prose(page), flags=re.DOTALL)
-    assert not [line for line in text.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")]
+    assert not [line for line in text.splitlines() if len(line) > 120 and not re.match(r"\s*(\||!?\[[^\]]*\]\()", line)]
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -181,3 +181,47 @@ def test_a_picture_knows_the_numbers_that_it_was_drawn_from(benchmark: Any, tmp_
     headline.draw(shown, tmp_path / "headline.svg")
     assert headline.drawn_points(tmp_path / "headline.svg") == shown
     assert headline.drawn_points(tmp_path / "missing.svg") is None
+
+
+# ---------------------------------------------------------------------- aims
+
+
+def write_aims(benchmark: Any, folder: Path, accuracies: dict[str, tuple[float, float]]) -> None:
+    for setting, (accuracy, work) in accuracies.items():
+        for run in pick(benchmark, "headline", setting)[:5]:
+            write(folder, run, accuracy + 0.001 * run.seed, work)
+
+
+def test_an_aim_is_judged_at_its_work(benchmark: Any, tmp_path: Path) -> None:
+    runs = {
+        "dense": (0.9, 16.0),
+        "prune-coverage0.97-gatesoft-stepskeep": (0.8995, 8.0),
+        "prune-coverage0.95-gatetopk-stepskeep": (0.8985, 7.2),
+    }
+    write_aims(benchmark, tmp_path, runs)
+    first, last = rows(benchmark("regime_aims").aims_table(tmp_path))[2:]
+    assert first[1:] == ["no", "-0.15 ± 0.00 at 0.45, `prune`, coverage 0.95, hard cut, steps kept"]
+    assert last[1] == "yes"
+    assert last[2].startswith("worst of 1 places: -0.05 ± 0.00, Fashion-MNIST")
+    write_aims(benchmark, tmp_path, {"prune-coverage0.9-gatetopk-stepskeep": (0.8991, 7.0)})
+    assert rows(benchmark("regime_aims").aims_table(tmp_path))[2][1] == "yes"
+
+
+def test_methods_are_compared_with_ours_of_no_more_work(benchmark: Any, tmp_path: Path) -> None:
+    runs = {
+        "dense": (0.9, 16.0),
+        "infobatch": (0.895, 10.0),
+        "seta": (0.891, 7.0),
+        "prune-coverage0.97-gatesoft-stepskeep": (0.899, 10.5),  # more work than both
+        "prune-coverage0.95-gatetopk-stepskeep": (0.896, 9.0),
+    }
+    write_aims(benchmark, tmp_path, runs)
+    (found,) = rows(benchmark("regime_aims").equal_work_table(tmp_path))[2:]  # nothing of ours is as cheap as SeTa's
+    assert found[1:3] == ["InfoBatch's rule", "0.62"]
+    assert found[3:] == ["`prune`, coverage 0.95, hard cut, steps kept", "0.56", "+0.10 ± 0.00", "< 0.001"]
+
+
+def test_nothing_is_compared_that_is_not_recorded(benchmark: Any, tmp_path: Path) -> None:
+    aims = benchmark("regime_aims")
+    assert aims.equal_work_table(tmp_path) == "Not recorded yet."
+    assert [row[1:] for row in rows(aims.aims_table(tmp_path))[2:]] == [["-", "not recorded"]]

@@ -183,7 +183,7 @@ class Predictions:
         return next((p for p in self.table if (p.mode, p.rate) == (mode, rate)), None)
 
     def at_coverage(self, mode: str, coverage: float) -> Prediction | None:
-        """Return the prediction of a mode at the user's coverage, or 0.9, 0.95, 0.97, 0.99; None where it is refused."""
+        """Return the prediction of a mode at the user's coverage or one of the usual ones; None where it is refused."""
         return next((p for p in self.covering(coverage) if p.mode == mode), None)
 
     def _is_predicted(self, mode: Mode, rate: float, run: RunFacts) -> bool:

@@ -77,7 +77,7 @@ class PlannedRun:
     Attributes:
         schedule: Warmup and cooldown.
         dense: The length of a dense epoch.
-        sparse: The length of a pruned epoch; that of a dense one where each has its own.
+        pruned: The length of a pruned epoch; that of a dense one where each has its own.
         accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
         max_epochs: The limit of the run in epochs, or None.
         max_steps: The limit of the run in optimizer steps, or None.
@@ -88,7 +88,7 @@ class PlannedRun:
 
     schedule: Schedule
     dense: EpochLengths
-    sparse: EpochLengths
+    pruned: EpochLengths
     accumulate: dict[int, int]
     max_epochs: int | None
     max_steps: int | None
@@ -139,7 +139,7 @@ class PlannedRun:
         starts = sorted({0, first, end, *self.accumulate})
         steps = 0
         for start, stop in zip(starts, [*starts[1:], total], strict=True):
-            lengths = self.sparse if first <= start < end and not self.follows else self.dense
+            lengths = self.pruned if first <= start < end and not self.follows else self.dense
             steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / self.factor(start))
         return steps
 
@@ -221,13 +221,13 @@ def planned_run(
         steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
     """
     dense = EpochLengths(facts.draws, facts.batches, facts.batch_size)
-    sparse = dense
+    pruned = dense
     if rate is not None and rate < 1:
-        sparse = pruned_lengths(facts, rate, steps=steps, min_selected=min_selected, processes=processes)
+        pruned = pruned_lengths(facts, rate, steps=steps, min_selected=min_selected, processes=processes)
     return PlannedRun(
         schedule=schedule,
         dense=dense,
-        sparse=sparse,
+        pruned=pruned,
         accumulate=accumulate,
         max_epochs=epoch_limit(trainer),
         max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
@@ -282,7 +282,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
             f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
         )
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
-    batches = run.sparse.batches
+    batches = run.pruned.batches
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if type(interval) is int and by_epoch and batches < interval <= facts.batches:
         found.append(
