@@ -8,7 +8,7 @@ OTHERS := build/others
 PARALLEL := --numprocesses auto --dist worksteal
 
 help:  ## show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -43,7 +43,7 @@ wheel:  ## build the wheel, install it into an empty environment and train with 
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd dist && ../.venv-wheel/bin/python ../tests/installed.py
 
-check: $(READY)  ## lint, format, types, README against its records
+check: $(READY)  ## lint, format, types, the tables of the pages against their records
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
