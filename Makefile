@@ -1,4 +1,4 @@
-.PHONY: help demo test test-all test-slow test-oldest wheel check format clean evidence
+.PHONY: help demo test test-all test-slow test-oldest wheel check docs format clean evidence
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -48,6 +48,9 @@ check: $(READY)  ## lint, format, types, README against its records
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/summarize.py --check
+
+docs: $(READY)  ## the documentation into build/site, without the network; begin at build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 evidence: $(READY) $(OTHERS)  ## the headline table and the regime map, hours on the CPU; goes on where it was stopped
 	PYTHONPATH=$(OTHERS) $(BIN)/python benchmarks/regimes.py --plan headline --workers $(WORKERS) --root $(DATA)

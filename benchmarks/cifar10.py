@@ -3,8 +3,7 @@
     python benchmarks/cifar10.py --policy partial --seed 0 --root cifar10.npz
 
 On a GPU (bf16-mixed, all images, full width) this is the protocol of the accuracy table; `--width`, `--train-limit` and
-`--epochs` shorten it for a CPU, and the record says so. `benchmarks/summarize.py` makes README's table from the
-records.
+`--epochs` shorten it for a CPU, and the record says so. `benchmarks/summarize.py` makes the tables from the records.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What works with what: the factors, ONE table of rules, and the cells in which the rules are tried.
 
 A cell is a whole set-up. Its verdict follows from the first rule that matches it; ``test_matrix.py`` trains
-every cell and holds it to its verdict, and :func:`markdown` writes README's table from the same rules.
+every cell and holds it to its verdict, and :func:`markdown` writes the table for readers from the same rules.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Rule:
         name: of the rule.
         when: factor to the values that it speaks of; a factor that is not named may have any.
         verdict: of the cells that match.
-        reason: README's footnote.
+        reason: the footnote of the table.
         message: where refused, a regular expression of the error before the first optimizer step.
         gpu: whether it holds on a machine with a GPU.
     """
@@ -284,7 +284,7 @@ def _cell_with(missing: list[Pair]) -> Cell:
     return Cell(**values)
 
 
-# ------------------------------------------------------------------ README
+# ------------------------------------------------------------------ the table
 
 
 def _reasons() -> list[str]:
@@ -310,7 +310,7 @@ def _entry(mode: str, factor: str, value: str) -> str:
 
 
 def markdown() -> str:
-    """README's matrix: what each value of each factor is in each mode, with the rules as footnotes."""
+    """The table for readers: what each value of each factor is in each mode, with the rules as footnotes."""
     modes = FACTORS["mode"]
     lines = ["| | " + " | ".join(f"`{mode}`" for mode in modes) + " |", "|---" * (len(modes) + 1) + "|"]
     for factor, values in {**FACTORS, "batchnorm": BATCHNORM[1:]}.items():

@@ -1,43 +1,19 @@
-"""README's Python runs as it stands, its links lead somewhere, its tables are those of the records."""
+"""The tables of the pages are those of the records, and so is what the text says of them."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import select_rows
+from tests.helpers.pages import PAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-@pytest.mark.filterwarnings("default")  # as in a script of the reader's own
-def test_python_blocks_run(
-    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
-    ends = ("Epoch 3/3 | Loss:", "relative error of the gradients", "What to beat: dense training")
-    shown = capsys.readouterr().out
-    assert any(end in shown for end in ends), shown
-
-
-def test_there_is_a_block_to_run() -> None:
-    assert BLOCKS
-
-
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", TEXT))))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+TEXT = " ".join(" ".join(page.read_text().split()) for page in PAGES)
 
 
 def test_what_the_docstring_says_of_batchnorm_is_on_record() -> None:
@@ -57,45 +33,44 @@ def test_what_the_docstring_says_of_batchnorm_is_on_record() -> None:
     assert "within half a point" in said
 
 
-def test_what_readme_says_of_the_monitors_and_of_advice_is_on_record() -> None:
+def test_what_the_pages_say_of_the_monitors_and_of_advice_is_on_record() -> None:
     def records(benchmark: str) -> list[dict[str, object]]:
         read = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob(f"{benchmark}-*.json")]
         assert read
         return read
 
-    assert "What the two monitors cost, below 1 % of the training" in TEXT
+    assert "The share is that of a run of ten epochs" in TEXT
     assert all(run["watching_share"] < 0.01 for record in records("monitored") for run in record["runs"])
     saved = next(run for run in records("monitored")[0]["runs"] if run["mode"] == "partial")["savings"]
     percent = {name: f"{saved[name]:.0%}".replace("%", " %") for name in ("samples", "flops", "seconds")}
     said = f"{percent['samples']} of the samples are skipped, {percent['flops']} of the FLOPs and {percent['seconds']} of the"
-    assert said in " ".join(TEXT.split())
+    assert said in TEXT
     logged = {tag for record in records("monitored") for run in record["runs"] for tag in run["series"]["scalars"]}
     assert logged >= {f"ast/{name}" for name in ("activation_rate", "target_activation_rate", "threshold", "stage")}
     assert logged >= {f"ast/savings_{name}" for name in ("samples", "flops", "seconds")}
-    assert "Its predictions beside ordinary runs, all within 15 %" in TEXT
+    assert "Beside ordinary runs, all within 15 %" in TEXT
     assert {record["model"] for record in records("advice")} >= {"resnet18", "vit-s"}
     assert all(max(record["largest_error"].values()) < 0.15 for record in records("advice"))
 
 
-def test_what_readme_says_of_the_whole_of_cifar10_is_on_record() -> None:
+def test_what_the_pages_say_of_the_whole_of_cifar10_is_on_record() -> None:
     def runs(policy: str, epochs: int) -> tuple[float, float]:
         name = f"cifar10-gpu-{policy}-r0.4-w64-n50000-b256-e{epochs}-s*.json"
         found = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob(name)]
         assert len(found) == 3
         return 100 * statistics.mean(r["accuracy"] for r in found), statistics.mean(r["flops"] for r in found)
 
-    text = " ".join((ROOT / "README.md").read_text().split())
     (dense, whole), (partial, flops) = runs("dense", 16), runs("partial", 16)
     assert abs(dense - partial) < 0.25, "within the noise of three seeds"
-    assert f"at {flops / whole:.2f} of its FLOPs" in text
-    assert f"{partial - runs('dense-shortened', 11)[0]:.1f} points above the dense run of that work" in text
-    assert f"and {partial - runs('infobatch', 16)[0]:.1f} above InfoBatch's rule" in text
+    assert f"at {flops / whole:.2f} of its FLOPs" in TEXT
+    assert f"{partial - runs('dense-shortened', 11)[0]:.1f} points above the dense run of that work" in TEXT
+    assert f"and {partial - runs('infobatch', 16)[0]:.1f} above InfoBatch's rule" in TEXT
     prune = runs("prune", 16)[0]
     gains = sorted(f"{prune - runs(*other)[0]:.1f}" for other in (("prune-random", 16), ("dense-shortened", 8)))
-    assert f"`prune` is {gains[0]} to {gains[1]} points above a random share" in text
+    assert f"`prune` is {gains[0]} to {gains[1]} points above a random share" in TEXT
 
 
-def test_what_readme_says_of_prune_is_on_record() -> None:
+def test_what_the_pages_say_of_prune_is_on_record() -> None:
     def accuracy(policy: str, rate: str, epochs: int) -> float:
         name = f"cifar10-cpu-{policy}-r{rate}-w8-n20000-b256-e{epochs}-s*.json"
         runs = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob(name)]
@@ -121,17 +96,33 @@ def test_what_readme_says_of_prune_is_on_record() -> None:
         gains = [accuracy("prune", rate, epochs) - accuracy(*other) for rate, epochs, *other in pairs]
         least, most = map(float, re.findall(r"[\d.]+", said)[:2])
         assert (round(min(gains), 1), round(max(gains), 1)) == (least, most)
-        assert said in " ".join(TEXT.split())
+        assert said in TEXT
 
 
-def test_tables_are_the_records() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "summarize.py"), "--check"], check=False)
-    assert done.returncode == 0
+def test_tables_are_the_records(benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["summarize.py", "--check"])
+    assert benchmark("summarize").main() == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", TEXT, re.M))
-def test_make_targets_exist(target: str) -> None:
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+def test_every_table_stands_on_a_page(benchmark: Any) -> None:
+    summarize = benchmark("summarize")
+    assert {name for page in summarize.pages() for name in summarize.tables_of(page.read_text())} == {*summarize.TABLES}
+
+
+def test_tables_are_written_where_a_page_asks_for_them(benchmark: Any) -> None:
+    rendered = benchmark("summarize").rendered
+
+    def page(first: str, second: str) -> str:
+        tables = {"one": first, "two": second}
+        marks = [f"<!-- {n}: generated by benchmarks/summarize.py -->\n{t}\n<!-- /{n} -->" for n, t in tables.items()]
+        return "# A page\n\n" + "\n\ntext\n\n".join([*marks, marks[0]]) + "\nthe end\n"
+
+    tables = {"one": lambda: "| 1 |", "two": lambda: "| 2 |\n\n| 3 |"}
+    assert rendered(page("old", "older\n\nstill"), tables) == page("| 1 |", "| 2 |\n\n| 3 |")
+    with pytest.raises(ValueError, match="got two"):
+        rendered(page("old", "old"), {"one": tables["one"]})
+    with pytest.raises(ValueError, match="got one, one"):
+        rendered(page("old", "old").replace("/one", "/other"), tables)
 
 
 def test_the_number_of_set_ups_is_that_of_the_matrix() -> None:
@@ -141,7 +132,7 @@ def test_the_number_of_set_ups_is_that_of_the_matrix() -> None:
     assert set(possible_pairs()) <= covered(list(cells()))
 
 
-def test_what_readme_says_of_bad_samples_and_the_warmup_is_on_record() -> None:
+def test_what_the_pages_say_of_bad_samples_and_the_warmup_is_on_record() -> None:
     records = ROOT / "benchmarks" / "records"
     rows = json.loads((records / "bad-samples-cpu.json").read_text())["rows"]
     assert [row["finite"] for row in rows if row["policy"] == "plain"] == [False, True]
