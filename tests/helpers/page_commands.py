@@ -70,8 +70,6 @@ def check_config(text: str, cwd: Path) -> None:
 
 def _check_own(arguments: list[str], cwd: Path) -> None:
     command, *rest = arguments or ["--help"]
-    if not rest and command in ("report", "advise"):  # the text names the command
-        return
     if command in LIGHTNING:
         run(command, *_with_files(rest), "--print_config", cwd=cwd)
     elif command == "advise":
