@@ -239,7 +239,8 @@ class Predictions:
             return self._scored
         size = self.facts.run.batch_size
         rate = max(rate, minimum_count(size, self.facts.run.min_selected) / size)
-        return at_rate(step.curves[mode], rate, step.dense if mode == "partial" else None)
+        # a step that keeps nearly all of a batch still scores it
+        return at_rate(step.curves[mode], rate, self._scored if mode == "partial" else None)
 
     def _memory(self, mode: Mode | None, rate: float, measured: int | None) -> int | None:
         estimate = self.facts.step.memory

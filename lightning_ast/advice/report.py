@@ -167,9 +167,9 @@ def _coverage(advice: Advice) -> Iterator[str | Grid]:
     flat = [f"{coverage:g}" for coverage, rate in facts.rates.items() if is_nothing_to_skip(coverage, rate)]
     if flat:
         yield (
-            f"Nothing to skip yet at a coverage of {', '.join(flat)}: it needs about as large a share of the samples, "
-            "so that any would do as well as those chosen. The rate falls as the module learns: for a look at later "
-            "epochs, pass the module of a trained checkpoint."
+            f"At a coverage of {', '.join(flat)} there is nothing to skip yet: the samples are so much alike that it "
+            "needs about the same share of them. The rate falls as the module learns: for a look at later epochs, pass "
+            "the module of a trained checkpoint."
         )
 
 

@@ -122,8 +122,12 @@ class StepLog:
         if self._is_wanted(batch_idx):
             values = self._values(stage, mean)
             self._log(values, stage)
+        step = running_step(trainer)
+        begins = step == 0 if self._last is None else stage != self._last.stage
+        if begins and not will_write(trainer):  # a stage may be shorter than the loggers' interval
+            write(trainer, {"ast/stage": float(STAGE_CODES[stage])}, step=step, epoch=trainer.current_epoch)
         self._last = _Batch(
-            running_step(trainer),
+            step,
             trainer.current_epoch,
             stage,
             batches_completed(trainer),
