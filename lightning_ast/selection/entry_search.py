@@ -11,7 +11,9 @@ from torch import Tensor
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
+from lightning_ast.errors import EntryError
 from lightning_ast.selection.notices import WarnOnce
+from lightning_ast.selection.other_dimension import Doubt, DoubtfulTrace
 
 __all__ = ["EntrySearch"]
 
@@ -31,6 +33,7 @@ class EntrySearch:
 
     Attributes:
         batch: What the running forward gets; None between two of them.
+        doubt: A reason to ask whether the samples of the whole batch lie along another dimension, or None.
         attempts: The number of traced forwards that had a loss; a step may return none.
     """
 
@@ -53,6 +56,7 @@ class EntrySearch:
         self._has_proved = False
         self._unclear: tuple[str, ...] = ()
         self.batch: Any = None
+        self.doubt: Doubt | None = None
         self.attempts = 0
 
     # ------------------------------------------------------------------ which forwards are traced
@@ -81,6 +85,8 @@ class EntrySearch:
         self._started += 1
         self._is_counted = False
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
+        if self.doubt is not None and take is None and batch_size == self.doubt.counted:
+            return DoubtfulTrace(self.batch, self.doubt, take=self._take, only=only)
         return SampleTrace(self.batch, batch_size, take=take or self._take, only=only)
 
     def end_trace(self, trace: SampleTrace) -> None:
@@ -137,6 +143,8 @@ class EntrySearch:
         # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
         found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
+        if isinstance(trace, DoubtfulTrace) and trace.is_confirmed(loss, found):
+            raise EntryError(trace.doubt.message)
         self._count(proved=bool(found.entries))
         if not found.entries and not self._finder.proved:
             self._unclear = self._unclear or found.unclear

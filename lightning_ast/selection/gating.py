@@ -22,6 +22,7 @@ from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.notices import WarnOnce
+from lightning_ast.selection.other_dimension import Doubt
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
@@ -86,6 +87,16 @@ class Gating:
         self._losses: StepLosses | None = None
         self._open: list[AbstractContextManager[object]] = []
         self._has_gated = False
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """Return a reason to ask whether the samples lie along another dimension than the first."""
+        return self.search.doubt
+
+    @doubt.setter
+    def doubt(self, doubt: Doubt | None) -> None:
+        self.search.doubt = doubt
+        self.scoring_search.doubt = doubt
 
     # ------------------------------------------------------------------ the forward
 

@@ -234,6 +234,7 @@ class Session:
 
     def _size(self, batch: object) -> int:
         size = self._count_samples(batch)
+        self._gating.doubt = self._count_samples.doubt
         if size == 0 and self.stage == "sparse" and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "
