@@ -1,4 +1,4 @@
-.PHONY: help demo test test-all test-slow test-oldest wheel check docs format clean evidence
+.PHONY: help demo test test-all test-slow test-oldest wheel check coverage docs format clean evidence
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -8,7 +8,7 @@ OTHERS := build/others
 PARALLEL := --numprocesses auto --dist worksteal
 
 help:  ## show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -43,11 +43,15 @@ wheel:  ## build the wheel, install it into an empty environment and train with 
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd dist && ../.venv-wheel/bin/python ../tests/installed.py
 
-check: $(READY)  ## lint, format, types, README against its records
+check: $(READY)  ## lint, format, types, the tables of the pages against their records
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/summarize.py --check
+
+coverage: $(READY)  ## the tests with the share of lines and branches that they run; pages in build/coverage/pages
+	mkdir -p build/coverage
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html --cov-report=json:build/coverage/totals.json
 
 docs: $(READY)  ## the documentation into build/site, without the network; begin at build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

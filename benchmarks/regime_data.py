@@ -207,7 +207,7 @@ class RegimeData(pl.LightningDataModule):
 
     @property
     def _device(self) -> torch.device:
-        """The device of the Trainer: the images lie there, so that no run waits for copies."""
+        """Return the device of the Trainer: the images lie there, so that no run waits for copies."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from regime_aims import aims_table, equal_work_table
 from regime_headline import draw, drawn_points, points, short_table
 from regime_tables import coverage_table, headline_table, ideas_table, map_table, steps_table
 
@@ -435,6 +436,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "outcomes": third_party_table,
     "regime-short": short_table,
     "regime-headline": headline_table,
+    "regime-equal-work": equal_work_table,
+    "regime-aims": aims_table,
     "regime-map": map_table,
     "regime-steps": steps_table,
     "regime-coverage": coverage_table,

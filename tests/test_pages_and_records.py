@@ -13,6 +13,7 @@ from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import select_rows
 from tests.helpers.pages import PAGES, ROOT
 
+GENERATED = re.compile(r"<!-- ([\w-]+): generated (.*?)<!-- /\1 -->", re.DOTALL)
 TEXT = " ".join(" ".join(page.read_text().split()) for page in PAGES)
 
 
@@ -39,7 +40,7 @@ def test_what_the_pages_say_of_the_monitors_and_of_advice_is_on_record() -> None
         assert read
         return read
 
-    assert "What the two monitors cost, below 1 % of the training" in TEXT
+    assert "The share is that of a run of ten epochs" in TEXT
     assert all(run["watching_share"] < 0.01 for record in records("monitored") for run in record["runs"])
     saved = next(run for run in records("monitored")[0]["runs"] if run["mode"] == "partial")["savings"]
     percent = {name: f"{saved[name]:.0%}".replace("%", " %") for name in ("samples", "flops", "seconds")}
@@ -48,7 +49,7 @@ def test_what_the_pages_say_of_the_monitors_and_of_advice_is_on_record() -> None
     logged = {tag for record in records("monitored") for run in record["runs"] for tag in run["series"]["scalars"]}
     assert logged >= {f"ast/{name}" for name in ("activation_rate", "target_activation_rate", "threshold", "stage")}
     assert logged >= {f"ast/savings_{name}" for name in ("samples", "flops", "seconds")}
-    assert "Its predictions beside ordinary runs, all within 15 %" in TEXT
+    assert "Beside ordinary runs, all within 15 %" in TEXT
     assert {record["model"] for record in records("advice")} >= {"resnet18", "vit-s"}
     assert all(max(record["largest_error"].values()) < 0.15 for record in records("advice"))
 
@@ -160,3 +161,26 @@ def test_what_is_said_of_unbiased_weights_in_prune_is_on_record() -> None:
         lost[data] = 100 * statistics.mean(plain["accuracy"] - run["accuracy"] for run, plain in pairs)
     assert (round(min(lost.values())), round(max(lost.values()))) == (5, 8)
     assert '"unbiased"`` lost 5 to 8 points' in " ".join((SparseSelectionCallback.__doc__ or "").split())
+
+
+def test_every_difference_that_the_pages_name_is_on_record(benchmark: Any) -> None:
+    """Each "a ± b" outside the generated tables is a difference to dense runs of the regime map, or stands in a table."""
+    statistics_of = benchmark("regime_statistics")
+    tables = benchmark("regime_tables")
+    records = statistics_of.load_regimes(tables.FOLDER)
+    known = set()
+    for plan in benchmark("regime_plans").PLANS:
+        names = {run.name for run in benchmark("regime_plans").plan(plan)}
+        places: dict[str, list[Any]] = {}
+        for record in records:
+            if record["name"] in names:
+                places.setdefault(str(record["regime"]), []).append(record)
+        settings = [one for here in places.values() for one in statistics_of.by_setting(here).values()]
+        known |= {tables.difference_cell(one.difference).lstrip("+-") for one in settings}
+    figure = re.compile(r"\d+\.\d+ ± \d+\.\d+")
+    named = {}
+    for page in benchmark("summarize").pages():
+        text = page.read_text()
+        known |= {found for table in GENERATED.finditer(text) for found in figure.findall(table[0])}
+        named |= dict.fromkeys(figure.findall(GENERATED.sub("", text)), page.name)
+    assert {found: page for found, page in named.items() if found not in known} == {}

@@ -83,7 +83,7 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
     plan = PlannedRun(
         schedule=run.schedule,
         dense=EpochLengths(samples, run.batches_per_epoch),
-        sparse=pruned,
+        pruned=pruned,
         accumulate=run.accumulate,
         max_epochs=run.max_epochs,
         max_steps=run.max_steps,

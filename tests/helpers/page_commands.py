@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.command import run
 from tests.helpers.pages import ROOT
 
-__all__ = ["check_command", "check_config", "commands"]
+__all__ = ["check_command", "check_config", "check_mention", "commands"]
 
 EXAMPLE = ROOT / "examples" / "cifar10_resnet9.yaml"
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -55,6 +55,16 @@ def check_command(words: list[str], cwd: Path) -> None:
         _check_targets(arguments)
     elif name == "pip" or name.endswith("/pip"):
         _check_extras(arguments)
+
+
+def check_mention(words: list[str], cwd: Path) -> None:
+    """Fail where a text names a command that there is not; what it needs may be left out there."""
+    if words[0] == "lightning-ast" and len(words) == 2:
+        words = [*words, "--help"]
+    elif words[0] == "python" and len(words) == 2:
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
+        return
+    check_command(words, cwd)
 
 
 def check_config(text: str, cwd: Path) -> None:

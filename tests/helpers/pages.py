@@ -10,7 +10,7 @@ from pathlib import Path
 
 import markdown
 
-__all__ = ["DOCS", "PAGES", "ROOT", "Block", "anchors", "blocks", "code_spans", "links", "prose"]
+__all__ = ["DOCS", "PAGES", "ROOT", "Block", "anchors", "as_html", "blocks", "code_spans", "links", "prose"]
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -89,18 +89,25 @@ def links(page: Path) -> list[str]:
 
 
 @cache
+def as_html(page: Path) -> str:
+    """Return a page as the site shows it, without the reference of the API."""
+    extensions = ["toc", "admonition", "attr_list", "footnotes", "tables", "md_in_html"]
+    return markdown.markdown(
+        page.read_text(encoding="utf-8"),
+        extensions=[*extensions, *(f"pymdownx.{name}" for name in ("details", "superfences", "snippets", "tabbed"))],
+        extension_configs={
+            "pymdownx.snippets": {"base_path": [str(ROOT)], "check_paths": True},
+            "pymdownx.tabbed": {"alternate_style": True},
+        },
+    )
+
+
+@cache
 def anchors(page: Path) -> frozenset[str]:
     """Name the places of a page that a link can point to: those of the site for its pages, else those of a forge."""
     text = page.read_text(encoding="utf-8")
     if page.is_relative_to(DOCS):
-        snippets = {"base_path": [str(ROOT)], "check_paths": True}
-        extensions = ["toc", "attr_list", "footnotes", "tables", "md_in_html", "pymdownx.superfences"]
-        page_as_html = markdown.markdown(
-            text,
-            extensions=[*extensions, "pymdownx.snippets"],
-            extension_configs={"pymdownx.snippets": snippets},
-        )
-        return frozenset([*re.findall(r'\bid="([^"]+)"', page_as_html), *_API.findall(text)])
+        return frozenset([*re.findall(r'\bid="([^"]+)"', as_html(page)), *_API.findall(text)])
     named = re.findall(r'\b(?:id|name)="([^"]+)"', text)
     slugs: list[str] = []
     for title in re.findall(r"^#{1,6} +(.*?)\s*#*$", prose(page), re.MULTILINE):

@@ -1,0 +1,121 @@
+"""Figures that the pages on theory, migration, troubleshooting and the original quote are those of the records."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records" / "regimes-gpu"
+C20 = "cifar10-n20000-resnet16-e24-b128"
+C50 = "cifar10-n50000-resnet32-e16-b128"
+F20 = "fashion_mnist-n20000-resnet16-e24-b128"
+F60 = "fashion_mnist-n60000-resnet16-e16-b128"
+
+
+@cache
+def runs(place: str, setting: str) -> dict[int, dict[str, Any]]:
+    """The runs of a setting, by seed."""
+    found = [json.loads(path.read_text()) for path in RECORDS.glob(f"{place}-{setting}-s*.json")]
+    return {run["seed"]: run for run in found}
+
+
+def text_of(page: str) -> str:
+    return " ".join((ROOT / "docs" / page).read_text().replace("**", "").split())
+
+
+def differences(place: str, setting: str) -> list[float]:
+    dense = runs(place, "dense")
+    return [100 * (run["accuracy"] - dense[seed]["accuracy"]) for seed, run in runs(place, setting).items()]
+
+
+def mean(place: str, setting: str, value: str) -> float:
+    return statistics.mean(run[value] for run in runs(place, setting).values())
+
+
+@pytest.mark.parametrize(
+    ("page", "place", "setting", "said"),
+    [
+        ("theory.md", C20, "prune-coverage0.9-weightingunbiased-gatesoft-stepskeep", "-8.10 ± 1.25 points on CIFAR-10"),
+        ("theory.md", F20, "prune-coverage0.9-weightingunbiased-gatesoft-stepskeep", "-5.42 ± 0.26 on Fashion-MNIST"),
+        ("theory.md", C20, "prune-coverage0.9-lr0.12-gatetopk-stepskeep", "gave -0.78 ± 0.22"),
+        ("theory.md", C20, "prune-coverage0.9-gatetopk-stepskeep", "against -0.76 ± 0.17 on CIFAR-10"),
+        ("theory.md", F20, "prune-coverage0.9-lr0.12-gatetopk-stepskeep", "-0.18 ± 0.11 against"),
+        ("theory.md", F20, "prune-coverage0.9-gatetopk-stepskeep", "-0.29 ± 0.15 on Fashion-MNIST"),
+        ("theory.md", C50, "prune-coverage0.95-gatetopk-stepskeep", "hard -0.52 ± 0.11 at 0.65 of the work"),
+        ("theory.md", C50, "prune-coverage0.95-gatesoft-stepskeep", "soft -0.55 ± 0.11 at 0.68"),
+        ("theory.md", C50, "prune-rate0.6-gatetopk-stepskeep", "hard -0.42 ± 0.07"),
+        ("theory.md", C50, "prune-rate0.6-gatesoft-stepskeep", "soft -0.58 ± 0.10, both at 0.65"),
+        ("theory.md", C50, "random-likeprune-rate0.6-gatetopk-stepskeep-stepskeep", "-1.47 ± 0.12"),
+        ("migrating.md", C50, "infobatch", "-0.50 ± 0.09 at 0.71"),
+        ("migrating.md", C50, "prune-coverage0.97-gatesoft-stepskeep", "-0.26 ± 0.12 at 0.72"),
+        ("migrating.md", C50, "prune-coverage0.95-gatesoft-stepskeep", "-0.55 ± 0.11 at 0.68"),
+        ("migrating.md", C50, "selective-backprop", "-0.54 ± 0.11 points at 0.96"),
+        ("original.md", C50, "original-rate0.4", "-5.22 ± 0.31"),
+    ],
+)
+def test_a_difference_to_dense_is_on_record(page: str, place: str, setting: str, said: str) -> None:
+    found = differences(place, setting)
+    digits = len(said.split("±", maxsplit=1)[0].strip().split(".")[-1])
+    error = statistics.stdev(found) / math.sqrt(len(found))
+    assert said in text_of(page)
+    assert f"{statistics.mean(found):.{digits}f} ± {error:.{digits}f}" in said
+    if " at 0." in said:
+        share = mean(place, setting, "work_epochs") / mean(place, "dense", "work_epochs")
+        assert f"at {share:.2f}" in said
+
+
+def test_what_coverage_cost_where_the_network_fits_and_where_not_is_on_record() -> None:
+    text = text_of("theory.md")
+    for place, said in (
+        (F20, "reaches 95 % on the training images, 0.44 of the work cost 0.35 ± 0.02 points"),
+        (C20, "reaches 86 %, 0.68 of the work were needed, for 0.49 ± 0.26 points"),
+    ):
+        setting = "prune-coverage0.9-gatesoft-stepskeep"
+        found = differences(place, setting)
+        share = mean(place, setting, "work_epochs") / mean(place, "dense", "work_epochs")
+        error = statistics.stdev(found) / math.sqrt(len(found))
+        assert said in text
+        assert f"{share:.2f} of the work" in said
+        assert f"{-statistics.mean(found):.2f} ± {error:.2f} points" in said
+        assert f"reaches {100 * mean(place, 'dense', 'train_accuracy'):.0f} %" in said
+
+
+def test_the_seconds_that_are_quoted_are_on_record() -> None:
+    text = text_of("troubleshooting.md")
+    for said, place, settings in (
+        (
+            "took 128 s with `partial` at coverage 0.9 where the dense run took 57 s",
+            C50,
+            ("partial-coverage0.9", "dense"),
+        ),
+        (
+            'a dense run took 25 s, `"keep"` 36 s and `"follow"` 15 s',
+            F20,
+            ("dense", "prune-coverage0.9-gatesoft-stepskeep", "prune-coverage0.9-gatesoft-stepsfollow"),
+        ),
+    ):
+        assert said in text
+        assert [f"{mean(place, setting, 'seconds'):.0f} s" in said for setting in settings] == [True] * len(settings)
+
+
+def test_what_is_said_of_the_original_is_on_record() -> None:
+    text = text_of("original.md")
+    found = list(runs(C50, "original-rate0.4").values())
+    (other,) = runs(F60, "original-rate0.4").values()
+    assert f"{100 * mean(C50, 'original-rate0.4', 'accuracy'):.1f} % where dense training reaches 87.7 %" in text
+    assert f"{100 * mean(C50, 'dense', 'accuracy'):.1f}" == "87.7"
+    assert f"reports {mean(C50, 'original-rate0.4', 'claimed_energy_savings_percent'):.1f} % saved" in text
+    share = mean(C50, "original-rate0.4", "work_epochs") / mean(C50, "dense", "work_epochs")
+    assert f"{share:.2f} times" in text
+    first, second = (statistics.mean(run["rate_by_epoch"][epoch] for run in found) for epoch in (0, 1))
+    assert f"{first:.2f} and {second:.2f} in the first two epochs" in text
+    later = [rate for run in found for rate in run["rate_by_epoch"][4:]]
+    assert f"from the fifth on {min(later):.2f} to {max(later):.2f}" in text
+    assert f"falls from {max(other['rate_by_epoch']):.2f} to {other['rate_by_epoch'][-1]:.2f}" in text
