@@ -13,7 +13,8 @@ from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.errors import EntryError
 from lightning_ast.selection.notices import WarnOnce
-from lightning_ast.selection.other_dimension import Doubt, DoubtfulTrace
+from lightning_ast.selection.other_dimension import DoubtfulTrace
+from lightning_ast.selection.sample_count import SampleCount
 
 __all__ = ["EntrySearch"]
 
@@ -26,6 +27,7 @@ class EntrySearch:
 
     Args:
         finder: Knows the graphs that were proved, in either kind of forward.
+        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
         take: ``(batch, indices) -> batch``, the user's own way to take samples, or None.
         enabled: Whether anything is ever selected or scored.
         module: The LightningModule; where Lightning calls the backward, a step has one loss.
@@ -33,7 +35,6 @@ class EntrySearch:
 
     Attributes:
         batch: What the running forward gets; None between two of them.
-        doubt: A reason to ask whether the samples of the whole batch lie along another dimension, or None.
         attempts: The number of traced forwards that had a loss; a step may return none.
     """
 
@@ -41,12 +42,14 @@ class EntrySearch:
         self,
         finder: EntryFinder,
         *,
+        samples: SampleCount,
         take: Callable[[Any, Tensor], Any] | None,
         enabled: bool,
         module: pl.LightningModule,
         warn: WarnOnce,
     ) -> None:
         self._finder = finder
+        self._samples = samples
         self._take = take
         self._module = module
         self._warn = warn
@@ -56,7 +59,6 @@ class EntrySearch:
         self._has_proved = False
         self._unclear: tuple[str, ...] = ()
         self.batch: Any = None
-        self.doubt: Doubt | None = None
         self.attempts = 0
 
     # ------------------------------------------------------------------ which forwards are traced
@@ -85,8 +87,9 @@ class EntrySearch:
         self._started += 1
         self._is_counted = False
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
-        if self.doubt is not None and take is None and batch_size == self.doubt.counted:
-            return DoubtfulTrace(self.batch, self.doubt, take=self._take, only=only)
+        doubt = self._samples.doubt
+        if doubt is not None and take is None and batch_size == doubt.counted:
+            return DoubtfulTrace(self.batch, doubt, take=self._take, only=only)
         return SampleTrace(self.batch, batch_size, take=take or self._take, only=only)
 
     def end_trace(self, trace: SampleTrace) -> None:

@@ -22,8 +22,8 @@ from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.notices import WarnOnce
-from lightning_ast.selection.other_dimension import Doubt
 from lightning_ast.selection.quarantine import Quarantine
+from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
 
@@ -37,6 +37,7 @@ class Gating:
         module: The LightningModule.
         decision: Scores and selects.
         quarantine: Knows whether a loss is finite.
+        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
         execution: How the rest of the backward is computed.
         batchnorm: The backward of BatchNorm in ``partial``.
         dense_ops: The ops that ran over all rows, and their calls; added to.
@@ -54,6 +55,7 @@ class Gating:
         decision: Decision,
         quarantine: Quarantine,
         *,
+        samples: SampleCount,
         execution: Execution,
         batchnorm: BatchNormBackward,
         dense_ops: Counter[str],
@@ -70,12 +72,7 @@ class Gating:
         mixed: Any = module
         take = mixed.select_batch if overrides(module, "select_batch") else None
         make_search = partial(
-            EntrySearch,
-            self._finder,
-            take=take,
-            enabled=enabled,
-            module=module,
-            warn=self._warn,
+            EntrySearch, self._finder, samples=samples, take=take, enabled=enabled, module=module, warn=self._warn
         )
         self.search = make_search()
         self.scoring_search = make_search()
@@ -87,16 +84,6 @@ class Gating:
         self._losses: StepLosses | None = None
         self._open: list[AbstractContextManager[object]] = []
         self._has_gated = False
-
-    @property
-    def doubt(self) -> Doubt | None:
-        """Return a reason to ask whether the samples lie along another dimension than the first."""
-        return self.search.doubt
-
-    @doubt.setter
-    def doubt(self, doubt: Doubt | None) -> None:
-        self.search.doubt = doubt
-        self.scoring_search.doubt = doubt
 
     # ------------------------------------------------------------------ the forward
 
