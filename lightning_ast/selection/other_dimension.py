@@ -96,7 +96,7 @@ def doubt_of(batch: Any, rows: int, loaded: int | None) -> Doubt | None:
     return Doubt(rows, loaded, loaded, shapes) if any(loaded in shape[1:] for shape in shapes) else None
 
 
-class DoubtfulTrace(SampleTrace):
+class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
     """Follows the last sample as ever, and beside it what would show that the samples lie along another dimension.
 
     Args:
