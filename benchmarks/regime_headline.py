@@ -26,7 +26,7 @@ _METHODS = {
     "InfoBatch's rule": "infobatch",
     "SeTa's rule": "seta",
     "Selective Backprop, as Composer has it": "selective-backprop",
-    "the original's package, as it is": "original",
+    "the original's package, with its own optimizer": "original",
     "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft",
     "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk",
 }
@@ -57,7 +57,7 @@ def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
     found = {}
     for place, records in _records(folder).items():
         picked = headline_settings(records)
-        enough = [row for row in ("dense", *_METHODS) if row in picked and len(picked[row].runs) >= LEAST_SEEDS]
+        enough = [row for row in ("dense", *_METHODS) if row in picked and picked[row].seeds >= LEAST_SEEDS]
         rows = {row: picked[row] for row in enough}
         if "dense" in rows:
             found[place] = rows
@@ -78,7 +78,7 @@ def short_table(folder: Path = FOLDER) -> str:
         return "Not recorded yet."
     references = [
         f"{place_name(place)}: dense {statistics.mean(rows['dense'].accuracies):.2f} % "
-        f"({len(rows['dense'].runs)} seeds{_timed(rows['dense'])}; {machine(list(rows['dense'].runs.values()))})"
+        f"({rows['dense'].seeds} seeds{_timed(rows['dense'])}; {machine(list(rows['dense'].runs.values()))})"
         for place, rows in places.items()
     ]
     heads = [
@@ -128,7 +128,7 @@ def points(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
             setting
             for setting in by_setting(records[place]).values()
             if setting.first["policy"] == "dense" and "lr" not in setting.first["options"]
-            if len(setting.runs) >= LEAST_SEEDS and (setting.seconds is not None or not timed)
+            if setting.seeds >= LEAST_SEEDS and (setting.seconds is not None or not timed)
         ]
         curve = sorted((_cost(each, timed), round(statistics.mean(each.accuracies), 3)) for each in lengths)
         found[place_name(place)] = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LEAST_SEEDS", "NO_LOSS", "Paired", "Setting", "by_setting", "load_regimes", "paired"]
+__all__ = ["LEAST_SEEDS", "NO_LOSS", "Paired", "Setting", "by_setting", "compared", "load_regimes", "paired"]
 
 LEAST_SEEDS = 3
 """Nothing is claimed from fewer runs: a single one scatters by 0.2 to 0.4 points."""
@@ -19,6 +19,9 @@ NO_LOSS = 0.1
 """The points of accuracy that count as no loss."""
 
 Record = dict[str, Any]
+
+Key = tuple[int, str]
+"""The seed of a run, and the hardware that it ran on."""
 
 
 def load_regimes(folder: Path) -> list[Record]:
@@ -31,6 +34,11 @@ def _on_cpu(record: Record) -> bool:
     return str(record["hardware"]).startswith("CPU")
 
 
+def _shared(record: Record) -> bool:
+    """Tell whether a run shared its GPU with others."""
+    return not _on_cpu(record) and record["runs_at_once"] > 1
+
+
 @dataclass(frozen=True)
 class Paired:
     """The difference of two settings over the same seeds, in points of accuracy.
@@ -39,13 +47,13 @@ class Paired:
         mean: The mean difference.
         standard_error: The standard error of the mean.
         p_value: The two-sided p-value of Student's paired test.
-        seeds: The number of seeds.
+        runs: The number of pairs.
     """
 
     mean: float
     standard_error: float
     p_value: float
-    seeds: int
+    runs: int
 
     @property
     def is_no_loss(self) -> bool:
@@ -72,24 +80,35 @@ def paired(differences: Sequence[float]) -> Paired | None:
     return Paired(mean, error, float(2 * t.sf(abs(mean) / error, len(differences) - 1)), len(differences))
 
 
+def compared(ours: Mapping[Key, Record], others: Mapping[Key, Record]) -> Paired | None:
+    """Compare the accuracies of runs with the same seeds on the same hardware; None for fewer than three seeds."""
+    keys = [key for key in ours if key in others]
+    if len({seed for seed, _ in keys}) < LEAST_SEEDS:
+        return None
+    return paired([100 * (ours[key]["accuracy"] - others[key]["accuracy"]) for key in keys])
+
+
 @dataclass(frozen=True)
 class Setting:
     """The runs of one policy with one group of settings, at one place of the map.
 
     Attributes:
-        runs: The records by seed.
-        dense: The records of the dense runs of that place by seed.
-        timed: The records whose seconds mean something: of runs on a CPU, or that had a GPU for themselves.
+        runs: The records by seed and hardware: two machines that have recorded a seed have made two runs.
+        dense: The records of the dense runs of that place, likewise.
     """
 
-    runs: dict[int, Record]
-    dense: dict[int, Record]
-    timed: Sequence[Record] = ()
+    runs: dict[Key, Record]
+    dense: dict[Key, Record]
 
     @property
     def first(self) -> Record:
         """Return one of the records, for what all have in common."""
         return next(iter(self.runs.values()))
+
+    @property
+    def seeds(self) -> int:
+        """Count the seeds."""
+        return len({seed for seed, _ in self.runs})
 
     @property
     def accuracies(self) -> list[float]:
@@ -98,9 +117,8 @@ class Setting:
 
     @property
     def difference(self) -> Paired | None:
-        """Compare the final accuracy with that of dense runs of the same seeds."""
-        shared = [seed for seed in self.runs if seed in self.dense]
-        return paired([100 * (self.runs[seed]["accuracy"] - self.dense[seed]["accuracy"]) for seed in shared])
+        """Compare the final accuracy with that of the dense runs of the same seeds on the same hardware."""
+        return compared(self.runs, self.dense)
 
     @property
     def work_share(self) -> float | None:
@@ -111,10 +129,25 @@ class Setting:
 
     @property
     def seconds(self) -> float | None:
-        """Return the mean time of training: of its GPU, or that one CPU thread computed; None where none was timed."""
-        on_gpu = [float(run["seconds"]) for run in self.timed if not _on_cpu(run)]
-        on_cpu = [float(run["cpu_seconds"]) for run in self.timed if _on_cpu(run)]
-        return statistics.mean(on_gpu or on_cpu) if self.timed else None
+        """Return the mean time of training: of runs that had a GPU for themselves, else that one CPU thread computed.
+
+        None where there is no such run.
+        """
+        on_gpu = [float(run["seconds"]) for run in self.runs.values() if not _on_cpu(run) and not _shared(run)]
+        on_cpu = [float(run["cpu_seconds"]) for run in self.runs.values() if _on_cpu(run)]
+        return statistics.mean(on_gpu or on_cpu) if on_gpu or on_cpu else None
+
+    @property
+    def shared_time(self) -> float | None:
+        """Return the time as a share of that of dense runs, among runs that shared a GPU; None where there are none."""
+        keys = [
+            key for key, run in self.runs.items() if key in self.dense and _shared(run) and _shared(self.dense[key])
+        ]
+        if not keys:
+            return None
+        return statistics.mean(self.runs[key]["seconds"] for key in keys) / statistics.mean(
+            self.dense[key]["seconds"] for key in keys
+        )
 
     def mean(self, name: str) -> float:
         """Return the mean of a number of the records."""
@@ -128,21 +161,8 @@ class Setting:
 
 
 def by_setting(records: Sequence[Record]) -> dict[str, Setting]:
-    """Group the records of one place by their setting, seeds in ascending order.
-
-    The runs of a seed are compared on one machine: where two have recorded it, the one with more runs counts, of equals
-    the last.
-    """
-    machine: dict[int, str] = {}
-    for seed in sorted({int(record["seed"]) for record in records}):
-        names = [str(record["hardware"]) for record in records if record["seed"] == seed]
-        machine[seed] = max(dict.fromkeys(reversed(names)), key=names.count)
-    groups: dict[str, dict[int, Record]] = {}
-    timed: dict[str, list[Record]] = {}
+    """Group the records of one place by their setting, seeds in ascending order."""
+    groups: dict[str, dict[Key, Record]] = {}
     for record in sorted(records, key=lambda record: int(record["seed"])):
-        if record["hardware"] == machine[record["seed"]]:
-            groups.setdefault(record["setting"], {})[record["seed"]] = record
-        if _on_cpu(record) or record["runs_at_once"] == 1:
-            timed.setdefault(record["setting"], []).append(record)
-    dense = groups.get("dense", {})
-    return {name: Setting(runs, dense, timed.get(name, [])) for name, runs in groups.items()}
+        groups.setdefault(record["setting"], {})[int(record["seed"]), str(record["hardware"])] = record
+    return {name: Setting(runs, groups.get("dense", {})) for name, runs in groups.items()}

@@ -173,7 +173,7 @@ def _train_original(run: Run, net: nn.Module, data: RegimeData, watch: Stopwatch
         backwarded=samples,
         steps=run.epochs * data.dense_batches,
         lr=0.001,
-        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        precision="16-mixed" if torch.cuda.is_available() else "32-true",  # what its use_amp means
         accuracies=[round(each / 100, 4) for each in history["val_acc"]],
         train_accuracy=train_accuracy(net, data),
         watch=watch,

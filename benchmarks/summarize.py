@@ -14,7 +14,14 @@ from typing import Any
 
 from regime_aims import aims_table, equal_work_table
 from regime_headline import draw, drawn_points, points, short_table
-from regime_tables import coverage_table, headline_table, ideas_table, map_table, steps_table
+from regime_tables import (
+    coverage_table,
+    headline_table,
+    ideas_table,
+    map_table,
+    short_coverage_table,
+    steps_table,
+)
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
@@ -441,6 +448,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime-map": map_table,
     "regime-steps": steps_table,
     "regime-coverage": coverage_table,
+    "regime-coverage-short": short_coverage_table,
     "regime-ideas": ideas_table,
     "overhead": overhead_table,
     "prune-ideas": prune_ideas_table,

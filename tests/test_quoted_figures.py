@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RECORDS = ROOT / "benchmarks" / "records" / "regimes-gpu"
+RECORDS = ROOT / "benchmarks" / "records"
 C20 = "cifar10-n20000-resnet16-e24-b128"
 C50 = "cifar10-n50000-resnet32-e16-b128"
 F20 = "fashion_mnist-n20000-resnet16-e24-b128"
@@ -20,10 +20,10 @@ F60 = "fashion_mnist-n60000-resnet16-e16-b128"
 
 
 @cache
-def runs(place: str, setting: str) -> dict[int, dict[str, Any]]:
-    """The runs of a setting, by seed."""
-    found = [json.loads(path.read_text()) for path in RECORDS.glob(f"{place}-{setting}-s*.json")]
-    return {run["seed"]: run for run in found}
+def runs(place: str, setting: str) -> dict[tuple[int, str], dict[str, Any]]:
+    """The runs of a setting, by seed and hardware."""
+    found = [json.loads(path.read_text()) for path in RECORDS.glob(f"regimes*/{place}-{setting}-s*.json")]
+    return {(run["seed"], run["hardware"]): run for run in found}
 
 
 def text_of(page: str) -> str:
@@ -32,7 +32,9 @@ def text_of(page: str) -> str:
 
 def differences(place: str, setting: str) -> list[float]:
     dense = runs(place, "dense")
-    return [100 * (run["accuracy"] - dense[seed]["accuracy"]) for seed, run in runs(place, setting).items()]
+    return [
+        100 * (run["accuracy"] - dense[key]["accuracy"]) for key, run in runs(place, setting).items() if key in dense
+    ]
 
 
 def mean(place: str, setting: str, value: str) -> float:
@@ -45,9 +47,9 @@ def mean(place: str, setting: str, value: str) -> float:
         ("theory.md", C20, "prune-coverage0.9-weightingunbiased-gatesoft-stepskeep", "-8.10 ± 1.25 points on CIFAR-10"),
         ("theory.md", F20, "prune-coverage0.9-weightingunbiased-gatesoft-stepskeep", "-5.42 ± 0.26 on Fashion-MNIST"),
         ("theory.md", C20, "prune-coverage0.9-lr0.12-gatetopk-stepskeep", "gave -0.78 ± 0.22"),
-        ("theory.md", C20, "prune-coverage0.9-gatetopk-stepskeep", "against -0.76 ± 0.17 on CIFAR-10"),
+        ("theory.md", C20, "prune-coverage0.9-gatetopk-stepskeep", "against -0.93 ± 0.18 on CIFAR-10"),
         ("theory.md", F20, "prune-coverage0.9-lr0.12-gatetopk-stepskeep", "-0.18 ± 0.11 against"),
-        ("theory.md", F20, "prune-coverage0.9-gatetopk-stepskeep", "-0.29 ± 0.15 on Fashion-MNIST"),
+        ("theory.md", F20, "prune-coverage0.9-gatetopk-stepskeep", "-0.26 ± 0.11 on Fashion-MNIST"),
         ("theory.md", C50, "prune-coverage0.95-gatetopk-stepskeep", "hard -0.52 ± 0.11 at 0.65 of the work"),
         ("theory.md", C50, "prune-coverage0.95-gatesoft-stepskeep", "soft -0.55 ± 0.11 at 0.68"),
         ("theory.md", C50, "prune-rate0.6-gatetopk-stepskeep", "hard -0.42 ± 0.07"),
@@ -74,8 +76,8 @@ def test_a_difference_to_dense_is_on_record(page: str, place: str, setting: str,
 def test_what_coverage_cost_where_the_network_fits_and_where_not_is_on_record() -> None:
     text = text_of("theory.md")
     for place, said in (
-        (F20, "reaches 95 % on the training images, 0.44 of the work cost 0.35 ± 0.02 points"),
-        (C20, "reaches 86 %, 0.68 of the work were needed, for 0.49 ± 0.26 points"),
+        (F20, "reaches 95 % on the training images, 0.44 of the work cost 0.29 ± 0.06 points"),
+        (C20, "reaches 86 %, 0.68 of the work were needed, for 0.73 ± 0.21 points"),
     ):
         setting = "prune-coverage0.9-gatesoft-stepskeep"
         found = differences(place, setting)
@@ -102,7 +104,11 @@ def test_the_seconds_that_are_quoted_are_on_record() -> None:
         ),
     ):
         assert said in text
-        assert [f"{mean(place, setting, 'seconds'):.0f} s" in said for setting in settings] == [True] * len(settings)
+        shared = {
+            setting: [run for run in runs(place, setting).values() if run["runs_at_once"] > 2] for setting in settings
+        }
+        means = [statistics.mean(run["seconds"] for run in found) for found in shared.values()]
+        assert all(f"{seconds:.0f} s" in said for seconds in means), means
 
 
 def test_what_is_said_of_the_original_is_on_record() -> None:
