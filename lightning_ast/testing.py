@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +19,14 @@ from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
-from lightning_ast.core.partial import BackwardFlops, BatchNormBackward, compiled_parts, uncounted
+from lightning_ast.core.partial import (
+    FEWEST_VALUES,
+    BackwardFlops,
+    BatchNormBackward,
+    compiled_parts,
+    is_batchnorm,
+    uncounted,
+)
 from lightning_ast.lightning_internals.still_metrics import state_of
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted
@@ -43,6 +50,9 @@ class PartialBackwardCheck:
         flops_share: The FLOPs that the partial backward ran, as a share of the dense backward's; None for a module with
             compiled parts or dense recurrent layers, which torch does not count. ``selected / batch_size`` where every
             op ran on rows.
+        batchnorm: The backward of BatchNorm in training mode.
+        selected_flops_share: The same share with ``batchnorm="selected"``, as a run has it by default; None where
+            ``"exact"`` has run no BatchNorm over all rows, and where it is not counted.
     """
 
     batch_size: int
@@ -52,21 +62,39 @@ class PartialBackwardCheck:
     relative_error_by_parameter: dict[str, float]
     dense_ops: dict[str, int] = field(default_factory=dict)
     flops_share: float | None = None
+    batchnorm: BatchNormBackward = "exact"
+    selected_flops_share: float | None = None
 
     def __str__(self) -> str:
         """Write the comparison out in a few lines, the worst parameters first."""
         worst = sorted(self.relative_error_by_parameter.items(), key=lambda item: -item[1])[:5]
         dense = ", ".join(f"{name} (x{calls})" for name, calls in self.dense_ops.items()) or "none"
-        share = "not counted" if self.flops_share is None else f"{self.flops_share:.1%}"
+        share = _percent(self.flops_share)
         return "\n".join(
             [
                 f"{self.selected} of {counted(self.batch_size, 'sample')} selected",
                 f"relative error of the gradients {self.relative_error:.1e}, cosine {self.cosine:.6f}",
                 f"backward FLOPs, as a share of dense: {share} (selected: {self.selected / self.batch_size:.1%})",
                 f"ops over all rows: {dense}",
+                *self._of_batchnorm(),
                 *(f"  {error:.1e}  {name}" for name, error in worst),
             ]
         )
+
+    def _of_batchnorm(self) -> list[str]:
+        """Tell why a BatchNorm ran over all rows, and what else it would cost."""
+        if not any(map(is_batchnorm, self.dense_ops)):
+            return []
+        if self.batchnorm == "exact":
+            why = "batchnorm='exact' costs that; with 'selected', the default of a run, the share of the FLOPs is "
+            why += _percent(self.selected_flops_share)
+        else:
+            why = f"fewer than {FEWEST_VALUES} values a channel among the selected rows: check more samples"
+        return [f"  BatchNorm, and all that lies before it: {why}"]
+
+
+def _percent(share: float | None) -> str:
+    return "not counted" if share is None else f"{share:.1%}"
 
 
 def check_partial_backward(
@@ -92,7 +120,8 @@ def check_partial_backward(
         loss: ``(module, batch) -> scalar``, of any form. None takes what ``training_step`` returns: give it for manual
             optimization and for steps that need a Trainer.
         losses: ``(module, batch) -> (B,)`` per-sample losses in place of ``loss``; their mean is taken.
-        batchnorm: ``"exact"`` to check the rules; ``"selected"`` to see how far the approximation is off.
+        batchnorm: ``"exact"`` to check the rules; ``"selected"`` to see how far the approximation is off. A module
+            with BatchNorm runs a third time with ``"exact"``, to tell what ``"selected"`` would cost.
         seed: The seed of the random 40 % and of dropout.
 
     Returns:
@@ -123,7 +152,9 @@ def check_partial_backward(
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
     compute = loss or (_mean_of(losses, size) if losses is not None else _loss_of(module))
-    want, got, dense_ops, share = _both_ways(module, batch, compute, size, indices, batchnorm, seed)
+    ways = _both_ways(module, batch, compute, size, indices, batchnorm, seed)
+    want = ways.masked
+    got = ways.partial
     all_want, all_got = (torch.cat([g.flatten().double() for g in each.values()]) for each in (want, got))
     return PartialBackwardCheck(
         batch_size=size,
@@ -131,30 +162,36 @@ def check_partial_backward(
         relative_error=_relative(all_want, all_got),
         cosine=float(torch.nn.functional.cosine_similarity(all_want, all_got, dim=0)),
         relative_error_by_parameter={name: _relative(want[name], got[name]) for name in want},
-        dense_ops=dict(dense_ops),
-        flops_share=share,
+        dense_ops=dict(ways.dense_ops),
+        flops_share=ways.flops_share,
+        batchnorm=batchnorm,
+        selected_flops_share=ways.selected_flops_share,
     )
 
 
+class _Ways(NamedTuple):
+    """What masking and the partial backward gave: the gradients by parameter, what ran densely, and the FLOPs."""
+
+    masked: dict[str, Tensor]
+    partial: dict[str, Tensor]
+    dense_ops: Counter[str]
+    flops_share: float | None
+    selected_flops_share: float | None
+
+
 def _both_ways(
-    module: nn.Module,
-    batch: Any,
-    compute: Loss,
-    size: int,
-    indices: Tensor,
-    batchnorm: BatchNormBackward,
-    seed: int,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter[str], float | None]:
-    """Return the gradients by parameter of masking and of the partial backward, what ran densely, and its FLOPs."""
-    dense_ops: Counter[str] = Counter()
-    flops = None if compiled_parts(module) else BackwardFlops()
+    module: nn.Module, batch: Any, compute: Loss, size: int, indices: Tensor, batchnorm: BatchNormBackward, seed: int
+) -> _Ways:
+    """Run the backward by masking and over rows; a third time where BatchNorm is exact, to count what it costs."""
     finder = EntryFinder()
     take = module.select_batch if overrides(module, "select_batch") else None
     trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
 
-    def gradients(execution: Execution, count: AbstractContextManager[Any]) -> dict[str, Tensor]:
+    def gradients(
+        execution: Execution, count: AbstractContextManager[Any], how: BatchNormBackward, ops: Counter[str]
+    ) -> dict[str, Tensor]:
         kept = Kept(indices.to(next(module.parameters()).device))
-        gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=batchnorm, dense_ops=dense_ops)
+        gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=how, dense_ops=ops)
         gate.settle(kept)  # the same samples in both
         with _left_as_it_was(module, seed):
             with nullcontext() if finder.proved else trace:
@@ -169,9 +206,16 @@ def _both_ways(
             trace.release()  # of use for the first alone: the graph of the second has the same form
             return {name: _real(p) for name, p in module.named_parameters() if p.requires_grad}
 
-    want = gradients("mask", nullcontext())
-    got = gradients("partial", flops or nullcontext())
-    return want, got, dense_ops, None if flops is None or uncounted(dense_ops) else flops.executed_share
+    def over_rows(how: BatchNormBackward) -> tuple[dict[str, Tensor], Counter[str], float | None]:
+        ops = Counter[str]()
+        flops = None if compiled_parts(module) else BackwardFlops()
+        got = gradients("partial", flops or nullcontext(), how, ops)
+        return got, ops, None if flops is None or uncounted(ops) else flops.executed_share
+
+    masked = gradients("mask", nullcontext(), batchnorm, Counter[str]())
+    partial, dense_ops, share = over_rows(batchnorm)
+    needs_third = batchnorm == "exact" and any(map(is_batchnorm, dense_ops))
+    return _Ways(masked, partial, dense_ops, share, over_rows("selected")[2] if needs_third else None)
 
 
 def _relative(want: Tensor, got: Tensor) -> float:

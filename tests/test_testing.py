@@ -45,6 +45,20 @@ def test_batchnorm_both_ways(digits: Digits) -> None:
     assert exact.dense_ops == {"aten.native_batch_norm_backward.default": 1}
     assert "aten.native_batch_norm_backward.default (x1)" in str(exact)
     assert selected.flops_share < exact.flops_share
+    assert exact.selected_flops_share == selected.flops_share
+    said = "batchnorm='exact' costs that; with 'selected', the default of a run, the share of the FLOPs is "
+    assert f"{said}{selected.flops_share:.1%}" in str(exact)
+    assert "'exact'" not in str(selected)
+
+
+def test_too_few_values_for_batchnorm() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    check = check_partial_backward(
+        module, torch.randn(20, 4), batchnorm="selected", loss=lambda m, b: m(b).square().sum()
+    )
+    assert check.dense_ops == {"aten.native_batch_norm_backward.default": 1}
+    assert "fewer than 16 values a channel among the selected rows" in str(check)
+    assert check.selected_flops_share is None
 
 
 def test_the_module_is_left_as_it_was(digits: Digits) -> None:

@@ -196,12 +196,11 @@ class Measurement:
         facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
         static = static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
-        partial = probe.selections.get("partial")
         return replace(
             facts,
             cycles=probe.cycles,
             batchnorm_layers=self._batchnorm,
-            dense_ops={} if partial is None else dict(partial.dense_ops),
+            batchnorm=self._asked.settings.batchnorm,
             compiled=self._compiled,
             memory=MemoryEstimate(static, saved.total or 0) if known else None,
         )

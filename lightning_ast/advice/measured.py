@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.schedule import Schedule
 
 __all__ = [
     "CoverageFacts",
     "Curve",
+    "DenseBackward",
     "Facts",
     "LoadingFacts",
     "MemoryEstimate",
@@ -133,6 +135,20 @@ class MemoryEstimate:
     activation_bytes: int
 
 
+class DenseBackward(NamedTuple):
+    """What ``partial`` spent on every sample at one rate.
+
+    Attributes:
+        rate: The activation rate that was asked for, in (0, 1].
+        share: The share of the backward's FLOPs, in [0, 1]; None where that is not counted.
+        ops: The backward ops that ran over all samples, and their calls in the probe.
+    """
+
+    rate: float
+    share: float | None
+    ops: dict[str, int]
+
+
 @dataclass(frozen=True)
 class StepFacts:
     """The training steps on batches in memory.
@@ -151,9 +167,8 @@ class StepFacts:
             less the dense step), >= 0; None where ``mask`` is refused.
         cycles: The number of cycles that the medians were taken over.
         batchnorm_layers: The number of BatchNorm layers that train.
-        dense_ops: The backward ops of ``partial`` that ran over all samples, and their calls in the probe.
-        dense_ops_share: The share of the backward's FLOPs that ``partial`` spent on every sample, at the lowest rate
-            measured, in [0, 1]; None where that is not counted.
+        batchnorm: The backward of BatchNorm in ``partial``, as the user's callback has it.
+        dense_backwards: What ``partial`` spent on every sample, by rising rate.
         compiled: True where a part of the module is compiled.
         memory: An estimate of memory where the device does not count it.
     """
@@ -168,10 +183,14 @@ class StepFacts:
     selection_seconds: float | None = None
     cycles: int = 1
     batchnorm_layers: int = 0
-    dense_ops: dict[str, int] = field(default_factory=dict)
-    dense_ops_share: float | None = 0.0
+    batchnorm: BatchNormBackward = "selected"
+    dense_backwards: tuple[DenseBackward, ...] = ()
     compiled: bool = False
     memory: MemoryEstimate | None = None
+
+    def dense_backward(self, rate: float) -> DenseBackward | None:
+        """Return what ``partial`` spends on every sample at the measured rate nearest to this one, if any."""
+        return min(self.dense_backwards, key=lambda found: abs(found.rate - rate), default=None)
 
 
 @dataclass(frozen=True)

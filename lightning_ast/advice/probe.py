@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -182,6 +182,7 @@ class Probe(Callback):
             selection.session.interrupt()
             _wrap(selection.session, on=True)
         self._books = self._backwarded()
+        self._dense_ops = self._dense_ops_so_far()
         cache = self._cache()
         cache.position = block.cycle
         if self._device.type == "cuda":
@@ -204,7 +205,12 @@ class Probe(Callback):
             scoring_seconds=self._spent["scoring"] / steps,
             peak_bytes=peak,
             dense_share=self._dense_share(),
+            dense_ops=self._dense_ops_so_far() - self._dense_ops,
         )
+
+    def _dense_ops_so_far(self) -> Counter[str]:
+        selection = self._selected()
+        return Counter[str]() if selection is None else selection.dense_ops.copy()
 
     def _backwarded(self) -> tuple[float, int, int]:
         """Read the books of the active selection: backwards so far, samples selected, and offered."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from lightning_ast.advice.measured import Curve, Phases, StepAt, StepFacts
+from lightning_ast.advice.measured import Curve, DenseBackward, Phases, StepAt, StepFacts
 from lightning_ast.mode_facts import Mode, cost_share
 
 __all__ = ["Block", "Sample", "Timing", "curve_of", "script", "summarize"]
@@ -57,6 +58,7 @@ class Timing:
         scoring_seconds: The time of a step between its start and the user's code.
         peak_bytes: The peak of device memory, or None.
         dense_share: The share of the backward's FLOPs that ran over all samples, or None.
+        dense_ops: The backward ops that ran over all samples, and their calls.
     """
 
     seconds: float
@@ -65,6 +67,7 @@ class Timing:
     scoring_seconds: float = 0.0
     peak_bytes: int | None = None
     dense_share: float | None = None
+    dense_ops: Mapping[str, int] = field(default_factory=dict)
 
 
 Sample = tuple[Block, Timing]
@@ -172,9 +175,6 @@ def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: in
     phases = [t.phases for b, t in samples if b.mode is None and b.phases and t.phases is not None]
     parts = _parts(samples, dense.seconds)
     everything = curve_of(samples, "mask")  # scores and selects, and computes all the rest too
-    partial = [(b.target, t.dense_share) for b, t in samples if b.mode == "partial"]
-    lowest = min((target for target, _ in partial), default=None)
-    shares = [share for target, share in partial if target == lowest]
     return StepFacts(
         dense=dense,
         curves=curves,
@@ -184,8 +184,23 @@ def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: in
         host_share=None if parts is None else min(1.0, parts[0].seconds / dense.seconds),
         few_samples=None if parts is None else min(FEW_SAMPLES, batch_size),
         selection_seconds=max(0.0, everything[0].seconds - dense.seconds) if everything else None,
-        dense_ops_share=None if not shares or None in shares else statistics.median(s for s in shares if s is not None),
+        dense_backwards=_dense_backwards(samples),
     )
+
+
+def _dense_backwards(samples: Sequence[Sample]) -> tuple[DenseBackward, ...]:
+    """Collect what ``partial`` spent on every sample, by rising rate."""
+    by_rate: dict[float, list[Timing]] = {}
+    for block, timing in samples:
+        if block.mode == "partial":
+            by_rate.setdefault(block.target, []).append(timing)
+    found = []
+    for rate, timings in sorted(by_rate.items()):
+        shares = [timing.dense_share for timing in timings if timing.dense_share is not None]
+        share = statistics.median(shares) if len(shares) == len(timings) else None
+        ops = sum((Counter(timing.dense_ops) for timing in timings), Counter[str]())
+        found.append(DenseBackward(rate, share, dict(ops)))
+    return tuple(found)
 
 
 def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_ast.advice.measured import StepFacts
 from lightning_ast.advice.predict import Prediction, Predictions
+from lightning_ast.core.partial import FEWEST_VALUES, has_rule, is_batchnorm
+from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.mode_facts import Mode
 from lightning_ast.words import counted, time_words
 
@@ -15,6 +18,7 @@ LEAST_SAVING = 0.05
 
 _MUCH = 0.5
 _SOME_DENSE = 0.1
+_SAME_RATE = 0.005
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,8 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
     found = []
     if "partial" not in step.refused and step.compiled:
         found.append("A part of the module is compiled: 'partial' runs its whole backward and gains nothing there.")
-    share = step.dense_ops_share
-    if "partial" not in step.refused and step.dense_ops and (share is None or share >= _SOME_DENSE):
-        names = ", ".join(sorted(step.dense_ops))
-        cost = "a share of the backward that was not counted" if share is None else f"{share:.0%} of the backward"
-        found.append(f"'partial' spends {cost} on every sample, for want of a rule: {names}.")
+    if "partial" not in step.refused:
+        found += _dense_backward(step, DEFAULT_RATE if predictions.rate is None else predictions.rate)
     if step.batchnorm_layers and mode in ("partial", "subset"):
         how = "its backward is an approximation" if mode == "partial" else "it sees the selected samples alone"
         found.append(f"{counted(step.batchnorm_layers, 'BatchNorm layer')} in training mode: in {mode!r} {how}.")
@@ -154,6 +155,30 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
     elif limited and any(p.batches >= predictions.dense.batches for p in _own(predictions, "prune")):
         found.append("max_steps fixes the number of steps: 'prune' saves no seconds; set max_epochs.")
     return found
+
+
+def _dense_backward(step: StepFacts, rate: float) -> list[str]:
+    """Describe what ``partial`` spends on every sample at a rate, or at the nearest one that was measured, and why."""
+    nearest = step.dense_backward(rate)
+    if nearest is None or not nearest.ops or (nearest.share is not None and nearest.share < _SOME_DENSE):
+        return []
+    is_counted = nearest.share is not None
+    cost = f"{nearest.share:.0%} of the backward" if is_counted else "a share of the backward that was not counted"
+    where = f"at a rate of {nearest.rate:g}"
+    if abs(nearest.rate - rate) > _SAME_RATE:
+        where += f" (measured nearest to {rate:.3g})"
+    by_batchnorm = any(map(is_batchnorm, nearest.ops))
+    # Behind a BatchNorm that runs over all rows, what has a rule meets its gradient: that is no other cause.
+    names = sorted(name for name in nearest.ops if not (by_batchnorm and (is_batchnorm(name) or has_rule(name))))
+    causes = [f"for want of a rule: {', '.join(names)}"] if names else []
+    if by_batchnorm and step.batchnorm == "exact":
+        causes.append("as batchnorm='exact' has it: batchnorm='selected' runs BatchNorm over the selected rows")
+    elif by_batchnorm:
+        causes.append(
+            f"for want of values: BatchNorm needs {FEWEST_VALUES} a channel among the selected rows, so use larger "
+            "batches or a higher rate"
+        )
+    return [f"'partial' spends {cost} on every sample {where}, {'; and '.join(causes)}."]
 
 
 def _refusals(predictions: Predictions) -> list[str]:

@@ -7,12 +7,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from torch.utils.data import BatchSampler
 
 __all__ = [
     "announce_batches",
     "batches_handed",
     "count_batches_anew",
     "lift_step_limit",
+    "loaded_samples",
     "loaders",
     "logged_step",
     "set_up_loaders",
@@ -36,6 +38,30 @@ def validation_interval_seconds(trainer: pl.Trainer) -> float | None:
 def loaders(loop: _FitLoop | _EvaluationLoop) -> list[Any]:
     """List the user's loaders as Lightning has set them up; there are none before."""
     return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+
+
+def loaded_samples(trainer: pl.Trainer) -> int | None:
+    """Return the number of samples that the loaders put into the running batch; None where they do not tell alike."""
+    sizes = {_loaded_by(loader, trainer) for loader in loaders(trainer.fit_loop)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _loaded_by(loader: Any, trainer: pl.Trainer) -> int | None:
+    size = getattr(loader, "batch_size", None)
+    sampler = getattr(loader, "sampler", None)
+    drops_last = getattr(loader, "drop_last", False)
+    batches = getattr(loader, "batch_sampler", None)
+    if size is None and isinstance(batches, BatchSampler):  # made by the user
+        size = batches.batch_size
+        sampler = batches.sampler
+        drops_last = batches.drop_last
+    if not isinstance(size, int):
+        return None
+    try:
+        left = len(sampler) - trainer.fit_loop.epoch_loop.batch_idx * size  # type: ignore[arg-type]
+    except TypeError:  # an iterable dataset, whose last batch may be shorter
+        return None if trainer.is_last_batch and not drops_last else size
+    return min(size, left) if left > 0 else None
 
 
 def set_up_loaders(loop: _FitLoop, *, anew: bool = False) -> None:

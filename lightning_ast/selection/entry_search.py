@@ -11,7 +11,10 @@ from torch import Tensor
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
+from lightning_ast.errors import EntryError
 from lightning_ast.selection.notices import WarnOnce
+from lightning_ast.selection.other_dimension import DoubtfulTrace
+from lightning_ast.selection.sample_count import SampleCount
 
 __all__ = ["EntrySearch"]
 
@@ -24,6 +27,7 @@ class EntrySearch:
 
     Args:
         finder: Knows the graphs that were proved, in either kind of forward.
+        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
         take: ``(batch, indices) -> batch``, the user's own way to take samples, or None.
         enabled: Whether anything is ever selected or scored.
         module: The LightningModule; where Lightning calls the backward, a step has one loss.
@@ -38,12 +42,14 @@ class EntrySearch:
         self,
         finder: EntryFinder,
         *,
+        samples: SampleCount,
         take: Callable[[Any, Tensor], Any] | None,
         enabled: bool,
         module: pl.LightningModule,
         warn: WarnOnce,
     ) -> None:
         self._finder = finder
+        self._samples = samples
         self._take = take
         self._module = module
         self._warn = warn
@@ -81,6 +87,9 @@ class EntrySearch:
         self._started += 1
         self._is_counted = False
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
+        doubt = self._samples.doubt
+        if doubt is not None and take is None and batch_size == doubt.counted:
+            return DoubtfulTrace(self.batch, doubt, take=self._take, only=only)
         return SampleTrace(self.batch, batch_size, take=take or self._take, only=only)
 
     def end_trace(self, trace: SampleTrace) -> None:
@@ -137,6 +146,8 @@ class EntrySearch:
         # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
         found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
+        if isinstance(trace, DoubtfulTrace) and trace.is_confirmed(loss, found):
+            raise EntryError(trace.doubt.message)
         self._count(proved=bool(found.entries))
         if not found.entries and not self._finder.proved:
             self._unclear = self._unclear or found.unclear

@@ -23,6 +23,7 @@ from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.notices import WarnOnce
 from lightning_ast.selection.quarantine import Quarantine
+from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
 
@@ -36,6 +37,7 @@ class Gating:
         module: The LightningModule.
         decision: Scores and selects.
         quarantine: Knows whether a loss is finite.
+        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
         execution: How the rest of the backward is computed.
         batchnorm: The backward of BatchNorm in ``partial``.
         dense_ops: The ops that ran over all rows, and their calls; added to.
@@ -53,6 +55,7 @@ class Gating:
         decision: Decision,
         quarantine: Quarantine,
         *,
+        samples: SampleCount,
         execution: Execution,
         batchnorm: BatchNormBackward,
         dense_ops: Counter[str],
@@ -69,12 +72,7 @@ class Gating:
         mixed: Any = module
         take = mixed.select_batch if overrides(module, "select_batch") else None
         make_search = partial(
-            EntrySearch,
-            self._finder,
-            take=take,
-            enabled=enabled,
-            module=module,
-            warn=self._warn,
+            EntrySearch, self._finder, samples=samples, take=take, enabled=enabled, module=module, warn=self._warn
         )
         self.search = make_search()
         self.scoring_search = make_search()

@@ -6,12 +6,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_ast.core.batch.graphs import graphs_in
 from lightning_ast.core.batch.listing import leading_sizes, listed_length, samples_of
 from lightning_ast.core.batch.samples import batch_size_of
-from lightning_ast.errors import EmptyBatchError
-from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.errors import BatchError, EmptyBatchError
+from lightning_ast.lightning_internals.fit_loop import loaded_samples, loaders
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.checks import check_listing
+from lightning_ast.selection.other_dimension import Doubt, doubt_of
 
 __all__ = ["SampleCount"]
 
@@ -22,6 +24,9 @@ class SampleCount:
     Args:
         trainer: The trainer, whose loader says how many samples it puts into a batch.
         module: The LightningModule.
+
+    Attributes:
+        doubt: A reason to ask whether the samples lie along another dimension than the one that is counted, or None.
     """
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -29,6 +34,7 @@ class SampleCount:
         self._own: Any = getattr(module, "count_samples", None) if overrides(module, "count_samples") else None
         self._lists: bool | None = None
         self._position: int | None = None
+        self.doubt: Doubt | None = None
 
     def __call__(self, batch: Any) -> int:
         """Count the samples of a batch, which may be none.
@@ -37,7 +43,8 @@ class SampleCount:
         leading dimension was the loader's batch size in the first batch counts from then on.
 
         Raises:
-            BatchError: It cannot be told how many there are.
+            BatchError: It cannot be told how many there are, or the loader puts another number into the batch, which
+                is that of another dimension.
         """
         try:
             return self._counted(batch)
@@ -48,7 +55,9 @@ class SampleCount:
         if self._own is not None:
             return int(self._own(batch))
         if self._lists is None:
-            return self._counted_first(batch)
+            size = self._counted_first(batch)
+            self._question(batch, size)
+            return size
         known = self._known(batch)
         if known:
             return known
@@ -71,6 +80,14 @@ class SampleCount:
             return leading[self._position]
         check_listing(batch, size, loaders(self._trainer.fit_loop))
         return size
+
+    def _question(self, batch: Any, size: int) -> None:
+        """Compare what was counted in the first batch with what the loader puts into it."""
+        if self._lists or graphs_in(batch) is not None:  # neither is counted along a dimension
+            return
+        self.doubt = doubt_of(batch, size, loaded_samples(self._trainer))
+        if self.doubt is not None and self.doubt.is_settled:
+            raise BatchError(self.doubt.message)
 
     def _known(self, batch: Any) -> int | None:
         """Look where the first batch showed its size: the usual case, in a few microseconds."""

@@ -88,10 +88,10 @@ class Session:
         self.quarantine = Quarantine(settings.quarantine_limit, self._processes)
         self._window = AccumulationWindow()
         self._decision = self._decision_of(settings)
+        self._count_samples = SampleCount(trainer, module)
         self._gating = self._gating_of(settings, dense_ops)
         self.mode = self._mode_of(settings, owner)
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
-        self._count_samples = SampleCount(trainer, module)
         self._last: tuple[Selection | None, int] | None = None
         self._offers_flops = not hasattr(module, _FLOPS)
         self._log = StepLog(self, trainer, module)
@@ -115,6 +115,7 @@ class Session:
             self._module,
             self._decision,
             self.quarantine,
+            samples=self._count_samples,
             execution=MODE_CLASSES[settings.mode].execution,
             batchnorm=settings.batchnorm,
             dense_ops=dense_ops,

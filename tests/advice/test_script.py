@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_ast.advice.measured import Phases, StepAt
+from lightning_ast.advice.measured import DenseBackward, Phases, StepAt
 from lightning_ast.advice.script import Block, Timing, curve_of, script, summarize
 
 
@@ -131,7 +131,7 @@ def test_modes_are_compared_with_the_dense_step_of_their_own_cycle() -> None:
     assert facts.selection_seconds == pytest.approx(0.25 * 8.0)
     assert summarize([s for s in samples if s[0].mode != "mask"], {}, batch_size=1).selection_seconds is None
     assert summarize(samples, {}, batch_size=1).few_samples == 1
-    assert facts.dense_ops_share == pytest.approx(0.2)
+    assert facts.dense_backwards == (DenseBackward(0.1, pytest.approx(0.2), {}),)
     assert facts.refused == {"prune": "no"}
 
 
@@ -147,4 +147,4 @@ def test_blocks_slowed_by_phases_stand_back_behind_plain_ones() -> None:
     assert facts.curves == {"partial": (StepAt(0.1, 0.5, 7),), "subset": (StepAt(0.02, 1.0),)}
     assert facts.host_share == pytest.approx(0.6 / 3.0), "both with phases"
     assert facts.selection_seconds is None
-    assert facts.dense_ops_share is None
+    assert facts.dense_backwards == (DenseBackward(0.1, None, {}),)

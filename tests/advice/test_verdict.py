@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_ast.advice.measured import LoadingFacts, StepAt, ValidationFacts
+from lightning_ast.advice.measured import DenseBackward, LoadingFacts, StepAt, ValidationFacts
 from lightning_ast.advice.predict import Predictions
 from lightning_ast.advice.report import Advice
 from lightning_ast.advice.verdict import Verdict, decide
@@ -41,16 +41,12 @@ def test_partial_is_best_where_prune_is_refused() -> None:
 
 def test_subset_is_best_where_partial_falls_back() -> None:
     curves = {"partial": (StepAt(0.1, 2.9), StepAt(0.6, 3.0)), "subset": (StepAt(0.1, 1.3), StepAt(0.6, 2.8))}
-    dense_ops = {"aten.foo": 4, "aten.bar": 2}
-    got = verdict(step={"refused": {"prune": "no"}, "curves": curves, "dense_ops": dense_ops, "dense_ops_share": 0.8})
+    dense = (DenseBackward(0.4, 0.8, {"aten.foo": 4, "aten.bar": 2}),)
+    got = verdict(step={"refused": {"prune": "no"}, "curves": curves, "dense_backwards": dense})
     assert got.mode == "subset"
     assert got.reasons[0] == (
-        "'partial' spends 80% of the backward on every sample, for want of a rule: aten.bar, aten.foo."
+        "'partial' spends 80% of the backward on every sample at a rate of 0.4, for want of a rule: aten.bar, aten.foo."
     )
-    small = verdict(step={"dense_ops": dense_ops, "dense_ops_share": 0.05})
-    assert small.reasons == ()
-    unknown = verdict(step={"dense_ops": dense_ops, "dense_ops_share": None})
-    assert "a share of the backward that was not counted" in unknown.reasons[0]
 
 
 def test_the_users_rate_is_the_one_compared() -> None:

@@ -40,6 +40,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         batch_size: The number of samples B.
         take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
         only: Change this one of the batch's tensors alone; None changes all that hold the sample.
+        sample: The position of the sample to follow. None follows the last: a causal or cumulative operation changes no
+            other sample with it.
 
     Attributes:
         sample: The position of the sample that is followed.
@@ -60,9 +62,17 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, batch: Any, batch_size: int, *, take: Take | None = None, only: int | None = None) -> None:
+    def __init__(
+        self,
+        batch: Any,
+        batch_size: int,
+        *,
+        take: Take | None = None,
+        only: int | None = None,
+        sample: int | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sample = batch_size - 1  # the last: a causal or cumulative operation changes no other sample with it
+        self.sample = batch_size - 1 if sample is None else sample
         self.failure: str | None = None
         self.complete = only is None
         self.paused = False

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "OpArgs", "OpKwargs", "Rule", "is_view", "overload", "rule", "runs_by_parts"]
+__all__ = ["RULES", "OpArgs", "OpKwargs", "Rule", "has_rule", "is_view", "overload", "rule", "runs_by_parts"]
 
 # Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
 OpArgs: TypeAlias = tuple[Any, ...]
@@ -28,6 +28,16 @@ def overload(name: str) -> OpOverload | None:
     base, _, variant = name.partition(".")
     packet = getattr(torch.ops.aten, base, None)
     return getattr(packet, variant or "default", None)
+
+
+def has_rule(name: str) -> bool:
+    """Tell whether there is a rule for an op, by its name as a counter of dense ops has it.
+
+    Example:
+        >>> has_rule("aten.add.Tensor"), has_rule("aten.rot90.default")
+        (True, False)
+    """
+    return overload(name.removeprefix("aten.")) in RULES
 
 
 def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[Rule], Rule]:

@@ -19,11 +19,23 @@ from torch._ops import OpOverload
 from lightning_ast.core.partial.gradient import HeldRows, holds_rows
 from lightning_ast.core.partial.registry import rule
 
-__all__ = []
+__all__ = ["FEWEST_VALUES", "is_batchnorm"]
 
 aten = torch.ops.aten
-_FEWEST = 16
-"""Values of a channel among the selected rows that its two means are taken from, at least."""
+FEWEST_VALUES = 16
+"""Values of a channel among the selected rows that BatchNorm's two means are taken from, at least."""
+_BATCHNORM = ("native_batch_norm_backward", "cudnn_batch_norm_backward", "miopen_batch_norm_backward")
+_BATCHNORM_WITH_UPDATE = "batch_norm_backward"
+
+
+def is_batchnorm(name: str) -> bool:
+    """Tell whether an op that ran over all rows is the backward of BatchNorm, which has a rule.
+
+    Example:
+        >>> is_batchnorm("aten.native_batch_norm_backward.default"), is_batchnorm("aten.rot90.default")
+        (True, False)
+    """
+    return name.removeprefix("aten.").partition(".")[0] in (*_BATCHNORM, _BATCHNORM_WITH_UPDATE)
 
 
 @rule("native_layer_norm_backward", "_fused_rms_norm_backward", on_rows=True)
@@ -50,7 +62,7 @@ def _group_norm(func: OpOverload, gradient: HeldRows, *args: Any, **kwargs: Any)
     return (None if out is None else gradient.like(out), *parameters)
 
 
-@rule("native_batch_norm_backward")
+@rule(_BATCHNORM[0])
 def _batch_norm(func: OpOverload, gradient: Tensor, value: Tensor, *rest: Any) -> Any:
     weight, running_mean, running_var, mean, invstd, training, eps, mask = rest
     if not holds_rows(gradient):
@@ -66,14 +78,14 @@ def _batch_norm(func: OpOverload, gradient: Tensor, value: Tensor, *rest: Any) -
     return (None if out is None else gradient.like(out), *parameters)
 
 
-@rule("cudnn_batch_norm_backward", "miopen_batch_norm_backward")
+@rule(*_BATCHNORM[1:])
 def _cudnn_batch_norm(func: OpOverload, value: Tensor, gradient: Tensor, *rest: Any) -> Any:
     *statistics, eps = rest[:6]  # behind them lies what the kernel has reserved, which torch's own does without
     native = aten.native_batch_norm_backward.default
     return _batch_norm(native, gradient, value, *statistics, True, eps, [True, True, True])
 
 
-@rule("batch_norm_backward")
+@rule(_BATCHNORM_WITH_UPDATE)
 def _batch_norm_with_update(func: OpOverload, *args: Any) -> Any:
     return _batch_norm(aten.native_batch_norm_backward.default, *args[:10])
 
@@ -88,7 +100,7 @@ def _selected(
     """
     rows = gradient.packed()
     saved = gradient.rows_of(value, 0)
-    if gradient.rows.batchnorm == "exact" or rows.numel() < _FEWEST * rows.shape[1]:
+    if gradient.rows.batchnorm == "exact" or rows.numel() < FEWEST_VALUES * rows.shape[1]:
         return NotImplemented
     unused = torch.zeros_like(mean), torch.ones_like(mean)  # running statistics: their type is that of the result
     center, variance = torch.batch_norm_update_stats(saved, *unused, 0.0)  # several times faster than var_mean
