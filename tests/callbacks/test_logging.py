@@ -194,3 +194,10 @@ def test_the_line_after_a_resume_from_an_epochs_last_batch(
         trainer.fit(PlainNet(dropout=0.0), loader(digits, batch_size=128), ckpt_path=path)
         lines.append(re.findall(r"Epoch 1/1 .*", capsys.readouterr().out)[0])
     assert lines[0] == lines[1]
+
+
+def test_a_stage_that_is_shorter_than_the_interval_of_the_loggers_is_logged(digits: Digits, tmp_path: Path) -> None:
+    run(digits, TensorBoardLogger(str(tmp_path), name=""), log_every_n_steps=40)
+    series = scalars(tmp_path / "version_0")
+    assert series["ast/stage"] == [(0, 0.0), (16, 1.0), (32, 2.0), (39, 2.0), (47, 2.0)]
+    assert [step for step, _ in series["ast/activation_rate"]] == [39, 47]
