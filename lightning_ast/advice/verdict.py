@@ -81,10 +81,8 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
         return "AST will not help here: no mode that saves anything can run."
     saving = 1 - best.run_share
     if mode is None:
-        change = f"{-saving:+.0%}"
-        if change.strip("+-") == "0%":
-            return "AST will not help here: no mode makes the run shorter."
-        return f"AST will not help here: the best mode, {best.mode!r} at {best.setting}, would change the run by {change}."
+        most = f"the best mode, {best.mode!r} at {best.setting}, would change the run by {-saving:+.0%}"
+        return f"AST will not help here: {'no mode makes the run shorter' if abs(saving) < 0.005 else most}."
     target = f"target_activation_rate={best.rate:g}" if coverage is None else f"target_coverage={coverage:g}"
     now = "" if coverage is None else f", at the {best.rate:.0%} of the samples that it needs now"
     return (

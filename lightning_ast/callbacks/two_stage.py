@@ -44,7 +44,8 @@ class TwoStageScheduler(Callback):
     """Warmup on all samples, then sparse training, then (optionally) cooldown on all samples again.
 
     Warmup and cooldown are the plain run, bitwise: nothing is selected, and only ``prune`` scores what is trained on
-    anyway. The order of the callbacks does not matter. Without this callback every step is sparse; without a :class:`SparseSelectionCallback` it is an error.
+    anyway. The order of the callbacks does not matter. Without this callback every step is sparse; without a
+    :class:`SparseSelectionCallback` it is an error.
     The stage follows from the position of each batch in the run, so a run resumed in mid-epoch is in the right one.
 
     The run ends with the first of the Trainer's ``max_epochs`` and ``max_steps``. Optimizer steps are those that
