@@ -91,7 +91,7 @@ def test_every_mode_step_and_run() -> None:
 def test_partial_joins_a_dense_step_that_is_scored_and_subset_goes_on_straight() -> None:
     predictions = Predictions(facts(run={"own_rate": 0.8}))
     assert predictions.rate == 0.8
-    assert predictions.at("partial", 0.8).step_seconds == pytest.approx(0.5 + 2.65)  # half of the 0.1 s that scoring takes
+    assert predictions.at("partial", 0.8).step_seconds == pytest.approx(0.5 + 2.65)  # half of the scoring
     assert predictions.at("subset", 0.8).step_seconds == pytest.approx(0.5 + 3.4)
 
 
