@@ -19,7 +19,7 @@ __all__ = ["draw", "drawn_points", "headline_settings", "points", "short_table"]
 LEAST_SEEDS = 5
 """No headline is written from fewer seeds."""
 
-_SHORTENED = "dense, shortened, the best of three learning rates"
+_SHORTENED = "dense, shortened, its learning rate tuned"
 _METHODS = {
     _SHORTENED: "dense-length",
     "a random share of the size of ours at 0.95": "random-likeprune-coverage0.95",
@@ -27,19 +27,19 @@ _METHODS = {
     "SeTa's rule": "seta",
     "Selective Backprop, as Composer has it": "selective-backprop",
     "the original's package, with its own optimizer": "original",
-    "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft",
-    "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk",
+    "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft-stepskeep",
+    "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk-stepskeep",
 }
 """The rows of the short table, each with the beginning of its setting."""
 
 
 def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
-    """Pick a setting for each row of the short table, and the dense one, from the records of one place.
+    """Pick a setting with enough seeds for each row of the short table, and the dense one, from one place's records.
 
     Of the shortened dense runs it is the best of those with the length that several learning rates were tried at.
     """
-    settings = by_setting(records)
-    tuned = {setting.first["epochs"] for setting in settings.values() if "lr" in setting.first["options"]}
+    settings = {name: setting for name, setting in by_setting(records).items() if setting.seeds >= LEAST_SEEDS}
+    tuned = {one.first["epochs"] for one in settings.values() if {"length", "lr"} <= set(one.first["options"])}
     rows: dict[str, Setting] = {}
     if "dense" in settings:
         rows["dense"] = settings["dense"]
@@ -57,8 +57,7 @@ def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
     found = {}
     for place, records in _records(folder).items():
         picked = headline_settings(records)
-        enough = [row for row in ("dense", *_METHODS) if row in picked and picked[row].seeds >= LEAST_SEEDS]
-        rows = {row: picked[row] for row in enough}
+        rows = {row: picked[row] for row in ("dense", *_METHODS) if row in picked}
         if "dense" in rows:
             found[place] = rows
     return found

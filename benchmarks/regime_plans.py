@@ -98,8 +98,10 @@ def headline_plan() -> list[Run]:
         settings.append(_pruned("soft", "keep", coverage=0.97))
         settings += [_pruned(gate, "keep", coverage=each) for each in (0.95, 0.9) for gate in ("topk", "soft")]
         settings += [_pruned(gate, "keep", rate=rate) for gate in ("topk", "soft")]
+        settings += [_pruned("soft", "follow", coverage=0.97), _pruned("topk", "follow", coverage=0.95)]
         settings += [("dense", {"length": length}) for length in lengths]
-        settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.1, 0.4)]
+        settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.05, 0.1, 0.4)]
+        settings.append(("dense", {"lr": 0.1}))
         settings += [("random", {"like": each, "steps": "keep"}) for each in like]
         settings += [
             ("infobatch", {}),

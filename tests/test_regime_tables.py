@@ -121,7 +121,7 @@ def test_the_short_table_has_the_best_learning_rate_of_the_shortened_runs(benchm
     _, _, *found = rows(benchmark("regime_headline").short_table(tmp_path))
     assert len(found) == 8
     named = {row[0]: row[1:] for row in found}
-    assert named["dense, shortened, the best of three learning rates"] == ["-0.70 ± 0.00", "0.50", "120"]
+    assert named["dense, shortened, its learning rate tuned"] == ["-0.70 ± 0.00", "0.50", "120"]
     assert named["**ours**, coverage 0.97, soft gate"] == ["+0.05 ± 0.00", "0.50", "120"]
     assert named["SeTa's rule"] == ["-", "-", "-"]
 
