@@ -243,8 +243,8 @@ def short_coverage_table(folder: Path = FOLDER) -> str:
 def map_table(folder: Path = FOLDER) -> str:
     """Make the table of the places of the map: what each coverage chose, what it lost, what can be skipped."""
     runs = plan("map")
-    names = {run.name for run in runs}
-    records = [record for record in load_regimes(folder) if record["name"] in names]
+    wanted = {(run.regime, run.setting) for run in runs}
+    records = [one for one in load_regimes(folder) if (Regime(**one["regime"]), one["setting"]) in wanted]
     coverages = sorted({float(run.option("coverage")) for run in runs if run.policy == "prune"})
     rows = [
         map_row(place, by_setting(here), coverages)
