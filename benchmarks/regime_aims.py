@@ -1,19 +1,17 @@
-"""What was aimed at beside what was reached, and ours beside each other method at no more work, for `summarize.py`."""
+"""What was aimed at beside what was reached, and ours beside each other method, for `summarize.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from regime_headline import LEAST_SEEDS
 from regime_plans import plan
 from regime_run import Regime
 from regime_statistics import NO_LOSS, Record, Setting, by_setting, compared, load_regimes
-from regime_tables import FOLDER, difference_cell, p_cell, place_name, setting_name
+from regime_tables import FOLDER, difference_cell, p_cell, place_name, records_by_place, setting_name
 
 __all__ = ["aims_table", "best_at", "equal_work_table"]
-
-LEAST_SEEDS = 5
-"""Nothing is compared here that has fewer."""
 
 OURS = ("prune-coverage0.97-gatesoft-stepskeep", "prune-coverage0.95-gatetopk-stepskeep")
 """The settings of README's table: the recommended one, and one that saves more."""
@@ -30,11 +28,9 @@ _ROUNDING = 0.005
 
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
     """Return the settings of each place of the headline that have enough seeds."""
-    names = {run.name for run in plan("headline")}
-    records = [record for record in load_regimes(folder) if record["name"] in names]
     found = {}
-    for place in dict.fromkeys(run.regime for run in plan("headline")):
-        settings = by_setting([record for record in records if Regime(**record["regime"]) == place])
+    for place, records in records_by_place(plan("headline"), folder).items():
+        settings = by_setting(records)
         found[place] = {name: one for name, one in settings.items() if one.seeds >= LEAST_SEEDS}
     return found
 

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 
 from regime_plans import plan
 from regime_run import Regime
-from regime_statistics import Record, Setting, by_setting, load_regimes
-from regime_tables import FOLDER, difference_cell, machine, place_name, seconds_cell
+from regime_statistics import Record, Setting, by_setting
+from regime_tables import FOLDER, difference_cell, machine, place_name, records_by_place, seconds_cell
 
-__all__ = ["draw", "drawn_points", "headline_settings", "points", "short_table"]
+__all__ = ["LEAST_SEEDS", "draw", "drawn_points", "headline_settings", "points", "short_table"]
 
 LEAST_SEEDS = 5
 """No headline is written from fewer seeds."""
@@ -55,19 +55,12 @@ def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
     """Return the rows of each place of the plan whose dense runs have enough seeds, and of those that have, too."""
     found = {}
-    for place, records in _records(folder).items():
+    for place, records in records_by_place(plan("headline"), folder).items():
         picked = headline_settings(records)
         rows = {row: picked[row] for row in ("dense", *_METHODS) if row in picked}
         if "dense" in rows:
             found[place] = rows
     return found
-
-
-def _records(folder: Path) -> dict[Regime, list[Record]]:
-    names = {run.name for run in plan("headline")}
-    records = [record for record in load_regimes(folder) if record["name"] in names]
-    places = dict.fromkeys(run.regime for run in plan("headline"))
-    return {place: [record for record in records if Regime(**record["regime"]) == place] for place in places}
 
 
 def short_table(folder: Path = FOLDER) -> str:
@@ -120,7 +113,7 @@ def points(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     dense runs of all lengths at the common learning rate.
     """
     found: dict[str, dict[str, Any]] = {}
-    records = _records(folder)
+    records = records_by_place(plan("headline"), folder)
     for place, rows in _places(folder).items():
         timed = all(setting.seconds is not None for setting in rows.values())
         lengths = [

@@ -17,7 +17,9 @@ __all__ = [
     "ideas_table",
     "map_table",
     "methods_table",
+    "records_by_place",
     "seconds_cell",
+    "short_coverage_table",
     "steps_table",
 ]
 
@@ -160,18 +162,21 @@ def methods_table(regime: Regime, records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _tables(runs: Iterable[Run], folder: Path) -> str:
-    """Make the table of each place of some runs, from those of them that are recorded."""
+def records_by_place(runs: Iterable[Run], folder: Path) -> dict[Regime, list[Record]]:
+    """Return the records of some runs at each of their places, which may have none, in the order of the runs."""
     runs = list(runs)
     names = {run.name for run in runs}
-    places = {run.regime.name: run.regime for run in runs}
-    records = [record for record in load_regimes(folder) if record["name"] in names]
-    tables = []
-    for place in places.values():
-        here = [record for record in records if Regime(**record["regime"]) == place]
-        if here:
-            tables.append(methods_table(place, here))
-    return "\n\n".join(tables) or _NOTHING_YET
+    found: dict[Regime, list[Record]] = {run.regime: [] for run in runs}
+    for record in load_regimes(folder):
+        if record["name"] in names:
+            found[Regime(**record["regime"])].append(record)
+    return found
+
+
+def _tables(runs: Iterable[Run], folder: Path) -> str:
+    """Make the table of each place of some runs, from those of them that are recorded."""
+    places = records_by_place(runs, folder)
+    return "\n\n".join(methods_table(place, here) for place, here in places.items() if here) or _NOTHING_YET
 
 
 def headline_table(folder: Path = FOLDER) -> str:
