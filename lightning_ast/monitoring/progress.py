@@ -31,6 +31,7 @@ class RunProgress:
         monitoring_seconds: The seconds that the monitor took while training went on.
         stage: The stage of the last batch.
         validated: True where a validation has ended since the last epoch's line.
+        last_seconds: The seconds of the epoch that was finished last, validation included.
     """
 
     accuracies: dict[int, float] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class RunProgress:
     _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     _began: float = 0.0
     _carried: float = 0.0
+    last_seconds: float = 0.0
 
     @property
     def epochs(self) -> int:
@@ -83,7 +85,8 @@ class RunProgress:
         stage = self.stage
         self.validated = False
         now = time.perf_counter()
-        self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
+        self.last_seconds = self._carried + now - self._began
+        self.seconds.setdefault(stage, []).append(self.last_seconds)
         self._began = now
         self._carried = 0.0
         if accuracy is not None:

@@ -37,6 +37,7 @@ def format_epoch(
     flops_savings: float | None = None,
     joules: float | None = None,
     eta_seconds: float | None = None,
+    details: Sequence[str] = (),
 ) -> str:
     """Format one line for a finished epoch; what is not known is left out.
 
@@ -49,6 +50,7 @@ def format_epoch(
         flops_savings: The share of FLOPs saved in this epoch, at most 1.
         joules: The energy of this epoch.
         eta_seconds: The seconds until the end of the run.
+        details: Further fields, as they are shown.
 
     Example:
         >>> format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
@@ -64,6 +66,7 @@ def format_epoch(
         fields.append(f"FLOPs saved: {flops_savings:.1%}")
     if joules is not None:
         fields.append(f"Energy: {_format_joules(joules)}")
+    fields += details
     if eta_seconds is not None:
         fields.append(f"ETA: {format_seconds(eta_seconds)}")
     return " | ".join(fields)
@@ -121,6 +124,7 @@ class RunSummary:
         accuracy: The last validation accuracy in [0, 1].
         best_accuracy: The best validation accuracy.
         best_epoch: The epoch in which that was reached, from 0.
+        milestones: The first epochs in which shares of the best accuracy were reached, by share.
         mode: The mode of the selection, or None in a plain run.
         activation_rate: The selected / offered samples of the run.
         sparse_rate: The same of its sparse stage, or None where every step was dense.
@@ -141,6 +145,7 @@ class RunSummary:
     accuracy: float | None = None
     best_accuracy: float | None = None
     best_epoch: int | None = None
+    milestones: Mapping[float, int] = field(default_factory=dict)
     mode: Mode | None = None
     activation_rate: float | None = None
     sparse_rate: float | None = None
@@ -168,6 +173,9 @@ def format_summary(run: RunSummary) -> str:
     if run.accuracy is not None and run.best_accuracy is not None:
         head += f" | Val Acc: {run.accuracy:.2%}, best {run.best_accuracy:.2%} in epoch {run.best_epoch}"
     lines = [head]
+    if run.milestones:
+        reached = [f"{share:.0%} of the best in epoch {epoch}" for share, epoch in run.milestones.items()]
+        lines.append(_row("convergence", " | ".join(reached)))
     if run.mode is not None and run.activation_rate is not None:
         rate = f"{run.activation_rate:.1%} of all samples"
         if run.sparse_rate is not None:

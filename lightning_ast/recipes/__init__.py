@@ -4,11 +4,13 @@ from lightning_ast.recipes.comparing import QUIET, chance, counting, one_cycle, 
 from lightning_ast.recipes.configured import configured, figures, without_selection
 from lightning_ast.recipes.fine_tuned import FineTunedClassifier, with_new_head
 from lightning_ast.recipes.image_folder import ImageFolderDataModule
+from lightning_ast.recipes.original_rule import OriginalRule
 
 __all__ = [
     "QUIET",
     "FineTunedClassifier",
     "ImageFolderDataModule",
+    "OriginalRule",
     "chance",
     "configured",
     "counting",
