@@ -30,6 +30,7 @@ def configured(path: str | Path, *arguments: str, seed: int) -> tuple[pl.Trainer
         from lightning.pytorch.cli import LightningCLI
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # the script has arguments too
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # Lightning 2.6's use of jsonargparse
         cli = LightningCLI(
             pl.LightningModule,
             pl.LightningDataModule,
