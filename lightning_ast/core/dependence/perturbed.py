@@ -23,24 +23,16 @@ _CANDIDATES = 8  # other samples that are tried until one differs in every tenso
 
 
 def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None) -> list[Pair]:
-    """Pair the tensors of a batch with copies in which one sample is another.
+    """Pair the tensors of a batch with copies in which one sample is another; the batch itself is not changed.
 
-    A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
-    (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
-    nothing else. Tensors that all samples share are left out; the batch itself is not changed. Where B is 1 there are
-    no pairs.
-
-    Args:
-        batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
-        batch_size: The number of samples B.
-        sample: The position of the sample to change.
-        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
+    Tensors that all samples share are left out. Where B is 1 there are no pairs.
 
     Raises:
         BatchError: The batch cannot be indexed.
     """
     if batch_size < 2:
         return []
+    # A sample gets the values of another one, not noise: ids must stay in range, or an embedding would fail.
     with torch.no_grad():
         graphs = graphs_in(batch)
         pairs = [] if graphs is None else list(_graph_pairs(graphs, assignments_of(graphs)[0], sample))
@@ -73,6 +65,7 @@ class _Swap:
             changed = {k: self._without_repeats(k) for k in every}
         else:
             masks = [k for k in every if _is_mask(self._leaves[k])]
+            # A mask decides which rows take part, so what changes with it is not the sample alone.
             changed = self._changed([k for k in every if k not in masks]) or self._changed(masks)
         return [(_plain(self._leaves[k]), shadow) for k, shadow in sorted(changed.items()) if shadow is not None]
 

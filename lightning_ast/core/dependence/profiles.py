@@ -18,13 +18,11 @@ _OUTLIER = 1e3  # times the largest value that differs: above that, a value is a
 class Dependence:
     """Where a tensor depends on one sample.
 
-    Args:
+    Attributes:
         shape: The tensor's shape.
-        profiles: One ``(shape[d],)`` float64 tensor on the CPU for each dimension ``d``: the summed differences between
-            the tensor and its shadow over the other dimensions, 0 where it is independent.
+        profiles: For each dimension ``d`` the summed differences over all others, ``(shape[d],)`` float64 on the CPU.
         independent: Whether it is known that no element changes with the sample: NaN hides it.
-        touched: Whether it was computed from something of the sample all the same: a margin that is kept, a code that
-            two samples share.
+        touched: Whether it was computed from something of the sample all the same: a margin, a shared code.
         picked: Whether values chose its rows one by one, so that their number says nothing of the samples.
     """
 
@@ -42,15 +40,7 @@ def independent_of_shape(shape: tuple[int, ...]) -> Dependence:
 
 
 def compare(real: Tensor, shadow: Tensor) -> Dependence:
-    """Measure where a tensor and its shadow differ.
-
-    Differences below a millionth of the largest value, or below two units in the last place, count as 0. A place that
-    is NaN in both does not differ; one that is finite in only one of them differs by the largest value.
-
-    Example:
-        >>> compare(torch.zeros(3, 2), torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]])).profiles[0]
-        tensor([0., 0., 3.], dtype=torch.float64)
-    """
+    """Measure where a tensor and its shadow differ."""
     shape = tuple(real.shape)
     box = _box(real != shadow)  # the rest of a large tensor need not be looked at
     profiles = [torch.zeros(size, dtype=torch.float64) for size in shape]
@@ -84,6 +74,7 @@ def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = Non
     size = real.abs().nan_to_num(0.0, 0.0, 0.0)
     difference = (real - shadow).abs()
     noise = _RELATIVE_NOISE_DOUBLE if wide is torch.float64 else _RELATIVE_NOISE
+    # Another batch may take another kernel, which rounds differently: such differences would belong to every sample.
     difference = torch.where(difference > noise * largest + 2 * unit * size, difference, 0.0)
     # Infinity and NaN have no difference to compare: they differ where one of the two is finite, or another infinity.
     odd = ~(torch.isfinite(real) & torch.isfinite(shadow))

@@ -58,13 +58,11 @@ class Record:
 
 
 class Records:
-    """Finds what is known about a node's output.
-
-    A record is kept in the metadata of its node and ends with it: a node is told from others by itself, for two threads
-    may give the same number. Outputs that nothing has used yet are kept by the number of their node.
-    """
+    """Finds what is known about a node's output."""
 
     def __init__(self) -> None:
+        # A record is kept in the metadata of its node and ends with it. Numbers tell the nodes of one thread alone, so
+        # that they are used only for outputs that nothing has used yet, whose node nobody has seen.
         self._name = f"lightning_ast.records.{next(_numbers)}"
         self._unused: dict[int, list[Record | None]] = {}
         self._held: WeakValueDictionary[int, Record] = WeakValueDictionary()  # the oldest first
@@ -107,6 +105,7 @@ class Records:
 
     def before_write(self, key: int | None) -> None:
         """Compare the outputs that lie in some memory, before it is written to."""
+        # What is written later is no result of the node: the comparison cannot wait until it is asked for.
         for record in () if key is None else self._by_memory.pop(key, ()):
             record.dependence()
 
@@ -138,7 +137,7 @@ class Records:
         self._elements += record.elements
         if key is not None:
             self._by_memory.setdefault(key, WeakSet()).add(record)
-        if self._elements > _MAX_ELEMENTS:
+        if self._elements > _MAX_ELEMENTS:  # many have ended with their nodes since the last sweep
             self.sweep()
 
 

@@ -176,10 +176,7 @@ def _default_generator(device: torch.device) -> Generator | None:
 
 
 def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
-    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch.
-
-    It adds the scaled change to the real output, so that the rows of other samples stay equal to the last bit.
-    """
+    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
     real = given["input"]
     output = results[0]
     wide = torch.promote_types(real.dtype, torch.float32)
@@ -191,5 +188,7 @@ def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) ->
     weight = given.get("weight")
     scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
     scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
+    # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
+    # change is added to the real output, so that the rows of other samples stay equal to the last bit.
     change = (shadow.to(wide) - real.to(wide)) * scale
     return [(output.to(wide) + change).to(output.dtype), *results[1:]]

@@ -40,14 +40,7 @@ class _Entry:
 
 
 class Shadows:
-    """Keeps for each storage what is known about it, and its shadow; entries end with their storage.
-
-    Example:
-        >>> shadows, real = Shadows(), torch.zeros(2, 3)
-        >>> shadows.add([(real, torch.ones(2, 3))])
-        >>> shadows.kind(real[1]).name, shadows.of(real[1]).tolist()
-        ('SHADOW', [1.0, 1.0, 1.0])
-    """
+    """Keeps for each storage what is known about it, and its shadow; entries end with their storage."""
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}  # by the address of the storage

@@ -5,8 +5,10 @@ So it becomes known which elements of each tensor belong to which sample.
 
 from __future__ import annotations
 
+import sys
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,13 +22,15 @@ from lightning_ast.core.dependence.records import GraphNode, Record, Records
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
-from lightning_ast.core.dependence.uncompiled import uncompiled
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import BatchError
 
-__all__ = ["Dependence", "SampleTrace"]
+__all__ = ["SampleTrace", "uncompiled"]
 
 _SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
+_stance_lock = threading.Lock()
+_stances: list[None] = []  # one element for each that is inside `uncompiled`
+_stance_restored = ExitStack()
 
 
 class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -184,14 +188,11 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _arrive(
         self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
     ) -> tuple[Call | None, int | None]:
-        """Record which nodes made the arguments, and save what the operation will overwrite.
-
-        Returns:
-            The call to run again afterwards, and the number of the node that was made for its results, if any.
-        """
+        """Prepare the second run of an operation; return it and the number of its results' node, if it has one."""
         try:
             number = _last_node_number()
             with_grad = torch.is_grad_enabled()
+            # A higher number than at the last operation: autograd, which runs above, has made a node for this one.
             fresh = number != self._last_number
             self._last_number = number
             with quiet():
@@ -225,10 +226,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._give_up(error)
 
     def _record_node(self, tensor: Tensor, fresh: bool) -> None:
-        """Record an argument under the node that made it.
-
-        Asking a changed view for its node makes a new one, unless the operation itself has just done so.
-        """
+        """Record an argument under the node that made it."""
+        # Asking a changed view for its node makes a new one, unless the operation itself has just done so.
         if tensor.requires_grad and not tensor.is_leaf and (fresh or not tensor._is_view()):
             node = tensor.grad_fn
             if node is not None and not self._records.has(node, tensor.output_nr):
@@ -249,6 +248,25 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind is Kind.UNSEEN and node is not None and node._sequence_nr() >= self._first_number:
             kind = Kind.UNKNOWN  # made during the trace, by a kernel that it has not seen
         return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run functions of ``torch.compile`` uncompiled: under a dispatch mode torch would refuse to, or raise an error."""
+    # Torch has one stance for all threads: the first to come sets it and the last to go restores it, so that fits in
+    # several threads may be inside at once.
+    with _stance_lock:
+        # Importing torch._dynamo takes seconds, and without it nothing is compiled.
+        if not _stances and "torch._dynamo" in sys.modules:
+            _stance_restored.enter_context(torch.compiler.set_stance("force_eager"))
+        _stances.append(None)
+    try:
+        yield
+    finally:
+        with _stance_lock:
+            _stances.pop()
+            if not _stances:
+                _stance_restored.close()
 
 
 def _last_node_number() -> int:
