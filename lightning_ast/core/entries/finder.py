@@ -116,6 +116,7 @@ class EntryFinder:
         """
         view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
+        # A loss that nothing of the samples goes into is remembered only where a whole trace has shown it.
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._remember(plan)
         if found.entries:  # what is unclear beside them holds no rows of samples, and will not in later batches
@@ -180,13 +181,9 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
 
 
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
-    """Walk from a loss to its entries, a second time where there are several.
-
-    The second walk knows what lies inside the network, so that what one part of it hands to the next is not taken for
-    the loss part's. Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they
-    can is an entry.
-    """
+    """Walk from a loss to its entries, a second time where there are several."""
     first = _Walk(loss, batch_size, view, inner=set())
+    # Where no layer has rows that can be told (jagged tensors), the last place of the loss part that has some is an entry.
     if not first.entered and view.unclear:
         unclear = view.unclear.copy()
         view.unclear.clear()  # what the second walk finds unclear counts alone, if it finds an entry
@@ -194,7 +191,9 @@ def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Pla
         if above.entered:
             return above.result()
         view.unclear.update(unclear)
-    if len(first.entered) > 1:  # one of them may lie below another, inside the network
+    # One of several may lie below another. The second walk knows what lies inside the network, so that what one part
+    # of it hands to the next is not taken for the loss part's.
+    if len(first.entered) > 1:
         inner = set(nodes_below([child for child, _ in first.entered]))
         return _Walk(loss, batch_size, view, inner=inner).result()
     return first.result()

@@ -35,13 +35,8 @@ OutputForm = tuple[str, tuple[int, ...] | None]
 
 
 class SizedView:
-    """What the form of a graph tells of its nodes: a branch without an edge to nothing is made of parameters alone.
-
-    Args:
-        batch_size: The number of samples B.
-        known: The layouts that were proved in other graphs, by the name of the node and its number of dimensions.
-        mixed: The forms of outputs that were found to hold no rows of samples.
-        assignments: The sample of each node and of each edge of a batch of graphs.
+    """What the form of a graph tells of its nodes, by what was proved in other graphs (``known``, ``mixed``) and by
+    sizes.
 
     Attributes:
         unclear: The sizes of outputs whose rows could not be told, by their form.
@@ -52,8 +47,8 @@ class SizedView:
     ) -> None:
         self._batch_size = batch_size
         self.assignments = assignments
-        self._known = known
-        self._mixed = mixed
+        self._known = known  # the layouts that were proved, by the name of the node and its number of dimensions
+        self._mixed = mixed  # the forms of outputs that were found to hold no rows of samples
         self._pure: dict[Edge, bool] = {}
         self.unclear: dict[OutputForm, str] = {}
 
@@ -148,10 +143,8 @@ class TracedView(SizedView):
         return self._unless_picked(node, output_nr, layout)
 
     def _inherited(self, node: Node, output_nr: int) -> Layout | None:
-        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from.
-
-        So are those of a straight-through estimator, which are equal for samples of one code.
-        """
+        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from."""
+        # The outputs of a straight-through estimator are flat: they are equal for samples of one code.
         shape = shape_of(node, output_nr)
         if not shape:
             return None

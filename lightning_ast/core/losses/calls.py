@@ -55,7 +55,7 @@ class WatchedCall:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Return all arguments by name, in the order of the function's parameters, defaults included."""
-        # Signature.bind does the same in ten times the time
+        # Signature.bind does the same in ten times the time, and a score is made in every batch.
         names = _PARAMETERS[self.func]
         known = {**_DEFAULTS[self.func], **dict(zip(names, self.args, strict=False)), **self.kwargs}
         return {name: known[name] for name in names if name in known}
@@ -113,11 +113,7 @@ def widen(value: Any) -> Any:
 
 
 def fold(values: Tensor, batch_size: int, name: str) -> Tensor:
-    """Add the elements ``(N, ...)`` of each sample up, to ``(B,)``; N is B or B * T with the samples outermost.
-
-    Raises:
-        LossCaptureError: N is not a multiple of B.
-    """
+    """Add the elements ``(N, ...)`` of each sample up, to ``(B,)``; N is B or B * T with the samples outermost."""
     if values.ndim == 0 or values.shape[0] == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
             f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "

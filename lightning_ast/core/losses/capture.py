@@ -177,10 +177,8 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Return the losses that a function of the user's own gives, if they are one for each sample.
-
-    Raises:
-        LossCaptureError: They are not a floating-point tensor of shape ``(B,)``.
+    """Return the losses that a function of the user's own gives, if they are ``(B,)``; raise LossCaptureError if
+    not.
     """
     if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
         got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__

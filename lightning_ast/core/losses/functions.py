@@ -41,14 +41,11 @@ def _unreduced(func: Callable[..., Tensor], call: Call) -> Tensor:
 
 
 def _class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """Take cross_entropy and nll_loss apart: the mean divides by the class weights of the valid targets.
-
-    With class probabilities as targets it divides by their number. Source: torch.nn.CrossEntropyLoss.
-    """
+    """Take cross_entropy and nll_loss apart: the mean divides by the class weights of the valid targets."""
     values = _unreduced(func, call)
     logits = call["input"]
     targets = call["target"]
-    if targets.is_floating_point():
+    if targets.is_floating_point():  # class probabilities: the mean divides by their number, whatever the weights
         return Elements(values, values.numel(), logits, targets, "multiclass")
     ignore = call["ignore_index"]
     weight = call["weight"]

@@ -20,9 +20,8 @@ _Part = tuple[WatchedCall, Elements, Tensor]
 def combine(capture: LossCapture, loss: Tensor, batch_size: int, *, scale: float | Tensor = 1.0) -> LossRecord:
     """Add the watched losses up, each with what it weighs in the loss that is trained.
 
-    The weight of a loss is the derivative of the trained loss by it: 0 for one that is only logged; one for each
-    element of an unreduced loss. Call it before the backward, and before hooks are placed on the graph: the part of
-    the graph above the watched losses is differentiated. Terms that no torch loss function computed are left out.
+    Call it before the backward, and before hooks are placed on the graph: the part of the graph above the watched
+    losses is differentiated. Terms that no torch loss function computed are left out.
 
     Args:
         capture: The capture that watched while the loss was computed.
@@ -37,15 +36,6 @@ def combine(capture: LossCapture, loss: Tensor, batch_size: int, *, scale: float
 
     Raises:
         LossCaptureError: No watched loss has a part in the trained one, or one that has cannot be taken apart.
-
-    Example:
-        >>> from lightning_ast.core.losses.capture import LossCapture
-        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> with LossCapture() as capture:
-        ...     loss = 3 * torch.nn.functional.mse_loss(x, torch.zeros(2))
-        ...     loss = loss + (torch.nn.functional.l1_loss(x, torch.zeros(2), reduction="none") / 2).sum()
-        >>> combine(capture, loss, 2).losses
-        tensor([ 4., 14.])
     """
     weights = _weights(loss, [call for call in capture.calls if call.counted])
     if not weights:
@@ -78,6 +68,7 @@ def _weights(loss: Tensor, calls: list[WatchedCall]) -> list[tuple[WatchedCall, 
     if not edges:
         return []
     root, seed = below_ddp(loss)
+    # The weight is the derivative: none for a loss that is only logged, one for each element of an unreduced loss.
     found = torch.autograd.grad(root, [edge for _, edge in edges], seed, retain_graph=True, allow_unused=True)
     return [(call, widen(weight)) for (call, _), weight in zip(edges, found, strict=True) if weight is not None]
 
