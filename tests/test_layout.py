@@ -73,7 +73,6 @@ def test_imports_point_one_way(path: Path) -> None:
 
 CORE_LAYERS = [
     "state",
-    "state_checks",
     "partial",
     "batch",
     "dependence",
@@ -87,7 +86,6 @@ CORE_LAYERS = [
     "controller",
     "selector",
     "history",
-    "execution",
     "plain_loop",
     "ledger",
 ]

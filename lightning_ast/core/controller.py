@@ -189,8 +189,8 @@ class PIController:
         return math.exp(max(-20.0, min(20.0, correction)))  # far off, exp would overflow
 
     def _follow(self, level: float, newest: float) -> float:
-        """Move the running mean by a bounded step; a batch without significance, all labels ignored, moves nothing."""
         assert self.feedforward_alpha is not None
+        # A batch without significance, of which all labels are ignored, moves nothing; an outlier moves a bounded step.
         if level < _NOTHING:
             return newest
         step = max(-_LARGEST_STEP, min(_LARGEST_STEP, newest - level))

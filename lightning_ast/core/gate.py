@@ -36,6 +36,8 @@ __all__ = [
 
 GateName = Literal["soft", "threshold", "topk"]
 Weighting = Literal["none", "sqrt", "unbiased"]
+"""The weights ``p**-a`` of a soft gate: the gradient estimates the mean over the selected samples (a = 0), the
+full batch's mean without bias (1), or something between the two (1/2)."""
 _Array = np.ndarray[Any, Any]
 ShareOf = Literal["samples", "significance"]
 """What a target is a share of: an activation rate of the samples, a coverage of their summed significance."""
@@ -109,10 +111,8 @@ def floor_for(target: float) -> float:
 
 
 def lift_zeros(significance: Tensor) -> Tensor:
-    """Raise a significance ``(B,)`` below a millionth of the largest to that: samples learned perfectly stay eligible.
-
-    Without it no threshold could keep more samples than have a significance above 0.
-    """
+    """Raise a significance ``(B,)`` below a millionth of the largest to that."""
+    # Samples learned perfectly stay eligible: else no threshold could keep more than have a significance above 0.
     return significance.clamp_min(significance.max() * 1e-6 + 1e-30)
 
 
@@ -219,27 +219,23 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
 
 
 def coverage_of(significance: Tensor, indices: Tensor) -> float:
-    """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1].
-
-    Where the significance is 0 throughout, all samples carry the same.
-    """
+    """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1]."""
     significance = significance.double()
     total = float(significance.sum())
-    if total <= 0:
+    if total <= 0:  # all samples carry the same
         return indices.numel() / significance.numel()
     return min(1.0, float(significance[indices].sum()) / total)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw samples with the given inclusion probabilities and an almost constant count.
+    """Draw samples with the given inclusion probabilities, at ascending positions ``(k,)``.
 
-    The samples are laid end to end in random order, each as long as its probability, and a comb of unit spacing with a
-    random offset picks those it hits. Each sample is kept with exactly its probability; the count differs from the
-    sum of the probabilities by less than 1, where independent draws would scatter by its square root.
+    Each sample is kept with exactly its probability; the count differs from the sum of the probabilities by less than
+    1, where independent draws would scatter by its square root.
     Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
-
-    The draws of a CPU generator are the same on every device. The positions ``(k,)`` are ascending.
     """
+    # The samples are laid end to end in random order, each as long as its probability; a comb of unit spacing with a
+    # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
     noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
     order = noise[:-1].argsort()
     ends = np.floor(_on_host(probability)[order].cumsum() + noise[-1])
@@ -248,15 +244,9 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
 
 
 def minimum_count(batch_size: int, min_selected: int | float) -> int:
-    """Return the fallback: at least this many samples are kept.
+    """Return the fewest samples that are kept of a batch: a number, or a share in (0, 1) that is at least 2 samples.
 
-    Args:
-        batch_size: The number of samples B.
-        min_selected: A number of samples (an int), or a share of the batch (a float in (0, 1)), which is rounded down,
-            and at least 2 (0.1 is the original package's floor).
-
-    Returns:
-        In [1, B].
+    A share of 0.1 is the original package's floor.
     """
     wanted = max(2, math.floor(batch_size * min_selected)) if isinstance(min_selected, float) else min_selected
     return min(batch_size, wanted)

@@ -48,14 +48,10 @@ def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) 
 def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: float = 0.0) -> bool:
     """Decide whether a mode costs more than dense training, or saves less than a tenth of what its formula promises.
 
-    ``mask``, which saves nothing by design, is never blamed. Arguments are those of
-    :func:`~lightning_ast.core.execution.cost_share`.
-
-    Example:
-        >>> saves_too_little("partial", 0.4, forward=0.98), saves_too_little("partial", 0.4, forward=0.4)
-        (True, False)
+    Arguments are those of :func:`lightning_ast.core.cost_share`.
     """
     cost = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    # `mask` saves nothing by design, and is never blamed for it.
     return mode != "mask" and (cost > 1 + 1e-9 or 1 - cost < 0.1 * (1 - cost_share(mode, rate)))
 
 
@@ -63,19 +59,11 @@ def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: fl
 class StageTotals:
     """Counts of one stage.
 
-    Attributes:
-        steps: The number of training batches.
-        offered: The number of samples that were offered.
-        selected: The number of samples that were trained on.
-        forwarded: The forwards of one sample, scoring included.
-        backwarded: The backwards of one sample, zeroed losses included; a partial backward counts with the share that
-            ran over all rows.
-        timed_seconds: The wall time of the timed steps.
-        timed_offered: The samples offered in the timed steps.
-        joules: The energy measured while training, over all processes.
-        joules_offered: The samples offered in this process meanwhile.
-        dense_steps: The number of training batches of the sparse stage that were trained on whole, because a selection
-            would have cost more than it saved.
+    Forwards and backwards are those of one sample: scoring and zeroed losses included, a partial backward with the
+    share
+    that ran over all rows. Joules are those of all processes, ``joules_offered`` the samples of this one meanwhile.
+    ``dense_steps`` are batches of the sparse stage trained on whole, because a selection would have cost more than it
+    saved.
     """
 
     steps: int = 0
@@ -217,16 +205,13 @@ class Ledger:
         }
 
     def _measured(self, costs: dict[str, tuple[float, int]]) -> float | None:
-        """Compare a measured cost, ``(sum, samples)`` by stage, with that of a run which is all warmup.
-
-        A cooldown without a measurement counts as dense, which it is.
-        """
+        """Compare a measured cost, ``(sum, samples)`` by stage, with that of a run which is all warmup."""
         total, samples = costs.get("warmup", (0.0, 0))
         sparse = self.stages.get("sparse", StageTotals())
         # Without a warmup there is nothing to compare with; before the first timed sparse step nothing was saved yet.
         if not total or not samples or not self.offered or (sparse.offered and not costs["sparse"][1]):
             return None
-        dense = total / samples  # what a sample cost in the warmup, which trains densely
+        dense = total / samples  # what a sample cost in the warmup; a cooldown without a measurement is dense too
         spent = sum(
             totals.offered * (costs[stage][0] / costs[stage][1] if costs[stage][1] else dense)
             for stage, totals in self.stages.items()

@@ -117,7 +117,7 @@ class SampleSelector:
 
     @property
     def _share(self) -> float:
-        """Return the share to solve a batch for: ``topk`` has no threshold that would make up for other batches."""
+        # `topk` has no threshold that would make up for what other batches kept too much of.
         held = self.gate == "topk" and self.share_of == "significance"
         return self.controller.aim(self.target) if held else self.target
 
@@ -284,7 +284,7 @@ class SampleSelector:
         return minimum_count(batch_size, self.min_selected)
 
     def _generator(self, step: int) -> torch.Generator:
-        """Make a generator for this step alone: there is nothing to save, and every rank draws its own."""
+        # One for each step alone: there is nothing to save, and every rank draws its own.
         digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
 

@@ -20,14 +20,8 @@ _GRID = torch.linspace(-8.0, 8.0, 97, dtype=torch.float64)
 
 
 def averaged(average: Average, threshold: Tensor | None, expected: float, total: float) -> tuple[Tensor | None, float]:
-    """Average the thresholds that the batches of the processes would need, and the rates that are expected of them.
-
-    Args:
-        average: A function that averages a tensor over the processes.
-        threshold: The threshold that this process's batch would need, or None where there is no such threshold.
-        expected: The activation rate that is expected of it.
-        total: The summed significance of the batch, which weighs its threshold.
-    """
+    """Average the thresholds that the batches of the processes would need, and the rates that are expected of them."""
+    # The summed significance of a batch weighs its threshold, as it would in one large batch.
     own = 0.0 if threshold is None else float(threshold.log())  # the controller works in logarithms
     mean = average(torch.tensor([own, expected, own * total, total], dtype=torch.float64))
     shared = mean[2] / mean[3] if mean[3] > 0 else mean[0]
@@ -37,19 +31,9 @@ def averaged(average: Average, threshold: Tensor | None, expected: float, total:
 def joint_threshold(
     significance: Tensor, coverage: float, gate: GateName, *, floor: float, guess: Tensor, average: Average
 ) -> Tensor:
-    """Find the threshold at which the batches of all processes together have a coverage: as of one large batch.
-
-    The significance that each process's gate would keep is summed at many thresholds around a guess, the sums are
-    averaged over the processes, and the threshold is found between two of them.
-
-    Args:
-        significance: ``(B,)`` of this process's batch, non-negative.
-        coverage: The share of the summed significance of all batches.
-        gate: ``"soft"`` or ``"threshold"``.
-        floor: The least probability of the soft gate.
-        guess: A threshold near the one that is looked for, the same in all processes.
-        average: A function that averages a tensor over the processes.
-    """
+    """Find the threshold at which the batches of all processes together have a coverage: as of one large batch."""
+    # The scores themselves are not exchanged: each process sums what its gate would keep at many thresholds around a
+    # guess, which is the same everywhere, and the threshold is found between two of the averaged sums.
     significance = significance.double()
     lifted = lift_zeros(significance)
     thresholds = float(guess) * _GRID.exp()

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_ast.core import state_checks as check
+from lightning_ast.core import state as check
 from lightning_ast.core.state import Check, Faults
 
 __all__ = [

@@ -183,7 +183,7 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
     """Walk from a loss to its entries, a second time where there are several."""
     first = _Walk(loss, batch_size, view, inner=set())
-    # Where no layer has rows that can be told (jagged tensors), the last place of the loss part that has some is an entry.
+    # Where no layer has rows that can be told (jagged tensors), the last place of the loss part with some is an entry.
     if not first.entered and view.unclear:
         unclear = view.unclear.copy()
         view.unclear.clear()  # what the second walk finds unclear counts alone, if it finds an entry
