@@ -33,10 +33,8 @@ def same_mode(given: CombinedLoader) -> Any:
 
 
 def lend_iterator(given: CombinedLoader, running: CombinedLoader) -> None:
-    """Let the user's loader have the iterator of the one that runs in its place.
-
-    Lightning asks the user's loader for the length of an epoch, which needs an iterator to tell.
-    """
+    """Let the user's loader have the iterator of the one that runs in its place."""
+    # Lightning asks the user's loader for the length of an epoch, which needs an iterator to tell.
     given._iterator = running._iterator
 
 

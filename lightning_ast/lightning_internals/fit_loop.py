@@ -1,24 +1,30 @@
-"""Facts of Lightning's loops: their loaders, their counts, and how many batches an epoch has."""
+"""Facts of Lightning's loops and of a step in them: loaders, counts, and how many batches an epoch has."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from torch import Tensor
 from torch.utils.data import BatchSampler
 
 __all__ = [
     "announce_batches",
     "batches_handed",
     "count_batches_anew",
+    "is_compiled",
     "lift_step_limit",
     "loaded_samples",
     "loaders",
     "logged_step",
+    "loss_scale",
+    "runs_backward",
     "set_up_loaders",
     "validation_interval_seconds",
+    "wrapped_optimizers",
 ]
 
 
@@ -92,3 +98,25 @@ def count_batches_anew(loop: _FitLoop, length: int | float) -> None:
     done = loop.epoch_loop.batch_progress.current
     if done.ready >= length:
         done.reset()
+
+
+def loss_scale(trainer: pl.Trainer) -> Tensor | None:
+    """Return what 16-bit training multiplies the loss by, on its device; None where nothing scales it."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    scale: Tensor | None = getattr(scaler, "_scale", None)  # get_scale() would wait for the device
+    return scale
+
+
+def wrapped_optimizers(trainer: pl.Trainer) -> list[LightningOptimizer]:
+    """List the optimizers as ``module.optimizers()`` gives them to a step that optimizes by itself."""
+    return list(trainer.strategy._lightning_optimizers)
+
+
+def is_compiled(module: pl.LightningModule) -> bool:
+    """Tell whether the module itself, and not a network inside it, went through ``torch.compile``."""
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
+def runs_backward(trainer: pl.Trainer) -> bool:
+    """Tell whether training steps have a backward: in the last epoch of weight averaging they have none."""
+    return not trainer.fit_loop._skip_backward

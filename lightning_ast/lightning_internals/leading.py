@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -16,25 +15,17 @@ from lightning_ast.lightning_internals.class_patch import change_class
 __all__ = ["lead"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Leader:
-    load: Callable[[CombinedLoader], CombinedLoader]
-    begin: Callable[[int], None]
-
-
-_led: WeakKeyDictionary[_FitLoop, tuple[list[_Leader], Callable[[], None]]] = WeakKeyDictionary()
+_Load = Callable[[CombinedLoader], CombinedLoader]
+_Begin = Callable[[int], None]
+_led: WeakKeyDictionary[_FitLoop, tuple[list[tuple[_Load, _Begin]], Callable[[], None]]] = WeakKeyDictionary()
 """By loop: those that lead it, the first one first, and what puts its class back."""
 
 
-def lead(
-    loop: _FitLoop, *, load: Callable[[CombinedLoader], CombinedLoader], begin: Callable[[int], None]
-) -> Callable[[], None]:
+def lead(loop: _FitLoop, *, load: _Load, begin: _Begin) -> Callable[[], None]:
     """Choose what the fit loop fetches its batches from, and hear of each epoch before every callback does.
 
-    Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
-    worker runs. Only what the fetcher gets is replaced: ``trainer.train_dataloader`` stays the user's, and may be
-    looked into at any time. The loop has a class of its own until it is undone. Several may lead it, each fetches from
-    what those before it made, and they may be undone in any order, each by the function that is returned.
+    Several may lead a loop: each fetches from what those before it made, and they may be undone in any order, each by
+    the function that is returned.
 
     Args:
         loop: The fit loop of the trainer.
@@ -42,10 +33,10 @@ def lead(
         begin: Gets the number of the epoch that is about to run, when its loaders are set up.
     """
     if loop not in _led:
-        leaders: list[_Leader] = []
+        leaders: list[tuple[_Load, _Begin]] = []
         _led[loop] = leaders, _follow(loop, leaders)
     leaders, put_back = _led[loop]
-    leader = _Leader(load, begin)
+    leader = load, begin
     leaders.append(leader)
 
     def undo() -> None:
@@ -57,10 +48,13 @@ def lead(
     return undo
 
 
-def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
+def _follow(loop: _FitLoop, leaders: list[tuple[_Load, _Begin]]) -> Callable[[], None]:
     """Give the loop a class that asks the leaders; return what takes it away again."""
     own = type(loop)
 
+    # Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
+    # worker runs. Only what the fetcher gets is replaced: `trainer.train_dataloader` stays the user's, and may be read
+    # at any time.
     def fetcher(self: _FitLoop) -> _DataFetcher | None:
         found: _DataFetcher | None = self.__dict__["_data_fetcher"]
         return found
@@ -73,8 +67,8 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
 
     def set_up(fetcher: _DataFetcher, last: _DataFetcher | None, loaded: CombinedLoader) -> None:
         del fetcher.setup  # the fetcher has Lightning's own method again
-        for leader in leaders:
-            loaded = leader.load(loaded)
+        for load, _ in leaders:
+            loaded = load(loaded)
         if last is not None and last._combined_loader is not loaded:
             # Else its workers would live until they are collected as garbage, perhaps in another worker process.
             last.combined_loader.reset()
@@ -90,8 +84,8 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
         epoch = self.epoch_progress.current.processed  # type: ignore[attr-defined]
         for loader in self._combined_loader.flattened:
             _set_sampler_epoch(loader, epoch)
-        for leader in leaders:
-            leader.begin(epoch)
+        for _, begin in leaders:
+            begin(epoch)
         own.on_advance_start(self)
 
     return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})

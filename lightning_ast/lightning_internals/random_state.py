@@ -27,10 +27,7 @@ __all__ = [
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of this process's global generators (torch on CPU and GPU, numpy, Python).
-
-    It is made of primitives and tensors, as a checkpoint has to be.
-    """
+    """Return the state of this process's global generators (torch, numpy, Python) in primitives and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {

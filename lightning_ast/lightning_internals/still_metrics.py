@@ -21,10 +21,7 @@ _BESIDE = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced
 
 
 class StillMetrics:
-    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed.
-
-    The first block finds out which is which: in it all metrics are computed and restored. Later the others answer 0.
-    """
+    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed."""
 
     def __init__(self, module: nn.Module) -> None:
         self._metrics = [child for child in module.modules() if isinstance(child, Metric)]
@@ -35,6 +32,7 @@ class StillMetrics:
         self._replaced: list[tuple[nn.Module, str, Any]] = []
 
     def __enter__(self) -> None:
+        # The first block finds out which is which: in it all are computed and restored. Later the others answer 0.
         kept = [metric for metric in self._metrics if self._is_first or id(metric) in self._in_loss]
         self._states = [(metric, state_of(metric)) for metric in kept]
         if self._is_first:
