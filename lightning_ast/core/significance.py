@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_ast.core.losses.calls import OutputKind
 from lightning_ast.core.losses.capture import LossRecord
-from lightning_ast.core.losses.functions import OutputKind
 
 __all__ = [
     "SIGNIFICANCE",
