@@ -82,7 +82,7 @@ class Selection:
 def keep_probability(
     significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR
 ) -> Tensor:
-    """Compute the probability of each sample to be kept.
+    """Compute the probability of each sample to be kept, ``(B,)`` in [0, 1].
 
     Args:
         significance: ``(B,)``, non-negative.
@@ -90,9 +90,6 @@ def keep_probability(
         gate: ``"soft"``: ``clip(significance / threshold, floor, 1)``; ``"threshold"`` and ``"topk"``: 1 above (for
             ``topk`` also at) the threshold, else 0.
         floor: The least probability of the soft gate, in [0, 1].
-
-    Returns:
-        ``(B,)`` in [0, 1].
 
     Example:
         >>> keep_probability(torch.tensor([0.0, 1.0, 3.0]), 2.0, "soft")
@@ -121,15 +118,11 @@ def solve_threshold(
 ) -> Tensor:
     """Find the threshold at which the expected share of this batch that is kept is ``target``.
 
-    For the soft gate the expected sum, ``sum(v * clip(s * x, floor, 1))`` with ``x = 1 / threshold`` and the values v
-    (1 for samples, s for significance), is piecewise linear in x: it is summed from breakpoint to breakpoint and
-    inverted, exactly, on the host. For the hard gates the threshold is between the last kept sample and the first
-    dropped one; those kept are the fewest that carry the share, where it is one of significance.
-
     Args:
         significance: ``(B,)``, non-negative.
         target: The share, in (0, 1); for the soft gate above ``floor``.
-        gate: The gate that the threshold is for.
+        gate: The gate that the threshold is for. The hard ones keep the fewest samples that carry the share, and the
+            threshold lies between the last of them and the next.
         floor: The least probability of the soft gate.
         share_of: Whether the target is a share of the samples (an activation rate), or of the summed significance (a
             coverage), which counts as equal where it is 0 throughout.
@@ -141,9 +134,6 @@ def solve_threshold(
         >>> s = torch.tensor([0.1, 0.2, 0.4, 0.8])
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
-        >>> kept = keep_probability(s, solve_threshold(s, 0.8, "topk", share_of="significance"), "topk")
-        >>> kept.tolist(), float((kept * s).sum() / s.sum()) >= 0.8
-        ([0.0, 0.0, 1.0, 1.0], True)
     """
     raw = _on_host(significance)
     s = np.maximum(raw, raw.max() * 1e-6 + 1e-30)  # as lift_zeros does
@@ -165,8 +155,9 @@ def solve_threshold(
 
 
 def _soft_threshold(s: _Array, values: _Array, target: float, floor: float) -> float:
-    # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s on.
-    # So the slope of the expected sum grows by v * s at the first of these points and falls by it at the second.
+    # The expected sum is solved exactly. With x = 1 / threshold, a sample's probability is floor up to x = floor / s,
+    # then s * x, and 1 from x = 1 / s on. So the sum is piecewise linear in x: its slope grows by v * s at the first of
+    # these points and falls by it at the second.
     total = values.sum()
     points = np.concatenate([floor / s, 1 / s])
     order = points.argsort()
@@ -193,16 +184,14 @@ def _shares(raw: _Array) -> _Array:
 
 
 def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, floor: float = FLOOR) -> float:
-    """Compute the expected share of the samples that a gate keeps where they carry a given share of the significance.
+    """Compute the expected share of the samples, in (0, 1], that a gate keeps where they carry a share of the
+    significance.
 
     Args:
         significance: ``(n,)``, non-negative and finite.
         coverage: The share of the summed significance, in (0, 1]; for the soft gate above ``floor``.
         gate: The gate. The hard ones keep the fewest samples that carry the share.
         floor: The least probability of the soft gate.
-
-    Returns:
-        In (0, 1]; 1 for a coverage of 1.
 
     Example:
         >>> s = torch.tensor([5.0, 2.0, 2.0, 1.0])
@@ -248,6 +237,7 @@ def minimum_count(batch_size: int, min_selected: int | float) -> int:
 
     A share of 0.1 is the original package's floor.
     """
+    # Two, because BatchNorm cannot train on one.
     wanted = max(2, math.floor(batch_size * min_selected)) if isinstance(min_selected, float) else min_selected
     return min(batch_size, wanted)
 
@@ -264,10 +254,7 @@ def select(
     floor: float = FLOOR,
     eligible: Tensor | None = None,
 ) -> Selection:
-    """Choose the samples of a batch to train on.
-
-    Where the gate keeps fewer than the minimum, the most significant of the others are added, with the weight their
-    probability gives them.
+    """Choose the samples of a batch to train on: none only where none is eligible.
 
     Args:
         significance: ``(B,)``, non-negative.
@@ -276,14 +263,12 @@ def select(
             controller that already holds its rate) or ``"topk"`` (exactly ``round(rate * B)``).
         rate: The target activation rate in (0, 1], for ``topk``.
         weighting: ``p**-a`` with a = 0, 1/2, 1. The hard gates have p = 1 for what they keep: always weight 1.
-        min_selected: The fewest samples, as :func:`minimum_count` takes them.
+        min_selected: The fewest samples, as an int, or as a share of the batch in (0, 1), but at least 2. Where the
+            gate keeps fewer, the most significant of the others are added.
         generator: The CPU generator of the soft gate's draw; the global one is not touched.
         floor: The least probability of the soft gate.
         eligible: ``(B,)`` bool, the samples that may be chosen at all, the others having the least significance; None
             for all.
-
-    Returns:
-        The selection, never empty but where no sample is eligible.
     """
     size = significance.numel()
     least = minimum_count(size, min_selected)

@@ -110,11 +110,9 @@ class Ledger:
 
         Args:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
-            mode: How the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
-                ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
-                forward of every sample, backward of the selected ones. ``prune``: both of the selected ones alone; the
-                batch is the selection, and ``offered`` what it stands for in a dense epoch.
-            offered: The number of samples of the batch.
+            mode: How the selection was executed, see :data:`lightning_ast.mode_facts.MODE_FACTS`; None for a dense
+        step.
+            offered: The number of samples of the batch; in ``prune`` those that it stands for in a dense epoch.
             selected: The number of samples trained on.
             dense_share: The share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
                 without a row rule and all that lies before them.
@@ -237,17 +235,14 @@ def estimated_energy_savings(
     """Estimate the share of energy saved by the original package's model: **estimated**, not measured.
 
     It prices a skipped sample at ``energy_per_skip``, although scoring it costs at least a forward (a third of a dense
-    sample): treat the result as a share of skipped samples under another name.
-    Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
+    sample): treat the result as a share of skipped samples under another name. Source: adaptive-sparse-training 1.0,
+    ``SundewAlgorithm.select_samples``.
 
     Args:
         offered: The number of samples offered, at least 1.
         selected: The number of samples trained on.
         energy_per_activation: The energy of a trained sample, in any unit.
         energy_per_skip: The energy of a skipped sample, in the same unit.
-
-    Returns:
-        The estimated share of energy saved, at most 1.
 
     Raises:
         ValueError: No sample was offered.

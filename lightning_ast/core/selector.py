@@ -225,6 +225,7 @@ class SampleSelector:
         sums = [float(carried[selection.indices].sum()), float(carried.sum())]
         if average is not None:  # of the sums, not of their quotients: as of one large batch
             *sums, rate, lowest = average(torch.tensor([*sums, rate, lowest], dtype=torch.float64)).tolist()
+        # The controller would take the coverage of a whole batch, which it did not cause, for an error of its own.
         if self.is_whole or sums[1] <= 0:  # no selection was made, or none could carry anything
             self.controller.follow(rate)
             return
@@ -232,7 +233,8 @@ class SampleSelector:
         self.controller.update(rate, target=self.target, at_minimum=lowest > 0, coverage=coverage)
 
     def pass_over(self) -> None:
-        """Count a batch that is kept whole without a score: the last expected rate tells that scoring does not pay."""
+        """Count a batch that is kept whole without a score."""
+        # The last expected rate told that scoring would not pay.
         self.is_whole = True
         self.activation_rate = 1.0
         self.coverage = 1.0
@@ -240,28 +242,24 @@ class SampleSelector:
         self.steps += 1
 
     def plan(self, significance: Tensor, *, count: int, epoch: int) -> Selection:
-        """Choose the samples of a whole epoch at once.
-
-        The threshold is solved over all of them, exactly: there is no error left for the controller, which only keeps
-        the running mean of the rate. The hard gates keep the ``count`` most significant.
+        """Choose exactly ``count`` samples of a whole epoch at once; where the gate is soft, with their weights.
 
         Args:
             significance: ``(n,)`` of the samples on offer, non-negative and finite, on the CPU.
             count: The number of samples to keep, in [1, n].
             epoch: The number of the epoch, in place of the number of steps in the seed of the draw.
-
-        Returns:
-            Exactly ``count`` samples; each with its keep-probability where the gate is soft.
         """
         size = significance.numel()
         rate = count / size
         self.activation_rate = rate
+        # The threshold is solved over all samples, exactly: there is no error left for the controller.
         self.controller.update(rate, target=rate)
         if count == size:
             self.coverage = 1.0
             return Selection(torch.arange(size))
         carried = significance
         significance = lift_zeros(significance.double())
+        # A hard cut at a threshold could miss the count, which schedules were planned by.
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
         self.last_threshold = solve_threshold(significance, rate, gate, floor=floor)
