@@ -194,13 +194,7 @@ def planned_count(
 
 
 def even_count(
-    offered: int,
-    rate: float,
-    *,
-    batches: int,
-    batch_size: int,
-    processes: int = 1,
-    min_selected: int | float = 1,
+    offered: int, rate: float, *, batches: int, batch_size: int, processes: int = 1, min_selected: int | float = 1
 ) -> int:
     """Count the samples of a pruned epoch that has as many batches as a dense one, each of a share of the samples.
 

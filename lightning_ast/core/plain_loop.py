@@ -110,11 +110,7 @@ class GradientGate:
             remedy = "Run the first forward in `with gate.trace(batch):`, or check batch_size."
             raise entry_error(found.unclear, batch_size, remedy=remedy)
         self._gate = BatchGate(
-            batch_size,
-            self._decide,
-            execution=self._execution,
-            batchnorm=self._batchnorm,
-            dense_ops=self.dense_ops,
+            batch_size, self._decide, execution=self._execution, batchnorm=self._batchnorm, dense_ops=self.dense_ops
         )
         self._gate.open(loss, found.entries)
 

@@ -127,11 +127,7 @@ class SampleSelector:
         return self.target < 1
 
     def select(
-        self,
-        significance: Tensor,
-        *,
-        eligible: Tensor | None = None,
-        average: Average | None = None,
+        self, significance: Tensor, *, eligible: Tensor | None = None, average: Average | None = None
     ) -> Selection:
         """Choose the samples of one batch.
 
