@@ -142,21 +142,19 @@ class _Swap:
             offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
             shadow = _copy(leaf)
             return _changed_at(shadow, shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])])
-        rows = list(leaf.unbind())
+        rows = [row.detach() for row in leaf.unbind()]
         values = _other_values(rows[self._sample])
         if values is None:
             return None
         rows[self._sample] = values
-        return torch.nested.nested_tensor([row.detach() for row in rows])
+        return torch.nested.nested_tensor(rows)
 
     def _batch_dim(self, k: int) -> int | None:
         """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
-        shorter = self._one_less
-        if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
+        if len(self._one_less) != len(self._leaves) or self._one_less[k].dim() != self._leaves[k].dim():
             return None
-        before = self._leaves[k].shape
-        dims = [d for d, size in enumerate(shorter[k].shape) if size == self._size - 1 and before[d] == self._size]
-        return dims[0] if dims else None
+        sizes = zip(self._leaves[k].shape, self._one_less[k].shape, strict=True)
+        return next((dim for dim, pair in enumerate(sizes) if pair == (self._size, self._size - 1)), None)
 
 
 def _rows(tensor: Tensor) -> int | None:
@@ -184,17 +182,13 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
 def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
     if is_real_valued(part):
-        return _moved(part)
+        return part * 1.25 + 0.25  # other than it, zeros too, and of the same size
     flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
     if not torch.equal(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
     return part - 1 if is_id else None
-
-
-def _moved(part: Tensor) -> Tensor:
-    return part * 1.25 + 0.25
 
 
 def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
@@ -246,7 +240,7 @@ def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
             continue
         shadow = _copy(value)
         if is_real_valued(value):
-            shadow[rows] = _moved(value[rows])
+            shadow[rows] = value[rows] * 1.25 + 0.25
         else:  # ids: those of other graphs are valid too
             others = value[~rows]
             shadow[rows] = others[torch.arange(int(rows.sum()), device=value.device) % len(others)]

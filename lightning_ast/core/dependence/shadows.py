@@ -180,8 +180,8 @@ class Shadows:
         if span is not None and end > max(_LARGE_BYTES, 2 * (span[1] - span[0])):
             start = span[0] // 64 * 64  # a slice of a whole data set; aligned for every dtype
             end = span[1]
-        shadow = torch.UntypedStorage(end - start, device=storage.device)  # type: ignore[no-untyped-call]
-        _as_bytes(shadow, 0, end - start).copy_(_as_bytes(storage, start, end - start))
+        as_bytes = torch.empty(0, dtype=torch.uint8, device=storage.device)
+        shadow = as_bytes.set_(storage, start, (end - start,), (1,)).clone().untyped_storage()
         self._set(storage, Kind.SHADOW, shadow)
         self._entries[storage._cdata].start_byte = start
 
@@ -228,7 +228,3 @@ def _write(view: Tensor, values: Tensor) -> None:
             view = view.narrow(dim, 0, 1)
             values = values.narrow(dim, 0, 1)
     view.copy_(values)
-
-
-def _as_bytes(storage: torch.UntypedStorage, start: int, length: int) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (length,), (1,))

@@ -17,8 +17,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
-from lightning_ast.core.dependence.profiles import Dependence, changed_places
-from lightning_ast.core.dependence.records import GraphNode, Record, Records
+from lightning_ast.core.dependence.records import Dependence, GraphNode, Record, Records, changed_places
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
@@ -42,10 +41,9 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         batch: The batch of the step, on its device.
         batch_size: The number of samples B.
-        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
+        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.select_batch`.
         only: Change this one of the batch's tensors alone; None changes all that hold the sample.
-        sample: The position of the sample to follow. None follows the last: a causal or cumulative operation changes no
-            other sample with it.
+        sample: The position of the sample to follow; None follows the last.
 
     Attributes:
         sample: The position of the sample that is followed.
@@ -59,7 +57,6 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         >>> layer, batch = torch.nn.Linear(2, 3), torch.randn(4, 2)
         >>> with SampleTrace(batch, 4) as trace:
         ...     out = layer(batch)
-        ...     loss = out.square().sum()
         >>> (trace.dependence(out.grad_fn).profiles[0] > 0).tolist()
         [False, False, False, True]
     """
@@ -76,6 +73,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sample: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # Of the last sample's change a causal or cumulative operation makes no change of any other sample.
         self.sample = batch_size - 1 if sample is None else sample
         self.failure: str | None = None
         self.complete = only is None
@@ -130,7 +128,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = None if record is None else record.dependence()
         if found is not None and found.independent and isinstance(node, BackwardCFunction):
             # A function of the user's own may write by kernels that nobody sees.
-            return found if all(self._is_plain(*edge) for edge in node.next_functions) else None
+            below = [self.dependence(*edge) for edge in node.next_functions if edge[0] is not None]
+            return found if all(each is not None and each.independent for each in below) else None
         return found
 
     def depends(self, tensor: Tensor) -> bool | None:
@@ -180,10 +179,6 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _give_up(self, error: Exception) -> None:
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
         self.release()
-
-    def _is_plain(self, node: GraphNode | None, output_nr: int) -> bool:
-        found = None if node is None else self.dependence(node, output_nr)
-        return node is None or (found is not None and found.independent)
 
     def _arrive(
         self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
