@@ -66,13 +66,10 @@ class TracelessForward:
 
     @contextmanager
     def __call__(self, *, grad: bool = False) -> Iterator[None]:
-        """Enter the context.
-
-        Args:
-            grad: Whether a graph is made where a parameter requires it.
-        """
+        """Enter the context; with ``grad`` a graph is made where a parameter requires it."""
         devices = {p.device for p in self._module.parameters() if p.device.type == "cuda"}
         with ExitStack() as stack:
+            # The devices are named: forking all of them, which is the default, would wake up GPUs of other jobs.
             stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
             stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(_quiet(self._layers))

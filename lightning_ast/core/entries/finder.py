@@ -177,9 +177,6 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
     )
 
 
-# ---------------------------------------------------------------------- the walk
-
-
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
     """Walk from a loss to its entries, a second time where there are several."""
     first = _Walk(loss, batch_size, view, inner=set())

@@ -75,8 +75,7 @@ class LossCapture(TorchFunctionMode):
     outermost: what ``view(-1, C)`` of ``(B, T, C)`` gives. Losses inside a ``torch.compile``d function are not seen.
 
     Nothing is computed before a score is asked for. The calls keep the graph of their step alive until
-    :meth:`clear`. A capture can be used in a ``with`` block, or entered in one place and left in another: leaving it
-    twice, and while a mode that was entered later is still on, does no harm.
+    :meth:`clear`. A capture can be used in a ``with`` block, or entered in one place and left in another, twice too.
 
     Args:
         stop: Whether :class:`LossReached` is raised at the first loss instead of returning to the user's code.
@@ -142,12 +141,8 @@ class LossCapture(TorchFunctionMode):
     def record(self, batch_size: int) -> LossRecord:
         """Return the losses of the one loss that was called; with a graph where gradients are enabled.
 
-        Args:
-            batch_size: The number of samples B.
-
-        Returns:
-            Losses whose mean is what the call returned; with ``reduction="sum"`` their sum is. With
-            ``reduction="none"`` they are the means of each sample's elements.
+        Their mean is what the call returned; with ``reduction="sum"`` their sum is, and with ``"none"`` they are the
+        means of each sample's elements. ``batch_size`` is the number of samples B.
 
         Raises:
             LossCaptureError: No loss or more than one was called, or it cannot be taken apart.
@@ -171,8 +166,7 @@ class LossCapture(TorchFunctionMode):
     def labels(self, batch_size: int) -> Tensor | None:
         """Return the class indices ``(B,)`` of the samples, -1 for those to ignore; nothing is computed for it.
 
-        They are those of the first classification loss that has one a sample; a loss without gradient is taken where no
-        other has them. Return None where none has.
+        They are those of the first classification loss that has one a sample, rather one with a gradient; None without.
         """
         found = (call.labels(batch_size) for call in sorted(self.calls, key=lambda call: not call.counted))
         return next((labels for labels in found if labels is not None), None)

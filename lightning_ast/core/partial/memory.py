@@ -37,10 +37,7 @@ class _Shared:
 
 
 class GradientMemory(Tensor):
-    """Stands for ``gradient.new_zeros(shape)`` or ``gradient.new_empty_strided(shape, strides)``.
-
-    What is not a write of a row gradient finds ordinary zeros, or the row gradient that was written.
-    """
+    """Stands for ``gradient.new_zeros(shape)`` or ``new_empty_strided(shape, strides)`` until it is written or read."""
 
     shared: _Shared
 
@@ -71,13 +68,10 @@ class GradientMemory(Tensor):
         return self.ordinary("a write into a part of a gradient")
 
     def ordinary(self, reason: str) -> Tensor:
-        """Return an ordinary view of the memory: all other views see what is written into it.
-
-        Rows that become full are counted under the name of ``reason``.
-        """
+        """Return an ordinary view of the memory; rows that become full for it are counted under ``reason``."""
         shared = self.shared
         if shared.plain is None:
-            # One flat piece of memory, so that every view is a view of the same numbers.
+            # One flat piece of memory, so that all views see what is written into one of them.
             shared.plain = torch.zeros(shared.elements, dtype=self.dtype, device=self.device)
             if shared.source is not None:
                 gradient, shape, stride = shared.source
@@ -128,14 +122,10 @@ class GradientMemory(Tensor):
 
 
 def densify(gradient: Tensor) -> Tensor:
-    """Return the ordinary tensor behind a gradient, for hooks and custom backwards that need one.
+    """Return the ordinary tensor behind a gradient, of the same shape; plain tensors pass through.
 
-    Args:
-        gradient: What a tensor hook or a custom ``torch.autograd.Function`` was given; plain tensors pass through.
-
-    Returns:
-        A tensor of the same shape. As the return value of ``tensor.register_hook(densify)`` it makes the rest of
-        the backward below that tensor an ordinary, dense one.
+    It is for tensor hooks and custom ``torch.autograd.Function``s that need one. As the return value of
+    ``tensor.register_hook(densify)`` it makes the rest of the backward below that tensor an ordinary, dense one.
     """
     if isinstance(gradient, GradientMemory):
         gradient = gradient.content()

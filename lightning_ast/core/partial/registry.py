@@ -31,22 +31,15 @@ def overload(name: str) -> OpOverload | None:
 
 
 def has_rule(name: str) -> bool:
-    """Tell whether there is a rule for an op, by its name as a counter of dense ops has it.
-
-    Example:
-        >>> has_rule("aten.add.Tensor"), has_rule("aten.rot90.default")
-        (True, False)
-    """
+    """Tell whether there is a rule for an op, by its name as a counter of dense ops has it: ``aten.add.Tensor``."""
     return overload(name.removeprefix("aten.")) in RULES
 
 
 def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[Rule], Rule]:
     """Register the decorated function for these ATen ops; a name that this torch does not have is passed over.
 
-    Args:
-        names: The ops, as :func:`overload` takes them.
-        on_rows: Whether the function is asked only where the first argument still holds the selected rows alone.
-        dim: The dimension in which ``on_rows`` wants them to lie; None for any.
+    With ``on_rows`` the function is asked only where the first argument still holds the selected rows alone, in
+    dimension ``dim`` (None: in any).
     """
 
     def register(function: Rule) -> Rule:

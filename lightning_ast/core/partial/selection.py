@@ -51,12 +51,9 @@ def keep_rows(
     batchnorm: BatchNormBackward = "selected",
     dense_ops: Counter[str] | None = None,
 ) -> Tensor:
-    """Set the losses of the other samples to zero, and run their backward over the selected rows only.
+    """Set the losses of the other samples to zero, ``(B,)``, and run their backward over the selected rows only.
 
     Arguments are those of :func:`select_rows`, with ``factors`` for ``weights``.
-
-    Returns:
-        ``(B,)``.
 
     Raises:
         ValueError: The shapes do not fit, nothing is selected, or ``batchnorm`` is unknown.
@@ -100,13 +97,12 @@ def select_rows(
         indices: ``(k,)`` int64 positions of the selected samples, on the losses' device, in any order. A position that
             occurs twice counts twice; one outside the batch is torch's error.
         weights: ``(k,)``, or None for 1. They may require gradients.
-        batchnorm: The backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
-            from the gradient (its mean, and its part along the normalised input) is taken over the k rows, and the
-            other rows get none: an approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. Along a
-            CIFAR-10 training of ResNet-9 with B = 256 the cosine of all gradients to the exact ones was above 0.98,
-            0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1, and the accuracy after 16 epochs at 0.4 within half a point of
-            exact masking; with few values a channel it is further off. ``"exact"``: over all rows there,
-            and in every layer before it, at about the cost of a full backward. The forward is the full batch's in both.
+        batchnorm: The backward of BatchNorm in training mode, which mixes the samples. ``"selected"`` takes it over the
+            k rows, and the other rows get none: an approximation, see
+            :mod:`lightning_ast.core.partial.rules.normalization`. Along a CIFAR-10 training of ResNet-9 with B = 256
+            the cosine of all gradients to the exact ones was above 0.98, 0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1;
+            with few values a channel it is further off. ``"exact"`` runs there, and in every layer before it, over all
+            rows, at about the cost of a full backward. The forward is the full batch's in both.
         dense_ops: A counter that the backward fills with the names of ops that ran over all rows, and how often.
 
     Returns:

@@ -29,12 +29,7 @@ _BATCHNORM_WITH_UPDATE = "batch_norm_backward"
 
 
 def is_batchnorm(name: str) -> bool:
-    """Tell whether an op that ran over all rows is the backward of BatchNorm, which has a rule.
-
-    Example:
-        >>> is_batchnorm("aten.native_batch_norm_backward.default"), is_batchnorm("aten.rot90.default")
-        (True, False)
-    """
+    """Tell whether an op that ran over all rows is the backward of BatchNorm, which has a rule."""
     return name.removeprefix("aten.").partition(".")[0] in (*_BATCHNORM, _BATCHNORM_WITH_UPDATE)
 
 
@@ -93,11 +88,7 @@ def _batch_norm_with_update(func: OpOverload, *args: Any) -> Any:
 def _selected(
     gradient: HeldRows, value: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, eps: float, mask: list[bool]
 ) -> Any:
-    """Run BatchNorm's backward over the selected rows, centred and scaled by their own statistics.
-
-    The derivative of the normalised value is the full batch's ``invstd``: it enters through the weight. The weight's
-    own gradient is exact: ``sum(g * (x - mean) * invstd)`` over the rows that have a gradient.
-    """
+    """Run BatchNorm's backward over the selected rows, centred and scaled by their own statistics."""
     rows = gradient.packed()
     saved = gradient.rows_of(value, 0)
     if gradient.rows.batchnorm == "exact" or rows.numel() < FEWEST_VALUES * rows.shape[1]:
@@ -105,10 +96,12 @@ def _selected(
     unused = torch.zeros_like(mean), torch.ones_like(mean)  # running statistics: their type is that of the result
     center, variance = torch.batch_norm_update_stats(saved, *unused, 0.0)  # several times faster than var_mean
     spread = (variance + eps).rsqrt()
+    # The derivative of the normalised value is the full batch's invstd: it enters through the weight.
     scale = invstd / spread if weight is None else weight * (invstd / spread)
     out, by_own, total = aten.native_batch_norm_backward(
         rows, saved, scale.to(mean.dtype), None, None, center, spread, True, eps, [mask[0], True, True]
     )
+    # The weight's own gradient is exact: sum(g * (x - mean) * invstd) over the rows that have a gradient.
     weight_gradient = invstd * (by_own / spread + (center - mean) * total)
     return (
         gradient.like(out) if mask[0] else None,
