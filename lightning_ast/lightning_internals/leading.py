@@ -1,18 +1,22 @@
-"""Choosing what the fit loop fetches its batches from, and hearing of each epoch before every callback does."""
+"""What the fit loop fetches its batches from: the user's loaders, and others that take their place."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.combined_loader import _SUPPORTED_MODES
+from torch.utils.data import DataLoader
 
 from lightning_ast.lightning_internals.class_patch import change_class
 
-__all__ = ["lead"]
+__all__ = ["copied_loader", "copy_combined", "lead", "lend_iterator", "make_iterator", "same_mode"]
 
 
 _Load = Callable[[CombinedLoader], CombinedLoader]
@@ -89,3 +93,35 @@ def _follow(loop: _FitLoop, leaders: list[tuple[_Load, _Begin]]) -> Callable[[],
         own.on_advance_start(self)
 
     return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})
+
+
+def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Copy a DataLoader without its iterator and workers, with attributes that it refuses to be assigned."""
+    copied = copy.copy(loader)
+    copied.__dict__.update(_iterator=None, **changes)
+    return copied
+
+
+def copy_combined(given: CombinedLoader, loaders: list[Any]) -> CombinedLoader:
+    """Copy what combines loaders, to combine others in the same way; it has no iterator."""
+    copied = copy.copy(given)
+    copied._iterator = None
+    copied.flattened = loaders
+    return copied
+
+
+def same_mode(given: CombinedLoader) -> Any:
+    """Return the mode in which the loaders are combined, for another CombinedLoader."""
+    return given._mode
+
+
+def lend_iterator(given: CombinedLoader, running: CombinedLoader | None) -> None:
+    """Let the user's loader have the iterator of the one that runs in its place; with None it has no iterator."""
+    # Lightning asks the user's loader for the length of an epoch, which needs an iterator to tell.
+    given._iterator = None if running is None else running._iterator
+
+
+def make_iterator(given: CombinedLoader) -> None:
+    """Give the user's loader an iterator that is not started; it tells the length of an epoch."""
+    kind: Any = _SUPPORTED_MODES[given._mode]["iterator"]
+    given._iterator = kind(given.flattened, given.limits)

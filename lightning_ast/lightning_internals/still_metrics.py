@@ -68,8 +68,8 @@ class StillMetrics:
 
     def _silence(self, metric: nn.Module, value: Any) -> None:
         for name in _ANSWERS:
-            self._replace(metric, name, partial(_answer, value))
-        self._replace(metric, "update", partial(_answer, None))
+            self._replace(metric, name, lambda *_, **__: value)
+        self._replace(metric, "update", lambda *_, **__: None)
 
     def _replace(self, owner: nn.Module, name: str, stub: Any) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name, _MISSING)))
@@ -86,7 +86,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return list(value) if isinstance(value, list) else value
-
-
-def _answer(value: Any, *_: Any, **__: Any) -> Any:
-    return value

@@ -160,14 +160,11 @@ class Slicer:
 
     def _object(self, part: Any, names: list[str]) -> Any:
         taken = copy.copy(part)
-        for name in [name for name in getattr(part, "__dict__", {}) if name not in names]:
-            # A cached value was computed from the whole batch: it is computed anew from the selected samples.
+        for name in dict.fromkeys((*getattr(part, "__dict__", {}), *names)):
             if isinstance(getattr(type(part), name, None), cached_property):
-                del taken.__dict__[name]
-                continue
-            object.__setattr__(taken, name, self.take(getattr(part, name)))
-        for name in names:
-            if hasattr(part, name):
+                # It was computed from the whole batch: it is computed anew from the selected samples.
+                taken.__dict__.pop(name, None)
+            elif hasattr(part, name):
                 object.__setattr__(taken, name, self.take(getattr(part, name)))  # a frozen class refuses setattr()
         return taken
 

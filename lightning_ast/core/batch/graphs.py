@@ -32,9 +32,9 @@ def graph_count(part: Any) -> int | None:
 def assignments_of(batch: Any) -> Assignments:
     """Return the graph of each node, and of each edge where there are edges; nothing where there are no graphs."""
     graphs = graphs_in(batch)
-    nodes = None if graphs is None else _nodes(graphs)
-    if nodes is None:
+    if graphs is None:
         return ()
+    nodes = graphs.batch
     edges = getattr(graphs, "edge_index", None)
     if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.layout is not torch.strided:
         return (nodes,)

@@ -161,7 +161,5 @@ def _is_leaf(part: Any) -> bool:
 
 
 def _has_scalar(entry: Any) -> bool:
-    return any(
-        isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
-        for value in children_of(entry) or ()
-    )
+    values = children_of(entry) or ()
+    return any(isinstance(v, (int, float, str)) or (isinstance(v, Tensor) and v.ndim == 0) for v in values)

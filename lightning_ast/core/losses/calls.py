@@ -226,8 +226,8 @@ class WatchedCall:
             )
         # autocast would have computed these losses in float32, and it is not on any more
         elements = RULES[self.func](self.func, {name: widen(value) for name, value in self.arguments.items()})
-        values = elements.values
-        if values.ndim > 0 and elements.logits is not None and values.shape[0] != batch_size:
+        # Several rows a sample, as of tokens: how they lie cannot be told from their number.
+        if elements.values.ndim > 0 and elements.logits is not None and elements.values.shape[0] != batch_size:
             given = next(iter(self.arguments.values()))
             _check_order(row_order(given, batch_size), self.name)
         return elements

@@ -43,21 +43,17 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
     """
 
     def register(function: Rule) -> Rule:
-        entry = _on_rows(function, dim) if on_rows else function
+        @wraps(function)
+        def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
+            place = getattr(first, "place", None)
+            fits = place is not None and dim in (None, place.dim)
+            return function(func, first, *args, **kwargs) if fits else NotImplemented
+
+        entry = guarded if on_rows else function
         RULES.update({op: entry for op in map(overload, names) if op is not None})
         return function
 
     return register
-
-
-def _on_rows(function: Rule, dim: int | None) -> Rule:
-    @wraps(function)
-    def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
-        place = getattr(first, "place", None)
-        fits = place is not None and dim in (None, place.dim)
-        return function(func, first, *args, **kwargs) if fits else NotImplemented
-
-    return guarded
 
 
 @lru_cache(maxsize=1024)  # asked of every op of every backward

@@ -120,10 +120,8 @@ class Rows:
         return self._on[device]
 
     def gather(self, full: Tensor, dim: int, pre: int = 1, post: int = 1) -> Tensor:
-        """Gather the selected samples' rows of ``full``, whose dimension ``dim``, not negative, has ``pre * B *
-        post``.
-        """
-        # What is returned may share memory with `full` or with other gathered tensors, so rules do not write to it. That
+        """Gather the samples' rows of ``full``, whose dimension ``dim``, not negative, has ``pre * B * post``."""
+        # What is returned may share memory with `full` or with other gathered tensors: rules do not write to it. That
         # a tensor was rewritten through `.data` since it was last gathered in this backward is not noticed.
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is None:
