@@ -20,9 +20,9 @@ def noise_table(folder: Path = FOLDER) -> str:
     if not networks:
         return "Not recorded yet."
     lines = [
-        f"{'; '.join(sorted(networks))}. Points of test accuracy (with right labels) against dense runs of the same seeds ± standard error; a dash: "
-        "fewer than 3 seeds. Work as a share of dense. Wrong among trained: the share of wrong labels among the "
-        "samples of the pruned epochs.",
+        f"{'; '.join(sorted(networks))}. Points of test accuracy (with right labels) against dense runs of the same "
+        "seeds ± standard error; a dash: fewer than 3 seeds. Work as a share of dense. Wrong among trained: the share "
+        "of wrong labels among the samples of the pruned epochs.",
         "",
         "| data, wrong labels | run | seeds | test accuracy % | points | work | wrong among trained |",
         "|---|---|---|---|---|---|---|",
