@@ -30,6 +30,7 @@ class GivenSettings(Protocol):
     weighting: Weighting | None
     controller: PIController | None
     min_selected: int | float
+    trim: float
     seed: int
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
@@ -59,6 +60,7 @@ class SelectionSettings:
     weighting: Weighting | None
     controller: PIController | None
     min_selected: int | float
+    trim: float
     seed: int
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
@@ -91,6 +93,7 @@ class SelectionSettings:
             weighting=soft if self.gate == "soft" else "none",
             controller=self.controller,
             min_selected=self.min_selected,
+            trim=self.trim,
             seed=self.seed,
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
         )
