@@ -82,7 +82,6 @@ CORE_LAYERS = [
     "traceless_forward",
     "significance",
     "gate",
-    "shared_threshold",
     "controller",
     "selector",
     "history",

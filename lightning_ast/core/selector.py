@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.controller import PIController
+from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold
 from lightning_ast.core.gate import (
     NEARLY_ALL,
     GateName,
@@ -23,7 +23,6 @@ from lightning_ast.core.gate import (
     select,
     solve_threshold,
 )
-from lightning_ast.core.shared_threshold import Average, averaged, joint_threshold
 from lightning_ast.core.significance import trimmed
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]

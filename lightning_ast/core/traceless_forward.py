@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
@@ -60,6 +60,7 @@ class TracelessForward:
         self._layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
         stock = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
         norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _BatchNorm) and type(m).forward in stock]
+        # Running statistics, which the normalisation layers do not touch in here.
         self._left_alone = {f"{name}.{leaf}" for name, m in norms for leaf in m._buffers}
         self._mutated: set[str] = set()
         self._first = True
@@ -80,7 +81,12 @@ class TracelessForward:
     @contextmanager
     def _buffers_restored(self) -> Iterator[None]:
         before = {name: (b, b._version) for name, b in self._module.named_buffers() if not b.is_inference()}
-        copies = {name: b.clone() for name, (b, _) in before.items() if self._worth_copying(name, b)}
+        # Copies of large buffers are made only while it is not known that nothing changes them.
+        copies = {
+            name: buffer.clone()
+            for name, (buffer, _) in before.items()
+            if name not in self._left_alone and (self._first or buffer.numel() <= _SMALL or name in self._mutated)
+        }
         try:
             yield
         finally:
@@ -88,22 +94,15 @@ class TracelessForward:
                 owner, _, leaf = name.rpartition(".")
                 holder = self._module.get_submodule(owner)
                 holder._buffers[leaf] = buffer  # the layer may have put another tensor in its place
-                if buffer._version != version:
-                    self._restore(name, buffer, copies.get(name))
+                if buffer._version == version:
+                    continue
+                self._mutated.add(name)
+                if name in copies:
+                    buffer.copy_(copies[name])
+                else:
+                    text = f"scoring changed the buffer {name!r} once; it is restored from now on."
+                    warnings.warn(text, stacklevel=2)
             self._first = False
-
-    def _worth_copying(self, name: str, buffer: Tensor) -> bool:
-        if name in self._left_alone:  # running statistics, which the normalisation layers do not touch in here
-            return False
-        # Copies of large buffers are made only while it is not known that nothing changes them.
-        return self._first or buffer.numel() <= _SMALL or name in self._mutated
-
-    def _restore(self, name: str, buffer: Tensor, copy: Tensor | None) -> None:
-        self._mutated.add(name)
-        if copy is not None:
-            buffer.copy_(copy)
-        else:
-            warnings.warn(f"scoring changed the buffer {name!r} once; it is restored from now on.", stacklevel=2)
 
 
 @contextmanager

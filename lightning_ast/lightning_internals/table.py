@@ -145,12 +145,17 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
 
 def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_NAMES) -> list[str]:
     """Describe in a sentence each private name that the installed versions do not have, and should have."""
-    return [_missing(name) for name in names if _is_expected(name) and not _exists(name, trainer)]
-
-
-def _is_expected(name: PrivateName) -> bool:
-    first = name.checked[0]
-    return first == _OLDEST[name.package] or TorchVersion(version(name.package)) >= first
+    missing = []
+    for name in names:
+        installed = version(name.package)
+        first = name.checked[0]
+        # Names that only newer versions have are not missed in older ones.
+        expected = first == _OLDEST[name.package] or TorchVersion(installed) >= first
+        if expected and not _exists(name, trainer):
+            gone = f"{name.package} {installed} has no {name.owner}.{name.name}, which is used to {name.why}."
+            remedy = f"It was there in {' and '.join(name.checked)}: install one of these, or change"
+            missing.append(f"{gone} {remedy} lightning_ast/lightning_internals.")
+    return missing
 
 
 def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:
@@ -177,10 +182,3 @@ def _set_by_methods(kind: type[Any]) -> set[str]:
         for instruction in dis.get_instructions(method)
         if instruction.opname == "STORE_ATTR"
     }
-
-
-def _missing(name: PrivateName) -> str:
-    return (
-        f"{name.package} {version(name.package)} has no {name.owner}.{name.name}, which is used to {name.why}. It was "
-        f"there in {' and '.join(name.checked)}: install one of these, or change lightning_ast/lightning_internals."
-    )

@@ -21,7 +21,7 @@ from lightning_ast.core.gate import (
     solve_threshold,
 )
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.shared_threshold import averaged, joint_threshold
+from lightning_ast.core.controller import averaged, joint_threshold
 
 
 def covered(s: torch.Tensor, threshold: float, gate: str = "soft") -> float:

@@ -212,7 +212,10 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 follow(self._shadows, call, results)
                 made = call.facts is None or call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
                 if number is not None and made:
-                    self._record_results(tensors_in(results), number)
+                    # By the number of their node: they may be used where the trace does not see it.
+                    tensors = tensors_in(results)
+                    records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in tensors]
+                    self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in tensors])
                 self._operations += 1
                 if self._operations % _SWEEP_OPERATIONS == 0:
                     self._shadows.sweep()
@@ -228,11 +231,6 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if node is not None and not self._records.has(node, tensor.output_nr):
                 key = self._shadows.key(_inner(tensor))
                 self._records.add(node, tensor.output_nr, self._record(tensor, node), key)
-
-    def _record_results(self, results: list[Tensor], number: int) -> None:
-        """Record results by the number of their node: they may be used where the trace does not see it."""
-        records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in results]
-        self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in results])
 
     def _record(self, tensor: Tensor, node: GraphNode | None = None) -> Record:
         inner = _inner(tensor)

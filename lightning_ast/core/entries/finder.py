@@ -118,7 +118,9 @@ class EntryFinder:
         found, plan = _search(loss, batch_size, view)
         # A loss that nothing of the samples goes into is remembered only where a whole trace has shown it.
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
-            self._remember(plan)
+            self._plans.insert(0, plan)
+            del self._plans[_PLANS:]
+            self._known |= {(name, layout.ndim): layout for layout, name, _ in plan.layouts}
         if found.entries:  # what is unclear beside them holds no rows of samples, and will not in later batches
             self._mixed |= view.unclear.keys()
         return found
@@ -156,12 +158,6 @@ class EntryFinder:
     def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
         return _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))[0]
-
-    def _remember(self, plan: _Plan) -> None:
-        self._plans.insert(0, plan)
-        del self._plans[_PLANS:]
-        for layout, name, _ in plan.layouts:
-            self._known[name, layout.ndim] = layout
 
 
 def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:

@@ -215,7 +215,11 @@ def combine(capture: LossCapture, loss: Tensor, batch_size: int, *, scale: float
     with torch.no_grad():
         for call, weight in weights:
             elements = call.take_apart(batch_size)
-            share = _share(call, elements, weight * batch_size / scale, batch_size)
+            factor = weight * batch_size / scale
+            if call.reduction == "none":  # the factor has one number for each element
+                share = fold(elements.values * factor, batch_size, call.name)
+            else:
+                share = fold(elements.values, batch_size, call.name) * factor / call.divisor(elements)
             parts.append((call, elements, share.to(loss.device)))
         shares = [share for _, _, share in parts]
         losses = shares[0] if len(shares) == 1 else torch.stack(shares).sum(0)
@@ -245,13 +249,6 @@ def _is_output(loss: Tensor, call: WatchedCall) -> bool:
     if loss.grad_fn is None or call.edge is None:
         return loss is call.output and not loss.requires_grad
     return loss.grad_fn is call.edge.node
-
-
-def _share(call: WatchedCall, elements: Elements, factor: _Weight, batch_size: int) -> Tensor:
-    """Compute what each sample adds through one call, ``(B,)``."""
-    if call.reduction == "none":  # the factor has one number for each element
-        return fold(elements.values * factor, batch_size, call.name)
-    return fold(elements.values, batch_size, call.name) * factor / call.divisor(elements)
 
 
 def _primary(parts: list[_Part]) -> _Part:
