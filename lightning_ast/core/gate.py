@@ -272,7 +272,7 @@ def select(
     """
     size = significance.numel()
     least = minimum_count(size, min_selected)
-    if gate == "topk":
+    if gate == "topk":  # by rank, not by the threshold: equal significances would make the count jump
         indices = significance.topk(max(least, round(rate * size))).indices.sort().values
         return Selection(indices).among(eligible)
     probability = keep_probability(significance, threshold, gate, floor=floor)

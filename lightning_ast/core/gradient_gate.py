@@ -107,14 +107,10 @@ class BatchGate:
         self.kept = kept
 
     def open(self, loss: Tensor, entries: Iterable[Entry]) -> None:
-        """Put the gate at the entries of a loss until its backward is over.
+        """Put the gate at the entries of a loss, a scalar with its graph, until its backward is over.
 
         Where there are several, the gradient at those that the network's own gradient does not reach is computed first
         (which runs the loss part of the backward twice), and all of these decide together.
-
-        Args:
-            loss: A scalar with its graph.
-            entries: Its entries.
         """
         new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
         if not self.decided and len(new) > 1:

@@ -79,9 +79,8 @@ class SignificanceHistory:
     def fold(self, maximum: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take what was observed since the last time into the remembered significance.
 
-        Args:
-            maximum: A function that takes the element-wise maximum of a tensor over the processes that train together,
-                so that all remember the same; None for a single process.
+        ``maximum`` takes the element-wise maximum of a tensor over the processes that train together, so that all
+        remember the same; None for a single process.
         """
         recent = self._merged(maximum)
         self._scores = torch.where(recent >= 0, recent, self._scores)

@@ -123,6 +123,7 @@ class Ledger:
         """
         if mode is not None and mode not in MODE_FACTS:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, MODE_FACTS))}, got {mode!r}.")
+        # Forwards and backwards, not FLOPs: what a sample costs becomes known later than the first batches.
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
         totals = self._of(stage)
         totals.steps += 1

@@ -175,6 +175,8 @@ class SampleSelector:
             if self.gate == "topk":
                 rate = rate_at_coverage(significance, self._share, "topk")
         self.last_threshold = self._threshold(significance, floor, expected, average)
+        # It is the rate of all processes together: all keep their batches whole, or none, so that their controllers
+        # stay one.
         if self.expected_rate is not None and self.expected_rate >= NEARLY_ALL:
             self.is_whole = True
             return Selection(torch.arange(size)).among(eligible)
@@ -284,6 +286,7 @@ class SampleSelector:
 
     def _generator(self, step: int) -> torch.Generator:
         # One for each step alone: there is nothing to save, and every rank draws its own.
+        # A hash makes one seed of three numbers, and keeps neighbouring steps from drawing alike.
         digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
 

@@ -30,6 +30,7 @@ __all__ = [
 
 def announce_batches(trainer: pl.Trainer, batches: int) -> None:
     """Tell Lightning (limits, validation, progress bars) how many batches the epoch has."""
+    # Lightning has computed both from the length of the user's loader when it set that up.
     trainer.fit_loop.max_batches = batches
     if validation_interval_seconds(trainer) is None and isinstance(trainer.val_check_interval, float):
         trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
@@ -72,19 +73,21 @@ def _loaded_by(loader: Any, trainer: pl.Trainer) -> int | None:
 
 def set_up_loaders(loop: _FitLoop, *, anew: bool = False) -> None:
     """Set the training loaders up where that has not been done; with ``anew`` in any case."""
-    if anew:
+    if anew:  # setup_data() keeps one that is not due to be reloaded
         loop._combined_loader = None
     loop.setup_data()
 
 
 def batches_handed(loop: _FitLoop) -> int:
     """Count the batches given to the loop since its loader was started; skipped ones and the running one count too."""
+    # `fetched` runs ahead of the loop: the fetcher holds a batch back to know whether it is the last.
     fetcher: Any = loop._data_fetcher
     return int(fetcher.fetched) - len(getattr(fetcher, "batches", ()))
 
 
 def logged_step(loop: _FitLoop) -> int:
     """Return the step that Lightning's loggers give to what is logged at an epoch's end."""
+    # Lightning logs an epoch's end under the step of its last batch, which it has counted by then.
     return max(loop.epoch_loop._batches_that_stepped - 1, 0)
 
 

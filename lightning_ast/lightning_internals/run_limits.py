@@ -18,7 +18,7 @@ C = TypeVar("C")
 
 def run_length(trainer: pl.Trainer) -> RunLength:
     """Read what limits a run; the batches of an epoch are known once the training loader is set up."""
-    batches = trainer.num_training_batches
+    batches = trainer.num_training_batches  # infinite before the loader is set up, and for an endless one
     module = trainer.lightning_module
     automatic = module is None or module.automatic_optimization  # None: the trainer was not given a module yet
     return RunLength(

@@ -62,6 +62,7 @@ class StillMetrics:
 
     def _watched(self, metric: Metric, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         answer = method(*args, **kwargs)
+        # An answer with a graph may be a term of the loss: without it the step would compute something else.
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves_of(answer)):
             self._in_loss |= {id(part) for part in metric.modules()}
         return answer

@@ -47,6 +47,7 @@ def batch_size_of(batch: Any) -> int:
     samples = samples_of(batch)  # before the tensors: boxes of an image have a leading dimension, too
     if samples is not None:
         return len(samples)
+    # A list beside tensors holds features of several layers, or texts: its tensors count where there are no others.
     leading = leading_sizes(batch, lists=False) or leading_sizes(batch)
     if not leading:
         empty = isinstance(batch, (list, tuple, Mapping)) and len(batch) == 0
@@ -54,7 +55,7 @@ def batch_size_of(batch: Any) -> int:
             f"expected a batch that holds tensors of shape (B, ...), got {type(batch).__name__} without any. Use "
             "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
         )
-    alike = leading.count(leading[0]) == len(leading)  # quicker than counting each
+    alike = leading.count(leading[0]) == len(leading)  # the usual case, which needs no Counter
     size = leading[0] if alike else Counter(leading).most_common(1)[0][0]
     if size == 0:
         raise EmptyBatchError("expected at least one sample in the batch, got a leading dimension of 0.")

@@ -98,6 +98,7 @@ def facts_of(func: Any) -> Facts | None:
         return Facts(name, OpClass.AGAIN, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
+    # In a schema, an argument that is written to has an alias that is marked so.
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
     op_class = _CLASSES.get(name, OpClass.AGAIN)
@@ -129,6 +130,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 def quiet() -> Iterator[None]:
     """Run operations of the trace's own: out of sight of modes and of autograd."""
     with ExitStack() as stack:
+        # Neither modes of the user's nor a LossCapture around the step may see the trace's second runs.
         stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(torch.no_grad())
         if torch._C._len_torch_dispatch_stack() > 0:

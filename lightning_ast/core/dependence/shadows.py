@@ -43,7 +43,8 @@ class Shadows:
     """Keeps for each storage what is known about it, and its shadow; entries end with their storage."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}  # by the address of the storage
+        # By the address of the storage: views are objects of their own, and a tensor's id may be used again.
+        self._entries: dict[int, _Entry] = {}
         self._owned: set[int] = set()  # addresses of shadow storages: each may stand beside one real one alone
         self._objects = WeakTensorKeyDictionary()  # tensors without a storage of their own: sparse, mkldnn
 

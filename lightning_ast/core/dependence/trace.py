@@ -108,14 +108,10 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._uncompiled.pop().__exit__(*error)
 
     def dependence(self, node: GraphNode, output_nr: int = 0) -> Dependence | None:
-        """Tell where an output of an autograd node depends on the sample.
+        """Tell where an output of a node depends on the sample; return None where nothing is known.
 
-        Args:
-            node: A node of the graph that was made while the trace was active, or the node of a leaf.
-            output_nr: The position of the output.
-
-        Returns:
-            The dependence, by the shape of the output (of a jagged one: of its values); None where nothing is known.
+        The node is one of a graph that was made while the trace was active, or that of a leaf. The shape is the
+        output's (of a jagged one: of its values).
         """
         if self.failure is not None:
             return None
@@ -152,6 +148,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
+        # Results of the user's operation are returned as they came; everything of the trace's own is caught.
         wrapped = any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types)
         call, number = (None, None) if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
         if wrapped:

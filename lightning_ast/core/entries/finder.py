@@ -61,12 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Found:
-    """The entries of one loss.
-
-    Attributes:
-        entries: The entries in the order of the walk; none where the loss does not depend on the samples.
-        unclear: The sizes of tensors whose rows could not be told.
-    """
+    """The entries of one loss, in the order of the walk, and the sizes of tensors whose rows could not be told."""
 
     entries: tuple[Entry, ...] = ()
     unclear: tuple[str, ...] = ()
@@ -104,15 +99,10 @@ class EntryFinder:
         may_be_apart: bool = False,
         assignments: Assignments = (),
     ) -> Found:
-        """Find the entries of a loss whose forward was traced, and remember the form of its graph.
+        """Find the entries of a loss, a scalar whose forward was traced, and remember the form of its graph.
 
-        Args:
-            loss: A scalar with its graph.
-            batch_size: The number of samples B of the batch.
-            trace: The trace of one sample through the forward.
-            may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
-                begins with noise.
-            assignments: The sample of each node and of each edge, in a batch of graphs.
+        ``may_be_apart`` tells that the loss may have nothing to do with the samples, as that of a generator which
+        begins with noise; ``assignments`` are the sample of each node and of each edge, in a batch of graphs.
         """
         view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
@@ -150,7 +140,8 @@ class EntryFinder:
         for position, plan in enumerate(self._plans):
             found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
-                if position:  # the newest first: losses of the same form tend to follow each other
+                # Losses of the same form tend to follow each other: the newest is tried first.
+                if position:
                     self._plans.insert(0, self._plans.pop(position))
                 return found
         return None
@@ -207,6 +198,7 @@ class _Walk:
         _visit(loss, self._decide)
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
+        # An edge is entered, passed by, or walked on; what lies behind an entry is the network's own affair.
         verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
         self.plan.steps.append((form_of(node), verdicts))
         return verdicts
@@ -268,6 +260,7 @@ def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments
                 entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
         return planned
 
+    # Nodes that are left over belong to a part that this graph lacks, as a term that starts later.
     if not _visit(loss, decide) or next(steps, None) is not None:
         return None
     entries = _entries(entered, batch_size, assignments)

@@ -51,6 +51,7 @@ class Layout:
         if self.assigned is not None:
             fitting = [rows for rows in assignments[self.assigned :][:1] if len(rows) == shape[0]]
             return UnequalPlace(shape, 0, 1, 1, -len(shape), shape[0], fitting[0], batch_size) if fitting else None
+        # Another length of the sequences changes `pre` or `post`, so that only the one that is not 1 may differ.
         groups, rest = divmod(shape[self.dim], batch_size)
         if rest or groups == 0:  # not a multiple of the samples, or fewer rows than samples
             return None

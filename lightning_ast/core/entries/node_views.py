@@ -49,6 +49,7 @@ class SizedView:
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
         node = edge[0]
+        # Without a trace, only what is made of parameters by all its edges is known not to depend on the samples.
         if facts.is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
         if node.name().startswith((*facts.PICKING, *facts.OPAQUE)):
@@ -74,7 +75,8 @@ class SizedView:
         known = self._known.get((facts.form_of(node), len(shape)))  # what was proved of such a node elsewhere
         if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
-        if self._batch_size == 1 and shape:  # every row is the sample's
+        # With a single sample nothing can be told apart, nor has it to be: every row is the sample's.
+        if self._batch_size == 1 and shape:
             return Layout(len(shape), 0, 1, shape[0])
         # In a batch of graphs a number of rows that is a multiple of the graphs' is so by chance.
         by_assignment = list(layouts_by_assignment(shape, self.assignments))

@@ -123,6 +123,7 @@ class LossCapture(TorchFunctionMode):
     ) -> Any:
         """Pass everything through and remember the loss functions."""
         kwargs = kwargs or {}
+        # Under a compiler a call here would become a part of the compiled graph.
         if func not in RULES or torch.compiler.is_compiling():
             return func(*args, **kwargs)
         # A loss under the user's own no_grad is only logged; under ours (a scoring pass) every loss counts.

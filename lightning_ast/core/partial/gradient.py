@@ -127,7 +127,7 @@ class RowGradient(Tensor):
         rule = RULES.get(func)
         if rule is not None:
             result = rule(func, *args, **kwargs)
-            if result is not NotImplemented:
+            if result is not NotImplemented:  # which stands for: this call mixes samples
                 if is_view(func):  # what is written into the view later must reach its base too
                     _remember(func, args, kwargs, result)
                 return result

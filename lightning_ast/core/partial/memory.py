@@ -102,6 +102,7 @@ class GradientMemory(Tensor):
         """Keep views and writes of row gradients; hand everything else what was written."""
         memory = args[0]
         name = func._schema.name
+        # Later arguments are only read.
         rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs or {}))
         if type(memory) is not cls:  # it is a later argument, which is only read
             return func(*tree_map_only(cls, cls.content, (memory,)), *rest, **kwargs)
