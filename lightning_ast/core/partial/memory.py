@@ -23,6 +23,8 @@ from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view
 
 __all__ = ["GradientMemory", "densify"]
 
+_Sizes = tuple[int, ...]
+
 
 @dataclass
 class _Shared:
@@ -32,7 +34,7 @@ class _Shared:
     elements: int
     formula: tuple[int, str, int]  # the derivative formula that made it, see `_formula`
     # A row gradient that was copied in, and the shape and strides it was copied to.
-    source: tuple[RowGradient, tuple[int, ...], tuple[int, ...]] | None = None
+    source: tuple[RowGradient, _Sizes, _Sizes] | None = None
     plain: Tensor | None = None  # ordinary memory, once somebody needed it
 
 
@@ -42,7 +44,7 @@ class GradientMemory(Tensor):
     shared: _Shared
 
     @staticmethod
-    def __new__(cls, shared: _Shared, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> GradientMemory:
+    def __new__(cls, shared: _Shared, shape: _Sizes, stride: _Sizes | None) -> GradientMemory:
         """Make a view of the memory."""
         base = shared.base
         made: GradientMemory = Tensor._make_wrapper_subclass(
@@ -134,11 +136,7 @@ def densify(gradient: Tensor) -> Tensor:
 
 
 def _viewed(
-    gradient: RowGradient,
-    old_shape: tuple[int, ...],
-    old_stride: tuple[int, ...],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
+    gradient: RowGradient, old_shape: _Sizes, old_stride: _Sizes, shape: _Sizes, stride: _Sizes
 ) -> RowGradient | None:
     """Read a gradient by new strides that was copied to memory by the old ones.
 
@@ -167,7 +165,7 @@ def _viewed(
     return gradient.moved(gradient.data_rows.permute(order).reshape(rows), dim)
 
 
-def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def _is_contiguous(shape: _Sizes, stride: _Sizes) -> bool:
     expected = 1
     for n, s in zip(reversed(shape), reversed(stride), strict=True):
         if n != 1 and s != expected:
