@@ -203,7 +203,7 @@ class PIController:
             coverage: The coverage of the last batch, in [0, 1], where the target is one; else None.
         """
         held = activation_rate if coverage is None else coverage
-        # It begins at the target: one batch is no reason for a correction.
+        # It begins at the target, so that the first batch alone corrects little.
         self._held_ema = self._mean(self._held_ema, held, start=target)
         if coverage is None:
             self.activation_rate_ema = self._held_ema

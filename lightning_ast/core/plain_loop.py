@@ -123,7 +123,7 @@ class GradientGate:
     def _decide(self, norms: Tensor) -> Kept | None:
         size = norms.numel()
         finite = norms.isfinite()
-        # A mean over the batch divides the gradients by B: with it, a short last batch would look more significant.
+        # A mean divides the gradients by B: without this factor a short last batch would look more significant.
         scores = (norms * size).nan_to_num(0.0, 0.0, 0.0)
         eligible = None if bool(finite.all()) else finite  # a sample with a NaN gradient is never selected
         kept = self._selector.select(scores, eligible=eligible, average=self._average)

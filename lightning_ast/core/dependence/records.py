@@ -211,7 +211,7 @@ def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = Non
     size = real.abs().nan_to_num(0.0, 0.0, 0.0)
     difference = (real - shadow).abs()
     noise = _RELATIVE_NOISE_DOUBLE if wide is torch.float64 else _RELATIVE_NOISE
-    # Another batch may take another kernel, which rounds differently: such differences would belong to every sample.
+    # Kernels may round differently in the second run: such differences would seem to belong to every sample.
     difference = torch.where(difference > noise * largest + 2 * unit * size, difference, 0.0)
     # Infinity and NaN have no difference to compare: they differ where one of the two is finite, or another infinity.
     odd = ~(torch.isfinite(real) & torch.isfinite(shadow))

@@ -73,7 +73,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sample: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Of the last sample's change a causal or cumulative operation makes no change of any other sample.
+        # With the last one, a causal or cumulative operation over the batch changes no other sample.
         self.sample = batch_size - 1 if sample is None else sample
         self.failure: str | None = None
         self.complete = only is None

@@ -76,7 +76,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (128, 1280)
     """
 
-    # It is no FlopCounterMode, whose module hooks make `torch.autograd.grad` fail for leaves.
+    # Not torch's FlopCounterMode: its module hooks make `torch.autograd.grad` fail for leaves.
     supports_higher_order_operators = True  # else torch refuses them (flex_attention, cond) while this is active
 
     def __init__(self) -> None:
