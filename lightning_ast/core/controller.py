@@ -198,8 +198,7 @@ class PIController:
         Args:
             activation_rate: Selected / offered of the last batch, in [0, 1].
             target: The target activation rate in (0, 1], or the target coverage.
-            at_minimum: Whether the fallback (the fewest samples allowed) set the count, so that a higher threshold
-                would not lower it.
+            at_minimum: Whether the fewest samples allowed were kept, and not what the threshold alone would have kept.
             coverage: The coverage of the last batch, in [0, 1], where the target is one; else None.
         """
         held = activation_rate if coverage is None else coverage

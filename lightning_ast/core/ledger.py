@@ -187,11 +187,9 @@ class Ledger:
     def savings(self) -> dict[str, float | None]:
         """Return the shares saved against dense training of the same batches, over the whole run so far.
 
-        Returns:
-            ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense,
-            None where unknown: before the first batch; FLOPs not counted; no warmup steps to compare seconds and joules
-            with, or no sparse ones measured yet; joules not measured, which is
-            :class:`~lightning_ast.EnergyMonitor`'s to do.
+        ``samples``, ``flops``, ``seconds`` and ``joules`` are at most 1, negative where the run costs more than dense,
+        and None where unknown: before the first batch; FLOPs not counted; no warmup steps to compare seconds and joules
+        with, or no sparse ones measured yet; joules not measured by :class:`~lightning_ast.EnergyMonitor`.
         """
         spent = self.spent_flops()
         dense = self.dense_flops()

@@ -42,13 +42,10 @@ class TracelessForward:
     """Context in which a module in training mode can be run without changing it.
 
     Inside: no graph, unless it is asked for; torch's random state is forked; dropout is off (modules, functions,
-    attention, recurrent layers); normalisation layers use the batch's statistics, as in training, but do not update
-    their running ones. Afterwards every flag is as before, and so are the buffers that other layers change in place or
-    replace (spectral norm, codebooks). A buffer of more than 65,536 elements that is changed for the first time in a
-    later use cannot be restored that once: a warning says so, and it is from then on. Not undone: what hooks or user
-    code write elsewhere.
-
-    Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
+    attention, recurrent layers); normalisation layers use the batch's statistics, but do not update their running ones.
+    Afterwards every flag is as before, and so are the buffers that other layers change in place or replace (spectral
+    norm, codebooks). Of a buffer of more than 65,536 elements, the first change in a later use is undone only from the
+    next one on, and a warning says so. Not undone: what hooks or user code write elsewhere.
 
     Args:
         module: The module to run. Its layers are listed once, when this object is made.
@@ -117,7 +114,9 @@ def _quiet(layers: Sequence[nn.Module]) -> Iterator[None]:
         for layer in layers:
             if not layer.training:
                 continue
-            if isinstance(layer, _NormBase) and layer.track_running_stats:  # batch statistics, and none are kept
+            # Batch statistics, and none are kept: the running ones, which lag, would rank samples near chance in the
+            # first steps.
+            if isinstance(layer, _NormBase) and layer.track_running_stats:
                 put(layer, "track_running_stats", False)
             elif isinstance(layer, _DropoutNd):
                 put(layer, "training", False)

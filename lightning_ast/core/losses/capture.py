@@ -66,16 +66,14 @@ class LossRecord:
 
 
 class LossCapture(TorchFunctionMode):
-    """Remembers the calls of torch's loss functions; what they return is not changed.
+    """Remembers the calls of torch's loss functions; what they return is not changed, and nothing is computed.
 
     Covers ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` (with and without logits), ``kl_div``,
     ``mse_loss``, ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``gaussian_nll_loss``, ``poisson_nll_loss``,
     ``ctc_loss``, ``linear_cross_entropy`` and the margin, hinge, ranking, embedding and triplet losses, called as
     functions or as modules, with any reduction. Token losses ``(B*T, C)`` are folded back to ``(B,)`` with the samples
     outermost: what ``view(-1, C)`` of ``(B, T, C)`` gives. Losses inside a ``torch.compile``d function are not seen.
-
-    Nothing is computed before a score is asked for. The calls keep the graph of their step alive until
-    :meth:`clear`. A capture can be used in a ``with`` block, or entered in one place and left in another, twice too.
+    The calls keep the graph of their step alive until :meth:`clear`.
 
     Args:
         stop: Whether :class:`LossReached` is raised at the first loss instead of returning to the user's code.
@@ -106,8 +104,9 @@ class LossCapture(TorchFunctionMode):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop watching; modes that were entered later stay on."""
-        # torch pops its newest mode whatever its name: take those above off, and put them back.
+        """Stop watching; modes that were entered later stay on, and leaving twice does no harm."""
+        # It is entered in one hook and left in another, so that others may be entered in between; and torch pops its
+        # newest mode whatever its name. So take those above off, and put them back.
         above = []
         while self._entered and _len_torch_function_stack():
             mode = _pop_mode()  # type: ignore[no-untyped-call]

