@@ -32,6 +32,7 @@ __all__ = [
     "select",
     "solve_threshold",
     "systematic_sample",
+    "trimmed",
 ]
 
 GateName = Literal["soft", "threshold", "topk"]
@@ -111,6 +112,17 @@ def lift_zeros(significance: Tensor) -> Tensor:
     """Raise a significance ``(B,)`` below a millionth of the largest to that."""
     # Samples learned perfectly stay eligible: else no threshold could keep more than have a significance above 0.
     return significance.clamp_min(significance.max() * 1e-6 + 1e-30)
+
+
+def trimmed(significance: Tensor, share: float) -> Tensor:
+    """Set the largest of some significance ``(B,)`` to 0, as many as the share in [0, 1): they count as wrong labels.
+
+    Source: Shen and Sanghavi, Learning with Bad Training Data via Iterative Trimmed Loss Minimization, ICML 2019.
+    """
+    # A sample with a wrong label keeps a large gradient for as long as the network does not memorise it, and rules that
+    # prefer hard samples choose it again and again.
+    count = round(share * significance.numel())
+    return significance if count == 0 else significance.index_fill(0, significance.topk(count).indices, 0.0)
 
 
 def solve_threshold(

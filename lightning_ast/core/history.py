@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import minimum_count
+from lightning_ast.core.gate import minimum_count, trimmed
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.significance import trimmed
 from lightning_ast.words import counted
 
 __all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "planned_count"]
@@ -94,7 +93,7 @@ class SignificanceHistory:
 
         A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0, and so
         have the largest of those seen, as many as the share ``trim`` of them: see
-        :func:`~lightning_ast.core.significance.trimmed`.
+        :func:`~lightning_ast.core.gate.trimmed`.
         """
         scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
         # What was never seen must be seen soon: it counts as the most significant.

@@ -22,8 +22,8 @@ from lightning_ast.core.gate import (
     rate_at_coverage,
     select,
     solve_threshold,
+    trimmed,
 )
-from lightning_ast.core.significance import trimmed
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -45,7 +45,7 @@ class SampleSelector:
             threshold is only reported, needs none for a rate; a coverage is held by what is asked of the next batch.
         min_selected: The fewest samples kept, a count or a share of the batch.
         trim: The share of each batch, its most significant samples, that counts as wrong labels, see
-            :func:`~lightning_ast.core.significance.trimmed`; in [0, 1).
+            :func:`~lightning_ast.core.gate.trimmed`; in [0, 1).
         seed: The seed of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so
             far, and on nothing else: the global generators are neither read nor written.
         rank: The number of this process among those that train together.
