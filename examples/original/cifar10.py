@@ -3,7 +3,8 @@
     python examples/original/cifar10.py --method ours --root FOLDER_OR_NPZ
 
 The methods train what the configurations beside this file say, at a size that one CPU thread trains in a minute:
-6,000 images, a network of a quarter of the width, bf16. `--images 50000 --width 32 --precision 32-true` is the whole of it.
+6,000 images, a network of a quarter of the width, bf16. The whole of it is `--images 50000 --width 32 --precision
+32-true`.
 """
 
 from __future__ import annotations

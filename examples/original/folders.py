@@ -1,8 +1,6 @@
 """Write CIFAR-10 (or scikit-learn's digits) as folders of images, to try the ImageNet set-ups without ImageNet.
 
-    python examples/original/folders.py --data cifar10 --root FOLDER_OR_NPZ --out data/folders
-    lightning-ast fit --config examples/original/imagenet100_production_recommended.yaml \\
-        --data.init_args.root data/folders --data.init_args.image_size 64 --model.init_args.num_classes 10
+python examples/original/folders.py --data cifar10 --root FOLDER_OR_NPZ --out data/folders
 """
 
 from __future__ import annotations

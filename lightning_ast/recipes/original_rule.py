@@ -73,9 +73,7 @@ class OriginalRule(SparseSelectionCallback):
             ),
         )
 
-    def _scored(
-        self, losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None
-    ) -> Tensor:
+    def _scored(self, losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None) -> Tensor:
         """Score the samples ``(B,)``; where none would pass the threshold, lift two random ones above it."""
         score = loss_intensity if self.score == "loss_intensity" else loss_entropy
         scores = score(losses, logits, inputs, targets)

@@ -129,7 +129,7 @@ def test_a_failed_download_tells_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_weights_that_cannot_be_used_are_named(tmp_path: Path, weights: Path) -> None:
-    with pytest.raises(WeightsNotFoundError, match="there is no absent.pth"):
+    with pytest.raises(WeightsNotFoundError, match=r"there is no absent\.pth"):
         FineTunedClassifier("resnet18", "absent.pth")
     with pytest.raises(WeightsNotFoundError, match=r"does not hold the weights of torchvision's resnet34"):
         FineTunedClassifier("resnet34", str(weights))
