@@ -1,6 +1,8 @@
 """Write CIFAR-10 (or scikit-learn's digits) as folders of images, to try the ImageNet set-ups without ImageNet.
 
 python examples/original/folders.py --data cifar10 --root FOLDER_OR_NPZ --out data/folders
+
+The images are enlarged to 64 pixels a side.
 """
 
 from __future__ import annotations
