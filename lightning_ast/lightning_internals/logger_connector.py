@@ -42,9 +42,9 @@ def logs_this_step(trainer: pl.Trainer) -> bool:
 
 def will_write(trainer: pl.Trainer) -> bool:
     """Tell, in ``on_train_batch_end``, whether Lightning will write what this batch logs."""
-    accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
-    writes = logs_this_step(trainer) or trainer.fast_dev_run  # type: ignore[attr-defined]
-    return bool(writes) and not accumulates
+    if not (logs_this_step(trainer) or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        return False
+    return not (trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization)
 
 
 def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:

@@ -112,10 +112,13 @@ class Quarantine:
         """
         if self.limit is None:
             return None
+        on_host = values.device.type == "cpu"
+        if on_host and step.bad is None and all_finite(values):
+            return None
         finite = values.isfinite()
         if step.bad is not None:
             finite = finite & ~step.bad.to(finite.device)
-        if values.device.type == "cpu" and bool(finite.all()):
+        if on_host and bool(finite.all()):
             return None
         step.quarantine(~finite)
         return finite
@@ -131,11 +134,9 @@ class Quarantine:
             ``(k,)`` positions among the selected samples of those that are finite; None where the host knows of none
             that are not.
         """
-        if self.limit is None or step.selection is None or norms.device.type != "cpu":
+        if self.limit is None or step.selection is None or norms.device.type != "cpu" or all_finite(norms):
             return None
         finite = norms.isfinite()
-        if bool(finite.all()):
-            return None
         bad = torch.zeros(step.batch_size, dtype=torch.bool)
         step.quarantine(bad.index_fill(0, step.selection.indices[~finite], True))
         return finite.nonzero().flatten()

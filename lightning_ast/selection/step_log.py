@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -36,8 +35,7 @@ _NOT_KNOWN = math.nan
 """The last value of savings that were logged and are not known any more, which else would seem to hold."""
 
 
-@dataclass(frozen=True)
-class _Batch:
+class _Batch(NamedTuple):
     """The last batch that was trained on.
 
     Attributes:
@@ -131,7 +129,7 @@ class StepLog:
             trainer.current_epoch,
             stage,
             batches_completed(trainer),
-            values if will_write(trainer) else None,
+            values if values is not None and will_write(trainer) else None,
             mean,
             selector.last_threshold,
         )

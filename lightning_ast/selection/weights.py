@@ -103,6 +103,8 @@ class RowWeights:
 
 
 def _brought(kept: Kept, device: torch.device) -> Kept:
+    if device.type == "cpu":
+        return kept
     assert kept.factors is not None
     factors = kept.factors.float() if device.type == "mps" else kept.factors  # which has no larger type
     return replace(
