@@ -70,8 +70,10 @@ class RowWeights:
         assert step.selection is not None
         cleaned = step.treatment is Treatment.CLEANED
         indices = step.selection.indices.cpu()
-        ones = torch.ones(indices.numel(), dtype=torch.float64)
-        weights = ones if step.selection.weights is None or cleaned else step.selection.weights.to(ones)
+        if step.selection.weights is None or cleaned:
+            weights = torch.ones(indices.numel(), dtype=torch.float64)
+        else:
+            weights = step.selection.weights.to("cpu", torch.float64)
         if step.part is not None:
             indices = torch.arange(step.forwarded)
         if finite is not None:
