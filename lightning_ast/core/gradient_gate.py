@@ -66,7 +66,9 @@ def norms_at(
     seed = (torch.ones_like(loss) if seed is None else seed) * weight
     gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
     norms = [row_norms(g, place) for g, place in zip(gradients, places, strict=True) if g is not None]
-    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0) if norms else None
+    if len(norms) < 2:
+        return norms[0] if norms else None
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0)
 
 
 class BatchGate:

@@ -72,14 +72,21 @@ class ScoringPass:
         self._search = search
         self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
+        self._modules = list(module.named_modules())  # once: a walk of them takes as long as a small forward
         self._traceless = TracelessForward(module)
         self._metrics = StillMetrics(module)
         self._passed = 0
         self._proved: Found | None = None
         self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
-    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
+    def __call__(self, batch: Any, batch_idx: int, batch_size: int, *, labels: bool) -> Scored | None:
         """Score a batch.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its index.
+            batch_size: The number of its samples.
+            labels: Whether the classes of the samples are wanted.
 
         Returns:
             What was found; None where the step computes no loss that depends on the samples: it is a dense step.
@@ -91,30 +98,33 @@ class ScoringPass:
         search = self._search
         search.batch = batch
         trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
+        tapped = self._taps is not None and self._taps.ready and trace is None
         context = self._module.trainer.precision_plugin.forward_context()
         with (
             isolate_rng(include_cuda=False),
-            self._nothing_changed(),
+            self._nothing_changed(frozen=tapped),
             self._traceless(grad=True),
             self._metrics,
             context,
         ):
-            scored = self._scored(batch, batch_idx, batch_size, trace)
+            scored = self._scored(batch, batch_idx, batch_size, trace, tapped=tapped, labels=labels)
         if trace is not None:
             search.end_trace(trace)
         search.batch = None
         return scored
 
-    def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
+    def _scored(
+        self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None, *, tapped: bool, labels: bool
+    ) -> Scored | None:
         losses = StepLosses(self._module)
         taps = self._taps
-        tapped = taps is not None and taps.ready and trace is None
         with ExitStack() as stack:
             if taps is not None and (tapped or trace is not None):
                 stack.enter_context(taps.reading() if tapped else taps.finding())
             if trace is not None:
                 stack.enter_context(trace)
-            stack.enter_context(losses)
+            if labels or self._needs_losses:
+                stack.enter_context(losses)
             loss = self._loss_of(batch, batch_idx, lambda loss, number: self._passes(loss, number, size, trace))
         if loss is None:
             return None
@@ -122,7 +132,7 @@ class ScoringPass:
         if norms is None:
             if tapped:  # the step took another way than in the first pass
                 self._taps = None
-                return self._scored(batch, batch_idx, size, trace)
+                return self._scored(batch, batch_idx, size, trace, tapped=False, labels=labels)
             norms = self._norms(loss, size, trace)
         if norms is None:
             return None
@@ -186,16 +196,27 @@ class ScoringPass:
         yield self._module, "clip_gradients", _nothing
 
     @contextmanager
-    def _nothing_changed(self) -> Iterator[None]:
-        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient."""
+    def _nothing_changed(self, *, frozen: bool) -> Iterator[None]:
+        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient.
+
+        Args:
+            frozen: Whether no parameter requires a gradient meanwhile: the graph begins at outputs that are read.
+        """
         stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
         stubs.append((self._module, "manual_backward", _stop))
         stubs += self._own_optimization()
         saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
-        flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
+        flags = [
+            (f"{name}.{leaf}", parameter, parameter.requires_grad, parameter._version)
+            for name, module in self._modules
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None
+        ]
         try:
             for owner, name, stub in stubs:
                 owner.__dict__[name] = stub
+            for _, parameter, _, _ in flags if frozen else ():
+                parameter.requires_grad_(False)
             yield
         finally:
             for owner, name, value in saved:
@@ -204,8 +225,9 @@ class ScoringPass:
                 else:
                     owner.__dict__[name] = value
             for _, parameter, flag, _ in flags:
-                parameter.requires_grad_(flag)
-        changed = [name for name, parameter, _, version in flags if parameter._version != version]
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
+        changed = [name.lstrip(".") for name, parameter, _, version in flags if parameter._version != version]
         if changed:
             raise LossCaptureError(
                 f"what stands before the loss in training_step changes parameters ({', '.join(changed[:3])}), and "
