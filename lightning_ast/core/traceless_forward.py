@@ -55,12 +55,12 @@ class TracelessForward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._modules = list(module.named_modules())
+        self._modules = [(f"{name}." if name else "", layer) for name, layer in module.named_modules()]
         kinds = (_NormBase, _DropoutNd, nn.MultiheadAttention, nn.RNNBase)
         self._layers = [layer for _, layer in self._modules if isinstance(layer, kinds)]
         stock = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
         norms = [(n, m) for n, m in self._modules if isinstance(m, _BatchNorm) and type(m).forward in stock]
-        self._left_alone = {f"{name}.{leaf}" for name, m in norms for leaf in m._buffers}
+        self._left_alone = {name + leaf for name, m in norms for leaf in m._buffers}
         self._mutated: set[str] = set()
         self._first = True
 
@@ -84,7 +84,7 @@ class TracelessForward:
     @contextmanager
     def _buffers_restored(self) -> Iterator[None]:
         before = [
-            (f"{name}.{leaf}", holder, leaf, buffer, buffer._version)
+            (name + leaf, holder, leaf, buffer, buffer._version)
             for name, holder in self._modules
             for leaf, buffer in holder._buffers.items()
             if buffer is not None and not buffer.is_inference()
