@@ -58,12 +58,7 @@ class Schedule:
         return "cooldown" if self._cools_down(at, run) else "sparse"
 
     def stage_at(self, epochs: float, total_epochs: float | None, *, dense: RunLength | None = None) -> Stage:
-        """Return the stage at a point that is known in epochs alone.
-
-        Args:
-            epochs: Epochs done, with the share of the running one, >= 0.
-            total_epochs: The length of the run in epochs, or None where it is open-ended.
-            dense: The length of a dense epoch; needed by stages that are given in steps.
+        """Return the stage at a point that is known in epochs alone; stages in steps need the length of a dense epoch.
 
         Example:
             >>> schedule = Schedule(warmup_epochs=2, cooldown_epochs=0.1)
@@ -78,11 +73,9 @@ class Schedule:
         return "sparse"
 
     def dense_epochs(self, total_epochs: float | None, dense: RunLength | None = None) -> tuple[float, float]:
-        """Convert warmup and cooldown to epochs; a share of an open-ended run is infinite.
+        """Convert warmup and cooldown to epochs; those in steps need the length of a dense epoch.
 
-        Args:
-            total_epochs: The length of the run in epochs, or None where it is open-ended.
-            dense: The length of a dense epoch; needed by stages that are given in steps.
+        A share of an open-ended run is infinite.
         """
         warmup, cooldown = (_in_epochs(part, total_epochs) for part in (self.warmup_epochs, self.cooldown_epochs))
         if (self.warmup_steps or self.cooldown_steps) and (dense is None or dense.batches is None):
@@ -138,10 +131,8 @@ class Schedule:
     def length_faults(self, run: RunLength, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
         """Find what is wrong with the schedule in this run, as far as it can be known.
 
-        Args:
-            run: The length of the run.
-            batches_known: Whether the loader has been looked at: then ``batches=None`` means that it has no length.
-            whole_epochs: Whether the stages are rounded to whole epochs (mode ``prune``, whose loader has a length).
+        Where the loader has been looked at, ``batches=None`` means that it has no length. Mode ``prune`` rounds the
+        stages to whole epochs.
         """
         fault = self._manual_fault(run) if whole_epochs and run.accumulate is None else None
         fault = fault or self._end_fault(run, batches_known=batches_known)

@@ -24,13 +24,6 @@ def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
     """Keep objects for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
 
     A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
-
-    Args:
-        trainer: The Trainer of the fit that begins.
-        parts: A callback, and its controller; None among them is passed over.
-
-    Raises:
-        ConfigurationError: A fit that is still running has one of them; none of them is kept.
     """
     wanted = [part for part in parts if part is not None]
     with _lock:
@@ -55,11 +48,7 @@ def serves(part: Any, trainer: pl.Trainer) -> bool:
 
 
 def end_use(part: Any, trainer: pl.Trainer) -> bool:
-    """Give an object back.
-
-    Returns:
-        Whether the fit of this Trainer had it; a fit that was refused did not.
-    """
+    """Give an object back; tell whether the fit of this Trainer had it, which one that was refused did not."""
     with _lock:
         own = serves(part, trainer)
         if own:
@@ -68,13 +57,7 @@ def end_use(part: Any, trainer: pl.Trainer) -> bool:
 
 
 def duplicate_faults(trainer: pl.Trainer, kind: type[Callback], reason: str) -> list[str]:
-    """Find more than one callback of a kind, its subclasses included.
-
-    Args:
-        trainer: Its callbacks are counted.
-        kind: The class of which a Trainer takes one.
-        reason: What two of them would do.
-    """
+    """Find more than one callback of a kind, its subclasses included."""
     count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
     return [f"expected one {kind.__name__}, got {count}: {reason}."] if count > 1 else []
 
@@ -85,11 +68,6 @@ def sole_key(callback: Callback, key: str, reason: str) -> str:
     Lightning compares the state keys of a Trainer's callbacks in its constructor, before any hook of theirs, and speaks
     of state keys where two are equal. This key is a plain one but for that comparison, where it raises the error that
     names the mistake. A callback with a state must give the plain key: it is pickled into checkpoints.
-
-    Args:
-        callback: The owner of the key.
-        key: Lightning's key.
-        reason: What two of these callbacks would do.
     """
     return _SoleKey(callback, key, reason)
 

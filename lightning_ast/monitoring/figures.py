@@ -56,7 +56,6 @@ def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor
 
     Args:
         most: The images of the most selected, ``(1 or 3, H, W)`` of any range, each with its caption.
-        least: The images of the least selected, likewise.
     """
     columns = max(len(most), len(least))
     figure = _figure(1.3 * columns, 3.6)

@@ -14,9 +14,6 @@ class Guard:
     """A catcher of the failures of a part that training does not need; it warns of the first.
 
     Nothing that all processes must call together belongs inside: a process that fails would leave the others waiting.
-
-    Args:
-        part: Its name in the warning.
     """
 
     def __init__(self, part: str) -> None:

@@ -30,10 +30,6 @@ class DrawnIndices:
     ``collate_fn`` that keeps the order of the samples for certain: torch's own, or one that gives back what it gets.
     With any other nothing is known. The loader is the user's own, and stays as it is; its sampler has a class of its
     own until this is detached.
-
-    Args:
-        owner: The callback that wants to know; a tuner's trials go on without it.
-        trainer: The trainer of this fit.
     """
 
     def __init__(self, owner: Callback, trainer: pl.Trainer) -> None:

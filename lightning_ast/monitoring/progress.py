@@ -163,12 +163,7 @@ def names_accuracy(name: str) -> bool:
 
 
 def selection_summary(session: Session | None, *, measures_joules: bool) -> dict[str, Any]:
-    """Return the fields of a :class:`~lightning_ast.monitoring.text.RunSummary` that are about the selection.
-
-    Args:
-        session: The session of the selection callback, or None where nobody selects.
-        measures_joules: Whether there is an ``EnergyMonitor``; without one nobody asked for joules.
-    """
+    """Return the fields of a :class:`~lightning_ast.monitoring.text.RunSummary` that are about the selection."""
     if session is None:
         return {}
     ledger = session.ledger

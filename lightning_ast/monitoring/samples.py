@@ -55,9 +55,7 @@ class SampleWatcher(Watcher):
     In ``prune`` the epoch's plan tells what was selected, from the remembered significance of all samples.
 
     Args:
-        session: The session of the :class:`~lightning_ast.SparseSelectionCallback`.
         indices: Takes the batch size and returns the dataset indices ``(B,)`` of the batch that arrives, or None.
-        size: The samples of the data set, or None where it has no length: nothing is counted by index then.
 
     Attributes:
         seconds: The seconds that watching took.

@@ -48,12 +48,7 @@ _LISTED = 100
 
 
 class Writers:
-    """The loggers of a run that take more than scalars, on the process that logs.
-
-    Args:
-        trainer: The trainer of this fit.
-        images: The samples in each row of the grid; 0 shows none.
-    """
+    """The loggers of a run that take more than scalars, on the process that logs."""
 
     def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
         self._trainer = trainer

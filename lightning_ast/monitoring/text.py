@@ -40,16 +40,6 @@ def format_epoch(
 ) -> str:
     """Format one line for a finished epoch; what is not known is left out.
 
-    Args:
-        epoch: The number of the epoch, from 0, as Lightning's progress bars count.
-        max_epochs: The number of epochs in the run, or None where it is open-ended; the last epoch is one less.
-        loss: The mean training loss of the epoch.
-        accuracy: The validation accuracy in [0, 1].
-        activation_rate: The selected / offered samples of this epoch, in [0, 1]; the line has the complement too.
-        flops_savings: The share of FLOPs saved in this epoch, at most 1.
-        joules: The energy of this epoch.
-        eta_seconds: The seconds until the end of the run.
-
     Example:
         >>> format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
         'Epoch 0/39 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Skipped: 91.9% | ETA: 5m 12s'
@@ -72,13 +62,6 @@ def format_epoch(
 def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[Stage]) -> float | None:
     """Estimate the seconds until the end of the run: an epoch takes the mean of its stage's epochs so far.
 
-    Args:
-        taken: The seconds of the finished epochs, by stage.
-        stages_left: The stages of the epochs that are left; a stage that was not seen yet takes the last one's mean.
-
-    Returns:
-        The seconds, or None where no epoch is finished.
-
     Example:
         >>> seconds_left({"warmup": [10.0, 12.0], "sparse": [6.0]}, ["sparse", "sparse", "warmup"])
         23.0
@@ -93,12 +76,7 @@ def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[S
 def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
     """Return the share of FLOPs that the mode could have saved at the rates of the run, with nothing run densely.
 
-    Args:
-        ledger: The ledger of the run.
-        mode: The mode of the selection.
-
-    Returns:
-        A share of at most 1, or None before the first batch and where FLOPs were not counted.
+    None where FLOPs were not counted.
     """
     if ledger.flops is None or not ledger.offered:
         return None

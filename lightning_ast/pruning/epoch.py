@@ -74,12 +74,7 @@ class RunningEpoch:
         """Return the part of the plan that the batch given by the loader is.
 
         Args:
-            batch_size: The samples that the batch holds.
             own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-            share: Takes this process's part of what is planned for all processes.
-
-        Raises:
-            ConfigurationError: The batch does not hold the samples that were to be loaded.
         """
         assert self.plan is not None
         indices = share(self.plan.indices)
@@ -124,12 +119,7 @@ class RunningEpoch:
 
 
 def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
-    """Refuse to deal the rest of a plan out in another way than its beginning.
-
-    Args:
-        saved: The settings of the checkpoint, by name.
-        now: The settings of this run, by name.
-    """
+    """Refuse to deal the rest of a plan out in another way than its beginning."""
     if changed := changes(saved, now or {}):
         raise ConfigurationError(
             [
@@ -140,12 +130,7 @@ def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
 
 
 def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
-    """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way.
-
-    Args:
-        saved: How the run that wrote the checkpoint counted the optimizer steps of its pruned epochs.
-        now: How this run counts them.
-    """
+    """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way."""
     if (saved == "replan") != (now == "replan"):
         raise ConfigurationError(
             [

@@ -59,14 +59,6 @@ class PrunedEpochs:
 
     The plan is drawn when the loader asks for the first index of an epoch: there the user's own sampler would have
     drawn. How many samples it will have is known before, so that lengths and schedules can be.
-
-    Args:
-        owner: The selection callback.
-        trainer: The trainer of this fit.
-        selector: The gate, weighting, seed and target of the selection.
-        schedule: Warmup and cooldown.
-        processes: The processes that train together.
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
     """
 
     def __init__(
@@ -237,11 +229,7 @@ class PrunedEpochs:
         """Return the part of the plan that the next batch of the epoch is.
 
         Args:
-            batch_size: The samples that the batch holds.
             own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-
-        Raises:
-            ConfigurationError: It does not hold the samples that were to be loaded.
         """
         return self.epoch.next_batch(batch_size, own, share=self._processes.share)
 

@@ -39,12 +39,7 @@ Drawn: TypeAlias = Iterable[SupportsIndex]
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
-    """Find why the training data cannot be pruned.
-
-    Args:
-        combined: The loaders as Lightning has combined them.
-        processes: The number of processes that train together.
-    """
+    """Find why the training data cannot be pruned."""
     if len(combined.flattened) != 1:
         return [
             f"mode='prune' needs one training dataloader, got {len(combined.flattened)}: which samples are skipped "
@@ -131,14 +126,7 @@ class LoaderFacts:
 
 
 class PrunedBatches(BatchSampler):
-    """A stand-in for the user's BatchSampler; what it yields is decided elsewhere.
-
-    Args:
-        given: The user's BatchSampler, which is left alone.
-        batches: Takes the user's sampler and returns an iterator over the batches of the running epoch, from the batch
-            that comes next; it is asked when the first batch is fetched.
-        count: Counts the batches of the running epoch.
-    """
+    """A stand-in for the user's BatchSampler; what it yields is decided elsewhere."""
 
     def __init__(
         self, given: BatchSampler, *, batches: Callable[[Drawn], Iterator[list[int]]], count: Callable[[], int]
@@ -155,12 +143,7 @@ class PrunedBatches(BatchSampler):
 
 
 class PrunedLoader(CombinedLoader):
-    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
-
-    Args:
-        given: The user's loaders: one loader, without faults. Another of the same loader may replace it.
-        make: Takes the user's BatchSampler and returns the one that takes its place.
-    """
+    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds."""
 
     def __init__(self, given: CombinedLoader, make: Callable[[BatchSampler], PrunedBatches]) -> None:
         super().__init__(given.iterables, same_mode(given))
@@ -188,9 +171,6 @@ def draw(sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator]) 
 
     Returns:
         ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
-
-    Raises:
-        ConfigurationError: The indices are not what can be pruned.
     """
     source = iter(sampler)
     try:

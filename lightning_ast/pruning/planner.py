@@ -29,13 +29,6 @@ _EXCESS = 0.1
 class EpochPlanner:
     """Plans epochs from the remembered significance; every process plans the same.
 
-    Args:
-        trainer: The trainer of this fit, whose limits are read.
-        selector: The gate, weighting, seed and target of the selection.
-        schedule: Warmup and cooldown.
-        processes: The processes that train together.
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-
     Attributes:
         history: What is remembered of each sample; None before the data set is known.
         facts: The lengths of a dense epoch; None before the loader is set up.
@@ -94,7 +87,6 @@ class EpochPlanner:
         """Choose the samples of an epoch; where its rate depends on what is offered, its length is made right.
 
         Args:
-            epoch: The epoch that begins.
             draws: ``(n,)`` int64 dataset indices that the user's samplers drew, of all processes in turn.
         """
         assert self.facts is not None

@@ -57,12 +57,7 @@ class EpochLengths:
         return self.samples // self.batch_size if drop_last else math.ceil(self.samples / self.batch_size)
 
     def cuts(self, first: int = 0, *, drop_last: bool = False) -> list[int]:
-        """List where each batch that can be loaded begins, from one on, and where the last ends.
-
-        Args:
-            first: The batch with which it begins.
-            drop_last: Whether a last short batch is dropped.
-        """
+        """List where each batch that can be loaded begins, from one on, and where the last ends."""
         if self.batch_size is None:
             return [self.start(batch) for batch in range(first, self.batches + 1)]
         begin = self.start(first)
@@ -168,16 +163,7 @@ def pruned_lengths(
     processes: int,
     at_least: bool = False,
 ) -> EpochLengths:
-    """Plan the length of a pruned epoch in one process.
-
-    Args:
-        facts: The lengths of a dense epoch.
-        rate: The activation rate in (0, 1].
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-        min_selected: The fewest samples of a pruned epoch, a count or a share.
-        processes: The number of processes that train together.
-        at_least: Whether whole batches are rounded up, because fewer samples would not cover what they are to cover.
-    """
+    """Plan the length of a pruned epoch in one process; ``at_least`` rounds up, to cover what is asked for."""
     size = facts.batch_size
     offered = facts.offered * processes
     if steps == "keep":
@@ -208,18 +194,7 @@ def planned_run(
     processes: int,
     steps: PruneSteps = "replan",
 ) -> PlannedRun:
-    """Plan the run that a trainer's limits and its loader make.
-
-    Args:
-        trainer: The trainer that limits the run.
-        facts: The lengths of a dense epoch.
-        schedule: Warmup and cooldown.
-        accumulate: The batches to an optimizer step from each of these epochs on.
-        rate: The target activation rate in (0, 1]; None where each epoch has its own, which is known at its start.
-        min_selected: The fewest samples of a pruned epoch, a count or a share.
-        processes: The number of processes that train together.
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-    """
+    """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own length."""
     dense = EpochLengths(facts.draws, facts.batches, facts.batch_size)
     pruned = dense
     if rate is not None and rate < 1:
@@ -237,11 +212,7 @@ def planned_run(
 
 
 def rounded_stages(run: PlannedRun) -> str | None:
-    """Describe the stages of a run that are not what was asked for because they are whole epochs; None where they are.
-
-    Args:
-        run: The run as planned.
-    """
+    """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own."""
     total = run.total_epochs
     if total is None:
         return None
@@ -267,14 +238,7 @@ def size_faults(then: int, now: int) -> list[str]:
 
 
 def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
-    """Find what is wrong with the lengths of the run and of its epochs.
-
-    Args:
-        run: The run as planned.
-        trainer: The trainer that limits the run.
-        facts: The lengths of a dense epoch.
-        remembered: The samples of the data set so far, or None before the first epoch.
-    """
+    """Find what is wrong with the lengths of the run and of its epochs."""
     found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
     if run.sparse_epochs() == 0 and run.prunes:
         found.append(
@@ -298,13 +262,6 @@ def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[
     Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
     no setter and modules read it in ``configure_optimizers``: the trainer gets a class of its own until the end of the
     run.
-
-    Args:
-        trainer: The trainer whose property is answered.
-        steps: Counts the planned optimizer steps.
-
-    Returns:
-        A function that undoes it.
     """
     own = type(trainer)
 

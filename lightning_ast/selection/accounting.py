@@ -22,14 +22,7 @@ SETTLE_STEPS = 3
 
 
 class Books:
-    """Writes a fit's batches into its ledger.
-
-    Args:
-        mode: How selections are executed.
-        ledger: The books of the run.
-        dense_ops: The backward ops that ran over all rows so far, and their calls; filled by the backward.
-        count_flops: Whether FLOPs are counted.
-    """
+    """Writes a fit's batches into its ledger."""
 
     def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
         self._mode = mode
@@ -92,11 +85,7 @@ class Books:
     def finish_batch(self, step: StepState, stage: Stage, *, rate: float, target_rate: float | None) -> None:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing.
 
-        Args:
-            step: The state of the step that ends.
-            stage: The stage of the batch.
-            rate: Its activation rate.
-            target_rate: The rate that is held; None where a coverage is held and the rate follows.
+        There is no ``target_rate`` where a coverage is held and the rate follows.
         """
         mode = self._mode_of(step)
         dense_ops = self._flops.finish_batch(self._ledger, step, self._dense_ops)

@@ -41,12 +41,7 @@ class AccumulationWindow:
             self._divisors.clear()
 
     def divisor(self, own: float, offered: float) -> float:
-        """Give what the weights of a sparse micro-batch's samples are divided by.
-
-        Args:
-            own: Its own denominator over all processes; 0 where nothing is trained on.
-            offered: Its number of samples over all processes.
-        """
+        """Return what the weights of a micro-batch are divided by; both numbers are those of all processes."""
         if not self._open:
             return own
         # The first micro-batch cannot know what the others keep: what is used now is put right at the optimizer step.

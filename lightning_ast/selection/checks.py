@@ -33,16 +33,7 @@ def check_indices(indices: Any, size: int) -> None:
 
 
 def check_listing(batch: Any, size: int, loaders: list[Any]) -> None:
-    """Check that a first batch which lists its samples was not taken for rows.
-
-    Args:
-        batch: The batch as loaded.
-        size: The samples that were counted in it.
-        loaders: The user's loaders.
-
-    Raises:
-        BatchError: Its entries are the batches of several loaders, which differ in size.
-    """
+    """Check that a first batch which lists its samples was not taken for rows."""
     if len(loaders) == size > 1 and samples_of(batch, size) is not None:
         raise BatchError(
             f"the batch holds those of {size} loaders, which differ in size: expected equal batch sizes. Use "
@@ -51,15 +42,7 @@ def check_listing(batch: Any, size: int, loaders: list[Any]) -> None:
 
 
 def check_order(places: Iterable[Place], size: int) -> None:
-    """Check that rows which a loss function is given can be told from the samples, for scores that are made of losses.
-
-    Args:
-        places: Where the samples lie in the tensors through which the gradient enters the network.
-        size: The number of samples.
-
-    Raises:
-        LossCaptureError: The samples are not outermost, and what is outermost is as many.
-    """
+    """Check that the rows of a loss can be told from the samples, where scores are made of losses."""
     for place in places:
         outer = place.shape[0] if place.dim else place.pre
         if size > 1 and outer == size and (place.dim or place.pre > 1):
@@ -77,13 +60,6 @@ def check_scores(values: Tensor, *, first: bool) -> str | None:
 
     Args:
         values: ``(n,)`` scores of the samples whose losses are finite; n is at least 1.
-        first: Whether this is the first batch.
-
-    Returns:
-        The text of a warning, or None.
-
-    Raises:
-        ConfigurationError: This is the first batch, some scores count as 0 for their value, and none is above 0.
     """
     finite = values.isfinite()
     negative = int((finite & (values < 0)).sum())

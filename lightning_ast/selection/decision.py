@@ -29,14 +29,6 @@ __all__ = ["Decision"]
 class Decision:
     """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's.
 
-    Args:
-        module: The LightningModule.
-        significance: The callback's setting.
-        selector: The gate, its controller and its target.
-        processes: The distributed processes of this run.
-        quarantine: Knows which samples may be selected.
-        weights: Weighs the selected rows.
-
     Attributes:
         needs_losses: Whether the score is computed from the values of torch's loss functions.
         is_shared: Whether several processes weigh their selections together.
@@ -70,16 +62,8 @@ class Decision:
     def scores(self, step: StepState, batch: Any, record: LossRecord) -> Tensor:
         """Score a batch by the values of its losses.
 
-        Args:
-            step: The state of the step, which knows the samples that are not finite.
-            batch: The batch as loaded.
-            record: Its losses, and what they were computed from.
-
         Returns:
             ``(B,)`` significance, finite and non-negative.
-
-        Raises:
-            ConfigurationError: A score of the user's own has no usable value in the first batch.
         """
         if not self._has_scored:
             self._has_scored = True
@@ -111,7 +95,6 @@ class Decision:
         """Decide what the gate lets through.
 
         Args:
-            step: The state of the step, which gets its selection.
             scores: ``(B,)`` significance.
             finite: ``(B,)`` norms or losses, NaN or infinite where a sample must not be trained on.
             labels: ``(B,)`` class indices, or None.
@@ -151,8 +134,6 @@ class Decision:
         """Weigh what was selected ahead of a step that saw the selected samples alone.
 
         Args:
-            step: The state of the step, with its selection.
-            part: The selected samples.
             norms: ``(k,)`` norms of their gradients in this step, times their number k.
         """
         return self._weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))

@@ -26,12 +26,7 @@ class EntrySearch:
     """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes.
 
     Args:
-        finder: Knows the graphs that were proved, in either kind of forward.
-        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
         take: ``(batch, indices) -> batch``, the user's own way to take samples, or None.
-        enabled: Whether anything is ever selected or scored.
-        module: The LightningModule; where Lightning calls the backward, a step has one loss.
-        warn: Warns of each kind of problem once.
 
     Attributes:
         batch: What the running forward gets; None between two of them.
@@ -78,12 +73,7 @@ class EntrySearch:
         return not self._has_proved and not self._wants_trace and self.attempts > 0
 
     def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
-        """Make the trace of a forward; where a first one proved nothing, of another part of the batch.
-
-        Args:
-            batch_size: The number of samples of :attr:`batch`.
-            take: Takes samples of it, where it is itself a part of a batch.
-        """
+        """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         self._started += 1
         self._is_counted = False
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
@@ -123,11 +113,7 @@ class EntrySearch:
         return Found(unclear=found.unclear) if found.unclear else found
 
     def find_traced(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
-        """Find the entries of a loss of a traced forward, by what is known already where that is enough.
-
-        Raises:
-            EntryError: They cannot be found, whatever part of the batch is changed.
-        """
+        """Find the entries of a loss of a traced forward, by what is known already where that is enough."""
         found = self._finder.find(loss, batch_size, assignments=self._assignments)
         if found is None:
             return self.prove(loss, batch_size, trace)
@@ -135,11 +121,7 @@ class EntrySearch:
         return found
 
     def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
-        """Prove the entries of a loss of a traced forward.
-
-        Raises:
-            EntryError: They cannot be found, whatever part of the batch is changed.
-        """
+        """Prove the entries of a loss of a traced forward; an error where no part of the batch shows them."""
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self._finder.guess(loss, batch_size, assignments=self._assignments)

@@ -35,12 +35,7 @@ __all__ = [
 
 
 def not_logged(name: str, logged: Iterable[str]) -> str:
-    """Describe a metric that is not logged, with the names that are: similar ones first.
-
-    Args:
-        name: The name that was asked for.
-        logged: The names of the logged metrics; those of this package that have a prefix are left out.
-    """
+    """Describe a metric that is not logged, with the names that are: similar ones first."""
     others = [other for other in logged if not other.startswith(("ast/", "energy/"))]
     similar = get_close_matches(name, others, n=3, cutoff=0.5)
     ordered = [*similar, *sorted(set(others) - set(similar))]
@@ -49,13 +44,7 @@ def not_logged(name: str, logged: Iterable[str]) -> str:
 
 
 def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
-    """Find settings that have no effect in this set-up, each with what counts in its place.
-
-    Args:
-        callback: The ``SparseSelectionCallback``.
-        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
-        module: The module to be trained.
-    """
+    """Find settings that have no effect in this set-up, each with what counts in its place."""
     found = []
     mode = callback.mode
     own = callback.target_activation_rate
@@ -95,14 +84,7 @@ def _one_of(name: str, value: object, choices: tuple[Any, ...]) -> list[str]:
 def configuration_faults(
     callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any]
 ) -> list[str]:
-    """Find everything that is wrong and can be known before the training data is there.
-
-    Args:
-        callback: The ``SparseSelectionCallback``.
-        trainer: The trainer, whose limits are read.
-        module: The module that is to be trained.
-        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
-    """
+    """Find everything that is wrong and can be known before the training data is there."""
     faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
@@ -273,12 +255,7 @@ def use_faults(module: pl.LightningModule) -> list[str]:
 
 
 def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
-    """Find what is wrong with the optimizers and with how gradients are accumulated; asked when they are there.
-
-    Args:
-        trainer: The trainer, with its optimizers.
-        mode: How selections are executed.
-    """
+    """Find what is wrong with the optimizers and with how gradients are accumulated; asked when they are there."""
     found: list[str] = []
     searching = any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups)
     if searching and MODE_FACTS[mode].keeps_full_loss:

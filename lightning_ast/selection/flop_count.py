@@ -54,10 +54,6 @@ class FlopCount:
     optimizer that evaluates the step often (LBFGS) has its first evaluation counted. A module with compiled parts is
     not counted (the ops of fused kernels are not seen): the ledger's FLOPs then stay None, which is said once. So they
     do where a step has operations that cannot be counted.
-
-    Args:
-        module: The LightningModule.
-        enabled: Whether anything is counted.
     """
 
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
@@ -139,11 +135,6 @@ class FlopCount:
 
     def finish_batch(self, ledger: Ledger, step: StepState, dense_ops: Counter[str]) -> DenseOps:
         """Write the cost of one sample to the ledger, once known.
-
-        Args:
-            ledger: Its FLOPs are left alone where it knows them already (restored from a checkpoint).
-            step: The state of the step that ends.
-            dense_ops: Backward ops that ran over all rows so far, and their calls.
 
         Returns:
             What ran over all rows in this batch for want of a rule.

@@ -33,16 +33,6 @@ __all__ = ["Gating"]
 class Gating:
     """Puts the gate of a batch where the gradient of each of its losses enters the network.
 
-    Args:
-        module: The LightningModule.
-        decision: Scores and selects.
-        quarantine: Knows whether a loss is finite.
-        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
-        execution: How the rest of the backward is computed.
-        batchnorm: The backward of BatchNorm in ``partial``.
-        dense_ops: The ops that ran over all rows, and their calls; added to.
-        enabled: Whether anything is ever selected or scored.
-
     Attributes:
         search: Finds the entries of the losses of training steps.
         scoring_search: Finds the entries of the losses of the scoring passes of ``subset``.
@@ -88,12 +78,7 @@ class Gating:
     # ------------------------------------------------------------------ the forward
 
     def start_batch(self, step: StepState, batch: Any) -> None:
-        """Watch what is needed of the forward that follows.
-
-        Args:
-            step: The state of the step.
-            batch: The batch as loaded.
-        """
+        """Watch what is needed of the forward that follows."""
         self._step = step
         self._batch = batch
         self._has_gated = False
@@ -121,11 +106,7 @@ class Gating:
     # ------------------------------------------------------------------ the backward
 
     def start_backward(self, loss: Tensor) -> None:
-        """Put the gate at the entries of a loss.
-
-        Raises:
-            EntryError: In the first batch, the samples' rows cannot be found in the graph of the loss.
-        """
+        """Put the gate at the entries of a loss."""
         # Lightning's backward comes behind the whole forward; a step that runs its own goes on with its forward.
         if self._module.automatic_optimization:
             self.leave_forward()
@@ -219,11 +200,7 @@ class Gating:
     # ------------------------------------------------------------------ the end
 
     def finish_batch(self, step: StepState) -> None:
-        """Let go of the batch.
-
-        Raises:
-            EntryError: No loss of the first batches depends on a sample in a way that could be traced.
-        """
+        """Let go of the batch."""
         self.leave_forward()
         if step.is_gated and not self._has_gated and step.forwarded > 1:
             self.count_ungated(step)

@@ -48,24 +48,13 @@ class WarnOnce:
 
 
 def inform_of_score(record: LossRecord, *, el2n: bool) -> None:
-    """Inform where the loss stands in for EL2N.
-
-    Args:
-        record: What the first loss was computed from.
-        el2n: Whether EL2N is the score.
-    """
+    """Inform where the loss stands in for EL2N."""
     if el2n and record.kind == "regression":
         rank_zero_info(f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance.")
 
 
 def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Selection) -> None:
-    """Warn where the fewest samples allowed are more than the target.
-
-    Args:
-        selector: The gate and its target.
-        batch_size: The number of samples in the first sparse batch.
-        selection: The samples that were selected of it.
-    """
+    """Warn where the fewest samples allowed are more than the target."""
     least = selector.least(batch_size)
     if selector.is_whole or selection.indices.numel() != least:
         return
@@ -83,13 +72,7 @@ def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Sel
 
 
 def warn_of_dense_ops(dense_ops: DenseOps, warned: set[str], advice: str | None) -> None:
-    """Warn once of each backward op of ``partial`` that ran over the whole batch, with what that cost.
-
-    Args:
-        dense_ops: The ops of a sparse batch.
-        warned: The names that were warned of; new ones are added.
-        advice: What to do where the mode saves next to nothing, or None.
-    """
+    """Warn once of each backward op of ``partial`` that ran over the whole batch, with what that cost."""
     if not dense_ops.settled or dense_ops.calls.keys() <= warned:
         return
     warned.update(dense_ops.calls)
@@ -105,14 +88,7 @@ def warn_of_dense_ops(dense_ops: DenseOps, warned: set[str], advice: str | None)
 
 
 def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share: float) -> str | None:
-    """Describe a mode that saves next to nothing with this module, and name the modes that would save; else None.
-
-    Args:
-        mode: How selections are executed.
-        flops: The counted cost of a sample.
-        rate: The target activation rate.
-        dense_share: The share of the backward that ``partial`` runs over every sample, in [0, 1].
-    """
+    """Describe a mode that saves next to nothing with this module, and name the modes that would save; else None."""
     forward = flops.forward / flops.dense
     if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
         return None

@@ -77,11 +77,6 @@ class Doubt:
 def doubt_of(batch: Any, rows: int, loaded: int | None) -> Doubt | None:
     """Find a reason in the sizes of a batch to ask whether its first dimension counts samples.
 
-    Args:
-        batch: A batch that neither lists its samples nor holds graphs.
-        rows: The number of samples that was counted.
-        loaded: The samples that the loader puts into this batch; None where it does not tell.
-
     Example:
         >>> doubt_of((torch.zeros(5, 8, 3), torch.zeros(5, 8)), 5, loaded=8).size
         8
@@ -97,14 +92,7 @@ def doubt_of(batch: Any, rows: int, loaded: int | None) -> Doubt | None:
 
 
 class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
-    """Follows the last sample as ever, and beside it what would show that the samples lie along another dimension.
-
-    Args:
-        batch: The batch of the step, on its device.
-        doubt: The reason to ask.
-        take: Picks samples out of the batch, as in :class:`SampleTrace`.
-        only: Change this one of the batch's tensors alone, as in :class:`SampleTrace`.
-    """
+    """Follows the last sample as ever, and beside it what would show that the samples lie along another dimension."""
 
     def __init__(self, batch: Any, doubt: Doubt, *, take: Take | None, only: int | None) -> None:
         self._beside: list[SampleTrace] = []  # before all else: setting `paused` reads it
@@ -147,10 +135,6 @@ class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
 
         They do where places of the first dimension change each other's rows, and those of the other one do not. Where
         the network treats all places alike, nothing is shown.
-
-        Args:
-            loss: The loss of the forward.
-            found: The entries that were found for places of the first dimension as samples.
         """
         exact = all(entry.exact for entry in found.entries) and not found.unclear
         if self.doubt.size == 1:  # a single sample: nothing can be separate from it

@@ -61,12 +61,8 @@ class Quarantine:
     """Finds the samples that are not finite, by their input ahead of the step and by their loss within it.
 
     On the CPU both are looked at in every step. On an accelerator a dense step waits for nothing: a sample that is not
-    finite is replaced without the host knowing, and is counted when the news arrives.
-
-    Args:
-        limit: The largest share of an epoch's samples, in [0, 1]; None looks at nothing.
-        processes: The distributed processes of this run; the limit holds for each, in the midst of an epoch for a
-            single one.
+    finite is replaced without the host knowing, and is counted when the news arrives. Nothing is looked at without a
+    limit, which is a share of an epoch's samples in [0, 1].
     """
 
     def __init__(self, limit: float | None, processes: Processes) -> None:
@@ -85,10 +81,6 @@ class Quarantine:
         """Look at the input of a batch, and put other samples in the place of those that are not finite.
 
         They stand there until :meth:`restore`.
-
-        Args:
-            step: The state of the step; told which samples these are.
-            batch: The batch as loaded.
         """
         finite = None if self.limit is None else find_finite(batch, step.batch_size)
         if finite is None:
@@ -104,7 +96,6 @@ class Quarantine:
         """Tell which samples may be selected.
 
         Args:
-            step: The state of the step; told of samples that are not finite.
             values: ``(B,)`` losses, or norms of the samples' gradients.
 
         Returns:
@@ -124,7 +115,6 @@ class Quarantine:
         """Look for samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
 
         Args:
-            step: The state of the step; told of samples that are not finite.
             norms: ``(k,)`` norms of the gradients of the selected samples in the step.
 
         Returns:
@@ -147,11 +137,7 @@ class Quarantine:
     # ------------------------------------------------------------------ behind it
 
     def finish_batch(self, step: StepState, trainer: pl.Trainer, batch_idx: int) -> None:
-        """Count what was found.
-
-        Raises:
-            QuarantineError: It is more than the limit.
-        """
+        """Count what was found."""
         if trainer.current_epoch != self._epoch:
             self._read(wait=True)
             self._epoch = trainer.current_epoch
@@ -170,11 +156,7 @@ class Quarantine:
             self._check(self.count, max(self._offered, self._expected))
 
     def finish_epoch(self) -> None:
-        """Count what is still on its way, over all processes.
-
-        Raises:
-            QuarantineError: It is more than the limit.
-        """
+        """Count what is still on its way, over all processes."""
         if self.limit is None:
             return
         self._read(wait=True)

@@ -39,10 +39,6 @@ class Resumption:
     ``state_dict``, the place within an epoch. The random state of every process is restored here, ahead of the first
     batch and behind everything that a script does before. With a loader that knows its place (torchdata's
     ``StatefulDataLoader``) a run resumed in the midst of an epoch is the uninterrupted one, too.
-
-    Args:
-        trainer: The trainer of this fit.
-        processes: The distributed processes of this run.
     """
 
     def __init__(self, trainer: pl.Trainer, processes: Processes) -> None:

@@ -21,10 +21,6 @@ __all__ = ["SampleCount"]
 class SampleCount:
     """Counts the samples of each batch in the way that the first batch showed.
 
-    Args:
-        trainer: The trainer, whose loader says how many samples it puts into a batch.
-        module: The LightningModule.
-
     Attributes:
         doubt: A reason to ask whether the samples lie along another dimension than the one that is counted, or None.
     """
@@ -41,10 +37,6 @@ class SampleCount:
 
         A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
         leading dimension was the loader's batch size in the first batch counts from then on.
-
-        Raises:
-            BatchError: It cannot be told how many there are, or the loader puts another number into the batch, which
-                is that of another dimension.
         """
         try:
             return self._counted(batch)

@@ -51,12 +51,6 @@ class ScoringPass:
 
     The network runs without a graph where its last layers are modules whose outputs can be had (found in the first
     pass); only the loss part is differentiated. Elsewhere the whole step runs with its graph.
-
-    Args:
-        module: The bare LightningModule, also under DDP: nothing is synchronised but SyncBatchNorm's own statistics.
-        training_step: The module's own, not wrapped.
-        search: Finds the entries of the losses of these passes.
-        needs_losses: Whether the score is computed from the values of torch's loss functions.
     """
 
     def __init__(
@@ -83,10 +77,6 @@ class ScoringPass:
 
         Returns:
             What was found; None where the step computes no loss that depends on the samples: it is a dense step.
-
-        Raises:
-            EntryError: The first batch's rows cannot be found in the graph of the loss.
-            LossCaptureError: The score needs the losses, and they cannot be had.
         """
         search = self._search
         search.batch = batch
@@ -148,12 +138,6 @@ class ScoringPass:
         """Tell whether to skip a backward of a step that runs its own: its loss does not depend on the batch.
 
         The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
-
-        Args:
-            loss: The loss.
-            number: Backwards of the step before this one.
-            size: Samples B of the batch.
-            trace: The trace of the step, or None: what the traced steps have shown counts.
         """
         if trace is None:
             return number < self._passed

@@ -46,14 +46,6 @@ _FLOPS = "flops_per_batch"
 class Session:
     """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit.
 
-    Args:
-        settings: What the fit selects by.
-        trainer: The trainer of the fit.
-        module: The LightningModule that is trained.
-        owner: The selection callback.
-        ledger: The books of the run.
-        dense_ops: The backward ops that ran over all rows, and their calls; added to.
-
     Attributes:
         mode: How selections are executed.
         state: Saves and restores the parts.
@@ -185,11 +177,7 @@ class Session:
             self._module.__dict__.pop(_FLOPS, None)
 
     def start_training(self) -> None:
-        """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now.
-
-        Raises:
-            ConfigurationError: They show that the run cannot be trained as configured.
-        """
+        """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now."""
         self._books.open(self._module)
         faults = training_faults(self._trainer, mode=self.mode.name)
         faults += self.mode.start_training()
@@ -199,11 +187,7 @@ class Session:
     # ------------------------------------------------------------------ a batch
 
     def start_batch(self, batch: object, batch_idx: int) -> None:
-        """Decide what is done with this batch; in ``subset`` score it and take the selected samples.
-
-        Raises:
-            EmptyBatchError: It has no samples, and the other processes wait for this one in a sparse step.
-        """
+        """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
         if self.step is not None:
             self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
@@ -269,11 +253,7 @@ class Session:
         self._window.rescale(optimizer)
 
     def finish_batch(self, batch_idx: int) -> None:
-        """Keep the books, let go of the batch, log it.
-
-        Raises:
-            QuarantineError: More samples are not finite than is allowed.
-        """
+        """Keep the books, let go of the batch, log it."""
         step = self.step
         self.step = None
         if step is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone

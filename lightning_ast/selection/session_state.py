@@ -62,9 +62,6 @@ class SessionState:
         """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
 
         A checkpoint that is loaded to validate, test or predict with changes nothing.
-
-        Raises:
-            CheckpointError: It is damaged, or a later release's; nothing of it was applied.
         """
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -81,16 +78,7 @@ class SessionState:
         self.mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-        """Prepare for a checkpoint that is being loaded, perhaps one without this callback.
-
-        Args:
-            checkpoint: The checkpoint of Lightning.
-            state: The state of this callback in it, or empty.
-
-        Raises:
-            CheckpointError: The state is damaged, or a later release's.
-            ConfigurationError: It is from the midst of an epoch, and only one of the two plans its epochs.
-        """
+        """Prepare for a checkpoint that is being loaded, perhaps one without this callback."""
         if state != {} and self.trainer.state.fn == TrainerFn.FITTING:
             SELECTION_STATE.require(state, owner=self.owner)
         own = state.get("fit") == self.token and tells_resumption(self.trainer)

@@ -78,11 +78,7 @@ class SelectionSettings:
         return Schedule() if self.scheduler is None else self.scheduler.schedule_of(trainer)
 
     def selector(self, rank: int) -> SampleSelector:
-        """Make the selector of this fit.
-
-        Args:
-            rank: The number of this process, which decides its random draws; ``prune`` draws alike in all of them.
-        """
+        """Make the selector of this fit."""
         return SampleSelector(
             target_activation_rate=self.target_activation_rate,
             target_coverage=self.target_coverage,

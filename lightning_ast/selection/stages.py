@@ -28,13 +28,7 @@ class StageSource(Protocol):
 
 
 def stage_of_batch(schedule: Schedule, trainer: pl.Trainer, batch_idx: int) -> Stage:
-    """Return the stage of a training batch.
-
-    Args:
-        schedule: The schedule of the run.
-        trainer: The trainer, whose progress and limits are read.
-        batch_idx: The index of the batch in the running epoch.
-    """
+    """Return the stage of a training batch."""
     run = run_length(trainer)
     within = 0.0 if run.batches is None else batch_idx / run.batches
     return schedule.stage(Point(trainer.current_epoch + within, trainer.global_step), run)

@@ -84,11 +84,6 @@ class StepLog:
 
     Lightning's loggers take the values of every ``log_every_n_steps``-th step, but savings change with every step: the
     last ones that were logged would be those of a step before the end. The values are those of this process.
-
-    Args:
-        fit: The fit whose values are logged.
-        trainer: The trainer of this fit.
-        module: The module whose ``log_dict`` is called.
     """
 
     def __init__(self, fit: LoggedFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -103,12 +98,7 @@ class StepLog:
     # ------------------------------------------------------------------ a step
 
     def finish_batch(self, batch_idx: int, *, trained: bool) -> None:
-        """Log the batch where it is wanted.
-
-        Args:
-            batch_idx: The index of the batch.
-            trained: Whether it was trained on; Lightning passes over a batch that is None.
-        """
+        """Log the batch where it is wanted; one that was not trained on (Lightning passes over None) has no values."""
         self._settle()
         if not trained:
             return
@@ -137,11 +127,7 @@ class StepLog:
         )
 
     def _settle(self) -> dict[str, float]:
-        """Take note of what Lightning did with the last batch, and keep it from being written again.
-
-        Returns:
-            The values that Lightning wrote; none where it did not, or where an error came before.
-        """
+        """Return what Lightning wrote of the last batch, and keep it from being written again."""
         if self._fresh:
             forget_step_values(self._trainer, self._logged)
             self._fresh = False

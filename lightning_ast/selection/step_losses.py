@@ -20,12 +20,7 @@ _MISSING = object()
 
 
 class StepLosses:
-    """Watches the losses of a training step while it is entered; what they return is not changed.
-
-    Args:
-        module: The LightningModule. Where it has a ``per_sample_loss`` of its own, what that returns to the step is
-            the losses.
-    """
+    """Watches the losses of a training step while it is entered; what they return is not changed."""
 
     def __init__(self, module: pl.LightningModule) -> None:
         self._module = module
@@ -64,16 +59,7 @@ class StepLosses:
         return self._capture.labels(batch_size)
 
     def record(self, loss: Tensor, batch_size: int, *, scale: Any = 1.0) -> LossRecord:
-        """Give the losses of the samples, and what they were computed from.
-
-        Args:
-            loss: Scalar with its graph, before its backward.
-            batch_size: Samples B.
-            scale: The factor that the loss was multiplied by.
-
-        Raises:
-            LossCaptureError: There are none, or they cannot be had.
-        """
+        """Give the losses of the samples, and what they were computed from."""
         if self._own is None:
             return combine(self._capture, loss, batch_size, scale=scale)
         losses = self._own

@@ -24,11 +24,7 @@ _STEPS = 6
 
 
 class Taps:
-    """The outputs of modules through which the whole gradient of a loss enters the network.
-
-    Args:
-        module: The module whose parts are looked at.
-    """
+    """The outputs of modules through which the whole gradient of a loss enters the network."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

@@ -28,7 +28,6 @@ class RowWeights:
     """Weighs the selection of a batch as a part of one large batch.
 
     Args:
-        weighting: Which importance weights the selection has.
         divisor: ``(own, samples) -> shared``: from the denominator and the number of samples of a batch to the
             denominator that all processes and all batches of an optimizer step share.
     """
@@ -43,11 +42,6 @@ class RowWeights:
 
         The gradient of a mean over B samples has rows that were divided by B. They are multiplied by ``w * B / d``,
         where d is the sum of the weights w (``unbiased``: B) over all processes and micro-batches.
-
-        Args:
-            step: The state of the step, with its selection.
-            device: The device of the gradient.
-            finite: Positions among the selected samples of those that are kept after all; None keeps every one.
         """
         return _brought(self._on_host(step, finite), device)
 
@@ -56,10 +50,6 @@ class RowWeights:
 
         All weigh alike, and the batch counts where it is a part of one large batch: a factor is left where another
         micro-batch keeps fewer, or another process has a batch of another size.
-
-        Args:
-            step: The state of the step, whose selection holds every sample that is finite.
-            device: The device of the gradient.
         """
         kept = self._on_host(step, None)
         assert kept.factors is not None
@@ -89,10 +79,7 @@ class RowWeights:
         """Weigh the rows of a step that saw the selected samples alone.
 
         Args:
-            step: The state of the step, with its selection.
-            part: The selected samples.
             norms: ``(k,)`` norms of their gradients in this step, times their number k.
-            finite: As in :meth:`of_step`.
         """
         kept = self.of_step(step, norms.device, finite)
         share = step.forwarded / step.batch_size
@@ -126,7 +113,6 @@ class SumDetector:
         Args:
             norms: ``(k,)`` norms in the step, times k: those of the scoring pass, if the loss is a mean.
             scored: ``(k,)`` norms in the scoring pass, times B.
-            share: The share k / B, in (0, 1].
         """
         if self._answer is not None:
             return self._answer

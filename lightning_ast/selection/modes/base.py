@@ -54,9 +54,6 @@ class FitParts:
 class SelectionMode(ABC):
     """How the selections of a fit are executed: what :class:`~lightning_ast.selection.session.Session` asks of a mode.
 
-    Args:
-        parts: The parts of the fit.
-
     Attributes:
         name: The value of ``SparseSelectionCallback(mode=...)``.
         execution: How the backward behind the gate is computed.
@@ -97,8 +94,6 @@ class SelectionMode(ABC):
         """Return what is to be done with a batch.
 
         Args:
-            stage: The stage of the batch.
-            size: The number B of its samples.
             indices: ``(B,)`` dataset indices, or None where they are not known.
         """
 

@@ -62,11 +62,7 @@ class PruneMode(SelectionMode):
         return self.epochs.epoch.stage
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
-        """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan.
-
-        Raises:
-            ConfigurationError: The batch does not hold the samples that were to be loaded.
-        """
+        """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan."""
         planned = self.epochs.next_batch(size, indices)
         observe = self.epochs.observer_of(planned)
         facts = BatchFacts(
