@@ -158,14 +158,15 @@ class SparseSelectionCallback(SelectionReadings):
         if stage != "fit":
             return
         schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
+        settings = SelectionSettings.of(self, next(iter(schedulers), None))
         faults = duplicate_faults(trainer, SparseSelectionCallback, _WHY_ONE)
-        if faults := faults + configuration_faults(self, trainer, pl_module, schedulers):
+        if faults := faults + configuration_faults(settings, trainer, pl_module, schedulers):
             raise ConfigurationError(faults)
         begin_use(trainer, self, self.controller)
         self._loads_foreign = False
         if self._session is not None:
             self._session.detach()  # an interrupted fit may not have come to its end
-        for doubt in doubtful_settings(self, schedulers, pl_module):
+        for doubt in doubtful_settings(settings, schedulers, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
@@ -173,14 +174,7 @@ class SparseSelectionCallback(SelectionReadings):
             self.controller.reset()
         self.ledger = Ledger()
         self.dense_ops.clear()
-        self._session = Session(
-            self._settings(next(iter(schedulers), None)),
-            trainer,
-            pl_module,
-            owner=self,
-            ledger=self.ledger,
-            dense_ops=self.dense_ops,
-        )
+        self._session = Session(settings, trainer, pl_module, owner=self, ledger=self.ledger, dense_ops=self.dense_ops)
         self._session.attach()
         self.load_state_dict(before)
 
@@ -245,12 +239,6 @@ class SparseSelectionCallback(SelectionReadings):
             end_use(self.controller, trainer)
             if self._session is not None:
                 self._session.detach()
-
-    def _settings(self, scheduler: TwoStageScheduler | None) -> SelectionSettings:
-        values = {name: getattr(self, name) for name in SelectionSettings.names() if hasattr(self, name)}
-        if scheduler is not None and scheduler.target_activation_rate is not None:
-            values["target_activation_rate"] = scheduler.target_activation_rate
-        return SelectionSettings(**values | {"scheduler": scheduler, "state_key": str(self.state_key)})
 
     @property
     def _running(self) -> Session:

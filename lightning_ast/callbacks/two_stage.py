@@ -14,9 +14,9 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.run_length import Point
 from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
 from lightning_ast.selection.faults import rate_faults
-from lightning_ast.selection.stages import stage_of_batch
 from lightning_ast.words import counted
 
 __all__ = ["STAGE_CODES", "Selecting", "Stage", "TwoStageScheduler", "run_length"]
@@ -111,7 +111,9 @@ class TwoStageScheduler(Callback):
             trainer: Its progress and limits are read.
             batch_idx: The index of the batch in the running epoch.
         """
-        return stage_of_batch(self.schedule_of(trainer), trainer, batch_idx)
+        run = run_length(trainer)
+        within = 0.0 if run.batches is None else batch_idx / run.batches
+        return self.schedule_of(trainer).stage(Point(trainer.current_epoch + within, trainer.global_step), run)
 
     def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
         """Return the stage at a point that is known in epochs alone; see

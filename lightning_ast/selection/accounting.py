@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.mode_facts import Mode, cost_share
@@ -22,17 +22,22 @@ SETTLE_STEPS = 3
 
 
 class Books:
-    """Writes a fit's batches into its ledger."""
+    """Writes a fit's batches into its ledger.
+
+    Attributes:
+        flops: The count of the FLOPs of a batch, as its step runs.
+        clock: The time of its steps.
+    """
 
     def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
         self._mode = mode
         self._ledger = ledger
         self._dense_ops = dense_ops
         self._count_flops = count_flops
-        self._clock = StepClock()
+        self.clock = StepClock()
         self._named_ops = set[str]()
         self._module = nn.Module()
-        self._flops = FlopCount(self._module, enabled=False)  # until the layers are all there
+        self.flops = FlopCount(self._module, enabled=False)  # until the layers are all there
         self._dense_share = 0.0
         self._is_judged = False
         self._trained: list[bool] | None = None
@@ -41,7 +46,7 @@ class Books:
         """Prepare to count FLOPs: the layers are all there."""
         # A resumed run that did not know the cost of its earlier batches cannot learn it from a later one.
         lost = self._ledger.offered > 0 and self._ledger.flops is None
-        self._flops = FlopCount(module, enabled=self._count_flops and not lost)
+        self.flops = FlopCount(module, enabled=self._count_flops and not lost)
         self._module = module
 
     def start_batch(self, batch_idx: int) -> None:
@@ -57,25 +62,9 @@ class Books:
             )
         self._trained = trained
 
-    def start_forward(self) -> None:
-        """Count the FLOPs of the forward that begins, if they are wanted."""
-        self._flops.start_forward()
-
-    def stop_forward(self) -> None:
-        """End the forward's count. Safe to call twice."""
-        self._flops.stop_forward()
-
-    def start_backward(self, step: StepState | None, loss: Tensor) -> None:
-        """Count the FLOPs of the backward that begins, if they are wanted."""
-        self._flops.start_backward(step, loss)
-
-    def stop_backward(self) -> None:
-        """End the count of the backward."""
-        self._flops.stop_backward()
-
     def flops_of(self, step: StepState) -> float | None:
         """Return the FLOPs of the running step, as far as they are known by now."""
-        each = self._ledger.flops or self._flops.of_sample(step)
+        each = self._ledger.flops or self.flops.of_sample(step)
         if each is None:
             return None
         return each.of_batch(
@@ -88,7 +77,7 @@ class Books:
         There is no ``target_rate`` where a coverage is held and the rate follows.
         """
         mode = self._mode_of(step)
-        dense_ops = self._flops.finish_batch(self._ledger, step, self._dense_ops)
+        dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
         # The measured share decides what a mode is worth, so the verdict waits until it is final.
@@ -112,20 +101,12 @@ class Books:
             dense_share=self._dense_share,
             whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
-        self._clock.finish_batch(self._ledger, stage, offered=step.offered)
+        self.clock.finish_batch(self._ledger, stage, offered=step.offered)
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
         has_passes = step.selects or step.facts.is_planned or (step.is_whole and step.is_scored_ahead)
         return self._mode if has_passes else None
-
-    def interrupt(self) -> None:
-        """Pause the timer until the next batch."""
-        self._clock.interrupt()
-
-    def close(self) -> None:
-        """Stop counting wherever an exception left it."""
-        self._flops.close()
 
 
 class StepClock:

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.batch.samples import first_input
@@ -15,10 +15,10 @@ from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
+from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mixin import SparseLossMixin, overrides
-from lightning_ast.selection.checks import check_scores
-from lightning_ast.selection.notices import inform_of_score, warn_of_minimum
+from lightning_ast.selection.notices import warn_of_minimum
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
@@ -67,7 +67,10 @@ class Decision:
         """
         if not self._has_scored:
             self._has_scored = True
-            inform_of_score(record, el2n=self._significance == "el2n")
+            if self._significance == "el2n" and record.kind == "regression":
+                rank_zero_info(
+                    f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance."
+                )
         # The checks of a user's own score must not blame it for samples that have no finite loss.
         bad = ~record.losses.isfinite()
         if step.bad is not None:
@@ -83,7 +86,7 @@ class Decision:
         known = raw[~bad]
         if known.numel() == 0:
             return
-        warning = check_scores(known, first=not self._has_checked)
+        warning = _doubt_of_scores(known, first=not self._has_checked)
         self._has_checked = True
         if warning is not None:
             self._has_warned = True
@@ -155,3 +158,27 @@ class Decision:
         if not self._has_selected:
             self._has_selected = True
             warn_of_minimum(self._selector, batch_size=scores.numel(), selection=step.selection)
+
+
+def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:
+    """Return the warning that the scores ``(n,)``, n >= 1, of a user's own significance function ask for, or None."""
+    # The gate counts a score that is negative, NaN or infinite as 0. Where all scores are 0, it selects at random.
+    finite = values.isfinite()
+    negative = int((finite & (values < 0)).sum())
+    broken = int((~finite).sum())
+    useful = bool((finite & (values > 0)).any())
+    if negative + broken == 0 and (useful or not first or values.numel() == 1):
+        return None
+    if negative + broken == 0:
+        return (
+            f"lightning-ast: the significance of all {values.numel()} samples of the first batch is 0: samples that "
+            "are all alike are selected at random. Expected larger values for samples that matter more."
+        )
+    message = (
+        "significance must give a finite value of at least 0 for each sample, a larger one for samples that matter "
+        f"more. Of {values.numel()} values, {negative} are negative and {broken} are NaN or infinite"
+    )
+    remedy = "subtract the smallest possible value or take exp(), and mend what gives NaN or infinity"
+    if first and not useful:
+        raise ConfigurationError([f"{message}, and none is above 0: selection would be random. So {remedy}."])
+    return f"lightning-ast: {message}. These count as 0, and such samples are hardly ever selected: {remedy}."

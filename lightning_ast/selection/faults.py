@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeGuard, get_args
 
@@ -20,7 +20,7 @@ from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
-from lightning_ast.selection.settings import GivenSettings
+from lightning_ast.selection.settings import SelectionSettings, StageSource
 
 __all__ = [
     "configuration_faults",
@@ -43,26 +43,28 @@ def not_logged(name: str, logged: Iterable[str]) -> str:
     return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
 
 
-def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
+def doubtful_settings(
+    settings: SelectionSettings, schedulers: Sequence[StageSource], module: pl.LightningModule
+) -> list[str]:
     """Find settings that have no effect in this set-up, each with what counts in its place."""
     found = []
-    mode = callback.mode
-    own = callback.target_activation_rate
-    if mode != "partial" and callback.batchnorm != "selected":
+    mode = settings.mode
+    own = settings.target_activation_rate
+    if mode != "partial" and settings.batchnorm != "selected":
         found.append(
-            f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
+            f"batchnorm={settings.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
         )
-    if mode != "prune" and callback.prune_steps is not None:
+    if mode != "prune" and settings.prune_steps is not None:
         found.append(
-            f"prune_steps={callback.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
+            f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
         )
-    controller = callback.controller
-    holds = callback.target_coverage is not None and controller is not None and controller.uses_feedforward
-    if callback.gate == "topk" and controller is not None and not holds:
+    controller = settings.controller
+    holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
+    if settings.gate == "topk" and controller is not None and not holds:
         found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
-    if callback.significance != "gradient" and overrides(module, "significance"):
+    if settings.significance != "gradient" and overrides(module, "significance"):
         found.append(
-            f"significance={callback.significance!r} has no effect: the module's own significance method counts."
+            f"significance={settings.significance!r} has no effect: the module's own significance method counts."
         )
     for target in (scheduler.target_activation_rate for scheduler in schedulers):
         if target is not None and own is not None and own not in (target, DEFAULT_RATE):
@@ -82,21 +84,21 @@ def _one_of(name: str, value: object, choices: tuple[Any, ...]) -> list[str]:
 
 
 def configuration_faults(
-    callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any]
+    settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: Sequence[StageSource]
 ) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there."""
-    faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
+    faults = setting_faults(settings) + use_faults(module) + _follow_faults(settings, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
-    faults += two_target_faults(callback, schedulers)
+    faults += two_target_faults(settings, schedulers)
     for scheduler in schedulers[:1]:
-        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
+        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=settings.mode == "prune")
     return faults
 
 
-def two_target_faults(callback: GivenSettings, schedulers: list[Any]) -> list[str]:
+def two_target_faults(settings: SelectionSettings, schedulers: Sequence[StageSource]) -> list[str]:
     """Find schedules that ask for a rate where the selection callback is given a coverage."""
-    coverage = callback.target_coverage
+    coverage = settings.target_coverage
     rates = [s.target_activation_rate for s in schedulers if s.target_activation_rate is not None]
     return [
         f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
@@ -105,9 +107,9 @@ def two_target_faults(callback: GivenSettings, schedulers: list[Any]) -> list[st
     ]
 
 
-def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+def _follow_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Find why schedules cannot follow the progress of a dense run."""
-    if callback.mode != "prune" or callback.prune_steps != "follow":
+    if settings.mode != "prune" or settings.prune_steps != "follow":
         return []
     found = []
     if not module.automatic_optimization:
@@ -121,7 +123,7 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
             "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."
         )
     interval = getattr(trainer, "val_check_interval", None)
-    if type(interval) is int and trainer.check_val_every_n_epoch is not None and callback.target_coverage is not None:
+    if type(interval) is int and trainer.check_val_every_n_epoch is not None and settings.target_coverage is not None:
         found.append(
             f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
             "beforehand with prune_steps='follow': use a share (a float), or prune_steps='keep'."
@@ -129,13 +131,13 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
     return found
 
 
-def setting_faults(callback: GivenSettings) -> list[str]:
+def setting_faults(settings: SelectionSettings) -> list[str]:
     """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
-    mode = callback.mode
-    gate = callback.gate
-    significance = callback.significance
-    weighting = callback.weighting
-    found = _target_faults(callback)
+    mode = settings.mode
+    gate = settings.gate
+    significance = settings.significance
+    weighting = settings.weighting
+    found = _target_faults(settings)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
     found += _significance_faults(significance)
@@ -146,11 +148,11 @@ def setting_faults(callback: GivenSettings) -> list[str]:
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    found += _least_faults(callback.min_selected)
-    seed: object = callback.seed
+    found += _least_faults(settings.min_selected)
+    seed: object = settings.seed
     if not isinstance(seed, int):
         found.append(f"seed: expected an int, got {seed!r}.")
-    controller: object = callback.controller
+    controller: object = settings.controller
     if controller is not None and not isinstance(controller, PIController):
         found.append(f"controller: expected a PIController or None, got {controller!r}.")
     elif controller is not None and mode == "prune":
@@ -158,12 +160,12 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(callback)
-    found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
-    count_flops: object = callback.count_flops
+    found += _prune_steps_faults(settings)
+    found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
+    count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
         found.append(f"count_flops: expected True or False, got {count_flops!r}.")
-    limit = callback.quarantine_limit
+    limit = settings.quarantine_limit
     if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
         hint = _percent_hint(limit)
         found.append(
@@ -172,13 +174,13 @@ def setting_faults(callback: GivenSettings) -> list[str]:
     return found
 
 
-def _prune_steps_faults(callback: GivenSettings) -> list[str]:
-    if (callback.mode, callback.prune_steps) == ("prune", "replan") and callback.target_coverage is not None:
+def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
+    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.target_coverage is not None:
         return [
             "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
             "has its own: use 'keep' or 'follow', or target_activation_rate."
         ]
-    return [] if callback.prune_steps is None else _one_of("prune_steps", callback.prune_steps, get_args(PruneSteps))
+    return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
 
 
 def _least_faults(least: object) -> list[str]:
@@ -208,9 +210,9 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _target_faults(callback: GivenSettings) -> list[str]:
-    rate = callback.target_activation_rate
-    coverage = callback.target_coverage
+def _target_faults(settings: SelectionSettings) -> list[str]:
+    rate = settings.target_activation_rate
+    coverage = settings.target_coverage
     found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
     if rate is not None or coverage is None:
         found += rate_faults("target_activation_rate", rate)

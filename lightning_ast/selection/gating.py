@@ -16,9 +16,9 @@ from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_e
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
-from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.notices import WarnOnce
@@ -168,7 +168,7 @@ class Gating:
 
     def _scores(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> tuple[Tensor, LossRecord]:
         assert self._losses is not None
-        check_order((entry.place for entry in entries), step.batch_size)
+        _check_order(entries, step.batch_size)
         record = self._losses.record(loss, step.batch_size, scale=1 / self._score_scale(1))
         return self._decision.scores(step, self._batch, record), record
 
@@ -237,3 +237,15 @@ class Gating:
         self._step = None
         self._batch = None
         self.search.batch = None
+
+
+def _check_order(entries: tuple[Entry, ...], size: int) -> None:
+    """Check that the rows of a loss can be told from the samples, where scores are made of losses."""
+    for place in (entry.place for entry in entries):
+        outer = place.shape[0] if place.dim else place.pre
+        if size > 1 and outer == size and (place.dim or place.pre > 1):
+            raise LossCaptureError(
+                f"the network gives a tensor of shape {place.shape} with {size} time steps (or the like) ahead of as "
+                f"many samples, so the rows that a loss function is given do not show which sample each belongs to. "
+                "Use significance='gradient', or a batch of another size."
+            )

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import FlopsPerSample, saves_too_little
-from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.selection.flop_count import DenseOps
 from lightning_ast.words import counted
 
 __all__ = [
     "WarnOnce",
-    "inform_of_score",
     "poor_savings",
-    "warn_of_compiled",
     "warn_of_dense_ops",
     "warn_of_minimum",
-    "warn_of_unused_methods",
 ]
 
 
@@ -45,12 +39,6 @@ class WarnOnce:
         if kind not in self._kinds:
             self._kinds.add(kind)
             rank_zero_warn(f"lightning-ast: {message}")
-
-
-def inform_of_score(record: LossRecord, *, el2n: bool) -> None:
-    """Inform where the loss stands in for EL2N."""
-    if el2n and record.kind == "regression":
-        rank_zero_info(f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance.")
 
 
 def warn_of_minimum(selector: SampleSelector, *, batch_size: int, selection: Selection) -> None:
@@ -108,22 +96,4 @@ def poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share:
         f"mode={mode!r} at an activation rate of {rate:.0%} costs {own:.1%} of the FLOPs of dense training, as counted "
         f"in this run ({promised:.0%} where all parameters are trained): "
         f"{'; '.join(held)}. {others}."
-    )
-
-
-def warn_of_unused_methods(module: pl.LightningModule) -> None:
-    """Warn that methods of the mixin's names are not called on a module without the mixin."""
-    names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
-    if names and not isinstance(module, SparseLossMixin):
-        rank_zero_warn(
-            f"lightning-ast: {type(module).__name__} defines {', '.join(names)}, which SparseSelectionCallback calls "
-            "on a SparseLossMixin alone: list it before LightningModule, if they are meant for it."
-        )
-
-
-def warn_of_compiled() -> None:
-    """Warn before the first batch that compiled regions gain nothing from ``partial``."""
-    rank_zero_warn(
-        "lightning-ast: a part of the module is compiled with torch.compile. mode='partial' is exact there, but runs "
-        "the compiled region's whole backward: use mode='subset', or leave the network uncompiled."
     )

@@ -12,7 +12,6 @@ from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.errors import BatchError, EmptyBatchError
 from lightning_ast.lightning_internals.fit_loop import loaded_samples, loaders
 from lightning_ast.mixin import overrides
-from lightning_ast.selection.checks import check_listing
 from lightning_ast.selection.other_dimension import Doubt, doubt_of
 
 __all__ = ["SampleCount"]
@@ -70,7 +69,12 @@ class SampleCount:
         if expected in leading:
             self._position = leading.index(expected)
             return leading[self._position]
-        check_listing(batch, size, loaders(self._trainer.fit_loop))
+        # The batches of several loaders, combined into a list, are no samples.
+        if len(loaders(self._trainer.fit_loop)) == size > 1 and samples_of(batch, size) is not None:
+            raise BatchError(
+                f"the batch holds those of {size} loaders, which differ in size: expected equal batch sizes. Use "
+                "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+            )
         return size
 
     def _question(self, batch: Any, size: int) -> None:

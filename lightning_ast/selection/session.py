@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,14 +23,12 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accounting import Books
 from lightning_ast.selection.accumulation import AccumulationWindow
-from lightning_ast.selection.checks import check_indices
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
-from lightning_ast.selection.notices import warn_of_unused_methods
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.session_state import SessionState
@@ -87,7 +87,7 @@ class Session:
         self._last: tuple[Selection | None, int] | None = None
         self._offers_flops = not hasattr(module, _FLOPS)
         self._log = StepLog(self, trainer, module)
-        self.state = self._state_of(settings)
+        self.state = self._state_of(settings, owner)
 
     def _decision_of(self, settings: SelectionSettings) -> Decision:
         def divisor(own: float, samples: float) -> float:
@@ -129,12 +129,12 @@ class Session:
             )
         )
 
-    def _state_of(self, settings: SelectionSettings) -> SessionState:
+    def _state_of(self, settings: SelectionSettings, owner: Callback) -> SessionState:
         return SessionState(
             trainer=self._trainer,
             token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
             rule=settings.rule,
-            owner=settings.state_key,
+            owner=str(owner.state_key),
             selector=self.selector,
             ledger=self.ledger,
             quarantine=self.quarantine,
@@ -166,7 +166,7 @@ class Session:
 
     def attach(self) -> None:
         """Let the mode change what it has to change of the module or the trainer."""
-        warn_of_unused_methods(self._module)
+        _warn_of_unused_methods(self._module)
         self.mode.attach()
 
     def detach(self) -> None:
@@ -196,9 +196,7 @@ class Session:
         size = self._size(batch)
         if size == 0:  # the step is the user's own, as in a plain run
             return
-        indices = self._indices(batch, size)
-        check_indices(indices, size)
-        step = self.mode.open_batch(self.stage, size, indices)
+        step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
@@ -208,11 +206,11 @@ class Session:
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
         self._gating.start_batch(step, batch)
         # Last: the scoring pass of subset is not a part of the forward that is counted.
-        self._books.start_forward()
+        self._books.flops.start_forward()
 
     def _enter_stage(self, stage: Stage) -> None:
         if stage != self.stage:
-            self._books.interrupt()
+            self._books.clock.interrupt()
             for watcher in self.watchers:
                 watcher.start_stage(stage)
         self.stage = stage
@@ -229,6 +227,7 @@ class Session:
     def _indices(self, batch: object, size: int) -> Tensor | None:
         """Return the dataset indices that the module tells, else those that another callback has recorded."""
         indices = self._module.sample_indices(batch) if isinstance(self._module, SparseLossMixin) else None
+        _check_indices(indices, size)
         for watcher in self.watchers:
             drawn = watcher.indices(size)  # asked in any case: it counts the batches
             indices = drawn if indices is None else indices
@@ -237,13 +236,13 @@ class Session:
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of the loss; count its backward, if that is wanted."""
         if self._module.automatic_optimization:
-            self._books.stop_forward()
+            self._books.flops.stop_forward()
         self._gating.start_backward(loss)
-        self._books.start_backward(self.step, loss)
+        self._books.flops.start_backward(self.step, loss)
 
     def stop_backward(self) -> None:
         """End the count of the backward, and go on watching a step that runs its own."""
-        self._books.stop_backward()
+        self._books.flops.stop_backward()
         if self._offers_flops and self.step is not None:
             self._offer_flops(self._books.flops_of(self.step))
         self._gating.resume_forward()
@@ -266,7 +265,7 @@ class Session:
             self._log.finish_batch(batch_idx, trained=True)
 
     def _finish_step(self, step: StepState, batch_idx: int) -> None:
-        self._books.stop_forward()
+        self._books.flops.stop_forward()
         self._gating.finish_batch(step)
         self.quarantine.restore()
         self.mode.close_batch(step)
@@ -282,7 +281,7 @@ class Session:
 
     def abandon_batch(self) -> None:
         """Discard a batch whose step failed or was skipped by a hook. Safe where there is none."""
-        self._books.close()
+        self._books.flops.close()
         self._gating.close()
         self.quarantine.restore()
         self.step = None
@@ -301,10 +300,30 @@ class Session:
 
     def interrupt(self) -> None:
         """Pause the timers until the next batch."""
-        self._books.interrupt()
+        self._books.clock.interrupt()
         self._offer_flops(None)
 
     def _offer_flops(self, flops: float | None) -> None:
         # Lightning's ThroughputMonitor asks the module for it; a module's own answer stands.
         if self._offers_flops:
             self._module.__dict__[_FLOPS] = flops
+
+
+def _check_indices(indices: Any, size: int) -> None:
+    if indices is None:
+        return
+    if not isinstance(indices, Tensor) or indices.shape != (size,) or indices.is_floating_point():
+        is_tensor = isinstance(indices, Tensor)
+        got = f"shape {tuple(indices.shape)}, {indices.dtype}" if is_tensor else type(indices).__name__
+        raise ConfigurationError(
+            [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
+        )
+
+
+def _warn_of_unused_methods(module: pl.LightningModule) -> None:
+    names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
+    if names and not isinstance(module, SparseLossMixin):
+        rank_zero_warn(
+            f"lightning-ast: {type(module).__name__} defines {', '.join(names)}, which SparseSelectionCallback calls "
+            "on a SparseLossMixin alone: list it before LightningModule, if they are meant for it."
+        )

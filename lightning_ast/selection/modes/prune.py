@@ -16,7 +16,6 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
-from lightning_ast.selection.settings import steps_of_pruned_epochs
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
 __all__ = ["PruneMode"]
@@ -39,7 +38,7 @@ class PruneMode(SelectionMode):
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
             parts.processes,
-            steps_of_pruned_epochs(parts.settings),
+            parts.settings.steps_of_pruned_epochs,
         )
 
     def attach(self) -> None:
