@@ -30,6 +30,7 @@ class Decision:
     """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's.
 
     Attributes:
+        weights: Weighs the selected rows.
         needs_losses: Whether the score is computed from the values of torch's loss functions.
         is_shared: Whether several processes weigh their selections together.
     """
@@ -51,7 +52,7 @@ class Decision:
         self._selector = selector
         self._average = processes.mean if processes.count > 1 else None
         self._quarantine = quarantine
-        self._weights = weights
+        self.weights = weights
         self._has_scored = False
         self._has_checked = False
         self._has_warned = False
@@ -122,16 +123,12 @@ class Decision:
             self._select(step, scores, eligible)
         else:  # the epoch's plan, the scoring pass or the rule that skips it has selected
             step.selection = step.selection.among(eligible)
-        return self._weights.of_whole(step, device) if step.is_whole else self._weights.of_step(step, device)
+        return self.weights.of_whole(step, device) if step.is_whole else self.weights.of_step(step, device)
 
     def decide_ahead(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> None:
         """Select ahead of the step, for ``subset``; see :meth:`decide`."""
         eligible = self._quarantine.eligible(step, finite)
         self._select(step, self._observed(step, scores, labels), eligible)
-
-    def kept(self, step: StepState, device: torch.device) -> Kept:
-        """Weigh what was selected ahead of the step."""
-        return self._weights.of_step(step, device)
 
     def kept_of_part(self, step: StepState, part: Part, norms: Tensor) -> Kept:
         """Weigh what was selected ahead of a step that saw the selected samples alone.
@@ -139,7 +136,7 @@ class Decision:
         Args:
             norms: ``(k,)`` norms of their gradients in this step, times their number k.
         """
-        return self._weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
+        return self.weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None) -> Tensor:
         scores = scores.nan_to_num(0.0, 0.0, 0.0)

@@ -25,12 +25,10 @@ from lightning_ast.selection.settings import SelectionSettings, StageSource
 __all__ = [
     "configuration_faults",
     "doubtful_settings",
-    "is_number",
     "not_logged",
     "rate_faults",
     "setting_faults",
     "training_faults",
-    "use_faults",
 ]
 
 
@@ -87,7 +85,7 @@ def configuration_faults(
     settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: Sequence[StageSource]
 ) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there."""
-    faults = setting_faults(settings) + use_faults(module) + _follow_faults(settings, trainer, module)
+    faults = setting_faults(settings) + _use_faults(module) + _follow_faults(settings, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     faults += two_target_faults(settings, schedulers)
@@ -166,7 +164,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
     if not isinstance(count_flops, bool):
         found.append(f"count_flops: expected True or False, got {count_flops!r}.")
     limit = settings.quarantine_limit
-    if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
+    if limit is not None and not (_is_number(limit) and 0 <= limit <= 1):
         hint = _percent_hint(limit)
         found.append(
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
@@ -226,20 +224,20 @@ def _target_faults(settings: SelectionSettings) -> list[str]:
 
 def rate_faults(name: str, value: object, *, kind: str = "rate") -> list[str]:
     """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
-    good = is_number(value) and 0 < value <= 1
+    good = _is_number(value) and 0 < value <= 1
     return [] if good else [f"{name}: expected a {kind} in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
 
 def _percent_hint(value: object) -> str:
-    return f" Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
+    return f" Did you mean {value / 100:g}?" if _is_number(value) and 1 < value <= 100 else ""
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
+def _is_number(value: object) -> TypeGuard[int | float]:
     """Tell whether a value is an int or a float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def use_faults(module: pl.LightningModule) -> list[str]:
+def _use_faults(module: pl.LightningModule) -> list[str]:
     """Find what is wrong with the module for this mode."""
     found = []
     step: Callable[..., Any] = module.training_step

@@ -155,7 +155,7 @@ class Gating:
         # The other processes wait, in their backward, to agree on a denominator with this one
         gate = self._gate_of(step)
         if not gate.decided:
-            gate.settle(self._decision.kept(step, loss.device))
+            gate.settle(self._decision.weights.of_step(step, loss.device))
 
     def _place_gate(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
         gate = self._gate_of(step)

@@ -22,6 +22,7 @@ from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
+from lightning_ast.lightning_internals.method_wrapper import put_on
 from lightning_ast.lightning_internals.step_facts import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
@@ -157,8 +158,11 @@ class ScoringPass:
             return loss if isinstance(loss, Tensor) and not stop.passed else None
         return stop.loss
 
-    def _own_optimization(self) -> Iterator[tuple[Any, str, Any]]:
-        """List what a step that optimizes by itself calls between two backwards."""
+    def _stubs(self) -> Iterator[tuple[Any, str, Callable[..., None]]]:
+        """Yield what a step may call that would log or train, and what takes its place."""
+        yield self._module, "log", _nothing
+        yield self._module, "log_dict", _nothing
+        yield self._module, "manual_backward", _stop
         if self._module.automatic_optimization:
             return
         trainer = self._module.trainer
@@ -172,23 +176,13 @@ class ScoringPass:
     @contextmanager
     def _nothing_changed(self) -> Iterator[None]:
         """Let ``self.log`` do nothing, and restore afterwards what requires a gradient."""
-        stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
-        stubs.append((self._module, "manual_backward", _stop))
-        stubs += self._own_optimization()
-        saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
         flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
-        try:
-            for owner, name, stub in stubs:
-                owner.__dict__[name] = stub
+        with ExitStack() as undo:
+            for _, parameter, flag, _ in flags:  # a pass that reads taps runs without
+                undo.callback(parameter.requires_grad_, flag)
+            for owner, name, stub in self._stubs():
+                undo.callback(put_on(owner, name, stub))
             yield
-        finally:
-            for owner, name, value in saved:
-                if value is _MISSING:
-                    del owner.__dict__[name]
-                else:
-                    owner.__dict__[name] = value
-            for _, parameter, flag, _ in flags:
-                parameter.requires_grad_(flag)
         changed = [name for name, parameter, _, version in flags if parameter._version != version]
         if changed:
             raise LossCaptureError(
@@ -228,9 +222,6 @@ class _StopAtBackward(TorchFunctionMode):
 
 def _stop(loss: Tensor, *args: Any, **kwargs: Any) -> None:
     loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-
-_MISSING = object()
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -24,23 +24,12 @@ __all__ = ["SessionState"]
 
 @dataclass(frozen=True, kw_only=True)
 class SessionState:
-    """Saves and restores the parts of a fit.
-
-    Attributes:
-        trainer: The trainer of the fit.
-        token: A text that no other fit has: a state that holds it is not another run's.
-        rule: The names of what selects.
-        owner: The key of the callback's state in a checkpoint.
-        selector: The gate, its controller and its target.
-        ledger: The books of the run.
-        quarantine: The samples that were left out.
-        mode: How selections are executed, with a state of its own.
-    """
+    """Saves and restores the parts of a fit."""
 
     trainer: pl.Trainer
-    token: str
+    token: str  # no other fit has it: a state that holds it is not another run's
     rule: dict[str, str]
-    owner: str
+    owner: str  # the key of the callback's state in a checkpoint
     selector: SampleSelector
     ledger: Ledger
     quarantine: Quarantine

@@ -26,19 +26,7 @@ __all__ = ["FitParts", "SelectionMode"]
 
 @dataclass(frozen=True, kw_only=True)
 class FitParts:
-    """The parts of a fit that a mode works with.
-
-    Attributes:
-        owner: The selection callback.
-        trainer: The trainer of the fit.
-        module: The LightningModule that is trained.
-        settings: What the fit selects by.
-        selector: The gate, its controller and its target.
-        processes: The distributed processes of the run.
-        watchers: The other callbacks that are told of each batch.
-        decision: Scores and selects.
-        gating: Finds where the gradient enters the network, and puts the gate there.
-    """
+    """The parts of a fit that a mode works with; ``owner`` is the selection callback."""
 
     owner: Callback
     trainer: pl.Trainer
@@ -54,9 +42,8 @@ class FitParts:
 class SelectionMode(ABC):
     """How the selections of a fit are executed: what :class:`~lightning_ast.selection.session.Session` asks of a mode.
 
-    Attributes:
-        name: The value of ``SparseSelectionCallback(mode=...)``.
-        execution: How the backward behind the gate is computed.
+    Its ``name`` is the value of ``SparseSelectionCallback(mode=...)``, ``execution`` how the backward behind the gate
+    is computed.
     """
 
     name: ClassVar[Mode]
@@ -73,11 +60,7 @@ class SelectionMode(ABC):
 
     @abstractmethod
     def start_training(self) -> list[str]:
-        """Prepare for the first batch; everything that Lightning sets up is there.
-
-        Returns:
-            What is wrong with the configuration and is known only now.
-        """
+        """Prepare for the first batch, and find what is wrong with the configuration and is known only now."""
 
     @abstractmethod
     def detach(self) -> None:
