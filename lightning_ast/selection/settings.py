@@ -46,6 +46,7 @@ class SelectionSettings:
     weighting: Weighting | None
     controller: PIController | None
     min_selected: int | float
+    trim: float
     seed: int
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
@@ -78,6 +79,7 @@ class SelectionSettings:
             weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
             controller=self.controller,
             min_selected=self.min_selected,
+            trim=self.trim,
             seed=self.seed,
             # All processes plan the same epoch, so they must draw alike; within batches each draws for itself.
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
