@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.ledger import Ledger
+from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.run_limits import run_length
-from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.lightning_internals.run_limits import first_callback, run_length
+from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.run_length import Point
-from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.faults import rate_faults
 from lightning_ast.words import counted
 
-__all__ = ["STAGE_CODES", "Selecting", "Stage", "TwoStageScheduler", "run_length"]
-
-
-@runtime_checkable
-class Selecting(Protocol):
-    """A callback that selects samples, as its schedule knows it: ``SparseSelectionCallback`` is one.
-
-    Attributes:
-        mode: How its selections are executed.
-        ledger: Its books, which know the stages that the run has had.
-        session: The parts of its running fit, or None.
-    """
-
-    mode: Mode
-    ledger: Ledger
-
-    @property
-    def session(self) -> object:
-        """Return the parts of its running fit, or None."""
+__all__ = ["TwoStageScheduler"]
 
 
 class TwoStageScheduler(Callback):
@@ -146,14 +127,14 @@ class TwoStageScheduler(Callback):
         if stage != "fit":
             return
         self._warned = False
-        if _selection_of(trainer) is None:
+        if first_callback(trainer, SelectionReadings) is None:
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Inform where the stages differ from the settings."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
-            selection = _selection_of(trainer)
+            selection = first_callback(trainer, SelectionReadings)
             prunes = selection is not None and MODE_FACTS[selection.mode].plans_epochs
             without_scores = " The epoch is planned without scores." if prunes else ""
             rank_zero_info(
@@ -199,10 +180,5 @@ class TwoStageScheduler(Callback):
 
     def _stages(self, trainer: pl.Trainer) -> set[str]:
         """Return the stages that the run has had, the part before a resumption included."""
-        selection = _selection_of(trainer)
+        selection = first_callback(trainer, SelectionReadings)
         return set() if selection is None else set(selection.ledger.stages)
-
-
-def _selection_of(trainer: pl.Trainer) -> Selecting | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Selecting)), None)

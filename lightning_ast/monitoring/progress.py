@@ -23,26 +23,18 @@ __all__ = ["RunProgress", "names_accuracy", "selection_summary"]
 
 @dataclass
 class RunProgress:
-    """The sums of steps and epochs, all of them primitives.
+    """The sums of steps and epochs, all of them primitives: a checkpoint holds them."""
 
-    Attributes:
-        accuracies: The validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
-        seconds: The seconds of each finished epoch, by stage.
-        monitoring_seconds: The seconds that the monitor took while training went on.
-        stage: The stage of the last batch.
-        validated: True where a validation has ended since the last epoch's line.
-    """
-
-    accuracies: dict[int, float] = field(default_factory=dict)
-    seconds: dict[Stage, list[float]] = field(default_factory=dict)
-    monitoring_seconds: float = 0.0
+    accuracies: dict[int, float] = field(default_factory=dict)  # in [0, 1], by epoch from 0
+    seconds: dict[Stage, list[float]] = field(default_factory=dict)  # of each finished epoch
+    monitoring_seconds: float = 0.0  # while training went on
     stage: Stage = "warmup"
-    validated: bool = False
-    _loss_sum: Tensor | None = None
+    validated: bool = False  # since the last epoch's line
+    _loss_sum: Tensor | None = None  # on its device: reading it in each step would wait for the step
     _steps: int = 0
-    _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # what _totals gave at the start of the epoch
     _began: float = 0.0
-    _carried: float = 0.0
+    _carried: float = 0.0  # seconds of the running epoch before the run was resumed in it
 
     @property
     def epochs(self) -> int:

@@ -25,21 +25,13 @@ BINS = 20
 
 @dataclass(frozen=True)
 class EpochSamples:
-    """The samples offered in the sparse batches of an epoch, on the CPU.
+    """The n samples offered in the sparse batches of an epoch, on the CPU."""
 
-    Attributes:
-        significance: The significance ``(n,)`` that the selection was made from.
-        selected: True for the samples that were selected, ``(n,)``.
-        labels: The class indices ``(n,)``, -1 where one is not known; None where the loss has none.
-        indices: The dataset indices ``(n,)``, or None where they are not known.
-        thresholds: The mean threshold in each part of the epoch, ``(BINS,)``, NaN where it was dense.
-    """
-
-    significance: Tensor
-    selected: Tensor
-    labels: Tensor | None
-    indices: Tensor | None
-    thresholds: Tensor
+    significance: Tensor  # (n,) that the selection was made from
+    selected: Tensor  # (n,) bool
+    labels: Tensor | None  # (n,) class indices, -1 where one is not known
+    indices: Tensor | None  # (n,) in the dataset
+    thresholds: Tensor  # (BINS,) the mean of each part of the epoch, NaN where it was dense
 
     def class_activation(self) -> Tensor | None:
         """Return the share of each class that was selected, ``(C,)``, NaN for an empty class; None without labels."""
@@ -174,18 +166,11 @@ def _binned(thresholds: list[tuple[int, Tensor]], batches: int) -> Tensor:
 
 @dataclass
 class SampleHistory:
-    """The history of classes, thresholds and samples, epoch by epoch.
+    """The history of classes, thresholds and of the N samples of the data set, epoch by epoch."""
 
-    Attributes:
-        classes: The shares by epoch, ``(C,)`` each, see :meth:`EpochSamples.class_activation`.
-        thresholds: The thresholds by epoch, ``(BINS,)`` each.
-        offered: The times that each sample of the data set was offered in a sparse batch, ``(N,)`` int32.
-        selected: The times that it was selected, ``(N,)`` int32.
-        worth: The sum of its significance whenever it was offered, ``(N,)`` float32.
-    """
-
-    classes: dict[int, Tensor] = field(default_factory=dict)
-    thresholds: dict[int, Tensor] = field(default_factory=dict)
+    classes: dict[int, Tensor] = field(default_factory=dict)  # (C,) shares by epoch, see EpochSamples.class_activation
+    thresholds: dict[int, Tensor] = field(default_factory=dict)  # (BINS,) by epoch
+    # (N,) how often each sample was offered in a sparse batch and selected, and the sum of its significance then
     offered: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
     selected: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
     worth: Tensor = field(default_factory=lambda: torch.zeros(0))

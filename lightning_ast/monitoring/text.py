@@ -91,47 +91,26 @@ def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The facts of a finished run; None is what is not known.
-
-    Attributes:
-        epochs: The number of epochs trained.
-        seconds: The wall time of them, validation included.
-        accuracy: The last validation accuracy in [0, 1].
-        best_accuracy: The best validation accuracy.
-        best_epoch: The epoch in which that was reached, from 0.
-        mode: The mode of the selection, or None in a plain run.
-        activation_rate: The selected / offered samples of the run.
-        sparse_rate: The same of its sparse stage, or None where every step was dense.
-        target: The target of the sparse stage.
-        holds: What that is a target of.
-        savings: Shares by what was saved; one that is None is shown as not known.
-        best_savings: The share of FLOPs that the mode could have saved; None leaves it out.
-        sections: The seconds by name, of all epochs.
-        joules: The joules of all epochs.
-        measured: The hardware that the joules are of.
-        quarantined: The number of samples that were left out.
-        monitoring_seconds: The seconds that the monitor itself took while training went on.
-        closing_seconds: The seconds that it took for pictures at the end.
-    """
+    """The facts of a finished run; None is what is not known. Shares are in [0, 1]."""
 
     epochs: int
-    seconds: float
+    seconds: float  # wall time, validation included
     accuracy: float | None = None
     best_accuracy: float | None = None
     best_epoch: int | None = None
-    mode: Mode | None = None
+    mode: Mode | None = None  # None in a plain run
     activation_rate: float | None = None
-    sparse_rate: float | None = None
+    sparse_rate: float | None = None  # the same of the sparse stage alone
     target: float | None = None
-    holds: Literal["rate", "coverage"] = "rate"
-    savings: Mapping[str, float | None] = field(default_factory=dict)
-    best_savings: float | None = None
-    sections: Mapping[str, float] = field(default_factory=dict)
+    holds: Literal["rate", "coverage"] = "rate"  # what the target is one of
+    savings: Mapping[str, float | None] = field(default_factory=dict)  # by what was saved
+    best_savings: float | None = None  # the share of FLOPs that the mode could have saved
+    sections: Mapping[str, float] = field(default_factory=dict)  # seconds, of all epochs
     joules: float | None = None
-    measured: Sequence[str] = ()
+    measured: Sequence[str] = ()  # the hardware that the joules are of
     quarantined: int = 0
     monitoring_seconds: float = 0.0
-    closing_seconds: float = 0.0
+    closing_seconds: float = 0.0  # for pictures at the end
 
 
 def format_summary(run: RunSummary) -> str:

@@ -21,43 +21,27 @@ __all__ = ["PlannedBatch", "RunningEpoch", "check_split", "check_steps"]
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A batch as the plan has it.
+    """A batch as the plan has it, in the order in which its samples stand in it."""
 
-    Attributes:
-        indices: ``(B,)`` dataset indices of its samples, in the order in which they stand in the batch.
-        weights: ``(B,)`` importance weights, or None where all are 1.
-        stands_for: The samples of a dense epoch that the batch stands for.
-    """
-
-    indices: Tensor
-    weights: Tensor | None
-    stands_for: int
+    indices: Tensor  # (B,) in the dataset
+    weights: Tensor | None  # (B,) importance weights, or None where all are 1
+    stands_for: int  # samples of a dense epoch
 
 
 @dataclass
 class RunningEpoch:
-    """An epoch from the start of its loader to its end.
-
-    Attributes:
-        number: The number of the epoch, from 0.
-        stage: The stage of the whole epoch.
-        sparse: True where the epoch is pruned.
-        lengths: The length in one process.
-        plan: The plan; None until its first index is drawn.
-        resumed_at: The batches that were trained on before the run was resumed in this epoch.
-        batch: The index of the batch that comes next.
-        replays: True where the plan is a checkpoint's, and must not be drawn anew.
-        drained: The states of the sampler's generators after it is asked for one index more than it has.
-    """
+    """An epoch from the start of its loader to its end; its lengths are those in one process."""
 
     number: int
     stage: Stage
-    sparse: bool
+    sparse: bool  # it is pruned; a sparse stage may have epochs that are loaded whole
     lengths: EpochLengths
-    plan: EpochPlan | None = None
-    resumed_at: int = 0
-    batch: int = 0
-    replays: bool = False
+    plan: EpochPlan | None = None  # until the loader draws its first index
+    resumed_at: int = 0  # batches that were trained on before the run was resumed in this epoch
+    batch: int = 0  # the one that comes next
+    replays: bool = False  # the plan is a checkpoint's, and must not be drawn anew
+    # The states of the sampler's generators after it was asked for one index more than it has, as torch's own
+    # BatchSampler asks: some samplers draw once more then, and a plain run would go on from there.
     drained: list[Tensor] = field(default_factory=list)
 
     @property

@@ -89,21 +89,13 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
 
 @dataclass(frozen=True)
 class LoaderFacts:
-    """Lengths of a dense epoch in one process.
-
-    Attributes:
-        dataset_size: The samples in the data set.
-        draws: The samples that the user's sampler draws.
-        batch_size: The samples of a batch.
-        drop_last: True where a last short batch is dropped.
-        batches: The number of batches, ``limit_train_batches`` included.
-    """
+    """Lengths of a dense epoch in one process."""
 
     dataset_size: int
-    draws: int
+    draws: int  # samples that the user's sampler yields
     batch_size: int
     drop_last: bool
-    batches: int
+    batches: int  # limit_train_batches included
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:

@@ -32,17 +32,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EpochLengths:
-    """Length of an epoch in one process.
-
-    Attributes:
-        samples: The samples that the sampler yields.
-        batches: The batches that are trained on.
-        batch_size: The samples of a full batch; None spreads the samples evenly over the batches.
-    """
+    """Length of an epoch in one process."""
 
     samples: int
     batches: int
-    batch_size: int | None = None
+    batch_size: int | None = None  # None spreads the samples evenly over the batches, which differ by one at most
 
     def start(self, batch: int) -> int:
         """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
@@ -67,27 +61,16 @@ class EpochLengths:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The stages and lengths of the epochs of a pruned run. An epoch has the stage of its middle.
-
-    Attributes:
-        schedule: Warmup and cooldown.
-        dense: The length of a dense epoch.
-        pruned: The length of a pruned epoch; that of a dense one where each has its own.
-        accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
-        max_epochs: The limit of the run in epochs, or None.
-        max_steps: The limit of the run in optimizer steps, or None.
-        prunes: Whether sparse epochs are pruned at all.
-        follows: Whether schedules count the steps of a dense run, of which each step of a pruned epoch stands for
-            several.
-    """
+    """The stages and lengths of the epochs of a pruned run. An epoch has the stage of its middle."""
 
     schedule: Schedule
     dense: EpochLengths
-    pruned: EpochLengths
-    accumulate: dict[int, int]
+    pruned: EpochLengths  # that of a dense epoch where each sparse one has its own
+    accumulate: dict[int, int]  # the batches to an optimizer step from each of these epochs on, the first of which is 0
     max_epochs: int | None
     max_steps: int | None
     prunes: bool = True
+    # Schedules count the steps of a dense run, of which each step of a pruned epoch stands for several.
     follows: bool = False
 
     @property

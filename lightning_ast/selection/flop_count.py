@@ -23,18 +23,11 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class DenseOps:
-    """What ran over all rows in the backward of one batch.
-
-    Attributes:
-        calls: The calls of each op, by its name.
-        share: The share of the backward's FLOPs that were spent on every row, in [0, 1]; None where that is not
-            counted.
-        settled: Whether ``share`` is final, or is going to be counted in one of the next batches.
-    """
+    """What ran over all rows in the backward of one batch."""
 
     calls: Counter[str]
-    share: float | None = 0.0
-    settled: bool = True
+    share: float | None = 0.0  # of the backward's FLOPs, in [0, 1]; None where that is not counted
+    settled: bool = True  # else the share is going to be counted in one of the next batches
 
     @property
     def at_most(self) -> float:

@@ -28,19 +28,12 @@ _REACHED = 1e-3
 
 @dataclass(frozen=True)
 class Doubt:
-    """A reason to ask whether the samples lie along another dimension.
+    """A reason to ask whether the samples lie along another dimension."""
 
-    Attributes:
-        counted: The first dimension, which was taken for the number of samples.
-        size: The size of the other dimension, which is the same one or another one in each tensor.
-        loaded: The samples that the loader puts into this batch; None where it does not tell.
-        shapes: The shapes of the batch's tensors that have the counted number of rows.
-    """
-
-    counted: int
-    size: int
-    loaded: int | None
-    shapes: tuple[tuple[int, ...], ...]
+    counted: int  # the first dimension, which was taken for the number of samples
+    size: int  # of the other dimension, which need not be the same one in each tensor
+    loaded: int | None  # the samples that the loader puts into this batch, where it tells
+    shapes: tuple[tuple[int, ...], ...]  # of the tensors that have the counted number of rows
 
     @property
     def is_settled(self) -> bool:

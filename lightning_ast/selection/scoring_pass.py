@@ -34,17 +34,11 @@ __all__ = ["Scored", "ScoringPass"]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a scoring pass found.
+    """What a scoring pass found."""
 
-    Attributes:
-        norms: ``(B,)`` norms of the samples' rows of the gradient of the loss, times B.
-        labels: ``(B,)`` class indices, or None.
-        record: The losses by their values, where the score needs them.
-    """
-
-    norms: Tensor
-    labels: Tensor | None
-    record: LossRecord | None
+    norms: Tensor  # (B,) of the samples' rows of the gradient of the loss, times B
+    labels: Tensor | None  # (B,) class indices
+    record: LossRecord | None  # the losses, where the score is made of them
 
 
 class ScoringPass:

@@ -38,38 +38,19 @@ _NOT_KNOWN = math.nan
 
 @dataclass(frozen=True)
 class _Batch:
-    """The last batch that was trained on.
+    """The last batch that was trained on."""
 
-    Attributes:
-        step: Its number on the x-axis of the loggers.
-        epoch: The epoch that it belongs to, from 0.
-        stage: Its stage.
-        completed: Batches that were completed before it.
-        written: Its values, where Lightning writes them once the batch is completed; else None.
-        activation_rate_ema: The controller's mean behind it.
-        threshold: The threshold of the last sparse batch up to it, or None before the first.
-    """
-
-    step: int
+    step: int  # on the x-axis of the loggers
     epoch: int
     stage: Stage
-    completed: int
-    written: dict[str, float] | None
+    completed: int  # batches, before it
+    written: dict[str, float] | None  # its values, where Lightning writes them once the batch is completed
     activation_rate_ema: float | None
-    threshold: Tensor | None
+    threshold: Tensor | None  # of the last sparse batch up to it; on the device, where reading it would wait
 
 
 class LoggedFit(Protocol):
-    """What is logged of a fit.
-
-    Attributes:
-        stage: The stage of the last batch.
-        activation_rate: Selected / offered of the last batch, in [0, 1]; None before the first.
-        coverage: The share of its significance that is trained on, in [0, 1]; None before the first.
-        selector: The gate, its controller and its target.
-        ledger: The books of the run.
-        quarantine: The samples that were left out.
-    """
+    """What is logged of a fit; its session, which imports this file, gives it."""
 
     stage: Stage
     activation_rate: float | None
