@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import running_session
 from lightning_ast.core.state import known_fields
 from lightning_ast.energy.energy_ledger import EnergyBook
@@ -72,8 +72,6 @@ class EnergyMonitor(Callback):
     def seconds(self) -> float:
         """Return the seconds of the finished epochs."""
         return sum(costs.epoch_seconds for costs in self.epochs)
-
-    # ------------------------------------------------------------------ the hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second monitor, and a second fit at the same time."""
@@ -178,8 +176,6 @@ class EnergyMonitor(Callback):
             self._epoch = None
             self._logged = {}
 
-    # ------------------------------------------------------------------ state
-
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which measures nothing yet."""
         return {**vars(self), "_epoch": None}
@@ -188,7 +184,7 @@ class EnergyMonitor(Callback):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
         key = super().state_key
-        return key if self._measured else sole_key(self, key, _WHY_ONE)
+        return key if self._measured else SoleKey(self, key, _WHY_ONE)
 
     @property
     def _measured(self) -> bool:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
-from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
@@ -90,8 +90,6 @@ class SparseTrainingMonitor(Callback):
         self._resumed = False
         self._guard = Guard("SparseTrainingMonitor")
         self._checked = False
-
-    # ------------------------------------------------------------------ the hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what is drawn, before the loader is started."""
@@ -193,8 +191,6 @@ class SparseTrainingMonitor(Callback):
             self._drawn.detach()
         self._drawn = self._writers = self._watcher = self._selection = None
 
-    # ------------------------------------------------------------------ parts of them
-
     @property
     def seconds(self) -> float:
         """Return the wall seconds of the finished epochs, validation included, as the closing summary shows them."""
@@ -268,8 +264,6 @@ class SparseTrainingMonitor(Callback):
             yield
         self._progress.monitoring_seconds += time.perf_counter() - began
 
-    # ------------------------------------------------------------------ state
-
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which watches nothing yet."""
         return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
@@ -278,7 +272,7 @@ class SparseTrainingMonitor(Callback):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
         key = super().state_key
-        return key if self._progress.begun else sole_key(self, key, _WHY_ONE)
+        return key if self._progress.begun else SoleKey(self, key, _WHY_ONE)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run so far, primitives and tensors alone; empty before it begins."""

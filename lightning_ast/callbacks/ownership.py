@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_ast.errors import ConfigurationError
 
-__all__ = ["begin_use", "duplicate_faults", "end_use", "serves", "sole_key"]
+__all__ = ["SoleKey", "begin_use", "duplicate_faults", "end_use", "serves"]
 
 _users: WeakKeyDictionary[Any, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
 """The Trainer of the running fit, by the object that the fit changes."""
@@ -62,22 +62,20 @@ def duplicate_faults(trainer: pl.Trainer, kind: type[Callback], reason: str) -> 
     return [f"expected one {kind.__name__}, got {count}: {reason}."] if count > 1 else []
 
 
-def sole_key(callback: Callback, key: str, reason: str) -> str:
-    """Make the state key of a callback that has no state yet, where a Trainer may have only one such callback.
+class SoleKey(str):
+    """The state key of a callback that has no state yet, where a Trainer may have only one such callback.
 
     Lightning compares the state keys of a Trainer's callbacks in its constructor, before any hook of theirs, and speaks
     of state keys where two are equal. This key is a plain one but for that comparison, where it raises the error that
     names the mistake. A callback with a state must give the plain key: it is pickled into checkpoints.
     """
-    return _SoleKey(callback, key, reason)
 
-
-class _SoleKey(str):
     __slots__ = ("_owner", "_reason")
     _owner: Callback
     _reason: str
 
-    def __new__(cls, owner: Callback, key: str, reason: str) -> _SoleKey:
+    def __new__(cls, owner: Callback, key: str, reason: str) -> SoleKey:
+        """Make the key that Lightning would make; the reason tells what two of these callbacks would do."""
         made = super().__new__(cls, key)
         made._owner = owner
         made._reason = reason
@@ -85,7 +83,7 @@ class _SoleKey(str):
 
     def __eq__(self, other: object) -> bool:
         equal = str.__eq__(self, other) is True
-        if equal and isinstance(other, _SoleKey) and other is not self:  # the same callback listed twice, too
+        if equal and isinstance(other, SoleKey) and other is not self:  # the same callback listed twice, too
             raise ConfigurationError(
                 [f"expected one {type(self._owner).__name__} in a Trainer, got several: {self._reason}."]
             )

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves, sole_key
+from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use, serves
 from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
@@ -256,7 +256,7 @@ class SparseSelectionCallback(SelectionReadings):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
         key = super().state_key
-        return sole_key(self, key, _WHY_ONE) if self._session is None else key
+        return SoleKey(self, key, _WHY_ONE) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the ledger and is outside the fit that runs."""

@@ -120,8 +120,6 @@ class TwoStageScheduler(Callback):
             run_length(trainer), batches_known=batches_known, whole_epochs=whole_epochs
         )
 
-    # ------------------------------------------------------------------ the hooks
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse to run alone; all other faults are reported by the selection callback."""
         if stage != "fit":

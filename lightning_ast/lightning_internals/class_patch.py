@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["change_class"]
+__all__ = ["change_class", "put_on"]
 
 
 def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
@@ -27,3 +27,19 @@ def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
         instance.__class__ = own
 
     return undo
+
+
+def put_on(instance: Any, name: str, value: Any) -> Callable[[], None]:
+    """Put a value on an instance, before that of its class; return a function that leaves the instance as it was."""
+    own: dict[str, Any] = instance.__dict__  # not setattr, by which a torch module would register a value of its kinds
+    had = name in own
+    before = own.get(name)
+    own[name] = value
+
+    def take_off() -> None:
+        if had:
+            own[name] = before
+        else:
+            del own[name]
+
+    return take_off

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-__all__ = ["method_of", "put_on"]
+__all__ = ["method_of"]
 
 
 def method_of(
@@ -35,19 +35,3 @@ def method_of(
     rest = inspect.signature(original).parameters.values()
     call.__signature__ = inspect.Signature([first, *rest])  # type: ignore[attr-defined]
     return types.MethodType(call, module)
-
-
-def put_on(instance: Any, name: str, value: Any) -> Callable[[], None]:
-    """Put a value on an instance, before that of its class; return a function that leaves the instance as it was."""
-    own: dict[str, Any] = instance.__dict__  # not setattr, by which a torch module would register a value of its kinds
-    had = name in own
-    before = own.get(name)
-    own[name] = value
-
-    def take_off() -> None:
-        if had:
-            own[name] = before
-        else:
-            del own[name]
-
-    return take_off

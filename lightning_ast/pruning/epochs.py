@@ -83,8 +83,6 @@ class PrunedEpochs:
         self._undo: list[Callable[[], None]] = []
         self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
 
-    # ------------------------------------------------------------------ the loader
-
     def attach(self) -> None:
         """Prune every training loader that Lightning sets up from here on."""
         self._undo = [
@@ -134,8 +132,6 @@ class PrunedEpochs:
         self._pruned.limits = self.epoch.lengths.batches
         return self._pruned
 
-    # ------------------------------------------------------------------ lengths
-
     @property
     def history(self) -> SignificanceHistory | None:
         """Return what is remembered of each sample; None before the data set is known."""
@@ -164,8 +160,6 @@ class PrunedEpochs:
         if self._pruned is not None:
             self._pruned.limits = self.epoch.lengths.batches
             announce_batches(self._trainer, self.epoch.lengths.batches)
-
-    # ------------------------------------------------------------------ an epoch
 
     def _start(self, epoch: int) -> None:
         run = self.run
@@ -242,8 +236,6 @@ class PrunedEpochs:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
         assert self.history is not None
         return functools.partial(self.history.observe, planned.indices) if self._observes else None
-
-    # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""

@@ -58,8 +58,6 @@ class Decision:
         self._has_warned = False
         self._has_selected = False
 
-    # ------------------------------------------------------------------ scores
-
     def scores(self, step: StepState, batch: Any, record: LossRecord) -> Tensor:
         """Score a batch by the values of its losses.
 
@@ -92,8 +90,6 @@ class Decision:
         if warning is not None:
             self._has_warned = True
             rank_zero_warn(warning)
-
-    # ------------------------------------------------------------------ the selection
 
     def decide(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> Kept | None:
         """Decide what the gate lets through.

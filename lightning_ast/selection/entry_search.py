@@ -56,8 +56,6 @@ class EntrySearch:
         self.batch: Any = None
         self.attempts = 0
 
-    # ------------------------------------------------------------------ which forwards are traced
-
     def wants_trace(self, batch_size: int) -> bool:
         """Tell whether the next forward is to be traced: the first one, and one behind each graph of a new form."""
         return self._wants_trace and batch_size > 1
@@ -91,8 +89,6 @@ class EntrySearch:
         self.attempts += not self._is_counted
         self._is_counted = True
         self._has_proved = self._has_proved or proved
-
-    # ------------------------------------------------------------------ the entries
 
     @property
     def _assignments(self) -> Assignments:

@@ -75,8 +75,6 @@ class Gating:
         self._open: list[AbstractContextManager[object]] = []
         self._has_gated = False
 
-    # ------------------------------------------------------------------ the forward
-
     def start_batch(self, step: StepState, batch: Any) -> None:
         """Watch what is needed of the forward that follows."""
         self._step = step
@@ -102,8 +100,6 @@ class Gating:
         """Stop watching. Safe to call twice."""
         while self._open:
             self._open.pop().__exit__(None, None, None)
-
-    # ------------------------------------------------------------------ the backward
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of a loss."""
@@ -196,8 +192,6 @@ class Gating:
         """Go on watching a step that runs its own backward."""
         if self._trace is not None:
             self._trace.paused = False
-
-    # ------------------------------------------------------------------ the end
 
     def finish_batch(self, step: StepState) -> None:
         """Let go of the batch."""

@@ -75,8 +75,6 @@ class Quarantine:
         self._pending: list[_Pending] = []
         self._stand_ins = StandIns()
 
-    # ------------------------------------------------------------------ within a step
-
     def examine(self, step: StepState, batch: Any) -> None:
         """Look at the input of a batch, and put other samples in the place of those that are not finite.
 
@@ -133,8 +131,6 @@ class Quarantine:
     def lost(self, loss: Tensor) -> bool:
         """Tell whether the loss of a dense step is not finite, where the host can tell without waiting."""
         return self.limit is not None and loss.device.type == "cpu" and not all_finite(loss.detach())
-
-    # ------------------------------------------------------------------ behind it
 
     def finish_batch(self, step: StepState, trainer: pl.Trainer, batch_idx: int) -> None:
         """Count what was found."""
@@ -201,8 +197,6 @@ class Quarantine:
             + ("; if they are whole batches, the model has diverged: lower the learning rate" if whole else "")
             + ". If NaN or infinity in a batch is meant, pass quarantine_limit=None; to allow more, a larger one."
         )
-
-    # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found: primitives and tensors alone."""

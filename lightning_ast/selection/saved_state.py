@@ -163,9 +163,6 @@ _RESUMPTION = check.record(
 )
 
 
-# ---------------------------------------------------------------------- pruned epochs
-
-
 def _history_fits(state: dict[str, Any]) -> Faults:
     if len(state["recent"]) != len(state["scores"]):
         yield "recent", f"as many as scores, {len(state['scores'])}", state["recent"]

@@ -76,8 +76,6 @@ class StepLog:
         self._threshold: Tensor | None = None
         self._logged: set[str] = set()
 
-    # ------------------------------------------------------------------ a step
-
     def finish_batch(self, batch_idx: int, *, trained: bool) -> None:
         """Log the batch where it is wanted; one that was not trained on (Lightning passes over None) has no values."""
         self._settle()
@@ -158,8 +156,6 @@ class StepLog:
             **{f"ast/savings_{name}": savings[name] for name in ("samples", "flops", "seconds")},
         }
         return {name: value for name, value in values.items() if value is not None}
-
-    # ------------------------------------------------------------------ the end
 
     def finish_epoch(self) -> None:
         """Show the values of the epoch's last batch: a stop in its midst is known only behind that batch."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.losses.loss_sum import combine
 from lightning_ast.errors import LossCaptureError
-from lightning_ast.lightning_internals.method_wrapper import put_on
+from lightning_ast.lightning_internals.class_patch import put_on
 from lightning_ast.mixin import overrides
 
 __all__ = ["StepLosses"]

@@ -52,8 +52,6 @@ class SelectionMode(ABC):
     def __init__(self, parts: FitParts) -> None:
         self._parts = parts
 
-    # ------------------------------------------------------------------ once in a fit
-
     @abstractmethod
     def attach(self) -> None:
         """Change what the mode has to change of the module or the trainer, at setup."""
@@ -65,8 +63,6 @@ class SelectionMode(ABC):
     @abstractmethod
     def detach(self) -> None:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
-
-    # ------------------------------------------------------------------ for each batch, in this order
 
     @abstractmethod
     def stage(self, batch_idx: int) -> Stage:
@@ -96,8 +92,6 @@ class SelectionMode(ABC):
         It is None where a plan is of an older release, which did not know it.
         """
         return self._parts.selector.coverage if step.selects or step.facts.is_planned else 1.0
-
-    # ------------------------------------------------------------------ whenever it is asked for
 
     @abstractmethod
     def stages_ahead(self, epoch: int) -> list[Stage] | None:

@@ -90,8 +90,6 @@ class PruneMode(SelectionMode):
         """List the stages of the epochs from this one on."""
         return self.epochs.run.stages_from(epoch)
 
-    # ------------------------------------------------------------------ checkpoints
-
     def state_dict(self) -> dict[str, Any]:
         """Return scores, plan and random state of all processes."""
         return {"epochs": self.epochs.state_dict()}

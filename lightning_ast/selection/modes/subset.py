@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_ast.core.batch.samples import select_batch
 from lightning_ast.errors import BatchError
-from lightning_ast.lightning_internals.method_wrapper import method_of, put_on
+from lightning_ast.lightning_internals.class_patch import put_on
+from lightning_ast.lightning_internals.method_wrapper import method_of
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import cost_share
 from lightning_ast.schedule import Stage
@@ -47,8 +48,6 @@ class SubsetMode(InBatchMode):
         self._score: ScoringPass | None = None
         self._gating = parts.gating
         self._decision = parts.decision
-
-    # ------------------------------------------------------------------ the training step
 
     def attach(self) -> None:
         """Wrap the training step."""
@@ -90,8 +89,6 @@ class SubsetMode(InBatchMode):
             needs_losses=self._decision.needs_losses,
         )
         return super().start_training()
-
-    # ------------------------------------------------------------------ a batch
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what is to be done with a batch: where scoring it does not pay, it is trained on whole."""
