@@ -42,13 +42,7 @@ from lightning_ast.pruning.loader import (
     set_states,
 )
 from lightning_ast.pruning.planner import EpochPlanner
-from lightning_ast.pruning.run_plan import (
-    EpochLengths,
-    PlannedRun,
-    length_faults,
-    promise_steps,
-    size_faults,
-)
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps, size_faults
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]

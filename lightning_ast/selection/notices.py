@@ -11,12 +11,7 @@ from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.selection.flop_count import DenseOps
 from lightning_ast.words import counted
 
-__all__ = [
-    "WarnOnce",
-    "poor_savings",
-    "warn_of_dense_ops",
-    "warn_of_minimum",
-]
+__all__ = ["WarnOnce", "poor_savings", "warn_of_dense_ops", "warn_of_minimum"]
 
 
 _EXCESS = 0.02

@@ -21,12 +21,7 @@ from lightning_ast.lightning_internals.reloading import (
     reload_as_due,
     reload_validation_as_due,
 )
-from lightning_ast.lightning_internals.resuming import (
-    batches_done,
-    begin_new_epoch,
-    load_loader_states,
-    restart_loader,
-)
+from lightning_ast.lightning_internals.resuming import batches_done, begin_new_epoch, load_loader_states, restart_loader
 from lightning_ast.words import changes
 
 __all__ = ["Resumption"]
@@ -49,11 +44,7 @@ class Resumption:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data and the random state; every process must ask for it."""
-        return {
-            "data": self._data(),
-            **last_reloads(self._trainer.fit_loop),
-            "random": self._processes.random_states(),
-        }
+        return {"data": self._data(), **last_reloads(self._trainer.fit_loop), "random": self._processes.random_states()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a state until the epoch and the position in it are known."""

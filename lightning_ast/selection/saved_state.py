@@ -210,10 +210,7 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
 
 
 _scores = check.tensor(
-    torch.float32,
-    shape=(None,),
-    values="a significance >= 0, or -1",
-    allowed=lambda v: (v >= 0) | (v == -1),
+    torch.float32, shape=(None,), values="a significance >= 0, or -1", allowed=lambda v: (v >= 0) | (v == -1)
 )
 _indices = check.tensor(torch.int32, torch.int64, shape=(None,), values="indices >= 0", allowed=lambda v: v >= 0)
 _weights = check.tensor(

@@ -49,12 +49,7 @@ class ScoringPass:
     """
 
     def __init__(
-        self,
-        module: pl.LightningModule,
-        *,
-        training_step: Callable[..., Any],
-        search: EntrySearch,
-        needs_losses: bool,
+        self, module: pl.LightningModule, *, training_step: Callable[..., Any], search: EntrySearch, needs_losses: bool
     ) -> None:
         self._module = module
         self._training_step = training_step
