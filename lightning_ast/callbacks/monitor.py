@@ -10,8 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
+from tqdm.auto import tqdm
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
 from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
@@ -27,7 +28,6 @@ from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selec
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.saved_state import MONITOR_STATE
 from lightning_ast.monitoring.tensorboard import Writers
-from lightning_ast.monitoring.terminal import say
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
 from lightning_ast.selection.faults import not_logged
 from lightning_ast.selection.step_log import BAR_NAMES
@@ -161,7 +161,7 @@ class SparseTrainingMonitor(Callback):
         with self._own_time():
             line = self._progress.finish_epoch(trainer, running_session(trainer), self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
-            say(trainer, format_epoch(**line, joules=joules))
+            _say(trainer, format_epoch(**line, joules=joules))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what has not been drawn, and sum up."""
@@ -177,7 +177,7 @@ class SparseTrainingMonitor(Callback):
             if selection is not None and selection.quarantined:
                 self._writers.quarantined(selection.quarantined, step)
         with self._guard():
-            say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
+            _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was."""
@@ -300,3 +300,14 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
     except Exception:  # the user's code: NotImplementedError is common
         return None
+
+
+def _say(trainer: pl.Trainer, text: str) -> None:
+    """Print a text above the progress bar, or as it is where there is none."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        bar.progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
+    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+        tqdm.write(text)  # works behind the bars' end too
+    else:
+        print(text)  # noqa: T201 - the terminal is what this callback is for

@@ -8,11 +8,10 @@ from collections import Counter
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.ledger import FlopsPerSample, Ledger, saves_too_little
 from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.flop_count import FlopCount
-from lightning_ast.selection.notices import poor_savings, warn_of_dense_ops
+from lightning_ast.selection.flop_count import DenseOps, FlopCount
 from lightning_ast.selection.step_state import StepState
 
 __all__ = ["SETTLE_STEPS", "Books", "StepClock"]
@@ -88,9 +87,9 @@ class Books:
             assert self._ledger.flops is not None
             self._is_judged = True
             held = rate if target_rate is None else target_rate
-            advice = poor_savings(mode, self._ledger.flops, rate=held, dense_share=self._dense_share)
+            advice = _poor_savings(mode, self._ledger.flops, rate=held, dense_share=self._dense_share)
         if dense_ops.calls:
-            warn_of_dense_ops(dense_ops, self._named_ops, advice)
+            _warn_of_dense_ops(dense_ops, self._named_ops, advice)
         elif advice is not None:
             rank_zero_warn(f"lightning-ast: {advice}")
         self._ledger.record(
@@ -107,6 +106,46 @@ class Books:
         """Return the mode whose passes a batch had; None for a dense step."""
         has_passes = step.selects or step.facts.is_planned or (step.is_whole and step.is_scored_ahead)
         return self._mode if has_passes else None
+
+
+def _warn_of_dense_ops(dense_ops: DenseOps, warned: set[str], advice: str | None) -> None:
+    """Warn once of each backward op of ``partial`` that ran over the whole batch, with what that cost."""
+    if not dense_ops.settled or dense_ops.calls.keys() <= warned:
+        return
+    warned.update(dense_ops.calls)
+    names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.calls.most_common())
+    cost = "their cost was not counted"
+    if dense_ops.share is not None:
+        cost = f"{dense_ops.share:.0%} of the backward's FLOPs are spent on every sample"
+    rank_zero_warn(
+        "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
+        f"lies before them: {names}; {cost}. Gradients are exact"
+        + (f", but {advice}" if advice else "; if the share is large, mode='subset' saves more.")
+    )
+
+
+def _poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share: float) -> str | None:
+    """Describe a mode that saves next to nothing with this module, and name the modes that would save; else None."""
+    forward = flops.forward / flops.dense
+    if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
+        return None
+    own = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    promised = cost_share(mode, rate)
+    fresh: Mode = "partial" if mode == "subset" else "subset"
+    costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
+    others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
+    passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
+    reasons = {
+        "scoring all samples takes more than it spares at so high a rate": promised > 1,
+        f"{dense_share:.0%} of the backward runs over every sample": dense_share > 0.05,
+        passes: forward > 0.45,
+    }
+    held = [reason for reason, holds in reasons.items() if holds] or [passes]
+    return (
+        f"mode={mode!r} at an activation rate of {rate:.0%} costs {own:.1%} of the FLOPs of dense training, as counted "
+        f"in this run ({promised:.0%} where all parameters are trained): "
+        f"{'; '.join(held)}. {others}."
+    )
 
 
 class StepClock:

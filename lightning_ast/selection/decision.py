@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.batch.samples import first_input
+from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
@@ -18,12 +19,17 @@ from lightning_ast.core.significance import SignificanceFn, SignificanceName, co
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mixin import SparseLossMixin, overrides
-from lightning_ast.selection.notices import warn_of_minimum
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
+from lightning_ast.words import counted
 
 __all__ = ["Decision"]
+
+_EXCESS = 0.02
+"""Coverage above its target that one sample more or less does not explain."""
+_FEW = 2
+"""Samples that may well carry a coverage on their own, in one batch of many."""
 
 
 class Decision:
@@ -150,7 +156,7 @@ class Decision:
             step.treatment = Treatment.WHOLE
         if not self._has_selected:
             self._has_selected = True
-            warn_of_minimum(self._selector, batch_size=scores.numel(), selection=step.selection)
+            _warn_of_minimum(self._selector, step.selection, batch_size=scores.numel())
 
 
 def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:
@@ -175,3 +181,21 @@ def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:
     if first and not useful:
         raise ConfigurationError([f"{message}, and none is above 0: selection would be random. So {remedy}."])
     return f"lightning-ast: {message}. These count as 0, and such samples are hardly ever selected: {remedy}."
+
+
+def _warn_of_minimum(selector: SampleSelector, selection: Selection, *, batch_size: int) -> None:
+    """Warn where the fewest samples allowed are more than the target."""
+    least = selector.least(batch_size)
+    if selector.is_whole or selection.indices.numel() != least:
+        return
+    target = selector.target
+    held = "activation rate"
+    exceeds = least > target * batch_size
+    if selector.share_of == "significance":
+        held = "coverage"
+        exceeds = least > _FEW and selector.coverage is not None and selector.coverage > target + _EXCESS
+    if exceeds:
+        rank_zero_warn(
+            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the {held} "
+            f"cannot fall to its target of {target:g}: use larger batches or a smaller min_selected."
+        )

@@ -6,20 +6,34 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.errors import EntryError
-from lightning_ast.selection.notices import WarnOnce
 from lightning_ast.selection.other_dimension import DoubtfulTrace
 from lightning_ast.selection.sample_count import SampleCount
 
-__all__ = ["EntrySearch"]
+__all__ = ["EntrySearch", "WarnOnce"]
 
 _MOST = 8
 """Forwards that are traced for graphs of a new form, and for a first proof, at most."""
+
+
+class WarnOnce:
+    """Warns of each kind of problem once; the first words of a message tell its kind."""
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Warn, unless there was a warning of this kind before; sizes behind its first words may differ."""
+        kind = message[:20]
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            rank_zero_warn(f"lightning-ast: {message}")
 
 
 class EntrySearch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,7 @@ from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.entry_search import EntrySearch
-from lightning_ast.selection.notices import WarnOnce
+from lightning_ast.selection.entry_search import EntrySearch, WarnOnce
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.step_losses import StepLosses
@@ -72,7 +71,7 @@ class Gating:
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
         self._losses: StepLosses | None = None
-        self._open: list[AbstractContextManager[object]] = []
+        self._open = ExitStack()
         self._has_gated = False
 
     def start_batch(self, step: StepState, batch: Any) -> None:
@@ -85,21 +84,16 @@ class Gating:
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)
-            self._enter(self._trace)
+            self._open.enter_context(self._trace)
             step.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and step.part is None and (step.is_gated or self._trace is not None):
             self._losses = StepLosses(self._module)
-            self._enter(self._losses)
-
-    def _enter(self, mode: AbstractContextManager[object]) -> None:
-        mode.__enter__()
-        self._open.append(mode)
+            self._open.enter_context(self._losses)
 
     def leave_forward(self) -> None:
         """Stop watching. Safe to call twice."""
-        while self._open:
-            self._open.pop().__exit__(None, None, None)
+        self._open.close()
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of a loss."""
