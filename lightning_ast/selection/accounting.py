@@ -104,6 +104,7 @@ class Books:
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
+        # A batch that was scored and then trained on whole has paid for its scoring; the ledger must not call it dense.
         has_passes = step.selects or step.facts.is_planned or (step.is_whole and step.is_scored_ahead)
         return self._mode if has_passes else None
 
@@ -161,6 +162,7 @@ class StepClock:
 
     def finish_batch(self, ledger: Ledger, stage: str, *, offered: int) -> None:
         """Add the step that ends now to the ledger, if it stands for its stage."""
+        # Nothing waits for the device here: over many steps its queue is full, and the host is as slow as it is.
         now = time.perf_counter()
         self._steps[stage] = self._steps.get(stage, 0) + 1
         if self._last is not None and self._steps[stage] > SETTLE_STEPS:

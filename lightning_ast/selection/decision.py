@@ -114,6 +114,7 @@ class Decision:
             finite = finite.cpu()
         eligible = self._quarantine.eligible(step, finite)
         scores = self._observed(step, scores, labels)
+        # A dense step stays the plain run's, bitwise, unless a sample in it has to be left out.
         if step.treatment in (Treatment.DENSE, Treatment.OBSERVED):
             waits = finite.device.type != "cpu" and not step.facts.is_planned  # a dense step waits for nothing
             if eligible is None or waits or bool(eligible.all()):
@@ -141,7 +142,7 @@ class Decision:
         return self.weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None) -> Tensor:
-        scores = scores.nan_to_num(0.0, 0.0, 0.0)
+        scores = scores.nan_to_num(0.0, 0.0, 0.0)  # one NaN would make every keep-probability NaN
         step.significance = scores.detach()
         step.labels = labels
         if step.facts.observe is not None:

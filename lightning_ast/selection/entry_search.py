@@ -29,8 +29,8 @@ class WarnOnce:
         self._kinds: set[str] = set()
 
     def __call__(self, message: str) -> None:
-        """Warn, unless there was a warning of this kind before; sizes behind its first words may differ."""
-        kind = message[:20]
+        """Warn, unless there was a warning of this kind before."""
+        kind = message[:20]  # behind it a message may name sizes, which differ from batch to batch
         if kind not in self._kinds:
             self._kinds.add(kind)
             rank_zero_warn(f"lightning-ast: {message}")
@@ -87,7 +87,9 @@ class EntrySearch:
     def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
         """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         self._started += 1
-        self._is_counted = False
+        self._is_counted = False  # a step that runs several backwards asks for several losses: one attempt
+        # Where a change of the whole batch proved nothing, one of its tensors alone may: a shared one (anchors, a
+        # vocabulary) has reached every row.
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
         doubt = self._samples.doubt
         if doubt is not None and take is None and batch_size == doubt.counted:

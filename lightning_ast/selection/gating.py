@@ -56,7 +56,7 @@ class Gating:
         self._execution: Execution = execution
         self._batchnorm: BatchNormBackward = batchnorm
         self._dense_ops = dense_ops
-        self._finder = EntryFinder()
+        self._finder = EntryFinder()  # shared: what one kind of forward has proved of a graph holds in the other
         self._warn = WarnOnce()
         mixed: Any = module
         take = mixed.select_batch if overrides(module, "select_batch") else None
@@ -117,7 +117,7 @@ class Gating:
         if traced and self._decision.needs_losses and not step.is_gated:
             self._scores(step, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
         if step.is_gated:
-            self._has_gated = True
+            self._has_gated = True  # a batch may have several losses; only one without any is a dense step
             self._place_gate(step, loss, found.entries)
 
     def _found(self, step: StepState, loss: Tensor) -> Found:
@@ -176,7 +176,7 @@ class Gating:
         by the loss scale of 16-bit training.
         """
         trainer = self._module.trainer
-        scale: Any = float(batch_size)
+        scale: Any = float(batch_size)  # a tensor once it is divided by the loss scale: reading that would wait
         if self._module.automatic_optimization:
             scale *= trainer.accumulate_grad_batches
         factor = loss_scale(trainer)

@@ -144,11 +144,13 @@ class Quarantine:
         if step.bad is not None:
             self._pending.append(_Pending(step.bad, step.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
+        # Ahead of the epoch's end the share is taken of the samples that it is going to have: one bad sample in the
+        # first batch is not yet too many.
         if self._expected == 0:
             batches = trainer.num_training_batches
             self._expected = int(batches * step.offered) if math.isfinite(batches) else 1000
         found = bool(self._pending) and self._read()
-        if found and self._processes.count == 1:
+        if found and self._processes.count == 1:  # several agree at the epoch's end: one alone must not stop
             self._check(self.count, max(self._offered, self._expected))
 
     def finish_epoch(self) -> None:
@@ -163,6 +165,7 @@ class Quarantine:
     def _read(self, *, wait: bool = False) -> bool:
         """Tell whether samples were found among what has arrived."""
         before = self.count
+        # In order, and not beyond the first that is on its way: a later one cannot have arrived before it.
         while self._pending and (wait or self._pending[0].arrived is None or self._pending[0].arrived.query()):
             found = self._pending.pop(0)
             if found.arrived is not None:
@@ -177,7 +180,7 @@ class Quarantine:
         names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
         new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
         if not self.samples:
-            warnings.warn(
+            warnings.warn(  # in every process: each has its own samples
                 f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {new[0].epoch}). "
                 "Such samples are left out of the training and counted: see `quarantined` of the callback at the end.",
                 stacklevel=2,
@@ -215,6 +218,7 @@ class Quarantine:
 def _send(found: _Pending) -> None:
     """Start a copy to the host; on CUDA nothing waits for it."""
     if found.bad.device.type == "cuda":
+        # Pinned, without which the copy would wait; the event tells when the host may read it.
         host = torch.empty(found.bad.shape, dtype=torch.bool, pin_memory=True)
         found.bad = host.copy_(found.bad, non_blocking=True)
         found.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

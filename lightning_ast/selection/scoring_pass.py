@@ -71,8 +71,10 @@ class ScoringPass:
         search = self._search
         search.batch = batch
         trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
+        # Lightning enters it around the training step: scores of another precision would rank samples otherwise.
         context = self._module.trainer.precision_plugin.forward_context()
         with (
+            # Python's and NumPy's states too. The next step must draw (augmentation, mixup) what it would draw without.
             isolate_rng(include_cuda=False),
             self._nothing_changed(),
             self._traceless(grad=True),
@@ -88,22 +90,22 @@ class ScoringPass:
     def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
         losses = StepLosses(self._module)
         taps = self._taps
-        tapped = taps is not None and taps.ready and trace is None
+        read = taps if taps is not None and taps.ready and trace is None else None
         with ExitStack() as stack:
-            if taps is not None and (tapped or trace is not None):
-                stack.enter_context(taps.reading() if tapped else taps.finding())
+            if read is not None:
+                stack.enter_context(read.reading())
+            elif taps is not None and trace is not None:
+                stack.enter_context(taps.finding())
             if trace is not None:
                 stack.enter_context(trace)
             stack.enter_context(losses)
             loss = self._loss_of(batch, batch_idx, lambda loss, number: self._passes(loss, number, size, trace))
         if loss is None:
             return None
-        norms = taps.norms(loss, size) if tapped and taps is not None else None
-        if norms is None:
-            if tapped:  # the step took another way than in the first pass
-                self._taps = None
-                return self._scored(batch, batch_idx, size, trace)
-            norms = self._norms(loss, size, trace)
+        norms = self._norms(loss, size, trace) if read is None else read.norms(loss, size)
+        if norms is None and read is not None:  # the step took another way than in the first pass
+            self._taps = None
+            return self._scored(batch, batch_idx, size, trace)
         if norms is None:
             return None
         record = losses.record(loss, size) if self._needs_losses else None
@@ -112,10 +114,11 @@ class ScoringPass:
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
         if loss.grad_fn is None:
             return None
-        found = self._proved
+        found = self._proved  # where a step runs its own backward, asking whether to skip it has proved the loss
         self._proved = None
         if found is None:
             found = self._search.find(loss, size) if trace is None else self._search.prove(loss, size, trace)
+        # The gradient at a nested entry holds what came through another one: its rows would be counted twice.
         entries: list[Entry] = [entry for entry in found.entries if not entry.nested]
         if not entries:
             return None
@@ -155,6 +158,7 @@ class ScoringPass:
         if self._module.automatic_optimization:
             return
         trainer = self._module.trainer
+        # A step has either form in its hands: `self.optimizers()` gives LightningOptimizers, which wrap torch's.
         for optimizer in (*wrapped_optimizers(trainer), *trainer.optimizers):
             yield optimizer, "step", _nothing
             yield optimizer, "zero_grad", _nothing
@@ -172,6 +176,7 @@ class ScoringPass:
             for owner, name, stub in self._stubs():
                 undo.callback(put_on(owner, name, stub))
             yield
+        # torch counts every change in place. What a first run changes, the second one, which trains, starts from.
         changed = [name for name, parameter, _, version in flags if parameter._version != version]
         if changed:
             raise LossCaptureError(
@@ -209,6 +214,7 @@ class _StopAtBackward(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+# `manual_backward` would run Lightning's hooks and the precision's scaling: what stops at `Tensor.backward` is enough.
 def _stop(loss: Tensor, *args: Any, **kwargs: Any) -> None:
     loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 

@@ -132,6 +132,7 @@ class Session:
     def _state_of(self, settings: SelectionSettings, owner: Callback) -> SessionState:
         return SessionState(
             trainer=self._trainer,
+            # The same in all processes: each compares it with the one in the checkpoint that rank 0 wrote.
             token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
             rule=settings.rule,
             owner=str(owner.state_key),
@@ -188,7 +189,7 @@ class Session:
 
     def start_batch(self, batch: object, batch_idx: int) -> None:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
-        if self.step is not None:
+        if self.step is not None:  # its step failed and was caught, or another callback skipped the batch
             self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
@@ -210,7 +211,7 @@ class Session:
 
     def _enter_stage(self, stage: Stage) -> None:
         if stage != self.stage:
-            self._books.clock.interrupt()
+            self._books.clock.interrupt()  # the step between two stages belongs to neither
             for watcher in self.watchers:
                 watcher.start_stage(stage)
         self.stage = stage
@@ -235,7 +236,7 @@ class Session:
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of the loss; count its backward, if that is wanted."""
-        if self._module.automatic_optimization:
+        if self._module.automatic_optimization:  # else the forward goes on behind this backward
             self._books.flops.stop_forward()
         self._gating.start_backward(loss)
         self._books.flops.start_backward(self.step, loss)
@@ -254,7 +255,7 @@ class Session:
     def finish_batch(self, batch_idx: int) -> None:
         """Keep the books, let go of the batch, log it."""
         step = self.step
-        self.step = None
+        self.step = None  # at once: what fails below must not be finished a second time
         if step is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
             self.mode.close_batch(None)
             self._log.finish_batch(batch_idx, trained=False)
@@ -267,7 +268,7 @@ class Session:
     def _finish_step(self, step: StepState, batch_idx: int) -> None:
         self._books.flops.stop_forward()
         self._gating.finish_batch(step)
-        self.quarantine.restore()
+        self.quarantine.restore()  # ahead of watchers and of the module's own hook, which see what was loaded
         self.mode.close_batch(step)
         self._last = None if step.is_void else (step.selection, step.batch_size)
         self.activation_rate = self.mode.activation_rate(step)

@@ -60,9 +60,10 @@ class RowWeights:
         assert step.selection is not None
         cleaned = step.treatment is Treatment.CLEANED
         indices = step.selection.indices.cpu()
+        # In double precision: the sum of a large batch's weights decides the factor of every one of its rows.
         ones = torch.ones(indices.numel(), dtype=torch.float64)
         weights = ones if step.selection.weights is None or cleaned else step.selection.weights.to(ones)
-        if step.part is not None:
+        if step.part is not None:  # the step has these rows alone, in this order
             indices = torch.arange(step.forwarded)
         if finite is not None:
             indices = indices[finite]
@@ -116,6 +117,7 @@ class SumDetector:
         """
         if self._answer is not None:
             return self._answer
+        # 1 for a mean, k / B for a sum. Dropout and BatchNorm change norms as well: so most of them are asked.
         ratios = norms / scored.to(norms)
         ratios = ratios[ratios.isfinite() & (ratios > 0)]
         if ratios.numel() == 0:
@@ -124,13 +126,10 @@ class SumDetector:
         sums = float(near.double().mean()) > _MOST
         if share <= _LARGEST_SHARE:
             self._answer = sums
-            self._inform(sums)
+            if sums:
+                rank_zero_info(
+                    "lightning-ast: the training step sums its losses or divides them by a fixed number: in "
+                    "mode='subset' the gradient of the selected samples is multiplied by the samples of the batch for "
+                    "each selected one."
+                )
         return sums
-
-    @staticmethod
-    def _inform(sums: bool) -> None:
-        if sums:
-            rank_zero_info(
-                "lightning-ast: the training step sums its losses or divides them by a fixed number: in mode='subset' "
-                "the gradient of the selected samples is multiplied by the samples of the batch for each selected one."
-            )
