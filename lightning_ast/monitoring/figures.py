@@ -15,17 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Image", "class_heatmap", "sample_grid", "threshold_heatmap"]
 
-Image: TypeAlias = NDArray[np.uint8]
+Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 
 _MOST_CLASSES = 60
 
 
 def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
-    """Draw the activation rate of each class (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
-
-    Args:
-        by_epoch: The shares ``(C,)`` in [0, 1] by epoch, NaN where a class was not offered.
-    """
+    """Draw the shares ``(C,)`` of each class (rows) that were selected over the epochs, NaN where none was offered."""
     classes = min(max(len(shares) for shares in by_epoch.values()), _MOST_CLASSES)
     shown = {epoch: shares[:classes] for epoch, shares in by_epoch.items()}
     title = "activation rate by class" + (f" (the first {classes})" if classes == _MOST_CLASSES else "")
@@ -33,21 +29,13 @@ def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
 
 
 def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
-    """Draw the threshold in each part of an epoch (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
-
-    Args:
-        by_epoch: The mean thresholds ``(parts,)`` by epoch, NaN where it was dense.
-    """
+    """Draw the mean thresholds ``(parts,)`` of an epoch (rows) over the epochs, NaN where it was dense."""
     parts = len(next(iter(by_epoch.values())))
     return _heatmap(by_epoch, parts, title="threshold", bar="significance", ylabel=f"part of the epoch, of {parts}")
 
 
 def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor, str]]) -> Image:
-    """Draw the most selected samples above, the least selected below, ``(H, W, 3)`` uint8.
-
-    Args:
-        most: The images of the most selected, ``(1 or 3, H, W)`` of any range, each with its caption.
-    """
+    """Draw the most selected samples above, the least selected below: ``(1 or 3, H, W)`` of any range."""
     columns = max(len(most), len(least))
     figure = _figure(1.3 * columns, 3.6)
     for row, (name, samples) in enumerate((("most selected", most), ("least selected", least))):

@@ -42,16 +42,7 @@ class EpochSamples:
 
 
 class SampleWatcher(Watcher):
-    """A collector of an epoch's sparse batches, each left on its device; nothing is waited for before the epoch's end.
-
-    In ``prune`` the epoch's plan tells what was selected, from the remembered significance of all samples.
-
-    Args:
-        indices: Takes the batch size and returns the dataset indices ``(B,)`` of the batch that arrives, or None.
-
-    Attributes:
-        seconds: The seconds that watching took.
-    """
+    """A collector of an epoch's sparse batches, left on their device: nothing is waited for before the epoch's end."""
 
     wants_labels = True
 
@@ -59,7 +50,7 @@ class SampleWatcher(Watcher):
         self._session = session
         self._indices = indices
         self._size = size
-        self.seconds = 0.0
+        self.seconds = 0.0  # that watching took
         self._guard = Guard("watching the samples")
         self._stage: Stage = "warmup"
         self._labels = torch.empty(0, dtype=torch.long)
@@ -191,10 +182,8 @@ class SampleHistory:
         self.worth.index_add_(0, samples.indices, samples.significance.float().nan_to_num())
 
     def extremes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Find the dataset indices of the samples selected most and least, ``(<= count,)`` each, of those offered.
-
-        Where several were selected equally often, the one of the larger mean significance counts as more selected.
-        """
+        """Find the dataset indices of the samples selected most and least, at most ``count`` each, of those offered."""
+        # Of several that were selected equally often, the one of the larger mean significance counts as more selected.
         offered = self.offered.nonzero().flatten()
         share, worth = (each[offered] / self.offered[offered] for each in (self.selected, self.worth))
         order = offered[np.lexsort((worth.numpy(), share.numpy()))]  # by the last key first

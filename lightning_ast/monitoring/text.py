@@ -74,10 +74,7 @@ def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[S
 
 
 def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
-    """Return the share of FLOPs that the mode could have saved at the rates of the run, with nothing run densely.
-
-    None where FLOPs were not counted.
-    """
+    """Return the share of FLOPs that the mode could have saved at the run's rates, if counted, with no dense op."""
     if ledger.flops is None or not ledger.offered:
         return None
     spares = MODE_FACTS[mode].spares_backward

@@ -55,11 +55,7 @@ class RunningEpoch:
         return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
 
     def next_batch(self, batch_size: int, own: Tensor | None, *, share: Callable[[Tensor], Tensor]) -> PlannedBatch:
-        """Return the part of the plan that the batch given by the loader is.
-
-        Args:
-            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-        """
+        """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         assert self.plan is not None
         indices = share(self.plan.indices)
         start = self.lengths.start(self.batch)

@@ -214,11 +214,7 @@ class PrunedEpochs:
         return self._planner.plan(self.epoch, self._processes.interleaved(own))
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
-        """Return the part of the plan that the next batch of the epoch is.
-
-        Args:
-            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-        """
+        """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         return self.epoch.next_batch(batch_size, own, share=self._processes.share)
 
     def finish_batch(self) -> None:

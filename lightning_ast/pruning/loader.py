@@ -156,14 +156,9 @@ class PrunedLoader(CombinedLoader):
 
 
 def draw(sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
-    """Draw one epoch's indices from the user's sampler.
-
-    A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
-    torch's RandomSampler does. So it is asked, and the generators are put back.
-
-    Returns:
-        ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
-    """
+    """Draw one epoch's indices ``(draws,)``, and the generators' states after the sampler was asked once more."""
+    # A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
+    # torch's RandomSampler does. So it is asked, and the generators are put back.
     source = iter(sampler)
     try:
         indices = array("q", (index.__index__() for index in islice(source, facts.draws)))

@@ -27,12 +27,7 @@ _EXCESS = 0.1
 
 
 class EpochPlanner:
-    """Plans epochs from the remembered significance; every process plans the same.
-
-    Attributes:
-        history: What is remembered of each sample; None before the data set is known.
-        facts: The lengths of a dense epoch; None before the loader is set up.
-    """
+    """Plans epochs from the remembered significance; every process plans the same."""
 
     def __init__(
         self, trainer: pl.Trainer, selector: SampleSelector, schedule: Schedule, processes: Processes, steps: PruneSteps
@@ -84,11 +79,8 @@ class EpochPlanner:
         return None if lengths.samples >= NEARLY_ALL * self.facts.offered else lengths
 
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
-        """Choose the samples of an epoch; where its rate depends on what is offered, its length is made right.
-
-        Args:
-            draws: ``(n,)`` int64 dataset indices that the user's samplers drew, of all processes in turn.
-        """
+        """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
+        # Where the rate depends on what is offered, the length is made right here.
         assert self.facts is not None
         history = self.fold()
         processes = self._processes.count

@@ -240,12 +240,10 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
 
 
 def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[], None]:
-    """Make ``trainer.estimated_stepping_batches`` the planned number of steps.
-
-    Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
-    no setter and modules read it in ``configure_optimizers``: the trainer gets a class of its own until the end of the
-    run.
-    """
+    """Make ``trainer.estimated_stepping_batches`` the planned number of steps; return a function that undoes it."""
+    # Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
+    # no setter and modules read it in `configure_optimizers`: the trainer gets a class of its own until the end of the
+    # run.
     own = type(trainer)
 
     def answer(self: pl.Trainer) -> float:

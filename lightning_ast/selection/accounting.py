@@ -21,12 +21,7 @@ SETTLE_STEPS = 3
 
 
 class Books:
-    """Writes a fit's batches into its ledger.
-
-    Attributes:
-        flops: The count of the FLOPs of a batch, as its step runs.
-        clock: The time of its steps.
-    """
+    """Writes a fit's batches into its ledger; ``flops`` counts those of a step as it runs, ``clock`` its time."""
 
     def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
         self._mode = mode
@@ -71,10 +66,8 @@ class Books:
         )
 
     def finish_batch(self, step: StepState, stage: Stage, *, rate: float, target_rate: float | None) -> None:
-        """Count a batch that was trained on; warn once where sparse ones save next to nothing.
-
-        There is no ``target_rate`` where a coverage is held and the rate follows.
-        """
+        """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
+        # There is no target rate where a coverage is held: the rate follows.
         mode = self._mode_of(step)
         dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most

@@ -33,13 +33,7 @@ _FEW = 2
 
 
 class Decision:
-    """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's.
-
-    Attributes:
-        weights: Weighs the selected rows.
-        needs_losses: Whether the score is computed from the values of torch's loss functions.
-        is_shared: Whether several processes weigh their selections together.
-    """
+    """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's."""
 
     def __init__(
         self,
@@ -65,11 +59,7 @@ class Decision:
         self._has_selected = False
 
     def scores(self, step: StepState, batch: Any, record: LossRecord) -> Tensor:
-        """Score a batch by the values of its losses.
-
-        Returns:
-            ``(B,)`` significance, finite and non-negative.
-        """
+        """Score a batch by the values of its losses: ``(B,)``, finite and non-negative."""
         if not self._has_scored:
             self._has_scored = True
             if self._significance == "el2n" and record.kind == "regression":
@@ -98,15 +88,12 @@ class Decision:
             rank_zero_warn(warning)
 
     def decide(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> Kept | None:
-        """Decide what the gate lets through.
+        """Decide what the gate lets through: None for everything, unchanged.
 
         Args:
             scores: ``(B,)`` significance.
             finite: ``(B,)`` norms or losses, NaN or infinite where a sample must not be trained on.
             labels: ``(B,)`` class indices, or None.
-
-        Returns:
-            What is kept, on the device of the scores; None for everything, unchanged.
         """
         device = scores.device
         if step.selects or step.is_whole:  # the host selects: one wait, and none for what follows
@@ -134,11 +121,7 @@ class Decision:
         self._select(step, self._observed(step, scores, labels), eligible)
 
     def kept_of_part(self, step: StepState, part: Part, norms: Tensor) -> Kept:
-        """Weigh what was selected ahead of a step that saw the selected samples alone.
-
-        Args:
-            norms: ``(k,)`` norms of their gradients in this step, times their number k.
-        """
+        """Weigh what was selected ahead, by the norms ``(k,)`` of the selected samples in their own step, times k."""
         return self.weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None) -> Tensor:

@@ -39,12 +39,7 @@ class WarnOnce:
 class EntrySearch:
     """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes.
 
-    Args:
-        take: ``(batch, indices) -> batch``, the user's own way to take samples, or None.
-
-    Attributes:
-        batch: What the running forward gets; None between two of them.
-        attempts: The number of traced forwards that had a loss; a step may return none.
+    ``take`` is the user's own way to take samples, ``(batch, indices) -> batch``.
     """
 
     def __init__(
@@ -111,11 +106,9 @@ class EntrySearch:
         return assignments_of(self.batch)
 
     def find(self, loss: Tensor, batch_size: int) -> Found:
-        """Find the entries of a loss of a forward that was not traced.
-
-        A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the next
-        forward is traced. Where they do not, the step is a dense one.
-        """
+        """Find the entries of a loss of a forward that was not traced."""
+        # A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the
+        # next forward is traced. Where they do not, the step is a dense one.
         found = self._finder.find(loss, batch_size, assignments=self._assignments)
         if found is not None:
             return found

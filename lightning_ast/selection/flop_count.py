@@ -43,10 +43,8 @@ class FlopCount:
 
     It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
     counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
-    what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. An
-    optimizer that evaluates the step often (LBFGS) has its first evaluation counted. A module with compiled parts is
-    not counted (the ops of fused kernels are not seen): the ledger's FLOPs then stay None, which is said once. So they
-    do where a step has operations that cannot be counted.
+    what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. Where a
+    step cannot be counted (the ops of compiled parts are not seen), the ledger's FLOPs stay None, which is said once.
     """
 
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
@@ -127,11 +125,7 @@ class FlopCount:
         return FlopsPerSample(self._forward / step.forwarded, self._backward / step.forwarded)
 
     def finish_batch(self, ledger: Ledger, step: StepState, dense_ops: Counter[str]) -> DenseOps:
-        """Write the cost of one sample to the ledger, once known.
-
-        Returns:
-            What ran over all rows in this batch for want of a rule.
-        """
+        """Write the cost of one sample to the ledger, once known; return what ran over all rows for want of a rule."""
         self.close()
         if self._wants_dense and ledger.flops is None:
             ledger.flops = self.of_sample(step)

@@ -30,13 +30,7 @@ __all__ = ["Gating"]
 
 
 class Gating:
-    """Puts the gate of a batch where the gradient of each of its losses enters the network.
-
-    Attributes:
-        search: Finds the entries of the losses of training steps.
-        scoring_search: Finds the entries of the losses of the scoring passes of ``subset``.
-        labels_wanted: Whether another callback wants to know the classes of the samples.
-    """
+    """Puts the gate of a batch where the gradient of each of its losses enters the network."""
 
     def __init__(
         self,
@@ -170,11 +164,9 @@ class Gating:
         return self._decision.decide(step, comparable, norms, labels)
 
     def _score_scale(self, batch_size: int) -> Any:
-        """Return the factor that makes a norm comparable with those of other batches.
-
-        The loss is a mean over the batch, which Lightning divides by the number of accumulated batches and multiplies
-        by the loss scale of 16-bit training.
-        """
+        """Return the factor that makes a norm comparable with those of other batches."""
+        # The loss is a mean over the batch, which Lightning divides by the number of accumulated batches and multiplies
+        # by the loss scale of 16-bit training.
         trainer = self._module.trainer
         scale: Any = float(batch_size)  # a tensor once it is divided by the loss scale: reading that would wait
         if self._module.automatic_optimization:

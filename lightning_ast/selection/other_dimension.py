@@ -37,11 +37,9 @@ class Doubt:
 
     @property
     def is_settled(self) -> bool:
-        """Tell whether sizes alone show that the count is wrong.
-
-        A collate function may multiply its samples (two views of each). One that drops some loads labels beside them,
-        as a rule: then not every tensor has as many columns as there are samples.
-        """
+        """Tell whether sizes alone show that the count is wrong."""
+        # A collate function may multiply its samples (two views of each). One that drops some loads labels beside them,
+        # as a rule: then not every tensor has as many columns as there are samples.
         alike = all(shape[1:2] == (self.size,) for shape in self.shapes)
         return self.loaded not in (None, 1) and self.counted % self.size != 0 and alike
 
@@ -124,11 +122,9 @@ class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
             trace.release()
 
     def is_confirmed(self, loss: Tensor, found: Found) -> bool:
-        """Tell whether the forward has shown that the samples lie along the other dimension.
-
-        They do where places of the first dimension change each other's rows, and those of the other one do not. Where
-        the network treats all places alike, nothing is shown.
-        """
+        """Tell whether the forward has shown that the samples lie along the other dimension."""
+        # It has where places of the first dimension change each other's rows, and those of the other one do not. Where
+        # the network treats all places alike, nothing is shown.
         exact = all(entry.exact for entry in found.entries) and not found.unclear
         if self.doubt.size == 1:  # a single sample: nothing can be separate from it
             return exact and any(map(self._is_reached, found.entries))

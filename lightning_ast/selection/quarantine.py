@@ -76,10 +76,7 @@ class Quarantine:
         self._stand_ins = StandIns()
 
     def examine(self, step: StepState, batch: Any) -> None:
-        """Look at the input of a batch, and put other samples in the place of those that are not finite.
-
-        They stand there until :meth:`restore`.
-        """
+        """Look at the input of a batch, and put others in the place of bad samples, until :meth:`restore`."""
         finite = None if self.limit is None else find_finite(batch, step.batch_size)
         if finite is None:
             return
@@ -91,14 +88,7 @@ class Quarantine:
         self._stand_ins.restore()
 
     def eligible(self, step: StepState, values: Tensor) -> Tensor | None:
-        """Tell which samples may be selected.
-
-        Args:
-            values: ``(B,)`` losses, or norms of the samples' gradients.
-
-        Returns:
-            ``(B,)`` bool, or None where the host knows that all may.
-        """
+        """Tell which samples may be selected, by norms or losses ``(B,)``; None where all may, as the host knows."""
         if self.limit is None:
             return None
         finite = values.isfinite()
@@ -110,14 +100,10 @@ class Quarantine:
         return finite
 
     def finite_in_step(self, step: StepState, norms: Tensor) -> Tensor | None:
-        """Look for samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
-
-        Args:
-            norms: ``(k,)`` norms of the gradients of the selected samples in the step.
+        """Find samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
 
         Returns:
-            ``(k,)`` positions among the selected samples of those that are finite; None where the host knows of none
-            that are not.
+            ``(k,)`` positions among the selected samples of the finite ones; None where the host knows that all are.
         """
         if self.limit is None or step.selection is None or norms.device.type != "cpu":
             return None

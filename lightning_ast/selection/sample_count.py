@@ -18,11 +18,7 @@ __all__ = ["SampleCount"]
 
 
 class SampleCount:
-    """Counts the samples of each batch in the way that the first batch showed.
-
-    Attributes:
-        doubt: A reason to ask whether the samples lie along another dimension than the one that is counted, or None.
-    """
+    """Counts the samples of each batch in the way that the first batch showed."""
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._trainer = trainer
@@ -32,11 +28,9 @@ class SampleCount:
         self.doubt: Doubt | None = None
 
     def __call__(self, batch: Any) -> int:
-        """Count the samples of a batch, which may be none.
-
-        A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
-        leading dimension was the loader's batch size in the first batch counts from then on.
-        """
+        """Count the samples of a batch, which may be none."""
+        # A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
+        # leading dimension was the loader's batch size in the first batch counts from then on.
         try:
             return self._counted(batch)
         except EmptyBatchError:

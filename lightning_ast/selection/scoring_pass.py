@@ -63,11 +63,7 @@ class ScoringPass:
         self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
     def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
-        """Score a batch.
-
-        Returns:
-            What was found; None where the step computes no loss that depends on the samples: it is a dense step.
-        """
+        """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step."""
         search = self._search
         search.batch = batch
         trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
@@ -128,10 +124,8 @@ class ScoringPass:
         return norms_at(loss, edges, [entry.place for entry in entries], weight=size)
 
     def _passes(self, loss: Tensor, number: int, size: int, trace: SampleTrace | None) -> bool:
-        """Tell whether to skip a backward of a step that runs its own: its loss does not depend on the batch.
-
-        The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
-        """
+        """Tell whether to skip a backward of a step that runs its own: its loss does not depend on the batch."""
+        # The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
         if trace is None:
             return number < self._passed
         trace.paused = True
@@ -190,11 +184,7 @@ class _BackwardReached(Exception):  # noqa: N818 - it is caught, and no error
 
 
 class _StopAtBackward(TorchFunctionMode):
-    """Stops a step at its first backward that does not pass, and keeps the loss; none is computed.
-
-    Args:
-        passes: ``(loss, number of backwards before)``: tells whether the step goes on.
-    """
+    """Stops a step at its first backward that does not pass, and keeps the loss; none is computed."""
 
     def __init__(self, passes: Callable[[Tensor, int], bool]) -> None:
         super().__init__()

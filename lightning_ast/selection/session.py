@@ -44,18 +44,7 @@ _FLOPS = "flops_per_batch"
 
 
 class Session:
-    """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit.
-
-    Attributes:
-        mode: How selections are executed.
-        state: Saves and restores the parts.
-        stage: The stage of the last batch.
-        activation_rate: Selected / offered of the last batch (in ``prune`` of its epoch); None before the first.
-        coverage: The share of the significance of the last batch (in ``prune`` of its epoch) that the samples trained
-            on carry; None before the first.
-        watchers: The other callbacks that are told of each batch.
-        step: The state of the running step, or None.
-    """
+    """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit; what can be read is of the last batch."""
 
     def __init__(
         self,

@@ -48,10 +48,8 @@ class SessionState:
         return SELECTION_STATE.stamped(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
-
-        A checkpoint that is loaded to validate, test or predict with changes nothing.
-        """
+        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew."""
+        # A checkpoint that is loaded to validate, test or predict with changes nothing.
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         SELECTION_STATE.require(state, owner=self.owner)

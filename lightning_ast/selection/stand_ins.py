@@ -20,9 +20,9 @@ __all__ = ["StandIns"]
 class StandIns:
     """Puts the values of a second batch into the objects of a first one, and takes them out again.
 
-    Tensors stay the same objects and get other memory. Arrays, numbers and tuples are replaced in the list, dict or
-    object that holds them. Where none does (arrays in a tuple), an array that owns its memory is written to. The memory
-    of tensors, which may be the dataset's, is never written to.
+    Tensors stay the same objects and get other memory: their own, which may be the dataset's, is never written to.
+    Arrays, numbers and tuples are replaced in the list, dict or object that holds them. Where none does (arrays in a
+    tuple), an array that owns its memory is written to.
     """
 
     def __init__(self) -> None:

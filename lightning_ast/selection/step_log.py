@@ -118,10 +118,9 @@ class StepLog:
         return batch.written
 
     def _is_wanted(self, batch_idx: int) -> bool:
-        """Tell whether a step is logged: where the loggers write, and where an epoch or the run begins or ends.
-
-        The first step makes the names known to callbacks that monitor them; the last one is what the bar shows at last.
-        """
+        """Tell whether a step is logged: where the loggers write, and where an epoch or the run begins or ends."""
+        # The first step makes the names known to callbacks that monitor them; the last one is what the bar shows at
+        # last.
         trainer = self._trainer
         ends = trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step
         return batch_idx == 0 or ends or logs_this_step(trainer)
@@ -164,10 +163,8 @@ class StepLog:
             show(self._trainer, values, bar=_bar(values))
 
     def close(self) -> None:
-        """Write the last value of every series that the loggers do not have yet; later calls write nothing.
-
-        No process waits for another, so this also works in a run that fails.
-        """
+        """Write the last value of every series that the loggers do not have yet; later calls write nothing."""
+        # No process waits for another, so this also works in a run that fails.
         written = self._settle()
         batch = self._last
         self._last = None

@@ -17,18 +17,14 @@ __all__ = ["BatchFacts", "Part", "StepState", "Treatment"]
 
 
 class Treatment(Enum):
-    """What is done to the gradient of a batch where it enters the network.
+    """What is done to the gradient of a batch where it enters the network."""
 
-    ``DENSE``: nothing; the step is the plain run's. ``OBSERVED``: nothing, but the significance of every sample is
-    computed. ``CLEANED``: the rows of samples that are not finite are left out. ``SELECTED``: the rows of a selection
-    are kept, with its weights. ``WHOLE``: a sparse batch that is trained on as a dense one, because a selection of it
-    would cost more than it saves; it counts like any selection where processes and micro-batches are weighed together.
-    """
-
-    DENSE = "dense"
-    OBSERVED = "observed"
-    CLEANED = "cleaned"
-    SELECTED = "selected"
+    DENSE = "dense"  # nothing: the step is the plain run's
+    OBSERVED = "observed"  # nothing, but the significance of every sample is computed
+    CLEANED = "cleaned"  # the rows of samples that are not finite are left out
+    SELECTED = "selected"  # the rows of a selection are kept, with its weights
+    # A sparse batch that is trained on as a dense one, because a selection of it would cost more than it saves. It
+    # counts like any selection where processes and micro-batches are weighed together.
     WHOLE = "whole"
 
 
@@ -51,17 +47,11 @@ class BatchFacts:
 
 @dataclass(frozen=True)
 class Part:
-    """The selected samples of a batch, which are all that a step of ``subset`` sees.
-
-    Attributes:
-        batch: The samples, in the form of the batch.
-        norms: ``(k,)`` norms of their gradients in the scoring pass, times the samples B of the whole batch.
-        take: ``(batch, positions) -> batch``: takes some of the selected samples out of the whole batch.
-    """
+    """The selected samples of a batch, which are all that a step of ``subset`` sees."""
 
     batch: Any
-    norms: Tensor
-    take: Callable[[Any, Tensor], Any]
+    norms: Tensor  # (k,) of their gradients in the scoring pass, times the samples B of the whole batch
+    take: Callable[[Any, Tensor], Any]  # takes positions among them, out of the whole batch
 
 
 @dataclass

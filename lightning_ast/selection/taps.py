@@ -98,11 +98,7 @@ class Taps:
                 handle.remove()
 
     def norms(self, loss: Tensor, batch_size: int) -> Tensor | None:
-        """Take the norms of the samples' rows of a loss's gradient at the outputs that were read, times the batch size.
-
-        Returns:
-            ``(B,)``, or None where the loss was not computed from them.
-        """
+        """Take the norms ``(B,)`` of the samples' rows at the outputs read, times B; None where others were."""
         if loss.grad_fn is None or len(self._cuts) != len(self._taps):
             return None
         found = (layout.place(shape, batch_size) for _, shape, layout in self._cuts)

@@ -27,9 +27,8 @@ _LARGEST_SHARE = 0.75
 class RowWeights:
     """Weighs the selection of a batch as a part of one large batch.
 
-    Args:
-        divisor: ``(own, samples) -> shared``: from the denominator and the number of samples of a batch to the
-            denominator that all processes and all batches of an optimizer step share.
+    ``divisor`` makes, of the denominator and the samples of a batch, the one that all processes and all batches of an
+    optimizer step share.
     """
 
     def __init__(self, weighting: Weighting, divisor: Callable[[float, float], float]) -> None:
@@ -38,19 +37,15 @@ class RowWeights:
         self._sums = SumDetector()
 
     def of_step(self, step: StepState, device: torch.device, finite: Tensor | None = None) -> Kept:
-        """Weigh the rows of a step.
-
-        The gradient of a mean over B samples has rows that were divided by B. They are multiplied by ``w * B / d``,
-        where d is the sum of the weights w (``unbiased``: B) over all processes and micro-batches.
-        """
+        """Weigh the rows of a step."""
+        # The gradient of a mean over B samples has rows that were divided by B. They are multiplied by w * B / d, where
+        # d is the sum of the weights w (unbiased: B) over all processes and micro-batches.
         return _brought(self._on_host(step, finite), device)
 
     def of_whole(self, step: StepState, device: torch.device) -> Kept | None:
-        """Weigh the rows of a batch that is trained on whole; None where the step is the plain one.
-
-        All weigh alike, and the batch counts where it is a part of one large batch: a factor is left where another
-        micro-batch keeps fewer, or another process has a batch of another size.
-        """
+        """Weigh the rows of a batch that is trained on whole; None where the step is the plain one."""
+        # All weigh alike, and the batch counts where it is a part of one large batch: a factor is left where another
+        # micro-batch keeps fewer, or another process has a batch of another size.
         kept = self._on_host(step, None)
         assert kept.factors is not None
         is_plain = step.selected == step.batch_size and bool((kept.factors == 1).all())
@@ -77,11 +72,7 @@ class RowWeights:
         return Kept(indices, factors, rows_only=cleaned or step.known_bad or finite is not None)
 
     def of_part(self, step: StepState, part: Part, norms: Tensor, finite: Tensor | None) -> Kept:
-        """Weigh the rows of a step that saw the selected samples alone.
-
-        Args:
-            norms: ``(k,)`` norms of their gradients in this step, times their number k.
-        """
+        """Weigh the rows of a step that saw the selected samples alone, by their norms ``(k,)`` in it, times k."""
         kept = self.of_step(step, norms.device, finite)
         share = step.forwarded / step.batch_size
         if not self._sums.found_in(norms, part.norms, share):
@@ -109,12 +100,7 @@ class SumDetector:
         self._answer: bool | None = None
 
     def found_in(self, norms: Tensor, scored: Tensor, share: float) -> bool:
-        """Tell whether the step sums its losses.
-
-        Args:
-            norms: ``(k,)`` norms in the step, times k: those of the scoring pass, if the loss is a mean.
-            scored: ``(k,)`` norms in the scoring pass, times B.
-        """
+        """Tell whether the step sums its losses, by norms ``(k,)`` in it, times k, and in the scoring pass, times B."""
         if self._answer is not None:
             return self._answer
         # 1 for a mean, k / B for a sum. Dropout and BatchNorm change norms as well: so most of them are asked.

@@ -40,14 +40,10 @@ class FitParts:
 
 
 class SelectionMode(ABC):
-    """How the selections of a fit are executed: what :class:`~lightning_ast.selection.session.Session` asks of a mode.
+    """What :class:`~lightning_ast.selection.session.Session` asks of a mode, in the order in which it asks."""
 
-    Its ``name`` is the value of ``SparseSelectionCallback(mode=...)``, ``execution`` how the backward behind the gate
-    is computed.
-    """
-
-    name: ClassVar[Mode]
-    execution: ClassVar[Execution] = "mask"
+    name: ClassVar[Mode]  # the value of SparseSelectionCallback(mode=...)
+    execution: ClassVar[Execution] = "mask"  # of the backward behind the gate
 
     def __init__(self, parts: FitParts) -> None:
         self._parts = parts
@@ -70,11 +66,7 @@ class SelectionMode(ABC):
 
     @abstractmethod
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
-        """Return what is to be done with a batch.
-
-        Args:
-            indices: ``(B,)`` dataset indices, or None where they are not known.
-        """
+        """Return what is to be done with a batch; its dataset indices are ``(B,)``, where they are known."""
 
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:  # noqa: B027 - most modes need none
         """Do what comes ahead of the training step; samples that are not finite have been replaced by others."""
@@ -87,10 +79,8 @@ class SelectionMode(ABC):
         """Let go of a batch; None stands for one that was not trained on."""
 
     def coverage(self, step: StepState) -> float | None:
-        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1].
-
-        It is None where a plan is of an older release, which did not know it.
-        """
+        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1]."""
+        # None where a plan is of an older release, which did not know it.
         return self._parts.selector.coverage if step.selects or step.facts.is_planned else 1.0
 
     @abstractmethod

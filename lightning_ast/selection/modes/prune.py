@@ -22,11 +22,7 @@ __all__ = ["PruneMode"]
 
 
 class PruneMode(SelectionMode):
-    """Trains on whole batches of the samples that the epoch's plan has selected, and remembers their significance.
-
-    Attributes:
-        epochs: The plans of the epochs.
-    """
+    """Trains on whole batches of the samples that the epoch's plan has selected, and remembers their significance."""
 
     name = "prune"
 
