@@ -17,7 +17,7 @@ __all__ = ["STAGE_CODES", "Schedule", "Stage"]
 
 Stage = Literal["warmup", "sparse", "cooldown"]
 STAGE_CODES: dict[Stage, int] = {"warmup": 0, "sparse": 1, "cooldown": 2}
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # 0.29 * 100 epochs are 28.999999999999996: no stage may end a batch late for that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,6 @@ class Schedule:
         names = ("warmup_steps", "warmup_epochs", "cooldown_steps", "cooldown_epochs")
         given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name)]
         return " and ".join(given)
-
-    # ------------------------------------------------------------------ the stage
 
     def stage(self, at: Point, run: RunLength) -> Stage:
         """Return the stage of the optimizer step that begins at a point of the run; warmup wins over cooldown."""
@@ -106,8 +104,6 @@ class Schedule:
             left = run.epochs_left(at)
             length = float(self.cooldown_epochs or 0)
         return length > 0 and left is not None and left <= length + _ROUNDING
-
-    # ------------------------------------------------------------------ what is wrong with it
 
     def setting_faults(self) -> list[str]:
         """Find what is wrong with the settings on their own."""

@@ -250,8 +250,6 @@ class SparseSelectionCallback(SelectionReadings):
         assert self._session is not None  # Lightning calls no hook of a training before setup
         return self._session
 
-    # ------------------------------------------------------------------ state
-
     @property
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""

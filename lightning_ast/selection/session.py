@@ -152,8 +152,6 @@ class Session:
         """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
         return self.mode.stages_ahead(self._trainer.current_epoch + 1)
 
-    # ------------------------------------------------------------------ the fit
-
     def attach(self) -> None:
         """Let the mode change what it has to change of the module or the trainer."""
         _warn_of_unused_methods(self._module)
@@ -173,8 +171,6 @@ class Session:
         faults += self.mode.start_training()
         if faults:
             raise ConfigurationError(faults)
-
-    # ------------------------------------------------------------------ a batch
 
     def start_batch(self, batch: object, batch_idx: int) -> None:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
@@ -275,8 +271,6 @@ class Session:
         self._gating.close()
         self.quarantine.restore()
         self.step = None
-
-    # ------------------------------------------------------------------ between batches
 
     def finish_epoch(self) -> None:
         """Compare what was left out with what is allowed, over all processes."""
