@@ -15,6 +15,7 @@ from typing import Any
 from recipe_tables import recipe_tables
 from regime_aims import aims_table, equal_work_table
 from regime_headline import draw, drawn_points, points, short_table
+from regime_noise import noise_table
 from regime_tables import (
     coverage_table,
     headline_table,
@@ -465,6 +466,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime-coverage": coverage_table,
     "regime-coverage-short": short_coverage_table,
     "regime-ideas": ideas_table,
+    "regime-noise": noise_table,
     "overhead": overhead_table,
     "prune-ideas": prune_ideas_table,
     **recipe_tables(RECORDS / "recipes"),
