@@ -36,6 +36,7 @@ class ConfigurationError(ValueError):
         super().__init__("\n".join(["lightning-ast cannot run with this configuration:", *(f"- {f}" for f in faults)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Python makes a pickled exception anew from its message alone, as where it comes from another process.
         return type(self), (self.faults,)
 
 

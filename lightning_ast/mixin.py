@@ -60,7 +60,7 @@ class SparseLossMixin:
         Raises:
             LossCaptureError: The training step calls no torch loss function, or one that cannot be taken apart.
         """
-        if self._capturing:
+        if self._capturing:  # the step that the default runs below calls this method: it would never end
             raise LossCaptureError(
                 "training_step calls `self.per_sample_loss`, which the module does not define: override "
                 "`per_sample_loss(self, batch, batch_idx)` and return the unreduced losses, shape (B,)."
@@ -116,7 +116,7 @@ def overrides(module: Any, name: str) -> bool:
 
     ``per_sample_loss`` counts on any module; the others only on one that uses the mixin.
     """
-    own = getattr(type(module), name, None)
+    own = getattr(type(module), name, None)  # of the class: a fit puts wrappers of its own on the instance
     if own is None or own is getattr(SparseLossMixin, name):
         return False
     return name == "per_sample_loss" or isinstance(module, SparseLossMixin)

@@ -88,6 +88,7 @@ class EnergyMonitor(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the meters; a run that is resumed in mid-epoch goes on from here."""
+        # A checkpoint of an earlier epoch was loaded: the later ones are trained again.
         self.epochs = [costs for costs in self.epochs if costs.epoch < trainer.current_epoch]
         book = EnergyBook(self.meters, trainer.strategy.root_device, Processes(trainer))
         self.names = book.names
@@ -146,7 +147,7 @@ class EnergyMonitor(Callback):
 
         Every process must call it.
         """
-        if self._epoch is None or self._epoch.number > trainer.current_epoch:
+        if self._epoch is None or self._epoch.number > trainer.current_epoch:  # another callback asked for it before
             return
         costs = self._epoch.close()
         self.epochs.append(costs)
@@ -178,6 +179,7 @@ class EnergyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which measures nothing yet."""
+        # An open epoch holds the counters' handles and the trainer.
         return {**vars(self), "_epoch": None}
 
     @property

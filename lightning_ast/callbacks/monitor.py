@@ -149,7 +149,7 @@ class SparseTrainingMonitor(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line; show the epoch's samples."""
         energy = first_callback(trainer, EnergyMonitor)
-        if energy is not None:
+        if energy is not None:  # ahead of the next line: all processes add joules up together
             energy.finish_epoch(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -214,7 +214,7 @@ class SparseTrainingMonitor(Callback):
         if self._progress.monitoring_seconds + self._picture_seconds <= _SHARE * self._progress.elapsed:
             began = time.perf_counter()
             self._writers.pictures(self._history, step)
-            self._picture_seconds = time.perf_counter() - began
+            self._picture_seconds = time.perf_counter() - began  # they grow with the epochs: the last ones tell
             self._pictured = step
 
     def _check_accuracy(self, trainer: pl.Trainer) -> None:
@@ -234,7 +234,7 @@ class SparseTrainingMonitor(Callback):
         value = None if name is None or name not in metrics else float(torch.as_tensor(metrics[name]))
         if value is None or not math.isfinite(value):
             return None
-        return value / 100 if value > 1 else value
+        return value / 100 if value > 1 else value  # torchmetrics gives shares, some modules log percent
 
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
         progress = self._progress

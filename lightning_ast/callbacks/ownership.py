@@ -15,9 +15,10 @@ from lightning_ast.errors import ConfigurationError
 
 __all__ = ["SoleKey", "begin_use", "duplicate_faults", "end_use", "serves"]
 
+# Weak on both sides: neither a finished Trainer nor a dropped callback must be kept alive by having met.
 _users: WeakKeyDictionary[Any, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
 """The Trainer of the running fit, by the object that the fit changes."""
-_lock = threading.Lock()
+_lock = threading.Lock()  # two Trainers may run in two threads
 
 
 def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
@@ -38,7 +39,7 @@ def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
                     ]
                 )
         for part in wanted:
-            _users[part] = weakref.ref(trainer)
+            _users[part] = weakref.ref(trainer)  # all or none: a refused fit must not take the controller along
 
 
 def serves(part: Any, trainer: pl.Trainer) -> bool:

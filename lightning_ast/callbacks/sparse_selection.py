@@ -175,13 +175,13 @@ class SparseSelectionCallback(SelectionReadings):
             rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
-        if self.controller is not None:
+        if self.controller is not None:  # the user's object: another fit may have moved it; `before` holds what counts
             self.controller.reset()
         self.ledger = Ledger()
         self.dense_ops.clear()
         self._session = Session(settings, trainer, pl_module, owner=self, ledger=self.ledger, dense_ops=self.dense_ops)
         self._session.attach()
-        self.load_state_dict(before)
+        self.load_state_dict(before)  # Lightning restores a checkpoint behind this, which then counts
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what is known only now."""
@@ -258,6 +258,7 @@ class SparseSelectionCallback(SelectionReadings):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the ledger and is outside the fit that runs."""
+        # Lightning's tuners and torch.save copy callbacks; a session holds the trainer, with all that it holds.
         return {**vars(self), "_session": None}
 
     def state_dict(self) -> dict[str, Any]:

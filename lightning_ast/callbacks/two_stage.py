@@ -86,29 +86,19 @@ class TwoStageScheduler(Callback):
         return Schedule() if trainer.fast_dev_run else self.schedule  # type: ignore[attr-defined]
 
     def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
-        """Return the stage of a training batch.
-
-        Args:
-            trainer: Its progress and limits are read.
-            batch_idx: The index of the batch in the running epoch.
-        """
+        """Return the stage of the batch with an index in the running epoch."""
         run = run_length(trainer)
         within = 0.0 if run.batches is None else batch_idx / run.batches
         return self.schedule_of(trainer).stage(Point(trainer.current_epoch + within, trainer.global_step), run)
 
     def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
-        """Return the stage at a point that is known in epochs alone; see
-        :meth:`lightning_ast.schedule.Schedule.stage_at`.
-        """
+        """Return the stage at a point in epochs; see :meth:`lightning_ast.schedule.Schedule.stage_at`."""
         return self.schedule.stage_at(epoch, total_epochs)
 
     def faults(self, trainer: pl.Trainer, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
-        """Find everything wrong with this schedule that can be known.
+        """Find what is wrong with this schedule: at setup, and again once the dataloader is known.
 
-        Args:
-            trainer: Its limits are read.
-            batches_known: Whether the dataloader has been looked at (before the first batch) or not yet (at setup).
-            whole_epochs: Whether the stages are rounded to whole epochs, as mode ``prune`` does.
+        Mode ``prune`` rounds the stages to whole epochs.
         """
         found = self.schedule.setting_faults()
         rate = self.target_activation_rate
@@ -153,6 +143,7 @@ class TwoStageScheduler(Callback):
         in_steps = run.max_steps is not None or self.warmup_steps or self.cooldown_steps
         if self._warned or ended or not in_steps or run.steps_at(1) is not None:
             return  # over, or known since before the first batch
+        # The first epoch has shown what could not be known before it: how many steps an endless or manual run makes.
         per_epoch = math.ceil(steps / (trainer.current_epoch + 1))
         measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
         if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):

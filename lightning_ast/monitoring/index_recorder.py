@@ -85,6 +85,7 @@ class DrawnIndices:
 
     def _draw(self, own: Any, sampler: Any) -> Iterator[Any]:
         """Yield an epoch's indices and record them, with the loader's settings as they are at its start."""
+        # A tuner may change them between two starts.
         drawn = self._drawn = array("q")
         self._batch_size = self._loader.batch_sampler.batch_size if _keeps_order(self._loader.collate_fn) else None
         for index in own.__iter__(sampler):

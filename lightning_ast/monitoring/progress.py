@@ -80,6 +80,7 @@ class RunProgress:
         self._carried = 0.0
         if accuracy is not None:
             self.accuracies[trainer.current_epoch] = accuracy
+        # Differences of the run's totals: a ledger that was restored in mid-epoch needs no sums of its own.
         offered, selected, spent, dense = (now - then for now, then in zip(_totals(ledger), self._before, strict=True))
         # Lightning divides the step's output by the accumulation; the line shows the user's own loss
         scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1

@@ -53,7 +53,7 @@ class Writers:
     def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
         self._trainer = trainer
         self._images = images
-        loggers = trainer.loggers if trainer.is_global_zero else []
+        loggers = trainer.loggers if trainer.is_global_zero else []  # the others' experiments are dummies
         experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = bool(self._with("add_image")) and _has_matplotlib()
@@ -138,7 +138,7 @@ class Writers:
         """Load the images of samples as the data set gives them; None where it gives none."""
         loader = self._trainer.train_dataloader
         try:
-            with isolate_rng(include_cuda=False):
+            with isolate_rng(include_cuda=False):  # augmentation draws: training must go on as without pictures
                 dataset = loader.dataset  # type: ignore[union-attr]
                 whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
                 samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]

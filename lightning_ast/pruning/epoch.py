@@ -143,4 +143,5 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
                 "sample's index in the dataset, shape (B,), and load what the sampler draws."
             ]
         )
+    # Both sorted alike, the k-th smallest of the batch is the k-th smallest of the plan, repeated indices included.
     return torch.empty_like(there).index_copy_(0, here, there)

@@ -92,6 +92,7 @@ class PrunedEpochs:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes of a copy, which leads no fit loop."""
+        # A tuner copies the callbacks; what undoes a change of this trainer must not be done by the copy as well.
         return {**vars(self), "_undo": []}
 
     def ensure_installed(self) -> None:
@@ -105,7 +106,7 @@ class PrunedEpochs:
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
-            self._planner.facts = None
+            self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
         faults = loader_faults(combined, processes=self._processes.count)
         if not faults:
@@ -114,7 +115,7 @@ class PrunedEpochs:
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
         if faults:
             raise ConfigurationError(faults)
-        assert self._planner.facts is not None
+        assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
         if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
@@ -122,6 +123,7 @@ class PrunedEpochs:
         else:
             make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
             self._pruned = PrunedLoader(combined, make)
+        # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
         self._pruned.limits = self.epoch.lengths.batches
         return self._pruned
@@ -229,6 +231,7 @@ class PrunedEpochs:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
+        # A process that fails saves what it has observed itself: the others may never come to a collective call.
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
@@ -271,6 +274,7 @@ class PrunedEpochs:
         loop = self._trainer.fit_loop
         state = self._loaded or {}
         reload_validation_as_due(loop, state.get("validation_reloaded"))
+        # A checkpoint without the setting is of a release that knew "replan" alone.
         if any(config.interval == "step" for config in self._trainer.lr_scheduler_configs):
             check_steps(state.get("steps", "replan") if state else self._steps, self._steps)
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch

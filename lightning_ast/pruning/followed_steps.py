@@ -48,6 +48,7 @@ class FollowedSteps:
     def due(self, done: int, frequency: int) -> int:
         """Count the steps to take after a batch, ``done`` with it included, which then count as taken."""
         if frequency not in self._taken:
+            # Where a run is resumed in mid-epoch, the checkpoint's scheduler has taken these already.
             before = filter(self._ends_step, range(1, self._begun_at + 1))
             self._taken[frequency] = max([0, *(self.behind(number, frequency) for number in before)])
         if not self._ends_step(done):
@@ -64,4 +65,5 @@ class FollowedSteps:
         due = {frequency: self.due(done, frequency) for frequency in {config.frequency for config in by_step}}
         for config in by_step:
             for _ in range(due[config.frequency]):
+                # The hook that Lightning calls: modules override it for schedulers that are not torch's.
                 trainer.lightning_module.lr_scheduler_step(config.scheduler, None)

@@ -58,7 +58,7 @@ def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
 
 def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
     found = []
-    if type(loader.batch_sampler) is not BatchSampler:
+    if type(loader.batch_sampler) is not BatchSampler:  # a subclass may group samples by a rule of its own, too
         found.append(
             f"mode='prune' needs torch's own BatchSampler, got {type(loader.batch_sampler).__name__}: a batch sampler "
             "that groups samples by a rule of its own cannot be told from outside which to leave out. Use batch_size= "
@@ -138,6 +138,7 @@ class PrunedLoader(CombinedLoader):
     """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds."""
 
     def __init__(self, given: CombinedLoader, make: Callable[[BatchSampler], PrunedBatches]) -> None:
+        # `trainer.train_dataloader` gives what is passed here: the user's own loader.
         super().__init__(given.iterables, same_mode(given))
         self.given = given
         (loader,) = given.flattened
@@ -161,6 +162,7 @@ def draw(sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator]) 
     # torch's RandomSampler does. So it is asked, and the generators are put back.
     source = iter(sampler)
     try:
+        # 8 bytes an index: a list of Python's numbers takes some 36 for each.
         indices = array("q", (index.__index__() for index in islice(source, facts.draws)))
         before = [generator.get_state() for generator in generators]
         indices.extend(index.__index__() for index in islice(source, 1))
@@ -195,5 +197,6 @@ def set_states(generators: list[torch.Generator], states: list[Tensor], *, stric
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     """Find the torch generators of the loader and of its sampler, which a resumed run must continue."""
     owners: list[Any] = [loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)]
+    # Wherever they are kept: samplers have no common name for it. One generator may serve the loader and its sampler.
     values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())

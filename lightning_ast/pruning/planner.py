@@ -37,7 +37,7 @@ class EpochPlanner:
         self._schedule = schedule
         self._processes = processes
         self._steps: PruneSteps = steps
-        self._accumulate = accumulation(trainer)
+        self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
         self._has_warned = False
@@ -45,6 +45,7 @@ class EpochPlanner:
     @property
     def run(self) -> PlannedRun:
         """Return the run that the trainer's limits make."""
+        # Made anew each time: callbacks and scripts raise max_epochs between two fits, or within one.
         assert self.facts is not None
         return planned_run(
             self._trainer,
@@ -108,6 +109,7 @@ class EpochPlanner:
 
     def _rate_to_cover(self, significance: Tensor) -> float:
         coverage = self._selector.target
+        # A hard cut over a whole data set keeps the largest scores, as topk does.
         gate = self._selector.gate if self._selector.gate == "soft" else "topk"
         return rate_at_coverage(significance, coverage, gate, floor=floor_for(coverage))
 

@@ -40,7 +40,7 @@ class EpochLengths:
 
     def start(self, batch: int) -> int:
         """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
-        if self.batch_size is None:
+        if self.batch_size is None:  # whole numbers throughout: every process must cut at the same places
             return min(batch, self.batches) * self.samples // max(1, self.batches)
         return min(batch * self.batch_size, self.samples)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from typing import Any
 
@@ -26,7 +25,7 @@ from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
 from lightning_ast.selection.quarantine import Quarantine
@@ -71,12 +70,13 @@ class Session:
         self._decision = self._decision_of(settings)
         self._count_samples = SampleCount(trainer, module)
         self._gating = self._gating_of(settings, dense_ops)
-        self.mode = self._mode_of(settings, owner)
+        parts = self._parts_of(settings, owner)
+        self.mode = MODE_CLASSES[settings.mode](parts)
+        self.state = SessionState(parts, self.mode, ledger, self.quarantine)
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
         self._last: tuple[Selection | None, int] | None = None
         self._offers_flops = not hasattr(module, _FLOPS)
         self._log = StepLog(self, trainer, module)
-        self.state = self._state_of(settings, owner)
 
     def _decision_of(self, settings: SelectionSettings) -> Decision:
         def divisor(own: float, samples: float) -> float:
@@ -103,32 +103,17 @@ class Session:
             enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.selects,
         )
 
-    def _mode_of(self, settings: SelectionSettings, owner: Callback) -> SelectionMode:
-        return MODE_CLASSES[settings.mode](
-            FitParts(
-                owner=owner,
-                trainer=self._trainer,
-                module=self._module,
-                settings=settings,
-                selector=self.selector,
-                processes=self._processes,
-                watchers=self.watchers,
-                decision=self._decision,
-                gating=self._gating,
-            )
-        )
-
-    def _state_of(self, settings: SelectionSettings, owner: Callback) -> SessionState:
-        return SessionState(
+    def _parts_of(self, settings: SelectionSettings, owner: Callback) -> FitParts:
+        return FitParts(
+            owner=owner,
             trainer=self._trainer,
-            # The same in all processes: each compares it with the one in the checkpoint that rank 0 wrote.
-            token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
-            rule=settings.rule,
-            owner=str(owner.state_key),
+            module=self._module,
+            settings=settings,
             selector=self.selector,
-            ledger=self.ledger,
-            quarantine=self.quarantine,
-            mode=self.mode,
+            processes=self._processes,
+            watchers=self.watchers,
+            decision=self._decision,
+            gating=self._gating,
         )
 
     @property
