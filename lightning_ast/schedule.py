@@ -24,12 +24,6 @@ _ROUNDING = 1e-9  # 0.29 * 100 epochs are 28.999999999999996: no stage may end a
 class Schedule:
     """Warmup on all samples, the sparse stage, cooldown on all samples.
 
-    Attributes:
-        warmup_epochs: An int counts epochs, a float in [0, 1) is a share of the run. None: see ``warmup_steps``.
-        cooldown_epochs: The same at the end of the run.
-        warmup_steps: Optimizer steps in place of ``warmup_epochs``, or None.
-        cooldown_steps: Optimizer steps in place of ``cooldown_epochs``, or None.
-
     Example:
         >>> schedule = Schedule(warmup_epochs=0.1, cooldown_steps=30)
         >>> run = RunLength(max_steps=100)  # over an endless loader
@@ -37,9 +31,9 @@ class Schedule:
         ['warmup', 'sparse', 'sparse', 'cooldown']
     """
 
-    warmup_epochs: int | float | None = None
-    cooldown_epochs: int | float | None = None
-    warmup_steps: int | None = None
+    warmup_epochs: int | float | None = None  # an int counts epochs, a float in [0, 1) is a share of the run
+    cooldown_epochs: int | float | None = None  # the same at the end
+    warmup_steps: int | None = None  # optimizer steps, in place of epochs
     cooldown_steps: int | None = None
 
     @property

@@ -49,11 +49,7 @@ __all__ = ["PrunedEpochs"]
 
 
 class PrunedEpochs:
-    """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them.
-
-    The plan is drawn when the loader asks for the first index of an epoch: there the user's own sampler would have
-    drawn. How many samples it will have is known before, so that lengths and schedules can be.
-    """
+    """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
 
     def __init__(
         self,
@@ -188,6 +184,8 @@ class PrunedEpochs:
 
     def _batches(self, sampler: Drawn) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
+        # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
+        # before, so that lengths and schedules could be.
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
         epoch = self.epoch

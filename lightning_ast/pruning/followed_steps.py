@@ -13,12 +13,7 @@ __all__ = ["FollowedSteps"]
 
 
 class FollowedSteps:
-    """Advances learning-rate schedulers by the dense steps that Lightning does not take in a pruned epoch.
-
-    Lightning advances a scheduler with ``interval="step"`` after each optimizer step. In a pruned epoch it is advanced
-    once more for each further step that a dense epoch would have taken up to the same share of its batches, so that
-    schedules end where they end in a dense run. Schedulers of epochs and those that wait for a metric are left alone.
-    """
+    """Advances learning-rate schedulers by the dense steps that Lightning does not take in a pruned epoch."""
 
     def __init__(self, dense: EpochLengths, pruned: EpochLengths, *, accumulate: int, done: int = 0) -> None:
         self._dense = dense.batches
@@ -29,6 +24,9 @@ class FollowedSteps:
 
     def behind(self, done: int, frequency: int) -> int:
         """Count the steps that Lightning is behind a dense run, after a number of batches of this epoch."""
+        # Lightning advances a scheduler of interval "step" after each optimizer step. It is advanced once more for each
+        # step that a dense epoch would have taken up to the same share of its batches: schedules end where they end in
+        # a dense run.
         reached = round(done * self._dense / self._pruned)
         behind = self._steps(reached, self._dense, frequency) - self._steps(done, self._pruned, frequency)
         # With a frequency above 1 Lightning may catch up by itself: no more than what is missing at the epoch's end.

@@ -39,13 +39,7 @@ _NONE = DenseOps(Counter())
 
 
 class FlopCount:
-    """Counts forward and backward of the first batch that is trained on.
-
-    It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
-    counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
-    what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. Where a
-    step cannot be counted (the ops of compiled parts are not seen), the ledger's FLOPs stay None, which is said once.
-    """
+    """Counts forward and backward of the first batch that is trained on, by watching; results are unchanged."""
 
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
         self._counts = enabled and not compiled_parts(module)
@@ -67,7 +61,7 @@ class FlopCount:
         self._calls: Counter[str] = Counter()
         self._shares: dict[frozenset[str], float] = {frozenset(): 0.0}
         self._seen: Counter[frozenset[str]] = Counter()
-        if enabled and not self._counts:
+        if enabled and not self._counts:  # the ops of fused kernels are not seen
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
     def start_forward(self) -> None:
@@ -159,6 +153,9 @@ class FlopCount:
         return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
 
     def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
+        # The backward was counted twice over: by the full shapes that autograd sees, and by the rows that are computed.
+        # The quotient tells what ran over all rows for want of a rule. Where other ops than before did, it is counted
+        # once more.
         calls = dense_ops - self._calls
         self._calls = dense_ops.copy()
         kind = frozenset(calls)

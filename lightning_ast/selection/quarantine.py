@@ -58,15 +58,10 @@ class _Pending:
 
 
 class Quarantine:
-    """Finds the samples that are not finite, by their input ahead of the step and by their loss within it.
-
-    On the CPU both are looked at in every step. On an accelerator a dense step waits for nothing: a sample that is not
-    finite is replaced without the host knowing, and is counted when the news arrives. Nothing is looked at without a
-    limit, which is a share of an epoch's samples in [0, 1].
-    """
+    """Finds the samples that are not finite, by their input ahead of the step and by their loss within it."""
 
     def __init__(self, limit: float | None, processes: Processes) -> None:
-        self.limit = limit
+        self.limit = limit  # a share of an epoch's samples in [0, 1]; None looks at nothing
         self._processes = processes
         self.samples: list[QuarantinedSample] = []
         self.count = 0
@@ -89,6 +84,8 @@ class Quarantine:
 
     def eligible(self, step: StepState, values: Tensor) -> Tensor | None:
         """Tell which samples may be selected, by norms or losses ``(B,)``; None where all may, as the host knows."""
+        # On an accelerator a dense step waits for nothing: a sample that is not finite is replaced without the host
+        # knowing, and is counted when the news arrives.
         if self.limit is None:
             return None
         finite = values.isfinite()

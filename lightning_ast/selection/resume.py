@@ -28,13 +28,7 @@ __all__ = ["Resumption"]
 
 
 class Resumption:
-    """Continues a run as if it had not stopped.
-
-    Lightning restores weights, optimizers and counters, but neither the random state nor, for a loader without
-    ``state_dict``, the place within an epoch. The random state of every process is restored here, ahead of the first
-    batch and behind everything that a script does before. With a loader that knows its place (torchdata's
-    ``StatefulDataLoader``) a run resumed in the midst of an epoch is the uninterrupted one, too.
-    """
+    """Continues a run as if it had not stopped, where Lightning restores weights, optimizers and counters alone."""
 
     def __init__(self, trainer: pl.Trainer, processes: Processes) -> None:
         self._trainer = trainer
@@ -69,6 +63,8 @@ class Resumption:
 
     def _begin(self, epoch: int) -> None:
         """Restore the state, ahead of the first epoch of the resumed run."""
+        # Only here: what a script does before the first batch would use the random states up. A loader that knows its
+        # place (torchdata's StatefulDataLoader) goes on within the epoch; another one begins it anew.
         self.detach()
         loop = self._trainer.fit_loop
         state = self._loaded

@@ -42,11 +42,7 @@ class Scored:
 
 
 class ScoringPass:
-    """Scores a batch by one run of the training step without a trace.
-
-    The network runs without a graph where its last layers are modules whose outputs can be had (found in the first
-    pass); only the loss part is differentiated. Elsewhere the whole step runs with its graph.
-    """
+    """Scores a batch by one run of the training step without a trace."""
 
     def __init__(
         self, module: pl.LightningModule, *, training_step: Callable[..., Any], search: EntrySearch, needs_losses: bool
@@ -85,6 +81,8 @@ class ScoringPass:
 
     def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
         losses = StepLosses(self._module)
+        # The network runs without a graph where its last layers are modules whose outputs can be had, which a traced
+        # pass has found: only the loss part is differentiated. Elsewhere the whole step runs with its graph.
         taps = self._taps
         read = taps if taps is not None and taps.ready and trace is None else None
         with ExitStack() as stack:

@@ -61,11 +61,7 @@ class LoggedFit(Protocol):
 
 
 class StepLog:
-    """Logs the steps of a fit, and at its end the values that the loggers were not given.
-
-    Lightning's loggers take the values of every ``log_every_n_steps``-th step, but savings change with every step: the
-    last ones that were logged would be those of a step before the end. The values are those of this process.
-    """
+    """Logs the steps of a fit, by the values of this process, and at its end what the loggers were not given."""
 
     def __init__(self, fit: LoggedFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._fit = fit
@@ -164,6 +160,8 @@ class StepLog:
 
     def close(self) -> None:
         """Write the last value of every series that the loggers do not have yet; later calls write nothing."""
+        # Loggers get every `log_every_n_steps`-th step, but savings change with every one: the last that were logged
+        # would be those of a step before the end. No process waits for another, so this also works in a run that fails.
         # No process waits for another, so this also works in a run that fails.
         written = self._settle()
         batch = self._last

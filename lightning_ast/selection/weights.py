@@ -90,11 +90,7 @@ def _brought(kept: Kept, device: torch.device) -> Kept:
 
 
 class SumDetector:
-    """Tells whether a training step sums its losses, by the gradient of the selected samples in two passes.
-
-    A mean over k samples in place of B gives each a gradient that is B / k times as large. A sum, or a mean over a
-    fixed number, gives the same gradient, so that the step of the selection would be too small.
-    """
+    """Tells whether a training step sums its losses, by the gradient of the selected samples in two passes."""
 
     def __init__(self) -> None:
         self._answer: bool | None = None
@@ -103,7 +99,8 @@ class SumDetector:
         """Tell whether the step sums its losses, by norms ``(k,)`` in it, times k, and in the scoring pass, times B."""
         if self._answer is not None:
             return self._answer
-        # 1 for a mean, k / B for a sum. Dropout and BatchNorm change norms as well: so most of them are asked.
+        # A mean over k samples in place of B gives each a gradient that is B / k times as large: a ratio of 1. A sum,
+        # or a mean over a fixed number, gives the same gradient, so that the step would be too small: a ratio of k / B.
         ratios = norms / scored.to(norms)
         ratios = ratios[ratios.isfinite() & (ratios > 0)]
         if ratios.numel() == 0:
