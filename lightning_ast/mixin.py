@@ -111,7 +111,7 @@ class SparseLossMixin:
         return batch_size_of(batch)
 
 
-def overrides(module: Any, name: str) -> bool:
+def overrides(module: object, name: str) -> bool:
     """Tell whether ``module`` brings its own version of a :class:`SparseLossMixin` method.
 
     ``per_sample_loss`` counts on any module; the others only on one that uses the mixin.

@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_ast.run_length import Point, RunLength
 
@@ -220,9 +220,9 @@ def _is_share(part: int | float | None) -> bool:
     return isinstance(part, float) and part > 0
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_length(value: Any) -> bool:
+def _is_length(value: object) -> bool:
     return _is_count(value) or (isinstance(value, float) and 0 <= value < 1)

@@ -78,7 +78,7 @@ class EnergyMonitor(Callback):
         if stage != "fit":
             return
         faults = duplicate_faults(trainer, EnergyMonitor, _WHY_ONE)
-        meters: Any = self.meters
+        meters: object = self.meters
         if meters is not None and not (isinstance(meters, (list, tuple)) and all(map(_is_meter, meters))):
             faults.append(f"meters: expected a list of EnergyMeter objects or None, got {meters!r}.")
         if faults:
@@ -212,5 +212,5 @@ class EnergyMonitor(Callback):
         self._carried = state_dict["running"]
 
 
-def _is_meter(value: Any) -> bool:
+def _is_meter(value: object) -> bool:
     return all(hasattr(value, name) for name in ("kind", "name", "identity", "longest_interval_seconds", "read_joules"))

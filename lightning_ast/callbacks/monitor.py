@@ -96,7 +96,7 @@ class SparseTrainingMonitor(Callback):
         if stage != "fit":
             return
         faults = duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE)
-        accuracy: Any = self.accuracy
+        accuracy: object = self.accuracy
         if accuracy is not None and not isinstance(accuracy, str):
             faults.append(f"accuracy: expected the name of a logged metric or None, got {accuracy!r}.")
         if faults:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
@@ -16,12 +15,12 @@ from lightning_ast.errors import ConfigurationError
 __all__ = ["SoleKey", "begin_use", "duplicate_faults", "end_use", "serves"]
 
 # Weak on both sides: neither a finished Trainer nor a dropped callback must be kept alive by having met.
-_users: WeakKeyDictionary[Any, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
+_users: WeakKeyDictionary[object, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
 """The Trainer of the running fit, by the object that the fit changes."""
 _lock = threading.Lock()  # two Trainers may run in two threads
 
 
-def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
+def begin_use(trainer: pl.Trainer, *parts: object) -> None:
     """Keep objects for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
 
     A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
@@ -42,13 +41,13 @@ def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
             _users[part] = weakref.ref(trainer)  # all or none: a refused fit must not take the controller along
 
 
-def serves(part: Any, trainer: pl.Trainer) -> bool:
+def serves(part: object, trainer: pl.Trainer) -> bool:
     """Tell whether an object is kept for the fit of this Trainer."""
     user = None if part is None else _users.get(part)
     return user is not None and user() is trainer
 
 
-def end_use(part: Any, trainer: pl.Trainer) -> bool:
+def end_use(part: object, trainer: pl.Trainer) -> bool:
     """Give an object back; tell whether the fit of this Trainer had it, which one that was refused did not."""
     with _lock:
         own = serves(part, trainer)

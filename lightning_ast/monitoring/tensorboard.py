@@ -58,7 +58,7 @@ class Writers:
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = bool(self._with("add_image")) and _has_matplotlib()
         self._told = False
-        self._refused: list[Any] = []
+        self._refused: list[object] = []
 
     def __bool__(self) -> bool:
         """Tell whether there is such a logger."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import lightning.pytorch as pl
 
@@ -57,7 +56,7 @@ class FollowedSteps:
 
     def advance(self, trainer: pl.Trainer, done: int) -> None:
         """Advance the schedulers of a trainer after a batch, by the module's own ``lr_scheduler_step``."""
-        configs: list[Any] = trainer.lr_scheduler_configs
+        configs = trainer.lr_scheduler_configs
         by_step = [config for config in configs if config.interval == "step" and not config.reduce_on_plateau]
         # schedulers of one frequency are due together
         due = {frequency: self.due(done, frequency) for frequency in {config.frequency for config in by_step}}

@@ -103,7 +103,7 @@ class Resumption:
             rank_zero_info(f"lightning-ast: resumed with other data: {', '.join(changed)}. It counts from here on.")
 
 
-def _batch_size(loader: Any) -> int | None:
+def _batch_size(loader: object) -> int | None:
     size = getattr(loader, "batch_size", None)
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
@@ -117,5 +117,5 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

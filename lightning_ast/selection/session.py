@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -278,12 +277,13 @@ class Session:
             self._module.__dict__[_FLOPS] = flops
 
 
-def _check_indices(indices: Any, size: int) -> None:
+def _check_indices(indices: object, size: int) -> None:
     if indices is None:
         return
     if not isinstance(indices, Tensor) or indices.shape != (size,) or indices.is_floating_point():
-        is_tensor = isinstance(indices, Tensor)
-        got = f"shape {tuple(indices.shape)}, {indices.dtype}" if is_tensor else type(indices).__name__
+        got = type(indices).__name__
+        if isinstance(indices, Tensor):
+            got = f"shape {tuple(indices.shape)}, {indices.dtype}"
         raise ConfigurationError(
             [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
         )
