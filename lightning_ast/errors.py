@@ -20,8 +20,7 @@ __all__ = [
     "UsageError",
 ]
 
-_SHOWN = 20
-"""Faults of a checkpoint that are named one by one."""
+_SHOWN = 20  # faults of a checkpoint that are named one by one
 
 
 class ConfigurationError(ValueError):

@@ -34,8 +34,7 @@ from lightning_ast.selection.step_log import BAR_NAMES
 
 __all__ = ["SparseTrainingMonitor"]
 
-_SHARE = 0.01
-"""Of the run's time, for pictures while it goes on."""
+_SHARE = 0.01  # of the run's time, for pictures while it goes on
 _FIRST_PICTURE_SECONDS = 1.0
 _WHY_ONE = "each would print every line and draw every picture again"
 _PERCENTILES = (10, 50, 90)

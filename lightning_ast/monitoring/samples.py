@@ -19,8 +19,7 @@ from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
 
-BINS = 20
-"""Parts of an epoch that the threshold is shown in."""
+BINS = 20  # parts of an epoch that the threshold is shown in
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ __all__ = [
     "set_states",
 ]
 
-Drawn: TypeAlias = Iterable[SupportsIndex]
-"""A sampler as the user has it: it may yield numbers of numpy or torch."""
+Drawn: TypeAlias = Iterable[SupportsIndex]  # a sampler as the user has it: it may yield numbers of numpy or torch
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:

@@ -22,8 +22,7 @@ from lightning_ast.words import counted
 
 __all__ = ["EpochPlanner"]
 
-_EXCESS = 0.1
-"""The share by which more samples than the target needs may be loaded without a warning."""
+_EXCESS = 0.1  # the share by which more samples than the target needs may be loaded without a warning
 
 
 class EpochPlanner:

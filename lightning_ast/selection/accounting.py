@@ -16,8 +16,7 @@ from lightning_ast.selection.step_state import StepState
 
 __all__ = ["SETTLE_STEPS", "Books", "StepClock"]
 
-SETTLE_STEPS = 3
-"""First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
+SETTLE_STEPS = 3  # first steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted
 
 
 class Books:
@@ -97,7 +96,7 @@ class Books:
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
-        # A batch that was scored and then trained on whole has paid for its scoring; the ledger must not call it dense.
+        # A batch that was scored and then trained on whole has paid for its scoring: its passes are those of the mode.
         has_passes = step.selects or step.facts.is_planned or (step.is_whole and step.is_scored_ahead)
         return self._mode if has_passes else None
 

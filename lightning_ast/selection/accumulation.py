@@ -7,8 +7,7 @@ from torch.optim import Optimizer
 
 __all__ = ["AccumulationWindow"]
 
-_LEAST = 1e-3
-"""Share of the user's denominator below which a micro-batch's own is not divided by."""
+_LEAST = 1e-3  # share of the user's denominator below which a micro-batch's own is not divided by
 
 
 class AccumulationWindow:

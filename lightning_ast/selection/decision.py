@@ -26,10 +26,8 @@ from lightning_ast.words import counted
 
 __all__ = ["Decision"]
 
-_EXCESS = 0.02
-"""Coverage above its target that one sample more or less does not explain."""
-_FEW = 2
-"""Samples that may well carry a coverage on their own, in one batch of many."""
+_EXCESS = 0.02  # coverage above its target that one sample more or less does not explain
+_FEW = 2  # samples that may well carry a coverage on their own, in one batch of many
 
 
 class Decision:

@@ -18,8 +18,7 @@ from lightning_ast.selection.sample_count import SampleCount
 
 __all__ = ["EntrySearch", "WarnOnce"]
 
-_MOST = 8
-"""Forwards that are traced for graphs of a new form, and for a first proof, at most."""
+_MOST = 8  # forwards that are traced for graphs of a new form, and for a first proof, at most
 
 
 class WarnOnce:

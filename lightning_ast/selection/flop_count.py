@@ -17,8 +17,8 @@ from lightning_ast.selection.step_state import StepState
 
 __all__ = ["DenseOps", "FlopCount"]
 
+# Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more.
 _TRIES = 3
-"""Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more."""
 
 
 @dataclass(frozen=True)

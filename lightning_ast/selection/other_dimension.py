@@ -22,8 +22,7 @@ from lightning_ast.words import counted
 
 __all__ = ["Doubt", "DoubtfulTrace", "doubt_of"]
 
-_REACHED = 1e-3
-"""Change of the rows of other samples, as a share of a sample's own, above which it counts as one."""
+_REACHED = 1e-3  # change of the rows of other samples, as a share of a sample's own, above which it counts as one
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,10 @@ from lightning_ast.selection.quarantine import Quarantine
 
 __all__ = ["BAR_NAMES", "StepLog"]
 
-BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})
-"""What the progress bar shows."""
-_JOULES = "ast/savings_joules"
-"""Logged by ``EnergyMonitor`` at the end of each epoch."""
+BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})  # what the progress bar shows
+_JOULES = "ast/savings_joules"  # logged by EnergyMonitor at the end of each epoch
+# The last value of savings that were logged and are not known any more, which else would seem to hold.
 _NOT_KNOWN = math.nan
-"""The last value of savings that were logged and are not known any more, which else would seem to hold."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from lightning_ast.core.partial.rows import UnequalPlace
 
 __all__ = ["Taps"]
 
-_STEPS = 6
-"""Reshapes and casts between the last layer and the output of its module, at most."""
+_STEPS = 6  # reshapes and casts between the last layer and the output of its module, at most
 
 
 class Taps:

@@ -16,12 +16,10 @@ from lightning_ast.selection.step_state import Part, StepState, Treatment
 
 __all__ = ["RowWeights", "SumDetector"]
 
-_NEAR = 0.2
-"""Distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)."""
-_MOST = 0.5
-"""Share of the samples that must be near it."""
+_NEAR = 0.2  # distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)
+_MOST = 0.5  # share of the samples that must be near it
+# Share of a batch up to which the answer is kept: above it, a mean and a sum are hardly different.
 _LARGEST_SHARE = 0.75
-"""Share of a batch up to which the answer is kept: above it, a mean and a sum are hardly different."""
 
 
 class RowWeights:

@@ -29,8 +29,7 @@ from lightning_ast.words import counted
 
 __all__ = ["SubsetMode"]
 
-_SCORED_EVERY = 16
-"""Sparse batches of which one is scored while scoring does not pay."""
+_SCORED_EVERY = 16  # sparse batches of which one is scored while scoring does not pay
 
 
 class SubsetMode(InBatchMode):
