@@ -14,8 +14,8 @@ from lightning_ast.errors import ConfigurationError
 
 __all__ = ["SoleKey", "begin_use", "duplicate_faults", "end_use", "serves"]
 
-# Weak on both sides: neither a finished Trainer nor a dropped callback must be kept alive by having met.
-# The Trainer of the running fit, by the object that the fit changes.
+# The Trainer of the running fit, by the object that the fit changes. Weak on both sides: neither a finished Trainer nor
+# a dropped callback must be kept alive by having met.
 _users: WeakKeyDictionary[object, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
 _lock = threading.Lock()  # two Trainers may run in two threads
 
