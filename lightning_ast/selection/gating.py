@@ -17,7 +17,7 @@ from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.errors import LossCaptureError
-from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backward
+from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.entry_search import EntrySearch, WarnOnce

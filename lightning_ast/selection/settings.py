@@ -8,7 +8,6 @@ from typing import Protocol
 import lightning.pytorch as pl
 
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import resolve_weighting
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
@@ -72,11 +71,13 @@ class SelectionSettings:
     def selector(self, rank: int) -> SampleSelector:
         """Make the selector of this fit."""
         scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
+        # The hard gates have no keep-probabilities, and with them always weight 1.
+        soft: Weighting = self.weighting or ("none" if MODE_FACTS[self.mode].plans_epochs else "sqrt")
         return SampleSelector(
             target_activation_rate=self.target_activation_rate if scheduled is None else scheduled,
             target_coverage=self.target_coverage,
             gate=self.gate,
-            weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
+            weighting=soft if self.gate == "soft" else "none",
             controller=self.controller,
             min_selected=self.min_selected,
             trim=self.trim,
