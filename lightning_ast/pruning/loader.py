@@ -52,7 +52,7 @@ def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
 
 def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
     found = []
-    if type(loader.batch_sampler) is not BatchSampler:  # a subclass may group samples by a rule of its own, too
+    if type(loader.batch_sampler) is not BatchSampler:
         found.append(
             f"mode='prune' needs torch's own BatchSampler, got {type(loader.batch_sampler).__name__}: a batch sampler "
             "that groups samples by a rule of its own cannot be told from outside which to leave out. Use batch_size= "

@@ -31,8 +31,8 @@ class SessionState:
         self._mode = mode
         self._ledger = ledger
         self._quarantine = quarantine
-        # A state that holds it is not another run's. It is the same in all processes: each compares its own with the
-        # one in the checkpoint, which rank 0 wrote.
+        # A state that holds this text is this run's own. All processes have the same one: each compares its own with
+        # that in the checkpoint, which rank 0 wrote.
         self._token = parts.trainer.strategy.broadcast(uuid.uuid4().hex)
 
     def state_dict(self) -> dict[str, Any]:

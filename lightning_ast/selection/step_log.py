@@ -160,7 +160,6 @@ class StepLog:
         """Write the last value of every series that the loggers do not have yet; later calls write nothing."""
         # Loggers get every `log_every_n_steps`-th step, but savings change with every one: the last that were logged
         # would be those of a step before the end. No process waits for another, so this also works in a run that fails.
-        # No process waits for another, so this also works in a run that fails.
         written = self._settle()
         batch = self._last
         self._last = None
