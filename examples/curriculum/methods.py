@@ -1,0 +1,77 @@
+"""Compare ways to choose samples at equal work: easy first, hardest first, uncertain, diverse, random, and ours.
+
+Each trains a ResNet-9 of width 8 on 8,000 images of Fashion-MNIST, 12 epochs on one CPU thread.
+"""
+
+import argparse
+
+import lightning as L
+
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.demo import ImageData, ResNet9
+from lightning_ast.recipes import at_random, diversity, easiest, entropy, hardest, margin
+
+RULES = {
+    "random": at_random,
+    "easiest": easiest,
+    "hardest": hardest,
+    "entropy": entropy,
+    "margin": margin,
+    "diversity": diversity,
+}
+METHODS = ("dense", "shortened", *RULES, "ours")
+EPOCHS = 12
+SHORTENED_EPOCHS = 7  # the work of ours, for the methods that it is compared with
+RATE = 0.5
+
+
+def selection_for(method: str, seed: int) -> SparseSelectionCallback:
+    """Return the callback of a method; dense runs have one that only counts."""
+    if method in ("dense", "shortened"):
+        return SparseSelectionCallback(target_activation_rate=1.0)
+    if method == "ours":
+        return SparseSelectionCallback(mode="prune", target_coverage=0.97, seed=seed)
+    return SparseSelectionCallback(
+        mode="prune", target_activation_rate=RATE, prune_steps="keep", significance=RULES[method], seed=seed
+    )
+
+
+def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
+    """Train by one of the methods; return the test accuracy and the work as a share of the dense run's."""
+    L.seed_everything(seed, verbose=False)
+    data = ImageData("fashion_mnist", root, batch_size=128, train_limit=8_000)
+    selection = selection_for(method, seed)
+    trainer = L.Trainer(
+        max_epochs=SHORTENED_EPOCHS if method == "shortened" else EPOCHS,
+        max_steps=max_steps,
+        callbacks=[selection, TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)],
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = ResNet9(in_channels=1, width=8)
+    trainer.fit(module, datamodule=data)
+    trainer.limit_val_batches = 1.0
+    accuracy = trainer.test(module, datamodule=data, verbose=False)[0]["val_acc"]
+    dense = selection.ledger.flops.dense * EPOCHS * len(data.train_dataloader()) * data.batch_size
+    return {"accuracy": accuracy, "work": selection.ledger.spent_flops() / dense}
+
+
+def main() -> None:
+    """Train by one method and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", choices=METHODS, default="ours")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int, default=-1)
+    parser.add_argument("--root", default="data", help="where Fashion-MNIST is, or is downloaded to")
+    options = parser.parse_args()
+    figures = train(options.method, seed=options.seed, max_steps=options.max_steps, root=options.root)
+    for name, value in figures.items():
+        print(f"{name:10} {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()
