@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recipe_tables import recipe_tables
 from regime_aims import aims_table, equal_work_table
 from regime_headline import draw, drawn_points, points, short_table
 from regime_tables import (
@@ -452,6 +453,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime-ideas": ideas_table,
     "overhead": overhead_table,
     "prune-ideas": prune_ideas_table,
+    **recipe_tables(RECORDS / "recipes"),
 }
 
 FOLDERS = ("docs", "benchmarks", "tests/third_party")
