@@ -1,7 +1,7 @@
 """Curriculum and active learning as significances: which samples a class of methods would rather train on.
 
-Each takes ``losses`` ``(B,)``, ``logits`` ``(B, C)``, ``inputs`` and ``targets`` of a batch and returns ``(B,)``, larger
-for samples that are to be kept. Pass one by its path in a configuration, or as it is:
+Each takes ``losses`` ``(B,)``, ``logits`` ``(B, C)``, ``inputs`` and ``targets`` of a batch and returns ``(B,)``, which
+is larger for samples that are to be kept. Pass one by its path in a configuration, or as it is:
 ``SparseSelectionCallback(significance=margin)``.
 """
 
