@@ -21,8 +21,7 @@ RULES = {
 }
 METHODS = ("dense", "shortened", *RULES, "ours")
 EPOCHS = 10
-SHORTENED_EPOCHS = 7  # the work of ours, for the methods that it is compared with
-RATE = 0.5
+WORK = 0.75  # of ours, as a share of the dense run's: the methods that it is compared with get as much
 
 
 def selection_for(method: str, seed: int) -> SparseSelectionCallback:
@@ -31,8 +30,9 @@ def selection_for(method: str, seed: int) -> SparseSelectionCallback:
         return SparseSelectionCallback(target_activation_rate=1.0)
     if method == "ours":
         return SparseSelectionCallback(mode="prune", target_coverage=0.97, seed=seed)
+    rate = (WORK * EPOCHS - 2) / (EPOCHS - 2)  # the first and the last epoch train on everything
     return SparseSelectionCallback(
-        mode="prune", target_activation_rate=RATE, prune_steps="keep", significance=RULES[method], seed=seed
+        mode="prune", target_activation_rate=rate, prune_steps="keep", significance=RULES[method], seed=seed
     )
 
 
@@ -41,9 +41,10 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data"
     L.seed_everything(seed, verbose=False)
     data = ImageData("fashion_mnist", root, batch_size=128, train_limit=5_000)
     selection = selection_for(method, seed)
+    steps = EPOCHS * len(data.train_dataloader())
     trainer = L.Trainer(
-        max_epochs=SHORTENED_EPOCHS if method == "shortened" else EPOCHS,
-        max_steps=max_steps,
+        max_epochs=EPOCHS,
+        max_steps=round(WORK * steps) if method == "shortened" and max_steps < 0 else max_steps,
         callbacks=[selection, TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)],
         limit_val_batches=0,  # the test at the end is enough
         accelerator="cpu",
@@ -55,7 +56,7 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data"
     module = ResNet9(in_channels=1, width=8)
     trainer.fit(module, datamodule=data)
     accuracy = trainer.test(module, datamodule=data, verbose=False)[0]["val_acc"]
-    dense = selection.ledger.flops.dense * EPOCHS * len(data.train_dataloader()) * data.batch_size
+    dense = selection.ledger.flops.dense * steps * data.batch_size
     return {"accuracy": accuracy, "work": selection.ledger.spent_flops() / dense}
 
 
