@@ -16,11 +16,9 @@ from lightning_ast.errors import BatchError
 __all__ = [
     "first_floats",
     "is_ragged",
-    "is_uniform",
     "leading_sizes",
     "listed_length",
     "listings_of",
-    "parallel_lists",
     "samples_of",
 ]
 
@@ -51,7 +49,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
         if size is not None and _lists_tensors(batch, size):
             return list(batch), [batch]
         # Lists side by side, as a collate function that transposes its samples makes them: images, then targets.
-        columns = parallel_lists(batch)
+        columns = _parallel_lists(batch)
         if columns is not None and size in (None, len(columns[0])):
             entries = list(zip(*columns, strict=True))
             if (size is not None and any(map(are_images, columns))) or not _agree_on_rows(entries, size):
@@ -64,7 +62,7 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
 def _lists_tensors(batch: Any, size: int) -> bool:
     """Tell whether a batch is a list of one tensor for each of B samples, none of which has B rows."""
     is_one = is_listing(batch) and len(batch) == size and all(map(_is_leaf, batch))
-    return is_one and size not in leading_sizes(batch) and is_uniform(batch)
+    return is_one and size not in leading_sizes(batch) and _is_uniform(batch)
 
 
 def listed_length(batch: Any) -> int | None:
@@ -72,7 +70,7 @@ def listed_length(batch: Any) -> int | None:
     if is_listing(batch) and batch and all(map(_is_leaf, batch)):
         return len(batch)
     try:
-        entries = _entries(batch) or next(iter(parallel_lists(batch) or ()), None)
+        entries = _entries(batch) or next(iter(_parallel_lists(batch) or ()), None)
     except BatchError:
         return None
     return None if entries is None else len(entries)
@@ -80,11 +78,11 @@ def listed_length(batch: Any) -> int | None:
 
 def _entries(batch: Any) -> list[Any] | None:
     """List the entries of a batch that is a list of containers of one form; return None for any other."""
-    is_one = is_listing(batch) and len(batch) > 0 and not any(map(_is_leaf, batch)) and is_uniform(batch)
+    is_one = is_listing(batch) and len(batch) > 0 and not any(map(_is_leaf, batch)) and _is_uniform(batch)
     return list(batch) if is_one else None
 
 
-def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
+def _parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
     """Find the lists of one length that a batch consists of; return None where there are tensors beside them."""
     children = None if _is_leaf(batch) else children_of(batch)
     if not children:
@@ -94,7 +92,7 @@ def parallel_lists(batch: Any) -> list[Sequence[Any]] | None:
     if not columns or len({len(column) for column in columns}) > 1 or any(map(leading_sizes, beside)):
         return None
     # Lists of tensors of several forms are the outputs of several layers, and no samples.
-    if len(columns[0]) == 0 or not all(is_uniform(column) for column in columns if leading_sizes(column)):
+    if len(columns[0]) == 0 or not all(_is_uniform(column) for column in columns if leading_sizes(column)):
         return None
     return columns
 
@@ -116,8 +114,7 @@ def first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
         return None
 
 
-def is_uniform(entries: Sequence[Any]) -> bool:
-    """Tell whether the entries of a sequence are of one form."""
+def _is_uniform(entries: Sequence[Any]) -> bool:
     first = _form(entries[0])
     return first is not None and all(_form(entry) == first for entry in entries)
 
