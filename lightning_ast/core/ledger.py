@@ -150,6 +150,7 @@ class Ledger:
 
     def forget_joules(self) -> bool:
         """Leave energy out from now on; return whether any was measured."""
+        # Not what is to come alone: energy of a part of a run cannot be compared with the samples of all of it.
         known = any(totals.joules_offered for totals in self.stages.values())
         for totals in self.stages.values():
             totals.joules = 0.0
@@ -224,6 +225,7 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
+        # A later release may have added fields, which this one leaves out.
         self.flops = None if state["flops"] is None else known_fields(FlopsPerSample, state["flops"])
         self.stages = {stage: known_fields(StageTotals, totals) for stage, totals in state["stages"].items()}
 

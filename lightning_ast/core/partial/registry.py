@@ -45,7 +45,7 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
     def register(function: _Rule) -> _Rule:
         @wraps(function)
         def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
-            place = getattr(first, "place", None)
+            place = getattr(first, "place", None)  # None where it has become a full tensor, or is an ordinary one
             fits = place is not None and dim in (None, place.dim)
             return function(func, first, *args, **kwargs) if fits else NotImplemented
 
