@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ast.core.batch.listing import samples_of
+from lightning_ast.core.batch.samples import samples_of
 from lightning_ast.core.partial.rows import Place
 from lightning_ast.errors import BatchError, ConfigurationError, LossCaptureError
 
