@@ -73,12 +73,6 @@ class Record:
             self.found = Dependence(self.shape, profiles, independent=True, touched=False)
         return self.found
 
-    def forget(self) -> None:
-        """Drop the tensors without a comparison."""
-        if self.pair is not None:
-            self.pair = None
-            self.known = False
-
 
 class Records:
     """Finds what is known about a node's output."""
@@ -147,7 +141,8 @@ class Records:
     def clear(self) -> None:
         """Drop all tensors."""
         for record in list(self._held.values()):
-            record.forget()
+            record.known = record.known and record.pair is None  # its tensors go without a comparison
+            record.pair = None
         self._held.clear()
         self._by_memory.clear()
         self._unused.clear()
