@@ -125,7 +125,7 @@ class Ledger:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, MODE_FACTS))}, got {mode!r}.")
         # Forwards and backwards, not FLOPs: what a sample costs becomes known later than the first batches.
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
@@ -133,18 +133,15 @@ class Ledger:
         totals.backwarded += backwarded
         totals.dense_steps += whole
 
-    def _of(self, stage: str) -> StageTotals:
-        return self.stages.setdefault(stage, StageTotals())
-
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.timed_seconds += seconds
         totals.timed_offered += offered
 
     def record_joules(self, stage: str, *, joules: float, offered: int) -> None:
         """Add the energy of steps that stand for their stage (no validation, no start-up)."""
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.joules += joules
         totals.joules_offered += offered
 

@@ -7,7 +7,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import lightning.pytorch as pl
 
@@ -22,7 +22,7 @@ def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
     own: Any = type(instance)
 
     # Pickles and copies have the first class: the other one exists in this process alone.
-    def reduce(self: Any, protocol: Any) -> Any:
+    def reduce(self: Any, protocol: SupportsIndex) -> Any:
         _, _, *state = own.__reduce_ex__(self, protocol)
         return own.__new__, (own,), *state
 

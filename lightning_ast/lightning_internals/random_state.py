@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ def kept_random_state() -> Iterator[None]:
         raise failure
 
 
-def _accepted(restore: Any, *states: Any) -> bool:
+def _accepted(restore: Callable[..., object], *states: object) -> bool:
     """Tell whether a generator can be set to the state; the generator must be one that nobody else uses."""
     try:
         restore(*states)

@@ -72,7 +72,7 @@ class StillMetrics:
             self._replace(metric, name, lambda *_, **__: value)
         self._replace(metric, "update", lambda *_, **__: None)
 
-    def _replace(self, owner: nn.Module, name: str, stub: Any) -> None:
+    def _replace(self, owner: nn.Module, name: str, stub: Callable[..., Any]) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name, _MISSING)))
         owner.__dict__[name] = stub
 
