@@ -53,15 +53,12 @@ def restore_random_state(state: dict[str, Any]) -> None:
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """Put the global generators back at the end, also where the block fails, which ``isolate_rng`` alone does not."""
-    # `isolate_rng` has no `finally`: the error is kept until it has restored the states.
-    failure: BaseException | None = None
-    with isolate_rng():
-        try:
-            yield
-        except BaseException as error:
-            failure = error
-    if failure is not None:
-        raise failure
+    isolation = isolate_rng()
+    isolation.__enter__()
+    try:
+        yield
+    finally:  # left by hand: it has no `finally` of its own, so that an error would keep it from restoring
+        isolation.__exit__(None, None, None)
 
 
 def _accepted(restore: Callable[..., object], *states: object) -> bool:
