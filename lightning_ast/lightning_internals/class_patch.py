@@ -15,9 +15,7 @@ __all__ = ["change_class", "method_of", "put_on"]
 
 
 def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
-    """Give one object a class of its own, with other methods and properties; return a function that puts the first
-    back.
-    """
+    """Give one object a class of its own, with other methods and properties; return what puts the first one back."""
     # A property can only stand in a class, and a method put on the instance would be copied and pickled with it.
     own: Any = type(instance)
 
