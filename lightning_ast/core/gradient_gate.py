@@ -114,6 +114,7 @@ class BatchGate:
         Where there are several, the gradient at those that the network's own gradient does not reach is computed first
         (which runs the loss part of the backward twice), and all of these decide together.
         """
+        # Several losses of a step may share entries: a gradient must not be gated twice, which would weigh it twice.
         new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
         if not self.decided and len(new) > 1:
             self._decide_together(loss, new)

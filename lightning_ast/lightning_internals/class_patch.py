@@ -7,7 +7,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import lightning.pytorch as pl
 
@@ -15,14 +15,12 @@ __all__ = ["change_class", "method_of", "put_on"]
 
 
 def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
-    """Give one object a class of its own, with other methods and properties; return a function that puts the first
-    back.
-    """
+    """Give one object a class of its own, with other methods and properties; return what puts the first one back."""
     # A property can only stand in a class, and a method put on the instance would be copied and pickled with it.
     own: Any = type(instance)
 
     # Pickles and copies have the first class: the other one exists in this process alone.
-    def reduce(self: Any, protocol: Any) -> Any:
+    def reduce(self: Any, protocol: SupportsIndex) -> Any:
         _, _, *state = own.__reduce_ex__(self, protocol)
         return own.__new__, (own,), *state
 

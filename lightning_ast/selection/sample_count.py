@@ -7,8 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_ast.core.batch.graphs import graphs_in
-from lightning_ast.core.batch.listing import leading_sizes, listed_length, samples_of
-from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.core.batch.samples import batch_size_of, leading_sizes, listed_length, samples_of
 from lightning_ast.errors import BatchError, EmptyBatchError
 from lightning_ast.lightning_internals.fit_loop import loaded_samples, loaders
 from lightning_ast.mixin import overrides
