@@ -16,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.demo import load_images
+from lightning_ast.demo.data import load_images
 from lightning_ast.recipes import QUIET, counting, make_scenes, one_cycle, work_share
 
 METHODS = ("dense", "shortened", "ours")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.demo import load_images
+from lightning_ast.demo.data import load_images
 from lightning_ast.recipes import QUIET, chance, counting, make_scenes, one_cycle, work_share
 
 METHODS = ("dense", "shortened", "random", "ours")
