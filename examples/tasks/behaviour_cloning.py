@@ -21,8 +21,8 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.recipes import QUIET, chance, counting, one_cycle, work_share
 
 METHODS = ("dense", "shortened", "random", "ours")
-EPOCHS = 10
-SHORTENED = 0.8  # of the dense run's steps: the work of "ours"
+EPOCHS = 6
+SHORTENED = 0.6  # of the dense run's steps: the work of "ours"
 RANDOM_RATE = 0.6  # the share that "ours" comes to
 DEMONSTRATIONS = 20  # episodes of the expert
 ROLLOUTS = 50

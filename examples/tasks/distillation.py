@@ -12,9 +12,10 @@ import functools
 import lightning as L
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.demo import ImageData, ResNet9, SimpleCNN
+from lightning_ast.demo import ImageData, ResNet9
 from lightning_ast.recipes import QUIET, chance, counting, one_cycle, work_share
 
 METHODS = ("dense", "shortened", "random", "partial", "ours")
@@ -31,7 +32,14 @@ class Student(L.LightningModule):
 
     def __init__(self, teacher, lr: float = 2e-3):
         super().__init__()
-        self.student = SimpleCNN(in_channels=1, image_size=28, width=8).net
+        self.student = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * 49, 10),
+        )
         self.teacher = teacher.requires_grad_(False)
         self.lr = lr
 
@@ -47,9 +55,11 @@ class Student(L.LightningModule):
         divergence = F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         return TEMPERATURE**2 * divergence + 0.5 * F.cross_entropy(scores, labels)
 
-    def test_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx):
         images, labels = batch
         self.log("test_accuracy", (self.student(images).argmax(1) == labels).float().mean())
+
+    test_step = validation_step
 
     def configure_optimizers(self):
         return one_cycle(self, torch.optim.AdamW(self.student.parameters(), lr=self.lr))

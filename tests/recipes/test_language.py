@@ -52,6 +52,7 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_selecting_tokens_costs_more_than_dense_training(tokens: ModuleType) -> None:
     assert tokens.train("dense", text=str(TEXT))["work"] == 1
+    assert tokens.train("reference", text=str(TEXT))["work"] == pytest.approx(2_200 / 8_000, rel=0.05)
     ours = tokens.train("ours", text=str(TEXT))
     reference = 2_200 / 8_000  # as many epochs, on the clean part
     assert ours["work"] == pytest.approx(1 + reference + 1 / 6, rel=0.05)
