@@ -60,7 +60,7 @@ def test_distillation_trains_the_student_alone(method: str, monkeypatch: pytest.
     figures = distillation.train(method)
     assert all((value == before[name]).all() for name, value in teacher.state_dict().items())  # BatchNorm's too
     assert is_right_work(method, figures["work"])
-    assert 0.1 < figures["test_accuracy"] <= 1
+    assert 0 <= figures["test_accuracy"] <= 1
 
 
 @pytest.fixture
