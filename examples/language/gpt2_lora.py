@@ -13,7 +13,6 @@ import random
 import re
 
 import lightning as L
-import peft
 import torch
 import torch.nn.functional as F
 import transformers
@@ -90,6 +89,8 @@ def base_model(path, raw):
 
 def train(method: str, *, seed: int = 0, max_steps: int = -1, text: str | None = None, model: str | None = None):
     """Train once; return the bits per token of the answers to held-out questions, and the work of the fine-tuning."""
+    import peft  # of the extra "recipes"
+
     raw = load_text(text)
     entries = re.findall(
         r"^ {3}:([^:\n]+):.*\n\n((?: {3}.+\n|\n(?! {3}:))+)", raw.decode(errors="replace"), re.MULTILINE

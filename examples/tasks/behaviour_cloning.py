@@ -9,7 +9,6 @@ are easy to copy, those near its switching line are not.
 import argparse
 import functools
 
-import gymnasium
 import lightning as L
 import numpy as np
 import torch
@@ -43,6 +42,8 @@ def rollout(policy, seed, *, slip=0.0):
         seed: The seed of the start and the slips.
         slip: The share of the steps with a random action in place of the policy's.
     """
+    import gymnasium  # of the extra "recipes"
+
     draw = np.random.default_rng(seed)
     environment = gymnasium.make("CartPole-v1", max_episode_steps=STEPS)
     state, _ = environment.reset(seed=seed, options={"low": -0.15, "high": 0.15})
