@@ -107,7 +107,7 @@ def _in_batch(run: Run, data: RegimeData, records: Path) -> Parts:
 def _target(run: Run) -> dict[str, Any]:
     """Return the target of a run and what else it changes, as settings of the selection callback."""
     names = {"rate": "target_activation_rate", "coverage": "target_coverage", "significance": "significance"}
-    names["weighting"] = "weighting"
+    names |= {"weighting": "weighting", "trim": "trim"}
     return {names[key]: value for key, value in run.options if key in names}
 
 
@@ -164,7 +164,7 @@ POLICIES: dict[str, Callable[[Run, RegimeData, Path], Parts]] = {
 _TARGET = {"rate", "coverage", "gate", "significance", "weighting", "warmup", "cooldown"}
 _OPTIONS: dict[str, set[str]] = {
     "prune": _TARGET | {"steps", "idea", "trim"},
-    "partial": _TARGET,
+    "partial": _TARGET | {"trim"},
     "subset": _TARGET,
     "mask": _TARGET,
     "random": {"like", "steps"},

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from regime_plans import plan
 from regime_run import Regime
 from regime_statistics import Record, Setting, by_setting
-from regime_tables import FOLDER, difference_cell, machine, place_name, records_by_place, seconds_cell
+from regime_tables import FOLDER, difference_cell, place_name, records_by_place, seconds_cell
 
 __all__ = ["LEAST_SEEDS", "draw", "drawn_points", "headline_settings", "points", "short_table"]
 
@@ -70,7 +70,7 @@ def short_table(folder: Path = FOLDER) -> str:
         return "Not recorded yet."
     references = [
         f"{place_name(place)}: dense {statistics.mean(rows['dense'].accuracies):.2f} % "
-        f"({rows['dense'].seeds} seeds{_timed(rows['dense'])}; {machine(list(rows['dense'].runs.values()))})"
+        f"({rows['dense'].seeds} seeds; {_machines(rows['dense'])}{_timed(rows['dense'])})"
         for place, rows in places.items()
     ]
     heads = [
@@ -79,8 +79,8 @@ def short_table(folder: Path = FOLDER) -> str:
     ]
     columns = sum(2 + _is_timed(rows) for rows in places.values())
     lines = [
-        f"{'; '.join(references)}. Points of test accuracy against dense runs of the same seeds ± standard error; "
-        "work: forwards and backwards by their FLOPs, scoring included, as a share of dense.",
+        f"{'. '.join(references)}. Points: test accuracy minus that of dense runs of the same seeds, ± standard error. "
+        "Work: FLOPs of all forwards and backwards, scoring included, as a share of dense.",
         "",
         f"| method | {' | '.join(heads)} |",
         "|---|" + "---|" * columns,
@@ -95,8 +95,12 @@ def _is_timed(rows: dict[str, Setting]) -> bool:
     return rows["dense"].seconds is not None
 
 
+def _machines(dense: Setting) -> str:
+    return " and ".join(sorted({run["hardware"].replace("(s)", "") for run in dense.runs.values()}))
+
+
 def _timed(dense: Setting) -> str:
-    return "" if dense.seconds is None else f", {dense.seconds:,.0f} s"
+    return "" if dense.seconds is None else f", {dense.seconds:,.0f} s {dense.timed_on}"
 
 
 def _cells(setting: Setting | None, timed: bool) -> str:

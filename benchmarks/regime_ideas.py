@@ -32,7 +32,6 @@ __all__ = [
     "PartialInsideModule",
     "RandomBeside",
     "Smoothed",
-    "Trimmed",
     "histories",
 ]
 
@@ -90,25 +89,6 @@ class Smoothed(SignificanceHistory):
         super().fold(maximum)
         seen_before = before.isfinite() & (before >= 0) & self._scores.isfinite()
         self._scores = torch.where(seen_before, 0.5 * (before + self._scores), self._scores)
-
-
-class Trimmed(SignificanceHistory):
-    """The most significant samples count as insignificant, as where they are those with wrong labels.
-
-    Args:
-        size: The samples of the data set.
-        share: The share of the samples that is left out.
-    """
-
-    def __init__(self, size: int, *, share: float) -> None:
-        super().__init__(size)
-        self._share = share
-
-    def significance(self) -> Tensor:
-        scores = super().significance().clone()
-        if self.seen.all():
-            scores[scores.topk(round(self._share * len(scores))).indices] = 0.0
-        return scores
 
 
 class CountedAveragedScores(AveragedScores):
@@ -177,10 +157,9 @@ _HISTORIES: dict[str, _Make] = {
     "class-floor": _class_floor,
     "progress": lambda run, data: Progress,
     "smoothed": lambda run, data: Smoothed,
-    "trimmed": lambda run, data: functools.partial(Trimmed, share=float(run.option("trim", 0.1))),
 }
 
-IDEAS = [*_HISTORIES, "averaged-model", "higher-rate", "partial-inside"]
+IDEAS = [*_HISTORIES, "averaged-model", "higher-rate", "partial-inside", "trimmed"]
 
 
 @contextmanager

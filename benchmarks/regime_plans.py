@@ -150,6 +150,9 @@ def ideas_plan() -> list[Run]:
         ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": "trimmed", "trim": 0.1}),
         ("prune", {"rate": 0.4, "gate": "topk", "steps": "keep", "idea": "trimmed", "trim": 0.2}),
         ("prune", {"rate": 0.4, "gate": "soft", "steps": "keep", "significance": "confidence"}),
+        _pruned("soft", "keep", coverage=0.97),
+        ("prune", {"coverage": 0.97, "gate": "soft", "steps": "keep", "trim": 0.2}),
+        ("prune", {"coverage": 0.97, "gate": "topk", "steps": "keep", "trim": 0.2}),
     ]
     runs = _runs([FASHION, CIFAR], ideas, seeds=4)
     runs += _runs([replace(base, noise=noise) for base in (FASHION, CIFAR) for noise in (0.2, 0.4)], remedies, seeds=3)

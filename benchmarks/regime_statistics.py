@@ -138,6 +138,12 @@ class Setting:
         return statistics.mean(on_gpu or on_cpu) if on_gpu or on_cpu else None
 
     @property
+    def timed_on(self) -> str:
+        """Tell where :attr:`seconds` were taken."""
+        alone_on_gpu = any(not _on_cpu(run) and not _shared(run) for run in self.runs.values())
+        return "alone on the GPU" if alone_on_gpu else "on one CPU thread"
+
+    @property
     def shared_time(self) -> float | None:
         """Return the time as a share of that of dense runs, among runs that shared a GPU; None where there are none."""
         keys = [

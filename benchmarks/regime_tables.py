@@ -50,7 +50,6 @@ _IDEAS = {
     "averaged-model": "scores of a weight-averaged model (its forward is counted)",
     "higher-rate": "KAKURENBO's learning rate 1/(1 - F)",
     "partial-inside": "partial backward over 2/3 of each pruned batch",
-    "trimmed": "the most significant left out",
 }
 
 
@@ -77,10 +76,11 @@ def setting_name(record: Record) -> str:
         "gate": _GATES.__getitem__,
         "steps": _STEPS.__getitem__,
         "significance": "significance `{}`".format,
-        "idea": _IDEAS.__getitem__,
-        "trim": "{:.0%}".format,
+        "idea": lambda idea: _IDEAS.get(idea, ""),  # "trimmed" is described by its share
+        "trim": "the most significant {:.0%} left out".format,
     }
-    return ", ".join([f"`{policy}`", *(write(options[name]) for name, write in described.items() if name in options)])
+    written = [write(options[name]) for name, write in described.items() if name in options]
+    return ", ".join([f"`{policy}`", *filter(None, written)])
 
 
 def place_name(regime: Regime) -> str:

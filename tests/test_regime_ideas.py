@@ -43,13 +43,6 @@ def test_no_class_falls_below_its_floor(ideas: Any) -> None:
     assert torch.equal(found[found < 18], scores[found < 18])
 
 
-def test_the_most_significant_are_trimmed_once_all_are_known(ideas: Any) -> None:
-    history = ideas.Trimmed(10, share=0.2)
-    assert (history.significance() == 1).all()
-    found = remembering(history, torch.arange(1.0, 11.0)).significance()
-    assert found.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]
-
-
 def test_what_is_remembered_is_smoothed_over_the_visits(ideas: Any) -> None:
     history = remembering(ideas.Smoothed(3), torch.tensor([4.0, 2.0]))
     assert history.significance().tolist() == [4, 2, 4]  # the third was never seen
@@ -64,9 +57,9 @@ def test_a_history_is_put_in_its_place_and_taken_out_again(benchmark: Any, ideas
     from lightning_ast.pruning import epochs
 
     runs = benchmark("regime_run")
-    run = runs.Run(runs.Regime(), "prune", (("rate", 0.4), ("idea", "trimmed"), ("trim", 0.3)))
+    run = runs.Run(runs.Regime(), "prune", (("rate", 0.4), ("idea", "smoothed")))
     with pytest.raises(KeyError), ideas.histories(run, None):
-        assert isinstance(epochs.SignificanceHistory(5), ideas.Trimmed)
+        assert isinstance(epochs.SignificanceHistory(5), ideas.Smoothed)
         raise KeyError
     assert epochs.SignificanceHistory is SignificanceHistory
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_ast.advice.measured import CoverageFacts
 from lightning_ast.core.gate import NEARLY_ALL, GateName, floor_for, rate_at_coverage
+from lightning_ast.core.significance import trimmed
 from lightning_ast.selection.step_state import StepState
 from lightning_ast.selection.watcher import Watcher
 
@@ -43,13 +44,16 @@ class ScoreWatcher(Watcher):
         self.scores[position] = scores
 
 
-def coverage_facts(scores: Iterable[Tensor], coverages: Sequence[float], gate: GateName) -> CoverageFacts | None:
+def coverage_facts(
+    scores: Iterable[Tensor], coverages: Sequence[float], gate: GateName, *, trim: float = 0.0
+) -> CoverageFacts | None:
     """Find the activation rates that coverages need, over all samples together.
 
     Args:
         scores: ``(B,)`` significance of each batch; samples whose score is not finite are left out.
         coverages: The coverages, in (0, 1].
         gate: The gate that selects.
+        trim: The share of the most significant samples that is left out.
 
     Returns:
         The rates; None without a sample.
@@ -62,6 +66,7 @@ def coverage_facts(scores: Iterable[Tensor], coverages: Sequence[float], gate: G
     pooled = pooled[pooled.isfinite()]
     if pooled.numel() == 0:
         return None
+    pooled = trimmed(pooled, trim)
     # as the selector of a run does, whose least probability stays below its target
     rates = {c: rate_at_coverage(pooled, c, gate, floor=floor_for(c)) for c in coverages}
     return CoverageFacts(pooled.numel(), rates)

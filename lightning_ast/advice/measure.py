@@ -89,7 +89,12 @@ class Measurement:
             step = self._step_facts(probe, saved)
             own = self._run.own_coverage
             coverages = sorted({*COVERAGES, *([] if own is None else [own])})
-            coverage = coverage_facts(probe.watcher.scores.values(), coverages, self._asked.settings.gate)
+            coverage = coverage_facts(
+                probe.watcher.scores.values(),
+                coverages,
+                self._asked.settings.gate,
+                trim=self._asked.settings.trim,
+            )
             validation = self._validate() if self._validates else None
         seconds = self._clock() - self._began
         if seconds > 1.1 * self._budget:

@@ -69,6 +69,9 @@ class SparseSelectionCallback(SelectionReadings):
         controller: The controller of the threshold; None makes a default :class:`~lightning_ast.core.PIController`.
             ``prune`` solves its threshold over the whole data set and needs none.
         min_selected: The fewest samples kept of a batch (in ``prune``: of an epoch): a count, or a share in (0, 1).
+        trim: The share of the samples, in [0, 1), that is left out because its significance is the largest: a remedy
+            for wrong labels, which keep a large gradient. Set it a little below the share of labels that you expect to
+            be wrong; right labels that are hard are left out with them.
         seed: The seed of the gate's own draws; global generators are not touched.
         batchnorm: In ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
             an approximation) or ``"exact"`` (full from there on); see :func:`lightning_ast.core.select_rows`.
@@ -114,6 +117,7 @@ class SparseSelectionCallback(SelectionReadings):
         weighting: Weighting | None = None,
         controller: PIController | None = None,
         min_selected: int | float = 2,
+        trim: float = 0.0,
         seed: int = 0,
         batchnorm: BatchNormBackward = "selected",
         quarantine_limit: float | None = 0.01,
@@ -130,6 +134,7 @@ class SparseSelectionCallback(SelectionReadings):
         self.weighting: Weighting | None = weighting
         self.controller = controller
         self.min_selected = min_selected
+        self.trim = trim
         self.seed = seed
         self.batchnorm: BatchNormBackward = batchnorm
         self.quarantine_limit = quarantine_limit

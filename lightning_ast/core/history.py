@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import minimum_count
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.significance import trimmed
 from lightning_ast.words import counted
 
 __all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "planned_count"]
@@ -88,14 +89,17 @@ class SignificanceHistory:
     def _merged(self, maximum: Callable[[Tensor], Tensor] | None) -> Tensor:
         return (self._recent.clone() if maximum is None else maximum(self._recent.clone())).cpu()
 
-    def significance(self) -> Tensor:
+    def significance(self, *, trim: float = 0.0) -> Tensor:
         """Return ``(N,)`` on the CPU, as of the last fold.
 
-        A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0.
+        A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0, and so
+        have the largest of those seen, as many as the share ``trim`` of them: see
+        :func:`~lightning_ast.core.significance.trimmed`.
         """
         scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
         # What was never seen must be seen soon: it counts as the most significant.
         most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
+        scores = scores.masked_scatter(self.seen, trimmed(scores[self.seen], trim))
         return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
 
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
@@ -251,7 +255,7 @@ def plan_epoch(
     if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
         draws = draws[allowed]
     ordered, positions = draws.sort(stable=True)  # so that the choice does not depend on the order of the draws
-    kept = selector.plan(history.significance()[ordered], count=count, epoch=epoch)
+    kept = selector.plan(history.significance(trim=selector.trim)[ordered], count=count, epoch=epoch)
     chosen, order = positions[kept.indices].sort()
     weights = None if kept.weights is None else (kept.weights[order] * (count / offered)).float()
     return EpochPlan(epoch, draws[chosen], offered, weights)

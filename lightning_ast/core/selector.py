@@ -24,6 +24,7 @@ from lightning_ast.core.gate import (
     solve_threshold,
 )
 from lightning_ast.core.shared_threshold import Average, averaged, joint_threshold
+from lightning_ast.core.significance import trimmed
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -44,6 +45,8 @@ class SampleSelector:
         controller: The controller that moves the threshold; None makes a default :class:`PIController`. ``topk``, whose
             threshold is only reported, needs none for a rate; a coverage is held by what is asked of the next batch.
         min_selected: The fewest samples kept, a count or a share of the batch.
+        trim: The share of each batch, its most significant samples, that counts as wrong labels, see
+            :func:`~lightning_ast.core.significance.trimmed`; in [0, 1).
         seed: The seed of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so
             far, and on nothing else: the global generators are neither read nor written.
         rank: The number of this process among those that train together.
@@ -79,6 +82,7 @@ class SampleSelector:
         weighting: Weighting = "sqrt",
         controller: PIController | None = None,
         min_selected: int | float = 2,
+        trim: float = 0.0,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
@@ -94,6 +98,7 @@ class SampleSelector:
         self.weighting: Weighting = weighting
         self.controller = PIController() if controller is None else controller
         self.min_selected = min_selected
+        self.trim = trim
         self.seed = seed
         self.rank = rank
         self.steps = 0
@@ -150,6 +155,7 @@ class SampleSelector:
         if eligible is not None:
             eligible = eligible.cpu()
             significance = significance.where(eligible, torch.zeros_like(significance))
+        significance = trimmed(significance, self.trim)
         self.is_whole = False
         if self.selects:
             selection = self._selected(significance, eligible, average)

@@ -35,6 +35,7 @@ __all__ = [
     "loss",
     "loss_entropy",
     "loss_intensity",
+    "trimmed",
 ]
 
 SignificanceName = Literal["gradient", "el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
@@ -251,3 +252,18 @@ def _per_sample(values: Tensor, losses: Tensor, valid: Tensor | None = None) -> 
         return values.mean(1)
     mask = valid.reshape(losses.shape[0], -1)
     return (values * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def trimmed(significance: Tensor, share: float) -> Tensor:
+    """Set the largest of some significance ``(B,)`` to 0, as many as the share in [0, 1): they count as wrong labels.
+
+    A sample with a wrong label keeps a large gradient for as long as the network does not memorise it, and rules that
+    prefer hard samples choose it again and again. Leaving out the largest is what trimmed loss minimisation does.
+    Source: Shen and Sanghavi, Learning with Bad Training Data via Iterative Trimmed Loss Minimization, ICML 2019.
+
+    Example:
+        >>> trimmed(torch.tensor([0.1, 0.9, 0.2, 0.8]), 0.25).tolist() == torch.tensor([0.1, 0.0, 0.2, 0.8]).tolist()
+        True
+    """
+    count = round(share * significance.numel())
+    return significance if count == 0 else significance.index_fill(0, significance.topk(count).indices, 0.0)

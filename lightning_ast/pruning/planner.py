@@ -86,7 +86,7 @@ class EpochPlanner:
         if not history.seen.any():  # as long as nothing is known of any sample, one is as good as another
             return None
         # Samples that the sampler never offers do not count: they would look like the most significant.
-        lengths = self._lengths_at(self._rate_to_cover(history.significance()[history.seen]))
+        lengths = self._lengths_at(self._rate_to_cover(history.significance(trim=self._selector.trim)[history.seen]))
         assert self.facts is not None
         return None if lengths.samples >= NEARLY_ALL * self.facts.offered else lengths
 
@@ -105,7 +105,9 @@ class EpochPlanner:
         offered = draws[: self.facts.offered * processes]
         if self._selector.target_coverage is not None and self._steps == "keep":
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
-            epoch.lengths = self._lengths_at(self._rate_to_cover(history.significance()[offered]))
+            epoch.lengths = self._lengths_at(
+                self._rate_to_cover(history.significance(trim=self._selector.trim)[offered])
+            )
         count = epoch.lengths.samples * processes
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
 

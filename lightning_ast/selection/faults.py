@@ -164,7 +164,7 @@ def setting_faults(callback: GivenSettings) -> list[str]:
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    found += _least_faults(callback.min_selected)
+    found += _least_faults(callback.min_selected) + _trim_faults(callback)
     seed: object = callback.seed
     if not isinstance(seed, int):
         found.append(f"seed: expected an int, got {seed!r}.")
@@ -205,6 +205,18 @@ def _least_faults(least: object) -> list[str]:
         return []
     hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
     return [f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}"]
+
+
+def _trim_faults(callback: GivenSettings) -> list[str]:
+    trim: object = callback.trim
+    if not (is_number(trim) and 0 <= trim < 1):
+        return [f"trim: expected a share of the samples in [0, 1), got {trim!r}.{_percent_hint(trim)}"]
+    rate = callback.target_activation_rate
+    if trim > 0 and is_number(rate) and rate < 1 and rate + trim > 1:
+        return [
+            f"trim={trim:g} leaves out what target_activation_rate={rate:g} asks for: together they may be 1 at most."
+        ]
+    return []
 
 
 def _significance_faults(significance: object) -> list[str]:

@@ -31,6 +31,7 @@ class GivenSettings(Protocol):
     weighting: Weighting | None
     controller: PIController | None
     min_selected: int | float
+    trim: float
     seed: int
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
@@ -60,6 +61,7 @@ class SelectionSettings:
     weighting: Weighting | None
     controller: PIController | None
     min_selected: int | float
+    trim: float
     seed: int
     batchnorm: BatchNormBackward
     quarantine_limit: float | None
@@ -90,6 +92,7 @@ class SelectionSettings:
             weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
             controller=self.controller,
             min_selected=self.min_selected,
+            trim=self.trim,
             seed=self.seed,
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
         )
