@@ -22,8 +22,8 @@ from lightning_ast.recipes import QUIET, counting, make_scenes, one_cycle, work_
 METHODS = ("dense", "shortened", "ours")
 EPOCHS = 8
 SHORTENED = 0.89  # of the dense run's steps: the work of "ours"
-TRAIN_IMAGES = 400
-TEST_IMAGES = 200
+TRAIN_IMAGES = 320
+TEST_IMAGES = 100
 SIZE = 64  # pixels
 SCORE = 0.3  # the least score of a detection that counts
 

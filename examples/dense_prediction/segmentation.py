@@ -18,11 +18,11 @@ from lightning_ast.demo.data import load_images
 from lightning_ast.recipes import QUIET, chance, counting, make_scenes, one_cycle, work_share
 
 METHODS = ("dense", "shortened", "random", "ours")
-EPOCHS = 8
+EPOCHS = 6
 SHORTENED = 0.89  # of the dense run's steps: the work of "ours"
 RANDOM_RATE = 0.83  # the share that "ours" comes to
-TRAIN_IMAGES = 600
-TEST_IMAGES = 300
+TRAIN_IMAGES = 400
+TEST_IMAGES = 200
 CLASSES = 11  # the background, and Fashion-MNIST's ten
 
 
