@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Scene", "make_scenes"]
+__all__ = ["CLOTHING_KINDS", "Scene", "make_scenes"]
+
+CLOTHING_KINDS = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])
+"""The kind of each class of Fashion-MNIST: tops and dresses, trousers, shoes, bags."""
 
 
 class Scene(NamedTuple):
