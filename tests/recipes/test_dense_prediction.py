@@ -48,7 +48,8 @@ def segmentation(digits: Images, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("method", ["dense", "random", "ours"])
 def test_segmentation_runs(segmentation: ModuleType, method: str) -> None:
     figures = segmentation.train(method)
-    assert figures["work"] == 1 if method == "dense" else 0 < figures["work"] < 1
+    assert figures["work"] == 1 if method == "dense" else 0 < figures["work"] <= 1
+    assert method != "random" or figures["work"] < 1
     assert 0 < figures["mean_iou"] < 1
 
 
