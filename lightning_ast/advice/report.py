@@ -19,17 +19,11 @@ _HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
 
 
 class Grid(NamedTuple):
-    """A table of the report.
-
-    Attributes:
-        header: The titles of its columns.
-        rows: The cells of its rows.
-        best: The row that is recommended; None without one.
-    """
+    """A table of the report: titles, and rows of cells."""
 
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    best: int | None = None
+    best: int | None = None  # the row that is recommended
 
     def __str__(self) -> str:
         """Return the rows in aligned columns, between empty lines."""
@@ -89,8 +83,8 @@ def _report(advice: Advice) -> Iterator[str | Grid]:
 
 def _measured(advice: Advice) -> Iterator[str]:
     facts = advice.facts
-    run = advice.facts.run
-    step = advice.facts.step
+    run = facts.run
+    step = facts.step
     yield (
         f"Measured on {facts.device} in {facts.seconds:.0f} s, {counted(step.cycles, 'round')}: "
         f"{counted(run.epochs, 'epoch')} of {counted(run.batches_per_epoch, 'batch')} of {run.batch_size}."
