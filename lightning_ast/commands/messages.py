@@ -19,6 +19,7 @@ __all__ = ["condensed", "plain_lines", "users_error"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 _LONGEST_VALUE = 60
+# what jsonargparse writes, and what a user understands
 _WORDS = {
     r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
     r"\ba typing\.Literal\[(.*?)\]": r"one of \1",
@@ -30,20 +31,13 @@ _WORDS = {
         r"no class \1 is known: give its full path, such as package.module.\1"
     ),
 }
-"""What jsonargparse writes, and what a user understands."""
 
 
 def plain_lines(error: Exception) -> list[str] | None:
-    """Tell an error that the user can mend without looking into code.
+    """Tell an error that the user can mend without looking into code, in lines; None where the traceback is needed.
 
     These are the errors of this package, and those of the configuration, of files and of Lightning's checks, unless the
     user's own code stands in their traceback.
-
-    Args:
-        error: The error that ended a command.
-
-    Returns:
-        The lines to show, or None where the traceback is needed.
     """
     if isinstance(error, ConfigurationError):
         return [" ".join(fault.split()) for fault in error.faults]
@@ -68,6 +62,7 @@ def users_error(error: BaseException) -> BaseException | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
+    # as a traceback shows it; `raise ... from` may make a circle
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:
@@ -98,12 +93,6 @@ def _is_users(file: str) -> bool:
 
 def condensed(message: str) -> str:
     r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line.
-
-    Args:
-        message: The message of jsonargparse.
-
-    Returns:
-        The key, and of the alternatives those that tell something.
 
     Example:
         >>> condensed('Parser key "a.b":\n  Expected a typing.Literal["x"]. Got value: y')

@@ -24,18 +24,14 @@ class SavedConfig(SaveConfigCallback):
     """Save the configuration of a run as ``config.yaml`` in its log directory.
 
     A ``config.yaml`` that is there already is replaced only where an earlier run saved it, nobody has changed it since,
-    and it is not itself a configuration of this run. A link is never followed. In any other case the next free name of
-    ``config_1.yaml``, ``config_2.yaml`` ... is taken, and the run tells which.
-
-    Args:
-        parser: The parser, which Lightning passes.
-        config: The configuration, which Lightning passes.
-        inputs: The configuration files of this run.
-        options: Passed to Lightning's callback.
+    and it is not itself one of the ``inputs`` of this run. In any other case the next free name of ``config_1.yaml``,
+    ``config_2.yaml`` ... is taken, and the run tells which.
     """
 
     def __init__(self, parser: Any, config: Any, *, inputs: Iterable[str] = (), **options: Any) -> None:
-        super().__init__(parser, config, save_to_log_dir=False, **options)
+        super().__init__(
+            parser, config, save_to_log_dir=False, **options
+        )  # else Lightning overwrites, or refuses to run
         self.inputs = tuple(inputs)
         self._log_dir = ""
 
@@ -76,6 +72,7 @@ def _local_is_free(path: str, text: str, inputs: Iterable[str]) -> bool:
     """Tell whether a file may be written, or holds already what would be written."""
     if not os.path.lexists(path):
         return True
+    # a link may lead to a file of anybody's
     if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114
         return False
     try:

@@ -29,25 +29,15 @@ __all__ = ["RunResult", "equal_work_epochs", "run_demo"]
 
 @dataclass(frozen=True)
 class RunResult:
-    """The results of one training run, and what it spent.
-
-    Attributes:
-        name: The name of the run.
-        accuracy: The test accuracy after the last epoch, in [0, 1].
-        seconds: The wall time of the epochs, validation included, as the summary of the run shows it.
-        epochs: The number of epochs trained.
-        offered: The number of samples offered.
-        selected: The number of samples trained on.
-        flops: The FLOPs spent on forward and backward of training (scoring included), or None.
-    """
+    """The results of one training run, and what it spent."""
 
     name: str
-    accuracy: float
-    seconds: float
+    accuracy: float  # of the test after the last epoch, in [0, 1]
+    seconds: float  # of the epochs, validation included, as the summary of the run shows it
     epochs: int
-    offered: int
-    selected: int
-    flops: float | None
+    offered: int  # samples
+    selected: int  # samples, that were trained on
+    flops: float | None  # of forward and backward of training, scoring included
 
 
 def _train(
@@ -57,7 +47,7 @@ def _train(
     print(f"\n{name}: {counted(epochs, 'epoch')}")
     pl.seed_everything(seed, verbose=False)
     model = ResNet9(settings["channels"], width=settings["width"], lr=settings["lr"])
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(seed, verbose=False)  # again: all runs see the batches in one order, whatever the weights drew
     monitor = SparseTrainingMonitor()
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -81,20 +71,7 @@ def _train(
 
 
 def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | None) -> int | None:
-    """Find how long a dense run of the same work is, to the nearest epoch.
-
-    Args:
-        epochs: Length of the dense run and of the sparse run.
-        flops: Spent by the sparse run, or None where they were not counted.
-        dense_flops: Spent by the dense run, or None.
-
-    Returns:
-        At least 1, or None where it is no shorter than the dense run, or not known.
-
-    Example:
-        >>> equal_work_epochs(5, 4003.0, 5000.0), equal_work_epochs(5, 4900.0, 5000.0)
-        (4, None)
-    """
+    """Return how many epochs a dense run of the sparse run's FLOPs has; None where it is no shorter, or not known."""
     if not flops or not dense_flops:
         return None
     nearest = max(1, round(epochs * flops / dense_flops))
@@ -104,9 +81,7 @@ def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | Non
 _COVERAGE = 0.97
 _MOST_EPOCHS = 10_000
 _MOST_WIDTH = 1024
-_MOST_SEED = 2**32 - 1
-"""The largest that torch, numpy and Python all take."""
-
+_MOST_SEED = 2**32 - 1  # the largest that torch, numpy and Python all take
 _SETTINGS: dict[DataName, dict[str, Any]] = {
     "digits": {"epochs": 16, "batch_size": 128, "width": 48, "channels": 1, "lr": 0.1},
     "fashion_mnist": {"epochs": 6, "batch_size": 256, "width": 8, "channels": 1, "lr": 0.2},
@@ -128,26 +103,8 @@ def run_demo(
 ) -> list[RunResult]:
     """Train a ResNet-9 densely, then sparsely, then densely again for as many epochs as the sparse run's FLOPs buy.
 
-    The defaults for ``cifar10`` are 16 epochs of full width on a GPU, 6 of a quarter of it on a CPU.
-
-    Args:
-        data: The data set, ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
-        root: The folder where the images are, or are downloaded to.
-        mode: The mode of the sparse run.
-        target_activation_rate: The share of the samples to train on, in (0, 1], in place of a coverage.
-        target_coverage: The share of the summed significance that the samples trained on are to carry, in (0, 1]; None
-            is 0.97 where no rate is given.
-        epochs: The length of the runs; None takes a default for the data.
-        width: The channels of the first layer; None takes a default for the data.
-        seed: The seed of the weights, the order of the samples and the gate.
-        train_limit: The number of training images to use, the first ones; None uses all.
-
-    Returns:
-        The results, after printing them as a table; without the third where no shorter dense run has the same work.
-
-    Raises:
-        ConfigurationError: An argument is out of its range.
-        DataNotFoundError: The images are not there and cannot be downloaded.
+    Print the results as a table, and return them; without the third where no shorter dense run has the same work. The
+    arguments are the options of ``lightning-ast demo``; ``epochs`` and ``width`` have a default by data set.
     """
     if target_activation_rate is None and target_coverage is None:
         target_coverage = _COVERAGE
@@ -155,7 +112,7 @@ def run_demo(
         target_activation_rate=target_activation_rate, target_coverage=target_coverage, mode=mode, seed=seed
     )
     settings = dict(_SETTINGS[data])
-    if data == "cifar10" and not torch.cuda.is_available():  # shortened, to be worth its time
+    if data == "cifar10" and not torch.cuda.is_available():  # a CPU would take many times as long
         settings.update(epochs=6, width=16)
     epochs = settings["epochs"] if epochs is None else epochs
     settings["width"] = width = settings["width"] if width is None else width

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast.errors import DataNotFoundError, MissingPackageError
 from lightning_ast.extras import needs
@@ -165,22 +165,10 @@ def _or_explain(download: Callable[[], Images], name: str, choices: Sequence[str
         ) from error
 
 
-class _InMemory(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches by index: no per-sample Python."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor(indices)
-        return self.images[rows], self.labels[rows]
+class _InMemory(TensorDataset):
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        # torch's loader asks this for a whole batch: no Python for each sample
+        return self[torch.tensor(indices)]  # type: ignore[index]
 
 
 class ImageData(pl.LightningDataModule):

@@ -45,10 +45,9 @@ class HostClock:
 
 
 class CudaClock:
-    """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done.
+    """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done."""
 
-    Loading is then what the device waited for, not what went on beside it.
-    """
+    # Loading is then what the device waited for, not what went on beside it.
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -74,15 +73,11 @@ def clock_of(device: torch.device) -> Clock[Any]:
 
 
 class StepSections(Generic[Mark]):
-    """The sections of training steps, added up; what is in none of them is the caller's to name.
-
-    Attributes:
-        seconds: The seconds by section, since the last :meth:`take`; what the clock does not know yet is not in them.
-    """
+    """The sections of training steps, added up; what is in none of them is the caller's to name."""
 
     def __init__(self, clock: Clock[Mark]) -> None:
         self._clock = clock
-        self.seconds: dict[Section, float] = {}
+        self.seconds: dict[Section, float] = {}  # without what the clock does not know yet
         self._pending: deque[tuple[Section, Mark, Mark]] = deque()
         self._idle: Mark | None = None
         self._start: Mark | None = None
@@ -95,8 +90,8 @@ class StepSections(Generic[Mark]):
         self._idle = self._clock.mark()
 
     def start_batch(self) -> None:
-        """Begin a step: its batch is on the device. Scoring may have begun before this is called."""
-        if self._start is None:
+        """Begin a step: its batch is on the device."""
+        if self._start is None:  # the scoring, of whichever callback comes first, may have begun it already
             self._start = self._ready = self._clock.mark()
             self._add("loading", self._idle, self._start)
 
@@ -110,7 +105,7 @@ class StepSections(Generic[Mark]):
         self._add("scoring", begin, self._ready)
 
     def finish_backward(self) -> None:
-        """Mark the end of a backward; the last one of a batch counts."""
+        """Mark the end of a backward: of several in a batch the last one counts."""
         self._backward = self._clock.mark()
 
     def finish_batch(self) -> None:

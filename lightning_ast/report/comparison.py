@@ -26,10 +26,7 @@ _MARKERS = "osD^vP*X<>"
 
 
 def comparison(runs: Sequence[Run]) -> Figure:
-    """Draw at least two runs side by side; those that lack what a panel shows are named below it.
-
-    The figure is 11 inches wide, with four axes by rows, or three in one row where no run has joules.
-    """
+    """Draw at least two runs side by side, with a panel of joules where one has them; name below what a run lacks."""
     measured = any(spent is not None and spent.values.max() > 0 for spent in map(elapsed_joules, runs))
     with drawing():
         legend_inches = 0.22 * -(-len(runs) // 3)
@@ -46,13 +43,7 @@ def comparison(runs: Sequence[Run]) -> Figure:
 
 
 def at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
-    """Return costs and values ``(n,)`` of the epochs that have both.
-
-    Example:
-        >>> cost = EpochSeries(np.array([0, 1]), np.array([5.0, 10.0]))
-        >>> [a.tolist() for a in at_epochs(cost, EpochSeries(np.array([1, 2]), np.array([0.7, 0.8])))]
-        [[10.0], [0.7]]
-    """
+    """Return costs and values ``(n,)`` of the epochs that have both."""
     _, left, right = np.intersect1d(cost.epochs, values.epochs, return_indices=True)
     return cost.values[left], values.values[right]
 
@@ -71,16 +62,16 @@ def _accuracies(runs: Sequence[Run]) -> list[EpochSeries | None]:
 
 
 def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats] | None]) -> list[str]:
-    """Draw the curve of each run that has one; return the remarks for below the panel."""
+    """Draw the curve of each run that has one; return the remarks for below the panel, as all that follow do."""
     for i, points in enumerate(found):
         if points is not None:
+            # markers tell runs apart in print and for the colour-blind: about 25 a curve, or they would cover it
             axes.curve(*points, **_look(i), markevery=max(1, -(-len(points[1]) // 25)))
     lacking = [run.name for run, points in zip(runs, found, strict=True) if points is None]
     return [f"not known of {_listed(lacking)}"] if lacking else []
 
 
 def _by_epoch(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
-    """Draw a curve a run; return the remarks for below the panel."""
     known = [series for series in found if series is not None]
     if not known:
         axes.missing(f"no run logged {_HOW[what]}")
@@ -118,6 +109,7 @@ def _by_seconds(axes: Panel, runs: Sequence[Run]) -> list[str]:
     found = [elapsed_seconds(run) for run in runs]
     seconds = [None if each is None else each[0] for each in found]
     remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, second_unit)
+    # wall times hold start-up and what went on between epochs: a reader must not take them for training alone
     if any(not each[1] for each in found if each is not None):
         remarks.append("where EnergyMonitor is missing, from wall times of the event file")
     return remarks
@@ -130,7 +122,6 @@ def _by_joules(axes: Panel, runs: Sequence[Run]) -> list[str]:
 def _over_cost(
     axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], unit_of: Callable[[float], Unit]
 ) -> list[str]:
-    """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)
     accuracies = _accuracies(runs)
     points = [

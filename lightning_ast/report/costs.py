@@ -43,10 +43,7 @@ def has_costs(run: Run) -> bool:
 
 
 def costs(run: Run) -> Figure:
-    """Draw the seconds and joules of each epoch, stacked, 11 x 4 inches.
-
-    What the run has no ``energy/`` series of gets no axes, but a line below the other ones.
-    """
+    """Draw the seconds and joules of each epoch, stacked; what was not measured gets no axes, but a line of text."""
     found = _found(run)
     with drawing():
         figure, panels = new_figure(11, 4, columns=len(found))
@@ -63,18 +60,19 @@ def costs(run: Run) -> Figure:
 
 
 def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
-    """Find the parts that were logged, else the whole; nothing where all of it is 0: its chart would be empty."""
+    """Find the parts that were logged, else the whole."""
     found = {}
     for name, parts in _PARTS.items():
         logged = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
         if not logged and (series := epoch_costs(run, _WHOLE[name].tag)) is not None:
             logged = [(_WHOLE[name], series)]
-        if any(np.any(series.values > 0) for _, series in logged):
+        if any(np.any(series.values > 0) for _, series in logged):  # a chart of zeros would be empty
             found[name] = logged
     return found
 
 
 def _stack(axes: Panel, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> None:
+    # parts need not have the same epochs: a run that was resumed without a counter has joules of some alone
     epochs = np.unique(np.concatenate([series.epochs for _, series in found]))
     edges = np.unique(np.concatenate([epochs - 0.5, epochs + 0.5]))  # what is between two of them may be a gap
     bottom: Floats = np.zeros(len(edges) - 1)

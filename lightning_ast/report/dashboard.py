@@ -31,11 +31,8 @@ _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trai
 
 
 def dashboard(run: Run) -> Figure:
-    """Draw accuracy, loss, activation, savings, threshold and significance of a run, 11 x 6.4 inches.
-
-    Whatever is missing is named in its panel. Of a run without adaptive sparse training the lower row, which has
-    nothing to show, is low.
-    """
+    """Draw the six panels of a run; name in each what is missing."""
+    # of a run without adaptive sparse training the lower row, which has nothing to show, is low
     sparse = any(tag.startswith("ast/") for tag in (*run.scalars, *run.histograms))
     with drawing(title_pad=16 if run.series("ast/stage") else 6):
         figure, panels = new_figure(11, 6.4 if sparse else 4.6, 2, 3, height_ratios=(1, 1 if sparse else 0.25))
@@ -82,14 +79,7 @@ def _steps(axes: Panel, run: Run, series: Series) -> None:
 
 
 def smooth(values: Floats, *, span: int | None = None) -> Floats:
-    """Take the exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
-
-    The mean reaches over ``span`` points; None takes a twentieth of them, at least 2.
-
-    Example:
-        >>> smooth(np.array([1.0, 3.0, 3.0]), span=3).round(2).tolist()
-        [1.0, 2.33, 2.71]
-    """
+    """Take the exponential moving average ``(n,)`` over ``span`` points, a twentieth by default; pass over NaN."""
     decay = 1 - 2 / ((span or max(2, len(values) // 20)) + 1)
     mean = 0.0
     weight = 0.0
@@ -99,7 +89,7 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
             mean = decay * mean + (1 - decay) * value
             weight = decay * weight + 1 - decay
         if weight:
-            out[i] = mean / weight
+            out[i] = mean / weight  # by the weight so far: without the pull to 0 that a mean begun at 0 has
     return out
 
 
@@ -186,10 +176,11 @@ def _threshold(axes: Panel, run: Run) -> None:
     finite = series.values[np.isfinite(series.values)]
     axes.curve(series.steps, series.values, color=COLOURS["blue"])
     axes.set_ylabel("significance")
+    # a threshold of 0, which keeps all samples, has no logarithm
     if finite.min() > 0 and finite.max() > 10 * finite.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    whole = run.series("ast/stage")
+    whole = run.series("ast/stage")  # dense steps have no threshold, but the axis is that of the other panels
     _steps(axes, run, series if whole is None else whole)
 
 

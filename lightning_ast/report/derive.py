@@ -52,12 +52,7 @@ class Span(NamedTuple):
 
 
 def loss_tag(tags: Iterable[str]) -> str | None:
-    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that.
-
-    Example:
-        >>> loss_tag(["train_loss_epoch", "train_loss_step", "val_loss"])
-        'train_loss_step'
-    """
+    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that."""
     losses = [tag for tag in _own(tags) if "loss" in tag.lower()]
 
     def distance(tag: str) -> tuple[bool, bool, bool, str]:
@@ -68,12 +63,7 @@ def loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def training_loss_tag(tags: Iterable[str]) -> str | None:
-    """Find a loss as ``loss_tag`` does, but never that of a validation or a test.
-
-    Example:
-        >>> training_loss_tag(["val_loss"]), training_loss_tag(["interval_loss"])
-        (None, 'interval_loss')
-    """
+    """Find a loss as ``loss_tag`` does, but never that of a validation or a test."""
     tag = loss_tag(tags)
     if tag is None or "train" in tag.lower():
         return tag
@@ -81,12 +71,7 @@ def training_loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
-    """Find the validation accuracy; else any accuracy: a tag with the word acc or accuracy; None without any.
-
-    Example:
-        >>> accuracy_tag(["train_acc", "valid/accuracy"])
-        'valid/accuracy'
-    """
+    """Find the validation accuracy; else any accuracy: a tag with the word acc or accuracy; None without any."""
     accuracies = [tag for tag in _own(tags) if _words(tag) & {"acc", "accuracy"}]
     return min(accuracies, key=lambda tag: ("val" not in tag.lower(), tag), default=None)
 
@@ -104,10 +89,8 @@ def _own(tags: Iterable[str]) -> list[str]:
 
 
 def clip_to_training(run: Run) -> Run:
-    """Leave out what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch.
-
-    They log one step past the last one, under the number of the epoch that would be next.
-    """
+    """Leave out what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch."""
+    # Lightning logs it one step past the last one, under the number of the epoch that would be next.
     epoch = run.scalars.get("epoch")
     if epoch is None or len(epoch) < 2 or epoch.values[-1] <= epoch.values[-2]:
         return run
@@ -165,14 +148,12 @@ def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
-    """Return tag and values, in [0, 1], of the accuracy by epoch; values above 1.5 mean that percentages were logged.
-
-    A share may be above 1 by its rounding.
-    """
+    """Return tag and values, in [0, 1], of the accuracy by epoch."""
     tag = accuracy_tag(tag for tag in run.scalars if run.series(tag) is not None)
     found = by_epoch(run, tag)
     if tag is None or found is None:
         return None
+    # percentages were logged where a value is above 1.5; a share may be above 1 by its rounding
     return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1.5 else 1))
 
 
@@ -194,10 +175,7 @@ def _is_stage(series: Series) -> NDArray[np.bool_]:
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
-    """Find where each stage begins and ends on an axis, ``"steps"`` or ``"epochs"``.
-
-    The spans come in order and touch each other; there are none where no stage was logged.
-    """
+    """Find where each stage begins and ends on an axis, ``"steps"`` or ``"epochs"``, in order and without gaps."""
     if axis == "epochs":
         marks = [(epoch - 0.5, stage) for epoch, stage in sorted(stage_of_epochs(run).items())]
         end = marks[-1][0] + 1 if marks else 0.0
@@ -217,14 +195,12 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
 
 
 def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
-    """Return a series of which each epoch's end logs one value.
-
-    A callback that logs through the logger itself does so at the number of steps done. That is the first step of the
-    next epoch. Where two values fall into one epoch for that reason, each is taken for the step before.
-    """
+    """Return a series of which each epoch's end logs one value."""
     series = run.series(tag)
     if series is None:
         return None
+    # A callback that logs through the logger itself does so at the number of steps done, which is the first step of the
+    # next epoch. Where two values fall into one epoch for that reason, each is taken for the step before.
     epochs = epochs_at(run, series.steps)
     if np.any(np.diff(epochs) == 0):
         epochs = epochs_at(run, series.steps - 1)
@@ -234,8 +210,7 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
 def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
     """Return seconds from the start to the end of each epoch, and whether ``EnergyMonitor`` measured them.
 
-    Otherwise they are from the wall times of the event file: from its first event to the last of the epoch. None where
-    neither is known.
+    Otherwise they are from the wall times of the event file. None where neither is known.
     """
     total = _measured(run, "seconds")
     if total is not None:

@@ -23,20 +23,11 @@ class EpochMeans(NamedTuple):
 
 
 def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
-    """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite.
-
-    Lightning logs the mean of an epoch with ``on_epoch=True``: beside the steps under the tag's name with ``_epoch``,
-    without them under the tag's own name, at the last step of the epoch. The tag is that of the steps.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from lightning_ast.report.series import Series
-        >>> logged = {"loss_step": Series.of([0, 3], [4.0, 1.0]), "loss_epoch": Series.of([3], [2.0])}
-        >>> epoch_means(Run("a", Path("a"), "CSV", logged | {"epoch": Series.of([0, 3], [0, 0])}), "loss_step")
-        EpochMeans(means=EpochSeries(epochs=array([0]), values=array([2.])), logged=None, at_ends=True)
-    """
+    """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite."""
     if tag is None:
         return None
+    # Lightning logs the mean of an epoch (`on_epoch=True`) at its last step: beside the steps under their name with
+    # `_epoch`, without them under the tag's own name.
     for candidate in (f"{tag.removesuffix('_step')}_epoch", tag):
         series = run.series(candidate)
         if series is None:
@@ -64,23 +55,15 @@ def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
 
 
 def _steps_are_logged(run: Run) -> bool:
-    """Tell whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none.
-
-    Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with the
-    steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
-    """
+    """Tell whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none."""
+    # Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with
+    # the steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
     of_steps = [series for tag, series in run.scalars.items() if tag == "ast/stage" or tag.endswith("_step")]
     return any(_between_ends(run, series.steps).any() for series in of_steps)
 
 
 def behind_each(found: EpochMeans) -> str | None:
-    """Describe what each value is the mean of, where that is not a whole epoch.
-
-    Example:
-        >>> epochs = EpochSeries(np.arange(2), np.ones(2))
-        >>> behind_each(EpochMeans(epochs, np.array([1, 2]), at_ends=False))
-        'mean of 1 to 2 logged steps an epoch'
-    """
+    """Describe what each value is the mean of, where that is not a whole epoch."""
     if found.logged is None:
         return None
     if found.at_ends:

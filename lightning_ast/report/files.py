@@ -27,18 +27,12 @@ class UnreadableError(Exception):
 
 @contextmanager
 def reading(path: Path, *, most_bytes: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file for reading.
+    """Open a file for reading; yield it and its size in bytes. Whatever is amiss becomes an UnreadableError.
 
-    Opening a pipe waits for its writer and reading a device may never end, so that both are refused before. A file
-    that grows while it is read ends where it ended when it was opened, if the caller reads no further than its size.
-
-    Yields:
-        The open file, and its size in bytes: at most ``most_bytes``, where that is given.
-
-    Raises:
-        UnreadableError: It is not there, not a file, too large, or reading fails.
+    A file may grow meanwhile: read no further than its size.
     """
     try:
+        # opening a pipe waits for its writer, and reading a device may never end
         status = path.stat()
         kind = stat.S_IFMT(status.st_mode)
         if kind != stat.S_IFREG:

@@ -16,15 +16,9 @@ CSV = "metrics.csv"
 
 
 def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Find folders at or below ``log_dirs`` that hold a log, each once, and what could not be looked into.
+    """Find folders at or below ``log_dirs`` that hold a log, each once; and a line for each that cannot be read.
 
-    Links to folders are followed, as TensorBoard does; a run that is also there without a link has its own path.
-
-    Returns:
-        The absolute paths in order, and a line for each folder that could not be read.
-
-    Raises:
-        ReportError: One of them is no folder, or there is no log in or below it.
+    Links to folders are followed, as TensorBoard does.
     """
     if not log_dirs:
         raise ReportError("expected at least one folder with logs, got none.")
@@ -40,7 +34,7 @@ def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
             )
         lines.update(dict.fromkeys(unreadable))
         for real, path in logs.items():
-            if path == real or real not in found:
+            if path == real or real not in found:  # a run that is also there without a link has its own path
                 found[real] = path
     return sorted(found.values()), list(lines)
 
@@ -91,13 +85,9 @@ def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
 def run_names(folders: Sequence[Path]) -> list[str]:
     """Shorten names: the path from the common parent on, without the last parts that are the same for all runs.
 
-    The folders are absolute, no two the same.
-
     Example:
         >>> run_names([Path("/logs/dense/version_0"), Path("/logs/prune/version_0")])
         ['dense', 'prune']
-        >>> run_names([Path("/logs/dense/version_0")])
-        ['version_0']
     """
     if not folders:
         return []

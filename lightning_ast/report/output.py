@@ -19,15 +19,7 @@ _HEAD_BYTES = 1024
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to write where something stands that is not a report's own file.
-
-    Links are refused too: through them a file elsewhere would be replaced, or would no longer be the same file. The
-    folder need not be there.
-
-    Raises:
-        ReportError: Something else stands there.
-        OSError: It cannot be looked at.
-    """
+    """Refuse to write where something stands that is not a report's own file; the folder need not be there."""
     for path in (folder / name for name in names):
         if what := _fault(path):
             raise ReportError(
@@ -41,6 +33,7 @@ def _fault(path: Path) -> str | None:
         status = path.lstat()
     except FileNotFoundError:
         return None
+    # through a link a file elsewhere would be replaced, or would no longer be the same file
     if stat.S_ISLNK(status.st_mode):
         return "a link"
     if not stat.S_ISREG(status.st_mode):
@@ -52,18 +45,11 @@ def _fault(path: Path) -> str | None:
 
 
 def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, bytes]) -> None:
-    """Write a page (name and content) and its pictures (contents by name), and remove those of an earlier page.
-
-    Each file is written as a whole or not at all; the folder is made where it is not there.
-
-    Raises:
-        ReportError: A file that is not a report's own stands in the way; nothing was written.
-        OSError: Writing fails.
-    """
+    """Write a page (name and content) and its pictures (contents by name), and remove those of an earlier page."""
     files = {**pictures, page[0]: page[1]}
     check_files(folder, files)
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _pictures_of(folder / page[0])
+    earlier = _pictures_of(folder / page[0])  # asked before the page is replaced, which tells which were its own
     for name, content in files.items():
         write_whole(folder / name, content)
     for path in earlier - {folder / name for name in pictures}:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 
-from lightning_ast.report.summary import Summary, relative
+from lightning_ast.report.summary import Summary
 from lightning_ast.words import percent, readable
 
 __all__ = ["GENERATOR", "SOFTWARE", "Picture", "render", "table"]
 
+# the mark of a report in a page and in a picture, by which a later one knows that it may replace them
 SOFTWARE = "lightning-ast report"
-"""In a page and in a picture the mark of a report, by which a later one knows that it may replace them."""
 GENERATOR = f'<meta name="generator" content="{SOFTWARE}">'
 
 _STYLE = """
@@ -53,8 +53,8 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
-        """Return the content of the file; the figure is drawn once."""
-        return self.draw()
+        """Return the content of the file."""
+        return self.draw()  # once: the page holds it, and so does a file beside the page
 
 
 def render(
@@ -62,17 +62,9 @@ def render(
     dense: Summary | None,
     sections: Iterable[tuple[str, Sequence[Picture]]],
     foot: str,
-    left_out: Sequence[str] = (),
+    left_out: Sequence[str],
 ) -> str:
-    """Write the whole page as HTML, with names escaped.
-
-    Args:
-        rows: The rows of the table.
-        dense: The run that the others are held against.
-        sections: The headings with their figures; one without figures means that its run holds no values.
-        foot: A line of text: versions, folders, date.
-        left_out: A line for each log that is not in the report.
-    """
+    """Write the whole page as HTML: the table of runs, held against a dense one, and headings with their figures."""
     title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
     parts = [
         "<!DOCTYPE html>",
@@ -84,6 +76,7 @@ def render(
         table(rows, dense),
         *(f'<p class="note">Left out: {_escaped(line)}.</p>' for line in left_out),
     ]
+    # one by one: the caller shows how far the drawing, which takes the time, is
     for heading, pictures in sections:
         parts.append(f"<section><h2>{_escaped(heading)}</h2>")
         parts += [_figure(picture) for picture in pictures]
@@ -146,8 +139,7 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
 
 
 def _times(value: float | None, base: float | None) -> str:
-    quotient = relative(value, base)
-    return "" if quotient is None else f"<small>{_number(quotient, 2)}&times;</small>"
+    return f"<small>{_number(value / base, 2)}&times;</small>" if value is not None and base else ""
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
@@ -168,6 +160,7 @@ def _seconds(row: Summary, base: Summary | None) -> str:
     if row.seconds is None:
         return ""
     alike = base is not None and row.seconds_measured == base.seconds_measured
+    # wall times hold start-up too: set against measured seconds they would be no comparison
     mark = "" if row.seconds_measured else "*"
     return f"{_number(row.seconds, 1)}{mark}{_times(row.seconds, base.seconds if base and alike else None)}"
 
@@ -176,6 +169,7 @@ def _joules(row: Summary, base: Summary | None) -> str:
     return "" if row.joules is None else f"{_number(row.joules, 0)}{_times(row.joules, base.joules if base else None)}"
 
 
+# a heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with
 _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("mode", lambda row, _: _escaped(row.mode or "")),
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
@@ -189,4 +183,3 @@ _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("seconds", _seconds),
     ("joules", _joules),
 ]
-"""A heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with."""

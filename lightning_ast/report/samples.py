@@ -25,10 +25,7 @@ def has_samples(run: Run) -> bool:
 
 
 def samples(run: Run) -> Figure:
-    """Draw percentiles of the significance by epoch, and how often samples were selected, 11 x 3.6 inches.
-
-    What is missing is named in its panel.
-    """
+    """Draw percentiles of the significance by epoch, and how often samples were selected."""
     with drawing():
         figure, (left, right) = new_figure(11, 3.6, columns=2)
         left.set_title("Significance by epoch")
@@ -59,9 +56,10 @@ def percentiles(axes: Panel, run: Run) -> bool:
 
 
 def _times_selected(axes: Panel, times: Histogram) -> None:
-    """Draw one bin a number of times, as long as they can be told apart."""
+    # one bin a number of times, as long as about 40 bins can be told apart
     most = max(0, int(np.ceil(times.edges[-1])))
     width = -(-(most + 1) // 40)
+    # around whole numbers, so that no count lies on an edge
     edges = np.arange(-0.5, most + 0.5 + width, width)
     shares = rebin(times, edges) / times.counts.sum()
     axes.stairs(shares, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"], linewidth=0.8)

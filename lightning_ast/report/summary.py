@@ -15,7 +15,7 @@ from lightning_ast.report.derive import (
 )
 from lightning_ast.report.series import Run
 
-__all__ = ["Summary", "reference", "relative", "summarize"]
+__all__ = ["Summary", "reference", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,3 @@ def reference(rows: Sequence[Summary]) -> Summary | None:
     if len(rows) < 2 or not dense:
         return None
     return max(dense, key=lambda row: (row.epochs or 0, row.steps))
-
-
-def relative(value: float | None, of: float | None) -> float | None:
-    """Divide, or return None where either is not known or the reference is 0.
-
-    Example:
-        >>> relative(3.0, 4.0), relative(None, 4.0)
-        (0.75, None)
-    """
-    return value / of if value is not None and of else None

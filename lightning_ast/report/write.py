@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,16 +23,9 @@ from lightning_ast.report.series import Run
 from lightning_ast.report.summary import Summary, reference, summarize
 from lightning_ast.words import percent
 
-__all__ = ["Written", "file_stems", "make_report", "write_report"]
+__all__ = ["file_stems", "make_report", "write_report"]
 
 _PAGE = "report.html"
-
-
-class Written(NamedTuple):
-    """The page, and a line for each log that was left out of it."""
-
-    page: Path
-    left_out: list[str]
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
@@ -60,14 +53,12 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
         >>> write_report([folder], folder / "report").name
         'report.html'
     """
-    return make_report(log_dirs, out).page
+    page, _ = make_report(log_dirs, out)
+    return page
 
 
-def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> Written:
-    """Write a report as ``write_report`` does, but return what was left out too.
-
-    With ``progress``, a bar on the standard error stream shows how far it is, where there are many runs.
-    """
+def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> tuple[Path, list[str]]:
+    """Write a report as ``write_report`` does; return the page, and a line for each log that was left out of it."""
     folder = Path(out).expanduser()
     with _errors(out):
         check_files(folder, [_PAGE])  # before what takes time
@@ -77,11 +68,12 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     with _errors(out):
         sections = _sections(runs, rows)
         pictures = [picture for _, own in sections for picture in own]
+        # the names of the pictures are known only now; drawing them is what takes the time
         check_files(folder, [picture.name for picture in pictures])
         drawn = tqdm(sections, "Drawing", unit="run", disable=not progress or len(sections) < MANY_RUNS)
         page = render(rows, reference(rows), drawn, _foot(log_dirs), left_out)
         write_files(folder, {picture.name: picture.png for picture in pictures}, (_PAGE, page.encode("utf-8")))
-    return Written(folder / _PAGE, left_out)
+    return folder / _PAGE, left_out
 
 
 @contextmanager
@@ -98,17 +90,13 @@ def _errors(out: str | Path) -> Iterator[None]:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """Make file names without an ending for the runs' figures: plain characters, no two the same.
-
-    Example:
-        >>> file_stems(["a/b", "a:b", "c"])
-        ['a-b', 'a-b-2', 'c']
-    """
+    """Make file names without an ending for the runs' figures: plain characters, no two the same."""
     stems: list[str] = []
     for name in names:
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "run"
         unique = stem
         count = 1
+        # some file systems do not tell capitals from small letters
         while unique.lower() in {taken.lower() for taken in stems}:
             count += 1
             unique = f"{stem}-{count}"
@@ -118,6 +106,7 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[Picture]]]:
     """Plan the sections of the page: a heading and its figures each, drawn when their PNGs are asked for."""
+    # matplotlib is an extra: without it, importing the package and reading runs must work
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
     from lightning_ast.report.dashboard import dashboard
