@@ -70,7 +70,6 @@ def _configured(arguments: list[str]) -> Any:
 
 
 def _seconds(text: str) -> float:
-    """Read a positive number of seconds."""
     try:
         seconds = float(text)
     except ValueError:

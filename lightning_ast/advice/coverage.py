@@ -47,17 +47,13 @@ def coverage_facts(
     """Find the activation rates that coverages need over all samples of ``(B,)`` scores; None without a finite one.
 
     The share ``trim`` of the most significant samples is left out.
-
-    Example:
-        >>> coverage_facts([torch.tensor([6.0, 1.0]), torch.tensor([2.0, 1.0, torch.nan])], [0.8], "topk")
-        CoverageFacts(samples=4, rates={0.8: 0.5})
     """
     pooled = torch.cat([torch.empty(0), *(each.detach().cpu().float().flatten() for each in scores)])
     pooled = pooled[pooled.isfinite()]
     if pooled.numel() == 0:
         return None
     pooled = trimmed(pooled, trim)
-    # as the selector of a run does, whose least probability stays below its target
+    # the floor is that of the selector of a run, whose least probability stays below its target
     rates = {c: rate_at_coverage(pooled, c, gate, floor=floor_for(c)) for c in coverages}
     return CoverageFacts(pooled.numel(), rates)
 
@@ -66,9 +62,5 @@ def is_nothing_to_skip(coverage: float, rate: float) -> bool:
     """Tell whether a coverage needs about as large a share of the samples: any would then do as well as those chosen.
 
     A coverage of 1 asks for the dense run, whatever the scores.
-
-    Example:
-        >>> is_nothing_to_skip(0.8, 0.79), is_nothing_to_skip(0.8, 0.6), is_nothing_to_skip(0.99, 0.95)
-        (True, False, True)
     """
     return coverage < 1 and rate >= NEARLY_ALL * coverage

@@ -30,12 +30,6 @@ def steady_period(arrivals: list[float], workers: int, fetched_ahead: int) -> fl
     """Return the seconds from batch to batch of a loader that is read as fast as it goes.
 
     ``arrivals`` are the times in seconds when the first batch was asked for, and when each came.
-
-    Example:
-        >>> steady_period([0.0, 3.0, 4.0, 5.0], workers=0, fetched_ahead=0)
-        1.0
-        >>> steady_period([0.0, 2.0, 2.0, 4.0, 4.0, 6.0, 6.0], workers=2, fetched_ahead=4)  # 2 s each, two at a time
-        1.0
     """
     if len(arrivals) == 2:
         return arrivals[1] - arrivals[0]

@@ -94,8 +94,6 @@ class Measurement:
             seconds=seconds,
         )
 
-    # ------------------------------------------------------------------ training
-
     def _train(self) -> tuple[Probe, SavedBytes]:
         """Probe every mode that can run; one that fails is left out of the next attempt."""
         twin = self._twin
@@ -198,8 +196,6 @@ class Measurement:
             memory=MemoryEstimate(static, saved.total or 0) if known else None,
         )
 
-    # ------------------------------------------------------------------ validation
-
     def _validate(self) -> ValidationFacts | None:
         twin = self._twin
         timer = _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
@@ -285,7 +281,6 @@ class _ValidationTimer(Callback):
 
 
 def _reason(error: Exception) -> str:
-    """Describe an error in one line."""
     if isinstance(error, ConfigurationError):
         return error.faults[0]
     lines = str(error).splitlines() or [""]

@@ -194,7 +194,6 @@ class Predictions:
 
     @property
     def _scored(self) -> StepAt:
-        """Return a dense step that is scored too."""
         dense = self.facts.step.dense
         return StepAt(1.0, dense.seconds + (self.facts.step.selection_seconds or 0.0), dense.peak_bytes)
 

@@ -93,11 +93,7 @@ def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) ->
 class Probe(Callback):
     """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`.
 
-    Args:
-        selections: The callbacks that do the sparse steps, by mode; each is set up and takes its turns.
-        begin: Called when training starts, with everything set up; returns the script.
-        cache: Returns the batches that are trained on; each attempt to fit has its own.
-        clock: Returns the time in seconds.
+    The ``selections`` do the sparse steps of their modes; ``begin`` returns the script, with everything set up.
     """
 
     def __init__(
@@ -119,8 +115,6 @@ class Probe(Callback):
         self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}
         self._block = Block()
-
-    # ------------------------------------------------------------------ blocks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set every selection up; none has its wrapper on the module yet."""
@@ -154,7 +148,6 @@ class Probe(Callback):
         self._start(next(self._script))
 
     def _start(self, block: Block) -> None:
-        """Switch to a block."""
         self._block = block
         self._left = block.steps
         self._rates: list[float] = []
@@ -178,7 +171,6 @@ class Probe(Callback):
         self._began = self._ended = self._now(wait=True)
 
     def _finish(self) -> Timing:
-        """Return the times of the block."""
         steps = self._block.steps
         selection = self._selected()
         seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
@@ -221,8 +213,6 @@ class Probe(Callback):
         if wait or self._block.phases:
             self._wait()
         return self._clock()
-
-    # ------------------------------------------------------------------ steps
 
     def on_train_epoch_start(self, *hook: Any) -> None:
         """Pass it on."""

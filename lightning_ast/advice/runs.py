@@ -19,7 +19,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import starts_processes
 from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
 from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
-from lightning_ast.mode_facts import Mode, PruneSteps
+from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
@@ -89,11 +89,6 @@ class Asked:
     def settings(self) -> SparseSelectionCallback:
         """Return the selection callback; without one it has the defaults."""
         return SparseSelectionCallback() if self.selection is None else self.selection
-
-    @property
-    def prune_steps(self) -> PruneSteps:
-        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
-        return steps_of_pruned_epochs(self.settings)
 
     @property
     def stages(self) -> TwoStageScheduler:
@@ -173,7 +168,7 @@ def run_facts(
         own_mode=None if asked.selection is None else asked.selection.mode,
         own_rate=asked.rate,
         own_coverage=asked.settings.target_coverage,
-        prune_steps=asked.prune_steps,
+        prune_steps=steps_of_pruned_epochs(asked.settings),
     )
     return facts, notes
 

@@ -32,7 +32,6 @@ class Block:
     target: float = 1.0  # the activation rate that is asked for, in (0, 1]
     steps: int = 1
     phases: bool = False  # whether the device is waited for at every phase of a step, which slows it down
-    few: bool = False  # whether the fewest samples are asked for
     settles: bool = False  # whether nothing is measured: caches fill, FLOPs are counted, regions are compiled
     cycle: int = 0  # all blocks of a round train on the same batches
 
@@ -64,12 +63,7 @@ def script(
 ) -> Generator[Block, Timing, int]:
     """Yield blocks to run, each answered with its times; return the number of cycles that were measured.
 
-    Args:
-        modes: The modes to measure.
-        batch_size: The samples of a batch.
-        asynchronous: True where the device runs behind the host.
-        wanted: The rates that will be predicted.
-        remaining_seconds: Returns what is left of the budget.
+    The rates that are ``wanted`` will be predicted; an ``asynchronous`` device runs behind the host.
     """
     # the first step makes the optimizer's state, so that only the second tells what a step takes
     yield Block(settles=True)
@@ -123,14 +117,11 @@ def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *,
     for mode in modes:
         rates = _RATES[:: len(_RATES) - 1] if reduced else _RATES
         if mode == "subset":
-            blocks.append(Block(mode, min(1.0, few), steps, phases=True, few=True))
+            blocks.append(Block(mode, min(1.0, few), steps, phases=True))
             rates = tuple(rate for rate in (rates[1:] if reduced else rates) if rate > 1.25 * few)
         rates = _RATES[1:2] if mode == "mask" else rates  # it takes the same at every rate
         blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in rates]
     return blocks
-
-
-# ---------------------------------------------------------------------- what the times tell
 
 
 def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: int) -> StepFacts:

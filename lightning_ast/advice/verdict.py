@@ -87,7 +87,6 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
 
 
 def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
-    """List what bounds the run."""
     facts = predictions.facts
     dense = predictions.dense
     found = []
@@ -131,7 +130,6 @@ def _remedy(predictions: Predictions) -> str:
 
 
 def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
-    """List what to know of the modes that can run."""
     step = predictions.facts.step
     found = []
     if "partial" not in step.refused and step.compiled:

@@ -92,12 +92,7 @@ def _is_users(file: str) -> bool:
 
 
 def condensed(message: str) -> str:
-    r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line.
-
-    Example:
-        >>> condensed('Parser key "a.b":\n  Expected a typing.Literal["x"]. Got value: y')
-        'a.b: expected one of "x", got y'
-    """
+    r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line."""
     text = " ".join(_condense(message).split())
     for pattern, words in _WORDS.items():
         text = re.sub(pattern, words, text)
@@ -115,13 +110,9 @@ def _condense(text: str) -> str:
     given = value.partition("Given value: ")[2].strip()
     if not told or "got" in told.lower() or len(given) > _LONGEST_VALUE or re.match(r"[\[{]|\w+\(", given):
         return told or text
-    return told if _names(told, given) else f"{told}, got {given}"
-
-
-def _names(told: str, given: str) -> bool:
-    """Tell whether a reason names the value already: as its class path, or in quotes."""
-    quoted = f"'{given}'" in told and not told.startswith("Expected ")  # which names types: "Expected a <class 'int'>"
-    return quoted or told.startswith(f"{given}: ")
+    # a reason may name the value already: as its class path, or in quotes (which types have too: <class 'int'>)
+    is_named = told.startswith(f"{given}: ") or (f"'{given}'" in told and not told.startswith("Expected "))
+    return told if is_named else f"{told}, got {given}"
 
 
 def _dedented(text: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ class SavedConfig(SaveConfigCallback):
         system = get_filesystem(self._log_dir)
         system.makedirs(self._log_dir, exist_ok=True)
         folder = self._log_dir
-        names = self._names()
+        stem, ending = os.path.splitext(self.config_filename)  # noqa: PTH122 - a name, not a path
+        names = chain([self.config_filename], (f"{stem}_{number}{ending}" for number in count(1)))
         wanted = path = os.path.join(folder, next(names))  # noqa: PTH118 - it may be an address such as s3://...
         local = isinstance(system, LocalFileSystem)
         while not (_local_is_free(path, text, self.inputs) if local else _remote_is_free(system, path)):
@@ -61,11 +62,6 @@ class SavedConfig(SaveConfigCallback):
                 f"lightning-ast: the configuration of this run is saved as {path}: {wanted} is not a file that an "
                 "earlier run saved, so it stays as it is."
             )
-
-    def _names(self) -> Iterator[str]:
-        stem, ending = os.path.splitext(self.config_filename)  # noqa: PTH122 - a name, not a path
-        yield self.config_filename
-        yield from (f"{stem}_{number}{ending}" for number in count(1))
 
 
 def _local_is_free(path: str, text: str, inputs: Iterable[str]) -> bool:

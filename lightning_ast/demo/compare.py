@@ -135,7 +135,6 @@ def run_demo(
 
 
 def _named(sparse: SparseSelectionCallback) -> str:
-    """Name the sparse run by its mode and target."""
     rate = sparse.target_activation_rate
     return f"AST, {sparse.mode}, {f'coverage {sparse.target_coverage}' if rate is None else f'r = {rate:g}'}"
 

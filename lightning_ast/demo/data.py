@@ -38,9 +38,8 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
 
     ``digits`` is part of scikit-learn's package: 1,437 training and 360 test images of 8 x 8 pixels.
     ``fashion_mnist`` is read from IDX files (plain or ``.gz``) under ``root`` or Debian's ``dataset-fashion-mnist``,
-    else downloaded by torchvision. ``cifar10`` is read from ``root`` where that is an ``.npz`` file (arrays ``x, y, xt,
-    yt``: uint8 images NHWC and labels), from ``root/cifar10.npz``, or from torchvision's files under ``root``, else
-    downloaded.
+    ``cifar10`` from ``root`` or ``root/cifar10.npz`` (arrays ``x, y, xt, yt``: uint8 images NHWC and labels) or from
+    torchvision's files under ``root``; else torchvision downloads them.
 
     Args:
         data: The name of the data set.
@@ -53,12 +52,8 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
         DataNotFoundError: Nothing was found and the download failed.
         MissingPackageError: ``digits`` needs scikit-learn.
     """
-    loaders: dict[DataName, Callable[[Path], Images]] = {
-        "digits": _digits,
-        "fashion_mnist": _fashion_mnist,
-        "cifar10": _cifar10,
-    }
-    return loaders[data](Path(root).expanduser())
+    load = {"digits": _digits, "fashion_mnist": _fashion_mnist, "cifar10": _cifar10}[data]
+    return load(Path(root).expanduser())
 
 
 def _digits(root: Path) -> Images:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
-__all__ = ["Clock", "CudaClock", "HostClock", "Section", "StepSections", "clock_of"]
+__all__ = ["Clock", "Section", "StepSections", "clock_of"]
 
 Section = Literal["loading", "scoring", "forward_backward"]
 Mark = TypeVar("Mark")
@@ -29,22 +29,20 @@ class Clock(Protocol[Mark]):
         """Wait until every mark is known."""
 
 
-class HostClock:
+class _HostClock:
     """The wall time of this process."""
 
     def mark(self) -> float:
-        """Read the time."""
         return time.perf_counter()
 
     def seconds(self, start: float, end: float) -> float:
-        """Return the difference of two times."""
         return end - start
 
     def wait(self) -> None:
-        """Return at once: every mark is known."""
+        pass
 
 
-class CudaClock:
+class _CudaClock:
     """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done."""
 
     # Loading is then what the device waited for, not what went on beside it.
@@ -53,23 +51,20 @@ class CudaClock:
         self._device = device
 
     def mark(self) -> torch.cuda.Event:
-        """Record an event."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float | None:
-        """Return the time between two events, once the device has reached them."""
         return start.elapsed_time(end) / 1e3 if end.query() else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Wait until the device has done what it was given."""
         torch.cuda.synchronize(self._device)
 
 
 def clock_of(device: torch.device) -> Clock[Any]:
     """Choose the clock for what runs on a device."""
-    return CudaClock(device) if device.type == "cuda" else HostClock()
+    return _CudaClock(device) if device.type == "cuda" else _HostClock()
 
 
 class StepSections(Generic[Mark]):

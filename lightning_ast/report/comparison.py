@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import EpochSeries, accuracy, elapsed_joules, elapsed_seconds, training_loss_tag
-from lightning_ast.report.epoch_means import behind_each, epoch_means
+from lightning_ast.report.derive import (
+    EpochSeries,
+    accuracy,
+    behind_each,
+    elapsed_joules,
+    elapsed_seconds,
+    epoch_means,
+    training_loss_tag,
+)
 from lightning_ast.report.series import Floats, Run
-from lightning_ast.report.style import COLOURS, Panel, Unit, drawing, joule_unit, label, new_figure, second_unit
+from lightning_ast.report.style import COLOURS, Panel, drawing, label, new_figure, unit_of
 
 __all__ = ["at_epochs", "comparison"]
 
@@ -108,7 +115,7 @@ def _losses(axes: Panel, runs: Sequence[Run]) -> list[str]:
 def _by_seconds(axes: Panel, runs: Sequence[Run]) -> list[str]:
     found = [elapsed_seconds(run) for run in runs]
     seconds = [None if each is None else each[0] for each in found]
-    remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, second_unit)
+    remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, "seconds")
     # wall times hold start-up and what went on between epochs: a reader must not take them for training alone
     if any(not each[1] for each in found if each is not None):
         remarks.append("where EnergyMonitor is missing, from wall times of the event file")
@@ -116,11 +123,11 @@ def _by_seconds(axes: Panel, runs: Sequence[Run]) -> list[str]:
 
 
 def _by_joules(axes: Panel, runs: Sequence[Run]) -> list[str]:
-    return _over_cost(axes, runs, "Accuracy by joules", [elapsed_joules(run) for run in runs], joule_unit)
+    return _over_cost(axes, runs, "Accuracy by joules", [elapsed_joules(run) for run in runs], "joules")
 
 
 def _over_cost(
-    axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], unit_of: Callable[[float], Unit]
+    axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], base_unit: str
 ) -> list[str]:
     axes.set_title(title)
     accuracies = _accuracies(runs)
@@ -133,11 +140,11 @@ def _over_cost(
         known = any(values is not None for values in accuracies)
         axes.missing(f"not known: add EnergyMonitor to the Trainer{'' if known else '; log an accuracy'}")
         return []
-    unit = unit_of(most)
-    remarks = _draw(axes, runs, [each and (each[0] / unit.size, each[1]) for each in points])
+    unit, size = unit_of(base_unit, most)
+    remarks = _draw(axes, runs, [each and (each[0] / size, each[1]) for each in points])
     axes.set_ylabel("accuracy")
     axes.percent_axis()
-    axes.set_xlabel(unit.name)
+    axes.set_xlabel(unit)
     axes.set_xlim(left=0)
     return remarks
 

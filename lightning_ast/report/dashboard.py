@@ -10,8 +10,9 @@ from matplotlib.ticker import StrMethodFormatter
 
 from lightning_ast.report.derive import accuracy, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
 from lightning_ast.report.samples import percentiles
-from lightning_ast.report.series import Floats, Histogram, Run, Series, Stage, rebin
+from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
+from lightning_ast.schedule import Stage
 from lightning_ast.words import percent
 
 __all__ = ["dashboard", "smooth"]

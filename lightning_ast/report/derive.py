@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
@@ -11,19 +12,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_ast.report.series import STAGES, Floats, Ints, Run, Series, Stage
+from lightning_ast.report.series import Floats, Ints, Run, Series
+from lightning_ast.schedule import STAGE_CODES, Stage
+from lightning_ast.words import counted
 
 __all__ = [
+    "EpochMeans",
     "EpochSeries",
     "Span",
     "accuracy",
     "accuracy_tag",
     "activation_rate_when_sparse",
+    "behind_each",
     "by_epoch",
     "clip_to_training",
     "elapsed_joules",
     "elapsed_seconds",
     "epoch_costs",
+    "epoch_means",
     "epochs_at",
     "is_dense",
     "last_epoch",
@@ -33,7 +39,7 @@ __all__ = [
     "stage_spans",
     "training_loss_tag",
 ]
-_SPARSE = next(code for code, stage in STAGES.items() if stage == "sparse")
+_STAGES = {code: stage for stage, code in STAGE_CODES.items()}
 
 
 class EpochSeries(NamedTuple):
@@ -85,9 +91,6 @@ def _own(tags: Iterable[str]) -> list[str]:
     return [tag for tag in tags if not tag.startswith(("ast/", "energy/"))]
 
 
-# ---------------------------------------------------------------------- epochs and stages
-
-
 def clip_to_training(run: Run) -> Run:
     """Leave out what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch."""
     # Lightning logs it one step past the last one, under the number of the epoch that would be next.
@@ -106,7 +109,7 @@ def clip_to_training(run: Run) -> Run:
     scalars = {tag: _head(series, last) for tag, series in run.scalars.items() if series.steps[0] < last}
     # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
     scalars.update({tag: series for tag, series in run.scalars.items() if tag.startswith(("ast/", "energy/"))})
-    return Run(run.name, run.folder, run.source, scalars, run.histograms, run.mode)
+    return replace(run, scalars=scalars)
 
 
 def _head(series: Series, end: int) -> Series:
@@ -164,14 +167,14 @@ def stage_of_epochs(run: Run) -> dict[int, Stage]:
         return {}
     known = _is_stage(series)
     epochs, position = np.unique(epochs_at(run, series.steps)[known], return_inverse=True)
-    counts = np.zeros((len(epochs), max(STAGES) + 1), dtype=np.int64)
+    counts = np.zeros((len(epochs), max(_STAGES) + 1), dtype=np.int64)
     np.add.at(counts, (position, series.values[known].astype(np.int64)), 1)
     latest = counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)
-    return {epoch: STAGES[code] for epoch, code in zip(epochs.tolist(), latest.tolist(), strict=True)}
+    return {epoch: _STAGES[code] for epoch, code in zip(epochs.tolist(), latest.tolist(), strict=True)}
 
 
 def _is_stage(series: Series) -> NDArray[np.bool_]:
-    return np.isin(series.values, list(STAGES))
+    return np.isin(series.values, list(_STAGES))
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
@@ -182,7 +185,7 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
     elif (series := run.series("ast/stage")) is not None:
         known = _is_stage(series)
         points = zip(series.steps[known].tolist(), series.values[known].tolist(), strict=True)
-        marks = [(step, STAGES[int(code)]) for step, code in points]
+        marks = [(step, _STAGES[int(code)]) for step, code in points]
         end = float(series.steps[-1])
     else:
         return []
@@ -191,7 +194,65 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
     return [Span(place, stop, stage) for (place, stage), stop in zip(starts, ends, strict=False)]
 
 
-# ---------------------------------------------------------------------- costs
+class EpochMeans(NamedTuple):
+    """A value an epoch, and what it is the mean of."""
+
+    means: EpochSeries
+    logged: Ints | None  # (n,), how many logged values stand behind each; None where each is a whole epoch's mean
+    at_ends: bool  # whether each epoch has one value, at its last step: that step's, or the mean of the epoch
+
+
+def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
+    """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite."""
+    if tag is None:
+        return None
+    # Lightning logs the mean of an epoch (`on_epoch=True`) at its last step: beside the steps under their name with
+    # `_epoch`, without them under the tag's own name.
+    for candidate in (f"{tag.removesuffix('_step')}_epoch", tag):
+        series = run.series(candidate)
+        if series is None:
+            continue
+        finite = np.isfinite(series.values)
+        epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
+        logged = np.bincount(position)
+        means = EpochSeries(epochs, np.bincount(position, series.values[finite]) / logged)
+        at_ends = bool((logged == 1).all()) and not _between_ends(run, series.steps[finite]).any()
+        if at_ends and (candidate.endswith("_epoch") or _steps_are_logged(run)):
+            return EpochMeans(means, None, at_ends)
+        if candidate == tag:
+            return EpochMeans(means, logged, at_ends)
+    return None
+
+
+def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
+    """Find the steps that are not the last one of their epoch."""
+    epoch = run.series("epoch")
+    if epoch is None:
+        return np.ones(len(steps), dtype=np.bool_)
+    ends = last_of_each(epoch.values.astype(np.int64), epoch.steps.astype(np.float64)).values
+    between: NDArray[np.bool_] = ~np.isin(steps, ends) & (steps < ends.max())
+    return between
+
+
+def _steps_are_logged(run: Run) -> bool:
+    """Tell whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none."""
+    # Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with
+    # the steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
+    of_steps = [series for tag, series in run.scalars.items() if tag == "ast/stage" or tag.endswith("_step")]
+    return any(_between_ends(run, series.steps).any() for series in of_steps)
+
+
+def behind_each(found: EpochMeans) -> str | None:
+    """Describe what each value is the mean of, where that is not a whole epoch."""
+    if found.logged is None:
+        return None
+    if found.at_ends:
+        return "one value an epoch, at its last step"
+    least = int(found.logged.min())
+    most = int(found.logged.max())
+    if least < most:
+        return f"mean of {least} to {most:,} logged steps an epoch"
+    return f"mean of {counted(most, 'logged step')} an epoch"
 
 
 def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
@@ -248,5 +309,5 @@ def activation_rate_when_sparse(run: Run) -> float | None:
         return None
     wanted = np.isfinite(rate.values)
     if stage is not None:
-        wanted &= np.isin(rate.steps, stage.steps[stage.values == _SPARSE])
+        wanted &= np.isin(rate.steps, stage.steps[stage.values == STAGE_CODES["sparse"]])
     return float(rate.values[wanted].mean()) if wanted.any() else None

@@ -99,9 +99,6 @@ def _figure(picture: Picture) -> str:
     )
 
 
-# ---------------------------------------------------------------------- the table
-
-
 def table(rows: Sequence[Summary], dense: Summary | None) -> str:
     """Write the runs' table as HTML, held against a dense run if there is one; leave empty columns out."""
     columns = [(heading, [cell(row, None if row is dense else dense) for row in rows]) for heading, cell in _COLUMNS]

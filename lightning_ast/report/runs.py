@@ -16,8 +16,7 @@ from tqdm import tqdm
 from lightning_ast.errors import ReportError
 from lightning_ast.report.configuration import configuration_among, read_mode
 from lightning_ast.report.events import Point, Session, read_session
-from lightning_ast.report.files import UnreadableError
-from lightning_ast.report.find import CSV, EVENTS, find_runs, run_names
+from lightning_ast.report.files import CSV, EVENTS, UnreadableError, find_runs, run_names
 from lightning_ast.report.series import Histogram, Run, Series, Source
 from lightning_ast.report.table import read_table
 from lightning_ast.words import readable

@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "STAGES",
     "Floats",
     "Histogram",
     "Ints",
     "Run",
     "Series",
     "Source",
-    "Stage",
     "is_point",
     "keep_latest",
     "rebin",
@@ -28,10 +26,6 @@ __all__ = [
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
-Stage = Literal["warmup", "sparse", "cooldown"]
-
-# copies of what the callbacks and the core define: those import torch, for which a report would wait for seconds
-STAGES: dict[int, Stage] = {0: "warmup", 1: "sparse", 2: "cooldown"}
 
 _MOST_STEPS = 2**53
 _MOST_EPOCHS = 10**7
@@ -105,12 +99,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it.
-
-    Example:
-        >>> keep_latest([1, 2, 3, 2, 4])
-        [0, 3, 4]
-    """
+    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it."""
     kept: list[int] = []
     for position, step in enumerate(steps):
         while kept and steps[kept[-1]] >= step:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -19,21 +19,20 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentF
 
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
-from lightning_ast.report.series import Floats, Ints, Stage
+from lightning_ast.report.series import Floats, Ints
+from lightning_ast.schedule import Stage
 from lightning_ast.words import percent, readable
 
 __all__ = [
     "COLOURS",
     "GREY",
     "Panel",
-    "Unit",
     "drawing",
-    "joule_unit",
     "label",
     "new_figure",
     "png",
-    "second_unit",
     "thin",
+    "unit_of",
 ]
 
 # Okabe and Ito's palette with a grey, without its yellow, which white paper swallows
@@ -53,15 +52,10 @@ _DPI = 180
 SMALL = 9.2
 _BANDS: dict[Stage, str] = {"warmup": "#FAEFD8", "sparse": "#FFFFFF", "cooldown": "#E3F1FA"}
 _RC: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    "font.size": 9.5,  # of axes, ticks and legends too
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
     "legend.framealpha": 0.85,
     "legend.edgecolor": "none",
     "axes.spines.top": False,
@@ -72,32 +66,20 @@ _RC: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
     "hatch.linewidth": 0.6,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
 _CHARACTER_INCHES = 0.085  # of the stage labels, roughly
+_UNITS = {
+    "seconds": (("hours", 3600.0, 3 * 3600), ("minutes", 60.0, 300)),
+    "joules": (("megajoules", 1e6, 3e6), ("kilojoules", 1e3, 3e3)),
+}
 
 
-class Unit(NamedTuple):
-    """The unit of an axis: ``name``, and how much of the base unit one is."""
-
-    name: str
-    size: float
-
-
-def second_unit(most_seconds: float) -> Unit:
-    """Choose seconds, minutes or hours, so that the axis shows small numbers."""
-    if most_seconds < 300:
-        return Unit("seconds", 1.0)
-    return Unit("minutes", 60.0) if most_seconds < 3 * 3600 else Unit("hours", 3600.0)
-
-
-def joule_unit(most_joules: float) -> Unit:
-    """Choose joules with a prefix."""
-    for name, size in (("megajoules", 1e6), ("kilojoules", 1e3)):
-        if most_joules >= 3 * size:
-            return Unit(name, size)
-    return Unit("joules", 1.0)
+def unit_of(base: str, most: float) -> tuple[str, float]:
+    """Choose the unit, by name and size in seconds or joules, in which an axis up to ``most`` shows small numbers."""
+    for name, size, least in _UNITS[base]:
+        if most >= least:
+            return name, size
+    return base, 1.0
 
 
 @contextmanager

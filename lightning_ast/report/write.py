@@ -1,9 +1,11 @@
-"""``write_report``, which reads the logs, draws the figures and writes the page."""
+"""``write_report``, which reads the logs, draws the figures and writes the page over none but a report's own files."""
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -16,16 +18,18 @@ from tqdm import tqdm
 from lightning_ast import __version__
 from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.output import check_files, write_files
-from lightning_ast.report.page import Picture, render
+from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, render
 from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import Run
 from lightning_ast.report.summary import Summary, reference, summarize
+from lightning_ast.whole_file import write_whole
 from lightning_ast.words import percent
 
-__all__ = ["file_stems", "make_report", "write_report"]
+__all__ = ["file_stems", "make_report", "write_files", "write_report"]
 
 _PAGE = "report.html"
+_MARKS = {".html": GENERATOR.encode(), ".png": b"Software\0" + SOFTWARE.encode()}
+_HEAD_BYTES = 1024
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
@@ -61,7 +65,7 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     """Write a report as ``write_report`` does; return the page, and a line for each log that was left out of it."""
     folder = Path(out).expanduser()
     with _errors(out):
-        check_files(folder, [_PAGE])  # before what takes time
+        _check_files(folder, [_PAGE])  # before what takes time
     read, left_out = read_logs(log_dirs, progress=progress)
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
@@ -69,7 +73,7 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
         sections = _sections(runs, rows)
         pictures = [picture for _, own in sections for picture in own]
         # the names of the pictures are known only now; drawing them is what takes the time
-        check_files(folder, [picture.name for picture in pictures])
+        _check_files(folder, [picture.name for picture in pictures])
         drawn = tqdm(sections, "Drawing", unit="run", disable=not progress or len(sections) < MANY_RUNS)
         page = render(rows, reference(rows), drawn, _foot(log_dirs), left_out)
         write_files(folder, {picture.name: picture.png for picture in pictures}, (_PAGE, page.encode("utf-8")))
@@ -175,3 +179,54 @@ def _foot(log_dirs: Sequence[str | Path]) -> str:
     packages = [f"lightning-ast {__version__}", f"matplotlib {version('matplotlib')}"]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     return f"Written {when} by {', '.join(packages)} from {', '.join(str(given) for given in log_dirs)}."
+
+
+def _check_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to write where something stands that is not a report's own file; the folder need not be there."""
+    for path in (folder / name for name in names):
+        if what := _fault(path):
+            raise ReportError(
+                f"expected to write {path}, but it is {what}: move it away, or give another folder with --out."
+            )
+
+
+def _fault(path: Path) -> str | None:
+    """Describe what stands in the place of a report's own file, if anything does."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    # through a link a file elsewhere would be replaced, or would no longer be the same file
+    if stat.S_ISLNK(status.st_mode):
+        return "a link"
+    if not stat.S_ISREG(status.st_mode):
+        return "no file"
+    if status.st_nlink > 1:
+        return "a file with a second name (a hard link)"
+    with path.open("rb") as file:
+        return None if _MARKS[path.suffix] in file.read(_HEAD_BYTES) else "a file that no report wrote"
+
+
+def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, bytes]) -> None:
+    """Write a page (name and content) and its pictures (contents by name), and remove those of an earlier page."""
+    files = {**pictures, page[0]: page[1]}
+    _check_files(folder, files)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _pictures_of(folder / page[0])  # asked before the page is replaced, which tells which were its own
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    for path in earlier - {folder / name for name in pictures}:
+        path.unlink(missing_ok=True)
+
+
+def _pictures_of(page: Path) -> set[Path]:
+    """Find the files beside an earlier page that hold its pictures; any other file may be a person's."""
+    if not page.is_file():
+        return set()
+    shown = set(re.findall(rb'src="data:image/png;base64,([^"]*)"', page.read_bytes()))
+    return {
+        path
+        for kind in ("comparison", "dashboard-*", "samples-*", "costs-*")
+        for path in page.parent.glob(f"{kind}.png")
+        if _fault(path) is None and base64.b64encode(path.read_bytes()) in shown
+    }
