@@ -110,11 +110,7 @@ class GradientGate:
             remedy = "Run the first forward in `with gate.trace(batch):`, or check batch_size."
             raise entry_error(found.unclear, batch_size, remedy=remedy)
         self._gate = BatchGate(
-            batch_size,
-            self._decide,
-            execution=self._execution,
-            batchnorm=self._batchnorm,
-            dense_ops=self.dense_ops,
+            batch_size, self._decide, execution=self._execution, batchnorm=self._batchnorm, dense_ops=self.dense_ops
         )
         self._gate.open(loss, found.entries)
 
@@ -127,6 +123,7 @@ class GradientGate:
     def _decide(self, norms: Tensor) -> Kept | None:
         size = norms.numel()
         finite = norms.isfinite()
+        # A mean divides the gradients by B: without this factor a short last batch would look more significant.
         scores = (norms * size).nan_to_num(0.0, 0.0, 0.0)
         eligible = None if bool(finite.all()) else finite  # a sample with a NaN gradient is never selected
         kept = self._selector.select(scores, eligible=eligible, average=self._average)
@@ -135,7 +132,7 @@ class GradientGate:
         total = weights.sum()
         if self._selector.weighting == "unbiased":  # weights 1/p need no normaliser but the number of samples
             total = finite.sum().to(scores)
-        if self._average is not None:
+        if self._average is not None:  # one denominator for all: DDP averages gradients, not sums over samples
             total = self._average(total)
         if self._selector.is_whole and eligible is None and float(total) == size:
             return None  # the plain step

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_ast.core import state_checks as check
+from lightning_ast.core import state as check
 from lightning_ast.core.state import Check, Faults
 
 __all__ = [
@@ -27,10 +27,7 @@ __all__ = [
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of this process's global generators (torch on CPU and GPU, numpy, Python).
-
-    It is made of primitives and tensors, as a checkpoint has to be.
-    """
+    """Return the state of this process's global generators (torch, numpy, Python) in primitives and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {

@@ -21,10 +21,7 @@ _BESIDE = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced
 
 
 class StillMetrics:
-    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed.
-
-    The first block finds out which is which: in it all metrics are computed and restored. Later the others answer 0.
-    """
+    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed."""
 
     def __init__(self, module: nn.Module) -> None:
         self._metrics = [child for child in module.modules() if isinstance(child, Metric)]
@@ -35,6 +32,7 @@ class StillMetrics:
         self._replaced: list[tuple[nn.Module, str, Any]] = []
 
     def __enter__(self) -> None:
+        # The first block finds out which is which: in it all are computed and restored. Later the others answer 0.
         kept = [metric for metric in self._metrics if self._is_first or id(metric) in self._in_loss]
         self._states = [(metric, state_of(metric)) for metric in kept]
         if self._is_first:
@@ -64,14 +62,15 @@ class StillMetrics:
 
     def _watched(self, metric: Metric, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         answer = method(*args, **kwargs)
+        # An answer with a graph may be a term of the loss: without it the step would compute something else.
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves_of(answer)):
             self._in_loss |= {id(part) for part in metric.modules()}
         return answer
 
     def _silence(self, metric: nn.Module, value: Any) -> None:
         for name in _ANSWERS:
-            self._replace(metric, name, partial(_answer, value))
-        self._replace(metric, "update", partial(_answer, None))
+            self._replace(metric, name, lambda *_, **__: value)
+        self._replace(metric, "update", lambda *_, **__: None)
 
     def _replace(self, owner: nn.Module, name: str, stub: Any) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name, _MISSING)))
@@ -88,7 +87,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return list(value) if isinstance(value, list) else value
-
-
-def _answer(value: Any, *_: Any, **__: Any) -> Any:
-    return value

@@ -35,8 +35,8 @@ class PrivateName:
         owner: The object that has it: ``trainer`` and a path from it, or the import path of a module or a class.
         name: The attribute's name.
         why: The reason for using it; completes "it is used to".
-        checked: The versions of the owner's package that it was checked with, the oldest first.
-            Where the first is not the oldest supported one, the versions before it do not have the name.
+        checked: The versions of the owner's package that it was checked with. Where the first is not the oldest
+            supported one, the versions before it do not have the name.
     """
 
     owner: str
@@ -144,16 +144,18 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
 
 
 def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_NAMES) -> list[str]:
-    """Describe in a sentence each private name that the installed versions do not have.
-
-    Names that only newer versions have are not missed in older ones. The Trainer may have run or not.
-    """
-    return [_missing(name) for name in names if _is_expected(name) and not _exists(name, trainer)]
-
-
-def _is_expected(name: PrivateName) -> bool:
-    first = name.checked[0]
-    return first == _OLDEST[name.package] or TorchVersion(version(name.package)) >= first
+    """Describe in a sentence each private name that the installed versions do not have, and should have."""
+    missing = []
+    for name in names:
+        installed = version(name.package)
+        first = name.checked[0]
+        # Names that only newer versions have are not missed in older ones.
+        expected = first == _OLDEST[name.package] or TorchVersion(installed) >= first
+        if expected and not _exists(name, trainer):
+            gone = f"{name.package} {installed} has no {name.owner}.{name.name}, which is used to {name.why}."
+            remedy = f"It was there in {' and '.join(name.checked)}: install one of these, or change"
+            missing.append(f"{gone} {remedy} lightning_ast/lightning_internals.")
+    return missing
 
 
 def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:
@@ -170,7 +172,8 @@ def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:
 
 
 def _set_by_methods(kind: type[Any]) -> set[str]:
-    """Collect the attributes that the methods of a class set, for an object that is not worth making here."""
+    """Collect the attributes that the methods of a class set."""
+    # Read from the code: to make an object of each class only to look at it is not worth it.
     held = [value for base in kind.__mro__ for value in vars(base).values()]
     methods = [inspect.unwrap(value) for value in held if inspect.isfunction(value)]
     return {
@@ -179,10 +182,3 @@ def _set_by_methods(kind: type[Any]) -> set[str]:
         for instruction in dis.get_instructions(method)
         if instruction.opname == "STORE_ATTR"
     }
-
-
-def _missing(name: PrivateName) -> str:
-    return (
-        f"{name.package} {version(name.package)} has no {name.owner}.{name.name}, which is used to {name.why}. It was "
-        f"there in {' and '.join(name.checked)}: install one of these, or change lightning_ast/lightning_internals."
-    )

@@ -20,13 +20,15 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
 from lightning_ast.lightning_internals.leading import lead
-from lightning_ast.lightning_internals.reloading import (
+from lightning_ast.lightning_internals.resuming import (
+    batches_done,
+    begin_new_epoch,
     hold_reload,
     last_reloads,
     reload_as_due,
     reload_validation_as_due,
+    restart_loader,
 )
-from lightning_ast.lightning_internals.resuming import batches_done, begin_new_epoch, restart_loader
 from lightning_ast.lightning_internals.run_limits import epochs_done
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps

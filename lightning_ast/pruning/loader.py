@@ -14,12 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.combined_loader import (
-    copied_loader,
-    lend_iterator,
-    same_mode,
-    take_iterator_away,
-)
+from lightning_ast.lightning_internals.leading import copied_loader, lend_iterator, same_mode
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.words import counted
 
@@ -177,7 +172,7 @@ class PrunedLoader(CombinedLoader):
     def reset(self) -> None:
         """Stop the workers."""
         super().reset()
-        take_iterator_away(self.given)
+        lend_iterator(self.given, None)
 
 
 def draw(sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:

@@ -16,8 +16,8 @@ from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SIGNIFICANCE
+from lightning_ast.lightning_internals.fit_loop import is_compiled
 from lightning_ast.lightning_internals.run_limits import accumulation
-from lightning_ast.lightning_internals.step_facts import is_compiled
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.settings import GivenSettings

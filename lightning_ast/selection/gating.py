@@ -16,7 +16,7 @@ from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_e
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
-from lightning_ast.lightning_internals.step_facts import loss_scale, runs_backward
+from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision

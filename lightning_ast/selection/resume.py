@@ -15,16 +15,14 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import lead
-from lightning_ast.lightning_internals.reloading import (
-    hold_reload,
-    last_reloads,
-    reload_as_due,
-    reload_validation_as_due,
-)
 from lightning_ast.lightning_internals.resuming import (
     batches_done,
     begin_new_epoch,
+    hold_reload,
+    last_reloads,
     load_loader_states,
+    reload_as_due,
+    reload_validation_as_due,
     restart_loader,
 )
 from lightning_ast.words import changes

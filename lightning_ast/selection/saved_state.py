@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_ast.core import state_checks as check
+from lightning_ast.core import state as check
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.core.state import Faults, StateFormat

@@ -22,7 +22,7 @@ from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
-from lightning_ast.lightning_internals.step_facts import wrapped_optimizers
+from lightning_ast.lightning_internals.fit_loop import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.step_losses import StepLosses

@@ -8,7 +8,6 @@ from typing import Protocol
 import lightning.pytorch as pl
 
 from lightning_ast.core.controller import PIController
-from lightning_ast.core.execution import resolve_weighting
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
@@ -85,11 +84,13 @@ class SelectionSettings:
         Args:
             rank: The number of this process, which decides its random draws; ``prune`` draws alike in all of them.
         """
+        # The hard gates have no keep-probabilities, and with them always weight 1.
+        soft: Weighting = self.weighting or ("none" if MODE_FACTS[self.mode].plans_epochs else "sqrt")
         return SampleSelector(
             target_activation_rate=self.target_activation_rate,
             target_coverage=self.target_coverage,
             gate=self.gate,
-            weighting=resolve_weighting(self.weighting, mode=self.mode, gate=self.gate),
+            weighting=soft if self.gate == "soft" else "none",
             controller=self.controller,
             min_selected=self.min_selected,
             trim=self.trim,

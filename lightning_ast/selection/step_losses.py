@@ -8,8 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_ast.core.losses.capture import LossCapture, LossRecord
-from lightning_ast.core.losses.loss_sum import combine
+from lightning_ast.core.losses.capture import LossCapture, LossRecord, combine
 from lightning_ast.errors import LossCaptureError
 from lightning_ast.mixin import overrides
 

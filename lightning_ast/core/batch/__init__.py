@@ -4,7 +4,4 @@ A batch enters at ``samples``. What lists its samples one by one is read by ``li
 graphs by ``graphs``, and a single tensor by ``rows``. ``replacement`` puts other samples in the place of lost ones.
 """
 
-from lightning_ast.core.batch.samples import batch_size_of, first_input, select_batch
-from lightning_ast.errors import BatchError, EmptyBatchError
-
-__all__ = ["BatchError", "EmptyBatchError", "batch_size_of", "first_input", "select_batch"]
+__all__: list[str] = []

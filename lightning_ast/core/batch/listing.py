@@ -26,19 +26,7 @@ __all__ = [
 
 
 def samples_of(batch: Any, size: int | None = None) -> list[Any] | None:
-    """List the samples of a batch that holds them one by one; return None where they are the rows of its tensors.
-
-    Such a batch is a list whose entries are of one form (dicts with the same keys, tuples of the same parts), or holds
-    lists of one length and no tensor beside them. Where B is not known, entries that hold a scalar each are samples: a
-    whole batch's dict has none. Without scalars they are samples where their tensors do not agree on a leading
-    dimension. ``size`` is the number of samples B, where it is known.
-
-    Example:
-        >>> import torch
-        >>> images, boxes = [torch.zeros(3, 8, 8)] * 2, [torch.zeros(5, 4), torch.zeros(0, 4)]
-        >>> len(samples_of((images, boxes))), samples_of((torch.zeros(2, 3), torch.zeros(2)))
-        (2, None)
-    """
+    """List the samples of a batch that holds them one by one; return None where they are the rows of its tensors."""
     found = _listing(batch, size)
     return None if found is None else found[0]
 
@@ -53,7 +41,8 @@ def _listing(batch: Any, size: int | None) -> tuple[list[Any], Sequence[Any]] | 
     """Find the samples of a batch that lists them one by one, and the sequences that list them."""
     try:
         entries = _entries(batch)
-        # A list of containers of one form: samples, or the tensors of the whole batch in several containers.
+        # A list of containers of one form: samples, or the tensors of the whole batch in several containers. Scalars
+        # tell samples, for a whole batch's dict has none; else tensors that do not agree on a leading dimension do.
         if entries is not None and size in (None, len(entries)):
             scalars = len(entries) > 1 and all(map(_has_scalar, entries))
             one_dict = size is None and len(entries) == 1
@@ -143,18 +132,16 @@ def is_ragged(batch: Any) -> bool:
 
 
 def _agree_on_rows(entries: list[Any], size: int | None) -> bool:
-    """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample.
-
-    They have if, in every entry, more than half of the tensors have the same leading dimension: the given size, or the
-    most common one. Without any tensor they agree only where no size is given.
-    """
+    """Tell whether the tensors in the entries of a list have one row for each sample, so that no entry is a sample."""
     sizes = [leading_sizes(entry) for entry in entries]
     every = [each for own in sizes for each in own]
+    # Strings and numbers alone: where B is known, as many entries are its samples.
     if not every:
         return size is None
     common = Counter(every).most_common(1)[0][0] if size is None else size
     if common == 0:  # samples of which many have nothing in them
         return not any(every)
+    # More than half, because a whole batch's dict may hold a few tensors without a batch dimension.
     return all(2 * own.count(common) > len(own) for own in sizes)
 
 
@@ -174,7 +161,5 @@ def _is_leaf(part: Any) -> bool:
 
 
 def _has_scalar(entry: Any) -> bool:
-    return any(
-        isinstance(value, (int, float, str)) or (isinstance(value, Tensor) and value.ndim == 0)
-        for value in children_of(entry) or ()
-    )
+    values = children_of(entry) or ()
+    return any(isinstance(v, (int, float, str)) or (isinstance(v, Tensor) and v.ndim == 0) for v in values)

@@ -22,18 +22,15 @@ __all__ = ["batch_size_of", "first_input", "select_batch"]
 
 
 def batch_size_of(batch: Any) -> int:
-    """Count the samples of a batch.
+    """Count the samples of a batch, at least 1.
 
-    It is the most common leading dimension of its tensors and arrays (ties: the first one's), those inside lists only
-    where there are no others. A list of samples, each a dict, tuple or the like of the same form, holds one sample an
-    entry where the entries hold scalars or tensors whose leading dimensions differ; so do lists side by side (images
-    of several sizes, and their targets). A torch_geometric batch holds its graphs.
+    Their number is the most common leading dimension of its tensors and arrays (ties: the first one's), those inside
+    lists only where there are no others. A list of samples, each a dict, tuple or the like of the same form, holds one
+    sample an entry where the entries hold scalars or tensors whose leading dimensions differ; so do lists side by side
+    (images of several sizes, and their targets). A torch_geometric batch holds its graphs.
 
     Args:
         batch: Any nesting of tensors; tensors without dimensions are ignored.
-
-    Returns:
-        The batch size B, at least 1.
 
     Raises:
         EmptyBatchError: The leading dimension is 0, or there is nothing in the batch.
@@ -50,6 +47,7 @@ def batch_size_of(batch: Any) -> int:
     samples = samples_of(batch)  # before the tensors: boxes of an image have a leading dimension, too
     if samples is not None:
         return len(samples)
+    # A list beside tensors holds features of several layers, or texts: its tensors count where there are no others.
     leading = leading_sizes(batch, lists=False) or leading_sizes(batch)
     if not leading:
         empty = isinstance(batch, (list, tuple, Mapping)) and len(batch) == 0
@@ -57,7 +55,7 @@ def batch_size_of(batch: Any) -> int:
             f"expected a batch that holds tensors of shape (B, ...), got {type(batch).__name__} without any. Use "
             "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
         )
-    alike = leading.count(leading[0]) == len(leading)  # quicker than counting each
+    alike = leading.count(leading[0]) == len(leading)  # the usual case, which needs no Counter
     size = leading[0] if alike else Counter(leading).most_common(1)[0][0]
     if size == 0:
         raise EmptyBatchError("expected at least one sample in the batch, got a leading dimension of 0.")
@@ -87,13 +85,10 @@ def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) 
     ``count_samples``) on the module; of graphs, those of torch_geometric do not.
 
     Args:
-        batch: Any nesting of tensors, arrays, lists, tuples, named tuples, dicts, ``UserDict``, dataclasses, attrs
-            classes and TensorDicts. Sparse tensors (COO, CSR, CSC) and nested ones keep their layout.
+        batch: Any nesting of tensors (sparse and nested ones keep their layout), arrays, lists, tuples, named tuples,
+            dicts, ``UserDict``, dataclasses, attrs classes and TensorDicts. It is not changed.
         indices: ``(k,)`` integer positions in the batch.
         batch_size: The number of samples B, where it is known; None takes :func:`batch_size_of`.
-
-    Returns:
-        A new batch of k samples; the given one is not changed.
 
     Raises:
         BatchError: No tensor has a leading dimension, or the batch holds what cannot be indexed: a ``PackedSequence``,

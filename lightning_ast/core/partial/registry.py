@@ -31,40 +31,29 @@ def overload(name: str) -> OpOverload | None:
 
 
 def has_rule(name: str) -> bool:
-    """Tell whether there is a rule for an op, by its name as a counter of dense ops has it.
-
-    Example:
-        >>> has_rule("aten.add.Tensor"), has_rule("aten.rot90.default")
-        (True, False)
-    """
+    """Tell whether there is a rule for an op, by its name as a counter of dense ops has it: ``aten.add.Tensor``."""
     return overload(name.removeprefix("aten.")) in RULES
 
 
 def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[Rule], Rule]:
     """Register the decorated function for these ATen ops; a name that this torch does not have is passed over.
 
-    Args:
-        names: The ops, as :func:`overload` takes them.
-        on_rows: Whether the function is asked only where the first argument still holds the selected rows alone.
-        dim: The dimension in which ``on_rows`` wants them to lie; None for any.
+    With ``on_rows`` the function is asked only where the first argument still holds the selected rows alone, in
+    dimension ``dim`` (None: in any).
     """
 
     def register(function: Rule) -> Rule:
-        entry = _on_rows(function, dim) if on_rows else function
+        @wraps(function)
+        def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
+            place = getattr(first, "place", None)
+            fits = place is not None and dim in (None, place.dim)
+            return function(func, first, *args, **kwargs) if fits else NotImplemented
+
+        entry = guarded if on_rows else function
         RULES.update({op: entry for op in map(overload, names) if op is not None})
         return function
 
     return register
-
-
-def _on_rows(function: Rule, dim: int | None) -> Rule:
-    @wraps(function)
-    def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
-        place = getattr(first, "place", None)
-        fits = place is not None and dim in (None, place.dim)
-        return function(func, first, *args, **kwargs) if fits else NotImplemented
-
-    return guarded
 
 
 @lru_cache(maxsize=1024)  # asked of every op of every backward

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.batch.samples import select_batch
 from lightning_ast.errors import BatchError
-from lightning_ast.lightning_internals.method_wrapper import method_of
+from lightning_ast.lightning_internals.class_patch import method_of
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import cost_share
 from lightning_ast.schedule import Stage

@@ -58,17 +58,12 @@ def _permuted(place: Place, order: tuple[int, ...]) -> Place:
     return place_of(tuple(place.shape[d] for d in order), order.index(place.dim), place.pre, place.post)
 
 
-@lru_cache(maxsize=8192)
-def _swapped(place: Place, a: int, b: int) -> Place:
-    dims = range(len(place.shape))
-    partner = {dims[a]: dims[b], dims[b]: dims[a]}
-    return _permuted(place, tuple(partner.get(dim, dim) for dim in dims))
-
-
 @rule("t", "transpose.int", on_rows=True)
 def _transpose(func: OpOverload, gradient: HeldRows, *dims: int) -> Any:
     a, b = dims or (0, gradient.dim() - 1)  # t() takes one or two dimensions
-    return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _swapped(gradient.place, a, b))
+    order = [*range(gradient.dim())]
+    order[a], order[b] = order[b], order[a]
+    return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _permuted(gradient.place, tuple(order)))
 
 
 @rule("permute", on_rows=True)
