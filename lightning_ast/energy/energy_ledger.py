@@ -72,6 +72,7 @@ class EnergyBook:
                 if not math.isfinite(now):
                     raise EnergyUnavailableError(f"{meter.name} reads {now} joules")
                 if now < self._last.get(position, now):
+                    # it began anew: what it had counted until then is not known
                     raise EnergyUnavailableError(f"{meter.name} fell from {self._last[position]} to {now} joules")
             except Exception as error:  # a meter may be anybody's; whatever it does, training goes on
                 if meter.kind in self._kinds:
@@ -81,7 +82,6 @@ class EnergyBook:
                     self._kinds.discard(meter.kind)
                 now = math.nan
             spent = now - self._last.get(position, now)
-            spent = math.nan if spent < 0 else spent  # the counter began anew: what it had counted is not known
             self._joules[key] = self._joules.get(key, 0.0) + spent
             self._last[position] = now
         self.offered[self._running] = self.offered.get(self._running, 0) + offered - self._last_offered

@@ -18,10 +18,9 @@ from tqdm import tqdm
 from lightning_ast import __version__
 from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, render
+from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, Summary, reference, render, summarize
 from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import Run
-from lightning_ast.report.summary import Summary, reference, summarize
 from lightning_ast.whole_file import write_whole
 from lightning_ast.words import percent
 

@@ -15,8 +15,7 @@ import pytest
 from lightning_ast.errors import ReportError
 from lightning_ast.report import read_runs, write_report
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.page import table
-from lightning_ast.report.summary import reference, summarize
+from lightning_ast.report.page import reference, summarize, table
 from lightning_ast.report.write import file_stems
 from tests.report.conftest import made
 

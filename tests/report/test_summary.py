@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_ast.report.summary import reference, summarize
+from lightning_ast.report.page import reference, summarize
 from tests.report.conftest import made
 
 EPOCH = [(0, 0), (1, 0), (2, 1), (3, 1)]
