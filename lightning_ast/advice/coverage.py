@@ -19,13 +19,10 @@ COVERAGES = (0.9, 0.95, 0.97, 0.99)
 
 
 class ScoreWatcher(Watcher):
-    """A collection of the significance of the probed samples, those of each batch once.
-
-    ``position`` returns which of the batches that are trained on in turns was given last.
-    """
+    """A collection of the significance of the probed samples, those of each batch once."""
 
     def __init__(self, position: Callable[[], int]) -> None:
-        self._position = position
+        self._position = position  # returns which of the batches that are trained on in turns was given last
         self.scores: dict[int, Tensor] = {}  # (B,) by the number of the batch, NaN where a sample is not finite
 
     def finish_batch(self, step: StepState) -> None:
@@ -43,10 +40,7 @@ class ScoreWatcher(Watcher):
 def coverage_facts(
     scores: Iterable[Tensor], coverages: Sequence[float], gate: GateName, *, trim: float = 0.0
 ) -> CoverageFacts | None:
-    """Find the activation rates that coverages need over all samples of ``(B,)`` scores; None without a finite one.
-
-    The share ``trim`` of the most significant samples is left out.
-    """
+    """Find the activation rates that coverages need over all samples of ``(B,)`` scores; None without a finite one."""
     pooled = torch.cat([torch.empty(0), *(each.detach().cpu().float().flatten() for each in scores)])
     pooled = pooled[pooled.isfinite()]
     if pooled.numel() == 0:
@@ -58,8 +52,6 @@ def coverage_facts(
 
 
 def is_nothing_to_skip(coverage: float, rate: float) -> bool:
-    """Tell whether a coverage needs about as large a share of the samples: any would then do as well as those chosen.
-
-    A coverage of 1 asks for the dense run, whatever the scores.
-    """
+    """Tell whether a coverage needs about as large a share of the samples, and any would do as well as those chosen."""
+    # a coverage of 1 asks for the dense run, whatever the scores
     return coverage < 1 and rate >= NEARLY_ALL * coverage

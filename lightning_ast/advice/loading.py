@@ -27,10 +27,7 @@ Clock = Callable[[], float]
 
 
 def steady_period(arrivals: list[float], workers: int, fetched_ahead: int) -> float:
-    """Return the seconds from batch to batch of a loader that is read as fast as it goes.
-
-    ``arrivals`` are the times in seconds when the first batch was asked for, and when each came.
-    """
+    """Return the seconds between batches, from the times when the first was asked for, and when each came."""
     if len(arrivals) == 2:
         return arrivals[1] - arrivals[0]
     times = arrivals[1:]
@@ -122,7 +119,6 @@ class CachedLoader(CombinedLoader):
         self._given = given
 
     def __iter__(self) -> CachedLoader:
-        """Begin to give batches."""
         super().__iter__()
         make_iterator(self._given)  # Lightning asks the user's loader for the length of an epoch
         return self

@@ -263,7 +263,6 @@ class _ValidationTimer(Callback):
         return (self.ends[-1] - self.ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to take the times."""
         self.batches = list(trainer.num_val_batches)
         self._starts_workers = any(
             getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
@@ -273,7 +272,6 @@ class _ValidationTimer(Callback):
         self.ends.append(self._clock())
 
     def on_validation_batch_end(self, *hook: Any) -> None:
-        """Stop when it is enough."""
         self._wait()
         self.ends.append(self._clock())
         if self.ends[-1] - self.ends[0] >= self._seconds and len(self.ends) > 2:

@@ -58,10 +58,7 @@ class Prediction:
 
 
 def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
-    """Predict a step at another rate than those measured, which rise: linear between two neighbours.
-
-    ``dense`` joins the curve at rate 1, where the mode becomes the dense step there.
-    """
+    """Predict a step at another rate than those measured: linear between two neighbours, a dense step at rate 1."""
     points = sorted({p.rate: p for p in [*curve, *([dense] if dense else [])]}.values(), key=lambda p: p.rate)
     # Below the lowest rate a step costs what it does there: what does not shrink with the samples has the upper hand.
     if len(points) == 1 or rate <= points[0].rate:
@@ -79,10 +76,7 @@ def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
 
 
 def with_loading(compute_seconds: float, loading: LoadingFacts, *, share: float = 1.0) -> float:
-    """Add loading to a step: one after the other without workers, at the same time with them.
-
-    ``share`` is that of the batch's samples in a full one's.
-    """
+    """Add loading a share of a full batch to a step: one after the other without workers, side by side with them."""
     load_seconds = share * loading.seconds_per_batch
     return max(load_seconds, compute_seconds) if loading.workers else load_seconds + compute_seconds
 
@@ -198,14 +192,12 @@ class Predictions:
         return StepAt(1.0, dense.seconds + (self.facts.step.selection_seconds or 0.0), dense.peak_bytes)
 
     def _sparse_step(self, mode: Mode, rate: float, *, covers: bool) -> StepAt:
-        """Predict a step of a mode on batches in memory; in ``prune`` the rate is the share of a full batch in each.
-
-        Where a coverage is held, a run trains on whole batches as soon as a selection costs more than it saves.
-        """
+        """Predict a step of a mode on batches in memory; in ``prune`` the rate is the share of a full batch in each."""
         step = self.facts.step
         if mode == "prune" and rate < 1 and step.parts is not None:
             part = at_rate(step.parts, rate, step.dense)
             return replace(self._scored, seconds=part.seconds + self._scored.seconds - step.dense.seconds)
+        # where a coverage is held, a run trains on whole batches as soon as a selection costs more than it saves
         if covers and mode == "subset" and cost_share(mode, rate) >= 1:
             return step.dense
         if mode not in step.curves or (covers and rate >= NEARLY_ALL):

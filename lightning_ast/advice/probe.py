@@ -91,10 +91,7 @@ def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) ->
 
 
 class Probe(Callback):
-    """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`.
-
-    The ``selections`` do the sparse steps of their modes; ``begin`` returns the script, with everything set up.
-    """
+    """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`."""
 
     def __init__(
         self,
@@ -110,7 +107,7 @@ class Probe(Callback):
         self.cycles = 0
         self.watcher = ScoreWatcher(lambda: cache().last)
         self.selections = selections
-        self._begin = begin
+        self._begin = begin  # called when all is set up; returns the script
         self._cache = cache
         self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}

@@ -26,7 +26,6 @@ class Grid(NamedTuple):
     best: int | None = None  # the row that is recommended
 
     def __str__(self) -> str:
-        """Return the rows in aligned columns, between empty lines."""
         lines = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         shown = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -43,7 +42,6 @@ class Advice(Predictions):
         return decide(self)
 
     def __str__(self) -> str:
-        """Return the report, in lines of about 120 characters."""
         return "\n".join(map(str, _report(self)))
 
 

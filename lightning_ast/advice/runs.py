@@ -131,10 +131,8 @@ class Asked:
 def run_facts(
     trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, *, batch_size: int, limits: pl.Trainer
 ) -> tuple[RunFacts, list[str]]:
-    """Find the lengths of the run, and what had to be assumed.
-
-    ``trainer`` is the one whose training starts, its loader set up; ``limits`` is the user's.
-    """
+    """Find the lengths of the run, and what had to be assumed."""
+    # `trainer` is the twin, whose training starts; what was changed on it is read from the user's (`limits`)
     notes = asked.notes(limits)
     factors = accumulation(limits)
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None

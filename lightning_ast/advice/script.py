@@ -61,10 +61,7 @@ def script(
     wanted: Sequence[float],
     remaining_seconds: Callable[[], float],
 ) -> Generator[Block, Timing, int]:
-    """Yield blocks to run, each answered with its times; return the number of cycles that were measured.
-
-    The rates that are ``wanted`` will be predicted; an ``asynchronous`` device runs behind the host.
-    """
+    """Yield blocks to run, each answered with its times; return the number of cycles that were measured."""
     # the first step makes the optimizer's state, so that only the second tells what a step takes
     yield Block(settles=True)
     dense = (yield Block(settles=True)).seconds
@@ -97,10 +94,8 @@ def script(
 
 
 def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
-    """Make blocks at wanted rates between neighbours of which one fell back to all samples.
-
-    There is a step between these two, and no line on which the rates could be predicted.
-    """
+    """Make blocks at wanted rates between neighbours of which one fell back to all samples."""
+    # there is a step between these two, and no line on which the rates could be predicted
     partial = {block: timing.dense_share or 0.0 for block, timing in answers if block.mode == "partial"}
     found = []
     for low, high in pairwise(sorted(partial, key=lambda block: block.target)):

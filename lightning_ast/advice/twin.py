@@ -49,8 +49,7 @@ class _StandInLogger(DummyLogger):
 
     @property
     def save_dir(self) -> str:
-        """Return the folder; ``trainer.log_dir`` is it too."""
-        return self.folder
+        return self.folder  # ``trainer.log_dir`` is it too
 
     log_dir = root_dir = save_dir
 

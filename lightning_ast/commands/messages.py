@@ -34,11 +34,9 @@ _WORDS = {
 
 
 def plain_lines(error: Exception) -> list[str] | None:
-    """Tell an error that the user can mend without looking into code, in lines; None where the traceback is needed.
-
-    These are the errors of this package, and those of the configuration, of files and of Lightning's checks, unless the
-    user's own code stands in their traceback.
-    """
+    """Tell an error that the user can mend without looking into code, in lines; None where the traceback is needed."""
+    # the errors of this package, and those of the configuration, of files and of Lightning's checks, unless the user's
+    # own code stands in their traceback
     if isinstance(error, ConfigurationError):
         return [" ".join(fault.split()) for fault in error.faults]
     ours = any(kind.__module__.partition(".")[0] == _PACKAGE.name for kind in type(error).__mro__)

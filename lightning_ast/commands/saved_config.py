@@ -29,9 +29,8 @@ class SavedConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: Any, config: Any, *, inputs: Iterable[str] = (), **options: Any) -> None:
-        super().__init__(
-            parser, config, save_to_log_dir=False, **options
-        )  # else Lightning overwrites, or refuses to run
+        # Lightning itself would overwrite any file, or refuse to run where there is one
+        super().__init__(parser, config, save_to_log_dir=False, **options)
         self.inputs = tuple(inputs)
         self._log_dir = ""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -74,22 +75,17 @@ def _fashion_mnist(root: Path) -> Images:
         if _idx_path(folder, "train-images-idx3-ubyte") is not None:
             return _idx_images(folder)
 
-    def download() -> Images:
+    choices = (
+        f"put its IDX files (train-images-idx3-ubyte[.gz] and the other three) into {root}",
+        "on Debian or Ubuntu: apt-get install dataset-fashion-mnist",
+        "pass --root FOLDER with such files in it",
+    )
+    with _downloading("Fashion-MNIST", choices):
         with needs("vision", "torchvision"):
             from torchvision.datasets import FashionMNIST
 
         FashionMNIST(str(root), download=True)
         return _idx_images(root / "FashionMNIST" / "raw")
-
-    return _or_explain(
-        download,
-        "Fashion-MNIST",
-        [
-            f"put its IDX files (train-images-idx3-ubyte[.gz] and the other three) into {root}",
-            "on Debian or Ubuntu: apt-get install dataset-fashion-mnist",
-            "pass --root FOLDER with such files in it",
-        ],
-    )
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:
@@ -116,7 +112,12 @@ def _cifar10(root: Path) -> Images:
         if path.suffix == ".npz" and path.is_file():
             return _npz_images(path)
 
-    def download() -> Images:
+    choices = (
+        f"put a prepared cifar10.npz (arrays x, y, xt, yt: uint8 images NHWC and labels) into {root}",
+        f"put torchvision's cifar-10-batches-py into {root}",
+        "pass --root FILE.npz, or --root FOLDER with either of them in it",
+    )
+    with _downloading("CIFAR-10", choices):
         with needs("vision", "torchvision"):
             from torchvision.datasets import CIFAR10
 
@@ -125,16 +126,6 @@ def _cifar10(root: Path) -> Images:
             return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
         return Images(*pair(True), *pair(False))
-
-    return _or_explain(
-        download,
-        "CIFAR-10",
-        [
-            f"put a prepared cifar10.npz (arrays x, y, xt, yt: uint8 images NHWC and labels) into {root}",
-            f"put torchvision's cifar-10-batches-py into {root}",
-            "pass --root FILE.npz, or --root FOLDER with either of them in it",
-        ],
-    )
 
 
 def _npz_images(path: Path) -> Images:
@@ -147,9 +138,11 @@ def _npz_images(path: Path) -> Images:
     return Images(x, y, xt, yt)
 
 
-def _or_explain(download: Callable[[], Images], name: str, choices: Sequence[str]) -> Images:
+@contextmanager
+def _downloading(name: str, choices: Sequence[str]) -> Iterator[None]:
+    """Tell what a person can do where a download fails."""
     try:
-        return download()
+        yield
     except Exception as error:  # torchvision and urllib raise many kinds
         missing = isinstance(error, MissingPackageError)
         reason = str(error) if missing else f"the download failed ({type(error).__name__}: {error})"

@@ -25,10 +25,7 @@ _MARGIN = 0.5
 
 
 class EnergyBook:
-    """A book of joules: each activity has what the meters counted while it went on.
-
-    Without ``meters`` those are taken that the machine has.
-    """
+    """A book of joules: each activity has what the meters, by default the machine's, counted while it went on."""
 
     def __init__(self, meters: Sequence[EnergyMeter] | None, device: torch.device, processes: Processes) -> None:
         found, missing = find_meters(device) if meters is None else (list(meters), [])
@@ -89,10 +86,7 @@ class EnergyBook:
         self._running = self._running if then is None else then
 
     def close(self) -> dict[EnergyKind, dict[Activity, float]]:
-        """Sum the joules of all processes, by kind and activity, and begin anew; every process must call it.
-
-        A kind that one of them cannot measure is left out. The caller must begin anew with :attr:`offered`.
-        """
+        """Sum the joules of all processes, by kind and activity, and begin anew; every process must call it."""
         unknown = {kind: 0.0 if kind in self._kinds else math.nan for kind in _KINDS}
         rows = [[unknown[k] + self._joules.get((k, a), 0.0) for a in _ACTIVITIES] for k in _KINDS]
         # NaN marks what one process cannot measure, and stays NaN in the mean: all leave the same kinds out

@@ -86,7 +86,7 @@ class StepSections(Generic[Mark]):
 
     def start_batch(self) -> None:
         """Begin a step: its batch is on the device."""
-        if self._start is None:  # the scoring, of whichever callback comes first, may have begun it already
+        if self._start is None:  # a scoring forward may have begun it already
             self._start = self._ready = self._clock.mark()
             self._add("loading", self._idle, self._start)
 

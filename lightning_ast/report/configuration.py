@@ -38,13 +38,10 @@ def _saved_at(path: Path) -> int | None:
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
-    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file, and None: nothing is left out.
-
-    The mode is None where the file has no such callback: it may be the file of another program.
-    """
+    """Return the mode of the first selection callback in a configuration file, and None: nothing is left out."""
     with reading(path, most_bytes=_MOST_BYTES) as (file, size):
         text = file.read(size).decode("utf-8", "replace")
-    if _CALLBACK not in text:
+    if _CALLBACK not in text:  # it may be the file of another program
         return None, None
     import yaml
 

@@ -269,10 +269,7 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
 
 
 def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
-    """Return seconds from the start to the end of each epoch, and whether ``EnergyMonitor`` measured them.
-
-    Otherwise they are from the wall times of the event file. None where neither is known.
-    """
+    """Return seconds from the start to the end of each epoch, and whether they were measured or are wall times."""
     total = _measured(run, "seconds")
     if total is not None:
         return total, True
@@ -288,7 +285,6 @@ def elapsed_joules(run: Run) -> EpochSeries | None:
 
 
 def _measured(run: Run, unit: str) -> EpochSeries | None:
-    """Return what ``EnergyMonitor`` measured from the start to the end of each epoch."""
     total = epoch_costs(run, f"energy/total_{unit}")
     if total is None and (each := epoch_costs(run, f"energy/epoch_{unit}")) is not None:
         return EpochSeries(each.epochs, np.cumsum(each.values))

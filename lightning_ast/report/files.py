@@ -32,10 +32,7 @@ class UnreadableError(Exception):
 
 @contextmanager
 def reading(path: Path, *, most_bytes: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file for reading; yield it and its size in bytes. Whatever is amiss becomes an UnreadableError.
-
-    A file may grow meanwhile: read no further than its size.
-    """
+    """Open a file for reading; yield it and its size in bytes, beyond which it may grow but is not to be read."""
     try:
         # opening a pipe waits for its writer, and reading a device may never end
         status = path.stat()
@@ -51,10 +48,7 @@ def reading(path: Path, *, most_bytes: int | None = None) -> Iterator[tuple[Bina
 
 
 def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Find folders at or below ``log_dirs`` that hold a log, each once; and a line for each that cannot be read.
-
-    Links to folders are followed, as TensorBoard does.
-    """
+    """Find folders at or below ``log_dirs`` that hold a log, each once; and a line for each that cannot be read."""
     if not log_dirs:
         raise ReportError("expected at least one folder with logs, got none.")
     found: dict[Path, Path] = {}
@@ -88,7 +82,8 @@ def _absolute(root: Path, given: str | Path) -> Path:
 
 
 def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
-    """Find folders with logs, by their real paths, and a line for each that cannot be listed: links come last."""
+    """Find folders with logs, by their real paths, and a line for each that cannot be listed."""
+    # links to folders are followed, as TensorBoard does, but last: a run that is there without a link is found so
     found: dict[Path, Path] = {}
     lines: list[str] = []
     visited: set[Path] = set()

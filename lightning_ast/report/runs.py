@@ -81,10 +81,8 @@ def _is_part(run: Run, parent: Run | None) -> bool:
 
 
 def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[float]]]) -> list[float]:
-    """Find where the clock stands as each process of a resumed run begins, in seconds, without breaks and undone steps.
-
-    For each, in the order of time: when it began (seconds), its steps and when it logged them.
-    """
+    """Find where the clock stands (seconds) as each process of a resumed run begins, less breaks and undone steps."""
+    # of each, in the order of time: when it began (seconds), its steps and when it logged them
     offsets = [0.0] if sessions else []
     for (start, steps, times), (_, later, _) in pairwise(sessions):
         kept = [time for step, time in zip(steps, times, strict=True) if not later or step < min(later)]
@@ -93,10 +91,7 @@ def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[floa
 
 
 def undone_from(sessions: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """Find the step from which on the points of each process of a resumed run were undone by a later one, or infinity.
-
-    For each, in the order of time: its steps, and whether it trained.
-    """
+    """Find the step from which on the points of each process of a resumed run were undone by a later one, or inf."""
     # the earliest step of any later process: a second resume may go further back than the first. A test undoes nothing.
     firsts = [float(min(steps)) if steps and trained else math.inf for steps, trained in sessions]
     return [min(firsts[i + 1 :], default=math.inf) for i in range(len(firsts))]
