@@ -107,17 +107,13 @@ class CommandLine(OpenCLI):
             if not failed:
                 raise UsageError(_told(error)) from error
             kind, cause = failed[0]
-            index = self._place_of(kind, made[kind])
+            paths = [item["class_path"] for item in _listed(self.config[self.subcommand])]
+            places = [i for i, path in enumerate(paths) if path.rpartition(".")[2] == kind.__name__]
+            index = places[made[kind]] if made[kind] < len(places) else None
             owner = kind.__name__ if index is None else named(index, kind.__name__)
             raise UsageError(f"{owner}: {_told(cause)}") from error
         if (factor := self.trainer.accumulate_grad_batches) < 1:  # Lightning fails later, without a word on it
             raise UsageError(f"trainer.accumulate_grad_batches: expected an int >= 1, got {factor}")
-
-    def _place_of(self, kind: type, earlier: int) -> int | None:
-        """Return where ``trainer.callbacks`` lists the callback of a class behind so many of it, or None."""
-        items = _listed(self.config[self.subcommand])
-        places = [i for i, item in enumerate(items) if item["class_path"].rpartition(".")[2] == kind.__name__]
-        return places[earlier] if earlier < len(places) else None
 
     def run_command(self, name: str) -> None:
         """Run the command; where the set-up is at fault, name the callbacks."""

@@ -126,17 +126,13 @@ def run_demo(
 
     run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
-    results = [run("dense", epochs, _keeping_books()), run(_named(sparse), epochs, sparse, schedule)]
+    target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
+    results = [run("dense", epochs, _keeping_books()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:
         results.append(run("dense, shortened", shortened, _keeping_books()))
     print_table(results, f"{data}, ResNet-9 of width {width}, seed {seed}")
     return results
-
-
-def _named(sparse: SparseSelectionCallback) -> str:
-    rate = sparse.target_activation_rate
-    return f"AST, {sparse.mode}, {f'coverage {sparse.target_coverage}' if rate is None else f'r = {rate:g}'}"
 
 
 def _keeping_books() -> SparseSelectionCallback:

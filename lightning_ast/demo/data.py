@@ -35,7 +35,7 @@ class Images(NamedTuple):
 
 
 def load_images(data: DataName, root: str | Path = "data") -> Images:
-    """Load a data set from where it lies, or download it.
+    """Load the images of a whole data set from where they lie, or download them.
 
     ``digits`` is part of scikit-learn's package: 1,437 training and 360 test images of 8 x 8 pixels.
     ``fashion_mnist`` is read from IDX files (plain or ``.gz``) under ``root`` or Debian's ``dataset-fashion-mnist``,
@@ -45,9 +45,6 @@ def load_images(data: DataName, root: str | Path = "data") -> Images:
     Args:
         data: The name of the data set.
         root: The folder (or ``.npz`` file) to look in and to download to.
-
-    Returns:
-        The images of the whole data set.
 
     Raises:
         DataNotFoundError: Nothing was found and the download failed.
@@ -228,13 +225,13 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load training images, shuffled; the last short batch is dropped."""
-        images = self.images
-        return self._loader(images.train_images, images.train_labels, batch_size=self.batch_size, shuffle=True)
+        return self._loader(
+            self.images.train_images, self.images.train_labels, batch_size=self.batch_size, shuffle=True
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Load the test set."""
-        images = self.images
-        return self._loader(images.test_images, images.test_labels, batch_size=1000, shuffle=False)
+        return self._loader(self.images.test_images, self.images.test_labels, batch_size=1000, shuffle=False)
 
     test_dataloader = val_dataloader
 

@@ -114,8 +114,6 @@ class OpenEpoch(Watcher):
             self._book.offered.clear()  # the checkpoint had no state of the selection: its ledger begins anew
             self._kinds = set()
 
-    # ------------------------------------------------------------------ called by the selection
-
     def start_batch(self) -> None:
         """Begin a step with its loaded batch; where something else came before it, training begins here."""
         if self._pauses:
@@ -141,7 +139,7 @@ class OpenEpoch(Watcher):
             self._clock.wait()
             self._book.read(self._activity, offered=self._offered)
 
-    # ------------------------------------------------------------------ called by the monitor
+    # what the selection calls ends here; the monitor calls the rest
 
     def read_if_due(self) -> None:
         """Read counters that would come round."""

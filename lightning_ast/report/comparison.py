@@ -20,7 +20,7 @@ from lightning_ast.report.derive import (
 from lightning_ast.report.series import Floats, Run
 from lightning_ast.report.style import COLOURS, Panel, drawing, label, new_figure, unit_of
 
-__all__ = ["at_epochs", "comparison"]
+__all__ = ["comparison"]
 
 _HOW = {
     "accuracy": "an accuracy: a tag with the word acc or accuracy",
@@ -49,7 +49,7 @@ def comparison(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
+def _at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
     """Return costs and values ``(n,)`` of the epochs that have both."""
     _, left, right = np.intersect1d(cost.epochs, values.epochs, return_indices=True)
     return cost.values[left], values.values[right]
@@ -132,7 +132,7 @@ def _over_cost(
     axes.set_title(title)
     accuracies = _accuracies(runs)
     points = [
-        None if spent is None or values is None else at_epochs(spent, values)
+        None if spent is None or values is None else _at_epochs(spent, values)
         for spent, values in zip(costs, accuracies, strict=True)
     ]
     most = max((float(each[0].max()) for each in points if each is not None and len(each[0])), default=None)

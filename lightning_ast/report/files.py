@@ -70,15 +70,14 @@ def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
 
 def _absolute(root: Path, given: str | Path) -> Path:
     try:
-        if not root.is_dir():
-            what = "a file" if root.exists() else "not there"
-            raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
+        what = "a folder" if root.is_dir() else "a file" if root.exists() else "not there"
         # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
-        return root.resolve() if ".." in root.parts else root.absolute()
-    except ReportError:
-        raise
+        absolute = root.resolve() if ".." in root.parts else root.absolute()
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, up to Python 3.12
         raise ReportError(f"cannot look into {given}: {getattr(error, 'strerror', error)}.") from error
+    if what != "a folder":
+        raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
+    return absolute
 
 
 def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:

@@ -32,7 +32,7 @@ _HEAD_BYTES = 1024
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
-    r"""Write ``report.html`` about every run at or below some folders, and its figures as PNG files beside it.
+    r"""Write ``report.html`` about every run at or below some folders, with its figures as PNG files; return its path.
 
     It reads the logs alone: TensorBoard's event files and CSVLogger's ``metrics.csv``. The page needs no other file.
     It names the logs that could not be read. The page and the pictures of an earlier report in ``out`` are replaced or
@@ -41,9 +41,6 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
     Args:
         log_dirs: The folders with logs in them, at any depth.
         out: The folder to write to; made where it is not there.
-
-    Returns:
-        The path of the page.
 
     Raises:
         ReportError: A folder holds no logs, none can be read, ``out`` cannot be written to, a file of another origin
@@ -112,8 +109,7 @@ def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, l
     # matplotlib is an extra: without it, importing the package and reading runs must work
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
-    from lightning_ast.report.dashboard import dashboard
-    from lightning_ast.report.samples import has_samples, samples
+    from lightning_ast.report.dashboard import dashboard, has_samples, samples
 
     sections: list[tuple[str, list[Picture]]] = []
     if len(runs) > 1 and any(run.scalars for run in runs):

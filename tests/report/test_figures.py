@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from lightning_ast.report import read_runs
 from lightning_ast.report.comparison import comparison
 from lightning_ast.report.costs import costs, has_costs
-from lightning_ast.report.dashboard import dashboard
-from lightning_ast.report.samples import has_samples, samples
+from lightning_ast.report.dashboard import dashboard, has_samples, samples
 from lightning_ast.report.series import Run
 from lightning_ast.report.style import GREY, drawing, label, new_figure, png, unit_of
 from tests.report.conftest import long_run, made
