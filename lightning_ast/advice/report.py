@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, TextIO
 
 from lightning_ast.advice.coverage import is_nothing_to_skip
 from lightning_ast.advice.predict import Prediction, Predictions
@@ -45,7 +45,7 @@ class Advice(Predictions):
         return "\n".join(map(str, _report(self)))
 
 
-def render(advice: Advice, *, file: Any = None) -> None:
+def render(advice: Advice, *, file: TextIO | None = None) -> None:
     """Write the report for a person; as a table with rich where that is installed.
 
     Args:

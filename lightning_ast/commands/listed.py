@@ -27,7 +27,7 @@ def named(index: int, name: str) -> str:
     return f"{place} ({name.rpartition('.')[2]})" if name else place
 
 
-def with_owner(fault: str, callbacks: Sequence[Any], trainer: pl.Trainer) -> str:
+def with_owner(fault: str, callbacks: Sequence[object], trainer: pl.Trainer) -> str:
     """Put the name of the callback that has a fault before it, where the fault is one of a callback's settings."""
     for index, callback in enumerate(callbacks):
         own: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -40,13 +40,21 @@ class RunResult:
     flops: float | None  # of forward and backward of training, scoring included
 
 
+class _Settings(NamedTuple):
+    epochs: int
+    batch_size: int
+    width: int
+    channels: int
+    lr: float
+
+
 def _train(
-    name: str, epochs: int, *callbacks: Callback, images: ImageData, settings: dict[str, Any], seed: int
+    name: str, epochs: int, *callbacks: Callback, images: ImageData, settings: _Settings, seed: int
 ) -> RunResult:
     """Train a freshly made model once, and read the books that the selection callback keeps."""
     print(f"\n{name}: {counted(epochs, 'epoch')}")
     pl.seed_everything(seed, verbose=False)
-    model = ResNet9(settings["channels"], width=settings["width"], lr=settings["lr"])
+    model = ResNet9(settings.channels, width=settings.width, lr=settings.lr)
     pl.seed_everything(seed, verbose=False)  # again: all runs see the batches in one order, whatever the weights drew
     monitor = SparseTrainingMonitor()
     trainer = pl.Trainer(
@@ -82,10 +90,10 @@ _COVERAGE = 0.97
 _MOST_EPOCHS = 10_000
 _MOST_WIDTH = 1024
 _MOST_SEED = 2**32 - 1  # the largest that torch, numpy and Python all take
-_SETTINGS: dict[DataName, dict[str, Any]] = {
-    "digits": {"epochs": 16, "batch_size": 128, "width": 48, "channels": 1, "lr": 0.1},
-    "fashion_mnist": {"epochs": 6, "batch_size": 256, "width": 8, "channels": 1, "lr": 0.2},
-    "cifar10": {"epochs": 16, "batch_size": 256, "width": 64, "channels": 3, "lr": 0.2},
+_SETTINGS: dict[DataName, _Settings] = {
+    "digits": _Settings(epochs=16, batch_size=128, width=48, channels=1, lr=0.1),
+    "fashion_mnist": _Settings(epochs=6, batch_size=256, width=8, channels=1, lr=0.2),
+    "cifar10": _Settings(epochs=16, batch_size=256, width=64, channels=3, lr=0.2),
 }
 
 
@@ -111,14 +119,14 @@ def run_demo(
     sparse = SparseSelectionCallback(
         target_activation_rate=target_activation_rate, target_coverage=target_coverage, mode=mode, seed=seed
     )
-    settings = dict(_SETTINGS[data])
+    settings = _SETTINGS[data]
     if data == "cifar10" and not torch.cuda.is_available():  # a CPU would take many times as long
-        settings.update(epochs=6, width=16)
-    epochs = settings["epochs"] if epochs is None else epochs
-    settings["width"] = width = settings["width"] if width is None else width
-    batch_size = settings["batch_size"]
+        settings = settings._replace(epochs=6, width=16)
+    epochs = settings.epochs if epochs is None else epochs
+    settings = settings if width is None else settings._replace(width=width)
+    batch_size = settings.batch_size
     faults = setting_faults(sparse) + _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
-    faults += _range_faults("width", width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
+    faults += _range_faults("width", settings.width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
     if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
         raise ConfigurationError(faults)  # before the dense run, not after it
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
@@ -131,7 +139,7 @@ def run_demo(
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:
         results.append(run("dense, shortened", shortened, _keeping_books()))
-    print_table(results, f"{data}, ResNet-9 of width {width}, seed {seed}")
+    print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
 
 

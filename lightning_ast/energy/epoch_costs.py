@@ -139,7 +139,7 @@ class OpenEpoch(Watcher):
             self._clock.wait()
             self._book.read(self._activity, offered=self._offered)
 
-    # what the selection calls ends here; the monitor calls the rest
+    # the selection calls what stands above, and the monitor what follows
 
     def read_if_due(self) -> None:
         """Read counters that would come round."""
