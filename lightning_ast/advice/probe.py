@@ -274,4 +274,4 @@ class Probe(Callback):
 
 def _wrap(session: Session, *, on: bool) -> None:
     if isinstance(session.mode, SubsetMode):
-        (session.mode.wrap if on else session.mode.unwrap)()
+        (session.mode.attach if on else session.mode.detach)()

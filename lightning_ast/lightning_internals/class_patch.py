@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-__all__ = ["change_class", "method_of"]
+__all__ = ["change_class", "method_of", "put_on"]
 
 
 def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
@@ -32,6 +32,22 @@ def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
         instance.__class__ = own
 
     return undo
+
+
+def put_on(instance: Any, name: str, value: Any) -> Callable[[], None]:
+    """Put a value on an instance, before that of its class; return a function that leaves the instance as it was."""
+    own: dict[str, Any] = instance.__dict__  # not setattr, by which a torch module would register a value of its kinds
+    had = name in own
+    before = own.get(name)
+    own[name] = value
+
+    def take_off() -> None:
+        if had:
+            own[name] = before
+        else:
+            del own[name]
+
+    return take_off
 
 
 def method_of(
