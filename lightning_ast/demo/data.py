@@ -153,7 +153,8 @@ def _downloading(name: str, choices: Sequence[str]) -> Iterator[None]:
 class _InMemory(TensorDataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         # torch's loader asks this for a whole batch: no Python for each sample
-        return self[torch.tensor(indices)]  # type: ignore[index]
+        batch: tuple[Tensor, ...] = self[torch.tensor(indices)]
+        return batch
 
 
 class ImageData(pl.LightningDataModule):
