@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_ast.core import SampleSelector
 from lightning_ast.recipes import GPT, QUIET, counting, load_text, one_cycle, text_windows, work_share
 
-METHODS = ("dense", "reference", "random", "loss", "ours")
+METHODS = ("dense", "reference", "random", "loss", "ours", "ours_at_0.8")
 EPOCHS = 4
 REFERENCE_EPOCHS = 4
 CONTEXT = 64  # bytes of a sample
@@ -38,7 +38,8 @@ class LanguageModel(L.LightningModule):
         self.method = method
         self.lr = lr
         self.net = GPT(context=CONTEXT, width=64, layers=2, heads=4)
-        self.selector = SampleSelector(target_activation_rate=TOKEN_RATE, gate="topk")
+        rate = 0.8 if method == "ours_at_0.8" else TOKEN_RATE
+        self.selector = SampleSelector(target_activation_rate=rate, gate="topk")
 
     def token_losses(self, inputs, targets):
         """Return the loss of each token, ``(B, T)``."""
@@ -49,8 +50,8 @@ class LanguageModel(L.LightningModule):
         losses = self.token_losses(inputs, targets)
         if self.method in ("dense", "reference"):
             return losses.mean()
-        excess = {"ours": losses.detach() - reference, "loss": losses.detach(), "random": torch.rand_like(losses)}
-        significance = excess[self.method].flatten()
+        others = {"loss": losses.detach(), "random": torch.rand_like(losses)}
+        significance = others.get(self.method, losses.detach() - reference).flatten()
         kept = self.selector.select(significance - significance.min()).indices  # tokens in order: the offset is free
         return losses.flatten()[kept].mean()
 
@@ -95,11 +96,11 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, text: str | None =
     work = 0.0
     L.seed_everything(seed, verbose=False)
     model = LanguageModel(method)
-    if method in ("reference", "ours"):
+    if method in ("reference", "ours", "ours_at_0.8"):
         teacher = model if method == "reference" else LanguageModel()
         trainer = fit(teacher, clean, reference[: len(clean)], epochs=REFERENCE_EPOCHS, max_steps=max_steps)
         work = work_share(trainer, length=len(clean) * REFERENCE_EPOCHS / (len(windows) * EPOCHS))
-    if method == "ours":
+    if method.startswith("ours"):
         reference = token_losses(teacher, windows)
         work += 1 / 3 / EPOCHS  # one forward of three, once
     if method != "reference":
