@@ -15,6 +15,7 @@ from typing import Any
 from recipe_tables import recipe_tables
 from regime_aims import aims_table, equal_work_table
 from regime_headline import draw, drawn_points, points, short_table
+from regime_noise import noise_table
 from regime_tables import (
     coverage_table,
     headline_table,
@@ -418,6 +419,19 @@ def advice_table() -> str:
     return "\n".join(lines)
 
 
+def coverage_of_tests() -> str:
+    """Tell how much of the package the tests run."""
+    records = load("test-coverage")
+    if not records:
+        return "Not recorded yet."
+    (r,) = records
+    return (
+        f"The tests run {r['lines_run'] / r['lines']:.1%} of the {r['lines']:,} statements of `lightning_ast/` and "
+        f"{r['branches_run'] / r['branches']:.1%} of its {r['branches']:,} branches (commit {r['commit']}; on a CPU, "
+        "without what runs in processes of their own)."
+    ).replace("%", " %")
+
+
 def third_party_table() -> str:
     """Show what happened to other people's LightningModules."""
     from tests.third_party.outcomes import OUTCOMES
@@ -441,6 +455,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "warmup-time": warmup_table,
     "monitored": monitored_table,
     "advice": advice_table,
+    "test-coverage": coverage_of_tests,
     "outcomes": third_party_table,
     "regime-short": short_table,
     "regime-headline": headline_table,
@@ -451,6 +466,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime-coverage": coverage_table,
     "regime-coverage-short": short_coverage_table,
     "regime-ideas": ideas_table,
+    "regime-noise": noise_table,
     "overhead": overhead_table,
     "prune-ideas": prune_ideas_table,
     **recipe_tables(RECORDS / "recipes"),

@@ -73,7 +73,6 @@ def test_imports_point_one_way(path: Path) -> None:
 
 CORE_LAYERS = [
     "state",
-    "state_checks",
     "partial",
     "batch",
     "dependence",
@@ -83,11 +82,9 @@ CORE_LAYERS = [
     "traceless_forward",
     "significance",
     "gate",
-    "shared_threshold",
     "controller",
     "selector",
     "history",
-    "execution",
     "plain_loop",
     "ledger",
 ]

@@ -56,3 +56,12 @@ def test_a_run_is_recorded_once(benchmark: Any, tmp_path: Path, monkeypatch: pyt
     assert set(benchmark("recipe_tables").recipe_tables(out)) == {"recipe-small-one"}
     with pytest.raises(FileNotFoundError, match="such as language/gpt, got 'small/two'"):
         recipes.main(["--recipe", "small/two", "--methods", "dense", "--out", str(out)])
+
+
+def test_the_coverage_of_the_tests_is_recorded(benchmark: Any, tmp_path: Path) -> None:
+    totals = {"num_statements": 200, "covered_lines": 190, "num_branches": 50, "covered_branches": 40, "other": 1}
+    (tmp_path / "totals.json").write_text(json.dumps({"totals": totals}))
+    benchmark("coverage_record").main([str(tmp_path / "totals.json"), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "test-coverage.json").read_text())
+    assert (found["lines_run"], found["lines"], found["branches_run"], found["branches"]) == (190, 200, 40, 50)
+    assert found["commit"]

@@ -233,3 +233,19 @@ def test_nothing_is_compared_that_is_not_recorded(benchmark: Any, tmp_path: Path
     aims = benchmark("regime_aims")
     assert aims.equal_work_table(tmp_path) == "Not recorded yet."
     assert {row[1] for row in rows(aims.aims_table(tmp_path))[2:]} == {"-"}
+
+
+def test_wrong_labels_among_those_trained_on(benchmark: Any, tmp_path: Path) -> None:
+    runs = [run for run in benchmark("regime_plans").plan("ideas") if run.regime.noise == 0.2]
+    first = runs[0].regime
+    for setting, wrong in (("dense", [0.2, 0.2]), ("prune-rate0.4-gatetopk-stepskeep", [0.2, 0.5])):
+        for run in (one for one in runs if one.setting == setting and one.regime == first):
+            accuracy = 0.9 if setting == "dense" else 0.88 + 0.001 * run.seed
+            rates = [1.0, 1.0] if setting == "dense" else [1.0, 0.4]
+            write(tmp_path, run, accuracy, 24.0, rates, wrong_label_share_by_epoch=wrong)
+    table = benchmark("regime_noise").noise_table(tmp_path)
+    _, _, dense, pruned = rows(table)
+    assert (dense[3:5], dense[-1]) == (["90.00 ± 0.00", "-"], "20 %")
+    assert pruned[4] == "-1.90 ± 0.06"
+    assert pruned[-1] == "50 %", "dense epochs are left out"
+    assert benchmark("regime_noise").noise_table(tmp_path / "none") == "Not recorded yet."

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.advice.measured import LoadingFacts
 from lightning_ast.errors import AdviceError
-from lightning_ast.lightning_internals.combined_loader import make_iterator
+from lightning_ast.lightning_internals.leading import make_iterator
 
 __all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
 

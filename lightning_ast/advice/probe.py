@@ -301,4 +301,4 @@ class Probe(Callback):
 def _wrap(session: Session, *, on: bool) -> None:
     # The modes share one module here, and each is probed alone: only the one whose turn it is wraps the step.
     if isinstance(session.mode, SubsetMode):
-        (session.mode.wrap if on else session.mode.unwrap)()
+        (session.mode.attach if on else session.mode.detach)()

@@ -25,7 +25,7 @@ from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import Schedule
 from lightning_ast.selection.faults import setting_faults, two_target_faults
-from lightning_ast.selection.settings import steps_of_pruned_epochs
+from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
 
 __all__ = ["Asked", "due_validations", "prune_fault", "run_facts", "trainer_faults"]
@@ -80,10 +80,10 @@ class Asked:
         """
         selection = first_callback(trainer, SparseSelectionCallback)
         schedule = first_callback(trainer, TwoStageScheduler)
-        faults = [] if selection is None else setting_faults(selection)
+        faults = [] if selection is None else setting_faults(SelectionSettings.of(selection))
         if schedule is not None:
             faults += schedule.faults(trainer, batches_known=False)
-            faults += [] if selection is None else two_target_faults(selection, [schedule])
+            faults += [] if selection is None else two_target_faults(SelectionSettings.of(selection), [schedule])
         if faults:
             raise ConfigurationError(faults)
         return cls(selection, schedule)
@@ -102,7 +102,7 @@ class Asked:
     @property
     def prune_steps(self) -> PruneSteps:
         """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
-        return steps_of_pruned_epochs(self.settings)
+        return SelectionSettings.of(self.settings).steps_of_pruned_epochs
 
     @property
     def stages(self) -> TwoStageScheduler:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ast.errors import AdviceError
-from lightning_ast.lightning_internals.combined_loader import copied_loader, copy_combined
+from lightning_ast.lightning_internals.leading import copied_loader, copy_combined
 from lightning_ast.lightning_internals.random_state import kept_random_state
 from lightning_ast.lightning_internals.trainer_copy import copied_trainer
 from lightning_ast.pruning.loader import loader_generators

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.commands.messages import condensed
 from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.settings import SelectionSettings
 
 __all__ = ["faulty_file", "faulty_item", "named", "with_owner"]
 
@@ -37,7 +38,7 @@ def with_owner(fault: str, callbacks: Sequence[Any], trainer: pl.Trainer) -> str
     for index, callback in enumerate(callbacks):
         own: list[str] = []
         if isinstance(callback, SparseSelectionCallback):
-            own = setting_faults(callback)
+            own = setting_faults(SelectionSettings.of(callback))
         elif isinstance(callback, TwoStageScheduler):
             own = [f for known in (False, True) for f in callback.faults(trainer, batches_known=known)]
         if fault in own:

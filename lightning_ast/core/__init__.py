@@ -6,12 +6,12 @@
 4. ``gradient_gate``: in the backward, score each sample by the norm of its rows there. Scores that are made of losses
    come before the backward instead: ``losses`` watches torch's loss functions, ``significance`` scores.
 5. ``selector``: choose samples by their scores, with the ``gate`` and the ``controller`` of its threshold.
-6. ``execution`` and ``partial``: run the rest of the backward, over all rows or over those of the selected samples.
+6. ``partial``: run the rest of the backward, over all rows or over those of the selected samples.
 7. ``ledger``: count what was spent and saved.
 
 ``plain_loop`` is all of it for a loop of one's own. Beside it stand ``history`` (in ``prune`` it plans an epoch before
-its first batch), ``traceless_forward`` (in ``subset`` it scores before the step), ``state`` and ``state_checks``
-(checkpoints). Imports point from later steps to earlier ones, except that ``partial``, which knows of no other step, is
+its first batch), ``traceless_forward`` (in ``subset`` it scores before the step) and ``state`` (what a checkpoint may
+hold). Imports point from later steps to earlier ones, except that ``partial``, which knows of no other step, is
 read by ``entries`` and the gate.
 """
 
@@ -19,7 +19,6 @@ from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder
-from lightning_ast.core.execution import cost_share
 from lightning_ast.core.gate import Selection, keep_probability, rate_at_coverage, select, solve_threshold
 from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch, planned_count
@@ -31,6 +30,7 @@ from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import BatchError, EntryError, LossCaptureError
+from lightning_ast.mode_facts import cost_share
 
 __all__ = [
     "BackwardFlops",

@@ -1,37 +1,45 @@
-"""Step 5, the threshold: turn the activation rate, or the coverage, so far into the threshold of the next gate."""
+"""Step 5, the threshold: turn the activation rate, or the coverage, so far into the threshold of the next gate.
+
+In several processes, ``joint_threshold`` is the one at which their batches together have a coverage.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["PIController"]
+from lightning_ast.core.gate import GateName, keep_probability, lift_zeros
+
+__all__ = ["Average", "PIController", "averaged", "joint_threshold"]
+
+Average = Callable[[Tensor], Tensor]
+"""Averages a tensor over the processes that train together."""
+
+_GRID = torch.linspace(-8.0, 8.0, 97, dtype=torch.float64)
+"""Logarithms of the thresholds, around a first guess, at which the coverage of all batches together is computed."""
 
 _LARGEST_STEP = 2.0  # in the threshold's logarithm: a batch counts as at most 7.4 times off
 _NOTHING = math.log(1e-25)  # below: a batch whose significance is 0 throughout
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {
-        "kp": 0.5,
-        "ki": 0.05,
-        "ema_alpha": 0.1,
-        "initial_threshold": None,
-        "threshold_bounds": (0.0, math.inf),
-        "integral_limit": 50.0,
-        "feedforward_alpha": 0.3,
-    },
-    "original": {
-        "kp": 0.005,
-        "ki": 0.0001,
-        "ema_alpha": 0.1,
-        "initial_threshold": 3.0,
-        "threshold_bounds": (0.5, 10.0),
-        "integral_limit": 100.0,
-        "feedforward_alpha": None,
-    },
+
+class _Preset(NamedTuple):
+    kp: float
+    ki: float
+    ema_alpha: float
+    initial_threshold: float | None
+    threshold_bounds: tuple[float, float]
+    integral_limit: float
+    feedforward_alpha: float | None
+
+
+_PRESETS = {
+    "default": _Preset(0.5, 0.05, 0.1, None, (0.0, math.inf), 50.0, 0.3),
+    "original": _Preset(0.005, 0.0001, 0.1, 3.0, (0.5, 10.0), 100.0, None),
 }
 
 
@@ -40,15 +48,12 @@ class PIController:
 
     With feed-forward (the default) the threshold is ``exp(m) * exp(kp * e + ki * E)``, where m is the running mean of
     the logarithm of the threshold that each batch would need on its own, ``e = ema(rate) / target - 1`` the relative
-    error and E its clamped sum. Working in logarithms and relative errors makes it indifferent to the scale of the loss
-    and to the target; the feed-forward makes the first sparse batch right; the PI part removes what is left.
-    Anti-windup: E stands still while the fallback, not the threshold, sets the count, and never exceeds
-    ``integral_limit``. Where a coverage is held, it stands in the place of the rate, and the batch's own threshold in
-    that of the running mean: the share that a sample carries depends on the batch that it is in.
+    error and E its clamped sum. Logarithms and relative errors make it indifferent to the scale of the loss and to the
+    target; the feed-forward makes the first sparse batch right, and the PI part removes what is left. Where a coverage
+    is held, it stands in the place of the rate, and the batch's own threshold in that of the running mean.
 
     Without feed-forward it is the original package's rule: ``threshold += kp * e + ki * E`` with the absolute error
-    ``e = ema(rate) - target``, clamped to the bounds; E decays by 0.9 a step while the threshold is at a bound. It
-    takes thousands of steps to settle and can sit at its lower bound for hundreds.
+    ``e = ema(rate) - target``, clamped to the bounds. It takes thousands of steps to settle.
     Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
 
     Args:
@@ -92,24 +97,15 @@ class PIController:
     ) -> None:
         if preset not in _PRESETS:
             raise ValueError(f"expected preset to be one of {sorted(_PRESETS)}, got {preset!r}.")
-        given: dict[str, Any] = {
-            "kp": kp,
-            "ki": ki,
-            "ema_alpha": ema_alpha,
-            "initial_threshold": initial_threshold,
-            "threshold_bounds": threshold_bounds,
-            "integral_limit": integral_limit,
-            "feedforward_alpha": feedforward_alpha,
-        }
-        settings = {**_PRESETS[preset], **{name: value for name, value in given.items() if value is not None}}
-        low, high = settings["threshold_bounds"]
-        self.kp: float = settings["kp"]
-        self.ki: float = settings["ki"]
-        self.ema_alpha: float = settings["ema_alpha"]
-        self.initial_threshold: float | None = settings["initial_threshold"]
-        self.threshold_bounds: tuple[float, float] = (float(low), float(high))
-        self.integral_limit: float = settings["integral_limit"]
-        self.feedforward_alpha: float | None = settings["feedforward_alpha"]
+        own = _PRESETS[preset]
+        low, high = own.threshold_bounds if threshold_bounds is None else threshold_bounds
+        self.kp = own.kp if kp is None else kp
+        self.ki = own.ki if ki is None else ki
+        self.ema_alpha = own.ema_alpha if ema_alpha is None else ema_alpha
+        self.initial_threshold = own.initial_threshold if initial_threshold is None else initial_threshold
+        self.threshold_bounds = (float(low), float(high))
+        self.integral_limit = own.integral_limit if integral_limit is None else integral_limit
+        self.feedforward_alpha = own.feedforward_alpha if feedforward_alpha is None else feedforward_alpha
         self._check()
         self.reset()
 
@@ -149,16 +145,13 @@ class PIController:
         return math.log(start) if self.uses_feedforward else start
 
     def threshold(self, solved: Tensor | None, *, target: float, alone: bool = False) -> Tensor:
-        """Return the threshold to gate this batch with.
+        """Return the threshold to gate this batch with, a scalar tensor on the CPU.
 
         Args:
             solved: The threshold that this batch would need on its own, a scalar
                 (:func:`lightning_ast.core.gate.solve_threshold`); not used without feed-forward.
             target: The target activation rate or coverage, in (0, 1].
             alone: Whether ``solved`` counts alone, as for a coverage, and not in the running mean.
-
-        Returns:
-            Scalar tensor on the CPU.
 
         Raises:
             ValueError: ``solved`` is missing where feed-forward needs it.
@@ -169,6 +162,7 @@ class PIController:
         if solved is None:
             raise ValueError("feed-forward needs the batch's own threshold: pass solve_threshold(...) as `solved`.")
         own = float(solved)
+        # The share that a sample carries depends on the batch that it is in, so a coverage has no running threshold.
         newest = math.log(own)
         self._level = newest if self._level is None or alone else self._follow(self._level, newest)
         if newest < _NOTHING:
@@ -178,10 +172,10 @@ class PIController:
         return _scalar(max(low, min(high, threshold)))
 
     def aim(self, target: float) -> float:
-        """Return the coverage to ask of a batch that is cut without a threshold, so that the running one is ``target``.
-
-        The fewest samples that carry a coverage carry a little more than it. Without feed-forward it is the target.
+        """Return the coverage to ask of a batch that is cut without a threshold, so that the running one is
+        ``target``.
         """
+        # The fewest samples that carry a coverage carry a little more than it.
         return min(1.0, target / self._correction(target)) if self.uses_feedforward else target
 
     def _correction(self, target: float) -> float:
@@ -189,8 +183,8 @@ class PIController:
         return math.exp(max(-20.0, min(20.0, correction)))  # far off, exp would overflow
 
     def _follow(self, level: float, newest: float) -> float:
-        """Move the running mean by a bounded step; a batch without significance, all labels ignored, moves nothing."""
         assert self.feedforward_alpha is not None
+        # A batch without significance, of which all labels are ignored, moves nothing; an outlier moves a bounded step.
         if level < _NOTHING:
             return newest
         step = max(-_LARGEST_STEP, min(_LARGEST_STEP, newest - level))
@@ -204,11 +198,11 @@ class PIController:
         Args:
             activation_rate: Selected / offered of the last batch, in [0, 1].
             target: The target activation rate in (0, 1], or the target coverage.
-            at_minimum: Whether the fallback (the fewest samples allowed) set the count, so that a higher threshold
-                would not lower it.
+            at_minimum: Whether the fewest samples allowed were kept, and not what the threshold alone would have kept.
             coverage: The coverage of the last batch, in [0, 1], where the target is one; else None.
         """
         held = activation_rate if coverage is None else coverage
+        # It begins at the target, so that the first batch alone corrects little.
         self._held_ema = self._mean(self._held_ema, held, start=target)
         if coverage is None:
             self.activation_rate_ema = self._held_ema
@@ -216,7 +210,8 @@ class PIController:
             self.follow(activation_rate)
         if self.uses_feedforward:
             error = self._error(target)
-            if not (at_minimum and error > 0):  # the threshold cannot lower what is held further: do not wind up
+            # Anti-windup: the fallback, not the threshold, has set the count: a higher threshold would not lower it.
+            if not (at_minimum and error > 0):
                 self._integrate(error)
         else:
             self._step_original(self._held_ema - target)
@@ -270,3 +265,30 @@ class PIController:
 
 def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
+
+
+def averaged(average: Average, threshold: Tensor | None, expected: float, total: float) -> tuple[Tensor | None, float]:
+    """Average the thresholds that the batches of the processes would need, and the rates that are expected of them."""
+    # The summed significance of a batch weighs its threshold, as it would in one large batch.
+    own = 0.0 if threshold is None else float(threshold.log())  # the controller works in logarithms
+    mean = average(torch.tensor([own, expected, own * total, total], dtype=torch.float64))
+    shared = mean[2] / mean[3] if mean[3] > 0 else mean[0]
+    return (None if threshold is None else shared.exp()), float(mean[1])
+
+
+def joint_threshold(
+    significance: Tensor, coverage: float, gate: GateName, *, floor: float, guess: Tensor, average: Average
+) -> Tensor:
+    """Find the threshold at which the batches of all processes together have a coverage: as of one large batch."""
+    # The scores themselves are not exchanged: each process sums what its gate would keep at many thresholds around a
+    # guess, which is the same everywhere, and the threshold is found between two of the averaged sums.
+    significance = significance.double()
+    lifted = lift_zeros(significance)
+    thresholds = float(guess) * _GRID.exp()
+    kept = (keep_probability(lifted, thresholds[:, None], gate, floor=floor) * significance).sum(1)
+    *sums, total = average(torch.cat([kept, significance.sum().reshape(1)])).tolist()
+    if total <= 0:
+        return guess
+    # From the largest threshold to the least; the sum of the soft gate is piecewise linear in 1 / threshold.
+    inverse = np.interp(coverage * total, sums[::-1], (1 / thresholds).flip(0).numpy())
+    return torch.tensor(1 / inverse, dtype=torch.float64)

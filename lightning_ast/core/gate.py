@@ -32,10 +32,13 @@ __all__ = [
     "select",
     "solve_threshold",
     "systematic_sample",
+    "trimmed",
 ]
 
 GateName = Literal["soft", "threshold", "topk"]
 Weighting = Literal["none", "sqrt", "unbiased"]
+"""The weights ``p**-a`` of a soft gate: the gradient estimates the mean over the selected samples (a = 0), the
+full batch's mean without bias (1), or something between the two (1/2)."""
 _Array = np.ndarray[Any, Any]
 ShareOf = Literal["samples", "significance"]
 """What a target is a share of: an activation rate of the samples, a coverage of their summed significance."""
@@ -80,7 +83,7 @@ class Selection:
 def keep_probability(
     significance: Tensor, threshold: Tensor | float, gate: GateName, *, floor: float = FLOOR
 ) -> Tensor:
-    """Compute the probability of each sample to be kept.
+    """Compute the probability of each sample to be kept, ``(B,)`` in [0, 1].
 
     Args:
         significance: ``(B,)``, non-negative.
@@ -88,9 +91,6 @@ def keep_probability(
         gate: ``"soft"``: ``clip(significance / threshold, floor, 1)``; ``"threshold"`` and ``"topk"``: 1 above (for
             ``topk`` also at) the threshold, else 0.
         floor: The least probability of the soft gate, in [0, 1].
-
-    Returns:
-        ``(B,)`` in [0, 1].
 
     Example:
         >>> keep_probability(torch.tensor([0.0, 1.0, 3.0]), 2.0, "soft")
@@ -109,11 +109,20 @@ def floor_for(target: float) -> float:
 
 
 def lift_zeros(significance: Tensor) -> Tensor:
-    """Raise a significance ``(B,)`` below a millionth of the largest to that: samples learned perfectly stay eligible.
-
-    Without it no threshold could keep more samples than have a significance above 0.
-    """
+    """Raise a significance ``(B,)`` below a millionth of the largest to that."""
+    # Samples learned perfectly stay eligible: else no threshold could keep more than have a significance above 0.
     return significance.clamp_min(significance.max() * 1e-6 + 1e-30)
+
+
+def trimmed(significance: Tensor, share: float) -> Tensor:
+    """Set the largest of some significance ``(B,)`` to 0, as many as the share in [0, 1): they count as wrong labels.
+
+    Source: Shen and Sanghavi, Learning with Bad Training Data via Iterative Trimmed Loss Minimization, ICML 2019.
+    """
+    # A sample with a wrong label keeps a large gradient for as long as the network does not memorise it, and rules that
+    # prefer hard samples choose it again and again.
+    count = round(share * significance.numel())
+    return significance if count == 0 else significance.index_fill(0, significance.topk(count).indices, 0.0)
 
 
 def solve_threshold(
@@ -121,15 +130,11 @@ def solve_threshold(
 ) -> Tensor:
     """Find the threshold at which the expected share of this batch that is kept is ``target``.
 
-    For the soft gate the expected sum, ``sum(v * clip(s * x, floor, 1))`` with ``x = 1 / threshold`` and the values v
-    (1 for samples, s for significance), is piecewise linear in x: it is summed from breakpoint to breakpoint and
-    inverted, exactly, on the host. For the hard gates the threshold is between the last kept sample and the first
-    dropped one; those kept are the fewest that carry the share, where it is one of significance.
-
     Args:
         significance: ``(B,)``, non-negative.
         target: The share, in (0, 1); for the soft gate above ``floor``.
-        gate: The gate that the threshold is for.
+        gate: The gate that the threshold is for. The hard ones keep the fewest samples that carry the share, and the
+            threshold lies between the last of them and the next.
         floor: The least probability of the soft gate.
         share_of: Whether the target is a share of the samples (an activation rate), or of the summed significance (a
             coverage), which counts as equal where it is 0 throughout.
@@ -141,9 +146,6 @@ def solve_threshold(
         >>> s = torch.tensor([0.1, 0.2, 0.4, 0.8])
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
-        >>> kept = keep_probability(s, solve_threshold(s, 0.8, "topk", share_of="significance"), "topk")
-        >>> kept.tolist(), float((kept * s).sum() / s.sum()) >= 0.8
-        ([0.0, 0.0, 1.0, 1.0], True)
     """
     raw = _on_host(significance)
     s = np.maximum(raw, raw.max() * 1e-6 + 1e-30)  # as lift_zeros does
@@ -165,8 +167,9 @@ def solve_threshold(
 
 
 def _soft_threshold(s: _Array, values: _Array, target: float, floor: float) -> float:
-    # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s on.
-    # So the slope of the expected sum grows by v * s at the first of these points and falls by it at the second.
+    # The expected sum is solved exactly. With x = 1 / threshold, a sample's probability is floor up to x = floor / s,
+    # then s * x, and 1 from x = 1 / s on. So the sum is piecewise linear in x: its slope grows by v * s at the first of
+    # these points and falls by it at the second.
     total = values.sum()
     points = np.concatenate([floor / s, 1 / s])
     order = points.argsort()
@@ -193,16 +196,14 @@ def _shares(raw: _Array) -> _Array:
 
 
 def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, floor: float = FLOOR) -> float:
-    """Compute the expected share of the samples that a gate keeps where they carry a given share of the significance.
+    """Compute the expected share of the samples, in (0, 1], that a gate keeps where they carry a share of the
+    significance.
 
     Args:
         significance: ``(n,)``, non-negative and finite.
         coverage: The share of the summed significance, in (0, 1]; for the soft gate above ``floor``.
         gate: The gate. The hard ones keep the fewest samples that carry the share.
         floor: The least probability of the soft gate.
-
-    Returns:
-        In (0, 1]; 1 for a coverage of 1.
 
     Example:
         >>> s = torch.tensor([5.0, 2.0, 2.0, 1.0])
@@ -219,27 +220,23 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
 
 
 def coverage_of(significance: Tensor, indices: Tensor) -> float:
-    """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1].
-
-    Where the significance is 0 throughout, all samples carry the same.
-    """
+    """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1]."""
     significance = significance.double()
     total = float(significance.sum())
-    if total <= 0:
+    if total <= 0:  # all samples carry the same
         return indices.numel() / significance.numel()
     return min(1.0, float(significance[indices].sum()) / total)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw samples with the given inclusion probabilities and an almost constant count.
+    """Draw samples with the given inclusion probabilities, at ascending positions ``(k,)``.
 
-    The samples are laid end to end in random order, each as long as its probability, and a comb of unit spacing with a
-    random offset picks those it hits. Each sample is kept with exactly its probability; the count differs from the
-    sum of the probabilities by less than 1, where independent draws would scatter by its square root.
+    Each sample is kept with exactly its probability; the count differs from the sum of the probabilities by less than
+    1, where independent draws would scatter by its square root.
     Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
-
-    The draws of a CPU generator are the same on every device. The positions ``(k,)`` are ascending.
     """
+    # The samples are laid end to end in random order, each as long as its probability; a comb of unit spacing with a
+    # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
     noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
     order = noise[:-1].argsort()
     ends = np.floor(_on_host(probability)[order].cumsum() + noise[-1])
@@ -248,16 +245,11 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
 
 
 def minimum_count(batch_size: int, min_selected: int | float) -> int:
-    """Return the fallback: at least this many samples are kept.
+    """Return the fewest samples that are kept of a batch: a number, or a share in (0, 1) that is at least 2 samples.
 
-    Args:
-        batch_size: The number of samples B.
-        min_selected: A number of samples (an int), or a share of the batch (a float in (0, 1)), which is rounded down,
-            and at least 2 (0.1 is the original package's floor).
-
-    Returns:
-        In [1, B].
+    A share of 0.1 is the original package's floor.
     """
+    # Two, because BatchNorm cannot train on one.
     wanted = max(2, math.floor(batch_size * min_selected)) if isinstance(min_selected, float) else min_selected
     return min(batch_size, wanted)
 
@@ -274,10 +266,7 @@ def select(
     floor: float = FLOOR,
     eligible: Tensor | None = None,
 ) -> Selection:
-    """Choose the samples of a batch to train on.
-
-    Where the gate keeps fewer than the minimum, the most significant of the others are added, with the weight their
-    probability gives them.
+    """Choose the samples of a batch to train on: none only where none is eligible.
 
     Args:
         significance: ``(B,)``, non-negative.
@@ -286,18 +275,16 @@ def select(
             controller that already holds its rate) or ``"topk"`` (exactly ``round(rate * B)``).
         rate: The target activation rate in (0, 1], for ``topk``.
         weighting: ``p**-a`` with a = 0, 1/2, 1. The hard gates have p = 1 for what they keep: always weight 1.
-        min_selected: The fewest samples, as :func:`minimum_count` takes them.
+        min_selected: The fewest samples, as an int, or as a share of the batch in (0, 1), but at least 2. Where the
+            gate keeps fewer, the most significant of the others are added.
         generator: The CPU generator of the soft gate's draw; the global one is not touched.
         floor: The least probability of the soft gate.
         eligible: ``(B,)`` bool, the samples that may be chosen at all, the others having the least significance; None
             for all.
-
-    Returns:
-        The selection, never empty but where no sample is eligible.
     """
     size = significance.numel()
     least = minimum_count(size, min_selected)
-    if gate == "topk":
+    if gate == "topk":  # by rank, not by the threshold: equal significances would make the count jump
         indices = significance.topk(max(least, round(rate * size))).indices.sort().values
         return Selection(indices).among(eligible)
     probability = keep_probability(significance, threshold, gate, floor=floor)

@@ -51,16 +51,10 @@ class Kept:
 def norms_at(
     loss: Tensor, edges: Sequence[GradientEdge], places: Sequence[Place], *, weight: float = 1.0
 ) -> Tensor | None:
-    """Take the norms of the samples' rows of a loss's gradient, over several places of its graph.
+    """Take the norms ``(B,)`` of the samples' rows of a loss's gradient over several places of its graph, which is
+    kept.
 
-    Args:
-        loss: A scalar with its graph, which is kept.
-        edges: The places of the graph.
-        places: The places of the samples in the tensor of each.
-        weight: The factor of the gradient.
-
-    Returns:
-        ``(B,)`` on the device of the first, or None where no gradient arrives.
+    ``weight`` is the factor of the gradient. Return None where no gradient arrives.
     """
     root, seed = below_ddp(loss)
     seed = (torch.ones_like(loss) if seed is None else seed) * weight
@@ -113,15 +107,12 @@ class BatchGate:
         self.kept = kept
 
     def open(self, loss: Tensor, entries: Iterable[Entry]) -> None:
-        """Put the gate at the entries of a loss until its backward is over.
+        """Put the gate at the entries of a loss, a scalar with its graph, until its backward is over.
 
         Where there are several, the gradient at those that the network's own gradient does not reach is computed first
         (which runs the loss part of the backward twice), and all of these decide together.
-
-        Args:
-            loss: A scalar with its graph.
-            entries: Its entries.
         """
+        # Several losses of a step may share entries: a gradient must not be gated twice, which would weigh it twice.
         new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
         if not self.decided and len(new) > 1:
             self._decide_together(loss, new)
@@ -168,10 +159,7 @@ class BatchGate:
     def _changed(self, gradients: Gradients, _: Gradients = (), *, position: int, place: Place) -> Gradients | None:
         """Gate one of a node's gradients; return None where all stay as they are, as torch's hooks ask for it.
 
-        Args:
-            gradients: What arrives at the node (in a pre-hook), or what it hands on (in a hook).
-            position: The position of the gradient to gate.
-            place: The place of the samples in it.
+        They are what arrives at the node (in a pre-hook), or what it hands on (in a hook).
         """
         gradient = gradients[position]
         if gradient is None:
@@ -201,7 +189,7 @@ class BatchGate:
         return wrap(data, rows, place)
 
     def _rows_of(self, kept: Kept) -> Rows:
-        """Return the rows for the running backward: what they gathered is of use in that one alone."""
+        # One object for each backward: what it has gathered is of no use in the next.
         task = torch._C._current_graph_task_id()
         if self._rows is None or self._rows.graph_task != task:
             self._rows = Rows(kept.indices, self._batch_size, batchnorm=self._batchnorm, dense_ops=self._dense_ops)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import minimum_count
+from lightning_ast.core.gate import minimum_count, trimmed
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.significance import trimmed
 from lightning_ast.words import counted
 
 __all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "planned_count"]
@@ -30,8 +29,8 @@ _LEAST_BATCH = 8
 class SignificanceHistory:
     """The remembered significance of each sample: 4 bytes, and 4 for the running epoch on the scoring device.
 
-    What is observed in an epoch counts from the next :meth:`fold` on. A sample that is visited more than once in
-    between, in one process or in several, has the largest of its scores: the order of the visits does not matter.
+    What is observed in an epoch counts from the next :meth:`fold` on. Of a sample that is visited more than once in
+    between, in one process or in several, the largest score counts.
 
     Args:
         size: The number of samples in the data set, at least 1.
@@ -73,14 +72,14 @@ class SignificanceHistory:
         if self._recent.device != significance.device:
             self._recent = self._recent.to(significance.device)
         indices = indices.to(significance.device, non_blocking=True)
-        self._recent.scatter_reduce_(0, indices, significance, "amax")  # of a sample seen twice, the larger score
+        # The largest of several scores: the order of the visits must not matter, for it differs between processes.
+        self._recent.scatter_reduce_(0, indices, significance, "amax")
 
     def fold(self, maximum: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take what was observed since the last time into the remembered significance.
 
-        Args:
-            maximum: A function that takes the element-wise maximum of a tensor over the processes that train together,
-                so that all remember the same; None for a single process.
+        ``maximum`` takes the element-wise maximum of a tensor over the processes that train together, so that all
+        remember the same; None for a single process.
         """
         recent = self._merged(maximum)
         self._scores = torch.where(recent >= 0, recent, self._scores)
@@ -94,7 +93,7 @@ class SignificanceHistory:
 
         A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0, and so
         have the largest of those seen, as many as the share ``trim`` of them: see
-        :func:`~lightning_ast.core.significance.trimmed`.
+        :func:`~lightning_ast.core.gate.trimmed`.
         """
         scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
         # What was never seen must be seen soon: it counts as the most significant.
@@ -144,6 +143,7 @@ class EpochPlan:
 
     def state_dict(self) -> dict[str, Any]:
         """Return primitives and tensors alone; the indices as int32 where the data set is small enough for it."""
+        # The indices are nearly all of a plan, and of a small checkpoint: int32 halves them.
         small = self.indices.numel() == 0 or int(self.indices.max()) < 2**31
         indices = self.indices.to(torch.int32 if small else torch.int64)
         return {"epoch": self.epoch, "indices": indices, "offered": self.offered, "weights": self.weights}
@@ -166,9 +166,6 @@ def planned_count(
 ) -> int:
     """Count the samples of a pruned epoch before it begins, whatever their significance: schedules are planned by it.
 
-    Whole batches where that moves the rate by at most 0.5 % of itself (always with ``drop_last``, which would throw
-    planned samples away); else the exact rate, without a last batch of a single sample (BatchNorm cannot train on one).
-
     Args:
         offered: The number of samples of a dense epoch, over all processes.
         rate: The target activation rate in (0, 1].
@@ -179,7 +176,8 @@ def planned_count(
         at_least: Whether a number of whole batches is rounded up and not to the nearest.
 
     Returns:
-        A multiple of ``processes``, at most ``offered``.
+        A multiple of ``processes``, at most ``offered``: whole batches where that moves the rate by at most 0.5 % of
+        itself (always with ``drop_last``), else the exact rate, without a last batch of a single sample.
 
     Example:
         >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
@@ -188,30 +186,25 @@ def planned_count(
     whole = batch_size * processes
     wanted = max(rate * offered, minimum_count(offered, min_selected))
     rounded = max(1, math.ceil(wanted / whole) if at_least else round(wanted / whole)) * whole
+    # With drop_last, samples of a planned last batch that is short would be thrown away.
     if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
         return rounded
     each = max(1, round(wanted / processes))
-    if each % batch_size == 1 and batch_size > 1:  # a last batch of one sample: add one or leave it out
+    # BatchNorm cannot train on a last batch of one sample: add one or leave it out.
+    if each % batch_size == 1 and batch_size > 1:
         each += 1 if each == 1 or each * processes < wanted else -1
     return min(each * processes, offered)
 
 
 def even_count(
-    offered: int,
-    rate: float,
-    *,
-    batches: int,
-    batch_size: int,
-    processes: int = 1,
-    min_selected: int | float = 1,
+    offered: int, rate: float, *, batches: int, batch_size: int, processes: int = 1, min_selected: int | float = 1
 ) -> int:
     """Count the samples of a pruned epoch that has as many batches as a dense one, each of a share of the samples.
 
     Args:
         offered: The number of samples of a dense epoch, over all processes.
         rate: The target activation rate in (0, 1].
-        batches: The number of batches of an epoch in one process. None of them has fewer than 8 samples, or than a
-            dense one: the noise of smaller ones outweighs what a step saves, above all with BatchNorm.
+        batches: The number of batches of an epoch in one process. None has fewer than 8 samples, or than a dense one.
         batch_size: The number of samples in a batch of a dense epoch, in one process.
         processes: The number of processes that train together; each gets as many samples.
         min_selected: The fewest samples, a count or a share of the epoch.
@@ -224,6 +217,7 @@ def even_count(
         (20000, 128)
     """
     wanted = max(rate * offered, minimum_count(offered, min_selected))
+    # The noise of smaller batches outweighs what a step saves, above all with BatchNorm.
     each = max(round(wanted / processes), batches * min(_LEAST_BATCH, batch_size))
     return min(each * processes, offered)
 
@@ -233,22 +227,18 @@ def plan_epoch(
 ) -> EpochPlan:
     """Choose the samples of an epoch among those that the user's sampler drew.
 
-    The choice depends on the remembered significance, the selector's seed and the epoch alone: not on the order of the
-    draws, nor on the number of processes that share them.
-
     Args:
         history: The remembered significance, folded.
         draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
             quarantine is not offered where the others suffice.
         epoch: The number of the epoch, from 0.
-        count: The number of samples to keep, in [1, n]; see :func:`planned_count` and
-            :func:`even_count`.
+        count: The number of samples to keep, in [1, n]; see :func:`planned_count` and :func:`even_count`.
         selector: The selector with gate, weighting and seed.
 
     Returns:
-        A plan of exactly ``count`` samples in the order of the draws. Its weights are scaled by the rate, so that the
-        mean loss of a batch estimates that of the whole data set under ``"unbiased"`` (the other weightings divide by
-        their sum, which a factor does not change).
+        A plan of exactly ``count`` samples in the order of the draws. It depends on the remembered significance, the
+        selector's seed and the epoch alone, not on the number of processes. Its weights are scaled by the rate, so that
+        the mean loss of a batch estimates that of the whole data set under ``"unbiased"``.
     """
     offered = draws.numel()
     allowed = ~history.quarantined[draws]

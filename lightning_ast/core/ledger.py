@@ -48,14 +48,10 @@ def _passes(mode: Mode | None, offered: int, selected: int, dense_share: float) 
 def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: float = 0.0) -> bool:
     """Decide whether a mode costs more than dense training, or saves less than a tenth of what its formula promises.
 
-    ``mask``, which saves nothing by design, is never blamed. Arguments are those of
-    :func:`~lightning_ast.core.execution.cost_share`.
-
-    Example:
-        >>> saves_too_little("partial", 0.4, forward=0.98), saves_too_little("partial", 0.4, forward=0.4)
-        (True, False)
+    Arguments are those of :func:`lightning_ast.core.cost_share`.
     """
     cost = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    # `mask` saves nothing by design, and is never blamed for it.
     return mode != "mask" and (cost > 1 + 1e-9 or 1 - cost < 0.1 * (1 - cost_share(mode, rate)))
 
 
@@ -63,19 +59,11 @@ def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: fl
 class StageTotals:
     """Counts of one stage.
 
-    Attributes:
-        steps: The number of training batches.
-        offered: The number of samples that were offered.
-        selected: The number of samples that were trained on.
-        forwarded: The forwards of one sample, scoring included.
-        backwarded: The backwards of one sample, zeroed losses included; a partial backward counts with the share that
-            ran over all rows.
-        timed_seconds: The wall time of the timed steps.
-        timed_offered: The samples offered in the timed steps.
-        joules: The energy measured while training, over all processes.
-        joules_offered: The samples offered in this process meanwhile.
-        dense_steps: The number of training batches of the sparse stage that were trained on whole, because a selection
-            would have cost more than it saved.
+    Forwards and backwards are those of one sample: scoring and zeroed losses included, a partial backward with the
+    share
+    that ran over all rows. Joules are those of all processes, ``joules_offered`` the samples of this one meanwhile.
+    ``dense_steps`` are batches of the sparse stage trained on whole, because a selection would have cost more than it
+    saved.
     """
 
     steps: int = 0
@@ -122,11 +110,9 @@ class Ledger:
 
         Args:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
-            mode: How the selection was executed; None for a dense step. ``mask``: forward and backward of every sample.
-                ``subset``: a scoring forward of every sample, forward and backward of the selected ones. ``partial``:
-                forward of every sample, backward of the selected ones. ``prune``: both of the selected ones alone; the
-                batch is the selection, and ``offered`` what it stands for in a dense epoch.
-            offered: The number of samples of the batch.
+            mode: How the selection was executed, see :data:`lightning_ast.mode_facts.MODE_FACTS`; None for a dense
+        step.
+            offered: The number of samples of the batch; in ``prune`` those that it stands for in a dense epoch.
             selected: The number of samples trained on.
             dense_share: The share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops
                 without a row rule and all that lies before them.
@@ -137,8 +123,9 @@ class Ledger:
         """
         if mode is not None and mode not in MODE_FACTS:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, MODE_FACTS))}, got {mode!r}.")
+        # Forwards and backwards, not FLOPs: what a sample costs becomes known later than the first batches.
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
@@ -146,23 +133,21 @@ class Ledger:
         totals.backwarded += backwarded
         totals.dense_steps += whole
 
-    def _of(self, stage: str) -> StageTotals:
-        return self.stages.setdefault(stage, StageTotals())
-
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.timed_seconds += seconds
         totals.timed_offered += offered
 
     def record_joules(self, stage: str, *, joules: float, offered: int) -> None:
         """Add the energy of steps that stand for their stage (no validation, no start-up)."""
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.joules += joules
         totals.joules_offered += offered
 
     def forget_joules(self) -> bool:
         """Leave energy out from now on; return whether any was measured."""
+        # Not what is to come alone: energy of a part of a run cannot be compared with the samples of all of it.
         known = any(totals.joules_offered for totals in self.stages.values())
         for totals in self.stages.values():
             totals.joules = 0.0
@@ -200,11 +185,9 @@ class Ledger:
     def savings(self) -> dict[str, float | None]:
         """Return the shares saved against dense training of the same batches, over the whole run so far.
 
-        Returns:
-            ``samples``, ``flops``, ``seconds``, ``joules``: at most 1, negative where the run costs more than dense,
-            None where unknown: before the first batch; FLOPs not counted; no warmup steps to compare seconds and joules
-            with, or no sparse ones measured yet; joules not measured, which is
-            :class:`~lightning_ast.EnergyMonitor`'s to do.
+        ``samples``, ``flops``, ``seconds`` and ``joules`` are at most 1, negative where the run costs more than dense,
+        and None where unknown: before the first batch; FLOPs not counted; no warmup steps to compare seconds and joules
+        with, or no sparse ones measured yet; joules not measured by :class:`~lightning_ast.EnergyMonitor`.
         """
         spent = self.spent_flops()
         dense = self.dense_flops()
@@ -217,16 +200,13 @@ class Ledger:
         }
 
     def _measured(self, costs: dict[str, tuple[float, int]]) -> float | None:
-        """Compare a measured cost, ``(sum, samples)`` by stage, with that of a run which is all warmup.
-
-        A cooldown without a measurement counts as dense, which it is.
-        """
+        """Compare a measured cost, ``(sum, samples)`` by stage, with that of a run which is all warmup."""
         total, samples = costs.get("warmup", (0.0, 0))
         sparse = self.stages.get("sparse", StageTotals())
         # Without a warmup there is nothing to compare with; before the first timed sparse step nothing was saved yet.
         if not total or not samples or not self.offered or (sparse.offered and not costs["sparse"][1]):
             return None
-        dense = total / samples  # what a sample cost in the warmup, which trains densely
+        dense = total / samples  # what a sample cost in the warmup; a cooldown without a measurement is dense too
         spent = sum(
             totals.offered * (costs[stage][0] / costs[stage][1] if costs[stage][1] else dense)
             for stage, totals in self.stages.items()
@@ -242,6 +222,7 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
+        # A later release may have added fields, which this one leaves out.
         self.flops = None if state["flops"] is None else known_fields(FlopsPerSample, state["flops"])
         self.stages = {stage: known_fields(StageTotals, totals) for stage, totals in state["stages"].items()}
 
@@ -252,17 +233,14 @@ def estimated_energy_savings(
     """Estimate the share of energy saved by the original package's model: **estimated**, not measured.
 
     It prices a skipped sample at ``energy_per_skip``, although scoring it costs at least a forward (a third of a dense
-    sample): treat the result as a share of skipped samples under another name.
-    Source: adaptive-sparse-training 1.0, ``SundewAlgorithm.select_samples``.
+    sample): treat the result as a share of skipped samples under another name. Source: adaptive-sparse-training 1.0,
+    ``SundewAlgorithm.select_samples``.
 
     Args:
         offered: The number of samples offered, at least 1.
         selected: The number of samples trained on.
         energy_per_activation: The energy of a trained sample, in any unit.
         energy_per_skip: The energy of a skipped sample, in the same unit.
-
-    Returns:
-        The estimated share of energy saved, at most 1.
 
     Raises:
         ValueError: No sample was offered.

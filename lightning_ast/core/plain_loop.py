@@ -102,19 +102,16 @@ class GradientGate:
         """
         self.close()
         found = self._finder.locate(loss, batch_size, self._trace, assignments=self._assignments)
+        # A later batch whose forward is not announced must not get the nodes of this one's graphs.
         self._assignments = ()
-        if self._trace is not None:
+        if self._trace is not None:  # it holds tensors of the whole forward, and the backward needs memory
             self._trace.release()
             self._trace = None
         if not found.entries:
             remedy = "Run the first forward in `with gate.trace(batch):`, or check batch_size."
             raise entry_error(found.unclear, batch_size, remedy=remedy)
         self._gate = BatchGate(
-            batch_size,
-            self._decide,
-            execution=self._execution,
-            batchnorm=self._batchnorm,
-            dense_ops=self.dense_ops,
+            batch_size, self._decide, execution=self._execution, batchnorm=self._batchnorm, dense_ops=self.dense_ops
         )
         self._gate.open(loss, found.entries)
 
@@ -127,6 +124,7 @@ class GradientGate:
     def _decide(self, norms: Tensor) -> Kept | None:
         size = norms.numel()
         finite = norms.isfinite()
+        # A mean divides the gradients by B: without this factor a short last batch would look more significant.
         scores = (norms * size).nan_to_num(0.0, 0.0, 0.0)
         eligible = None if bool(finite.all()) else finite  # a sample with a NaN gradient is never selected
         kept = self._selector.select(scores, eligible=eligible, average=self._average)
@@ -135,7 +133,7 @@ class GradientGate:
         total = weights.sum()
         if self._selector.weighting == "unbiased":  # weights 1/p need no normaliser but the number of samples
             total = finite.sum().to(scores)
-        if self._average is not None:
+        if self._average is not None:  # one denominator for all: DDP averages gradients, not sums over samples
             total = self._average(total)
         if self._selector.is_whole and eligible is None and float(total) == size:
             return None  # the plain step

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.controller import PIController
+from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold
 from lightning_ast.core.gate import (
     NEARLY_ALL,
     GateName,
@@ -22,9 +22,8 @@ from lightning_ast.core.gate import (
     rate_at_coverage,
     select,
     solve_threshold,
+    trimmed,
 )
-from lightning_ast.core.shared_threshold import Average, averaged, joint_threshold
-from lightning_ast.core.significance import trimmed
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -46,7 +45,7 @@ class SampleSelector:
             threshold is only reported, needs none for a rate; a coverage is held by what is asked of the next batch.
         min_selected: The fewest samples kept, a count or a share of the batch.
         trim: The share of each batch, its most significant samples, that counts as wrong labels, see
-            :func:`~lightning_ast.core.significance.trimmed`; in [0, 1).
+            :func:`~lightning_ast.core.gate.trimmed`; in [0, 1).
         seed: The seed of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so
             far, and on nothing else: the global generators are neither read nor written.
         rank: The number of this process among those that train together.
@@ -122,7 +121,7 @@ class SampleSelector:
 
     @property
     def _share(self) -> float:
-        """Return the share to solve a batch for: ``topk`` has no threshold that would make up for other batches."""
+        # `topk` has no threshold that would make up for what other batches kept too much of.
         held = self.gate == "topk" and self.share_of == "significance"
         return self.controller.aim(self.target) if held else self.target
 
@@ -132,11 +131,7 @@ class SampleSelector:
         return self.target < 1
 
     def select(
-        self,
-        significance: Tensor,
-        *,
-        eligible: Tensor | None = None,
-        average: Average | None = None,
+        self, significance: Tensor, *, eligible: Tensor | None = None, average: Average | None = None
     ) -> Selection:
         """Choose the samples of one batch.
 
@@ -180,6 +175,8 @@ class SampleSelector:
             if self.gate == "topk":
                 rate = rate_at_coverage(significance, self._share, "topk")
         self.last_threshold = self._threshold(significance, floor, expected, average)
+        # It is the rate of all processes together: all keep their batches whole, or none, so that their controllers
+        # stay one.
         if self.expected_rate is not None and self.expected_rate >= NEARLY_ALL:
             self.is_whole = True
             return Selection(torch.arange(size)).among(eligible)
@@ -231,6 +228,7 @@ class SampleSelector:
         sums = [float(carried[selection.indices].sum()), float(carried.sum())]
         if average is not None:  # of the sums, not of their quotients: as of one large batch
             *sums, rate, lowest = average(torch.tensor([*sums, rate, lowest], dtype=torch.float64)).tolist()
+        # The controller would take the coverage of a whole batch, which it did not cause, for an error of its own.
         if self.is_whole or sums[1] <= 0:  # no selection was made, or none could carry anything
             self.controller.follow(rate)
             return
@@ -238,7 +236,8 @@ class SampleSelector:
         self.controller.update(rate, target=self.target, at_minimum=lowest > 0, coverage=coverage)
 
     def pass_over(self) -> None:
-        """Count a batch that is kept whole without a score: the last expected rate tells that scoring does not pay."""
+        """Count a batch that is kept whole without a score."""
+        # The last expected rate told that scoring would not pay.
         self.is_whole = True
         self.activation_rate = 1.0
         self.coverage = 1.0
@@ -246,28 +245,24 @@ class SampleSelector:
         self.steps += 1
 
     def plan(self, significance: Tensor, *, count: int, epoch: int) -> Selection:
-        """Choose the samples of a whole epoch at once.
-
-        The threshold is solved over all of them, exactly: there is no error left for the controller, which only keeps
-        the running mean of the rate. The hard gates keep the ``count`` most significant.
+        """Choose exactly ``count`` samples of a whole epoch at once; where the gate is soft, with their weights.
 
         Args:
             significance: ``(n,)`` of the samples on offer, non-negative and finite, on the CPU.
             count: The number of samples to keep, in [1, n].
             epoch: The number of the epoch, in place of the number of steps in the seed of the draw.
-
-        Returns:
-            Exactly ``count`` samples; each with its keep-probability where the gate is soft.
         """
         size = significance.numel()
         rate = count / size
         self.activation_rate = rate
+        # The threshold is solved over all samples, exactly: there is no error left for the controller.
         self.controller.update(rate, target=rate)
         if count == size:
             self.coverage = 1.0
             return Selection(torch.arange(size))
         carried = significance
         significance = lift_zeros(significance.double())
+        # A hard cut at a threshold could miss the count, which schedules were planned by.
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
         self.last_threshold = solve_threshold(significance, rate, gate, floor=floor)
@@ -290,7 +285,8 @@ class SampleSelector:
         return minimum_count(batch_size, self.min_selected)
 
     def _generator(self, step: int) -> torch.Generator:
-        """Make a generator for this step alone: there is nothing to save, and every rank draws its own."""
+        # One for each step alone: there is nothing to save, and every rank draws its own.
+        # A hash makes one seed of three numbers, and keeps neighbouring steps from drawing alike.
         digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
 

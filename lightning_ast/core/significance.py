@@ -10,8 +10,6 @@ takes the arguments that a user's own callable takes, and two more by name:
 - ``targets``: Class indices, class probabilities of the logits' shape, or values; None where the logits are.
 - ``kind``: What the logits are; None takes it from the targets (integers: multiclass).
 - ``ignore_index``: The class index that counts for nothing, or None.
-
-A score that needs class outputs raises a ValueError where no logits are known, or for a regression loss.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_ast.core.losses.calls import OutputKind
 from lightning_ast.core.losses.capture import LossRecord
-from lightning_ast.core.losses.functions import OutputKind
 
 __all__ = [
     "SIGNIFICANCE",
@@ -35,14 +33,15 @@ __all__ = [
     "loss",
     "loss_entropy",
     "loss_intensity",
-    "trimmed",
 ]
 
 SignificanceName = Literal["gradient", "el2n", "loss", "loss_entropy", "loss_intensity", "confidence"]
-SignificanceFn = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None], Tensor]
+Given = Tensor | None
+Kind = OutputKind | None
+SignificanceFn = Callable[[Tensor, Given, Given, Given], Tensor]
 
 
-def loss(losses: Tensor, *_: Tensor | None, **__: object) -> Tensor:
+def loss(losses: Tensor, *_: Given, **__: object) -> Tensor:
     """Return the loss itself, in its own unit; where a batch has negative ones, what each is above the smallest.
 
     It is defined for every loss: that of a density (a Gaussian likelihood) has no zero of its own. It is unbounded: one
@@ -53,13 +52,7 @@ def loss(losses: Tensor, *_: Tensor | None, **__: object) -> Tensor:
 
 
 def el2n(
-    losses: Tensor,
-    logits: Tensor | None,
-    inputs: Tensor | None = None,
-    targets: Tensor | None = None,
-    *,
-    kind: OutputKind | None = None,
-    ignore_index: int | None = None,
+    losses: Tensor, logits: Given, inputs: Given, targets: Given, *, kind: Kind = None, ignore_index: int | None = None
 ) -> Tensor:
     """Return the norm of the error vector, ``||p - y||``: for plain cross-entropy, that of its gradient at the logits.
 
@@ -68,10 +61,6 @@ def el2n(
     valid ones. For a regression loss, and where no logits are known, it is **the loss itself**: a documented
     substitute. For class indices it lies in [0, sqrt(2)].
     Source: EL2N, arXiv 2107.07075, equation 3.
-
-    Example:
-        >>> el2n(torch.zeros(1), torch.tensor([[0.0, 0.0]]), None, torch.tensor([1]))
-        tensor([0.7071])
     """
     kind = _kind(kind, logits, targets)
     if logits is None or targets is None or kind == "regression":
@@ -81,18 +70,13 @@ def el2n(
         error = error - targets
         return _per_sample(error.abs() if error.ndim == 1 else error.norm(dim=1), losses)
     index, valid = _class_index(targets, ignore_index)
+    # One is taken off the probability of the true class; a tensor of one-hot targets is not made.
     error = error.scatter_add(1, index, -torch.ones_like(index, dtype=error.dtype))
     return _per_sample(error.norm(dim=1), losses, valid)
 
 
 def loss_entropy(
-    losses: Tensor,
-    logits: Tensor | None,
-    inputs: Tensor | None = None,
-    targets: Tensor | None = None,
-    *,
-    kind: OutputKind | None = None,
-    **_: object,
+    losses: Tensor, logits: Given, inputs: Given, targets: Given, *, kind: Kind = None, **_: object
 ) -> Tensor:
     """Return ``0.7 * loss + 0.3 * entropy of the prediction`` in nats, raw: the original package's score.
 
@@ -108,9 +92,7 @@ def loss_entropy(
     return 0.7 * loss(losses) + 0.3 * _per_sample(entropy, losses)
 
 
-def loss_intensity(
-    losses: Tensor, logits: Tensor | None, inputs: Tensor | None, *_: Tensor | None, **__: object
-) -> Tensor:
+def loss_intensity(losses: Tensor, logits: Given, inputs: Given, *_: Given, **__: object) -> Tensor:
     """Return ``0.7 * loss / mean(loss) + 0.3 * s / mean(s)``; ``s`` is the standard deviation of a sample's input.
 
     It is defined for every loss where the batch holds a floating-point input, and meant for images. It is relative to
@@ -124,6 +106,7 @@ def loss_intensity(
             "significance 'loss_intensity' needs a floating-point input tensor (B, ...) with at least two values a "
             "sample in the batch, found none. Choose significance='loss' or 'el2n'."
         )
+    # Each part is divided by its mean, so that neither outweighs the other by its unit.
     spread = inputs.flatten(1).float().std(dim=1)
     positive = loss(losses)
     tiny = torch.finfo(losses.dtype).tiny
@@ -132,13 +115,7 @@ def loss_intensity(
 
 
 def confidence(
-    losses: Tensor,
-    logits: Tensor | None,
-    inputs: Tensor | None = None,
-    targets: Tensor | None = None,
-    *,
-    kind: OutputKind | None = None,
-    ignore_index: int | None = None,
+    losses: Tensor, logits: Given, inputs: Given, targets: Given, *, kind: Kind = None, ignore_index: int | None = None
 ) -> Tensor:
     """Return one minus the probability of the true class, in [0, 1].
 
@@ -205,13 +182,14 @@ def compute_significance(
     if not isinstance(scores, Tensor) or scores.shape != losses.shape or scores.is_complex():
         got = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"expected significance of shape {tuple(losses.shape)}, one value a sample, got {got}.")
+    # Whatever the score was computed in: selection compares scores of batches under autocast and without.
     scores = scores.detach().to(losses.device, torch.float32)
     if check is not None:
         check(scores)
     return scores.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
 
 
-def _kind(kind: OutputKind | None, logits: Tensor | None, targets: Tensor | None) -> OutputKind:
+def _kind(kind: Kind, logits: Given, targets: Given) -> OutputKind:
     if kind is not None:
         return kind
     if logits is None or targets is None:
@@ -241,29 +219,15 @@ def _class_index(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, Ten
     """Return class indices ``(N, 1, ...)`` that are safe to gather with, and which are valid; None for all."""
     if ignore_index is None:
         return targets.unsqueeze(1), None
-    valid = targets != ignore_index
+    valid = targets != ignore_index  # an ignored target is no index: 0 stands in its place
     return targets.where(valid, torch.zeros_like(targets)).unsqueeze(1), valid
 
 
 def _per_sample(values: Tensor, losses: Tensor, valid: Tensor | None = None) -> Tensor:
     """Average the valid values of each sample: ``(N, ...)`` to ``(B,)``, with N = B or B * T, samples outermost."""
+    # Tokens lie with the samples outermost (other orders were refused), so each row of the reshape is one sample's.
     values = values.reshape(losses.shape[0], -1)
     if valid is None:
         return values.mean(1)
     mask = valid.reshape(losses.shape[0], -1)
     return (values * mask).sum(1) / mask.sum(1).clamp_min(1)
-
-
-def trimmed(significance: Tensor, share: float) -> Tensor:
-    """Set the largest of some significance ``(B,)`` to 0, as many as the share in [0, 1): they count as wrong labels.
-
-    A sample with a wrong label keeps a large gradient for as long as the network does not memorise it, and rules that
-    prefer hard samples choose it again and again. Leaving out the largest is what trimmed loss minimisation does.
-    Source: Shen and Sanghavi, Learning with Bad Training Data via Iterative Trimmed Loss Minimization, ICML 2019.
-
-    Example:
-        >>> trimmed(torch.tensor([0.1, 0.9, 0.2, 0.8]), 0.25).tolist() == torch.tensor([0.1, 0.0, 0.2, 0.8]).tolist()
-        True
-    """
-    count = round(share * significance.numel())
-    return significance if count == 0 else significance.index_fill(0, significance.topk(count).indices, 0.0)

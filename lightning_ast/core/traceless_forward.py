@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
@@ -42,13 +42,10 @@ class TracelessForward:
     """Context in which a module in training mode can be run without changing it.
 
     Inside: no graph, unless it is asked for; torch's random state is forked; dropout is off (modules, functions,
-    attention, recurrent layers); normalisation layers use the batch's statistics, as in training, but do not update
-    their running ones. Afterwards every flag is as before, and so are the buffers that other layers change in place or
-    replace (spectral norm, codebooks). A buffer of more than 65,536 elements that is changed for the first time in a
-    later use cannot be restored that once: a warning says so, and it is from then on. Not undone: what hooks or user
-    code write elsewhere.
-
-    Ranking samples in evaluation mode instead is near chance in the first steps, because running statistics lag.
+    attention, recurrent layers); normalisation layers use the batch's statistics, but do not update their running ones.
+    Afterwards every flag is as before, and so are the buffers that other layers change in place or replace (spectral
+    norm, codebooks). Of a buffer of more than 65,536 elements, the first change in a later use is undone only from the
+    next one on, and a warning says so. Not undone: what hooks or user code write elsewhere.
 
     Args:
         module: The module to run. Its layers are listed once, when this object is made.
@@ -60,19 +57,17 @@ class TracelessForward:
         self._layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
         stock = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
         norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _BatchNorm) and type(m).forward in stock]
+        # Running statistics, which the normalisation layers do not touch in here.
         self._left_alone = {f"{name}.{leaf}" for name, m in norms for leaf in m._buffers}
         self._mutated: set[str] = set()
         self._first = True
 
     @contextmanager
     def __call__(self, *, grad: bool = False) -> Iterator[None]:
-        """Enter the context.
-
-        Args:
-            grad: Whether a graph is made where a parameter requires it.
-        """
+        """Enter the context; with ``grad`` a graph is made where a parameter requires it."""
         devices = {p.device for p in self._module.parameters() if p.device.type == "cuda"}
         with ExitStack() as stack:
+            # The devices are named: forking all of them, which is the default, would wake up GPUs of other jobs.
             stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
             stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(_quiet(self._layers))
@@ -83,7 +78,12 @@ class TracelessForward:
     @contextmanager
     def _buffers_restored(self) -> Iterator[None]:
         before = {name: (b, b._version) for name, b in self._module.named_buffers() if not b.is_inference()}
-        copies = {name: b.clone() for name, (b, _) in before.items() if self._worth_copying(name, b)}
+        # Copies of large buffers are made only while it is not known that nothing changes them.
+        copies = {
+            name: buffer.clone()
+            for name, (buffer, _) in before.items()
+            if name not in self._left_alone and (self._first or buffer.numel() <= _SMALL or name in self._mutated)
+        }
         try:
             yield
         finally:
@@ -91,22 +91,15 @@ class TracelessForward:
                 owner, _, leaf = name.rpartition(".")
                 holder = self._module.get_submodule(owner)
                 holder._buffers[leaf] = buffer  # the layer may have put another tensor in its place
-                if buffer._version != version:
-                    self._restore(name, buffer, copies.get(name))
+                if buffer._version == version:
+                    continue
+                self._mutated.add(name)
+                if name in copies:
+                    buffer.copy_(copies[name])
+                else:
+                    text = f"scoring changed the buffer {name!r} once; it is restored from now on."
+                    warnings.warn(text, stacklevel=2)
             self._first = False
-
-    def _worth_copying(self, name: str, buffer: Tensor) -> bool:
-        if name in self._left_alone:  # running statistics, which the normalisation layers do not touch in here
-            return False
-        # Copies of large buffers are made only while it is not known that nothing changes them.
-        return self._first or buffer.numel() <= _SMALL or name in self._mutated
-
-    def _restore(self, name: str, buffer: Tensor, copy: Tensor | None) -> None:
-        self._mutated.add(name)
-        if copy is not None:
-            buffer.copy_(copy)
-        else:
-            warnings.warn(f"scoring changed the buffer {name!r} once; it is restored from now on.", stacklevel=2)
 
 
 @contextmanager
@@ -121,7 +114,9 @@ def _quiet(layers: Sequence[nn.Module]) -> Iterator[None]:
         for layer in layers:
             if not layer.training:
                 continue
-            if isinstance(layer, _NormBase) and layer.track_running_stats:  # batch statistics, and none are kept
+            # Batch statistics, and none are kept: the running ones, which lag, would rank samples near chance in the
+            # first steps.
+            if isinstance(layer, _NormBase) and layer.track_running_stats:
                 put(layer, "track_running_stats", False)
             elif isinstance(layer, _DropoutNd):
                 put(layer, "training", False)

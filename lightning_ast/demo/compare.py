@@ -18,6 +18,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
 from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
 
 with needs("cli,vision", "rich"):
@@ -160,7 +161,9 @@ def run_demo(
     epochs = settings["epochs"] if epochs is None else epochs
     settings["width"] = width = settings["width"] if width is None else width
     batch_size = settings["batch_size"]
-    faults = setting_faults(sparse) + _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
+    faults = setting_faults(SelectionSettings.of(sparse)) + _range_faults(
+        "epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS
+    )
     faults += _range_faults("width", width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
     if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
         raise ConfigurationError(faults)  # before the dense run, not after it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, get_args
 
-from lightning_ast.core import state_checks as check
+from lightning_ast.core import state as check
 from lightning_ast.core.state import Check, Faults, StateFormat
 from lightning_ast.energy.energy_ledger import Activity
 

@@ -51,6 +51,7 @@ class Processes:
         """Let the ``(n,)`` of each process take turns: ``(n * count,)``; :meth:`share` is the inverse."""
         if self.count == 1:
             return values
+        # In turns, as a DistributedSampler deals them out, so that together they are one order of the epoch.
         own = values.to(self._strategy.root_device)
         everyone = [torch.empty_like(own) for _ in range(self.count)]
         torch.distributed.all_gather(everyone, own)
@@ -76,11 +77,12 @@ class Processes:
     def random_states(self) -> list[dict[str, Any]]:
         """Return the states of the global generators of each process by rank; of this one alone where the run fails."""
         own = random_state()
+        # A checkpoint that is written because this process fails is written by it alone.
         return [own] if self.failing else self.gathered(own)
 
     def restore_random_states(self, states: list[dict[str, Any]]) -> None:
         """Put each process's global generators where :meth:`random_states` found them."""
-        if len(states) == self.count:
+        if len(states) == self.count:  # else there is no telling which state is whose
             restore_random_state(states[self.rank])
             return
         rank_zero_warn(

@@ -1,29 +1,36 @@
-"""Facts of Lightning's loops: their loaders, their counts, and how many batches an epoch has."""
+"""Facts of Lightning's loops and of a step in them: loaders, counts, and how many batches an epoch has."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from torch import Tensor
 from torch.utils.data import BatchSampler
 
 __all__ = [
     "announce_batches",
     "batches_handed",
     "count_batches_anew",
+    "is_compiled",
     "lift_step_limit",
     "loaded_samples",
     "loaders",
     "logged_step",
+    "loss_scale",
+    "runs_backward",
     "set_up_loaders",
     "validation_interval_seconds",
+    "wrapped_optimizers",
 ]
 
 
 def announce_batches(trainer: pl.Trainer, batches: int) -> None:
     """Tell Lightning (limits, validation, progress bars) how many batches the epoch has."""
+    # Lightning has computed both from the length of the user's loader when it set that up.
     trainer.fit_loop.max_batches = batches
     if validation_interval_seconds(trainer) is None and isinstance(trainer.val_check_interval, float):
         trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
@@ -66,19 +73,21 @@ def _loaded_by(loader: Any, trainer: pl.Trainer) -> int | None:
 
 def set_up_loaders(loop: _FitLoop, *, anew: bool = False) -> None:
     """Set the training loaders up where that has not been done; with ``anew`` in any case."""
-    if anew:
+    if anew:  # setup_data() keeps one that is not due to be reloaded
         loop._combined_loader = None
     loop.setup_data()
 
 
 def batches_handed(loop: _FitLoop) -> int:
     """Count the batches given to the loop since its loader was started; skipped ones and the running one count too."""
+    # `fetched` runs ahead of the loop: the fetcher holds a batch back to know whether it is the last.
     fetcher: Any = loop._data_fetcher
     return int(fetcher.fetched) - len(getattr(fetcher, "batches", ()))
 
 
 def logged_step(loop: _FitLoop) -> int:
     """Return the step that Lightning's loggers give to what is logged at an epoch's end."""
+    # Lightning logs an epoch's end under the step of its last batch, which it has counted by then.
     return max(loop.epoch_loop._batches_that_stepped - 1, 0)
 
 
@@ -92,3 +101,25 @@ def count_batches_anew(loop: _FitLoop, length: int | float) -> None:
     done = loop.epoch_loop.batch_progress.current
     if done.ready >= length:
         done.reset()
+
+
+def loss_scale(trainer: pl.Trainer) -> Tensor | None:
+    """Return what 16-bit training multiplies the loss by, on its device; None where nothing scales it."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    scale: Tensor | None = getattr(scaler, "_scale", None)  # get_scale() would wait for the device
+    return scale
+
+
+def wrapped_optimizers(trainer: pl.Trainer) -> list[LightningOptimizer]:
+    """List the optimizers as ``module.optimizers()`` gives them to a step that optimizes by itself."""
+    return list(trainer.strategy._lightning_optimizers)
+
+
+def is_compiled(module: pl.LightningModule) -> bool:
+    """Tell whether the module itself, and not a network inside it, went through ``torch.compile``."""
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
+def runs_backward(trainer: pl.Trainer) -> bool:
+    """Tell whether training steps have a backward: in the last epoch of weight averaging they have none."""
+    return not trainer.fit_loop._skip_backward

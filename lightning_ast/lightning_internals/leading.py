@@ -1,40 +1,35 @@
-"""Choosing what the fit loop fetches its batches from, and hearing of each epoch before every callback does."""
+"""What the fit loop fetches its batches from: the user's loaders, and others that take their place."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.combined_loader import _SUPPORTED_MODES
+from torch.utils.data import DataLoader
 
 from lightning_ast.lightning_internals.class_patch import change_class
 
-__all__ = ["lead"]
+__all__ = ["copied_loader", "copy_combined", "lead", "lend_iterator", "make_iterator", "same_mode"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Leader:
-    load: Callable[[CombinedLoader], CombinedLoader]
-    begin: Callable[[int], None]
-
-
-_led: WeakKeyDictionary[_FitLoop, tuple[list[_Leader], Callable[[], None]]] = WeakKeyDictionary()
+_Load = Callable[[CombinedLoader], CombinedLoader]
+_Begin = Callable[[int], None]
+_led: WeakKeyDictionary[_FitLoop, tuple[list[tuple[_Load, _Begin]], Callable[[], None]]] = WeakKeyDictionary()
 """By loop: those that lead it, the first one first, and what puts its class back."""
 
 
-def lead(
-    loop: _FitLoop, *, load: Callable[[CombinedLoader], CombinedLoader], begin: Callable[[int], None]
-) -> Callable[[], None]:
+def lead(loop: _FitLoop, *, load: _Load, begin: _Begin) -> Callable[[], None]:
     """Choose what the fit loop fetches its batches from, and hear of each epoch before every callback does.
 
-    Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
-    worker runs. Only what the fetcher gets is replaced: ``trainer.train_dataloader`` stays the user's, and may be
-    looked into at any time. The loop has a class of its own until it is undone. Several may lead it, each fetches from
-    what those before it made, and they may be undone in any order, each by the function that is returned.
+    Several may lead a loop: each fetches from what those before it made, and they may be undone in any order, each by
+    the function that is returned.
 
     Args:
         loop: The fit loop of the trainer.
@@ -42,10 +37,10 @@ def lead(
         begin: Gets the number of the epoch that is about to run, when its loaders are set up.
     """
     if loop not in _led:
-        leaders: list[_Leader] = []
+        leaders: list[tuple[_Load, _Begin]] = []
         _led[loop] = leaders, _follow(loop, leaders)
     leaders, put_back = _led[loop]
-    leader = _Leader(load, begin)
+    leader = load, begin
     leaders.append(leader)
 
     def undo() -> None:
@@ -57,10 +52,13 @@ def lead(
     return undo
 
 
-def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
+def _follow(loop: _FitLoop, leaders: list[tuple[_Load, _Begin]]) -> Callable[[], None]:
     """Give the loop a class that asks the leaders; return what takes it away again."""
     own = type(loop)
 
+    # Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
+    # worker runs. Only what the fetcher gets is replaced: `trainer.train_dataloader` stays the user's, and may be read
+    # at any time.
     def fetcher(self: _FitLoop) -> _DataFetcher | None:
         found: _DataFetcher | None = self.__dict__["_data_fetcher"]
         return found
@@ -73,8 +71,8 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
 
     def set_up(fetcher: _DataFetcher, last: _DataFetcher | None, loaded: CombinedLoader) -> None:
         del fetcher.setup  # the fetcher has Lightning's own method again
-        for leader in leaders:
-            loaded = leader.load(loaded)
+        for load, _ in leaders:
+            loaded = load(loaded)
         if last is not None and last._combined_loader is not loaded:
             # Else its workers would live until they are collected as garbage, perhaps in another worker process.
             last.combined_loader.reset()
@@ -90,8 +88,40 @@ def _follow(loop: _FitLoop, leaders: list[_Leader]) -> Callable[[], None]:
         epoch = self.epoch_progress.current.processed  # type: ignore[attr-defined]
         for loader in self._combined_loader.flattened:
             _set_sampler_epoch(loader, epoch)
-        for leader in leaders:
-            leader.begin(epoch)
+        for _, begin in leaders:
+            begin(epoch)
         own.on_advance_start(self)
 
     return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})
+
+
+def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Copy a DataLoader without its iterator and workers, with attributes that it refuses to be assigned."""
+    copied = copy.copy(loader)
+    copied.__dict__.update(_iterator=None, **changes)
+    return copied
+
+
+def copy_combined(given: CombinedLoader, loaders: list[Any]) -> CombinedLoader:
+    """Copy what combines loaders, to combine others in the same way; it has no iterator."""
+    copied = copy.copy(given)
+    copied._iterator = None
+    copied.flattened = loaders
+    return copied
+
+
+def same_mode(given: CombinedLoader) -> Any:
+    """Return the mode in which the loaders are combined, for another CombinedLoader."""
+    return given._mode
+
+
+def lend_iterator(given: CombinedLoader, running: CombinedLoader | None) -> None:
+    """Let the user's loader have the iterator of the one that runs in its place; with None it has no iterator."""
+    # Lightning asks the user's loader for the length of an epoch, which needs an iterator to tell.
+    given._iterator = None if running is None else running._iterator
+
+
+def make_iterator(given: CombinedLoader) -> None:
+    """Give the user's loader an iterator that is not started; it tells the length of an epoch."""
+    kind: Any = _SUPPORTED_MODES[given._mode]["iterator"]
+    given._iterator = kind(given.flattened, given.limits)

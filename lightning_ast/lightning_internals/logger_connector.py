@@ -42,37 +42,31 @@ def logs_this_step(trainer: pl.Trainer) -> bool:
 
 def will_write(trainer: pl.Trainer) -> bool:
     """Tell, in ``on_train_batch_end``, whether Lightning will write what this batch logs."""
+    # Lightning writes at the end of an optimizer step alone; a manual step has no accumulation of its own.
     accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
     writes = logs_this_step(trainer) or trainer.fast_dev_run  # type: ignore[attr-defined]
     return bool(writes) and not accumulates
 
 
 def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:
-    """Prevent Lightning from writing the values of an earlier step again under the number of this one.
-
-    Lightning keeps what a step logged until the same name is logged once more, and writes it where a stop that was
-    asked for in the meantime makes an extra step a logging step. The progress bar and ``callback_metrics`` keep theirs.
-    """
+    """Prevent Lightning from writing the values of an earlier step again under the number of this one."""
+    # Lightning keeps what a step logged until the same name is logged once more, and writes it where a stop that was
+    # asked for in the meantime makes an extra step a logging step. The bar and `callback_metrics` keep theirs.
     for result in trainer.fit_loop.epoch_loop._results.values():
         if result.meta.on_step and result.meta.name in names:
             result.has_reset = True
 
 
 def last_logged(trainer: pl.Trainer, name: str) -> float | None:
-    """Return the value that Lightning wrote last under a name that is logged by epoch, or None.
-
-    The public ``trainer.logged_metrics`` reduces the metrics of the running epoch over the processes, which hangs where
-    one of them fails alone.
-    """
+    """Return the value that Lightning wrote last under a name that is logged by epoch, or None."""
+    # The public `trainer.logged_metrics` reduces the metrics of the running epoch over the processes, which hangs where
+    # one of them fails alone.
     value = trainer._logger_connector._logged_metrics.get(name)
     return None if value is None else float(value)
 
 
 def show(trainer: pl.Trainer, logged: Mapping[str, float], *, bar: Mapping[str, float]) -> None:
-    """Put values where callbacks, users and the progress bar read them, when it is too late for ``module.log``.
-
-    Those of ``logged`` go to ``callback_metrics`` and ``logged_metrics``.
-    """
+    """Put values where callbacks, users and the progress bar read them, when it is too late for ``module.log``."""
     connector = trainer._logger_connector
     tensors = {name: torch.tensor(value) for name, value in logged.items()}
     connector._callback_metrics.update(tensors)
@@ -87,10 +81,8 @@ def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
 
 
 def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Make a progress bar that stopped within an epoch show the values as they are now.
-
-    At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
-    """
+    """Make a progress bar that stopped within an epoch show the values as they are now."""
+    # At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
     bar = trainer.progress_bar_callback
     within_epoch = trainer._logger_connector._first_loop_iter is not None
     if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
@@ -98,14 +90,11 @@ def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:
-    """Give values, if there are any, to every logger, with the epoch (from 0) that Lightning adds to whatever it logs.
-
-    The step is on the axis of :func:`running_step`.
-    """
+    """Give values, if there are any, to every logger; the step is on the axis of :func:`running_step`."""
     if not values or not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        logger.log_metrics({**values, "epoch": epoch}, step=step)
+        logger.log_metrics({**values, "epoch": epoch}, step=step)  # Lightning adds the epoch to whatever it logs
         logger.save()
 
 

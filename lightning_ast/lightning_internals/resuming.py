@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +12,12 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 __all__ = [
     "batches_done",
     "begin_new_epoch",
+    "hold_reload",
     "knows_its_place",
+    "last_reloads",
     "load_loader_states",
+    "reload_as_due",
+    "reload_validation_as_due",
     "restart_loader",
     "tells_resumption",
     "written_within",
@@ -38,11 +43,9 @@ def _finished_a_batch_last(loop: _FitLoop) -> bool:
 
 
 def begin_new_epoch(loop: _FitLoop) -> None:
-    """Close the epoch at whose end the checkpoint was written, so that the next one begins as any other does.
-
-    Lightning (2.6) would compare the old epoch's batches with the number of the new one, leave out
-    ``on_train_epoch_start``, validate at odd places, and with ``max_steps`` first run a batch of an epoch that is over.
-    """
+    """Close the epoch at whose end the checkpoint was written, so that the next one begins as any other does."""
+    # Lightning (2.6) would compare the old epoch's batches with the number of the new one, leave out the hook
+    # on_train_epoch_start, validate at odd places, and with max_steps first run a batch of an epoch that is over.
     if _finished_a_batch_last(loop):
         loop.epoch_loop.batch_progress.increment_completed()
         loop.epoch_loop._batches_that_stepped += 1
@@ -63,11 +66,9 @@ def knows_its_place(loader: Any) -> bool:
 
 
 def load_loader_states(loop: _FitLoop) -> None:
-    """Bring the loaders that know their place to it, where Lightning has not.
-
-    It (2.6) does so when it sets them up, for checkpoints from the midst of an epoch; and
-    ``estimated_stepping_batches`` in ``configure_optimizers`` sets them up before the checkpoint is read.
-    """
+    """Bring the loaders that know their place to it, where Lightning has not."""
+    # Lightning (2.6) does so when it sets them up, for checkpoints from the midst of an epoch alone; and a call of
+    # estimated_stepping_batches in configure_optimizers sets them up before the checkpoint is read.
     if loop._combined_loader_states_to_load:
         assert loop._combined_loader is not None
         assert loop._data_fetcher is not None
@@ -88,3 +89,46 @@ def restart_loader(loop: _FitLoop) -> None:
 def tells_resumption(trainer: pl.Trainer) -> bool:
     """Tell whether this Lightning knows a run that goes on from one that a tuner put back; 2.5.0 does not."""
     return hasattr(trainer.fit_loop, "is_resuming")
+
+
+def last_reloads(loop: _FitLoop) -> dict[str, int | None]:
+    """Name the epochs in which the training and the validation loaders were set up, None before."""
+    epochs = {
+        "reloaded": loop._last_train_dl_reload_epoch,
+        "validation_reloaded": loop.epoch_loop.val_loop._last_val_dl_reload_epoch,
+    }
+    return {name: int(epoch) if math.isfinite(epoch) else None for name, epoch in epochs.items()}
+
+
+def hold_reload(loop: _FitLoop) -> None:
+    """Keep the loaders that a resumed run has just set up until :func:`reload_as_due` decides."""
+    # A reload draws random numbers: it has to wait until the random state is that of the interrupted run.
+    loop._last_train_dl_reload_epoch = loop.trainer.current_epoch
+
+
+def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
+    """Set the validation loaders up at the epochs where the uninterrupted run would.
+
+    ``last`` is ``validation_reloaded`` of the checkpoint's :func:`last_reloads`; None for one that has none.
+    """
+    trainer = loop.trainer
+    validation = loop.epoch_loop.val_loop
+    if last is None or not trainer.enable_validation:
+        return
+    # The uninterrupted run has had them since its first validation. They are made ahead of the random state's
+    # restoration: what they draw while they are made would else be drawn twice.
+    if validation._combined_loader is None:
+        trainer.validating = True  # the loop refuses to be set up in another stage
+        validation.setup_data()
+        trainer.training = True
+    validation._last_val_dl_reload_epoch = last  # Lightning itself would count from the resumption on
+
+
+def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
+    """Set the loaders up at the epochs where the uninterrupted run would; ``last`` is ``reloaded`` of its
+    checkpoint.
+    """
+    if last is not None:
+        loop._last_train_dl_reload_epoch = last
+        if new_epoch:  # a reload may be due, which draws from the generators
+            loop.setup_data()

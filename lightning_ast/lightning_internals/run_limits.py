@@ -18,7 +18,7 @@ C = TypeVar("C")
 
 def run_length(trainer: pl.Trainer) -> RunLength:
     """Read what limits a run; the batches of an epoch are known once the training loader is set up."""
-    batches = trainer.num_training_batches
+    batches = trainer.num_training_batches  # infinite before the loader is set up, and for an endless one
     module = trainer.lightning_module
     automatic = module is None or module.automatic_optimization  # None: the trainer was not given a module yet
     return RunLength(
@@ -35,12 +35,10 @@ def epochs_done(trainer: pl.Trainer) -> int:
 
 
 def epoch_limit(trainer: pl.Trainer) -> int | None:
-    """Return how many epochs the run trains, or None without a limit.
-
-    Stochastic weight averaging adds an epoch that only renews BatchNorm's statistics: it is not counted.
-    """
+    """Return how many epochs the run trains, or None without a limit."""
     limit = trainer.max_epochs
     for callback in _callbacks(trainer, StochasticWeightAveraging):
+        # It adds an epoch that only renews BatchNorm's statistics, in which nothing is trained.
         if limit is not None and limit == getattr(callback, "_max_epochs", math.inf) + 1:
             limit -= 1
     return limit if limit is not None and limit > 0 else None
@@ -59,7 +57,8 @@ def first_callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
 
 
 def _callbacks(trainer: pl.Trainer, kind: type[Any]) -> list[Any]:
-    """List the callbacks of a kind, found by name: those of the package ``pytorch_lightning`` are other classes."""
+    """List the callbacks of a kind."""
+    # Found by name: the classes of the package `pytorch_lightning` are others than those of `lightning`.
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if kind.__name__ in _class_names(type(callback))]  # type: ignore[arg-type]
 

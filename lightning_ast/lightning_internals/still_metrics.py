@@ -11,20 +11,17 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_ast.core.batch.containers import leaves_of
+from lightning_ast.lightning_internals.class_patch import put_on
 
 __all__ = ["StillMetrics", "state_of"]
 
-_MISSING = object()
 _ANSWERS = ("forward", "compute")
 _BESIDE = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced")
 """What torchmetrics keeps beside the states of a metric."""
 
 
 class StillMetrics:
-    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed.
-
-    The first block finds out which is which: in it all metrics are computed and restored. Later the others answer 0.
-    """
+    """A hold on a module's metrics: those that the loss is computed with are restored, the others are not computed."""
 
     def __init__(self, module: nn.Module) -> None:
         self._metrics = [child for child in module.modules() if isinstance(child, Metric)]
@@ -32,15 +29,16 @@ class StillMetrics:
         self._in_loss: set[int] = set()  # ids: a metric's hash changes with its states
         self._is_first = True
         self._states: list[tuple[Metric, dict[str, Any]]] = []
-        self._replaced: list[tuple[nn.Module, str, Any]] = []
+        self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
+        # The first block finds out which is which: in it all are computed and restored. Later the others answer 0.
         kept = [metric for metric in self._metrics if self._is_first or id(metric) in self._in_loss]
         self._states = [(metric, state_of(metric)) for metric in kept]
         if self._is_first:
             for metric in self._metrics:
                 for name in _ANSWERS:
-                    self._replace(metric, name, partial(self._watched, metric, getattr(metric, name)))
+                    self._undo.append(put_on(metric, name, partial(self._watched, metric, getattr(metric, name))))
             return
         for metric in self._metrics:
             if id(metric) not in self._in_loss:
@@ -50,32 +48,26 @@ class StillMetrics:
                 self._silence(group, dict.fromkeys(group.keys(), 0.0))
 
     def __exit__(self, *error: Any) -> None:
-        for owner, name, value in reversed(self._replaced):
-            if value is _MISSING:
-                del owner.__dict__[name]
-            else:
-                owner.__dict__[name] = value
+        for take_off in reversed(self._undo):
+            take_off()
         for metric, state in self._states:
             for name, value in state.items():
                 object.__setattr__(metric, name, value)
-        self._replaced.clear()
+        self._undo.clear()
         self._states.clear()
         self._is_first = False
 
     def _watched(self, metric: Metric, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         answer = method(*args, **kwargs)
+        # An answer with a graph may be a term of the loss: without it the step would compute something else.
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves_of(answer)):
             self._in_loss |= {id(part) for part in metric.modules()}
         return answer
 
     def _silence(self, metric: nn.Module, value: Any) -> None:
         for name in _ANSWERS:
-            self._replace(metric, name, partial(_answer, value))
-        self._replace(metric, "update", partial(_answer, None))
-
-    def _replace(self, owner: nn.Module, name: str, stub: Any) -> None:
-        self._replaced.append((owner, name, owner.__dict__.get(name, _MISSING)))
-        owner.__dict__[name] = stub
+            self._undo.append(put_on(metric, name, lambda *_, **__: value))
+        self._undo.append(put_on(metric, "update", lambda *_, **__: None))
 
 
 def state_of(metric: Metric) -> dict[str, Any]:
@@ -88,7 +80,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return list(value) if isinstance(value, list) else value
-
-
-def _answer(value: Any, *_: Any, **__: Any) -> Any:
-    return value

@@ -1,30 +1,19 @@
 """The private names of Lightning, torchmetrics and torch that this folder uses: why, and the versions checked with.
 
-When a new version of Lightning comes out, :func:`missing_names` tells which of them are gone. What the folder's files
-change is tested by the behaviour that they exist for; this table tells where to look first.
+When a new version of Lightning comes out, the tests tell which of them are gone. What the folder's files change is
+tested by the behaviour that they exist for; this table tells where to look first.
 """
 
 from __future__ import annotations
 
-import dis
-import inspect
 from dataclasses import dataclass
-from functools import reduce
-from importlib.metadata import version
-from pkgutil import resolve_name
-from typing import Any
 
-import lightning.pytorch as pl
-from torch.torch_version import TorchVersion
-
-__all__ = ["PRIVATE_NAMES", "PrivateName", "missing_names"]
+__all__ = ["LIGHTNING", "PRIVATE_NAMES", "TORCH", "TORCHMETRICS", "PrivateName"]
 
 LIGHTNING = ("2.5.0", "2.6.6")
 NEWER_LIGHTNING = ("2.6.6",)
 TORCHMETRICS = ("1.4.0", "1.9.0")
 TORCH = ("2.6.0", "2.14.1")
-_OLDEST = {"lightning": LIGHTNING[0], "torchmetrics": TORCHMETRICS[0], "torch": TORCH[0]}
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -35,20 +24,14 @@ class PrivateName:
         owner: The object that has it: ``trainer`` and a path from it, or the import path of a module or a class.
         name: The attribute's name.
         why: The reason for using it; completes "it is used to".
-        checked: The versions of the owner's package that it was checked with, the oldest first.
-            Where the first is not the oldest supported one, the versions before it do not have the name.
+        checked: The versions of the owner's package that it was checked with. Where the first is not the oldest
+            supported one, the versions before it do not have the name.
     """
 
     owner: str
     name: str
     why: str
     checked: tuple[str, ...] = LIGHTNING
-
-    @property
-    def package(self) -> str:
-        """Return the distribution that the owner comes from."""
-        package = self.owner.partition(".")[0]
-        return "lightning" if package == "trainer" else package
 
 
 _FIT = "trainer.fit_loop"
@@ -141,48 +124,3 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     # torchmetrics
     *(PrivateName(_METRIC, name, "hold a metric still", TORCHMETRICS) for name in _HELD),
 )
-
-
-def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_NAMES) -> list[str]:
-    """Describe in a sentence each private name that the installed versions do not have.
-
-    Names that only newer versions have are not missed in older ones. The Trainer may have run or not.
-    """
-    return [_missing(name) for name in names if _is_expected(name) and not _exists(name, trainer)]
-
-
-def _is_expected(name: PrivateName) -> bool:
-    first = name.checked[0]
-    return first == _OLDEST[name.package] or TorchVersion(version(name.package)) >= first
-
-
-def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:
-    try:
-        if name.owner.startswith("trainer"):
-            owner: Any = reduce(getattr, name.owner.split(".")[1:], trainer)
-        else:
-            owner = resolve_name(name.owner)
-    except (AttributeError, ImportError):
-        return False
-    if inspect.getattr_static(owner, name.name, _ABSENT) is not _ABSENT:  # a property may refuse to be read yet
-        return True
-    return inspect.isclass(owner) and name.name in _set_by_methods(owner)
-
-
-def _set_by_methods(kind: type[Any]) -> set[str]:
-    """Collect the attributes that the methods of a class set, for an object that is not worth making here."""
-    held = [value for base in kind.__mro__ for value in vars(base).values()]
-    methods = [inspect.unwrap(value) for value in held if inspect.isfunction(value)]
-    return {
-        str(instruction.argval)
-        for method in methods
-        for instruction in dis.get_instructions(method)
-        if instruction.opname == "STORE_ATTR"
-    }
-
-
-def _missing(name: PrivateName) -> str:
-    return (
-        f"{name.package} {version(name.package)} has no {name.owner}.{name.name}, which is used to {name.why}. It was "
-        f"there in {' and '.join(name.checked)}: install one of these, or change lightning_ast/lightning_internals."
-    )

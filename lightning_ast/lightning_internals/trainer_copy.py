@@ -19,10 +19,10 @@ __all__ = ["copied_trainer", "fresh_loops"]
 
 
 def copied_trainer(trainer: pl.Trainer, module: pl.LightningModule, logger: Callable[[], Logger]) -> pl.Trainer:
-    """Copy a Trainer without its callbacks, its profiler, and what an earlier fit left in it.
+    """Copy a Trainer, which stays as it is, without its callbacks, its profiler, and what an earlier fit left in it.
 
     Args:
-        trainer: The Trainer; it stays as it is.
+        trainer: The Trainer.
         module: The module that the copy holds where an earlier fit left one.
         logger: Makes a logger for each of the Trainer's.
     """
@@ -51,6 +51,7 @@ def fresh_loops(copied: Any, trainer: pl.Trainer) -> None:
     """Give a copy the loops of a Trainer that has not run, with the limits of the user's ``trainer``."""
     copied.fit_loop = _FitLoop(copied, min_epochs=0, max_epochs=trainer.max_epochs)
     copied.fit_loop.epoch_loop = _TrainingEpochLoop(copied, max_steps=trainer.max_steps)
+    # Made as Trainer.__init__ makes them: the copied loops would refer to the user's trainer, and be half run.
     mode = trainer.validate_loop.inference_mode
     validating = TrainerFn.VALIDATING, RunningStage.VALIDATING
     testing = TrainerFn.TESTING, RunningStage.TESTING

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_ast.core import state_checks as check
+from lightning_ast.core import state as check
 from lightning_ast.core.state import Check, Faults, StateFormat
 from lightning_ast.monitoring.samples import BINS
 from lightning_ast.schedule import Stage

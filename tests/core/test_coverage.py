@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ast.core.controller import PIController
+from lightning_ast.core.controller import PIController, averaged, joint_threshold
 from lightning_ast.core.gate import (
     FLOOR,
     coverage_of,
@@ -21,7 +21,6 @@ from lightning_ast.core.gate import (
     solve_threshold,
 )
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.shared_threshold import averaged, joint_threshold
 
 
 def covered(s: torch.Tensor, threshold: float, gate: str = "soft") -> float:

@@ -8,8 +8,19 @@ import pytest
 import torch
 
 from lightning_ast.core import PIController
-from lightning_ast.core.state import StateFormat, known_fields
-from lightning_ast.core.state_checks import choice, listing, mapping, maybe, number, record, tensor, text, whole
+from lightning_ast.core.state import (
+    StateFormat,
+    choice,
+    known_fields,
+    listing,
+    mapping,
+    maybe,
+    number,
+    record,
+    tensor,
+    text,
+    whole,
+)
 
 FORMAT = StateFormat(
     2,

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from matplotlib.figure import Figure
 
 import lightning_ast.report
-from lightning_ast.callbacks.two_stage import Stage as CallbackStage
 from lightning_ast.cli import main
 from lightning_ast.report import Run, write_report
 from lightning_ast.report.comparison import comparison
@@ -24,6 +23,7 @@ from lightning_ast.report.epoch_means import behind_each, epoch_means
 from lightning_ast.report.series import STAGES, Stage
 from lightning_ast.report.style import GREY
 from lightning_ast.schedule import STAGE_CODES
+from lightning_ast.schedule import Stage as RunStage
 from lightning_ast.words import percent, readable
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import quiet_trainer
@@ -46,7 +46,7 @@ def grey(figure: Figure) -> str:
 
 def test_its_copies_of_the_librarys_words_are_right() -> None:
     assert {stage: code for code, stage in STAGES.items()} == STAGE_CODES
-    assert get_args(Stage) == get_args(CallbackStage)
+    assert get_args(Stage) == get_args(RunStage)
 
 
 def test_it_needs_neither_torch_nor_lightning() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import UserDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from functools import cached_property
 from typing import Any, TypeGuard
 
@@ -36,17 +36,14 @@ def are_images(part: Any) -> bool:
 
 
 def children_of(part: Any) -> list[Any] | None:
-    """List what a container holds; return None for an object that is no container.
-
-    Raises:
-        BatchError: The container is a ``PackedSequence``, whose samples do not lie along a dimension.
-    """
+    """List what a container holds; return None for an object that is no container."""
     if isinstance(part, PackedSequence):
+        # Its rows are sorted by time step: those of one sample do not lie along a dimension.
         raise BatchError(f"a PackedSequence has no batch dimension to index: {_REMEDY}")
     if _is_tensordict(part):
         try:
             return [part.get(key) for key in part.keys()]  # noqa: SIM118  # iterating goes over its rows
-        except RuntimeError:  # rows of several lengths, stacked lazily
+        except RuntimeError:  # lazily stacked rows of several lengths have no common tensor
             return list(part.unbind(0))
     if isinstance(part, Mapping):
         return list(part.values())
@@ -66,23 +63,21 @@ def leaves_of(part: Any, *, lists: bool = True) -> Iterator[Tensor | np.ndarray[
 
 
 class Slicer:
-    """Takes samples out of a batch of nested containers, and keeps their types.
-
-    The ``(k,)`` indices are read from the device only where a list needs them. ``listings`` are the ids of the
-    sequences that certainly have one entry for each sample.
-    """
+    """Takes the samples at ``(k,)`` indices out of a batch of nested containers, and keeps the types of these."""
 
     def __init__(self, batch: Any, size: int, indices: Tensor, listings: frozenset[int]) -> None:
         self._batch = batch
         self._size = size
         self._on_device = {indices.device: indices}
         self._indices = indices
-        self._listings = listings
+        self._listings = listings  # ids of the sequences that certainly have one entry for each sample
+        # One dict for the whole batch: jagged tensors can be combined only where they share their offsets.
         self._offsets: dict[int, Tensor] = {}
 
     @cached_property
     def positions(self) -> list[int]:
         """Return the positions to take, on the host."""
+        # The host waits for the device here, so this is read only where a list or an array needs it.
         return [int(i) for i in self._indices.tolist()]
 
     def take(self, part: Any) -> Any:
@@ -136,7 +131,7 @@ class Slicer:
         listed = id(part) in self._listings or (part is not self._batch and are_images(part))
         entry_a_sample = len(part) == self._size and (listed or self._few_rows(part))
         entries = self.entries(part) if entry_a_sample else [self.take(entry) for entry in part]
-        return self._remake(part, lambda: type(part)(entries), "a list")
+        return self._remake(part, entries, "a list")
 
     def _few_rows(self, part: Any) -> bool:
         # Entries with B rows are tensors of the whole batch, such as the features of several layers.
@@ -149,29 +144,28 @@ class Slicer:
             taken = copy.copy(part)
             taken.update(items)
         else:
-            taken = self._remake(part, lambda: type(part)(items), "a dict")
+            taken = self._remake(part, items, "a dict")
         own = vars(taken) if hasattr(taken, "__dict__") else {}
-        for name, value in getattr(part, "__dict__", {}).items():  # encodings, sizes: what stands beside the items
+        # Subclasses keep more than items, such as the encodings of a tokenizer or image sizes, one for each sample.
+        for name, value in getattr(part, "__dict__", {}).items():
             if name != "data" and (name not in own or own[name] is value):
                 own[name] = self.take(value)
         return taken
 
-    def _remake(self, part: Any, make: Callable[[], Any], source: str) -> Any:
+    def _remake(self, part: Any, content: Any, source: str) -> Any:
         try:
-            return make()
+            return type(part)(content)
         except Exception as error:
             raise BatchError(f"a {type(part).__name__} cannot be made from {source}: {_REMEDY}") from error
 
     def _object(self, part: Any, names: list[str]) -> Any:
         taken = copy.copy(part)
-        for name in [name for name in getattr(part, "__dict__", {}) if name not in names]:
-            if isinstance(getattr(type(part), name, None), cached_property):  # computed from the whole batch: drop it
-                del taken.__dict__[name]
-                continue
-            object.__setattr__(taken, name, self.take(getattr(part, name)))
-        for name in names:
-            if hasattr(part, name):
-                object.__setattr__(taken, name, self.take(getattr(part, name)))  # frozen ones too
+        for name in dict.fromkeys((*getattr(part, "__dict__", {}), *names)):
+            if isinstance(getattr(type(part), name, None), cached_property):
+                # It was computed from the whole batch: it is computed anew from the selected samples.
+                taken.__dict__.pop(name, None)
+            elif hasattr(part, name):
+                object.__setattr__(taken, name, self.take(getattr(part, name)))  # a frozen class refuses setattr()
         return taken
 
     def _tensordict(self, part: Any) -> Any:
@@ -207,10 +201,7 @@ def _field_names(part: Any) -> list[str] | None:
 
 
 def _may_hold_samples(part: Any, size: int) -> bool:
-    """Tell whether an object that is no container may still hold samples.
-
-    It may where it is an iterator, has tensors as attributes, has B entries or can be moved to a device.
-    """
+    """Tell whether an object that is no container may hold samples, so that passing it on would be wrong."""
     known = (str, bytes, int, float, type, nn.Module, list, tuple, deque, Mapping)
     if isinstance(part, known) or _is_tensordict(part):
         return False

@@ -15,10 +15,7 @@ Assignments = tuple[Tensor, ...]
 
 
 def graphs_in(part: Any) -> Any:
-    """Find the batch of graphs in a batch, which may hold other things beside it; return None where there is none.
-
-    It is an object with ``num_graphs``, and ``batch``: the graph of each node.
-    """
+    """Find the batch of graphs in a batch, which may hold other things beside it; return None where there is none."""
     if isinstance(part, Tensor):
         return None
     if isinstance(part, (list, tuple, Mapping)):
@@ -33,22 +30,15 @@ def graph_count(part: Any) -> int | None:
 
 
 def assignments_of(batch: Any) -> Assignments:
-    """Return the graph of each node, and of each edge where there are edges; nothing where there are no graphs.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> edges = torch.tensor([[2, 0], [1, 0]])
-        >>> assignments_of(SimpleNamespace(num_graphs=2, batch=torch.tensor([0, 1, 1]), edge_index=edges))
-        (tensor([0, 1, 1]), tensor([1, 0]))
-    """
+    """Return the graph of each node, and of each edge where there are edges; nothing where there are no graphs."""
     graphs = graphs_in(batch)
-    nodes = None if graphs is None else _nodes(graphs)
-    if nodes is None:
+    if graphs is None:
         return ()
+    nodes = graphs.batch
     edges = getattr(graphs, "edge_index", None)
     if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.layout is not torch.strided:
         return (nodes,)
-    return nodes, nodes[edges[0]]  # an edge belongs to the graph of its first node
+    return nodes, nodes[edges[0]]  # no edge leads from one graph to another: its first node tells
 
 
 def take_graphs(graphs: Any, indices: Tensor) -> Any:

@@ -13,24 +13,17 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import Slicer, leaves_of
-from lightning_ast.core.batch.listing import first_floats, listings_of, samples_of
 from lightning_ast.core.batch.rows import all_finite, finite_rows, holds_floats, is_plain, replace_samples
+from lightning_ast.core.batch.samples import first_floats, listings_of, samples_of
 from lightning_ast.errors import BatchError
 
 __all__ = ["find_finite", "replace_in_batch"]
 
 
 def find_finite(batch: Any, batch_size: int) -> Tensor | None:
-    """Find the samples whose input holds finite values alone.
+    """Find the samples whose input, the first floating-point tensor, holds finite values alone, ``(B,)`` bool.
 
-    The input is the first floating-point tensor or array of the batch; where the batch lists its samples, that of each.
-
-    Returns:
-        ``(B,)`` bool; None where the host knows that all is finite, or where there is nothing to look at.
-
-    Example:
-        >>> find_finite([{"x": torch.ones(2), "id": 0}, {"x": torch.tensor([float("nan"), 1.0]), "id": 1}], 2)
-        tensor([ True, False])
+    Return None where the host knows that all is finite, or where there is nothing to look at.
     """
     leaf = first_floats(batch, batch_size)
     samples = None if leaf is not None else samples_of(batch, batch_size)
@@ -43,11 +36,7 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
 
 
 def replace_in_batch(batch: Any, finite: Tensor) -> Any:
-    """Put the first finite sample in the place of those that are not, in a batch of the same structure.
-
-    Where ``finite``, ``(B,)`` bool, is on an accelerator, nothing waits for it: lists beside tensors stay as they are.
-    (What lists its samples alone waits.) Without a finite sample, NaN and infinity become 0.
-    """
+    """Put the first finite sample in the place of those that are not; without one, NaN and infinity become 0."""
     return _Replacer(batch, finite, listings_of(batch, finite.numel())).take(batch)
 
 
@@ -74,7 +63,9 @@ class _Replacer(Slicer):
         first = finite.to(torch.uint8).argmax()
         super().__init__(batch, finite.numel(), places.where(finite, first), listings)
         self._finite = finite
-        self._waits = finite.is_cpu or bool(listings)  # lists need positions on the host; a batch of lists has no other
+        # Positions in lists and arrays are needed on the host. On an accelerator nothing waits for that: lists beside
+        # tensors stay as they are. A batch of lists alone has nothing else to replace, and waits.
+        self._waits = finite.is_cpu or bool(listings)
 
     def tensor(self, tensor: Tensor) -> Tensor:
         if is_plain(tensor):

@@ -3,9 +3,7 @@
 In the order of a forward: ``trace`` asks ``perturbed`` for the batch with one sample changed, and gives it to
 ``shadows`` as second values beside the real ones. Each operation of the forward then comes to ``shadow_run``, which
 runs it again on the shadows as ``shadow_ops`` allows. ``records`` keeps the results by the autograd node that made
-them, and ``profiles`` compares a result with its shadow once it is asked for.
+them, and compares a result with its shadow once it is asked for.
 """
 
-from lightning_ast.core.dependence.trace import Dependence, SampleTrace
-
-__all__ = ["Dependence", "SampleTrace"]
+__all__: list[str] = []

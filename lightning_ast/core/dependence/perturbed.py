@@ -23,24 +23,16 @@ _CANDIDATES = 8  # other samples that are tried until one differs in every tenso
 
 
 def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None) -> list[Pair]:
-    """Pair the tensors of a batch with copies in which one sample is another.
+    """Pair the tensors of a batch with copies in which one sample is another; the batch itself is not changed.
 
-    A sample gets the values of another one, so that ids stay in range. Where both are alike, or have different shapes
-    (images of several sizes in a list), its own values are changed. Masks (of 0 and 1) change only where there is
-    nothing else. Tensors that all samples share are left out; the batch itself is not changed. Where B is 1 there are
-    no pairs.
-
-    Args:
-        batch: Any batch that ``take`` can index, or a graph batch (``batch`` and ``num_graphs``).
-        batch_size: The number of samples B.
-        sample: The position of the sample to change.
-        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
+    Tensors that all samples share are left out. Where B is 1 there are no pairs.
 
     Raises:
         BatchError: The batch cannot be indexed.
     """
     if batch_size < 2:
         return []
+    # A sample gets the values of another one, not noise: ids must stay in range, or an embedding would fail.
     with torch.no_grad():
         graphs = graphs_in(batch)
         pairs = [] if graphs is None else list(_graph_pairs(graphs, assignments_of(graphs)[0], sample))
@@ -73,6 +65,7 @@ class _Swap:
             changed = {k: self._without_repeats(k) for k in every}
         else:
             masks = [k for k in every if _is_mask(self._leaves[k])]
+            # A mask decides which rows take part, so what changes with it is not the sample alone.
             changed = self._changed([k for k in every if k not in masks]) or self._changed(masks)
         return [(_plain(self._leaves[k]), shadow) for k, shadow in sorted(changed.items()) if shadow is not None]
 
@@ -149,21 +142,19 @@ class _Swap:
             offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
             shadow = _copy(leaf)
             return _changed_at(shadow, shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])])
-        rows = list(leaf.unbind())
+        rows = [row.detach() for row in leaf.unbind()]
         values = _other_values(rows[self._sample])
         if values is None:
             return None
         rows[self._sample] = values
-        return torch.nested.nested_tensor([row.detach() for row in rows])
+        return torch.nested.nested_tensor(rows)
 
     def _batch_dim(self, k: int) -> int | None:
         """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
-        shorter = self._one_less
-        if len(shorter) != len(self._leaves) or shorter[k].dim() != self._leaves[k].dim():
+        if len(self._one_less) != len(self._leaves) or self._one_less[k].dim() != self._leaves[k].dim():
             return None
-        before = self._leaves[k].shape
-        dims = [d for d, size in enumerate(shorter[k].shape) if size == self._size - 1 and before[d] == self._size]
-        return dims[0] if dims else None
+        sizes = zip(self._leaves[k].shape, self._one_less[k].shape, strict=True)
+        return next((dim for dim, pair in enumerate(sizes) if pair == (self._size, self._size - 1)), None)
 
 
 def _rows(tensor: Tensor) -> int | None:
@@ -191,17 +182,13 @@ def _swapped(real: Tensor, taken: Tensor) -> Tensor | None:
 def _other_values(part: Tensor) -> Tensor | None:
     """Return other valid values for a part: numbers are moved, ids change places; None where nothing changes."""
     if is_real_valued(part):
-        return _moved(part)
+        return part * 1.25 + 0.25  # other than it, zeros too, and of the same size
     flipped = part.flip(tuple(range(part.dim())))  # the ids of the sample itself are valid for it
     if not torch.equal(flipped, part):
         return flipped
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
     return part - 1 if is_id else None
-
-
-def _moved(part: Tensor) -> Tensor:
-    return part * 1.25 + 0.25
 
 
 def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
@@ -253,7 +240,7 @@ def _graph_pairs(batch: Any, assignment: Tensor, sample: int) -> Iterator[Pair]:
             continue
         shadow = _copy(value)
         if is_real_valued(value):
-            shadow[rows] = _moved(value[rows])
+            shadow[rows] = value[rows] * 1.25 + 0.25
         else:  # ids: those of other graphs are valid too
             others = value[~rows]
             shadow[rows] = others[torch.arange(int(rows.sum()), device=value.device) % len(others)]

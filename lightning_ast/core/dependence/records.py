@@ -1,6 +1,7 @@
 """Step 2, the results by node: what is known about the outputs of autograd nodes.
 
-Tensors are kept until they are compared with their shadows, up to a limit: most are never asked for.
+Tensors are kept until they are compared with their shadows, up to a limit: most are never asked for. The comparison
+finds where the two differ, as a profile along each dimension.
 """
 
 from __future__ import annotations
@@ -10,16 +11,37 @@ from itertools import count
 from typing import Any, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from lightning_ast.core.dependence.profiles import Dependence, compare, independent_of_shape
-
-__all__ = ["GraphNode", "Record", "Records", "shape_of"]
+__all__ = ["Dependence", "GraphNode", "Record", "Records", "changed_places", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
+_RELATIVE_NOISE = 1e-6  # of the largest value: kernels may round differently
+_RELATIVE_NOISE_DOUBLE = 1e-14
+_OUTLIER = 1e3  # times the largest value that differs: above that, a value is a mask's (-1e9), and no measure of noise
 _numbers = count()
 GraphNode: TypeAlias = Any  # a Node, whose `metadata` torch declares as a method
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Where a tensor depends on one sample.
+
+    Attributes:
+        shape: The tensor's shape.
+        profiles: For each dimension ``d`` the summed differences over all others, ``(shape[d],)`` float64 on the CPU.
+        independent: Whether it is known that no element changes with the sample: NaN hides it.
+        touched: Whether it was computed from something of the sample all the same: a margin, a shared code.
+        picked: Whether values chose its rows one by one, so that their number says nothing of the samples.
+    """
+
+    shape: tuple[int, ...]
+    profiles: tuple[Tensor, ...]
+    independent: bool
+    touched: bool = True
+    picked: bool = False
 
 
 @dataclass(eq=False)
@@ -41,30 +63,23 @@ class Record:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self.pair is not None:
             real, shadow = self.pair
-            found = replace(compare(real, shadow), picked=self.picked)
+            found = replace(_compare(real, shadow), picked=self.picked)
             hidden = found.independent and not bool(real.isfinite().all())  # NaN or infinity in both hides the rest
             self.found = None if hidden else found
             self.known = not hidden
             self.pair = None  # from now on the profiles stand for the tensors, which are much larger
         elif self.found is None and self.known:
-            self.found = independent_of_shape(self.shape)
+            profiles = tuple(torch.zeros(size, dtype=torch.float64) for size in self.shape)
+            self.found = Dependence(self.shape, profiles, independent=True, touched=False)
         return self.found
-
-    def forget(self) -> None:
-        """Drop the tensors without a comparison."""
-        if self.pair is not None:
-            self.pair = None
-            self.known = False
 
 
 class Records:
-    """Finds what is known about a node's output.
-
-    A record is kept in the metadata of its node and ends with it: a node is told from others by itself, for two threads
-    may give the same number. Outputs that nothing has used yet are kept by the number of their node.
-    """
+    """Finds what is known about a node's output."""
 
     def __init__(self) -> None:
+        # A record is kept in the metadata of its node and ends with it. Numbers tell the nodes of one thread alone, so
+        # that they are used only for outputs that nothing has used yet, whose node nobody has seen.
         self._name = f"lightning_ast.records.{next(_numbers)}"
         self._unused: dict[int, list[Record | None]] = {}
         self._held: WeakValueDictionary[int, Record] = WeakValueDictionary()  # the oldest first
@@ -107,6 +122,7 @@ class Records:
 
     def before_write(self, key: int | None) -> None:
         """Compare the outputs that lie in some memory, before it is written to."""
+        # What is written later is no result of the node: the comparison cannot wait until it is asked for.
         for record in () if key is None else self._by_memory.pop(key, ()):
             record.dependence()
 
@@ -125,7 +141,8 @@ class Records:
     def clear(self) -> None:
         """Drop all tensors."""
         for record in list(self._held.values()):
-            record.forget()
+            record.known = record.known and record.pair is None  # its tensors go without a comparison
+            record.pair = None
         self._held.clear()
         self._by_memory.clear()
         self._unused.clear()
@@ -138,7 +155,7 @@ class Records:
         self._elements += record.elements
         if key is not None:
             self._by_memory.setdefault(key, WeakSet()).add(record)
-        if self._elements > _MAX_ELEMENTS:
+        if self._elements > _MAX_ELEMENTS:  # many have ended with their nodes since the last sweep
             self.sweep()
 
 
@@ -152,3 +169,79 @@ def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
     except (RuntimeError, AttributeError):
         return None
     return shape if all(type(size) is int for size in shape) else None
+
+
+def _compare(real: Tensor, shadow: Tensor) -> Dependence:
+    """Measure where a tensor and its shadow differ."""
+    shape = tuple(real.shape)
+    box = _box(real != shadow)  # the rest of a large tensor need not be looked at
+    profiles = [torch.zeros(size, dtype=torch.float64) for size in shape]
+    if box is None:
+        return Dependence(shape, tuple(profiles), independent=True)
+    difference = changed_places(real[box], shadow[box], largest=_scale(real, real[box], shadow[box]))
+    for d, profile in enumerate(profiles):
+        others = [e for e in range(len(shape)) if e != d]
+        summed = difference.double() if difference.device.type != "mps" else difference  # which has no float64
+        profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
+    hidden = bool(real[box].isnan().any())  # as in the mean of losses of which another sample's is NaN
+    return Dependence(shape, tuple(profiles), independent=not hidden and not bool(difference.any()))
+
+
+def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = None) -> Tensor:
+    """Return the absolute differences of (a part of) a tensor and its shadow, without those that may be rounding.
+
+    ``largest`` is the largest absolute value of the whole tensor, apart from masks; None computes it.
+    """
+    if not (real.is_floating_point() or real.is_complex()):
+        return (real != shadow).float()
+    if largest is None:
+        largest = _scale(real, real, shadow)
+    if real.is_complex():
+        parts = zip(*(torch.view_as_real(t.resolve_conj()).unbind(-1) for t in (real, shadow)), strict=True)
+        return torch.stack([changed_places(*part, largest=largest) for part in parts]).sum(0)
+    unit = torch.finfo(real.dtype).eps
+    wide = real.dtype if real.dtype is torch.float64 else torch.float32
+    real = real.to(wide)
+    shadow = shadow.to(wide)
+    size = real.abs().nan_to_num(0.0, 0.0, 0.0)
+    difference = (real - shadow).abs()
+    noise = _RELATIVE_NOISE_DOUBLE if wide is torch.float64 else _RELATIVE_NOISE
+    # Kernels may round differently in the second run: such differences would seem to belong to every sample.
+    difference = torch.where(difference > noise * largest + 2 * unit * size, difference, 0.0)
+    # Infinity and NaN have no difference to compare: they differ where one of the two is finite, or another infinity.
+    odd = ~(torch.isfinite(real) & torch.isfinite(shadow))
+    same = (real == shadow) | (real.isnan() & shadow.isnan())
+    return torch.where(odd, torch.where(same, 0.0, largest.clamp(min=1.0)), difference)
+
+
+def _box(changed: Tensor) -> tuple[slice, ...] | None:
+    """Find the smallest box around the places that differ; None where there are none."""
+    box = []
+    for d in range(changed.dim()):
+        others = [e for e in range(changed.dim()) if e != d]
+        places = (changed.any(others) if others else changed).nonzero().flatten()
+        if not len(places):
+            return None
+        box.append(slice(int(places[0]), int(places[-1]) + 1))
+        changed = changed.narrow(d, box[-1].start, box[-1].stop - box[-1].start)
+    return tuple(box) if bool(changed.any()) else None
+
+
+def _scale(tensor: Tensor, part: Tensor, shadow: Tensor) -> Tensor:
+    """Return the largest absolute value of a tensor that is not out of all proportion to what differs in a part."""
+    differs = part != shadow
+    differing = torch.maximum(_largest(part[differs]), _largest(shadow[differs]))
+    return torch.minimum(_largest(tensor), _OUTLIER * differing)
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Return the largest finite absolute value of a tensor."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.numel():
+        return torch.zeros((), device=tensor.device)
+    if not tensor.is_floating_point():
+        return torch.ones((), device=tensor.device)
+    low, high = (edge.abs() for edge in tensor.aminmax())
+    largest = torch.maximum(low, high).float()
+    return largest if bool(largest.isfinite()) else tensor.float().abs().nan_to_num(0.0, 0.0, 0.0).amax()

@@ -98,6 +98,7 @@ def facts_of(func: Any) -> Facts | None:
         return Facts(name, OpClass.AGAIN, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
+    # In a schema, an argument that is written to has an alias that is marked so.
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
     op_class = _CLASSES.get(name, OpClass.AGAIN)
@@ -129,6 +130,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 def quiet() -> Iterator[None]:
     """Run operations of the trace's own: out of sight of modes and of autograd."""
     with ExitStack() as stack:
+        # Neither modes of the user's nor a LossCapture around the step may see the trace's second runs.
         stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(torch.no_grad())
         if torch._C._len_torch_dispatch_stack() > 0:
@@ -176,10 +178,7 @@ def _default_generator(device: torch.device) -> Generator | None:
 
 
 def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
-    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch.
-
-    It adds the scaled change to the real output, so that the rows of other samples stay equal to the last bit.
-    """
+    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
     real = given["input"]
     output = results[0]
     wide = torch.promote_types(real.dtype, torch.float32)
@@ -191,5 +190,7 @@ def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) ->
     weight = given.get("weight")
     scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
     scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
+    # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
+    # change is added to the real output, so that the rows of other samples stay equal to the last bit.
     change = (shadow.to(wide) - real.to(wide)) * scale
     return [(output.to(wide) + change).to(output.dtype), *results[1:]]

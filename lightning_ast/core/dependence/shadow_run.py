@@ -74,11 +74,7 @@ def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *,
 
 
 def follow(shadows: Shadows, call: Call, results: Any) -> None:
-    """Run an operation again on the shadows, after it has been run; results that do not fit count as unknown.
-
-    Raises:
-        OutOfMemoryError: The device has no memory for the second run.
-    """
+    """Run an operation again on the shadows, after it has been run; results that do not fit count as unknown."""
     real = tensors_in(results)
     _follow(shadows, call, real)
     if call.facts is not None and call.kind is not Kind.PLAIN:
@@ -86,10 +82,8 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
 
 
 def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
-    """Remember rows that were picked one by one, and results that have as many rows.
-
-    Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
-    """
+    """Remember rows that were picked one by one, and results that have as many rows."""
+    # Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
     by_mask = facts.name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
@@ -104,7 +98,7 @@ def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
     for keep in _attempts(shadows, call):
         try:
             made = _made(shadows, call, real, keep)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError:  # the trace gives up as a whole, and lets go of the memory
             raise
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
             made = None
@@ -119,13 +113,11 @@ def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
 
 
 def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
-    """Compute the results on the shadows.
-
-    Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
-    the sample. In their place stand others, and what changes there is added to the real results.
-    """
+    """Compute the results on the shadows."""
     with restored(call.states):
         made = _run(shadows, call, real, keep, {})
+    # Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
+    # the sample. In their place stand others, and what changes there is added to the real results.
     silent = _silent(shadows, call)
     if made is None or not silent or call.written or not _fit(real, made):
         return made
@@ -167,11 +159,9 @@ def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[
 
 
 def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
-    """Yield what is kept real: nothing, the masks, or all masks and positions.
-
-    A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
-    the real ones, so that they are used wherever numbers that depend on the sample are moved by them.
-    """
+    """Yield what is kept real: nothing, the masks, or all masks and positions."""
+    # A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
+    # the real ones, so that they are used wherever numbers that depend on the sample are moved by them.
     if not call.has_numbers:
         yield ()
         return
@@ -204,7 +194,8 @@ def _run(
             return None  # a weight that is made of the samples: the formula below does not hold
         given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return batch_norm_shadow(given, shadow_of(given["input"]), real)
-    if facts.op_class is OpClass.SORT:  # in the order that the real run found: a gradient takes the same way
+    # In the order that the real run found: a gradient takes the same way.
+    if facts.op_class is OpClass.SORT:
         return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
     args, kwargs = tree_map_only(Tensor, shadow_of, (call.args, call.kwargs))
     with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
@@ -212,10 +203,7 @@ def _run(
 
 
 def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
-    """Choose another place where the largest or smallest value of a changed row is where it was.
-
-    Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
-    """
+    """Choose another place where the largest or smallest value of a changed row is where it was."""
     if call.facts is None or call.facts.op_class is not OpClass.ONE_OF_MANY:
         return made
     given = dict(named(call.facts, call.args, call.kwargs))
@@ -226,6 +214,7 @@ def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[T
     keep = bool(given.get("keepdim", False))
     if values.dim() == 0 or values.shape[given["dim"]] < 2:
         return made
+    # Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
     same = (values != shadows.of(values)).any(given["dim"], keepdim=keep) & (made[-1] == chosen)
     return [*made[:-1], torch.where(same, torch.where(chosen > 0, chosen - 1, chosen + 1), made[-1])]
 

@@ -40,17 +40,11 @@ class _Entry:
 
 
 class Shadows:
-    """Keeps for each storage what is known about it, and its shadow; entries end with their storage.
-
-    Example:
-        >>> shadows, real = Shadows(), torch.zeros(2, 3)
-        >>> shadows.add([(real, torch.ones(2, 3))])
-        >>> shadows.kind(real[1]).name, shadows.of(real[1]).tolist()
-        ('SHADOW', [1.0, 1.0, 1.0])
-    """
+    """Keeps for each storage what is known about it, and its shadow; entries end with their storage."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, _Entry] = {}  # by the address of the storage
+        # By the address of the storage: views are objects of their own, and a tensor's id may be used again.
+        self._entries: dict[int, _Entry] = {}
         self._owned: set[int] = set()  # addresses of shadow storages: each may stand beside one real one alone
         self._objects = WeakTensorKeyDictionary()  # tensors without a storage of their own: sparse, mkldnn
 
@@ -187,8 +181,8 @@ class Shadows:
         if span is not None and end > max(_LARGE_BYTES, 2 * (span[1] - span[0])):
             start = span[0] // 64 * 64  # a slice of a whole data set; aligned for every dtype
             end = span[1]
-        shadow = torch.UntypedStorage(end - start, device=storage.device)  # type: ignore[no-untyped-call]
-        _as_bytes(shadow, 0, end - start).copy_(_as_bytes(storage, start, end - start))
+        as_bytes = torch.empty(0, dtype=torch.uint8, device=storage.device)
+        shadow = as_bytes.set_(storage, start, (end - start,), (1,)).clone().untyped_storage()
         self._set(storage, Kind.SHADOW, shadow)
         self._entries[storage._cdata].start_byte = start
 
@@ -235,7 +229,3 @@ def _write(view: Tensor, values: Tensor) -> None:
             view = view.narrow(dim, 0, 1)
             values = values.narrow(dim, 0, 1)
     view.copy_(values)
-
-
-def _as_bytes(storage: torch.UntypedStorage, start: int, length: int) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (length,), (1,))

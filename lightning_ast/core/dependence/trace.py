@@ -5,8 +5,10 @@ So it becomes known which elements of each tensor belong to which sample.
 
 from __future__ import annotations
 
+import sys
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,18 +17,19 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
-from lightning_ast.core.dependence.profiles import Dependence, changed_places
-from lightning_ast.core.dependence.records import GraphNode, Record, Records
+from lightning_ast.core.dependence.records import Dependence, GraphNode, Record, Records, changed_places
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
-from lightning_ast.core.dependence.uncompiled import uncompiled
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import BatchError
 
-__all__ = ["Dependence", "SampleTrace"]
+__all__ = ["SampleTrace", "uncompiled"]
 
 _SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
+_stance_lock = threading.Lock()
+_stances: list[None] = []  # one element for each that is inside `uncompiled`
+_stance_restored = ExitStack()
 
 
 class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -38,10 +41,9 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         batch: The batch of the step, on its device.
         batch_size: The number of samples B.
-        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.batch.samples.select_batch`.
+        take: Picks samples out of the batch; None takes :func:`lightning_ast.core.select_batch`.
         only: Change this one of the batch's tensors alone; None changes all that hold the sample.
-        sample: The position of the sample to follow. None follows the last: a causal or cumulative operation changes no
-            other sample with it.
+        sample: The position of the sample to follow; None follows the last.
 
     Attributes:
         sample: The position of the sample that is followed.
@@ -55,7 +57,6 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         >>> layer, batch = torch.nn.Linear(2, 3), torch.randn(4, 2)
         >>> with SampleTrace(batch, 4) as trace:
         ...     out = layer(batch)
-        ...     loss = out.square().sum()
         >>> (trace.dependence(out.grad_fn).profiles[0] > 0).tolist()
         [False, False, False, True]
     """
@@ -72,6 +73,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sample: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # With the last one, a causal or cumulative operation over the batch changes no other sample.
         self.sample = batch_size - 1 if sample is None else sample
         self.failure: str | None = None
         self.complete = only is None
@@ -106,14 +108,10 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._uncompiled.pop().__exit__(*error)
 
     def dependence(self, node: GraphNode, output_nr: int = 0) -> Dependence | None:
-        """Tell where an output of an autograd node depends on the sample.
+        """Tell where an output of a node depends on the sample; return None where nothing is known.
 
-        Args:
-            node: A node of the graph that was made while the trace was active, or the node of a leaf.
-            output_nr: The position of the output.
-
-        Returns:
-            The dependence, by the shape of the output (of a jagged one: of its values); None where nothing is known.
+        The node is one of a graph that was made while the trace was active, or that of a leaf. The shape is the
+        output's (of a jagged one: of its values).
         """
         if self.failure is not None:
             return None
@@ -126,7 +124,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = None if record is None else record.dependence()
         if found is not None and found.independent and isinstance(node, BackwardCFunction):
             # A function of the user's own may write by kernels that nobody sees.
-            return found if all(self._is_plain(*edge) for edge in node.next_functions) else None
+            below = [self.dependence(*edge) for edge in node.next_functions if edge[0] is not None]
+            return found if all(each is not None and each.independent for each in below) else None
         return found
 
     def depends(self, tensor: Tensor) -> bool | None:
@@ -149,6 +148,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
+        # Results of the user's operation are returned as they came; everything of the trace's own is caught.
         wrapped = any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types)
         call, number = (None, None) if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
         if wrapped:
@@ -177,21 +177,14 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
         self.release()
 
-    def _is_plain(self, node: GraphNode | None, output_nr: int) -> bool:
-        found = None if node is None else self.dependence(node, output_nr)
-        return node is None or (found is not None and found.independent)
-
     def _arrive(
         self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
     ) -> tuple[Call | None, int | None]:
-        """Record which nodes made the arguments, and save what the operation will overwrite.
-
-        Returns:
-            The call to run again afterwards, and the number of the node that was made for its results, if any.
-        """
+        """Prepare the second run of an operation; return it and the number of its results' node, if it has one."""
         try:
             number = _last_node_number()
             with_grad = torch.is_grad_enabled()
+            # A higher number than at the last operation: autograd, which runs above, has made a node for this one.
             fresh = number != self._last_number
             self._last_number = number
             with quiet():
@@ -216,7 +209,10 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 follow(self._shadows, call, results)
                 made = call.facts is None or call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
                 if number is not None and made:
-                    self._record_results(tensors_in(results), number)
+                    # By the number of their node: they may be used where the trace does not see it.
+                    tensors = tensors_in(results)
+                    records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in tensors]
+                    self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in tensors])
                 self._operations += 1
                 if self._operations % _SWEEP_OPERATIONS == 0:
                     self._shadows.sweep()
@@ -225,20 +221,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._give_up(error)
 
     def _record_node(self, tensor: Tensor, fresh: bool) -> None:
-        """Record an argument under the node that made it.
-
-        Asking a changed view for its node makes a new one, unless the operation itself has just done so.
-        """
+        """Record an argument under the node that made it."""
+        # Asking a changed view for its node makes a new one, unless the operation itself has just done so.
         if tensor.requires_grad and not tensor.is_leaf and (fresh or not tensor._is_view()):
             node = tensor.grad_fn
             if node is not None and not self._records.has(node, tensor.output_nr):
                 key = self._shadows.key(_inner(tensor))
                 self._records.add(node, tensor.output_nr, self._record(tensor, node), key)
-
-    def _record_results(self, results: list[Tensor], number: int) -> None:
-        """Record results by the number of their node: they may be used where the trace does not see it."""
-        records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in results]
-        self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in results])
 
     def _record(self, tensor: Tensor, node: GraphNode | None = None) -> Record:
         inner = _inner(tensor)
@@ -249,6 +238,25 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind is Kind.UNSEEN and node is not None and node._sequence_nr() >= self._first_number:
             kind = Kind.UNKNOWN  # made during the trace, by a kernel that it has not seen
         return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run functions of ``torch.compile`` uncompiled: under a dispatch mode torch would refuse to, or raise an error."""
+    # Torch has one stance for all threads: the first to come sets it and the last to go restores it, so that fits in
+    # several threads may be inside at once.
+    with _stance_lock:
+        # Importing torch._dynamo takes seconds, and without it nothing is compiled.
+        if not _stances and "torch._dynamo" in sys.modules:
+            _stance_restored.enter_context(torch.compiler.set_stance("force_eager"))
+        _stances.append(None)
+    try:
+        yield
+    finally:
+        with _stance_lock:
+            _stances.pop()
+            if not _stances:
+                _stance_restored.close()
 
 
 def _last_node_number() -> int:

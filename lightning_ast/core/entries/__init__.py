@@ -4,7 +4,4 @@
 stop there, by a trace or by sizes; these read ``node_facts`` from the graph itself, and find the rows by ``layout``.
 """
 
-from lightning_ast.core.entries.finder import Entry, EntryFinder, Found
-from lightning_ast.errors import EntryError
-
-__all__ = ["Entry", "EntryError", "EntryFinder", "Found"]
+__all__: list[str] = []

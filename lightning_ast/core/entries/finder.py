@@ -61,12 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Found:
-    """The entries of one loss.
-
-    Attributes:
-        entries: The entries in the order of the walk; none where the loss does not depend on the samples.
-        unclear: The sizes of tensors whose rows could not be told.
-    """
+    """The entries of one loss, in the order of the walk, and the sizes of tensors whose rows could not be told."""
 
     entries: tuple[Entry, ...] = ()
     unclear: tuple[str, ...] = ()
@@ -104,20 +99,18 @@ class EntryFinder:
         may_be_apart: bool = False,
         assignments: Assignments = (),
     ) -> Found:
-        """Find the entries of a loss whose forward was traced, and remember the form of its graph.
+        """Find the entries of a loss, a scalar whose forward was traced, and remember the form of its graph.
 
-        Args:
-            loss: A scalar with its graph.
-            batch_size: The number of samples B of the batch.
-            trace: The trace of one sample through the forward.
-            may_be_apart: Whether the loss may have nothing to do with the samples, as that of a generator which
-                begins with noise.
-            assignments: The sample of each node and of each edge, in a batch of graphs.
+        ``may_be_apart`` tells that the loss may have nothing to do with the samples, as that of a generator which
+        begins with noise; ``assignments`` are the sample of each node and of each edge, in a batch of graphs.
         """
         view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, batch_size, view)
+        # A loss that nothing of the samples goes into is remembered only where a whole trace has shown it.
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
-            self._remember(plan)
+            self._plans.insert(0, plan)
+            del self._plans[_PLANS:]
+            self._known |= {(name, layout.ndim): layout for layout, name, _ in plan.layouts}
         if found.entries:  # what is unclear beside them holds no rows of samples, and will not in later batches
             self._mixed |= view.unclear.keys()
         return found
@@ -147,7 +140,8 @@ class EntryFinder:
         for position, plan in enumerate(self._plans):
             found = _follow(plan, loss, batch_size, assignments)
             if found is not None:
-                if position:  # the newest first: losses of the same form tend to follow each other
+                # Losses of the same form tend to follow each other: the newest is tried first.
+                if position:
                     self._plans.insert(0, self._plans.pop(position))
                 return found
         return None
@@ -155,12 +149,6 @@ class EntryFinder:
     def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
         return _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))[0]
-
-    def _remember(self, plan: _Plan) -> None:
-        self._plans.insert(0, plan)
-        del self._plans[_PLANS:]
-        for layout, name, _ in plan.layouts:
-            self._known[name, layout.ndim] = layout
 
 
 def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:
@@ -176,17 +164,10 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
     )
 
 
-# ---------------------------------------------------------------------- the walk
-
-
 def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
-    """Walk from a loss to its entries, a second time where there are several.
-
-    The second walk knows what lies inside the network, so that what one part of it hands to the next is not taken for
-    the loss part's. Where no layer's own rows can be told (jagged tensors), the last place of the loss part where they
-    can is an entry.
-    """
+    """Walk from a loss to its entries, a second time where there are several."""
     first = _Walk(loss, batch_size, view, inner=set())
+    # Where no layer has rows that can be told (jagged tensors), the last place of the loss part with some is an entry.
     if not first.entered and view.unclear:
         unclear = view.unclear.copy()
         view.unclear.clear()  # what the second walk finds unclear counts alone, if it finds an entry
@@ -194,7 +175,9 @@ def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Pla
         if above.entered:
             return above.result()
         view.unclear.update(unclear)
-    if len(first.entered) > 1:  # one of them may lie below another, inside the network
+    # One of several may lie below another. The second walk knows what lies inside the network, so that what one part
+    # of it hands to the next is not taken for the loss part's.
+    if len(first.entered) > 1:
         inner = set(nodes_below([child for child, _ in first.entered]))
         return _Walk(loss, batch_size, view, inner=inner).result()
     return first.result()
@@ -215,6 +198,7 @@ class _Walk:
         _visit(loss, self._decide)
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
+        # An edge is entered, passed by, or walked on; what lies behind an entry is the network's own affair.
         verdicts = tuple(self._verdict(node, position, *edge) for position, edge in enumerate(node.next_functions))
         self.plan.steps.append((form_of(node), verdicts))
         return verdicts
@@ -276,6 +260,7 @@ def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments
                 entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
         return planned
 
+    # Nodes that are left over belong to a part that this graph lacks, as a term that starts later.
     if not _visit(loss, decide) or next(steps, None) is not None:
         return None
     entries = _entries(entered, batch_size, assignments)

@@ -51,6 +51,7 @@ class Layout:
         if self.assigned is not None:
             fitting = [rows for rows in assignments[self.assigned :][:1] if len(rows) == shape[0]]
             return UnequalPlace(shape, 0, 1, 1, -len(shape), shape[0], fitting[0], batch_size) if fitting else None
+        # Another length of the sequences changes `pre` or `post`, so that only the one that is not 1 may differ.
         groups, rest = divmod(shape[self.dim], batch_size)
         if rest or groups == 0:  # not a multiple of the samples, or fewer rows than samples
             return None
@@ -62,12 +63,7 @@ class Layout:
 
 
 def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]:
-    """List every layout that the sizes of a tensor allow in a batch of ``batch_size`` samples.
-
-    Example:
-        >>> [(layout.dim, layout.pre, layout.post) for layout in layouts_by_size((8, 3), 4)]
-        [(0, 1, 2), (0, 2, 1)]
-    """
+    """List every layout that the sizes of a tensor allow in a batch of ``batch_size`` samples."""
     for dim, size in enumerate(shape):
         groups, rest = divmod(size, batch_size)
         if rest == 0 and groups > 0:
@@ -77,12 +73,7 @@ def layouts_by_size(shape: tuple[int, ...], batch_size: int) -> Iterator[Layout]
 
 
 def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> Iterator[Layout]:
-    """List the layouts that the numbers of nodes and edges of a batch of graphs allow along the first dimension.
-
-    Example:
-        >>> [layout.assigned for layout in layouts_by_assignment((3, 8), (torch.tensor([0, 1, 1]),))]
-        [0]
-    """
+    """List the layouts that the numbers of nodes and edges of a batch of graphs allow along the first dimension."""
     # Nodes and edges may be equally many; two equal assignments are one layout all the same.
     fitting = [k for k, assignment in enumerate(assignments) if shape and len(assignment) == shape[0]]
     for k in fitting:
@@ -93,23 +84,9 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
 def prove_layout(
     shape: tuple[int, ...], profiles: tuple[Tensor, ...], *, batch_size: int, sample: int, assignments: Assignments = ()
 ) -> Layout | None:
-    """Find the one layout that explains which rows changed with one sample.
+    """Find the layout that alone explains which rows changed with one ``sample``; None where none or several do.
 
-    Args:
-        shape: The shape of the tensor.
-        profiles: The changes along each dimension, ``(shape[dim],)``: how much its entries change with the sample.
-        batch_size: The number of samples B of the batch.
-        sample: The position of the changed sample.
-        assignments: The sample of each node and of each edge, in a batch of graphs.
-
-    Returns:
-        The layout, or None where none or several explain the change.
-
-    Example:
-        >>> changed = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])  # rows 3 and 7 of (2 * 4, C)
-        >>> layout = prove_layout((8,), (changed,), batch_size=4, sample=3)
-        >>> layout.pre, layout.post
-        (2, 1)
+    ``profiles`` tell for each dimension how much its entries change with the sample, ``(shape[dim],)``.
     """
     found: list[tuple[float, Layout]] = []
     for layout, own in _candidates(shape, batch_size, sample, assignments):
@@ -122,6 +99,7 @@ def prove_layout(
             continue
         exact = float(outside.sum()) <= _EXACT * change
         mixed = float(outside.mean()) <= _MIXED * float(inside.mean())
+        # Mixup and the like change many rows of few other samples; a wrong layout changes rows of nearly all.
         if exact or mixed or float((outside > 0).double().mean()) <= _PARTNERS:
             coverage = float((inside > 0).double().mean())  # a row that is not the sample's would stand still
             found.append((coverage + exact, replace(layout, exact=exact)))
@@ -151,6 +129,7 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     """Take the norm ``(B,)`` of each sample's rows, in float32, or float64 for a gradient of that type."""
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())  # of the same norm
+    # In 16 bits the squares of a scaled gradient would overflow.
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if isinstance(place, UnequalPlace):
         squares = _norms(gradient.reshape(place.size, -1), [1], dtype).square()

@@ -63,9 +63,6 @@ Edge = tuple[Node, int]
 RowOrder = Literal["samples", "picked", "joined"]
 
 
-# ---------------------------------------------------------------------- one node
-
-
 def edges_of(node: Node) -> list[Edge]:
     """List what a node was computed from, as far as that has a graph."""
     return [(child, output_nr) for child, output_nr in node.next_functions if child is not None]
@@ -98,14 +95,9 @@ def _picks_rows(node: Node) -> bool:
     return node.name().startswith(_BY_VALUES) and (indices is None or (len(indices) > 0 and indices[0] is not None))
 
 
-# ---------------------------------------------------------------------- many nodes
-
-
 def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | list[Edge]]) -> bool:
-    """Settle a question that a node hands on to its children, all of which must answer yes, without recursion.
-
-    A graph may be deeper than Python's stack.
-    """
+    """Settle a question that a node hands on to its children, all of which must answer yes."""
+    # A stack of our own: a graph may be deeper than Python's.
     pending = [edge]
     while pending:
         current = pending[-1]
@@ -145,18 +137,12 @@ def nodes_below(roots: list[Node]) -> Iterator[Node]:
 def row_order(values: Tensor, batch_size: int) -> RowOrder:
     """Tell how the rows ``(N, ...)`` that a loss is given came from B samples, as far as the graph shows it.
 
-    The rows are followed back to where there was one a sample. Rows that are flattened from the first layer on, and
-    values without a graph, are taken to lie with the samples outermost.
-
     Returns:
         ``"samples"``: samples outermost, as ``view(-1, C)`` of ``(B, T, C)`` gives; ``"picked"``: by an index or mask;
         ``"joined"``: several tensors along the batch, or flattened with another dimension first (time, ensembles).
-
-    Example:
-        >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
-        >>> row_order(x.view(-1, 2), 4), row_order(x[x[..., 0] == 0], 4), row_order(x.transpose(0, 1).reshape(-1, 2), 4)
-        ('samples', 'picked', 'joined')
     """
+    # The rows are followed back to where there was one a sample. Rows that are flattened from the first layer on, and
+    # values without a graph, are taken to lie with the samples outermost.
     rows = values.shape[0]
     pending = [] if values.grad_fn is None else [values.grad_fn]
     for node in each_once(pending):
@@ -177,16 +163,10 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
 def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, int], bool]) -> bool:
     """Tell whether the rows of a node's output were picked or made one by one, as masked tokens and proposals are.
 
-    Their number differs from sample to sample, also where it happens to be a multiple of the batch size. Rows are
-    followed back to where there was another number of them: a reshape or a join keeps all rows of each sample. Edges
-    that ``is_constant`` tells of are made without the samples.
-
-    Example:
-        >>> x = 2 * torch.zeros(4, 3, 2, requires_grad=True)
-        >>> flat, picked = x.view(-1, 2).exp(), x[x[..., 0] == 0].exp()
-        >>> [rows_are_picked(t.grad_fn, 0, is_constant=lambda *_: False) for t in (flat, picked)]
-        [False, True]
+    Edges that ``is_constant`` tells of are made without the samples.
     """
+    # Their number differs from sample to sample, also where it happens to be a multiple of the batch size. Rows are
+    # followed back to where there was another number of them: a reshape or a join keeps all rows of each sample.
     rows = _row_count(node, output_nr)
     pending = [node]
     for current in each_once(pending):
@@ -208,11 +188,7 @@ def runs_compiled(loss: Tensor) -> bool:
 
 
 def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
-    """Return where to differentiate a loss from, and its gradient that arrives there; None for a gradient of one.
-
-    DDP passes what the step returns through a node of its own. With ``static_graph=True`` the first backward of that
-    node arranges the exchange of the gradients, so it must not run before the real backward.
-    """
+    """Return where to differentiate a loss from, and its gradient that arrives there; None for a gradient of one."""
     node: Any = loss.grad_fn
     entered = 0
     while node is not None and node.name() != _DDP_SINK:
@@ -220,6 +196,8 @@ def below_ddp(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor | None]:
         node, entered = parents[0] if len(parents) == 1 else (None, 0)
     if node is None:
         return loss, None
-    # What stands above DDP's node is differentiated by itself, so that the node does not run.
+    # DDP passes what the step returns through a node of its own. With static_graph=True the first backward of that node
+    # arranges the exchange of the gradients, so it must not run before the real backward: what stands above it is
+    # differentiated by itself.
     (seed,) = torch.autograd.grad(loss, [GradientEdge(node, entered)], retain_graph=True)
     return GradientEdge(*node.next_functions[entered]), seed

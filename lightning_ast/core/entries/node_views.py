@@ -11,22 +11,9 @@ from torch.autograd.graph import Node
 from lightning_ast.core.batch.graphs import Assignments
 from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.entries import node_facts as facts
 from lightning_ast.core.entries.layout import Layout, layouts_by_assignment, layouts_by_size, prove_layout
-from lightning_ast.core.entries.node_facts import (
-    OPAQUE,
-    PICKING,
-    PRODUCTS,
-    RESHAPING,
-    Edge,
-    each_once,
-    edges_of,
-    form_of,
-    is_layer,
-    is_leaf,
-    nodes_below,
-    rows_are_picked,
-    settled,
-)
+from lightning_ast.core.entries.node_facts import Edge
 
 __all__ = ["OutputForm", "SizedView", "TracedView", "owns_parameters"]
 
@@ -35,13 +22,8 @@ OutputForm = tuple[str, tuple[int, ...] | None]
 
 
 class SizedView:
-    """What the form of a graph tells of its nodes: a branch without an edge to nothing is made of parameters alone.
-
-    Args:
-        batch_size: The number of samples B.
-        known: The layouts that were proved in other graphs, by the name of the node and its number of dimensions.
-        mixed: The forms of outputs that were found to hold no rows of samples.
-        assignments: The sample of each node and of each edge of a batch of graphs.
+    """What the form of a graph tells of its nodes, by what was proved in other graphs (``known``, ``mixed``) and by
+    sizes.
 
     Attributes:
         unclear: The sizes of outputs whose rows could not be told, by their form.
@@ -52,8 +34,8 @@ class SizedView:
     ) -> None:
         self._batch_size = batch_size
         self.assignments = assignments
-        self._known = known
-        self._mixed = mixed
+        self._known = known  # the layouts that were proved, by the name of the node and its number of dimensions
+        self._mixed = mixed  # the forms of outputs that were found to hold no rows of samples
         self._pure: dict[Edge, bool] = {}
         self.unclear: dict[OutputForm, str] = {}
 
@@ -63,22 +45,23 @@ class SizedView:
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
         """Tell whether a node's output does not depend on the samples."""
-        return settled((node, output_nr), self._pure, self._pure_of)
+        return facts.settled((node, output_nr), self._pure, self._pure_of)
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
         node = edge[0]
-        if is_leaf(node):
+        # Without a trace, only what is made of parameters by all its edges is known not to depend on the samples.
+        if facts.is_leaf(node):
             return self.is_parameter(node.variable)  # type: ignore[attr-defined]
-        if node.name().startswith((*PICKING, *OPAQUE)):
+        if node.name().startswith((*facts.PICKING, *facts.OPAQUE)):
             return False
         # An edge to nothing is an input without gradient, such as the batch itself.
-        children = edges_of(node)
+        children = facts.edges_of(node)
         return children if children and len(children) == len(node.next_functions) else False
 
     def add_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = shape_of(node, output_nr)
-        if shape is not None and math.prod(shape) < self._batch_size and not is_layer(node.name()):
+        if shape is not None and math.prod(shape) < self._batch_size and not facts.is_layer(node.name()):
             return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
@@ -89,10 +72,11 @@ class SizedView:
         shape = shape_of(node, output_nr)
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
-        known = self._known.get((form_of(node), len(shape)))  # what was proved of such a node elsewhere
+        known = self._known.get((facts.form_of(node), len(shape)))  # what was proved of such a node elsewhere
         if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
-        if self._batch_size == 1 and shape:  # every row is the sample's
+        # With a single sample nothing can be told apart, nor has it to be: every row is the sample's.
+        if self._batch_size == 1 and shape:
             return Layout(len(shape), 0, 1, shape[0])
         # In a batch of graphs a number of rows that is a multiple of the graphs' is so by chance.
         by_assignment = list(layouts_by_assignment(shape, self.assignments))
@@ -107,7 +91,7 @@ class SizedView:
         # Values pick along the first dimension, and one row a sample is no multiple.
         if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
-        return None if rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
+        return None if facts.rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
 
 
 class TracedView(SizedView):
@@ -123,7 +107,7 @@ class TracedView(SizedView):
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
         # Leaves were made before the trace: what it knows of them is asked for in `is_parameter`.
-        dependence = None if is_leaf(edge[0]) else self._trace.dependence(*edge)
+        dependence = None if facts.is_leaf(edge[0]) else self._trace.dependence(*edge)
         if dependence is None:
             return super()._pure_of(edge)
         return not dependence.touched
@@ -148,20 +132,18 @@ class TracedView(SizedView):
         return self._unless_picked(node, output_nr, layout)
 
     def _inherited(self, node: Node, output_nr: int) -> Layout | None:
-        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from.
-
-        So are those of a straight-through estimator, which are equal for samples of one code.
-        """
+        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from."""
+        # The outputs of a straight-through estimator are flat: they are equal for samples of one code.
         shape = shape_of(node, output_nr)
         if not shape:
             return None
         pending = [node]
-        for current in each_once(pending):
+        for current in facts.each_once(pending):
             # Behind these, the same number of rows may be those of other samples, or nothing may be known of them.
-            if current.name().startswith((*RESHAPING, *PICKING, *OPAQUE)):
+            if current.name().startswith((*facts.RESHAPING, *facts.PICKING, *facts.OPAQUE)):
                 continue
-            for edge in edges_of(current):
-                rows = None if is_leaf(edge[0]) or self.is_pure(*edge) else shape_of(*edge)
+            for edge in facts.edges_of(current):
+                rows = None if facts.is_leaf(edge[0]) or self.is_pure(*edge) else shape_of(*edge)
                 if not rows or rows[0] != shape[0]:
                     continue
                 dependence = self._trace.dependence(*edge)
@@ -177,37 +159,37 @@ class TracedView(SizedView):
 def owns_parameters(node: Node, view: SizedView) -> bool:
     """Tell whether a node combines parameters with what depends on the samples."""
     name = node.name()
-    if name.startswith(OPAQUE):  # what is inside is not seen: most likely layers
+    if name.startswith(facts.OPAQUE):  # what is inside is not seen: most likely layers
         return True
-    layer = is_layer(name)
-    for child, output_nr in edges_of(node):
+    layer = facts.is_layer(name)
+    for child, output_nr in facts.edges_of(node):
         if not _leads_to_parameters(child, output_nr, view):
             continue
-        shape = tuple(child.variable.shape) if is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
+        shape = tuple(child.variable.shape) if facts.is_leaf(child) else shape_of(child, output_nr)  # type: ignore[attr-defined]
         if layer or shape is None or math.prod(shape) > 1:  # a single element is a temperature or a loss weight
             return True
-        if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in edges_of(node)):
+        if name.startswith("Add") and any(_is_layers_output(other, view) for other, _ in facts.edges_of(node)):
             return True  # the bias of a layer of one output, which stands apart from the product
     return False
 
 
 def _is_layers_output(node: Node | None, view: SizedView) -> bool:
     """Tell whether a node is a product with a parameter, or shows one in another shape or type."""
-    while node is not None and node.name().startswith(RESHAPING):  # these have one input
+    while node is not None and node.name().startswith(facts.RESHAPING):  # these have one input
         node = node.next_functions[0][0]
-    return node is not None and node.name().startswith(PRODUCTS) and owns_parameters(node, view)
+    return node is not None and node.name().startswith(facts.PRODUCTS) and owns_parameters(node, view)
 
 
 def _has_shape_of_parameter(node: Node, shape: tuple[int, ...]) -> bool:
     """Tell whether a node's output has the shape of a parameter that it works on: a weight times a constant mask."""
-    leaves = [child.variable for child, _ in edges_of(node) if is_leaf(child)]  # type: ignore[attr-defined]
-    return not is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
+    leaves = [child.variable for child, _ in facts.edges_of(node) if facts.is_leaf(child)]  # type: ignore[attr-defined]
+    return not facts.is_layer(node.name()) and any(tuple(leaf.shape) == shape for leaf in leaves)
 
 
 def _leads_to_parameters(node: Node, output_nr: int, view: SizedView) -> bool:
     """Tell whether a node's output is made without the samples, and of a parameter."""
-    if is_leaf(node):
+    if facts.is_leaf(node):
         return view.is_parameter(node.variable)  # type: ignore[attr-defined]
     if not view.is_pure(node, output_nr):
         return False
-    return any(is_leaf(below) and view.is_parameter(below.variable) for below in nodes_below([node]))  # type: ignore[attr-defined]
+    return any(facts.is_leaf(below) and view.is_parameter(below.variable) for below in facts.nodes_below([node]))  # type: ignore[attr-defined]

@@ -1,10 +1,7 @@
 """Step 4 for scores that are made of losses: the values of torch's loss functions, watched in the forward.
 
 ``capture`` watches while the user's step runs, and remembers ``calls``. Once a score is asked for, each call is taken
-apart by the table in ``functions``, and ``loss_sum`` adds all of them up as they weigh in the trained loss.
+apart, and all of them are added up as they weigh in the trained loss.
 """
 
-from lightning_ast.core.losses.capture import LossCapture, LossRecord, check_losses
-from lightning_ast.errors import LossCaptureError
-
-__all__ = ["LossCapture", "LossCaptureError", "LossRecord", "check_losses"]
+__all__: list[str] = []

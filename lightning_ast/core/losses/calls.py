@@ -1,4 +1,8 @@
-"""Step 4, one call of a torch loss function: remember it, and take it apart once a score is asked for."""
+"""Step 4, one call of a torch loss function: remember it, and take it apart once a score is asked for.
+
+The table ``RULES`` tells how each function is taken apart: a rule runs it with ``reduction="none"`` and gives the
+divisor of its mean.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,143 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from lightning_ast.core.entries.node_facts import RowOrder, row_order
-from lightning_ast.core.losses.functions import CLASS_LOSSES, RULES, Elements
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import LossCaptureError
 
-__all__ = ["REMEDY", "WatchedCall", "class_labels", "fold", "widen"]
+__all__ = ["REMEDY", "RULES", "Elements", "OutputKind", "WatchedCall", "class_labels", "fold", "widen"]
+
+OutputKind = Literal["multiclass", "binary", "regression"]
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The elements of one loss, and what they were computed from."""
+
+    values: Tensor  # (N, ...), unreduced
+    # The number, or the summed weight, by which reduction="mean" divides their sum; never 0 where no target is valid.
+    divisor: Tensor | int
+    logits: Tensor | None  # the prediction; None where it has no row for each element
+    targets: Tensor | None  # None where the logits are
+    kind: OutputKind  # of the logits
+    ignore_index: int | None = None  # the target value that counts for nothing
+
+
+Call = dict[str, Any]
+Rule = Callable[[Callable[..., Tensor], Call], Elements]
+
+
+def _unreduced(func: Callable[..., Tensor], call: Call) -> Tensor:
+    arguments = {k: v for k, v in call.items() if k not in ("size_average", "reduce")}
+    return func(**{**arguments, "reduction": "none"})
+
+
+def _class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take cross_entropy and nll_loss apart: the mean divides by the class weights of the valid targets."""
+    values = _unreduced(func, call)
+    logits = call["input"]
+    targets = call["target"]
+    if targets.is_floating_point():  # class probabilities: the mean divides by their number, whatever the weights
+        return Elements(values, values.numel(), logits, targets, "multiclass")
+    ignore = call["ignore_index"]
+    weight = call["weight"]
+    valid = targets != ignore
+    if weight is None:
+        divisor = valid.sum().clamp_min(1)
+    else:
+        # An ignored target is no index: 0 stands in its place, and its weight is taken out again.
+        weights = weight[targets.where(valid, torch.zeros_like(targets))] * valid
+        divisor = weights.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+    return Elements(values, divisor, logits, targets, "multiclass", ignore)
+
+
+def _linear_class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take linear_cross_entropy apart: the cross-entropy of a linear layer's output, of any number of dimensions."""
+    weight = call["linear_weight"]
+    bias = call["linear_bias"]
+    logits = F.linear(call["input"], weight.flatten(0, -2))
+    logits = logits.reshape(*logits.shape[:-1], *weight.shape[:-1])
+    if bias is not None:
+        logits = logits + bias.reshape(*bias.shape, *[1] * (weight.ndim - 1 - bias.ndim))
+    ignore = -100 if call["ignore_index"] is None else call["ignore_index"]
+    alike = {name: call[name] for name in ("target", "weight", "label_smoothing", "reduction")}
+    return _class_rule(F.cross_entropy, {"input": logits, "ignore_index": ignore, **alike})
+
+
+def _binary_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    values = _unreduced(func, call)
+    logits = call["input"]
+    if func is F.binary_cross_entropy:  # it is given probabilities, and the significance wants logits
+        logits = torch.logit(logits.detach(), eps=1e-6)  # finite also for probabilities of 0 and 1
+    return Elements(values, values.numel(), logits, call["target"], "binary")
+
+
+def _kl_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take kl_div apart: ``"batchmean"`` divides by the rows. Inputs are log-probabilities."""
+    values = _unreduced(func, call)
+    targets = call["target"].exp() if call["log_target"] else call["target"]
+    divisor = values.shape[0] if call["reduction"] == "batchmean" else values.numel()
+    return Elements(values, divisor, call["input"], targets, "multiclass")
+
+
+def _ctc_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take ctc_loss apart: its mean divides each sample by the length of its target first. Time is its first axis."""
+    values = _unreduced(func, call)
+    if call["reduction"] == "mean":
+        values = values / torch.as_tensor(call["target_lengths"], device=values.device).clamp_min(1)
+    return Elements(values, values.numel(), None, None, "regression")  # its logits have no row for each sample
+
+
+def _regression_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take an elementwise regression loss apart; ``weight`` (recent torch) enters both sums of the mean."""
+    values = _unreduced(func, call)
+    weight = call.get("weight")
+    divisor = values.numel() if weight is None else weight.expand_as(values).sum()
+    return Elements(values, divisor, call["input"], call["target"], "regression")
+
+
+def _first_two_rule(func: Callable[..., Tensor], call: Call) -> Elements:
+    """Take a loss of several inputs apart (ranking, embedding, margins); only its values can be a score."""
+    values = _unreduced(func, call)
+    tensors = [value for value in call.values() if isinstance(value, Tensor)]
+    return Elements(values, values.numel(), tensors[0], tensors[1], "regression")
+
+
+RULES: dict[Callable[..., Any], Rule] = {
+    F.cross_entropy: _class_rule,
+    F.nll_loss: _class_rule,
+    F.binary_cross_entropy: _binary_rule,
+    F.binary_cross_entropy_with_logits: _binary_rule,
+    F.multilabel_soft_margin_loss: _binary_rule,
+    F.kl_div: _kl_rule,
+    F.mse_loss: _regression_rule,
+    F.l1_loss: _regression_rule,
+    F.smooth_l1_loss: _regression_rule,
+    F.huber_loss: _regression_rule,
+    F.gaussian_nll_loss: _regression_rule,
+    F.poisson_nll_loss: _regression_rule,
+    F.soft_margin_loss: _regression_rule,
+    F.hinge_embedding_loss: _regression_rule,
+    F.multi_margin_loss: _first_two_rule,
+    F.multilabel_margin_loss: _first_two_rule,
+    F.margin_ranking_loss: _first_two_rule,
+    F.cosine_embedding_loss: _first_two_rule,
+    F.triplet_margin_loss: _first_two_rule,
+    F.triplet_margin_with_distance_loss: _first_two_rule,
+    F.ctc_loss: _ctc_rule,
+}
+CLASS_LOSSES: set[Callable[..., Any]] = {F.cross_entropy, F.nll_loss}
+"""The loss functions whose targets may be class indices."""
+if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
+    RULES[F.linear_cross_entropy] = _linear_class_rule
+    CLASS_LOSSES.add(F.linear_cross_entropy)
 
 REMEDY = (
     "Use significance='gradient' (the default), which needs no torch loss function. Or define "
@@ -55,7 +184,7 @@ class WatchedCall:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Return all arguments by name, in the order of the function's parameters, defaults included."""
-        # Signature.bind does the same in ten times the time
+        # Signature.bind does the same in ten times the time, and a score is made in every batch.
         names = _PARAMETERS[self.func]
         known = {**_DEFAULTS[self.func], **dict(zip(names, self.args, strict=False)), **self.kwargs}
         return {name: known[name] for name in names if name in known}
@@ -93,8 +222,8 @@ class WatchedCall:
             )
         # autocast would have computed these losses in float32, and it is not on any more
         elements = RULES[self.func](self.func, {name: widen(value) for name, value in self.arguments.items()})
-        values = elements.values
-        if values.ndim > 0 and elements.logits is not None and values.shape[0] != batch_size:
+        # Several rows a sample, as of tokens: how they lie cannot be told from their number.
+        if elements.values.ndim > 0 and elements.logits is not None and elements.values.shape[0] != batch_size:
             given = next(iter(self.arguments.values()))
             _check_order(row_order(given, batch_size), self.name)
         return elements
@@ -113,11 +242,7 @@ def widen(value: Any) -> Any:
 
 
 def fold(values: Tensor, batch_size: int, name: str) -> Tensor:
-    """Add the elements ``(N, ...)`` of each sample up, to ``(B,)``; N is B or B * T with the samples outermost.
-
-    Raises:
-        LossCaptureError: N is not a multiple of B.
-    """
+    """Add the elements ``(N, ...)`` of each sample up, to ``(B,)``; N is B or B * T with the samples outermost."""
     if values.ndim == 0 or values.shape[0] == 0 or values.shape[0] % batch_size != 0:
         raise LossCaptureError(
             f"expected the losses of `{name}` to have a leading dimension of {batch_size} (the batch size) or a "

@@ -27,20 +27,8 @@ _COMPOSED = DispatchKey.CompositeImplicitAutograd
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows the dispatch modes around it the row-sized ops of a partial backward.
 
-    A mode such as torch's FlopCounterMode sees a row gradient's full shape and reports a dense backward. With this one
-    inside, it sees the ops that are run in its place.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.flop_counter import FlopCounterMode
-        >>> from lightning_ast.core import select_rows
-        >>> layer = torch.nn.Linear(8, 8)
-        >>> losses = layer(torch.randn(10, 8)).square().sum(1)
-        >>> loss = select_rows(losses, torch.tensor([4]))
-        >>> with FlopCounterMode(display=False) as counter, RowOps():
-        ...     loss.backward()
-        >>> counter.get_total_flops()  # of the weight's gradient: 2 * 8 * 8 for 1 of 10 rows
-        128
+    A mode such as torch's FlopCounterMode sees a row gradient's full shape and reports a dense backward. In ``with
+    FlopCounterMode() as counter, RowOps(): loss.backward()`` it sees the ops that are run in its place.
     """
 
     def __init__(self) -> None:
@@ -60,9 +48,6 @@ class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what runs inside twice: as autograd sees it, at full shapes, and as it is run.
 
-    The ops and their results are what they are without it. It counts with torch's own formulas, but without the module
-    hooks of torch's FlopCounterMode, under which ``torch.autograd.grad`` fails for leaves.
-
     Attributes:
         full: FLOPs of the backward over every row (a multiply-add counts as 2).
         executed: FLOPs that were run: the row-sized ops, and those that ran over all rows. None where another dispatch
@@ -80,6 +65,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (128, 1280)
     """
 
+    # Not torch's FlopCounterMode: its module hooks make `torch.autograd.grad` fail for leaves.
     supports_higher_order_operators = True  # else torch refuses them (flex_attention, cond) while this is active
 
     def __init__(self) -> None:
@@ -173,11 +159,7 @@ def _is_composed(func: Operator, args: OpArgs, kwargs: OpKwargs) -> bool:
 
 
 def uncounted(dense_ops: Iterable[str]) -> bool:
-    """Tell whether ops that ran over all rows cost much, but have no formula in torch's FlopCounterMode.
-
-    Args:
-        dense_ops: The names, as :func:`lightning_ast.core.select_rows` counts them.
-    """
+    """Tell whether ops that ran over all rows, by name, cost much but have no formula in torch's FlopCounterMode."""
     return any(kind in name for name in dense_ops for kind in ("rnn", "lstm", "gru"))
 
 

@@ -43,7 +43,6 @@ class RowGradient(Tensor):
     __slots__ = ("data_rows", "origin", "place", "rows")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Describe it without the contents."""
         return f"RowGradient({tuple(self.shape)}, {self.rows.count} of {self.rows.batch_size} samples, {self.dtype})"
 
     def like(self, data: Tensor) -> RowGradient:
@@ -90,18 +89,13 @@ class RowGradient(Tensor):
         return self.rows.scatter(self.data_rows, self.place, self.memory_format)
 
     def become_dense(self) -> Tensor:
-        """Hold the full tensor from now on, so that what is written into it, or into a view of it, is seen by all.
-
-        Returns:
-            The full tensor; of a view, a view of what it is a view of.
-        """
+        """Hold the full tensor from now on, and return it; of a view, a view of what it is a view of."""
         if self.place is not None:
             if self.origin is None:
-                full = self.dense()
-            else:  # take the view anew, of the base's full tensor: then both share memory
+                self.data_rows = self.dense()
+            else:  # the view is taken anew, of the base's full tensor: what is written into one is seen by both
                 base, view, args, kwargs = self.origin
-                full = view(base.become_dense(), *args, **kwargs)
-            self.data_rows = full
+                self.data_rows = view(base.become_dense(), *args, **kwargs)
             self.place = None
         return self.data_rows
 
@@ -110,7 +104,8 @@ class RowGradient(Tensor):
         gradient = self
         while gradient.origin is not None:
             base = gradient.origin[0]
-            if base.place is None or _memory(base.data_rows) != _memory(gradient.data_rows):
+            memories = [each.data_rows.untyped_storage().data_ptr() for each in (base, gradient)]
+            if base.place is None or memories[0] != memories[1]:
                 return False
             gradient = base
         return True
@@ -132,7 +127,7 @@ class RowGradient(Tensor):
         rule = RULES.get(func)
         if rule is not None:
             result = rule(func, *args, **kwargs)
-            if result is not NotImplemented:
+            if result is not NotImplemented:  # which stands for: this call mixes samples
                 if is_view(func):  # what is written into the view later must reach its base too
                     _remember(func, args, kwargs, result)
                 return result
@@ -182,10 +177,6 @@ def go_dense(func: OpOverload, args: OpArgs, kwargs: OpKwargs) -> Any:
     return first if func._schema.is_mutable and isinstance(first, RowGradient) else result
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 def _remember(func: OpOverload, args: OpArgs, kwargs: OpKwargs, result: Any) -> None:
     """Record what the results of a view are views of."""
     if isinstance(result, RowGradient):
@@ -202,12 +193,10 @@ def in_formula() -> bool:
 
 
 def in_accumulate_grad(rows: Rows) -> bool:
-    """Tell whether the engine is about to store a gradient in the ``.grad`` of a leaf of the user's graph.
-
-    A backward inside the backward (reentrant checkpointing) hands its inputs' gradients on: those of its leaves that
-    are no parameters.
-    """
+    """Tell whether the engine is about to store a gradient in the ``.grad`` of a leaf of the user's graph."""
     node = torch._C._current_autograd_node()
     if node is None or node.name() != "torch::autograd::AccumulateGrad":
         return False
+    # A backward inside the backward (reentrant checkpointing) hands its inputs' gradients on: those of its leaves that
+    # are no parameters.
     return torch._C._current_graph_task_id() == rows.graph_task or isinstance(node.variable, nn.Parameter)  # type: ignore[attr-defined]

@@ -23,6 +23,8 @@ from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view
 
 __all__ = ["GradientMemory", "densify"]
 
+_Sizes = tuple[int, ...]
+
 
 @dataclass
 class _Shared:
@@ -32,20 +34,17 @@ class _Shared:
     elements: int
     formula: tuple[int, str, int]  # the derivative formula that made it, see `_formula`
     # A row gradient that was copied in, and the shape and strides it was copied to.
-    source: tuple[RowGradient, tuple[int, ...], tuple[int, ...]] | None = None
+    source: tuple[RowGradient, _Sizes, _Sizes] | None = None
     plain: Tensor | None = None  # ordinary memory, once somebody needed it
 
 
 class GradientMemory(Tensor):
-    """Stands for ``gradient.new_zeros(shape)`` or ``gradient.new_empty_strided(shape, strides)``.
-
-    What is not a write of a row gradient finds ordinary zeros, or the row gradient that was written.
-    """
+    """Stands for ``gradient.new_zeros(shape)`` or ``new_empty_strided(shape, strides)`` until it is written or read."""
 
     shared: _Shared
 
     @staticmethod
-    def __new__(cls, shared: _Shared, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> GradientMemory:
+    def __new__(cls, shared: _Shared, shape: _Sizes, stride: _Sizes | None) -> GradientMemory:
         """Make a view of the memory."""
         base = shared.base
         made: GradientMemory = Tensor._make_wrapper_subclass(
@@ -71,23 +70,16 @@ class GradientMemory(Tensor):
         return self.ordinary("a write into a part of a gradient")
 
     def ordinary(self, reason: str) -> Tensor:
-        """Return an ordinary view of the memory: all other views see what is written into it.
-
-        Rows that become full are counted under the name of ``reason``.
-        """
+        """Return an ordinary view of the memory; rows that become full for it are counted under ``reason``."""
         shared = self.shared
         if shared.plain is None:
-            # One flat piece of memory, so that every view is a view of the same numbers.
+            # One flat piece of memory, so that all views see what is written into one of them.
             shared.plain = torch.zeros(shared.elements, dtype=self.dtype, device=self.device)
             if shared.source is not None:
                 gradient, shape, stride = shared.source
                 shared.plain.as_strided(shape, stride).copy_(gradient.dense())
                 gradient.rows.dense_ops[reason] += 1
         return shared.plain.as_strided(self.shape, self.stride())
-
-    def may_be_written(self) -> bool:
-        """Tell whether a view of it may be written to: it may in the formula that made it, and in the user's code."""
-        return not in_formula() or _formula() == self.shared.formula
 
     def _write(self, source: Any) -> bool:
         """Copy a row gradient in; False where it would not replace all that is there."""
@@ -108,6 +100,7 @@ class GradientMemory(Tensor):
         """Keep views and writes of row gradients; hand everything else what was written."""
         memory = args[0]
         name = func._schema.name
+        # Later arguments are only read.
         rest, kwargs = tree_map_only(cls, cls.content, (args[1:], kwargs or {}))
         if type(memory) is not cls:  # it is a later argument, which is only read
             return func(*tree_map_only(cls, cls.content, (memory,)), *rest, **kwargs)
@@ -123,19 +116,16 @@ class GradientMemory(Tensor):
         if func._schema.is_mutable:  # a write that no rule can keep in rows
             go_dense(func, (memory.ordinary(str(func)), *rest), kwargs)
             return memory
-        written = is_view(func) and memory.may_be_written()
+        # What is taken as a view may be written to: by the formula that made the memory, and by the user's code.
+        written = is_view(func) and (not in_formula() or _formula() == memory.shared.formula)
         return func(memory.ordinary(str(func)) if written else memory.content(), *rest, **kwargs)
 
 
 def densify(gradient: Tensor) -> Tensor:
-    """Return the ordinary tensor behind a gradient, for hooks and custom backwards that need one.
+    """Return the ordinary tensor behind a gradient, of the same shape; plain tensors pass through.
 
-    Args:
-        gradient: What a tensor hook or a custom ``torch.autograd.Function`` was given; plain tensors pass through.
-
-    Returns:
-        A tensor of the same shape. As the return value of ``tensor.register_hook(densify)`` it makes the rest of
-        the backward below that tensor an ordinary, dense one.
+    It is for tensor hooks and custom ``torch.autograd.Function``s that need one. As the return value of
+    ``tensor.register_hook(densify)`` it makes the rest of the backward below that tensor an ordinary, dense one.
     """
     if isinstance(gradient, GradientMemory):
         gradient = gradient.content()
@@ -143,11 +133,7 @@ def densify(gradient: Tensor) -> Tensor:
 
 
 def _viewed(
-    gradient: RowGradient,
-    old_shape: tuple[int, ...],
-    old_stride: tuple[int, ...],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
+    gradient: RowGradient, old_shape: _Sizes, old_stride: _Sizes, shape: _Sizes, stride: _Sizes
 ) -> RowGradient | None:
     """Read a gradient by new strides that was copied to memory by the old ones.
 
@@ -176,7 +162,7 @@ def _viewed(
     return gradient.moved(gradient.data_rows.permute(order).reshape(rows), dim)
 
 
-def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def _is_contiguous(shape: _Sizes, stride: _Sizes) -> bool:
     expected = 1
     for n, s in zip(reversed(shape), reversed(stride), strict=True):
         if n != 1 and s != expected:

@@ -48,9 +48,7 @@ class Place:
 class UnequalPlace(Place):
     """Where samples with unequal numbers of rows lie, as graphs with their nodes do.
 
-    Attributes:
-        assignment: ``(size,)`` int64, the sample of each row.
-        count: The number of samples B.
+    The assignment, ``(size,)`` int64, tells the sample of each row; the count is the number of samples B.
     """
 
     assignment: Tensor
@@ -95,8 +93,7 @@ class Rows:
     Args:
         indices: ``(k,)`` int64, positions in the batch.
         batch_size: The number of samples B.
-        batchnorm: How the backward of BatchNorm in training mode is taken, see
-            :func:`lightning_ast.core.partial.select_rows`.
+        batchnorm: The backward of BatchNorm, as in :func:`lightning_ast.core.select_rows`.
         dense_ops: A counter, by name, of the ops that ran over all rows for want of a rule.
     """
 
@@ -112,9 +109,8 @@ class Rows:
         self.graph_task = torch._C._current_graph_task_id()
         self._on = {indices.device: indices}  # a model may be spread over several devices
         self._folded: dict[tuple[torch.device, int, int], Tensor] = {}
-        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = (
-            OrderedDict()
-        )  # oldest first
+        # Chunks that were gathered, the oldest first, each with its memory and the version of that.
+        self._gathered: OrderedDict[_Chunk, tuple[Tensor, torch.UntypedStorage, int | None]] = OrderedDict()
         self._kept = _KEPT
 
     def on(self, device: torch.device) -> Tensor:
@@ -124,12 +120,9 @@ class Rows:
         return self._on[device]
 
     def gather(self, full: Tensor, dim: int, pre: int = 1, post: int = 1) -> Tensor:
-        """Gather the selected samples' rows of ``full``, whose dimension ``dim``, not negative, has ``pre * B * post``.
-
-        Do not write to what is returned, with ``pre * k * post`` rows in ``dim``: it may share memory with ``full`` or
-        with other gathered tensors. A tensor that was rewritten through ``.data`` since it was last gathered in this
-        backward is not noticed.
-        """
+        """Gather the samples' rows of ``full``, whose dimension ``dim``, not negative, has ``pre * B * post``."""
+        # What is returned may share memory with `full` or with other gathered tensors: rules do not write to it. That
+        # a tensor was rewritten through `.data` since it was last gathered in this backward is not noticed.
         plan = _plan(full.shape, full.stride(), dim, pre, post, self.batch_size, self.count)
         if plan is None:
             return self._gather_by_dimension(full, dim, pre, post)

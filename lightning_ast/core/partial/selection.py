@@ -37,6 +37,7 @@ class _KeepRows(torch.autograd.Function):
         if torch.is_grad_enabled() or indices.numel() >= ctx.size:  # a second derivative is wanted; nothing to save
             full: Tensor = data.new_zeros(ctx.size).index_add(0, indices, data)
             return full, None, of_factors, None, None
+        # From here on every derivative formula finds a RowGradient, as behind the gate.
         rows = Rows(indices, ctx.size, batchnorm=ctx.batchnorm, dense_ops=ctx.dense_ops)
         # A gradient of the user's may hold the rows long after this backward, but not all that was gathered in it.
         Variable._execution_engine.queue_callback(rows.forget)
@@ -51,12 +52,9 @@ def keep_rows(
     batchnorm: BatchNormBackward = "selected",
     dense_ops: Counter[str] | None = None,
 ) -> Tensor:
-    """Set the losses of the other samples to zero, and run their backward over the selected rows only.
+    """Set the losses of the other samples to zero, ``(B,)``, and run their backward over the selected rows only.
 
     Arguments are those of :func:`select_rows`, with ``factors`` for ``weights``.
-
-    Returns:
-        ``(B,)``.
 
     Raises:
         ValueError: The shapes do not fit, nothing is selected, or ``batchnorm`` is unknown.
@@ -85,32 +83,24 @@ def select_rows(
     batchnorm: BatchNormBackward = "selected",
     dense_ops: Counter[str] | None = None,
 ) -> Tensor:
-    """Compute ``sum_i weights[i] * losses[indices[i]]``, whose backward costs what the selected rows cost.
+    """Compute ``sum_i weights[i] * losses[indices[i]]``, a scalar, whose backward costs what the selected rows cost.
 
-    The forward that made ``losses`` ran on the whole batch; ``.backward()`` computes over k of its B rows: the
-    ordinary engine runs, and every derivative formula finds a gradient that holds the selected rows alone. Parameter
-    gradients, hooks, accumulation, AMP scaling and DDP see ordinary tensors. The result equals the gradient of the
-    same sum with the other losses masked out, where the model treats every sample alone; ops that mix samples, and ops
-    without a row rule, run over the full batch, exactly. Memory is that of a dense step. Tensor hooks on activations
-    are given a :class:`RowGradient` (arithmetic works; :func:`densify` makes it ordinary); so is what
-    ``torch.autograd.grad`` returns for an activation or an input. A backward with ``create_graph=True`` is dense.
+    The forward that made ``losses`` ran on the whole batch; ``.backward()`` computes over k of its B rows. Parameter
+    gradients, accumulation, AMP scaling and DDP see ordinary tensors. The result equals the gradient of the same sum
+    with the other losses masked out, where the model treats every sample alone; ops that mix samples, and ops without
+    a row rule, run over the full batch, exactly. Tensor hooks on activations and ``torch.autograd.grad`` are given a
+    :class:`RowGradient` (:func:`densify` makes it ordinary). A backward with ``create_graph=True`` is dense.
 
     Args:
         losses: ``(B,)`` with its graph.
         indices: ``(k,)`` int64 positions of the selected samples, on the losses' device, in any order. A position that
             occurs twice counts twice; one outside the batch is torch's error.
         weights: ``(k,)``, or None for 1. They may require gradients.
-        batchnorm: The backward of BatchNorm in training mode, which mixes the samples. ``"selected"``: what it takes
-            from the gradient (its mean, and its part along the normalised input) is taken over the k rows, and the
-            other rows get none: an approximation, see :mod:`lightning_ast.core.partial.rules.normalization`. Along a
-            CIFAR-10 training of ResNet-9 with B = 256 the cosine of all gradients to the exact ones was above 0.98,
-            0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1, and the accuracy after 16 epochs at 0.4 within half a point of
-            exact masking; with few values a channel it is further off. ``"exact"``: over all rows there,
-            and in every layer before it, at about the cost of a full backward. The forward is the full batch's in both.
+        batchnorm: The backward of BatchNorm in training mode, which mixes the samples. ``"selected"`` takes it over the
+            k rows, and the other rows get none: an approximation, see
+            :mod:`lightning_ast.core.partial.rules.normalization`. ``"exact"`` runs there, and in every layer before it,
+            over all rows, at about the cost of a full backward. The forward is the full batch's in both.
         dense_ops: A counter that the backward fills with the names of ops that ran over all rows, and how often.
-
-    Returns:
-        Scalar.
 
     Raises:
         ValueError: The arguments are not what :func:`keep_rows` expects.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_ast.core.dependence.uncompiled import uncompiled
+from lightning_ast.core.dependence.trace import uncompiled
 
 
 def compiles() -> bool:

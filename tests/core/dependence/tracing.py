@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_ast.core.dependence.trace import Dependence, SampleTrace
+from lightning_ast.core.dependence.records import Dependence
+from lightning_ast.core.dependence.trace import SampleTrace
 
 B = 5
 

@@ -1,4 +1,4 @@
-"""Elementwise ops: activations, products with masks and saved values, sums of gradients, dropout, dtype changes."""
+"""Elementwise ops: losses, activations, products with saved values, sums of gradients, dropout, dtype changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from lightning_ast.core.partial.gradient import HeldRows, RowGradient, holds_rows, in_accumulate_grad, in_formula
 from lightning_ast.core.partial.registry import OpArgs, rule
 
-__all__ = ["run_pointwise"]
+__all__ = []
 
 aten = torch.ops.aten
 _DIRECT: dict[OpOverload, Callable[..., Tensor]] = {
@@ -21,6 +21,21 @@ _DIRECT: dict[OpOverload, Callable[..., Tensor]] = {
     aten.div.Tensor: torch.div,
 }
 """Python's own bindings, faster to call than the dispatcher's."""
+# Where each finds its reduction among its arguments. Reduced to one number, the gradient would be a scalar, and no row
+# of a sample.
+_REDUCTION_AT = {
+    "mse_loss_backward": 3,
+    "smooth_l1_loss_backward": 3,
+    "huber_loss_backward": 3,
+    "soft_margin_loss_backward": 3,
+    "binary_cross_entropy_backward": 4,
+}
+_CLASS_REDUCTION_AT = {
+    "nll_loss_backward": 4,
+    "nll_loss2d_backward": 4,
+    "multi_margin_loss_backward": 6,
+    "multilabel_margin_loss_backward": 3,
+}
 
 
 def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
@@ -51,7 +66,7 @@ def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
     "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
     "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
 )  # fmt: skip
-def run_pointwise(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+def _pointwise(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
     first = next(a for a in args if type(a) is RowGradient)
     operands = _operands(args, first) if holds_rows(first) else None
@@ -66,7 +81,7 @@ def _product(func: OpOverload, a: Any, b: Any) -> Any:
     # No derivative formula multiplies two gradients; by one, the rows that are not held would be 0 / 0.
     if type(b) is RowGradient and (type(a) is RowGradient or func is aten.div.Tensor):
         return NotImplemented
-    return run_pointwise(func, a, b)
+    return _pointwise(func, a, b)
 
 
 @rule("add.Tensor", "sub.Tensor", "add_.Tensor", "sub_.Tensor")
@@ -78,7 +93,7 @@ def _add(func: OpOverload, a: Any, b: Any, **kwargs: Any) -> Any:
             return NotImplemented
         func(a.data_rows, b.data_rows, **kwargs)
         return a
-    return run_pointwise(func, a, b, **kwargs)
+    return _pointwise(func, a, b, **kwargs)
 
 
 @rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_", on_rows=True)
@@ -94,14 +109,14 @@ def _scale_in_place(func: OpOverload, gradient: HeldRows, *others: Any) -> Any:
 def _masked_fill(func: OpOverload, gradient: HeldRows, mask: Tensor, value: Any) -> Any:
     if type(value) is RowGradient or not _is_zero(value):
         return NotImplemented
-    return (_scale_in_place if func._schema.is_mutable else run_pointwise)(func, gradient, mask, value)
+    return (_scale_in_place if func._schema.is_mutable else _pointwise)(func, gradient, mask, value)
 
 
 @rule("where.self")
 def _where(func: OpOverload, condition: Tensor, a: Tensor, b: Tensor) -> Any:
     if type(condition) is RowGradient or not all(type(part) is RowGradient or _is_zero(part) for part in (a, b)):
         return NotImplemented
-    return run_pointwise(func, condition, a, b)
+    return _pointwise(func, condition, a, b)
 
 
 def _is_zero(value: Any) -> bool:
@@ -190,3 +205,20 @@ def _new_like(func: OpOverload, gradient: RowGradient, **kwargs: Any) -> Any:
 @rule("new_empty", "new_ones", "new_full")
 def _new(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> Any:
     return func(gradient.data_rows, *args, **kwargs)
+
+
+@rule(*_REDUCTION_AT)
+def _elementwise(func: OpOverload, *args: Any) -> Any:
+    at = _REDUCTION_AT[func._schema.name.removeprefix("aten::")]
+    return _pointwise(func, *args) if len(args) > at and args[at] == 0 else NotImplemented
+
+
+@rule(*_CLASS_REDUCTION_AT, on_rows=True, dim=0)
+def _by_class(func: OpOverload, gradient: HeldRows, *args: Any) -> Any:
+    name = func._schema.name.removeprefix("aten::")
+    if args[_CLASS_REDUCTION_AT[name] - 1] != 0:
+        return NotImplemented
+    # The scores and the target have a row for each sample; so has what marks the targets of a multilabel margin.
+    whole = (0, 1, 3) if name == "multilabel_margin_loss_backward" else (0, 1)
+    saved = [gradient.rows_of(arg, 0) if position in whole else arg for position, arg in enumerate(args)]
+    return gradient.moved(func(gradient.packed(), *saved), 0)

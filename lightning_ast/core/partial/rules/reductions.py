@@ -1,4 +1,4 @@
-"""Sums, means and matrix products: over the samples they give ordinary tensors, as every parameter's gradient is.
+"""Sums, matrix products and attention: over the samples they give ordinary tensors, as every parameter's gradient is.
 
 ``gradient @ weight`` has rows; ``gradient.T @ input`` sums over them, so only the selected rows of the input enter.
 """
@@ -17,6 +17,9 @@ from lightning_ast.core.partial.gradient import HeldRows, RowGradient, holds_row
 from lightning_ast.core.partial.registry import rule
 
 __all__ = []
+
+_SAVED = ("query", "key", "value", "out", "logsumexp")
+_MASKS = ("attn_bias", "attn_mask")
 
 
 @rule("sum", "sum.dim_IntList", "mean", "mean.dim", on_rows=True)
@@ -60,6 +63,7 @@ def _matmul(func: OpOverload, left: Any, right: Any) -> Any:
         kept = True
     elif not kept:  # summed over the rows
         other = gradient.rows_of(other, other.dim() - 2 if first else other.dim() - 1)
+    # Python's own bindings are faster to call than the dispatcher's.
     product = torch.mm if left.dim() == 2 else torch.bmm
     out = product(gradient.data_rows, other) if first else product(other, gradient.data_rows)
     return gradient.like(out) if kept else out
@@ -71,3 +75,36 @@ def _matvec(func: OpOverload, other: Tensor, gradient: Tensor) -> Any:
     if type(other) is RowGradient or not holds_rows(gradient):
         return NotImplemented
     return func(gradient.rows_of(other, other.dim() - 1), gradient.data_rows)
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward",
+    "_scaled_dot_product_cudnn_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward",
+    "_scaled_dot_product_fused_attention_overrideable_backward", on_rows=True,
+)  # fmt: skip
+def _attention(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """Run a fused attention's backward; the written-out form is made of matrix products and a softmax."""
+    gradient: HeldRows = args[0]
+    # The backends give their arguments in different orders, and some have arguments that others lack.
+    names = [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
+    call = {**dict(zip(names, args, strict=False)), **kwargs}
+    # Heads lie behind the samples or before them. Dropout draws its mask anew, by the row's position in the batch.
+    at = gradient.place.dim
+    if at > 1 or call.get("dropout_p"):
+        return NotImplemented
+    size = gradient.place.size
+    mask_has_rows = False
+    for name in (*_SAVED, *_MASKS):
+        saved = call.get(name)
+        if not isinstance(saved, Tensor) or saved.numel() == 0:
+            continue
+        if saved.dim() > at and saved.shape[at] == size and (name in _SAVED or saved.dim() == 4):
+            call[name] = gradient.rows_of(saved, at)
+            mask_has_rows |= name in _MASKS  # a mask that is broadcast over the batch is the same for all rows
+        elif name in _SAVED:
+            return NotImplemented
+    call[names[0]] = gradient.packed()
+    positional = [call.pop(name) for name in names if name in call]
+    outs = func(*positional, **call)
+    rows = 3 + mask_has_rows  # gradients of query, key, value and, of a mask with a row for each sample, its own
+    return tuple(gradient.moved(o, at) if isinstance(o, Tensor) and i < rows else o for i, o in enumerate(outs))

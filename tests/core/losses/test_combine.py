@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ast.core.losses.capture import LossCapture
-from lightning_ast.core.losses.loss_sum import combine
+from lightning_ast.core.losses.capture import LossCapture, combine
 from lightning_ast.errors import LossCaptureError
 
 B = 6
