@@ -24,11 +24,11 @@ test: $(READY)  ## the test suite, without what is marked slow, on all cores
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY)  ## every test, those with other people's LightningModules too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt --editable '.[dev,recipes]'
 	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 test-slow: $(READY)  ## what is marked slow alone, other people's LightningModules included
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt --editable '.[dev,recipes]'
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-oldest:  ## the callbacks' tests on the oldest supported torch and Lightning, in an environment of their own

@@ -34,6 +34,7 @@ LAYERS = [
     "commands",
     "advice",
     "demo",
+    "recipes",
 ]
 LAYERS += ["__main__", "cli"]
 
