@@ -38,7 +38,9 @@ def test_one_process_takes_the_same_file(tmp_path: Path) -> None:
 def test_two_processes(launcher: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, *launcher, "-m", "lightning_ast", "fit", "--config", str(CONFIG), *SHORT]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Starting with 2 processes" in done.stdout + done.stderr
     assert done.stdout.count("Epoch 3/3 |") == 1, "one process tells"
