@@ -1,4 +1,4 @@
-"""Adaptive sparse training with Fabric: scikit-learn's digits, half a minute. Several processes make one large batch."""
+"""Adaptive sparse training with Fabric: scikit-learn's digits, half a minute. Several processes are one batch."""
 
 import torch
 import torch.nn.functional as F

@@ -26,7 +26,7 @@ def test_the_search_tells_accuracy_and_work(benchmark: Any, tmp_path: Path, monk
     assert study.best_value == pytest.approx(best["accuracy"] - 0.5 * best["work"])
     assert 0 < best["work"] <= 1
     assert [len(trial.intermediate_values) for trial in study.trials] == [5, 5], "one report an epoch"
-    assert optuna.trial.TrialState.COMPLETE == study.trials[0].state
+    assert study.trials[0].state == optuna.trial.TrialState.COMPLETE
 
 
 @pytest.mark.slow
