@@ -18,6 +18,7 @@ __all__ = [
     "QuarantineError",
     "ReportError",
     "UsageError",
+    "WeightsNotFoundError",
 ]
 
 _SHOWN = 20  # faults of a checkpoint that are named one by one
@@ -101,6 +102,10 @@ class AdviceError(RuntimeError):
 
 class DataNotFoundError(FileNotFoundError):
     """The images are nowhere to be found; the message names every way to provide them."""
+
+
+class WeightsNotFoundError(FileNotFoundError):
+    """Pretrained weights are nowhere to be found; the message names every way to provide them."""
 
 
 class MissingPackageError(ModuleNotFoundError):

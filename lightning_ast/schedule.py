@@ -87,6 +87,8 @@ class Schedule:
 
     def _cools_down(self, at: Point, run: RunLength) -> bool:
         left: float | None
+        if not (self.cooldown_steps or self.cooldown_epochs):
+            return False
         if self.cooldown_steps is not None:
             left = run.steps_left(at)
             length = float(self.cooldown_steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.mode_facts import MODE_FACTS
+from lightning_ast.monitoring.details import epoch_details, milestones
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
 from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selection_summary
@@ -68,16 +69,23 @@ class SparseTrainingMonitor(Callback):
             the first logged name that has the words ``val`` (``valid``, ``validation``) and ``acc`` (``accuracy``) in
             it, and leaves the field out where there is none.
         images: The samples shown in each row of the grid; 0 loads none.
+        metrics: The names of further logged metrics that the line shows, such as ``"val_top5"`` or ``"ast/threshold"``.
+        details: Whether the line also has the wall time of the epoch and the highest memory of the GPU so far, and the
+            summary the epochs in which 90, 95 and 99 % of the best accuracy were reached.
 
     Example:
         >>> SparseTrainingMonitor(accuracy="val_acc").accuracy
         'val_acc'
     """
 
-    def __init__(self, *, accuracy: str | None = None, images: int = 8) -> None:
+    def __init__(
+        self, *, accuracy: str | None = None, images: int = 8, metrics: Sequence[str] = (), details: bool = False
+    ) -> None:
         super().__init__()
         self.accuracy = accuracy
         self.images = images
+        self.metrics = metrics
+        self.details = details
         self._progress = RunProgress()
         self._history = SampleHistory()
         self._drawn: DrawnIndices | None = None
@@ -98,6 +106,8 @@ class SparseTrainingMonitor(Callback):
         accuracy: object = self.accuracy
         if accuracy is not None and not isinstance(accuracy, str):
             faults.append(f"accuracy: expected the name of a logged metric or None, got {accuracy!r}.")
+        if isinstance(self.metrics, str) or not all(isinstance(name, str) for name in self.metrics):
+            faults.append(f"metrics: expected a list of names of logged metrics, got {self.metrics!r}.")
         if faults:
             raise ConfigurationError(faults)
         begin_use(trainer, self)
@@ -160,7 +170,10 @@ class SparseTrainingMonitor(Callback):
         with self._own_time():
             line = self._progress.finish_epoch(trainer, running_session(trainer), self._accuracy(trainer))
             joules = energy.epochs[-1].epoch_joules if energy is not None and energy.epochs else None
-            _say(trainer, format_epoch(**line, joules=joules))
+            seconds = self._progress.last_seconds if self.details else None
+            device = trainer.strategy.root_device
+            details = epoch_details(self.metrics, trainer.callback_metrics, seconds=seconds, device=device)
+            _say(trainer, format_epoch(**line, joules=joules, details=details))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what has not been drawn, and sum up."""
@@ -217,13 +230,18 @@ class SparseTrainingMonitor(Callback):
             self._pictured = step
 
     def _check_accuracy(self, trainer: pl.Trainer) -> None:
-        """Warn of an accuracy that is not logged, behind the first validation."""
-        if self.accuracy is None or self._checked or not self._progress.validated:
+        """Warn of an accuracy and of metrics that are not logged, behind the first validation."""
+        if self._checked or not self._progress.validated:
             return
         self._checked = True
-        if self.accuracy not in trainer.callback_metrics:
-            missing = not_logged(self.accuracy, trainer.callback_metrics.keys() - BAR_NAMES)
+        logged = trainer.callback_metrics.keys() - BAR_NAMES
+        if self.accuracy is not None and self.accuracy not in logged:
+            missing = not_logged(self.accuracy, logged)
             rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows no accuracy: {missing}")
+        own = ("ast/", "energy/")  # the threshold is logged once steps are sparse
+        for name in self.metrics:
+            if name not in logged and not name.startswith(own):
+                rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows less: {not_logged(name, logged)}")
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
         if not self._progress.validated:
@@ -248,6 +266,7 @@ class SparseTrainingMonitor(Callback):
             accuracy=list(accuracies.values())[-1] if accuracies else None,
             best_accuracy=None if best is None else accuracies[best],
             best_epoch=best,
+            milestones=milestones(accuracies) if self.details else {},
             sections={name: sum(getattr(c, f"{name}_seconds") for c in costs) for name in sections if costs},
             joules=None if energy is None else energy.joules,
             measured=() if energy is None else energy.names,

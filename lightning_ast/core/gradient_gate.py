@@ -60,7 +60,9 @@ def norms_at(
     seed = (torch.ones_like(loss) if seed is None else seed) * weight
     gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
     norms = [row_norms(g, place) for g, place in zip(gradients, places, strict=True) if g is not None]
-    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0) if norms else None
+    if len(norms) < 2:
+        return norms[0] if norms else None
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0)
 
 
 class BatchGate:
@@ -202,5 +204,5 @@ class BatchGate:
             dtype = torch.float32 if kept.factors is None else kept.factors.dtype
             factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors
             zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
-            self._dense_factors = zeros.index_add(0, kept.indices, factors)
+            self._dense_factors = zeros.index_add_(0, kept.indices, factors)
         return self._dense_factors

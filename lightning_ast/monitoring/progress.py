@@ -35,6 +35,7 @@ class RunProgress:
     _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # what _totals gave at the start of the epoch
     _began: float = 0.0
     _carried: float = 0.0  # seconds of the running epoch before the run was resumed in it
+    last_seconds: float = 0.0  # of the epoch that was finished last, validation included
 
     @property
     def epochs(self) -> int:
@@ -75,7 +76,8 @@ class RunProgress:
         stage = self.stage
         self.validated = False
         now = time.perf_counter()
-        self.seconds.setdefault(stage, []).append(self._carried + now - self._began)
+        self.last_seconds = self._carried + now - self._began
+        self.seconds.setdefault(stage, []).append(self.last_seconds)
         self._began = now
         self._carried = 0.0
         if accuracy is not None:

@@ -37,6 +37,7 @@ def format_epoch(
     flops_savings: float | None = None,
     joules: float | None = None,
     eta_seconds: float | None = None,
+    details: Sequence[str] = (),
 ) -> str:
     """Format one line for a finished epoch; what is not known is left out.
 
@@ -54,6 +55,7 @@ def format_epoch(
         fields.append(f"FLOPs saved: {flops_savings:.1%}")
     if joules is not None:
         fields.append(f"Energy: {_format_joules(joules)}")
+    fields += details
     if eta_seconds is not None:
         fields.append(f"ETA: {format_seconds(eta_seconds)}")
     return " | ".join(fields)
@@ -95,6 +97,7 @@ class RunSummary:
     accuracy: float | None = None
     best_accuracy: float | None = None
     best_epoch: int | None = None
+    milestones: Mapping[float, int] = field(default_factory=dict)  # first epochs, by share of the best accuracy
     mode: Mode | None = None  # None in a plain run
     activation_rate: float | None = None
     sparse_rate: float | None = None  # the same of the sparse stage alone
@@ -122,6 +125,9 @@ def format_summary(run: RunSummary) -> str:
     if run.accuracy is not None and run.best_accuracy is not None:
         head += f" | Val Acc: {run.accuracy:.2%}, best {run.best_accuracy:.2%} in epoch {run.best_epoch}"
     lines = [head]
+    if run.milestones:
+        reached = [f"{share:.0%} of the best in epoch {epoch}" for share, epoch in run.milestones.items()]
+        lines.append(_row("convergence", " | ".join(reached)))
     if run.mode is not None and run.activation_rate is not None:
         rate = f"{run.activation_rate:.1%} of all samples"
         if run.sparse_rate is not None:

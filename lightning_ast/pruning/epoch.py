@@ -57,15 +57,18 @@ class RunningEpoch:
     def next_batch(self, batch_size: int, own: Tensor | None, *, share: Callable[[Tensor], Tensor]) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         assert self.plan is not None
-        indices = share(self.plan.indices)
         start = self.lengths.start(self.batch)
         stop = self.lengths.start(self.batch + 1)
-        order = _order(self.batch, indices[start:stop], batch_size, own)
+        indices = share(self.plan.indices)[start:stop]
+        weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop]
+        order = _order(self.batch, indices, batch_size, own)
         self.batch += 1
-        weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop][order]
         # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
         scale = self.plan.offered / self.plan.indices.numel() if self.sparse else 1.0
-        return PlannedBatch(indices[start:stop][order], weights, round(stop * scale) - round(start * scale))
+        stands_for = round(stop * scale) - round(start * scale)
+        if order is None:
+            return PlannedBatch(indices, weights, stands_for)
+        return PlannedBatch(indices[order], None if weights is None else weights[order], stands_for)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan and the lengths as primitives and tensors."""
@@ -121,8 +124,8 @@ def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
         )
 
 
-def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> Tensor:
-    """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``."""
+def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> Tensor | None:
+    """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``, or None for the plan's."""
     if batch_size != len(drawn):
         raise ConfigurationError(
             [
@@ -133,7 +136,7 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
             ]
         )
     if own is None:
-        return torch.arange(batch_size)
+        return None
     (drawn, there) = drawn.sort(stable=True)
     (own, here) = own.detach().cpu().long().sort(stable=True)
     if not torch.equal(drawn, own):

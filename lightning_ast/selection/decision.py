@@ -127,9 +127,8 @@ class Decision:
         step.significance = scores.detach()
         step.labels = labels
         if step.facts.observe is not None:
-            bad = step.bad
-            infinite = torch.full_like(scores, torch.inf)  # how the history is told of a sample that is not finite
-            step.facts.observe(scores if bad is None else scores.where(~bad.to(scores.device), infinite))
+            bad = step.bad  # the history is told of a sample that is not finite by infinity
+            step.facts.observe(scores if bad is None else scores.masked_fill(bad.to(scores.device), torch.inf))
         return scores
 
     def _select(self, step: StepState, scores: Tensor, eligible: Tensor | None) -> None:

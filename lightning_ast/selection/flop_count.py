@@ -53,6 +53,7 @@ class FlopCount:
         self._tries = _TRIES
         self._counter = BackwardFlops()
         self._counting_now = False
+        self._has_counted = False
         self._backward_began: int | None = None
         self._backward_full = 0
         self._forward: int | None = None
@@ -80,7 +81,7 @@ class FlopCount:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        self._counting_now = True
+        self._counting_now = self._has_counted = True
         try:
             with self._counter:
                 yield
@@ -121,6 +122,16 @@ class FlopCount:
     def finish_batch(self, ledger: Ledger, step: StepState, dense_ops: Counter[str]) -> DenseOps:
         """Write the cost of one sample to the ledger, once known; return what ran over all rows for want of a rule."""
         self.close()
+        executed = self._finish_count(ledger, step) if self._wants_dense or self._has_counted else None
+        if not step.has_spared_rows:  # a gradient of 0 runs over all rows
+            return _NONE
+        if uncounted(dense_ops):
+            ledger.flops = None
+        return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
+
+    def _finish_count(self, ledger: Ledger, step: StepState) -> float | None:
+        """Take what was counted in a batch; return the share of the backward's FLOPs that was run, if known."""
+        self._has_counted = False
         if self._wants_dense and ledger.flops is None:
             ledger.flops = self.of_sample(step)
         counter = self._counter
@@ -141,16 +152,9 @@ class FlopCount:
             self._backward = None
         else:
             self._wants_dense = False
-        executed = None
-        if counter.executed is not None and counter.failure is None and full:
-            executed = (
-                1 + (counter.executed - counter.full) / full
-            )  # the forward runs at full shapes: only this differs
-        if not step.has_spared_rows:  # a gradient of 0 runs over all rows
-            return _NONE
-        if uncounted(dense_ops):
-            ledger.flops = None
-        return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
+        if counter.executed is None or counter.failure is not None or not full:
+            return None
+        return 1 + (counter.executed - counter.full) / full  # the forward runs at full shapes: only this differs
 
     def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
         # The backward was counted twice over: by the full shapes that autograd sees, and by the rows that are computed.
@@ -168,6 +172,7 @@ class FlopCount:
 
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
-        self._open.close()
-        self._forward_open.close()
         self._in_forward = False
+        if self._counting_now:
+            self._open.close()
+            self._forward_open.close()

@@ -102,6 +102,8 @@ class Gating:
         if not step.is_gated and self._quarantine.lost(loss):
             step.treatment = Treatment.CLEANED
         traced = self._trace is not None
+        if not traced and not step.is_gated:
+            return
         found = self._found(step, loss)
         if not found.entries:
             weighs = step.is_whole or (step.selects and step.part is not None)
@@ -117,7 +119,7 @@ class Gating:
     def _found(self, step: StepState, loss: Tensor) -> Found:
         trace = self._trace
         if trace is None:
-            return self.search.find(loss, step.forwarded) if step.is_gated else Found()
+            return self.search.find(loss, step.forwarded)
         found = self.search.find_traced(loss, step.forwarded, trace)
         if self._module.automatic_optimization:  # nothing else is proved in this step, and a trace holds much memory
             self._trace = None

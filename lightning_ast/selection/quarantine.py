@@ -88,10 +88,13 @@ class Quarantine:
         # knowing, and is counted when the news arrives.
         if self.limit is None:
             return None
+        on_host = values.device.type == "cpu"
+        if on_host and step.bad is None and all_finite(values):
+            return None
         finite = values.isfinite()
         if step.bad is not None:
             finite = finite & ~step.bad.to(finite.device)
-        if values.device.type == "cpu" and bool(finite.all()):
+        if on_host and bool(finite.all()):
             return None
         step.quarantine(~finite)
         return finite
@@ -102,11 +105,9 @@ class Quarantine:
         Returns:
             ``(k,)`` positions among the selected samples of the finite ones; None where the host knows that all are.
         """
-        if self.limit is None or step.selection is None or norms.device.type != "cpu":
+        if self.limit is None or step.selection is None or norms.device.type != "cpu" or all_finite(norms):
             return None
         finite = norms.isfinite()
-        if bool(finite.all()):
-            return None
         bad = torch.zeros(step.batch_size, dtype=torch.bool)
         step.quarantine(bad.index_fill(0, step.selection.indices[~finite], True))
         return finite.nonzero().flatten()

@@ -52,39 +52,46 @@ class ScoringPass:
         self._search = search
         self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
+        # Once: a walk of the modules takes as long as a small forward.
+        self._modules = [(f"{name}." if name else "", each) for name, each in module.named_modules()]
         self._traceless = TracelessForward(module)
         self._metrics = StillMetrics(module)
         self._passed = 0
         self._proved: Found | None = None
         self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
-    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
-        """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step."""
+    def __call__(self, batch: Any, batch_idx: int, batch_size: int, *, labels: bool) -> Scored | None:
+        """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step.
+
+        The classes of the samples are looked for where ``labels`` is true.
+        """
         search = self._search
         search.batch = batch
         trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
+        # The network runs without a graph where its last layers are modules whose outputs can be had, which a traced
+        # pass has found: only the loss part is differentiated. Elsewhere the whole step runs with its graph.
+        read = self._taps if self._taps is not None and self._taps.ready and trace is None else None
         # Lightning enters it around the training step: scores of another precision would rank samples otherwise.
         context = self._module.trainer.precision_plugin.forward_context()
         with (
             # Python's and NumPy's states too. The next step must draw (augmentation, mixup) what it would draw without.
             isolate_rng(include_cuda=False),
-            self._nothing_changed(),
+            self._nothing_changed(frozen=read is not None),
             self._traceless(grad=True),
             self._metrics,
             context,
         ):
-            scored = self._scored(batch, batch_idx, batch_size, trace)
+            scored = self._scored(batch, batch_idx, batch_size, trace, read=read, labels=labels)
         if trace is not None:
             search.end_trace(trace)
         search.batch = None
         return scored
 
-    def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
+    def _scored(
+        self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None, *, read: Taps | None, labels: bool
+    ) -> Scored | None:
         losses = StepLosses(self._module)
-        # The network runs without a graph where its last layers are modules whose outputs can be had, which a traced
-        # pass has found: only the loss part is differentiated. Elsewhere the whole step runs with its graph.
         taps = self._taps
-        read = taps if taps is not None and taps.ready and trace is None else None
         with ExitStack() as stack:
             if read is not None:
                 stack.enter_context(read.reading())
@@ -92,14 +99,15 @@ class ScoringPass:
                 stack.enter_context(taps.finding())
             if trace is not None:
                 stack.enter_context(trace)
-            stack.enter_context(losses)
+            if labels or self._needs_losses:
+                stack.enter_context(losses)
             loss = self._loss_of(batch, batch_idx, lambda loss, number: self._passes(loss, number, size, trace))
         if loss is None:
             return None
         norms = self._norms(loss, size, trace) if read is None else read.norms(loss, size)
         if norms is None and read is not None:  # the step took another way than in the first pass
             self._taps = None
-            return self._scored(batch, batch_idx, size, trace)
+            return self._scored(batch, batch_idx, size, trace, read=None, labels=labels)
         if norms is None:
             return None
         record = losses.record(loss, size) if self._needs_losses else None
@@ -159,12 +167,18 @@ class ScoringPass:
         yield self._module, "clip_gradients", _nothing
 
     @contextmanager
-    def _nothing_changed(self) -> Iterator[None]:
-        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient."""
-        flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
+    def _nothing_changed(self, *, frozen: bool) -> Iterator[None]:
+        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient, which ``frozen`` takes away."""
+        flags = [
+            (name + leaf, parameter, parameter.requires_grad, parameter._version)
+            for name, module in self._modules
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None
+        ]
         with ExitStack() as undo:
-            for _, parameter, flag, _ in flags:  # a pass that reads taps runs without
-                undo.callback(parameter.requires_grad_, flag)
+            undo.callback(_require_gradients, flags)
+            for _, parameter, _, _ in flags if frozen else ():
+                parameter.requires_grad_(False)
             for owner, name, stub in self._stubs():
                 undo.callback(put_on(owner, name, stub))
             yield
@@ -200,6 +214,12 @@ class _StopAtBackward(TorchFunctionMode):
             self.loss = args[0]
             raise _BackwardReached
         return func(*args, **(kwargs or {}))
+
+
+def _require_gradients(flags: list[tuple[str, Tensor, bool, int]]) -> None:
+    for _, parameter, flag, _ in flags:
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
 
 
 # `manual_backward` would run Lightning's hooks and the precision's scaling: what stops at `Tensor.backward` is enough.

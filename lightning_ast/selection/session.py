@@ -172,8 +172,8 @@ class Session:
         self.quarantine.examine(step, batch)
         if step.known_bad and not step.selects and not step.is_whole:
             step.treatment = Treatment.CLEANED
-        self.mode.prepare_step(step, batch, batch_idx)
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
+        self.mode.prepare_step(step, batch, batch_idx)
         self._gating.start_batch(step, batch)
         # Last: the scoring pass of subset is not a part of the forward that is counted.
         self._books.flops.start_forward()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -34,8 +33,7 @@ _JOULES = "ast/savings_joules"  # logged by EnergyMonitor at the end of each epo
 _NOT_KNOWN = math.nan
 
 
-@dataclass(frozen=True)
-class _Batch:
+class _Batch(NamedTuple):
     """The last batch that was trained on."""
 
     step: int  # on the x-axis of the loggers
@@ -94,7 +92,7 @@ class StepLog:
             trainer.current_epoch,
             stage,
             batches_completed(trainer),
-            values if will_write(trainer) else None,
+            values if values is not None and will_write(trainer) else None,
             mean,
             selector.last_threshold,
         )

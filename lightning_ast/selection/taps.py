@@ -74,7 +74,7 @@ class Taps:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Run a forward whose graph begins at the outputs."""
+        """Run a forward whose graph begins at the outputs; no parameter may require a gradient meanwhile."""
         self._calls.clear()
         self._cuts.clear()
 
@@ -87,8 +87,6 @@ class Taps:
             self._cuts.append((get_gradient_edge(start), tuple(start.shape), layout))
             return start
 
-        for parameter in self._module.parameters():
-            parameter.requires_grad_(False)  # no graph before the outputs; the scoring pass restores the flags
         handles = [module.register_forward_hook(cut) for module in {module for module, _ in self._taps}]
         try:
             yield

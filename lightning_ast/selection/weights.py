@@ -54,8 +54,10 @@ class RowWeights:
         cleaned = step.treatment is Treatment.CLEANED
         indices = step.selection.indices.cpu()
         # In double precision: the sum of a large batch's weights decides the factor of every one of its rows.
-        ones = torch.ones(indices.numel(), dtype=torch.float64)
-        weights = ones if step.selection.weights is None or cleaned else step.selection.weights.to(ones)
+        if step.selection.weights is None or cleaned:
+            weights = torch.ones(indices.numel(), dtype=torch.float64)
+        else:
+            weights = step.selection.weights.to("cpu", torch.float64)
         if step.part is not None:  # the step has these rows alone, in this order
             indices = torch.arange(step.forwarded)
         if finite is not None:
@@ -80,6 +82,8 @@ class RowWeights:
 
 
 def _brought(kept: Kept, device: torch.device) -> Kept:
+    if device.type == "cpu":
+        return kept
     assert kept.factors is not None
     factors = kept.factors.float() if device.type == "mps" else kept.factors  # which has no larger type
     return replace(

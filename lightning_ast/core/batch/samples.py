@@ -196,9 +196,14 @@ def leading_sizes(part: Any, *, lists: bool = True) -> list[int]:
 
 def first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
     """Find the first floating-point tensor or array whose rows are the samples; None where there is none."""
-    if samples_of(batch, size) is not None:
-        return None
     try:
+        for part in [batch] if _is_leaf(batch) else children_of(batch) or ():
+            if not _is_leaf(part):
+                break
+            if row_count(part) == size and holds_floats(part):  # rows beside which nothing lists the samples
+                return part  # type: ignore[no-any-return]
+        if samples_of(batch, size) is not None:
+            return None
         return next((leaf for leaf in leaves_of(batch) if row_count(leaf) == size and holds_floats(leaf)), None)
     except BatchError:
         return None

@@ -109,7 +109,7 @@ class SubsetMode(InBatchMode):
         with ExitStack() as sections:
             for watcher in self._parts.watchers:
                 sections.enter_context(watcher.scoring())
-            scored = self._score(batch, batch_idx, step.batch_size)
+            scored = self._score(batch, batch_idx, step.batch_size, labels=self._gating.labels_wanted)
         if not step.selects:
             return
         if scored is None:

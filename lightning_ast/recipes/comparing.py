@@ -1,0 +1,74 @@
+"""What a fair comparison of methods needs: dense runs that are counted, a random share, one schedule, the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_ast.callbacks import SparseSelectionCallback
+
+__all__ = ["QUIET", "chance", "counting", "one_cycle", "work_share"]
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+"""Options of a Trainer that is run for its figures alone."""
+
+
+def counting() -> SparseSelectionCallback:
+    """Return a callback that counts the FLOPs of a dense run, and is bitwise the plain run."""
+    return SparseSelectionCallback(target_activation_rate=1.0)
+
+
+def chance(losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None) -> Tensor:
+    """Score all samples alike, ``(B,)``, so that the soft gate keeps a random share of them: a baseline."""
+    return torch.ones_like(losses)
+
+
+def work_share(trainer: pl.Trainer, *, length: float = 1.0) -> float:
+    """Return the FLOPs of a finished run, scoring included, as a share of the dense run's.
+
+    Args:
+        trainer: The trainer of the run, with its ``SparseSelectionCallback``.
+        length: The length of the run as a share of the dense run's; below 1 for a shortened run.
+
+    Returns:
+        The share; NaN where the FLOPs could not be counted.
+
+    Example:
+        >>> import torch, lightning.pytorch as pl
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> trainer = pl.Trainer(max_steps=2, accelerator="cpu", callbacks=[counting()], **QUIET)
+        >>> trainer.fit(BoringModel())
+        >>> work_share(trainer, length=0.5)
+        0.5
+    """
+    selection = next(each for each in trainer.callbacks if isinstance(each, SparseSelectionCallback))  # type: ignore[attr-defined]
+    saved = selection.savings["flops"]
+    return float("nan") if saved is None else round((1 - saved) * length, 6)
+
+
+def one_cycle(module: pl.LightningModule, optimizer: torch.optim.Optimizer, *, rises: float = 0.1) -> Any:
+    """Return what ``configure_optimizers`` returns: one cycle of the learning rate that ends with the run.
+
+    Args:
+        module: The module, whose trainer knows the length of the run.
+        optimizer: The optimizer, with the highest learning rate of the cycle.
+        rises: The share of the steps in which the learning rate rises, in (0, 1).
+    """
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=rises if rises * steps > 1 else 0.0,  # torch divides by zero at one step
+        anneal_strategy="cos",
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
