@@ -10,12 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["at_random", "diversity", "easiest", "entropy", "hardest", "margin"]
-
-
-def at_random(losses: Tensor, *_: Tensor | None) -> Tensor:
-    """Return ones: with the soft gate each sample is as likely as any other."""
-    return torch.ones_like(losses)
+__all__ = ["diversity", "easiest", "entropy", "hardest", "margin"]
 
 
 def hardest(losses: Tensor, *_: Tensor | None) -> Tensor:
