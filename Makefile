@@ -5,8 +5,6 @@ READY := .venv/.ready
 WORKERS ?= 2
 DATA ?= data
 OTHERS := build/others
-# a recursion to the limit under a tracer stops pytest itself
-RECURSES := tests/report/test_damaged.py::test_a_configuration_that_cannot_be_read_costs_the_mode_alone[nested]
 PARALLEL := --numprocesses auto --dist worksteal
 
 help:  ## show this help
@@ -24,11 +22,11 @@ test: $(READY)  ## the test suite, without what is marked slow, on all cores
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY)  ## every test, those with other people's LightningModules too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt --editable '.[dev,recipes]'
 	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 test-slow: $(READY)  ## what is marked slow alone, other people's LightningModules included
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/third_party/requirements.txt --editable '.[dev,recipes]'
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-oldest:  ## the callbacks' tests on the oldest supported torch and Lightning, in an environment of their own
@@ -53,7 +51,7 @@ check: $(READY)  ## lint, format, types, the tables of the pages against their r
 
 coverage: $(READY)  ## the tests with the share of lines and branches that they run; pages in build/coverage/pages
 	mkdir -p build/coverage
-	$(BIN)/python -m pytest $(PARALLEL) --deselect "$(RECURSES)" --cov --cov-report=term --cov-report=html \
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html \
 	  --cov-report=json:build/coverage/totals.json
 	$(BIN)/python benchmarks/coverage_record.py build/coverage/totals.json
 

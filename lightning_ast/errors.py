@@ -21,8 +21,7 @@ __all__ = [
     "WeightsNotFoundError",
 ]
 
-_SHOWN = 20
-"""Faults of a checkpoint that are named one by one."""
+_SHOWN = 20  # faults of a checkpoint that are named one by one
 
 
 class ConfigurationError(ValueError):
@@ -37,6 +36,7 @@ class ConfigurationError(ValueError):
         super().__init__("\n".join(["lightning-ast cannot run with this configuration:", *(f"- {f}" for f in faults)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Python makes a pickled exception anew from its message alone, as where it comes from another process.
         return type(self), (self.faults,)
 
 

@@ -14,13 +14,6 @@ __all__ = ["needs"]
 def needs(extra: str, *packages: str) -> Iterator[None]:
     """Import optional packages inside this; where one of them is not installed, the error names the extra.
 
-    Args:
-        extra: The extra of ``lightning-ast`` that brings the packages, or several with commas between them.
-        packages: The modules that the extra brings. Any other missing module is left to Python's own error.
-
-    Raises:
-        MissingPackageError: One of the packages is not installed.
-
     Example:
         >>> with needs("vision", "no_such_package"):
         ...     import no_such_package

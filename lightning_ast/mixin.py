@@ -60,7 +60,7 @@ class SparseLossMixin:
         Raises:
             LossCaptureError: The training step calls no torch loss function, or one that cannot be taken apart.
         """
-        if self._capturing:
+        if self._capturing:  # the step that the default runs below calls this method: it would never end
             raise LossCaptureError(
                 "training_step calls `self.per_sample_loss`, which the module does not define: override "
                 "`per_sample_loss(self, batch, batch_idx)` and return the unreduced losses, shape (B,)."
@@ -111,12 +111,12 @@ class SparseLossMixin:
         return batch_size_of(batch)
 
 
-def overrides(module: Any, name: str) -> bool:
+def overrides(module: object, name: str) -> bool:
     """Tell whether ``module`` brings its own version of a :class:`SparseLossMixin` method.
 
     ``per_sample_loss`` counts on any module; the others only on one that uses the mixin.
     """
-    own = getattr(type(module), name, None)
+    own = getattr(type(module), name, None)  # of the class: a fit puts wrappers of its own on the instance
     if own is None or own is getattr(SparseLossMixin, name):
         return False
     return name == "per_sample_loss" or isinstance(module, SparseLossMixin)

@@ -12,37 +12,26 @@ from lightning_ast.words import counted
 __all__ = ["Point", "RunLength"]
 
 N = TypeVar("N", int, float)
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # shares of a run are products, and 0.29 * 100 epochs are 28.999999999999996
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a run: where an optimizer step begins.
+    """A point of a run: where an optimizer step begins."""
 
-    Attributes:
-        epochs: Epochs done, with the share of the running one, >= 0.
-        steps: Optimizer steps done, as ``trainer.global_step`` counts them.
-    """
-
-    epochs: float
-    steps: int
+    epochs: float  # done, with the share of the running one
+    steps: int  # done, as trainer.global_step counts them: of every optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLength:
-    """The limits of a run, as far as they are known; the one that is reached first ends it.
-
-    Attributes:
-        max_epochs: The limit in epochs, or None.
-        max_steps: The limit in optimizer steps, or None.
-        batches: The batches of an epoch, or None where they are not known (the loader may even be endless).
-        accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0. None where
-            they are not known: under manual optimization the module steps when it likes, and with several optimizers.
-    """
+    """The limits of a run, as far as they are known; the one that is reached first ends it."""
 
     max_epochs: int | None = None
     max_steps: int | None = None
-    batches: int | None = None
+    batches: int | None = None  # of an epoch; the loader may even be endless
+    # The batches to an optimizer step from each of these epochs on, the first of which is 0. Not known under manual
+    # optimization, where the module steps when it likes, and with as many optimizers as it likes.
     accumulate: Mapping[int, int] | None = None
 
     @property

@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_ast.run_length import Point, RunLength
 
@@ -17,18 +17,12 @@ __all__ = ["STAGE_CODES", "Schedule", "Stage"]
 
 Stage = Literal["warmup", "sparse", "cooldown"]
 STAGE_CODES: dict[Stage, int] = {"warmup": 0, "sparse": 1, "cooldown": 2}
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # 0.29 * 100 epochs are 28.999999999999996: no stage may end a batch late for that
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Warmup on all samples, the sparse stage, cooldown on all samples.
-
-    Attributes:
-        warmup_epochs: An int counts epochs, a float in [0, 1) is a share of the run. None: see ``warmup_steps``.
-        cooldown_epochs: The same at the end of the run.
-        warmup_steps: Optimizer steps in place of ``warmup_epochs``, or None.
-        cooldown_steps: Optimizer steps in place of ``cooldown_epochs``, or None.
 
     Example:
         >>> schedule = Schedule(warmup_epochs=0.1, cooldown_steps=30)
@@ -37,9 +31,9 @@ class Schedule:
         ['warmup', 'sparse', 'sparse', 'cooldown']
     """
 
-    warmup_epochs: int | float | None = None
-    cooldown_epochs: int | float | None = None
-    warmup_steps: int | None = None
+    warmup_epochs: int | float | None = None  # an int counts epochs, a float in [0, 1) is a share of the run
+    cooldown_epochs: int | float | None = None  # the same at the end
+    warmup_steps: int | None = None  # optimizer steps, in place of epochs
     cooldown_steps: int | None = None
 
     @property
@@ -49,8 +43,6 @@ class Schedule:
         given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name)]
         return " and ".join(given)
 
-    # ------------------------------------------------------------------ the stage
-
     def stage(self, at: Point, run: RunLength) -> Stage:
         """Return the stage of the optimizer step that begins at a point of the run; warmup wins over cooldown."""
         if self._warms_up(at, run):
@@ -58,12 +50,7 @@ class Schedule:
         return "cooldown" if self._cools_down(at, run) else "sparse"
 
     def stage_at(self, epochs: float, total_epochs: float | None, *, dense: RunLength | None = None) -> Stage:
-        """Return the stage at a point that is known in epochs alone.
-
-        Args:
-            epochs: Epochs done, with the share of the running one, >= 0.
-            total_epochs: The length of the run in epochs, or None where it is open-ended.
-            dense: The length of a dense epoch; needed by stages that are given in steps.
+        """Return the stage at a point that is known in epochs alone; stages in steps need the length of a dense epoch.
 
         Example:
             >>> schedule = Schedule(warmup_epochs=2, cooldown_epochs=0.1)
@@ -78,11 +65,9 @@ class Schedule:
         return "sparse"
 
     def dense_epochs(self, total_epochs: float | None, dense: RunLength | None = None) -> tuple[float, float]:
-        """Convert warmup and cooldown to epochs; a share of an open-ended run is infinite.
+        """Convert warmup and cooldown to epochs; those in steps need the length of a dense epoch.
 
-        Args:
-            total_epochs: The length of the run in epochs, or None where it is open-ended.
-            dense: The length of a dense epoch; needed by stages that are given in steps.
+        A share of an open-ended run is infinite.
         """
         warmup, cooldown = (_in_epochs(part, total_epochs) for part in (self.warmup_epochs, self.cooldown_epochs))
         if (self.warmup_steps or self.cooldown_steps) and (dense is None or dense.batches is None):
@@ -102,6 +87,8 @@ class Schedule:
 
     def _cools_down(self, at: Point, run: RunLength) -> bool:
         left: float | None
+        if not (self.cooldown_steps or self.cooldown_epochs):
+            return False
         if self.cooldown_steps is not None:
             left = run.steps_left(at)
             length = float(self.cooldown_steps)
@@ -113,8 +100,6 @@ class Schedule:
             left = run.epochs_left(at)
             length = float(self.cooldown_epochs or 0)
         return length > 0 and left is not None and left <= length + _ROUNDING
-
-    # ------------------------------------------------------------------ what is wrong with it
 
     def setting_faults(self) -> list[str]:
         """Find what is wrong with the settings on their own."""
@@ -138,10 +123,8 @@ class Schedule:
     def length_faults(self, run: RunLength, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
         """Find what is wrong with the schedule in this run, as far as it can be known.
 
-        Args:
-            run: The length of the run.
-            batches_known: Whether the loader has been looked at: then ``batches=None`` means that it has no length.
-            whole_epochs: Whether the stages are rounded to whole epochs (mode ``prune``, whose loader has a length).
+        Where the loader has been looked at, ``batches=None`` means that it has no length. Mode ``prune`` rounds the
+        stages to whole epochs.
         """
         fault = self._manual_fault(run) if whole_epochs and run.accumulate is None else None
         fault = fault or self._end_fault(run, batches_known=batches_known)
@@ -239,9 +222,9 @@ def _is_share(part: int | float | None) -> bool:
     return isinstance(part, float) and part > 0
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_length(value: Any) -> bool:
+def _is_length(value: object) -> bool:
     return _is_count(value) or (isinstance(value, float) and 0 <= value < 1)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -152,9 +152,7 @@ def check_partial_backward(
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"no parameter of {type(module).__name__} requires gradients: nothing to compare.")
     compute = loss or (_mean_of(losses, size) if losses is not None else _loss_of(module))
-    ways = _both_ways(module, batch, compute, size, indices, batchnorm, seed)
-    want = ways.masked
-    got = ways.partial
+    want, got, dense_ops, share, selected_share = _both_ways(module, batch, compute, size, indices, batchnorm, seed)
     all_want, all_got = (torch.cat([g.flatten().double() for g in each.values()]) for each in (want, got))
     return PartialBackwardCheck(
         batch_size=size,
@@ -162,27 +160,20 @@ def check_partial_backward(
         relative_error=_relative(all_want, all_got),
         cosine=float(torch.nn.functional.cosine_similarity(all_want, all_got, dim=0)),
         relative_error_by_parameter={name: _relative(want[name], got[name]) for name in want},
-        dense_ops=dict(ways.dense_ops),
-        flops_share=ways.flops_share,
+        dense_ops=dict(dense_ops),
+        flops_share=share,
         batchnorm=batchnorm,
-        selected_flops_share=ways.selected_flops_share,
+        selected_flops_share=selected_share,
     )
-
-
-class _Ways(NamedTuple):
-    """What masking and the partial backward gave: the gradients by parameter, what ran densely, and the FLOPs."""
-
-    masked: dict[str, Tensor]
-    partial: dict[str, Tensor]
-    dense_ops: Counter[str]
-    flops_share: float | None
-    selected_flops_share: float | None
 
 
 def _both_ways(
     module: nn.Module, batch: Any, compute: Loss, size: int, indices: Tensor, batchnorm: BatchNormBackward, seed: int
-) -> _Ways:
-    """Run the backward by masking and over rows; a third time where BatchNorm is exact, to count what it costs."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter[str], float | None, float | None]:
+    """Return the gradients by masking and those over rows, the ops that ran over all of them, and the shares of FLOPs.
+
+    The backward runs a third time where BatchNorm is exact, to count what it would cost.
+    """
     finder = EntryFinder()
     take = module.select_batch if overrides(module, "select_batch") else None
     trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
@@ -215,7 +206,7 @@ def _both_ways(
     masked = gradients("mask", nullcontext(), batchnorm, Counter[str]())
     partial, dense_ops, share = over_rows(batchnorm)
     needs_third = batchnorm == "exact" and any(map(is_batchnorm, dense_ops))
-    return _Ways(masked, partial, dense_ops, share, over_rows("selected")[2] if needs_third else None)
+    return masked, partial, dense_ops, share, over_rows("selected")[2] if needs_third else None
 
 
 def _relative(want: Tensor, got: Tensor) -> float:

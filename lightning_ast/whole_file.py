@@ -13,6 +13,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
     A hard link to the file that was there keeps the old content.
     """
+    # In the same folder: a rename is one step within a file system alone.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with beside.open("xb") as file:

@@ -12,10 +12,6 @@ __all__ = ["changes", "counted", "percent", "readable", "size_words", "time_word
 def counted(number: float, noun: str) -> str:
     """Put a number and its noun together.
 
-    Args:
-        number: A count, shown with commas between thousands; a float is shown with up to six digits.
-        noun: The noun in the singular.
-
     Example:
         >>> counted(1, "epoch"), counted(2.5, "epoch"), counted(0, "batch"), counted(1200, "process")
         ('1 epoch', '2.5 epochs', '0 batches', '1,200 processes')
@@ -26,13 +22,7 @@ def counted(number: float, noun: str) -> str:
 
 
 def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
-    """List what differs between the settings of a checkpoint and those of this run, as ``name was x and is y``.
-
-    Args:
-        saved: The settings of the checkpoint, by name.
-        now: The settings of this run, by name.
-        say: Writes a setting as text.
-    """
+    """List what differs between the settings of a checkpoint and those of this run, as ``name was x and is y``."""
     return [f"{name} was {say(saved[name])} and is {say(value)}" for name, value in now.items() if saved[name] != value]
 
 

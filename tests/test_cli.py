@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +80,6 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
         small += ["--model.init_args.width", "4"]
     out = run("fit", "--config", str(example), "--data.init_args.root", "cifar10.npz", *small, cwd=tmp_path).out
     assert re.search(r"Epoch 3/3 \| Loss: \S+ \| Val Acc: \S+ \| Act: \S+%", out)
-
-
-def test_plain_pytorch_example(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(ROOT / "examples" / "plain_pytorch.py"), run_name="__main__")
-    last = re.search(r"epoch 9: accuracy (\S+)%, trained on (\S+)% of 1400 samples", capsys.readouterr().out)
-    assert last
-    assert float(last[1]) > 90
-    assert float(last[2]) == pytest.approx(40, abs=2)
 
 
 def test_report_of_what_fit_logged(trained: tuple[Path, Done]) -> None:

@@ -26,22 +26,19 @@ def advise(
 ) -> Advice:
     """Measure the loader, a training step in every mode and a validation; predict step, memory and whole run.
 
-    It runs on copies of the Trainer, the module and the loaders: the Trainer, the module and the global random state
-    stay bitwise as they are, and ``trainer.fit(module, data)`` behind it gives what it would have given, unless the
-    data has a state of its own: map-style datasets, samplers that count or draw from something other than torch's
-    generators, and what a datamodule keeps for itself are shared, and not put back. The module's own hooks run on its
-    copy; the Trainer's callbacks and loggers do not, so what they cost is not in the figures. A
-    :class:`~lightning_ast.SparseSelectionCallback` and a :class:`~lightning_ast.TwoStageScheduler` among them say which
-    mode, rate or coverage, and stages are meant.
+    It runs on copies of the Trainer, the module and the loaders, which stay bitwise as they are, as does the global
+    random state. Only what the data keeps for itself is shared and not put back: map-style datasets, the attributes of
+    a datamodule, samplers that count or draw from something other than torch's generators. The Trainer's callbacks and
+    loggers do not run, so what they cost is not in the figures; a :class:`~lightning_ast.SparseSelectionCallback` and a
+    :class:`~lightning_ast.TwoStageScheduler` among them tell which mode, rate or coverage, and stages are meant.
 
-    The steps that it measures score the samples of up to 8 batches. From these scores follows the activation rate that
-    a ``target_coverage`` needs: of 0.9, 0.95, 0.97, 0.99 and the callback's own. A module that has learned little needs
-    nearly all samples, and the report says that there is nothing to skip yet. The rate falls as it learns: pass the
-    module of a trained checkpoint for a look at later epochs.
+    The samples of up to 8 batches are scored. From these scores follows the activation rate that a ``target_coverage``
+    needs: of 0.9, 0.95, 0.97, 0.99 and the callback's own. A module that has learned little needs nearly all samples;
+    the rate falls as it learns: pass the module of a trained checkpoint for a look at later epochs.
 
-    It measures seconds and memory. What a mode does to accuracy it does not know; nor does it account for the first
-    steps of a run, for ``max_time``, or for callbacks that train differently (fine-tuning schedules, weight averaging).
-    Loading with workers and training are taken to run side by side, which holds where they do not share the same cores.
+    What a mode does to accuracy is not measured; nor are the first steps of a run, ``max_time``, or callbacks that
+    train differently (fine-tuning schedules, weight averaging). Loading with workers and training are taken to run side
+    by side, which holds where they do not share the same cores.
 
     Args:
         trainer: The Trainer as for the run; one process (``devices=1``).

@@ -16,17 +16,7 @@ __all__ = ["advise_command"]
 
 
 def advise_command(arguments: list[str]) -> None:
-    """Run ``lightning-ast advise``; the report goes to the standard output.
-
-    Args:
-        arguments: Those of ``lightning-ast fit``, without the command, and ``--budget_seconds``.
-
-    Raises:
-        AdviceError: Nothing can be measured.
-        ConfigurationError: The budget is not a number of seconds.
-        MissingPackageError: The package jsonargparse is not installed.
-        UsageError: An argument or the configuration is wrong.
-    """
+    """Run ``lightning-ast advise`` with the arguments of ``fit`` and ``--budget_seconds``; print the report."""
     parser = argparse.ArgumentParser("lightning-ast advise", add_help=False, allow_abbrev=False)
     parser.add_argument("--budget_seconds", default="45")
     options, configuration = parser.parse_known_args(arguments)
@@ -61,14 +51,16 @@ def _configured(arguments: list[str]) -> Any:
                 )
             asked_loggers = trainer["logger"]
             self.loggers = len(asked_loggers) if isinstance(asked_loggers, list) else int(asked_loggers is not False)
-            forced = {"devices": 1, "num_nodes": 1, "logger": False}
-            for name, value in {**forced, "enable_progress_bar": False, "enable_model_summary": False}.items():
-                trainer[name] = value
+            trainer["devices"] = trainer["num_nodes"] = 1
+            for name in ("logger", "enable_progress_bar", "enable_model_summary"):
+                trainer[name] = False
+            # other strategies (FSDP, DeepSpeed) are what is to be measured, or refuse one device in their own words
             if str(asked["strategy"]).startswith("ddp"):
                 trainer["strategy"] = "auto"
 
         def after_instantiate_classes(self) -> None:
-            """Put loggers that take everything and write nothing, where the module may use some."""
+            """Put loggers that take everything and write nothing."""
+            # as many as were asked for: modules write to `self.logger`, or to one of `self.loggers` by its number
             self.trainer.loggers = [DummyLogger() for _ in range(self.loggers)]
 
         def run_command(self, name: str) -> None:
@@ -78,7 +70,6 @@ def _configured(arguments: list[str]) -> Any:
 
 
 def _seconds(text: str) -> float:
-    """Read a positive number of seconds."""
     try:
         seconds = float(text)
     except ValueError:

@@ -15,30 +15,19 @@ __all__ = ["Lengths", "run_lengths", "validations"]
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths of a run in batches.
+    """The lengths of a run in batches, of which a short one counts as one."""
 
-    Attributes:
-        epochs: The epochs that are begun or, where ``max_steps`` ends the run within one, the fraction.
-        dense_batches: The batches of warmup and cooldown, a short batch counted as one.
-        sparse_batches: The batches of the sparse stage, likewise.
-        sparse_epochs: The epochs of the sparse stage.
-        sparse_batches_per_epoch: The batches of one of its epochs.
-        dense_missing: The part of a full batch that the short ones among the dense batches lack, in batches, >= 0.
-        sparse_missing: The same of the sparse stage.
-        unscored_batches: The dense batches that are not scored; in ``prune`` those of every warmup epoch but the last.
-        sparse_share: The samples of a sparse batch as a share of a full one, in (0, 1]: less than 1 in ``prune`` that
-            keeps the number of steps.
-    """
-
-    epochs: float
-    dense_batches: float
+    epochs: float  # that are begun or, where ``max_steps`` ends the run within one, the fraction
+    dense_batches: float  # of warmup and cooldown
     sparse_batches: float
     sparse_epochs: float
     sparse_batches_per_epoch: int
-    dense_missing: float = 0.0
-    sparse_missing: float = 0.0
-    unscored_batches: float = 0.0
-    sparse_share: float = 1.0
+    # what short batches lack to full ones, in batches, >= 0
+    dense_missing: float
+    sparse_missing: float
+    # dense batches; in ``prune`` those before the last warmup epoch, whose scores the first plan is made of
+    unscored_batches: float
+    sparse_share: float = 1.0  # samples of a sparse batch over a full one's; < 1 in ``prune`` that keeps its steps
 
     @property
     def batches(self) -> float:
@@ -47,13 +36,7 @@ class Lengths:
 
 
 def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
-    """Count the batches and epochs of a run.
-
-    Args:
-        run: The facts of the dense run.
-        mode: The mode; None is dense training.
-        rate: The activation rate of the sparse stage, in (0, 1].
-    """
+    """Count the batches and epochs of a run at an activation rate in (0, 1]; no mode is dense training."""
     missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
     if mode == "prune":
         return _pruned_lengths(run, rate, missing)
@@ -62,11 +45,11 @@ def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
     dense = run.epochs - sparse
     batches = run.batches_per_epoch
     return Lengths(
-        run.epochs,
-        dense * batches,
-        sparse * batches,
-        sparse,
-        batches,
+        epochs=run.epochs,
+        dense_batches=dense * batches,
+        sparse_batches=sparse * batches,
+        sparse_epochs=sparse,
+        sparse_batches_per_epoch=batches,
         dense_missing=dense * missing,
         sparse_missing=sparse * missing,
         unscored_batches=dense * batches,
@@ -95,7 +78,8 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
     dense_batches = (epochs - sparse) * run.batches_per_epoch
     sparse_batches = sparse * batches
     kept = 1.0
-    if run.max_steps is not None:  # ends the last epoch early
+    # ``max_steps`` ends the last epoch early: that is a cooldown epoch, if there is any epoch but sparse ones
+    if run.max_steps is not None:
         most = run.max_steps * run.accumulate[max(run.accumulate)]
         cut = max(0, dense_batches + sparse_batches - most)
         from_dense = min(cut, dense_batches if epochs > sparse else 0)
@@ -103,11 +87,11 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
         dense_batches -= from_dense
         sparse_batches -= cut - from_dense
     return Lengths(
-        epochs,
-        dense_batches,
-        sparse_batches,
-        sparse,
-        batches,
+        epochs=epochs,
+        dense_batches=dense_batches,
+        sparse_batches=sparse_batches,
+        sparse_epochs=sparse,
+        sparse_batches_per_epoch=batches,
         dense_missing=kept * (epochs - sparse) * missing,
         sparse_missing=kept * sparse * (batches - pruned.samples / run.batch_size / share),
         unscored_batches=min(dense_batches, max(0, warmup - 1) * run.batches_per_epoch),
@@ -116,20 +100,14 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
 
 
 def validations(facts: ValidationFacts, run: RunFacts, lengths: Lengths, training_seconds: float) -> float:
-    """Count the validations of a run.
-
-    Args:
-        facts: The facts that tell when one is due.
-        run: The facts of the dense run.
-        lengths: The lengths of this run.
-        training_seconds: The time that this run trains.
-    """
+    """Count the validations of a run of these lengths that trains for so long."""
     if facts.every_seconds is not None:
         return math.floor(training_seconds / facts.every_seconds)
     if facts.every_batches is not None:
         return math.floor(lengths.batches / facts.every_batches)
     every = facts.every_epochs or 1
 
+    # Lightning counts ``val_check_interval`` anew in each epoch: a pruned one, which is shorter, has fewer
     def of_epoch(batches: int) -> int:
         interval = facts.every_batches_of_epoch or max(1, int(batches * (facts.share or 1.0)))
         return batches // interval

@@ -20,35 +20,19 @@ __all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
 MOST_BATCHES = 8
 MOST_BYTES = 1 << 29
 _ENOUGH = 24
+# Batches of an epoch that is ended from within. Not infinity: a length must be an int, and Lightning takes remainders.
 ENDLESS = 1 << 40
-"""Batches of an epoch that is ended from within; a number, for code that reckons with it."""
 
 Clock = Callable[[], float]
 
 
 def steady_period(arrivals: list[float], workers: int, fetched_ahead: int) -> float:
-    """Return the seconds from batch to batch of a loader that is read as fast as it goes.
-
-    Workers deliver in bursts, one batch each: a window of whole bursts has the period. What was fetched ahead, before
-    the reader began to wait, is left out where enough batches follow.
-
-    Args:
-        arrivals: The time of each batch, in seconds, and before them the time when the first was asked for.
-        workers: The number of processes that load.
-        fetched_ahead: The batches that were asked for at once at the start.
-
-    Returns:
-        The seconds, >= 0; of a single batch the time that it took.
-
-    Example:
-        >>> steady_period([0.0, 3.0, 4.0, 5.0], workers=0, fetched_ahead=0)
-        1.0
-        >>> steady_period([0.0, 2.0, 2.0, 4.0, 4.0, 6.0, 6.0], workers=2, fetched_ahead=4)  # 2 s each, two at a time
-        1.0
-    """
+    """Return the seconds between batches, from the times when the first was asked for, and when each came."""
     if len(arrivals) == 2:
         return arrivals[1] - arrivals[0]
     times = arrivals[1:]
+    # Workers deliver in bursts, one batch each: only a window of whole bursts has the period. What was fetched ahead
+    # came before the reader began to wait, and is left out where enough batches follow.
     burst = max(1, workers)
     window = len(times) - 1
     settled = window - fetched_ahead
@@ -62,20 +46,7 @@ def steady_period(arrivals: list[float], workers: int, fetched_ahead: int) -> fl
 def read(
     combined: CombinedLoader, *, seconds: float, clock: Clock, count: Callable[[Any], int]
 ) -> tuple[LoadingFacts, list[Any]]:
-    """Iterate the user's loader for a while, and keep its first batches.
-
-    Args:
-        combined: The loaders as Lightning has set them up; their workers are stopped afterwards.
-        seconds: The time to read for, unless enough batches have come; two are read in any case.
-        clock: Returns the time in seconds.
-        count: Returns the batch size of a batch.
-
-    Returns:
-        The facts, and at most 8 batches of the same size that take at most 512 MiB, at least one.
-
-    Raises:
-        AdviceError: The loader is empty.
-    """
+    """Iterate the user's loader for some seconds or enough batches; return its facts, and a few batches of one size."""
     workers, ahead, restarts = _workers(combined)
     begin = clock()
     arrivals = [begin]
@@ -83,6 +54,7 @@ def read(
     used = 0
     for batch, *_ in iter(combined):
         arrivals.append(clock())
+        # only batches of one size are kept: their steps are compared with each other
         used += sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
         if len(kept) < MOST_BATCHES and (not kept or (used <= MOST_BYTES and count(batch) == count(kept[0]))):
             kept.append(batch)
@@ -110,25 +82,14 @@ def _workers(combined: CombinedLoader) -> tuple[int, int, bool]:
 
 
 class CachedBatches:
-    """The kept batches, given over and over, and the time that it took to give them.
-
-    Args:
-        batches: The batches, at least one.
-        clock: Returns the time in seconds.
-        copies: True where each is a copy: a step that changes its batch in place would change what others get. On an
-            accelerator the transfer makes one.
-
-    Attributes:
-        position: The index of the batch that comes next; may be set.
-        seconds: The time spent here so far, which no training step is to be charged with.
-    """
+    """The kept batches, given over and over; with ``copies`` each is cloned."""
 
     def __init__(self, batches: list[Any], *, clock: Clock, copies: bool) -> None:
         self._batches = batches
         self._clock = clock
         self._copies = copies
-        self.position = 0
-        self.seconds = 0.0
+        self.position = 0  # of the batch that comes next; each block of steps sets it
+        self.seconds = 0.0  # spent here, which no training step is to be charged with
 
     @property
     def last(self) -> int:
@@ -143,6 +104,7 @@ class CachedBatches:
             begin = self._clock()
             batch = self._batches[self.position % len(self._batches)]
             self.position += 1
+            # a step that changes its batch in place must not change what others get; a transfer to a device copies
             if self._copies:
                 batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
             self.seconds += self._clock() - begin
@@ -150,19 +112,13 @@ class CachedBatches:
 
 
 class CachedLoader(CombinedLoader):
-    """A loader that takes the place of the user's in the fit loop.
-
-    Args:
-        given: The user's loaders; Lightning asks them for the length of an epoch.
-        batches: The batches to train on.
-    """
+    """A loader of kept batches that takes the place of the user's in the fit loop."""
 
     def __init__(self, given: CombinedLoader, batches: CachedBatches) -> None:
         super().__init__(batches, "max_size_cycle")
         self._given = given
 
     def __iter__(self) -> CachedLoader:
-        """Start, and let the user's loader be asked for the length of an epoch."""
         super().__iter__()
-        make_iterator(self._given)
+        make_iterator(self._given)  # Lightning asks the user's loader for the length of an epoch
         return self

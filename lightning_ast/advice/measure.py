@@ -41,16 +41,7 @@ _VALIDATION_SHARE = 1 / 11
 
 
 class Measurement:
-    """A measurement of what a Trainer would do with a module and data.
-
-    Args:
-        trainer: The user's Trainer; not changed.
-        module: The user's module; not changed.
-        data: The training data, as ``trainer.fit`` takes it.
-        val_data: The validation data, likewise.
-        budget_seconds: The time for all of it.
-        clock: Returns the time in seconds.
-    """
+    """A measurement of what a Trainer would do with a module and data, none of which is changed."""
 
     def __init__(
         self,
@@ -77,11 +68,7 @@ class Measurement:
         self._kept: list[Any] = []
 
     def facts(self) -> Facts:
-        """Measure everything.
-
-        Raises:
-            AdviceError: A plain training step fails, or there is nothing to train on.
-        """
+        """Measure everything."""
         with out_of_sight(self._twin):
             probe, saved = self._train()
             assert self._loading is not None
@@ -89,12 +76,9 @@ class Measurement:
             step = self._step_facts(probe, saved)
             own = self._run.own_coverage
             coverages = sorted({*COVERAGES, *([] if own is None else [own])})
-            coverage = coverage_facts(
-                probe.watcher.scores.values(),
-                coverages,
-                self._asked.settings.gate,
-                trim=self._asked.settings.trim,
-            )
+            settings = self._asked.settings
+            scores = probe.watcher.scores.values()
+            coverage = coverage_facts(scores, coverages, settings.gate, trim=settings.trim)
             validation = self._validate() if self._validates else None
         seconds = self._clock() - self._began
         if seconds > 1.1 * self._budget:
@@ -110,14 +94,12 @@ class Measurement:
             seconds=seconds,
         )
 
-    # ------------------------------------------------------------------ training
-
     def _train(self) -> tuple[Probe, SavedBytes]:
         """Probe every mode that can run; one that fails is left out of the next attempt."""
         twin = self._twin
         saved = SavedBytes(twin.module)
-        while True:
-            modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
+        while True:  # each turn refuses at least one mode more, or ends
+            modes = self._probed
             selections = {mode: self._asked.probe(mode) for mode in modes}
             probe = Probe(selections, begin=self._begin, cache=lambda: self._cache, clock=self._clock)
             try:
@@ -130,6 +112,7 @@ class Measurement:
                 raise
             except Exception as error:
                 if probe.active is None:
+                    # no mode is at fault, so that leaving one out would not help
                     raise AdviceError(
                         f"a plain training step fails: {type(error).__name__}: {error}. (The Trainer's callbacks and "
                         "loggers are not there during the measurement: stand-ins take what is logged.)"
@@ -137,6 +120,10 @@ class Measurement:
                 # entries are found alike in all modes
                 failed = modes if isinstance(error, EntryError) else [probe.active]
                 self._refused |= dict.fromkeys(failed, _reason(error))
+
+    @property
+    def _probed(self) -> list[Mode]:
+        return [mode for mode in _PROBED if mode not in self._refused]
 
     @contextmanager
     def _fitting(self, probe: Probe) -> Iterator[None]:
@@ -158,7 +145,7 @@ class Measurement:
             seconds = self._budget * _LOADING_SHARE
             self._loading, self._kept = read(combined, seconds=seconds, clock=self._clock, count=self._count)
         self._combined = combined
-        copies = self._twin.trainer.strategy.root_device.type == "cpu"
+        copies = self._twin.trainer.strategy.root_device.type == "cpu"  # elsewhere the transfer makes a copy
         self._cache = CachedBatches(self._kept, clock=self._clock, copies=copies)
         return CachedLoader(combined, self._cache)
 
@@ -185,10 +172,9 @@ class Measurement:
             fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=max(wanted_rates(self._run)))
         ):
             self._refused["prune"] = fault
-        modes: list[Mode] = [mode for mode in _PROBED if mode not in self._refused]
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
         return script(
-            modes,
+            self._probed,
             batch_size=size,
             wanted=wanted_rates(self._run),
             asynchronous=trainer.strategy.root_device.type != "cpu",
@@ -210,13 +196,12 @@ class Measurement:
             memory=MemoryEstimate(static, saved.total or 0) if known else None,
         )
 
-    # ------------------------------------------------------------------ validation
-
     def _validate(self) -> ValidationFacts | None:
         twin = self._twin
         timer = _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
         trainer: Any = twin.trainer
         trainer.callbacks = [timer]
+        # fit and validate give the same loaders other names
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
         if "val_dataloaders" in twin.data:
             data["dataloaders"] = twin.data["val_dataloaders"]
@@ -278,7 +263,6 @@ class _ValidationTimer(Callback):
         return (self.ends[-1] - self.ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to take the times."""
         self.batches = list(trainer.num_val_batches)
         self._starts_workers = any(
             getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
@@ -288,7 +272,6 @@ class _ValidationTimer(Callback):
         self.ends.append(self._clock())
 
     def on_validation_batch_end(self, *hook: Any) -> None:
-        """Stop when it is enough."""
         self._wait()
         self.ends.append(self._clock())
         if self.ends[-1] - self.ends[0] >= self._seconds and len(self.ends) > 2:
@@ -296,7 +279,6 @@ class _ValidationTimer(Callback):
 
 
 def _reason(error: Exception) -> str:
-    """Describe an error in one line."""
     if isinstance(error, ConfigurationError):
         return error.faults[0]
     lines = str(error).splitlines() or [""]

@@ -26,37 +26,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The run that the Trainer, the loader and the callbacks make.
+    """The run that the Trainer, the loader and the callbacks make."""
 
-    Attributes:
-        epochs: The length of a dense run, > 0; a fraction where ``max_steps`` ends it within an epoch.
-        batches_per_epoch: The batches of a dense epoch, ``limit_train_batches`` included.
-        batch_size: The samples of a batch.
-        samples_per_epoch: The samples of a dense epoch, a short last batch counted as it is.
-        drop_last: True where a last short batch is dropped.
-        accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
-        max_epochs: The limit in epochs, or None.
-        max_steps: The limit in optimizer steps, or None.
-        warmup_epochs: The warmup: an int counts epochs, a float in (0, 1) is a share of the run.
-        cooldown_epochs: The cooldown, likewise.
-        min_selected: The fewest samples of a batch (in ``prune`` of an epoch), a count or a share in (0, 1).
-        own_mode: The mode that the Trainer's own callback asks for, or None without one.
-        own_rate: The activation rate that the Trainer's own callbacks ask for, in (0, 1], or None without one.
-        own_coverage: The coverage that its selection callback asks for in place of a rate, in (0, 1], or None.
-        prune_steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-    """
-
-    epochs: float
-    batches_per_epoch: int
+    epochs: float  # > 0; a fraction where ``max_steps`` ends a dense run within an epoch
+    batches_per_epoch: int  # of a dense epoch, ``limit_train_batches`` included
     batch_size: int
-    samples_per_epoch: int
+    samples_per_epoch: int  # a short last batch counted as it is
     drop_last: bool = False
-    accumulate: dict[int, int] = field(default_factory=lambda: {0: 1})
+    accumulate: dict[int, int] = field(default_factory=lambda: {0: 1})  # batches to a step, from which epoch on
     max_epochs: int | None = None
     max_steps: int | None = None
-    warmup_epochs: int | float = 0.1
+    warmup_epochs: int | float = 0.1  # an int counts epochs, a float in (0, 1) is a share of the run
     cooldown_epochs: int | float = 0.1
-    min_selected: int | float = 2
+    min_selected: int | float = 2  # samples of a batch (in ``prune`` of an epoch), or a share in (0, 1)
+    # what the Trainer's own callbacks ask for, None without one: a rate or a coverage, in (0, 1], but not both
     own_mode: Mode | None = None
     own_rate: float | None = None
     own_coverage: float | None = None
@@ -70,36 +53,22 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class LoadingFacts:
-    """The training loader, iterated as fast as it goes.
+    """The training loader, iterated as fast as it goes."""
 
-    Attributes:
-        seconds_per_batch: The steady period from batch to batch, what was fetched ahead left out.
-        start_seconds: The time from its start to the first batch, besides the period: workers that start, a shuffle.
-        workers: The number of processes that load; 0 loads in the training process.
-        restarts: True where each epoch starts its workers anew.
-        batches: The number of batches that were read.
-    """
-
-    seconds_per_batch: float
-    start_seconds: float = 0.0
-    workers: int = 0
-    restarts: bool = False
-    batches: int = 1
+    seconds_per_batch: float  # the steady period, what was fetched ahead left out
+    start_seconds: float = 0.0  # to the first batch, besides the period: workers that start, a shuffle
+    workers: int = 0  # 0 loads in the training process
+    restarts: bool = False  # whether each epoch starts its workers anew
+    batches: int = 1  # that were read
 
 
 @dataclass(frozen=True)
 class StepAt:
-    """The steps at one activation rate, median over the cycles.
+    """The steps at one activation rate, median over the cycles."""
 
-    Attributes:
-        rate: The observed activation rate, in (0, 1].
-        seconds: The time of a whole step on batches that are in memory, transfer included.
-        peak_bytes: The highest device memory that was allocated, or None where the device does not tell.
-    """
-
-    rate: float
-    seconds: float
-    peak_bytes: int | None = None
+    rate: float  # as observed, in (0, 1]
+    seconds: float  # of a whole step on batches that are in memory, transfer included
+    peak_bytes: int | None = None  # the device's; None where it does not tell
 
 
 Curve = tuple[StepAt, ...]
@@ -107,85 +76,50 @@ Curve = tuple[StepAt, ...]
 
 
 class Phases(NamedTuple):
-    """A dense step on batches in memory, cut up; medians, so that the parts need not add up to the step.
+    """A dense step on batches in memory, cut up; medians, so that the parts need not add up to the step."""
 
-    Attributes:
-        gap_seconds: The time from the end of a step to the start of the next: transfer, Lightning.
-        forward_seconds: The time from there to the backward.
-        backward_seconds: The time of the backward.
-        rest_seconds: The time after the backward: optimizer, logs.
-    """
-
-    gap_seconds: float
+    gap_seconds: float  # from the end of a step to the start of the next: transfer, Lightning
     forward_seconds: float
     backward_seconds: float
-    rest_seconds: float
+    rest_seconds: float  # after the backward: optimizer, logs
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """An **estimate** of memory, where the device does not count it.
+    """An **estimate** of memory, where the device does not count it."""
 
-    Attributes:
-        static_bytes: The parameters, gradients and optimizer state.
-        activation_bytes: The distinct storages that autograd saves in a dense step, parameters left out.
-    """
-
-    static_bytes: int
-    activation_bytes: int
+    static_bytes: int  # parameters, gradients and optimizer state
+    activation_bytes: int  # distinct storages that autograd saves in a dense step, parameters left out
 
 
 class DenseBackward(NamedTuple):
-    """What ``partial`` spent on every sample at one rate.
+    """What ``partial`` spent on every sample at one rate."""
 
-    Attributes:
-        rate: The activation rate that was asked for, in (0, 1].
-        share: The share of the backward's FLOPs, in [0, 1]; None where that is not counted.
-        ops: The backward ops that ran over all samples, and their calls in the probe.
-    """
-
-    rate: float
-    share: float | None
-    ops: dict[str, int]
+    rate: float  # as asked for, in (0, 1]
+    share: float | None  # of the backward's FLOPs, in [0, 1]; None where that is not counted
+    ops: dict[str, int]  # the backward ops that ran over all samples, and their calls in the probe
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """The training steps on batches in memory.
+    """The training steps on batches in memory."""
 
-    Attributes:
-        dense: The plain steps, without any callback.
-        curves: The steps of the modes that were measured, ``partial`` and ``subset``.
-        parts: The steps on a part of a batch alone, without scoring it, by rising share of its samples; the lowest is
-            on a few samples. None where ``subset`` is refused.
-        refused: The modes that cannot run here, and why.
-        phases: The parts of the dense step; None where its backward was not seen.
-        host_share: The step on a few samples over the dense step, in [0, 1]: what does not shrink with the samples.
-            None where ``subset`` is refused.
-        few_samples: The number of these samples.
-        selection_seconds: The time that scoring and selecting add to a step that computes everything else too (``mask``
-            less the dense step), >= 0; None where ``mask`` is refused.
-        cycles: The number of cycles that the medians were taken over.
-        batchnorm_layers: The number of BatchNorm layers that train.
-        batchnorm: The backward of BatchNorm in ``partial``, as the user's callback has it.
-        dense_backwards: What ``partial`` spent on every sample, by rising rate.
-        compiled: True where a part of the module is compiled.
-        memory: An estimate of memory where the device does not count it.
-    """
-
-    dense: StepAt
-    curves: dict[Mode, Curve] = field(default_factory=dict)
+    dense: StepAt  # plain, without any callback
+    curves: dict[Mode, Curve] = field(default_factory=dict)  # of ``partial`` and ``subset``, where measured
+    # Steps on a part of a batch alone, without scoring it, by rising share; the lowest is on a few samples. The cost of
+    # those few over the dense step is what does not shrink with the samples. None where ``subset`` is refused.
     parts: Curve | None = None
-    refused: dict[Mode, str] = field(default_factory=dict)
-    phases: Phases | None = None
     host_share: float | None = None
     few_samples: int | None = None
+    refused: dict[Mode, str] = field(default_factory=dict)  # why a mode cannot run here
+    phases: Phases | None = None  # None where the dense step's backward was not seen
+    # What scoring and selecting add, >= 0: ``mask``, which computes all the rest too, less the dense step.
     selection_seconds: float | None = None
-    cycles: int = 1
-    batchnorm_layers: int = 0
-    batchnorm: BatchNormBackward = "selected"
-    dense_backwards: tuple[DenseBackward, ...] = ()
-    compiled: bool = False
+    cycles: int = 1  # that the medians were taken over
+    batchnorm_layers: int = 0  # that train
+    batchnorm: BatchNormBackward = "selected"  # as the user's callback has it
+    dense_backwards: tuple[DenseBackward, ...] = ()  # by rising rate
+    compiled: bool = False  # whether a part of the module is
     memory: MemoryEstimate | None = None
 
     def dense_backward(self, rate: float) -> DenseBackward | None:
@@ -195,27 +129,17 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class ValidationFacts:
-    """The time that a validation takes, and when one is due. One of ``every_*`` tells when; the others are None.
+    """The time that a validation takes, and when one is due: one of ``every_*`` tells when, the others are None."""
 
-    Attributes:
-        batches: The batches of one validation.
-        seconds_per_batch: The time of a batch, loading included.
-        every_epochs: The epochs from one to the next; ``share`` then tells how often within such an epoch.
-        share: The share of an epoch's batches from one validation to the next, in (0, 1].
-        every_batches_of_epoch: The batches from one to the next, counted anew in each epoch; with ``every_epochs``.
-        every_batches: The batches from one to the next, counted over the run.
-        every_seconds: The seconds from one to the next.
-        start_seconds: The time of each validation besides its batches: workers that start.
-    """
-
-    batches: int
-    seconds_per_batch: float
+    batches: int  # of one validation
+    seconds_per_batch: float  # loading included
     every_epochs: int | None = None
+    # with ``every_epochs``, within such an epoch: the share of its batches from one to the next, or their number
     share: float | None = None
     every_batches_of_epoch: int | None = None
-    every_batches: int | None = None
+    every_batches: int | None = None  # counted over the run
     every_seconds: float | None = None
-    start_seconds: float = 0.0
+    start_seconds: float = 0.0  # besides the batches: workers that start
 
     @property
     def seconds(self) -> float:

@@ -58,30 +58,17 @@ class Prediction:
 
 
 def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
-    """Predict a step at another rate than those measured: linear between two neighbours.
-
-    Below the lowest it is the lowest, which is measured; above the highest it goes on as before, and never falls.
-
-    Args:
-        curve: The measured steps, by rising rate, at least one.
-        rate: The activation rate in (0, 1].
-        dense: The dense step, which joins the curve at rate 1 where the mode becomes the dense step there.
-
-    Returns:
-        The step, with seconds >= 0; it has a memory where both neighbours have one.
-
-    Example:
-        >>> at_rate((StepAt(0.2, 2.0), StepAt(0.6, 4.0)), 0.4).seconds
-        3.0
-    """
+    """Predict a step at another rate than those measured: linear between two neighbours, a dense step at rate 1."""
     points = sorted({p.rate: p for p in [*curve, *([dense] if dense else [])]}.values(), key=lambda p: p.rate)
+    # Below the lowest rate a step costs what it does there: what does not shrink with the samples has the upper hand.
     if len(points) == 1 or rate <= points[0].rate:
         return StepAt(rate, points[0].seconds, points[0].peak_bytes)
     low, high = next((pair for pair in pairwise(points) if rate <= pair[1].rate), (points[-2], points[-1]))
     position = (rate - low.rate) / (high.rate - low.rate)
 
     def between(first: float, second: float) -> float:
-        return max(second, first + position * (second - first)) if position > 1 else first + position * (second - first)
+        value = first + position * (second - first)
+        return max(second, value) if position > 1 else value  # above the highest rate noise must not make it cheaper
 
     known = low.peak_bytes is not None and high.peak_bytes is not None
     peak = round(between(low.peak_bytes or 0, high.peak_bytes or 0)) if known else None
@@ -89,17 +76,7 @@ def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
 
 
 def with_loading(compute_seconds: float, loading: LoadingFacts, *, share: float = 1.0) -> float:
-    """Add loading to a step: one after the other without workers, at the same time with them.
-
-    Args:
-        compute_seconds: The time of the step on a batch in memory.
-        loading: The facts of the loader.
-        share: The samples of the batch as a share of a full one.
-
-    Example:
-        >>> with_loading(2.0, LoadingFacts(3.0)), with_loading(2.0, LoadingFacts(3.0, workers=2))
-        (5.0, 3.0)
-    """
+    """Add loading a share of a full batch to a step: one after the other without workers, side by side with them."""
     load_seconds = share * loading.seconds_per_batch
     return max(load_seconds, compute_seconds) if loading.workers else load_seconds + compute_seconds
 
@@ -111,11 +88,7 @@ def wanted_rates(run: RunFacts) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions that follow from the facts.
-
-    Attributes:
-        facts: The measured facts.
-    """
+    """The predictions that follow from the facts."""
 
     facts: Facts
 
@@ -187,14 +160,12 @@ class Predictions:
         return next((p for p in self.covering(coverage) if p.mode == mode), None)
 
     def _is_predicted(self, mode: Mode, rate: float, run: RunFacts) -> bool:
-        """Tell whether ``prune`` can be predicted; all others can.
-
-        The steps on its smaller batches must have been measured, and an epoch must reach its first validation.
-        """
+        """Tell whether ``prune`` can be predicted; all others can."""
         if mode != "prune":
             return True
         if run.prune_steps == "keep" and self.facts.step.parts is None:
-            return False
+            return False  # its smaller batches were not measured
+        # Lightning refuses an interval of batches that is longer than an epoch
         interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
         return interval is None or run_lengths(run, mode, rate).sparse_batches_per_epoch >= interval
 
@@ -205,7 +176,7 @@ class Predictions:
 
     @property
     def _host_seconds(self) -> float:
-        """Return the time of a short batch that its missing samples do not save; none where loading sets the pace."""
+        """Return the time of a batch that missing samples do not save; none where loading sets the pace."""
         hidden = self.facts.loading.workers > 0 and self.facts.loading.seconds_per_batch >= self.compute_seconds
         return 0.0 if hidden else (self.facts.step.host_share or 0.0) * self.compute_seconds
 
@@ -217,29 +188,23 @@ class Predictions:
 
     @property
     def _scored(self) -> StepAt:
-        """Return a dense step that is scored too."""
         dense = self.facts.step.dense
         return StepAt(1.0, dense.seconds + (self.facts.step.selection_seconds or 0.0), dense.peak_bytes)
 
     def _sparse_step(self, mode: Mode, rate: float, *, covers: bool) -> StepAt:
-        """Predict a step of a mode on batches in memory.
-
-        Args:
-            mode: The mode.
-            rate: The activation rate; in ``prune`` the share of a full batch that each holds.
-            covers: Whether a coverage is held: it trains on whole batches where a selection costs more than it saves.
-        """
+        """Predict a step of a mode on batches in memory; in ``prune`` the rate is the share of a full batch in each."""
         step = self.facts.step
         if mode == "prune" and rate < 1 and step.parts is not None:
             part = at_rate(step.parts, rate, step.dense)
             return replace(self._scored, seconds=part.seconds + self._scored.seconds - step.dense.seconds)
+        # where a coverage is held, a run trains on whole batches as soon as a selection costs more than it saves
         if covers and mode == "subset" and cost_share(mode, rate) >= 1:
             return step.dense
         if mode not in step.curves or (covers and rate >= NEARLY_ALL):
             return self._scored
         size = self.facts.run.batch_size
         rate = max(rate, minimum_count(size, self.facts.run.min_selected) / size)
-        # a step that keeps nearly all of a batch still scores it
+        # `partial` that keeps all of a batch is a dense step that scores; `subset` has a second forward even there
         return at_rate(step.curves[mode], rate, self._scored if mode == "partial" else None)
 
     def _memory(self, mode: Mode | None, rate: float, measured: int | None) -> int | None:

@@ -27,7 +27,7 @@ from lightning_ast.selection.session import Session
 
 __all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
 
-_FROZEN = 1e-6
+_FROZEN = 1e-6  # of a learning rate: nothing diverges on a few batches, but the optimizer does its work
 _PHASES = ("gap", "forward", "backward", "rest")
 
 
@@ -41,21 +41,19 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 class SavedBytes:
-    """A count of what autograd saves for the backward in the first call of a module's training step.
-
-    Args:
-        module: The module, whose instance's ``training_step`` is wrapped for good.
-
-    Attributes:
-        total: The bytes of distinct storages, parameters left out; None before the first call, and where torch does not
-            let them be counted.
-    """
+    """A count of what autograd saves for the backward in the first call of a module's training step."""
 
     def __init__(self, module: pl.LightningModule) -> None:
+        # bytes of distinct storages, without parameters; None before that call, and where torch refuses the hooks
         self.total: int | None = None
         self._wanted = True
-        self._saved: dict[int, int] = {}
+        saved: dict[int, int] = {}
         step = module.training_step
+
+        def pack(tensor: Tensor) -> Tensor:
+            place, size = _storage(tensor)
+            saved[place] = size
+            return tensor
 
         @functools.wraps(step)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -63,20 +61,16 @@ class SavedBytes:
                 return step(*args, **kwargs)
             self._wanted = False
             try:
-                with saved_tensors_hooks(self._pack, lambda tensor: tensor):
+                with saved_tensors_hooks(pack, lambda tensor: tensor):
                     output = step(*args, **kwargs)
                 own = {_storage(p)[0] for p in module.parameters()}  # now, where lazy ones have been made
-                self.total = sum(size for place, size in self._saved.items() if place not in own)
+                self.total = sum(size for place, size in saved.items() if place not in own)
             except Exception:  # torch.func's transforms refuse such hooks; a step that fails by itself fails again
                 return step(*args, **kwargs)
             return output
 
+        # it stays there: taken away, it would take the wrapper of `subset` with it, which lies around it
         module.__dict__["training_step"] = counted
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        place, size = _storage(tensor)
-        self._saved[place] = size
-        return tensor
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:
@@ -97,23 +91,7 @@ def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) ->
 
 
 class Probe(Callback):
-    """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`.
-
-    The learning rate is next to nothing, so that nothing diverges on a few batches; schedules of it are left out where
-    Lightning steps them.
-
-    Args:
-        selections: The callbacks that do the sparse steps, by mode; each is set up and takes its turns.
-        begin: Called when training starts, with everything set up; returns the script.
-        cache: Returns the batches that are trained on.
-        clock: Returns the time in seconds.
-
-    Attributes:
-        active: The mode of the running step, or of the set-up that runs; an exception is its fault.
-        samples: The times of the blocks that were measured.
-        cycles: The number of cycles that were measured.
-        watcher: The scores of the samples that were selected from.
-    """
+    """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`."""
 
     def __init__(
         self,
@@ -124,18 +102,16 @@ class Probe(Callback):
         clock: Clock,
     ) -> None:
         super().__init__()
-        self.active: Mode | None = None
+        self.active: Mode | None = None  # whose step or set-up runs: an exception is its fault
         self.samples: list[Sample] = []
         self.cycles = 0
         self.watcher = ScoreWatcher(lambda: cache().last)
         self.selections = selections
-        self._begin = begin
+        self._begin = begin  # called when all is set up; returns the script
         self._cache = cache
         self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}
         self._block = Block()
-
-    # ------------------------------------------------------------------ blocks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set every selection up; none has its wrapper on the module yet."""
@@ -143,6 +119,7 @@ class Probe(Callback):
             self.active = mode
             selection.setup(trainer, pl_module, stage)
             assert selection.session is not None
+            # The modes share one module here, and each is probed alone: only the one whose turn it is wraps the step.
             _wrap(selection.session, on=False)
             selection.session.add_watcher(self.watcher)
         self.active = None
@@ -151,13 +128,14 @@ class Probe(Callback):
         """Let the fit go on for as long as is wanted, without validation, and begin."""
         self._device = trainer.strategy.root_device
         self._wait = synchronizer(self._device)
-        self._script = self._begin(trainer)
+        self._script = self._begin(trainer)  # it reads the limits of the run, which are lifted next
         trainer.limit_val_batches = 0
         lift_step_limit(trainer.fit_loop)
         if pl_module.automatic_optimization:
             for schedule in trainer.lr_scheduler_configs:
-                schedule.frequency = ENDLESS  # it is there to be asked
+                schedule.frequency = ENDLESS  # it stays in its place, where callbacks and modules ask it
         for optimizer in trainer.optimizers:
+            # with steps so small LBFGS would end its inner iterations early, and look cheaper than it is
             for group in [] if isinstance(optimizer, LBFGS) else optimizer.param_groups:
                 group["lr"] = group["lr"] * _FROZEN
         for mode, selection in self.selections.items():
@@ -167,7 +145,6 @@ class Probe(Callback):
         self._start(next(self._script))
 
     def _start(self, block: Block) -> None:
-        """Switch to a block."""
         self._block = block
         self._left = block.steps
         self._rates: list[float] = []
@@ -191,7 +168,6 @@ class Probe(Callback):
         self._began = self._ended = self._now(wait=True)
 
     def _finish(self) -> Timing:
-        """Return the times of the block."""
         steps = self._block.steps
         selection = self._selected()
         seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
@@ -235,8 +211,6 @@ class Probe(Callback):
             self._wait()
         return self._clock()
 
-    # ------------------------------------------------------------------ steps
-
     def on_train_epoch_start(self, *hook: Any) -> None:
         """Pass it on."""
         self._pass_on("on_train_epoch_start", *hook)
@@ -276,7 +250,7 @@ class Probe(Callback):
         self._rates.append(1.0 if selection is None else selection.activation_rate or 1.0)
         self._ended = self._now()
         self._spent["rest"] += self._ended - self._phase
-        count_batches_anew(trainer.fit_loop, trainer.num_training_batches)
+        count_batches_anew(trainer.fit_loop, trainer.num_training_batches)  # else the epoch would end
         self._left -= 1
         if self._left == 0:
             timing = self._finish()
@@ -299,6 +273,5 @@ class Probe(Callback):
 
 
 def _wrap(session: Session, *, on: bool) -> None:
-    # The modes share one module here, and each is probed alone: only the one whose turn it is wraps the step.
     if isinstance(session.mode, SubsetMode):
-        (session.mode.wrap if on else session.mode.unwrap)()
+        (session.mode.attach if on else session.mode.detach)()

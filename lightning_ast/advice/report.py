@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, TextIO
 
 from lightning_ast.advice.coverage import is_nothing_to_skip
 from lightning_ast.advice.predict import Prediction, Predictions
@@ -19,20 +19,13 @@ _HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
 
 
 class Grid(NamedTuple):
-    """A table of the report.
-
-    Attributes:
-        header: The titles of its columns.
-        rows: The cells of its rows.
-        best: The row that is recommended; None without one.
-    """
+    """A table of the report: titles, and rows of cells."""
 
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    best: int | None = None
+    best: int | None = None  # the row that is recommended
 
     def __str__(self) -> str:
-        """Return the rows in aligned columns, between empty lines."""
         lines = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         shown = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -49,11 +42,10 @@ class Advice(Predictions):
         return decide(self)
 
     def __str__(self) -> str:
-        """Return the report, in lines of about 120 characters."""
         return "\n".join(map(str, _report(self)))
 
 
-def render(advice: Advice, *, file: Any = None) -> None:
+def render(advice: Advice, *, file: TextIO | None = None) -> None:
     """Write the report for a person; as a table with rich where that is installed.
 
     Args:
@@ -89,8 +81,8 @@ def _report(advice: Advice) -> Iterator[str | Grid]:
 
 def _measured(advice: Advice) -> Iterator[str]:
     facts = advice.facts
-    run = advice.facts.run
-    step = advice.facts.step
+    run = facts.run
+    step = facts.step
     yield (
         f"Measured on {facts.device} in {facts.seconds:.0f} s, {counted(step.cycles, 'round')}: "
         f"{counted(run.epochs, 'epoch')} of {counted(run.batches_per_epoch, 'batch')} of {run.batch_size}."

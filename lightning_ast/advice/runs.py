@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,13 +19,13 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import starts_processes
 from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
 from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
-from lightning_ast.mode_facts import Mode, PruneSteps
+from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import Schedule
 from lightning_ast.selection.faults import setting_faults, two_target_faults
-from lightning_ast.selection.settings import steps_of_pruned_epochs
+from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
 
 __all__ = ["Asked", "due_validations", "prune_fault", "run_facts", "trainer_faults"]
@@ -61,29 +61,20 @@ def trainer_faults(trainer: pl.Trainer) -> list[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The wishes of the Trainer's own callbacks.
-
-    Attributes:
-        selection: The first selection callback, or None.
-        schedule: The first schedule, or None.
-    """
+    """The wishes of the Trainer's own callbacks: of the first selection callback and the first schedule."""
 
     selection: SparseSelectionCallback | None
     schedule: TwoStageScheduler | None
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
-        """Read the wishes of a Trainer's callbacks.
-
-        Raises:
-            ConfigurationError: A setting of the callbacks cannot be used.
-        """
+        """Read the wishes of a Trainer's callbacks, which may be faulty: then it raises a ConfigurationError."""
         selection = first_callback(trainer, SparseSelectionCallback)
         schedule = first_callback(trainer, TwoStageScheduler)
-        faults = [] if selection is None else setting_faults(selection)
+        faults = [] if selection is None else setting_faults(SelectionSettings.of(selection))
         if schedule is not None:
             faults += schedule.faults(trainer, batches_known=False)
-            faults += [] if selection is None else two_target_faults(selection, [schedule])
+            faults += [] if selection is None else two_target_faults(SelectionSettings.of(selection), [schedule])
         if faults:
             raise ConfigurationError(faults)
         return cls(selection, schedule)
@@ -100,11 +91,6 @@ class Asked:
         return SparseSelectionCallback() if self.selection is None else self.selection
 
     @property
-    def prune_steps(self) -> PruneSteps:
-        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
-        return steps_of_pruned_epochs(self.settings)
-
-    @property
     def stages(self) -> TwoStageScheduler:
         """Return the schedule; without one every step of a selection is sparse, and without either it is assumed."""
         if self.schedule is not None:
@@ -113,18 +99,17 @@ class Asked:
         return TwoStageScheduler(warmup_epochs=part, cooldown_epochs=part)
 
     def probe(self, mode: Mode) -> SparseSelectionCallback:
-        """Make a callback for this mode with the user's settings.
-
-        A hard gate, which its controller moves slowly, becomes ``topk``, which costs the same and has the rate at once.
-        """
+        """Make a callback for this mode with the user's settings."""
         own = self.settings
         return SparseSelectionCallback(
             mode=mode,
+            # a hard gate, which its controller moves slowly, becomes one that costs the same and has the rate at once
             gate="soft" if own.gate == "soft" else "topk",
             significance=own.significance,
             weighting=own.weighting,
             min_selected=own.min_selected,
             batchnorm=own.batchnorm,
+            # the few batches that are measured may all be bad: that is not to end the measurement
             quarantine_limit=None if own.quarantine_limit is None else 1.0,
             count_flops=own.count_flops,
         )
@@ -146,15 +131,8 @@ class Asked:
 def run_facts(
     trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, *, batch_size: int, limits: pl.Trainer
 ) -> tuple[RunFacts, list[str]]:
-    """Find the lengths of the run, and what had to be assumed.
-
-    Args:
-        trainer: The trainer whose training starts, its loader set up.
-        combined: The training loader.
-        asked: The wishes of the user's callbacks.
-        batch_size: The size of the first batch.
-        limits: The user's Trainer, with its accumulation.
-    """
+    """Find the lengths of the run, and what had to be assumed."""
+    # `trainer` is the twin, whose training starts; what was changed on it is read from the user's (`limits`)
     notes = asked.notes(limits)
     factors = accumulation(limits)
     max_steps = trainer.max_steps if trainer.max_steps > 0 else None
@@ -188,7 +166,7 @@ def run_facts(
         own_mode=None if asked.selection is None else asked.selection.mode,
         own_rate=asked.rate,
         own_coverage=asked.settings.target_coverage,
-        prune_steps=asked.prune_steps,
+        prune_steps=SelectionSettings.of(asked.settings).steps_of_pruned_epochs,
     )
     return facts, notes
 
@@ -202,7 +180,8 @@ def _batches_per_epoch(trainer: pl.Trainer, max_steps: int | None, factors: dict
 
 
 def _stage_lengths(schedule: Schedule, epochs: float, dense: RunLength) -> tuple[int | float, int | float]:
-    """Return warmup and cooldown as ints (epochs) or floats (shares of the run); those in steps become shares."""
+    """Return warmup and cooldown as ints (epochs) or floats (shares of the run)."""
+    # a prediction knows no steps, whose number differs between modes: stages in steps become shares of the run
     warmup, cooldown = schedule.dense_epochs(epochs, dense)
     return (
         warmup / epochs if schedule.warmup_epochs is None else schedule.warmup_epochs,
@@ -213,15 +192,7 @@ def _stage_lengths(schedule: Schedule, epochs: float, dense: RunLength) -> tuple
 def prune_fault(
     trainer: pl.Trainer, combined: CombinedLoader, asked: Asked, run: RunFacts, *, rate: float
 ) -> str | None:
-    """Find why this run cannot be pruned, or None.
-
-    Args:
-        trainer: The trainer whose training starts, its loader set up.
-        combined: The training loader.
-        asked: The wishes of the user's callbacks.
-        run: The lengths of the run.
-        rate: The highest rate that is predicted: lower ones make shorter epochs, and may fail where it does not.
-    """
+    """Find why this run cannot be pruned at a rate, or None; lower rates may fail where it does not."""
     faults = loader_faults(combined, processes=1)
     if not faults:
         loader = LoaderFacts.of(combined)
@@ -240,20 +211,14 @@ def prune_fault(
 
 
 def due_validations(trainer: pl.Trainer, *, batches: int, seconds_per_batch: float) -> ValidationFacts:
-    """Find when validations are due.
-
-    Args:
-        trainer: The user's Trainer, with its intervals.
-        batches: The batches of one validation.
-        seconds_per_batch: The time of a batch, loading included.
-    """
-    timed = validation_interval_seconds(trainer)
+    """Find when validations are due, by the intervals of the user's Trainer."""
+    facts = ValidationFacts(batches, seconds_per_batch)
     every = trainer.check_val_every_n_epoch
     interval = getattr(trainer, "val_check_interval", 1.0)
-    if timed is not None:
-        return ValidationFacts(batches, seconds_per_batch, every_seconds=timed)
-    if every is None:
-        return ValidationFacts(batches, seconds_per_batch, every_batches=int(interval))
-    if isinstance(interval, int):
-        return ValidationFacts(batches, seconds_per_batch, every_epochs=every, every_batches_of_epoch=interval)
-    return ValidationFacts(batches, seconds_per_batch, every_epochs=every, share=float(interval))
+    if (timed := validation_interval_seconds(trainer)) is not None:
+        return replace(facts, every_seconds=timed)
+    if every is None:  # Lightning then counts batches over epochs
+        return replace(facts, every_batches=int(interval))
+    if isinstance(interval, int):  # 1 is every batch, and 1.0 the end of the epoch
+        return replace(facts, every_epochs=every, every_batches_of_epoch=interval)
+    return replace(facts, every_epochs=every, share=float(interval))

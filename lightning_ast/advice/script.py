@@ -26,46 +26,26 @@ _STEP = 0.05
 
 @dataclass(frozen=True)
 class Block:
-    """A block of steps that are timed as one.
+    """A block of steps that are timed as one."""
 
-    Attributes:
-        mode: The mode; None is a plain dense step.
-        target: The activation rate asked for, in (0, 1].
-        steps: The number of training steps.
-        phases: True where the device is waited for at every phase of a step, which slows it down.
-        few: True where the fewest samples are asked for.
-        settles: True where nothing is measured: caches fill, FLOPs are counted, regions are compiled.
-        cycle: The number of the round; all its blocks train on the same batches.
-    """
-
-    mode: Mode | None = None
-    target: float = 1.0
+    mode: Mode | None = None  # None is a plain dense step
+    target: float = 1.0  # the activation rate that is asked for, in (0, 1]
     steps: int = 1
-    phases: bool = False
-    few: bool = False
-    settles: bool = False
-    cycle: int = 0
+    phases: bool = False  # whether the device is waited for at every phase of a step, which slows it down
+    settles: bool = False  # whether nothing is measured: caches fill, FLOPs are counted, regions are compiled
+    cycle: int = 0  # all blocks of a round train on the same batches
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The times of a block.
-
-    Attributes:
-        seconds: The time of a step.
-        rate: The observed activation rate, in (0, 1].
-        phases: The parts of a step, or None where no backward was seen.
-        scoring_seconds: The time of a step between its start and the user's code.
-        peak_bytes: The peak of device memory, or None.
-        dense_share: The share of the backward's FLOPs that ran over all samples, or None.
-        dense_ops: The backward ops that ran over all samples, and their calls.
-    """
+    """The times of a block, each of one step."""
 
     seconds: float
-    rate: float = 1.0
-    phases: Phases | None = None
-    scoring_seconds: float = 0.0
+    rate: float = 1.0  # as observed, in (0, 1]
+    phases: Phases | None = None  # None where no backward was seen
+    scoring_seconds: float = 0.0  # from the start of a step to the user's code
     peak_bytes: int | None = None
+    # what ran over all samples: the share of the backward's FLOPs, None where not counted; the ops and their calls
     dense_share: float | None = None
     dense_ops: Mapping[str, int] = field(default_factory=dict)
 
@@ -81,24 +61,13 @@ def script(
     wanted: Sequence[float],
     remaining_seconds: Callable[[], float],
 ) -> Generator[Block, Timing, int]:
-    """Yield blocks to run, one after the other; each is answered with its times.
-
-    Args:
-        modes: The modes to measure, of ``partial``, ``subset`` and ``mask``, which takes the same at every rate.
-        batch_size: The samples of a batch.
-        asynchronous: True where the device runs behind the host: blocks are then longer, and phases blocks of their
-            own.
-        wanted: The rates that will be predicted. Those between two measured ones are measured too where ``partial``
-            falls back to all samples at the one and not at the other: there is a step between them, and no line.
-        remaining_seconds: Returns what is left of the budget. Two cycles are run in any case.
-
-    Returns:
-        The number of cycles that were measured.
-    """
+    """Yield blocks to run, each answered with its times; return the number of cycles that were measured."""
+    # the first step makes the optimizer's state, so that only the second tells what a step takes
     yield Block(settles=True)
     dense = (yield Block(settles=True)).seconds
     for mode in modes:
         yield Block(mode, _RATES[1], settles=True)
+    # a block of a device that runs behind is waited for once: with more steps the wait weighs less
     steps = min(8, max(3, math.ceil(_BLOCK_SECONDS / max(dense, 1e-6)))) if asynchronous else 1
     few = FEW_SAMPLES / batch_size
     blocks = _cycle(modes, few, steps, asynchronous, reduced=False)
@@ -126,6 +95,7 @@ def script(
 
 def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
     """Make blocks at wanted rates between neighbours of which one fell back to all samples."""
+    # there is a step between these two, and no line on which the rates could be predicted
     partial = {block: timing.dense_share or 0.0 for block, timing in answers if block.mode == "partial"}
     found = []
     for low, high in pairwise(sorted(partial, key=lambda block: block.target)):
@@ -135,39 +105,22 @@ def _between(answers: Sequence[Sample], wanted: Sequence[float]) -> list[Block]:
 
 
 def _cycle(modes: Sequence[Mode], few: float, steps: int, asynchronous: bool, *, reduced: bool) -> list[Block]:
-    """List the blocks of a round.
-
-    Args:
-        modes: The modes to measure.
-        few: The activation rate of the fewest samples.
-        steps: The number of steps of a block.
-        asynchronous: True where the device runs behind the host.
-        reduced: True where only the ends of each mode's curve are measured.
-    """
+    """List the blocks of a round; a reduced one has only the ends of each mode's curve."""
     blocks = [Block(steps=steps, phases=not asynchronous)]
-    if asynchronous:
+    if asynchronous:  # waiting within a step would slow it down, so that its phases need a block of their own
         blocks.append(Block(steps=steps, phases=True))
     for mode in modes:
         rates = _RATES[:: len(_RATES) - 1] if reduced else _RATES
         if mode == "subset":
-            blocks.append(Block(mode, min(1.0, few), steps, phases=True, few=True))
+            blocks.append(Block(mode, min(1.0, few), steps, phases=True))
             rates = tuple(rate for rate in (rates[1:] if reduced else rates) if rate > 1.25 * few)
-        rates = _RATES[1:2] if mode == "mask" else rates
+        rates = _RATES[1:2] if mode == "mask" else rates  # it takes the same at every rate
         blocks += [Block(mode, rate, steps, phases=not asynchronous) for rate in rates]
     return blocks
 
 
-# ---------------------------------------------------------------------- what the times tell
-
-
 def summarize(samples: list[Sample], refused: dict[Mode, str], *, batch_size: int) -> StepFacts:
-    """Take the medians over the cycles.
-
-    Args:
-        samples: The measured blocks.
-        refused: The modes that cannot run, and why.
-        batch_size: The samples of a batch.
-    """
+    """Take the medians of the measured blocks over the cycles."""
     (dense,) = curve_of(samples, None)
     curves: dict[Mode, Curve] = {
         mode: curve for mode in ("partial", "subset") if mode not in refused and (curve := curve_of(samples, mode))
@@ -204,16 +157,7 @@ def _dense_backwards(samples: Sequence[Sample]) -> tuple[DenseBackward, ...]:
 
 
 def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
-    """Collect one mode's steps by rising rate.
-
-    A mode is compared with the dense step of the same cycle, and the median of the quotients is taken: what slows the
-    machine for longer than a cycle then falls out. Blocks that waited for the device at every phase are left out where
-    there are others.
-
-    Args:
-        samples: The measured blocks.
-        mode: The mode; None is the dense step.
-    """
+    """Collect one mode's steps by rising rate, from the blocks that did not wait at every phase, if there are any."""
     plain = [(b, t) for b, t in samples if b.mode is None and not b.phases]
     dense = {b.cycle: t.seconds for b, t in plain or samples if b.mode is None}
     typical = statistics.median(dense.values())
@@ -222,21 +166,18 @@ def curve_of(samples: Sequence[Sample], mode: Mode | None) -> Curve:
         own = [(b, t) for b, t in samples if (b.mode, b.target) == (mode, target)]
         own = [(b, t) for b, t in own if not b.phases] or own
         peaks = [t.peak_bytes for _, t in own if t.peak_bytes is not None]
+        # quotients within a cycle: what slows the machine for longer than a cycle falls out
         share = statistics.median(t.seconds / dense[b.cycle] for b, t in own)
         points.append(StepAt(statistics.fmean(t.rate for _, t in own), share * typical, max(peaks, default=None)))
     return tuple(sorted(points, key=lambda p: p.rate))
 
 
 def _parts(samples: Sequence[Sample], dense_seconds: float) -> Curve | None:
-    """Collect the steps of ``subset`` without their scoring; None where no such step was cut up.
-
-    Args:
-        samples: The measured blocks.
-        dense_seconds: The time of a dense step, not cut up, which the times are made comparable with.
-    """
+    """Collect the steps of ``subset`` without their scoring; None where no such step was cut up."""
     cut_up = [(b, replace(t, seconds=t.seconds - t.scoring_seconds)) for b, t in samples if b.phases]
     parts = curve_of(cut_up, "subset") if cut_up else ()
     if not parts:
         return None
+    # cut-up steps are slower: they are held against a dense step that was cut up too, and brought back to its own time
     (dense,) = curve_of(cut_up, None)
     return tuple(StepAt(part.rate, part.seconds / dense.seconds * dense_seconds) for part in parts)

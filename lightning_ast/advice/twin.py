@@ -33,18 +33,12 @@ _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilitie
 
 @dataclass
 class Twin:
-    """Copies to measure on.
+    """Copies to measure on."""
 
-    Attributes:
-        trainer: A Trainer with the settings of the user's, without its callbacks, loggers, profiler and progress.
-        module: A deep copy of the module.
-        data: The arguments of ``trainer.fit`` and, but for the training data, of ``trainer.validate``.
-        generators: The torch generators that the user's loaders draw from, and the states to put them back to.
-    """
-
-    trainer: pl.Trainer
+    trainer: pl.Trainer  # with the settings of the user's, but none of its callbacks, loggers, profiler and progress
     module: pl.LightningModule
-    data: dict[str, Any]
+    data: dict[str, Any]  # the arguments of ``trainer.fit``
+    # that the user's loaders draw from, and the states to put them back to: copied loaders share them
     generators: list[tuple[torch.Generator, torch.Tensor]] = field(default_factory=list)
 
 
@@ -55,20 +49,13 @@ class _StandInLogger(DummyLogger):
 
     @property
     def save_dir(self) -> str:
-        """Return the folder; ``trainer.log_dir`` is it too."""
-        return self.folder
+        return self.folder  # ``trainer.log_dir`` is it too
 
     log_dir = root_dir = save_dir
 
 
 def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_data: Any) -> Twin:
-    """Copy what a fit would change.
-
-    Datasets are shared: loaders and datamodules are copied without them.
-
-    Raises:
-        AdviceError: Something cannot be copied.
-    """
+    """Copy what a fit would change: not the datasets, which may fill the memory."""
     try:
         module_twin = copy.deepcopy(module)
         trainer_twin = copied_trainer(trainer, module_twin, _StandInLogger)
@@ -95,6 +82,7 @@ def make_twin(trainer: pl.Trainer, module: pl.LightningModule, data: Any, val_da
 
 def _detach_loaders(owner: Any, twin: Twin) -> None:
     """Let the loaders that a module or datamodule makes be copies too."""
+    # Lightning asks the instance for them, but takes a hook that its class does not override for no hook at all
     parent = pl.LightningDataModule if isinstance(owner, pl.LightningDataModule) else pl.LightningModule
     for name in ("train_dataloader", "val_dataloader"):
         if is_overridden(name, owner, parent=parent):
@@ -103,7 +91,7 @@ def _detach_loaders(owner: Any, twin: Twin) -> None:
 
 
 def _detached(loaders: Any, twin: Twin) -> Any:
-    """Copy loaders: the copies share dataset and sampler, but no iterator and no workers."""
+    """Copy loaders, in whatever collection they come."""
     if isinstance(loaders, CombinedLoader):
         return copy_combined(loaders, [_detached_loader(loader, twin) for loader in loaders.flattened])
     return tree_map(lambda loader: _detached_loader(loader, twin), loaders)
@@ -117,6 +105,7 @@ def _detached_loader(loader: Any, twin: Twin) -> Any:
                 "or another collection of batches."
             )
         return loader
+    # The copy shares dataset and sampler, but no iterator and no workers; what iterates itself is copied too.
     known = {id(generator) for generator, _ in twin.generators}
     twin.generators += [(g, g.get_state()) for g in loader_generators(loader) if id(g) not in known]
     dataset = copy.deepcopy(loader.dataset) if isinstance(loader.dataset, IterableDataset) else loader.dataset

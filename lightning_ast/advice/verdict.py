@@ -15,7 +15,6 @@ __all__ = ["LEAST_SAVING", "Verdict", "decide"]
 
 LEAST_SAVING = 0.05
 """Share of the run's seconds below which a saving is not worth a change of method."""
-
 _MUCH = 0.5
 _SOME_DENSE = 0.1
 _SAME_RATE = 0.005
@@ -47,12 +46,8 @@ class Verdict:
 
 
 def decide(predictions: Predictions) -> Verdict:
-    """Decide at the user's own rate or coverage, else at a rate of 0.4.
-
-    Args:
-        predictions: The predictions of all modes.
-    """
-    saves = [p for p in predictions.own if p.mode != "mask"]
+    """Decide at the user's own rate or coverage, else at a rate of 0.4."""
+    saves = [p for p in predictions.own if p.mode != "mask"]  # which computes all that a dense step does
     best = min(saves, key=lambda p: p.run_seconds, default=None)
     saving = None if best is None else 1 - best.run_share
     is_worth_it = saving is not None and saving >= LEAST_SAVING and not predictions.has_nothing_to_skip
@@ -92,7 +87,6 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
 
 
 def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
-    """List what bounds the run."""
     facts = predictions.facts
     dense = predictions.dense
     found = []
@@ -136,7 +130,6 @@ def _remedy(predictions: Predictions) -> str:
 
 
 def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
-    """List what to know of the modes that can run."""
     step = predictions.facts.step
     found = []
     if "partial" not in step.refused and step.compiled:

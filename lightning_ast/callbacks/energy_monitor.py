@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import running_session
 from lightning_ast.core.state import known_fields
 from lightning_ast.energy.energy_ledger import EnergyBook
@@ -73,14 +73,12 @@ class EnergyMonitor(Callback):
         """Return the seconds of the finished epochs."""
         return sum(costs.epoch_seconds for costs in self.epochs)
 
-    # ------------------------------------------------------------------ the hooks
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second monitor, and a second fit at the same time."""
         if stage != "fit":
             return
         faults = duplicate_faults(trainer, EnergyMonitor, _WHY_ONE)
-        meters: Any = self.meters
+        meters: object = self.meters
         if meters is not None and not (isinstance(meters, (list, tuple)) and all(map(_is_meter, meters))):
             faults.append(f"meters: expected a list of EnergyMeter objects or None, got {meters!r}.")
         if faults:
@@ -90,6 +88,7 @@ class EnergyMonitor(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the meters; a run that is resumed in mid-epoch goes on from here."""
+        # A checkpoint of an earlier epoch was loaded: the later ones are trained again.
         self.epochs = [costs for costs in self.epochs if costs.epoch < trainer.current_epoch]
         book = EnergyBook(self.meters, trainer.strategy.root_device, Processes(trainer))
         self.names = book.names
@@ -148,7 +147,7 @@ class EnergyMonitor(Callback):
 
         Every process must call it.
         """
-        if self._epoch is None or self._epoch.number > trainer.current_epoch:
+        if self._epoch is None or self._epoch.number > trainer.current_epoch:  # another callback asked for it before
             return
         costs = self._epoch.close()
         self.epochs.append(costs)
@@ -178,17 +177,16 @@ class EnergyMonitor(Callback):
             self._epoch = None
             self._logged = {}
 
-    # ------------------------------------------------------------------ state
-
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which measures nothing yet."""
+        # An open epoch holds the counters' handles and the trainer.
         return {**vars(self), "_epoch": None}
 
     @property
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
         key = super().state_key
-        return key if self._measured else sole_key(self, key, _WHY_ONE)
+        return key if self._measured else SoleKey(self, key, _WHY_ONE)
 
     @property
     def _measured(self) -> bool:
@@ -214,5 +212,5 @@ class EnergyMonitor(Callback):
         self._carried = state_dict["running"]
 
 
-def _is_meter(value: Any) -> bool:
+def _is_meter(value: object) -> bool:
     return all(hasattr(value, name) for name in ("kind", "name", "identity", "longest_interval_seconds", "read_joules"))

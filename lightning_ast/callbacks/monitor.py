@@ -10,11 +10,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
+from tqdm.auto import tqdm
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
-from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, sole_key
+from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError
@@ -28,15 +29,13 @@ from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selec
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.saved_state import MONITOR_STATE
 from lightning_ast.monitoring.tensorboard import Writers
-from lightning_ast.monitoring.terminal import say
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
 from lightning_ast.selection.faults import not_logged
 from lightning_ast.selection.step_log import BAR_NAMES
 
 __all__ = ["SparseTrainingMonitor"]
 
-_SHARE = 0.01
-"""Of the run's time, for pictures while it goes on."""
+_SHARE = 0.01  # of the run's time, for pictures while it goes on
 _FIRST_PICTURE_SECONDS = 1.0
 _WHY_ONE = "each would print every line and draw every picture again"
 _PERCENTILES = (10, 50, 90)
@@ -99,14 +98,12 @@ class SparseTrainingMonitor(Callback):
         self._guard = Guard("SparseTrainingMonitor")
         self._checked = False
 
-    # ------------------------------------------------------------------ the hooks
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what is drawn, before the loader is started."""
         if stage != "fit":
             return
         faults = duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE)
-        accuracy: Any = self.accuracy
+        accuracy: object = self.accuracy
         if accuracy is not None and not isinstance(accuracy, str):
             faults.append(f"accuracy: expected the name of a logged metric or None, got {accuracy!r}.")
         if isinstance(self.metrics, str) or not all(isinstance(name, str) for name in self.metrics):
@@ -161,7 +158,7 @@ class SparseTrainingMonitor(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line; show the epoch's samples."""
         energy = first_callback(trainer, EnergyMonitor)
-        if energy is not None:
+        if energy is not None:  # ahead of the next line: all processes add joules up together
             energy.finish_epoch(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -176,7 +173,7 @@ class SparseTrainingMonitor(Callback):
             seconds = self._progress.last_seconds if self.details else None
             device = trainer.strategy.root_device
             details = epoch_details(self.metrics, trainer.callback_metrics, seconds=seconds, device=device)
-            say(trainer, format_epoch(**line, joules=joules, details=details))
+            _say(trainer, format_epoch(**line, joules=joules, details=details))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what has not been drawn, and sum up."""
@@ -192,7 +189,7 @@ class SparseTrainingMonitor(Callback):
             if selection is not None and selection.quarantined:
                 self._writers.quarantined(selection.quarantined, step)
         with self._guard():
-            say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
+            _say(trainer, format_summary(self._summary(trainer, closing_seconds=time.perf_counter() - began)))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was."""
@@ -205,8 +202,6 @@ class SparseTrainingMonitor(Callback):
         if self._drawn is not None:
             self._drawn.detach()
         self._drawn = self._writers = self._watcher = self._selection = None
-
-    # ------------------------------------------------------------------ parts of them
 
     @property
     def seconds(self) -> float:
@@ -231,7 +226,7 @@ class SparseTrainingMonitor(Callback):
         if self._progress.monitoring_seconds + self._picture_seconds <= _SHARE * self._progress.elapsed:
             began = time.perf_counter()
             self._writers.pictures(self._history, step)
-            self._picture_seconds = time.perf_counter() - began
+            self._picture_seconds = time.perf_counter() - began  # they grow with the epochs: the last ones tell
             self._pictured = step
 
     def _check_accuracy(self, trainer: pl.Trainer) -> None:
@@ -256,7 +251,7 @@ class SparseTrainingMonitor(Callback):
         value = None if name is None or name not in metrics else float(torch.as_tensor(metrics[name]))
         if value is None or not math.isfinite(value):
             return None
-        return value / 100 if value > 1 else value
+        return value / 100 if value > 1 else value  # torchmetrics gives shares, some modules log percent
 
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
         progress = self._progress
@@ -287,8 +282,6 @@ class SparseTrainingMonitor(Callback):
             yield
         self._progress.monitoring_seconds += time.perf_counter() - began
 
-    # ------------------------------------------------------------------ state
-
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which watches nothing yet."""
         return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
@@ -297,7 +290,7 @@ class SparseTrainingMonitor(Callback):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
         key = super().state_key
-        return key if self._progress.begun else sole_key(self, key, _WHY_ONE)
+        return key if self._progress.begun else SoleKey(self, key, _WHY_ONE)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run so far, primitives and tensors alone; empty before it begins."""
@@ -325,3 +318,14 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
     except Exception:  # the user's code: NotImplementedError is common
         return None
+
+
+def _say(trainer: pl.Trainer, text: str) -> None:
+    """Print a text above the progress bar, or as it is where there is none."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        bar.progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
+    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+        tqdm.write(text)  # works behind the bars' end too
+    else:
+        print(text)  # noqa: T201 - the terminal is what this callback is for

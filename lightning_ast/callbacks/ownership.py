@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
@@ -13,24 +12,18 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_ast.errors import ConfigurationError
 
-__all__ = ["begin_use", "duplicate_faults", "end_use", "serves", "sole_key"]
+__all__ = ["SoleKey", "begin_use", "duplicate_faults", "end_use", "serves"]
 
-_users: WeakKeyDictionary[Any, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
-"""The Trainer of the running fit, by the object that the fit changes."""
-_lock = threading.Lock()
+# The Trainer of the running fit, by the object that the fit changes. Weak on both sides: neither a finished Trainer nor
+# a dropped callback must be kept alive by having met.
+_users: WeakKeyDictionary[object, weakref.ref[pl.Trainer]] = WeakKeyDictionary()
+_lock = threading.Lock()  # two Trainers may run in two threads
 
 
-def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
+def begin_use(trainer: pl.Trainer, *parts: object) -> None:
     """Keep objects for one fit, until :func:`end_use`; refusing a second fit does not touch the first.
 
     A Trainer whose fit was interrupted has no claim, even where it did not come to its end.
-
-    Args:
-        trainer: The Trainer of the fit that begins.
-        parts: A callback, and its controller; None among them is passed over.
-
-    Raises:
-        ConfigurationError: A fit that is still running has one of them; none of them is kept.
     """
     wanted = [part for part in parts if part is not None]
     with _lock:
@@ -45,21 +38,17 @@ def begin_use(trainer: pl.Trainer, *parts: Any) -> None:
                     ]
                 )
         for part in wanted:
-            _users[part] = weakref.ref(trainer)
+            _users[part] = weakref.ref(trainer)  # all or none: a refused fit must not take the controller along
 
 
-def serves(part: Any, trainer: pl.Trainer) -> bool:
+def serves(part: object, trainer: pl.Trainer) -> bool:
     """Tell whether an object is kept for the fit of this Trainer."""
     user = None if part is None else _users.get(part)
     return user is not None and user() is trainer
 
 
-def end_use(part: Any, trainer: pl.Trainer) -> bool:
-    """Give an object back.
-
-    Returns:
-        Whether the fit of this Trainer had it; a fit that was refused did not.
-    """
+def end_use(part: object, trainer: pl.Trainer) -> bool:
+    """Give an object back; tell whether the fit of this Trainer had it, which one that was refused did not."""
     with _lock:
         own = serves(part, trainer)
         if own:
@@ -68,38 +57,25 @@ def end_use(part: Any, trainer: pl.Trainer) -> bool:
 
 
 def duplicate_faults(trainer: pl.Trainer, kind: type[Callback], reason: str) -> list[str]:
-    """Find more than one callback of a kind, its subclasses included.
-
-    Args:
-        trainer: Its callbacks are counted.
-        kind: The class of which a Trainer takes one.
-        reason: What two of them would do.
-    """
+    """Find more than one callback of a kind, its subclasses included."""
     count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
     return [f"expected one {kind.__name__}, got {count}: {reason}."] if count > 1 else []
 
 
-def sole_key(callback: Callback, key: str, reason: str) -> str:
-    """Make the state key of a callback that has no state yet, where a Trainer may have only one such callback.
+class SoleKey(str):
+    """The state key of a callback that has no state yet, where a Trainer may have only one such callback.
 
     Lightning compares the state keys of a Trainer's callbacks in its constructor, before any hook of theirs, and speaks
     of state keys where two are equal. This key is a plain one but for that comparison, where it raises the error that
     names the mistake. A callback with a state must give the plain key: it is pickled into checkpoints.
-
-    Args:
-        callback: The owner of the key.
-        key: Lightning's key.
-        reason: What two of these callbacks would do.
     """
-    return _SoleKey(callback, key, reason)
 
-
-class _SoleKey(str):
     __slots__ = ("_owner", "_reason")
     _owner: Callback
     _reason: str
 
-    def __new__(cls, owner: Callback, key: str, reason: str) -> _SoleKey:
+    def __new__(cls, owner: Callback, key: str, reason: str) -> SoleKey:
+        """Make the key that Lightning would make; the reason tells what two of these callbacks would do."""
         made = super().__new__(cls, key)
         made._owner = owner
         made._reason = reason
@@ -107,7 +83,7 @@ class _SoleKey(str):
 
     def __eq__(self, other: object) -> bool:
         equal = str.__eq__(self, other) is True
-        if equal and isinstance(other, _SoleKey) and other is not self:  # the same callback listed twice, too
+        if equal and isinstance(other, SoleKey) and other is not self:  # the same callback listed twice, too
             raise ConfigurationError(
                 [f"expected one {type(self._owner).__name__} in a Trainer, got several: {self._reason}."]
             )

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.mode_facts import Mode
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.quarantine import QuarantinedSample
 from lightning_ast.selection.session import Session
@@ -19,6 +20,8 @@ class SelectionReadings(Callback):
     Attributes:
         ledger: The samples, FLOPs and seconds of the run.
     """
+
+    mode: Mode
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves, sole_key
+from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use, serves
 from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
@@ -70,8 +70,8 @@ class SparseSelectionCallback(SelectionReadings):
             ``prune`` solves its threshold over the whole data set and needs none.
         min_selected: The fewest samples kept of a batch (in ``prune``: of an epoch): a count, or a share in (0, 1).
         trim: The share of the samples, in [0, 1), that is left out because its significance is the largest: a remedy
-            for wrong labels, which keep a large gradient. Set it a little below the share of labels that you expect to
-            be wrong; right labels that are hard are left out with them.
+            for wrong labels, which keep a large gradient. Set it to about the share of labels that you expect to be
+            wrong; right labels that are hard are left out with them.
         seed: The seed of the gate's own draws; global generators are not touched.
         batchnorm: In ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
             an approximation) or ``"exact"`` (full from there on); see :func:`lightning_ast.core.select_rows`.
@@ -163,31 +163,25 @@ class SparseSelectionCallback(SelectionReadings):
         if stage != "fit":
             return
         schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
+        settings = SelectionSettings.of(self, next(iter(schedulers), None))
         faults = duplicate_faults(trainer, SparseSelectionCallback, _WHY_ONE)
-        if faults := faults + configuration_faults(self, trainer, pl_module, schedulers):
+        if faults := faults + configuration_faults(settings, trainer, pl_module, schedulers):
             raise ConfigurationError(faults)
         begin_use(trainer, self, self.controller)
         self._loads_foreign = False
         if self._session is not None:
             self._session.detach()  # an interrupted fit may not have come to its end
-        for doubt in doubtful_settings(self, schedulers, pl_module):
+        for doubt in doubtful_settings(settings, schedulers, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
-        if self.controller is not None:
+        if self.controller is not None:  # the user's object: another fit may have moved it; `before` holds what counts
             self.controller.reset()
         self.ledger = Ledger()
         self.dense_ops.clear()
-        self._session = Session(
-            self._settings(next(iter(schedulers), None)),
-            trainer,
-            pl_module,
-            owner=self,
-            ledger=self.ledger,
-            dense_ops=self.dense_ops,
-        )
+        self._session = Session(settings, trainer, pl_module, owner=self, ledger=self.ledger, dense_ops=self.dense_ops)
         self._session.attach()
-        self.load_state_dict(before)
+        self.load_state_dict(before)  # Lightning restores a checkpoint behind this, which then counts
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what is known only now."""
@@ -251,27 +245,20 @@ class SparseSelectionCallback(SelectionReadings):
             if self._session is not None:
                 self._session.detach()
 
-    def _settings(self, scheduler: TwoStageScheduler | None) -> SelectionSettings:
-        values = {name: getattr(self, name) for name in SelectionSettings.names() if hasattr(self, name)}
-        if scheduler is not None and scheduler.target_activation_rate is not None:
-            values["target_activation_rate"] = scheduler.target_activation_rate
-        return SelectionSettings(**values | {"scheduler": scheduler, "state_key": str(self.state_key)})
-
     @property
     def _running(self) -> Session:
         assert self._session is not None  # Lightning calls no hook of a training before setup
         return self._session
 
-    # ------------------------------------------------------------------ state
-
     @property
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
         key = super().state_key
-        return sole_key(self, key, _WHY_ONE) if self._session is None else key
+        return SoleKey(self, key, _WHY_ONE) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the ledger and is outside the fit that runs."""
+        # Lightning's tuners and torch.save copy callbacks; a session holds the trainer, with all that it holds.
         return {**vars(self), "_session": None}
 
     def state_dict(self) -> dict[str, Any]:

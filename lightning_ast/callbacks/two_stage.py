@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ast.core.ledger import Ledger
+from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.run_limits import run_length
-from lightning_ast.mode_facts import MODE_FACTS, Mode
-from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.lightning_internals.run_limits import first_callback, run_length
+from lightning_ast.mode_facts import MODE_FACTS
+from lightning_ast.run_length import Point
+from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.faults import rate_faults
-from lightning_ast.selection.stages import stage_of_batch
 from lightning_ast.words import counted
 
-__all__ = ["STAGE_CODES", "Selecting", "Stage", "TwoStageScheduler", "run_length"]
-
-
-@runtime_checkable
-class Selecting(Protocol):
-    """A callback that selects samples, as its schedule knows it: ``SparseSelectionCallback`` is one.
-
-    Attributes:
-        mode: How its selections are executed.
-        ledger: Its books, which know the stages that the run has had.
-        session: The parts of its running fit, or None.
-    """
-
-    mode: Mode
-    ledger: Ledger
-
-    @property
-    def session(self) -> object:
-        """Return the parts of its running fit, or None."""
+__all__ = ["TwoStageScheduler"]
 
 
 class TwoStageScheduler(Callback):
@@ -105,27 +86,19 @@ class TwoStageScheduler(Callback):
         return Schedule() if trainer.fast_dev_run else self.schedule  # type: ignore[attr-defined]
 
     def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
-        """Return the stage of a training batch.
-
-        Args:
-            trainer: Its progress and limits are read.
-            batch_idx: The index of the batch in the running epoch.
-        """
-        return stage_of_batch(self.schedule_of(trainer), trainer, batch_idx)
+        """Return the stage of the batch with an index in the running epoch."""
+        run = run_length(trainer)
+        within = 0.0 if run.batches is None else batch_idx / run.batches
+        return self.schedule_of(trainer).stage(Point(trainer.current_epoch + within, trainer.global_step), run)
 
     def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
-        """Return the stage at a point that is known in epochs alone; see
-        :meth:`lightning_ast.schedule.Schedule.stage_at`.
-        """
+        """Return the stage at a point in epochs; see :meth:`lightning_ast.schedule.Schedule.stage_at`."""
         return self.schedule.stage_at(epoch, total_epochs)
 
     def faults(self, trainer: pl.Trainer, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
-        """Find everything wrong with this schedule that can be known.
+        """Find what is wrong with this schedule: at setup, and again once the dataloader is known.
 
-        Args:
-            trainer: Its limits are read.
-            batches_known: Whether the dataloader has been looked at (before the first batch) or not yet (at setup).
-            whole_epochs: Whether the stages are rounded to whole epochs, as mode ``prune`` does.
+        Mode ``prune`` rounds the stages to whole epochs.
         """
         found = self.schedule.setting_faults()
         rate = self.target_activation_rate
@@ -137,21 +110,19 @@ class TwoStageScheduler(Callback):
             run_length(trainer), batches_known=batches_known, whole_epochs=whole_epochs
         )
 
-    # ------------------------------------------------------------------ the hooks
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse to run alone; all other faults are reported by the selection callback."""
         if stage != "fit":
             return
         self._warned = False
-        if _selection_of(trainer) is None:
+        if first_callback(trainer, SelectionReadings) is None:
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Inform where the stages differ from the settings."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
-            selection = _selection_of(trainer)
+            selection = first_callback(trainer, SelectionReadings)
             prunes = selection is not None and MODE_FACTS[selection.mode].plans_epochs
             without_scores = " The epoch is planned without scores." if prunes else ""
             rank_zero_info(
@@ -172,6 +143,7 @@ class TwoStageScheduler(Callback):
         in_steps = run.max_steps is not None or self.warmup_steps or self.cooldown_steps
         if self._warned or ended or not in_steps or run.steps_at(1) is not None:
             return  # over, or known since before the first batch
+        # The first epoch has shown what could not be known before it: how many steps an endless or manual run makes.
         per_epoch = math.ceil(steps / (trainer.current_epoch + 1))
         measured = replace(run, batches=per_epoch or None, accumulate={0: 1})
         if self._stages(trainer) and "sparse" not in self._stages(trainer) and self.schedule.never_sparse(measured):
@@ -197,10 +169,5 @@ class TwoStageScheduler(Callback):
 
     def _stages(self, trainer: pl.Trainer) -> set[str]:
         """Return the stages that the run has had, the part before a resumption included."""
-        selection = _selection_of(trainer)
+        selection = first_callback(trainer, SelectionReadings)
         return set() if selection is None else set(selection.ledger.stages)
-
-
-def _selection_of(trainer: pl.Trainer) -> Selecting | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Selecting)), None)

@@ -33,17 +33,7 @@ class CommandLineParser(LightningArgumentParser):
 
 
 class CommandLine(OpenCLI):
-    """Parse the arguments, make the objects and run the command.
-
-    Args:
-        arguments: The arguments of the command line, the command first.
-        options: Passed to LightningCLI.
-
-    Raises:
-        UsageError: The arguments, a configuration file or an argument of a class is wrong.
-        MissingPackageError: A package is not installed: jsonargparse, or one that it needs.
-        ConfigurationError: The set-up cannot be run; faults of a callback's settings name the callback.
-    """
+    """Parse the arguments of a command line, the command first; make the objects and run the command."""
 
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
         self._arguments = list(arguments)
@@ -59,13 +49,14 @@ class CommandLine(OpenCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; where that fails, find the file or the callback that is at fault."""
-        from lightning_ast.commands.listed import faulty_file, faulty_item
+        from lightning_ast.commands.listed import faulty_file, faulty_item  # needs jsonargparse, which is there now
 
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
                 super().parse_arguments(parser, args)
         except Exception as error:
+            # jsonargparse names neither the file that it could not read nor the item of a list: each is tried alone
             text = _told(error)
             found = faulty_file(self._arguments)
             if found is None and "trainer.callbacks" in text:
@@ -95,6 +86,8 @@ class CommandLine(OpenCLI):
         """Make the objects; where a callback cannot be made, tell which."""
         from lightning_ast.commands.listed import named
 
+        # The configuration names callbacks in their order, and they are made in it: the number of those of one class
+        # that were made tells which of them failed.
         made: Counter[type] = Counter()
         failed: list[tuple[type, Exception]] = []
 
@@ -114,26 +107,13 @@ class CommandLine(OpenCLI):
             if not failed:
                 raise UsageError(_told(error)) from error
             kind, cause = failed[0]
-            index = self._place_of(kind, made[kind])
+            paths = [item["class_path"] for item in _listed(self.config[self.subcommand])]
+            places = [i for i, path in enumerate(paths) if path.rpartition(".")[2] == kind.__name__]
+            index = places[made[kind]] if made[kind] < len(places) else None
             owner = kind.__name__ if index is None else named(index, kind.__name__)
             raise UsageError(f"{owner}: {_told(cause)}") from error
         if (factor := self.trainer.accumulate_grad_batches) < 1:  # Lightning fails later, without a word on it
             raise UsageError(f"trainer.accumulate_grad_batches: expected an int >= 1, got {factor}")
-
-    def _place_of(self, kind: type, earlier: int) -> int | None:
-        """Find the callback that was about to be made in ``trainer.callbacks``.
-
-        Args:
-            kind: Its class.
-            earlier: How many callbacks of this class were made before it.
-
-        Returns:
-            Its position in the list, or None where it is not in the list.
-        """
-        listed = self.config[self.subcommand].get("trainer.callbacks") or []
-        items = listed if isinstance(listed, list) else [listed]
-        places = [i for i, item in enumerate(items) if item["class_path"].rpartition(".")[2] == kind.__name__]
-        return places[earlier] if earlier < len(places) else None
 
     def run_command(self, name: str) -> None:
         """Run the command; where the set-up is at fault, name the callbacks."""
@@ -146,9 +126,14 @@ class CommandLine(OpenCLI):
         """Name the callback of each fault that is one of a callback's settings."""
         from lightning_ast.commands.listed import with_owner
 
-        listed = self.config_init[self.subcommand].get("trainer.callbacks") or []
-        callbacks = listed if isinstance(listed, list) else [listed]
+        callbacks = _listed(self.config_init[self.subcommand])
         return ConfigurationError([with_owner(fault, callbacks, self.trainer) for fault in error.faults])
+
+
+def _listed(config: Any) -> list[Any]:
+    """List the callbacks of a configuration, which may name a single one without a list."""
+    callbacks = config.get("trainer.callbacks") or []
+    return callbacks if isinstance(callbacks, list) else [callbacks]
 
 
 def _told(error: Exception) -> str:

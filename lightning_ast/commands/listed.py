@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.commands.messages import condensed
 from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.settings import SelectionSettings
 
 __all__ = ["faulty_file", "faulty_item", "named", "with_owner"]
 
@@ -22,22 +23,17 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Python's own tak
 
 
 def named(index: int, name: str) -> str:
-    """Write the place and the class of a callback, where the class is known.
-
-    Example:
-        >>> named(1, "lightning_ast.SparseSelectionCallback")
-        'trainer.callbacks[1] (SparseSelectionCallback)'
-    """
+    """Write the place and the class of a callback, where the class is known."""
     place = f"trainer.callbacks[{index}]"
     return f"{place} ({name.rpartition('.')[2]})" if name else place
 
 
-def with_owner(fault: str, callbacks: Sequence[Any], trainer: pl.Trainer) -> str:
+def with_owner(fault: str, callbacks: Sequence[object], trainer: pl.Trainer) -> str:
     """Put the name of the callback that has a fault before it, where the fault is one of a callback's settings."""
     for index, callback in enumerate(callbacks):
         own: list[str] = []
         if isinstance(callback, SparseSelectionCallback):
-            own = setting_faults(callback)
+            own = setting_faults(SelectionSettings.of(callback))
         elif isinstance(callback, TwoStageScheduler):
             own = [f for known in (False, True) for f in callback.faults(trainer, batches_known=known)]
         if fault in own:
@@ -46,17 +42,9 @@ def with_owner(fault: str, callbacks: Sequence[Any], trainer: pl.Trainer) -> str
 
 
 def faulty_item(arguments: Sequence[str]) -> str | None:
-    """Find the first item of ``trainer.callbacks`` that cannot be parsed.
-
-    jsonargparse does not tell which item of a list it could not use, so each is tried alone, in the order of the
-    arguments: files, lists, items that are appended, and settings of the last item.
-
-    Args:
-        arguments: The arguments of the command line, the command included.
-
-    Returns:
-        The item's name and what is wrong with it, or None where each item is right on its own.
-    """
+    """Name the first item of ``trainer.callbacks`` that cannot be parsed, and what is wrong with it."""
+    # The list is built as jsonargparse builds it, in the order of the arguments: files, lists, items that are appended,
+    # and settings of the last item.
     items: list[Any] = []
     for option, value in _options(arguments):
         last = ""
@@ -79,14 +67,7 @@ def faulty_item(arguments: Sequence[str]) -> str | None:
 
 
 def faulty_file(arguments: Sequence[str]) -> str | None:
-    """Find the first configuration file that is not text, not YAML or not a mapping, and tell why.
-
-    Args:
-        arguments: The arguments of the command line.
-
-    Returns:
-        The file's name and what is wrong with it, or None where every file can be read.
-    """
+    """Name the first configuration file that is not text, not YAML or not a mapping, and what is wrong with it."""
     for option, name in _options(arguments):
         if option not in ("-c", "--config") or not Path(name).is_file():  # a pipe can be read only once
             continue

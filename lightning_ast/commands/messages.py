@@ -19,6 +19,7 @@ __all__ = ["condensed", "plain_lines", "users_error"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 _LONGEST_VALUE = 60
+# what jsonargparse writes, and what a user understands
 _WORDS = {
     r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
     r"\ba typing\.Literal\[(.*?)\]": r"one of \1",
@@ -30,21 +31,12 @@ _WORDS = {
         r"no class \1 is known: give its full path, such as package.module.\1"
     ),
 }
-"""What jsonargparse writes, and what a user understands."""
 
 
 def plain_lines(error: Exception) -> list[str] | None:
-    """Tell an error that the user can mend without looking into code.
-
-    These are the errors of this package, and those of the configuration, of files and of Lightning's checks, unless the
-    user's own code stands in their traceback.
-
-    Args:
-        error: The error that ended a command.
-
-    Returns:
-        The lines to show, or None where the traceback is needed.
-    """
+    """Tell an error that the user can mend without looking into code, in lines; None where the traceback is needed."""
+    # the errors of this package, and those of the configuration, of files and of Lightning's checks, unless the user's
+    # own code stands in their traceback
     if isinstance(error, ConfigurationError):
         return [" ".join(fault.split()) for fault in error.faults]
     ours = any(kind.__module__.partition(".")[0] == _PACKAGE.name for kind in type(error).__mro__)
@@ -68,6 +60,7 @@ def users_error(error: BaseException) -> BaseException | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
+    # as a traceback shows it; `raise ... from` may make a circle
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:
@@ -97,18 +90,7 @@ def _is_users(file: str) -> bool:
 
 
 def condensed(message: str) -> str:
-    r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line.
-
-    Args:
-        message: The message of jsonargparse.
-
-    Returns:
-        The key, and of the alternatives those that tell something.
-
-    Example:
-        >>> condensed('Parser key "a.b":\n  Expected a typing.Literal["x"]. Got value: y')
-        'a.b: expected one of "x", got y'
-    """
+    r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line."""
     text = " ".join(_condense(message).split())
     for pattern, words in _WORDS.items():
         text = re.sub(pattern, words, text)
@@ -126,13 +108,9 @@ def _condense(text: str) -> str:
     given = value.partition("Given value: ")[2].strip()
     if not told or "got" in told.lower() or len(given) > _LONGEST_VALUE or re.match(r"[\[{]|\w+\(", given):
         return told or text
-    return told if _names(told, given) else f"{told}, got {given}"
-
-
-def _names(told: str, given: str) -> bool:
-    """Tell whether a reason names the value already: as its class path, or in quotes."""
-    quoted = f"'{given}'" in told and not told.startswith("Expected ")  # which names types: "Expected a <class 'int'>"
-    return quoted or told.startswith(f"{given}: ")
+    # a reason may name the value already: as its class path, or in quotes (which types have too: <class 'int'>)
+    is_named = told.startswith(f"{given}: ") or (f"'{given}'" in told and not told.startswith("Expected "))
+    return told if is_named else f"{told}, got {given}"
 
 
 def _dedented(text: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,12 @@ class SavedConfig(SaveConfigCallback):
     """Save the configuration of a run as ``config.yaml`` in its log directory.
 
     A ``config.yaml`` that is there already is replaced only where an earlier run saved it, nobody has changed it since,
-    and it is not itself a configuration of this run. A link is never followed. In any other case the next free name of
-    ``config_1.yaml``, ``config_2.yaml`` ... is taken, and the run tells which.
-
-    Args:
-        parser: The parser, which Lightning passes.
-        config: The configuration, which Lightning passes.
-        inputs: The configuration files of this run.
-        options: Passed to Lightning's callback.
+    and it is not itself one of the ``inputs`` of this run. In any other case the next free name of ``config_1.yaml``,
+    ``config_2.yaml`` ... is taken, and the run tells which.
     """
 
     def __init__(self, parser: Any, config: Any, *, inputs: Iterable[str] = (), **options: Any) -> None:
+        # Lightning itself would overwrite any file, or refuse to run where there is one
         super().__init__(parser, config, save_to_log_dir=False, **options)
         self.inputs = tuple(inputs)
         self._log_dir = ""
@@ -51,7 +46,8 @@ class SavedConfig(SaveConfigCallback):
         system = get_filesystem(self._log_dir)
         system.makedirs(self._log_dir, exist_ok=True)
         folder = self._log_dir
-        names = self._names()
+        stem, ending = os.path.splitext(self.config_filename)  # noqa: PTH122 - a name, not a path
+        names = chain([self.config_filename], (f"{stem}_{number}{ending}" for number in count(1)))
         wanted = path = os.path.join(folder, next(names))  # noqa: PTH118 - it may be an address such as s3://...
         local = isinstance(system, LocalFileSystem)
         while not (_local_is_free(path, text, self.inputs) if local else _remote_is_free(system, path)):
@@ -66,16 +62,12 @@ class SavedConfig(SaveConfigCallback):
                 "earlier run saved, so it stays as it is."
             )
 
-    def _names(self) -> Iterator[str]:
-        stem, ending = os.path.splitext(self.config_filename)  # noqa: PTH122 - a name, not a path
-        yield self.config_filename
-        yield from (f"{stem}_{number}{ending}" for number in count(1))
-
 
 def _local_is_free(path: str, text: str, inputs: Iterable[str]) -> bool:
     """Tell whether a file may be written, or holds already what would be written."""
     if not os.path.lexists(path):
         return True
+    # a link may lead to a file of anybody's
     if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114
         return False
     try:

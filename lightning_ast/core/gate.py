@@ -149,15 +149,16 @@ def solve_threshold(
     """
     raw = _on_host(significance)
     s = np.maximum(raw, raw.max() * 1e-6 + 1e-30)  # as lift_zeros does
-    values = np.ones_like(s)
+    values: _Array | None = None
     scale = 1.0
     if share_of == "significance":
         values = _shares(raw)
         scale = s.max()
+        s = s / scale
     if gate == "soft":
-        threshold = scale * _soft_threshold(s / scale, values, target, floor)
+        threshold = scale * _soft_threshold(s, values, target, floor)
     else:
-        ordered = np.append(np.sort(s / scale)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
+        ordered = np.append(np.sort(s)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
         kept = _hard_count(raw, target, share_of)
         if share_of == "significance" and gate == "threshold":  # equal ones are all above the threshold, or none is
             kept = int((ordered >= ordered[kept - 1]).sum())
@@ -166,16 +167,19 @@ def solve_threshold(
     return torch.tensor(threshold, dtype=wide, device=significance.device)
 
 
-def _soft_threshold(s: _Array, values: _Array, target: float, floor: float) -> float:
+def _soft_threshold(s: _Array, values: _Array | None, target: float, floor: float) -> float:
     # The expected sum is solved exactly. With x = 1 / threshold, a sample's probability is floor up to x = floor / s,
     # then s * x, and 1 from x = 1 / s on. So the sum is piecewise linear in x: its slope grows by v * s at the first of
     # these points and falls by it at the second.
-    total = values.sum()
+    total = len(s) if values is None else values.sum()
+    weighted = s if values is None else values * s
     points = np.concatenate([floor / s, 1 / s])
     order = points.argsort()
     points = points[order]
-    slopes = np.concatenate([values * s, -values * s])[order].cumsum()
-    sums = floor * total + np.append(0.0, (slopes[:-1] * np.diff(points)).cumsum())
+    slopes = np.concatenate([weighted, -weighted])[order].cumsum()
+    sums = np.zeros(len(points))
+    (slopes[:-1] * (points[1:] - points[:-1])).cumsum(out=sums[1:])
+    sums += floor * total
     after = min(max(int(sums.searchsorted(target * total)), 1), 2 * len(s) - 1)
     slope = max(slopes[after - 1], 1e-30)
     return float(1 / (points[after - 1] + (target * total - sums[after - 1]) / slope))
@@ -225,7 +229,7 @@ def coverage_of(significance: Tensor, indices: Tensor) -> float:
     total = float(significance.sum())
     if total <= 0:  # all samples carry the same
         return indices.numel() / significance.numel()
-    return min(1.0, float(significance[indices].sum()) / total)
+    return min(1.0, float(significance.index_select(0, indices).sum()) / total)
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
@@ -239,9 +243,11 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
     # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
     noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
     order = noise[:-1].argsort()
-    ends = np.floor(_on_host(probability)[order].cumsum() + noise[-1])
-    hit = ends > np.append(0.0, ends[:-1])
-    return torch.from_numpy(np.sort(order[hit])).to(probability.device)
+    ends = np.zeros(len(noise))
+    np.floor(_on_host(probability)[order].cumsum() + noise[-1], out=ends[1:])
+    kept = order[ends[1:] > ends[:-1]]
+    kept.sort()
+    return torch.from_numpy(kept).to(probability.device)
 
 
 def minimum_count(batch_size: int, min_selected: int | float) -> int:
@@ -304,7 +310,7 @@ def select(
     exponent = _EXPONENTS[weighting]
     if gate != "soft" or exponent == 0:
         return Selection(indices).among(eligible)
-    return Selection(indices, probability[indices].pow(-exponent)).among(eligible)
+    return Selection(indices, probability.index_select(0, indices).pow(-exponent)).among(eligible)
 
 
 def _on_host(values: Tensor) -> _Array:

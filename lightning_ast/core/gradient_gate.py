@@ -60,7 +60,10 @@ def norms_at(
     seed = (torch.ones_like(loss) if seed is None else seed) * weight
     gradients = torch.autograd.grad(root, edges, seed, retain_graph=True, allow_unused=True)
     norms = [row_norms(g, place) for g, place in zip(gradients, places, strict=True) if g is not None]
-    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0) if norms else None
+    if len(norms) < 2:
+        return norms[0] if norms else None
+    together: Tensor = torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0)
+    return together
 
 
 class BatchGate:
@@ -112,6 +115,7 @@ class BatchGate:
         Where there are several, the gradient at those that the network's own gradient does not reach is computed first
         (which runs the loss part of the backward twice), and all of these decide together.
         """
+        # Several losses of a step may share entries: a gradient must not be gated twice, which would weigh it twice.
         new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
         if not self.decided and len(new) > 1:
             self._decide_together(loss, new)
@@ -201,5 +205,5 @@ class BatchGate:
             dtype = torch.float32 if kept.factors is None else kept.factors.dtype
             factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors
             zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
-            self._dense_factors = zeros.index_add(0, kept.indices, factors)
+            self._dense_factors = zeros.index_add_(0, kept.indices, factors)
         return self._dense_factors

@@ -143,6 +143,7 @@ class EpochPlan:
 
     def state_dict(self) -> dict[str, Any]:
         """Return primitives and tensors alone; the indices as int32 where the data set is small enough for it."""
+        # The indices are nearly all of a plan, and of a small checkpoint: int32 halves them.
         small = self.indices.numel() == 0 or int(self.indices.max()) < 2**31
         indices = self.indices.to(torch.int32 if small else torch.int64)
         return {"epoch": self.epoch, "indices": indices, "offered": self.offered, "weights": self.weights}

@@ -125,7 +125,7 @@ class Ledger:
             raise ValueError(f"expected mode None or one of {', '.join(map(repr, MODE_FACTS))}, got {mode!r}.")
         # Forwards and backwards, not FLOPs: what a sample costs becomes known later than the first batches.
         forwarded, backwarded = _passes(mode, offered, selected, dense_share)
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.steps += 1
         totals.offered += offered
         totals.selected += selected
@@ -133,23 +133,21 @@ class Ledger:
         totals.backwarded += backwarded
         totals.dense_steps += whole
 
-    def _of(self, stage: str) -> StageTotals:
-        return self.stages.setdefault(stage, StageTotals())
-
     def record_seconds(self, stage: str, *, seconds: float, offered: int) -> None:
         """Add the wall time of a step that stands for its stage (no validation, no start-up)."""
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.timed_seconds += seconds
         totals.timed_offered += offered
 
     def record_joules(self, stage: str, *, joules: float, offered: int) -> None:
         """Add the energy of steps that stand for their stage (no validation, no start-up)."""
-        totals = self._of(stage)
+        totals = self.stages.setdefault(stage, StageTotals())
         totals.joules += joules
         totals.joules_offered += offered
 
     def forget_joules(self) -> bool:
         """Leave energy out from now on; return whether any was measured."""
+        # Not what is to come alone: energy of a part of a run cannot be compared with the samples of all of it.
         known = any(totals.joules_offered for totals in self.stages.values())
         for totals in self.stages.values():
             totals.joules = 0.0
@@ -224,6 +222,7 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
+        # A later release may have added fields, which this one leaves out.
         self.flops = None if state["flops"] is None else known_fields(FlopsPerSample, state["flops"])
         self.stages = {stage: known_fields(StageTotals, totals) for stage, totals in state["stages"].items()}
 

@@ -102,8 +102,9 @@ class GradientGate:
         """
         self.close()
         found = self._finder.locate(loss, batch_size, self._trace, assignments=self._assignments)
+        # A later batch whose forward is not announced must not get the nodes of this one's graphs.
         self._assignments = ()
-        if self._trace is not None:
+        if self._trace is not None:  # it holds tensors of the whole forward, and the backward needs memory
             self._trace.release()
             self._trace = None
         if not found.entries:

@@ -174,14 +174,16 @@ class SampleSelector:
             expected = max(rate, self.least(size) / size)
             if self.gate == "topk":
                 rate = rate_at_coverage(significance, self._share, "topk")
-        self.last_threshold = self._threshold(significance, floor, expected, average)
+        lifted = lift_zeros(significance)
+        offered = lifted if self.share_of == "samples" else significance
+        self.last_threshold = self._threshold(offered, floor, expected, average)
         # It is the rate of all processes together: all keep their batches whole, or none, so that their controllers
         # stay one.
         if self.expected_rate is not None and self.expected_rate >= NEARLY_ALL:
             self.is_whole = True
             return Selection(torch.arange(size)).among(eligible)
         return select(
-            lift_zeros(significance),
+            lifted,
             self.last_threshold,
             gate=self.gate,
             rate=rate,
@@ -194,10 +196,9 @@ class SampleSelector:
 
     def _threshold(self, significance: Tensor, floor: float, expected: float | None, average: Average | None) -> Tensor:
         """Return the threshold of a batch, and set the rate that is expected of it over all processes."""
-        offered = lift_zeros(significance) if self.share_of == "samples" else significance
         solved = None
         if self.controller.uses_feedforward or self.gate == "topk":
-            solved = solve_threshold(offered, self._share, self.gate, floor=floor, share_of=self.share_of)
+            solved = solve_threshold(significance, self._share, self.gate, floor=floor, share_of=self.share_of)
         shared = None if self.gate == "topk" else solved
         if average is not None and expected is not None:
             total = float(significance.double().sum())

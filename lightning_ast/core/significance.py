@@ -70,6 +70,7 @@ def el2n(
         error = error - targets
         return _per_sample(error.abs() if error.ndim == 1 else error.norm(dim=1), losses)
     index, valid = _class_index(targets, ignore_index)
+    # One is taken off the probability of the true class; a tensor of one-hot targets is not made.
     error = error.scatter_add(1, index, -torch.ones_like(index, dtype=error.dtype))
     return _per_sample(error.norm(dim=1), losses, valid)
 
@@ -105,6 +106,7 @@ def loss_intensity(losses: Tensor, logits: Given, inputs: Given, *_: Given, **__
             "significance 'loss_intensity' needs a floating-point input tensor (B, ...) with at least two values a "
             "sample in the batch, found none. Choose significance='loss' or 'el2n'."
         )
+    # Each part is divided by its mean, so that neither outweighs the other by its unit.
     spread = inputs.flatten(1).float().std(dim=1)
     positive = loss(losses)
     tiny = torch.finfo(losses.dtype).tiny
@@ -180,6 +182,7 @@ def compute_significance(
     if not isinstance(scores, Tensor) or scores.shape != losses.shape or scores.is_complex():
         got = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"expected significance of shape {tuple(losses.shape)}, one value a sample, got {got}.")
+    # Whatever the score was computed in: selection compares scores of batches under autocast and without.
     scores = scores.detach().to(losses.device, torch.float32)
     if check is not None:
         check(scores)
@@ -216,12 +219,13 @@ def _class_index(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, Ten
     """Return class indices ``(N, 1, ...)`` that are safe to gather with, and which are valid; None for all."""
     if ignore_index is None:
         return targets.unsqueeze(1), None
-    valid = targets != ignore_index
+    valid = targets != ignore_index  # an ignored target is no index: 0 stands in its place
     return targets.where(valid, torch.zeros_like(targets)).unsqueeze(1), valid
 
 
 def _per_sample(values: Tensor, losses: Tensor, valid: Tensor | None = None) -> Tensor:
     """Average the valid values of each sample: ``(N, ...)`` to ``(B,)``, with N = B or B * T, samples outermost."""
+    # Tokens lie with the samples outermost (other orders were refused), so each row of the reshape is one sample's.
     values = values.reshape(losses.shape[0], -1)
     if valid is None:
         return values.mean(1)

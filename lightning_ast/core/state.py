@@ -25,7 +25,6 @@ __all__ = [
     "SHARE",
     "Check",
     "Faults",
-    "Rule",
     "StateFormat",
     "choice",
     "known_fields",
@@ -48,7 +47,7 @@ _LARGEST = 2**62
 Faults = Iterator[tuple[str, str, Any]]
 """What does not fit together: field, what was expected, what was found."""
 
-Rule = Callable[[Any], Faults]
+_Rule = Callable[[Any], Faults]
 """Asked of a value whose fields are all right by themselves."""
 
 
@@ -182,7 +181,7 @@ SECONDS = number(0, LONGEST_SECONDS)
 JOULES = number(0, 1e15)
 
 
-def record(required: Mapping[str, Check], later: Mapping[str, Check] | None = None, *rules: Rule) -> Check:
+def record(required: Mapping[str, Check], later: Mapping[str, Check] | None = None, *rules: _Rule) -> Check:
     """Allow a dict of named fields; a state may lack those that were added ``later``, after the first release."""
     known = {**required, **(later or {})}
 

@@ -52,20 +52,21 @@ class TracelessForward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self._modules = [(f"{name}." if name else "", layer) for name, layer in module.named_modules()]
         kinds = (_NormBase, _DropoutNd, nn.MultiheadAttention, nn.RNNBase)
-        self._layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
+        self._layers = [layer for _, layer in self._modules if isinstance(layer, kinds)]
         stock = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-        norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _BatchNorm) and type(m).forward in stock]
+        norms = [(n, m) for n, m in self._modules if isinstance(m, _BatchNorm) and type(m).forward in stock]
         # Running statistics, which the normalisation layers do not touch in here.
-        self._left_alone = {f"{name}.{leaf}" for name, m in norms for leaf in m._buffers}
+        self._left_alone = {name + leaf for name, m in norms for leaf in m._buffers}
         self._mutated: set[str] = set()
         self._first = True
 
     @contextmanager
     def __call__(self, *, grad: bool = False) -> Iterator[None]:
         """Enter the context; with ``grad`` a graph is made where a parameter requires it."""
-        devices = {p.device for p in self._module.parameters() if p.device.type == "cuda"}
+        parameters = (p for _, m in self._modules for p in m._parameters.values() if p is not None)
+        devices = {p.device for p in parameters if p.is_cuda}
         with ExitStack() as stack:
             # The devices are named: forking all of them, which is the default, would wake up GPUs of other jobs.
             stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
@@ -77,19 +78,22 @@ class TracelessForward:
 
     @contextmanager
     def _buffers_restored(self) -> Iterator[None]:
-        before = {name: (b, b._version) for name, b in self._module.named_buffers() if not b.is_inference()}
+        before = [
+            (name + leaf, holder, leaf, buffer, buffer._version)
+            for name, holder in self._modules
+            for leaf, buffer in holder._buffers.items()
+            if buffer is not None and not buffer.is_inference()
+        ]
         # Copies of large buffers are made only while it is not known that nothing changes them.
         copies = {
             name: buffer.clone()
-            for name, (buffer, _) in before.items()
+            for name, _, _, buffer, _ in before
             if name not in self._left_alone and (self._first or buffer.numel() <= _SMALL or name in self._mutated)
         }
         try:
             yield
         finally:
-            for name, (buffer, version) in before.items():
-                owner, _, leaf = name.rpartition(".")
-                holder = self._module.get_submodule(owner)
+            for name, holder, leaf, buffer, version in before:
                 holder._buffers[leaf] = buffer  # the layer may have put another tensor in its place
                 if buffer._version == version:
                     continue

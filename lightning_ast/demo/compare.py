@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +18,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
 from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
 
 with needs("cli,vision", "rich"):
@@ -29,35 +30,33 @@ __all__ = ["RunResult", "equal_work_epochs", "run_demo"]
 
 @dataclass(frozen=True)
 class RunResult:
-    """The results of one training run, and what it spent.
-
-    Attributes:
-        name: The name of the run.
-        accuracy: The test accuracy after the last epoch, in [0, 1].
-        seconds: The wall time of the epochs, validation included, as the summary of the run shows it.
-        epochs: The number of epochs trained.
-        offered: The number of samples offered.
-        selected: The number of samples trained on.
-        flops: The FLOPs spent on forward and backward of training (scoring included), or None.
-    """
+    """The results of one training run, and what it spent."""
 
     name: str
-    accuracy: float
-    seconds: float
+    accuracy: float  # of the test after the last epoch, in [0, 1]
+    seconds: float  # of the epochs, validation included, as the summary of the run shows it
     epochs: int
-    offered: int
-    selected: int
-    flops: float | None
+    offered: int  # samples
+    selected: int  # samples, that were trained on
+    flops: float | None  # of forward and backward of training, scoring included
+
+
+class _Settings(NamedTuple):
+    epochs: int
+    batch_size: int
+    width: int
+    channels: int
+    lr: float
 
 
 def _train(
-    name: str, epochs: int, *callbacks: Callback, images: ImageData, settings: dict[str, Any], seed: int
+    name: str, epochs: int, *callbacks: Callback, images: ImageData, settings: _Settings, seed: int
 ) -> RunResult:
     """Train a freshly made model once, and read the books that the selection callback keeps."""
     print(f"\n{name}: {counted(epochs, 'epoch')}")
     pl.seed_everything(seed, verbose=False)
-    model = ResNet9(settings["channels"], width=settings["width"], lr=settings["lr"])
-    pl.seed_everything(seed, verbose=False)
+    model = ResNet9(settings.channels, width=settings.width, lr=settings.lr)
+    pl.seed_everything(seed, verbose=False)  # again: all runs see the batches in one order, whatever the weights drew
     monitor = SparseTrainingMonitor()
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -81,20 +80,7 @@ def _train(
 
 
 def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | None) -> int | None:
-    """Find how long a dense run of the same work is, to the nearest epoch.
-
-    Args:
-        epochs: Length of the dense run and of the sparse run.
-        flops: Spent by the sparse run, or None where they were not counted.
-        dense_flops: Spent by the dense run, or None.
-
-    Returns:
-        At least 1, or None where it is no shorter than the dense run, or not known.
-
-    Example:
-        >>> equal_work_epochs(5, 4003.0, 5000.0), equal_work_epochs(5, 4900.0, 5000.0)
-        (4, None)
-    """
+    """Return how many epochs a dense run of the sparse run's FLOPs has; None where it is no shorter, or not known."""
     if not flops or not dense_flops:
         return None
     nearest = max(1, round(epochs * flops / dense_flops))
@@ -104,13 +90,11 @@ def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | Non
 _COVERAGE = 0.97
 _MOST_EPOCHS = 10_000
 _MOST_WIDTH = 1024
-_MOST_SEED = 2**32 - 1
-"""The largest that torch, numpy and Python all take."""
-
-_SETTINGS: dict[DataName, dict[str, Any]] = {
-    "digits": {"epochs": 16, "batch_size": 128, "width": 48, "channels": 1, "lr": 0.1},
-    "fashion_mnist": {"epochs": 6, "batch_size": 256, "width": 8, "channels": 1, "lr": 0.2},
-    "cifar10": {"epochs": 16, "batch_size": 256, "width": 64, "channels": 3, "lr": 0.2},
+_MOST_SEED = 2**32 - 1  # the largest that torch, numpy and Python all take
+_SETTINGS: dict[DataName, _Settings] = {
+    "digits": _Settings(epochs=16, batch_size=128, width=48, channels=1, lr=0.1),
+    "fashion_mnist": _Settings(epochs=6, batch_size=256, width=8, channels=1, lr=0.2),
+    "cifar10": _Settings(epochs=16, batch_size=256, width=64, channels=3, lr=0.2),
 }
 
 
@@ -128,40 +112,23 @@ def run_demo(
 ) -> list[RunResult]:
     """Train a ResNet-9 densely, then sparsely, then densely again for as many epochs as the sparse run's FLOPs buy.
 
-    The defaults for ``cifar10`` are 16 epochs of full width on a GPU, 6 of a quarter of it on a CPU.
-
-    Args:
-        data: The data set, ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
-        root: The folder where the images are, or are downloaded to.
-        mode: The mode of the sparse run.
-        target_activation_rate: The share of the samples to train on, in (0, 1], in place of a coverage.
-        target_coverage: The share of the summed significance that the samples trained on are to carry, in (0, 1]; None
-            is 0.97 where no rate is given.
-        epochs: The length of the runs; None takes a default for the data.
-        width: The channels of the first layer; None takes a default for the data.
-        seed: The seed of the weights, the order of the samples and the gate.
-        train_limit: The number of training images to use, the first ones; None uses all.
-
-    Returns:
-        The results, after printing them as a table; without the third where no shorter dense run has the same work.
-
-    Raises:
-        ConfigurationError: An argument is out of its range.
-        DataNotFoundError: The images are not there and cannot be downloaded.
+    Print the results as a table, and return them; without the third where no shorter dense run has the same work. The
+    arguments are the options of ``lightning-ast demo``; ``epochs`` and ``width`` have a default by data set.
     """
     if target_activation_rate is None and target_coverage is None:
         target_coverage = _COVERAGE
     sparse = SparseSelectionCallback(
         target_activation_rate=target_activation_rate, target_coverage=target_coverage, mode=mode, seed=seed
     )
-    settings = dict(_SETTINGS[data])
-    if data == "cifar10" and not torch.cuda.is_available():  # shortened, to be worth its time
-        settings.update(epochs=6, width=16)
-    epochs = settings["epochs"] if epochs is None else epochs
-    settings["width"] = width = settings["width"] if width is None else width
-    batch_size = settings["batch_size"]
-    faults = setting_faults(sparse) + _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
-    faults += _range_faults("width", width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
+    settings = _SETTINGS[data]
+    if data == "cifar10" and not torch.cuda.is_available():  # a CPU would take many times as long
+        settings = settings._replace(epochs=6, width=16)
+    epochs = settings.epochs if epochs is None else epochs
+    settings = settings if width is None else settings._replace(width=width)
+    batch_size = settings.batch_size
+    faults = setting_faults(SelectionSettings.of(sparse))
+    faults += _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
+    faults += _range_faults("width", settings.width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
     if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
         raise ConfigurationError(faults)  # before the dense run, not after it
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
@@ -169,18 +136,13 @@ def run_demo(
 
     run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
-    results = [run("dense", epochs, _keeping_books()), run(_named(sparse), epochs, sparse, schedule)]
+    target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
+    results = [run("dense", epochs, _keeping_books()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:
         results.append(run("dense, shortened", shortened, _keeping_books()))
-    print_table(results, f"{data}, ResNet-9 of width {width}, seed {seed}")
+    print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
-
-
-def _named(sparse: SparseSelectionCallback) -> str:
-    """Name the sparse run by its mode and target."""
-    rate = sparse.target_activation_rate
-    return f"AST, {sparse.mode}, {f'coverage {sparse.target_coverage}' if rate is None else f'r = {rate:g}'}"
 
 
 def _keeping_books() -> SparseSelectionCallback:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast.errors import DataNotFoundError, MissingPackageError
 from lightning_ast.extras import needs
@@ -34,31 +35,23 @@ class Images(NamedTuple):
 
 
 def load_images(data: DataName, root: str | Path = "data") -> Images:
-    """Load a data set from where it lies, or download it.
+    """Load the images of a whole data set from where they lie, or download them.
 
     ``digits`` is part of scikit-learn's package: 1,437 training and 360 test images of 8 x 8 pixels.
     ``fashion_mnist`` is read from IDX files (plain or ``.gz``) under ``root`` or Debian's ``dataset-fashion-mnist``,
-    else downloaded by torchvision. ``cifar10`` is read from ``root`` where that is an ``.npz`` file (arrays ``x, y, xt,
-    yt``: uint8 images NHWC and labels), from ``root/cifar10.npz``, or from torchvision's files under ``root``, else
-    downloaded.
+    ``cifar10`` from ``root`` or ``root/cifar10.npz`` (arrays ``x, y, xt, yt``: uint8 images NHWC and labels) or from
+    torchvision's files under ``root``; else torchvision downloads them.
 
     Args:
         data: The name of the data set.
         root: The folder (or ``.npz`` file) to look in and to download to.
 
-    Returns:
-        The images of the whole data set.
-
     Raises:
         DataNotFoundError: Nothing was found and the download failed.
         MissingPackageError: ``digits`` needs scikit-learn.
     """
-    loaders: dict[DataName, Callable[[Path], Images]] = {
-        "digits": _digits,
-        "fashion_mnist": _fashion_mnist,
-        "cifar10": _cifar10,
-    }
-    return loaders[data](Path(root).expanduser())
+    load = {"digits": _digits, "fashion_mnist": _fashion_mnist, "cifar10": _cifar10}[data]
+    return load(Path(root).expanduser())
 
 
 def _digits(root: Path) -> Images:
@@ -79,22 +72,17 @@ def _fashion_mnist(root: Path) -> Images:
         if _idx_path(folder, "train-images-idx3-ubyte") is not None:
             return _idx_images(folder)
 
-    def download() -> Images:
+    choices = (
+        f"put its IDX files (train-images-idx3-ubyte[.gz] and the other three) into {root}",
+        "on Debian or Ubuntu: apt-get install dataset-fashion-mnist",
+        "pass --root FOLDER with such files in it",
+    )
+    with _downloading("Fashion-MNIST", choices):
         with needs("vision", "torchvision"):
             from torchvision.datasets import FashionMNIST
 
         FashionMNIST(str(root), download=True)
         return _idx_images(root / "FashionMNIST" / "raw")
-
-    return _or_explain(
-        download,
-        "Fashion-MNIST",
-        [
-            f"put its IDX files (train-images-idx3-ubyte[.gz] and the other three) into {root}",
-            "on Debian or Ubuntu: apt-get install dataset-fashion-mnist",
-            "pass --root FOLDER with such files in it",
-        ],
-    )
 
 
 def _idx_path(folder: Path, name: str) -> Path | None:
@@ -121,7 +109,12 @@ def _cifar10(root: Path) -> Images:
         if path.suffix == ".npz" and path.is_file():
             return _npz_images(path)
 
-    def download() -> Images:
+    choices = (
+        f"put a prepared cifar10.npz (arrays x, y, xt, yt: uint8 images NHWC and labels) into {root}",
+        f"put torchvision's cifar-10-batches-py into {root}",
+        "pass --root FILE.npz, or --root FOLDER with either of them in it",
+    )
+    with _downloading("CIFAR-10", choices):
         with needs("vision", "torchvision"):
             from torchvision.datasets import CIFAR10
 
@@ -130,16 +123,6 @@ def _cifar10(root: Path) -> Images:
             return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
         return Images(*pair(True), *pair(False))
-
-    return _or_explain(
-        download,
-        "CIFAR-10",
-        [
-            f"put a prepared cifar10.npz (arrays x, y, xt, yt: uint8 images NHWC and labels) into {root}",
-            f"put torchvision's cifar-10-batches-py into {root}",
-            "pass --root FILE.npz, or --root FOLDER with either of them in it",
-        ],
-    )
 
 
 def _npz_images(path: Path) -> Images:
@@ -152,9 +135,11 @@ def _npz_images(path: Path) -> Images:
     return Images(x, y, xt, yt)
 
 
-def _or_explain(download: Callable[[], Images], name: str, choices: Sequence[str]) -> Images:
+@contextmanager
+def _downloading(name: str, choices: Sequence[str]) -> Iterator[None]:
+    """Tell what a person can do where a download fails."""
     try:
-        return download()
+        yield
     except Exception as error:  # torchvision and urllib raise many kinds
         missing = isinstance(error, MissingPackageError)
         reason = str(error) if missing else f"the download failed ({type(error).__name__}: {error})"
@@ -165,22 +150,11 @@ def _or_explain(download: Callable[[], Images], name: str, choices: Sequence[str
         ) from error
 
 
-class _InMemory(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches by index: no per-sample Python."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor(indices)
-        return self.images[rows], self.labels[rows]
+class _InMemory(TensorDataset):
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        # torch's loader asks this for a whole batch: no Python for each sample
+        batch: tuple[Tensor, ...] = self[torch.tensor(indices)]
+        return batch
 
 
 class ImageData(pl.LightningDataModule):
@@ -252,13 +226,13 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load training images, shuffled; the last short batch is dropped."""
-        images = self.images
-        return self._loader(images.train_images, images.train_labels, batch_size=self.batch_size, shuffle=True)
+        return self._loader(
+            self.images.train_images, self.images.train_labels, batch_size=self.batch_size, shuffle=True
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Load the test set."""
-        images = self.images
-        return self._loader(images.test_images, images.test_labels, batch_size=1000, shuffle=False)
+        return self._loader(self.images.test_images, self.images.test_labels, batch_size=1000, shuffle=False)
 
     test_dataloader = val_dataloader
 

@@ -25,16 +25,7 @@ _MARGIN = 0.5
 
 
 class EnergyBook:
-    """A book of joules: each activity has what the meters counted while it went on.
-
-    Hardware that several processes share is counted once. Where ``meters`` is None, those are taken that the machine
-    has.
-
-    Attributes:
-        names: The names of what this process measures.
-        measured: The names of what all processes measure.
-        offered: The samples offered in this process by activity, since the last :meth:`close`.
-    """
+    """A book of joules: each activity has what the meters, by default the machine's, counted while it went on."""
 
     def __init__(self, meters: Sequence[EnergyMeter] | None, device: torch.device, processes: Processes) -> None:
         found, missing = find_meters(device) if meters is None else (list(meters), [])
@@ -47,10 +38,11 @@ class EnergyBook:
         self._kinds: set[EnergyKind] = {meter.kind for meter in found}
         self._processes = processes
         self.names = [meter.name for meter in self._meters]
+        # what all processes measure: a resumed run that measures other hardware cannot go on with the old joules
         self.measured = sorted(name for names in processes.gathered(self.names) for name in names)
         self._longest = min((meter.longest_interval_seconds for meter in found), default=math.inf) * _MARGIN
         self._joules: dict[tuple[EnergyKind, Activity], float] = {}
-        self.offered: dict[Activity, int] = {}
+        self.offered: dict[Activity, int] = {}  # samples in this process since the last close
         self._last: dict[int, float] = {}
         self._last_offered = 0
         self._read_at = -math.inf
@@ -63,15 +55,12 @@ class EnergyBook:
 
     def begin(self, offered: int) -> None:
         """Count from now on; ``offered`` as in :meth:`read`."""
-        self._last.clear()
+        self._last.clear()  # what the counters showed before is of no interest: the first reading is the start
         self._last_offered = offered
         self.read("settling", offered=offered)
 
     def read(self, then: Activity | None = None, *, offered: int) -> None:
-        """Attribute what was counted since the last reading to what went on, and begin ``then`` or go on with the same.
-
-        ``offered`` is the number of samples that the run was offered so far, in this process.
-        """
+        """Attribute what was counted to what went on, and begin ``then``; ``offered`` counts the samples so far."""
         self._read_at = time.monotonic()
         for position, meter in enumerate(self._meters):
             key = (meter.kind, self._running)
@@ -80,6 +69,7 @@ class EnergyBook:
                 if not math.isfinite(now):
                     raise EnergyUnavailableError(f"{meter.name} reads {now} joules")
                 if now < self._last.get(position, now):
+                    # it began anew: what it had counted until then is not known
                     raise EnergyUnavailableError(f"{meter.name} fell from {self._last[position]} to {now} joules")
             except Exception as error:  # a meter may be anybody's; whatever it does, training goes on
                 if meter.kind in self._kinds:
@@ -89,7 +79,6 @@ class EnergyBook:
                     self._kinds.discard(meter.kind)
                 now = math.nan
             spent = now - self._last.get(position, now)
-            spent = math.nan if spent < 0 else spent  # the counter began anew: what it had counted is not known
             self._joules[key] = self._joules.get(key, 0.0) + spent
             self._last[position] = now
         self.offered[self._running] = self.offered.get(self._running, 0) + offered - self._last_offered
@@ -97,10 +86,7 @@ class EnergyBook:
         self._running = self._running if then is None else then
 
     def close(self) -> dict[EnergyKind, dict[Activity, float]]:
-        """Sum the joules of all processes, by kind and activity; leave out a kind that one of them cannot measure.
-
-        Every process must call it. Begins anew; so must the caller with :attr:`offered`.
-        """
+        """Sum the joules of all processes, by kind and activity, and begin anew; every process must call it."""
         unknown = {kind: 0.0 if kind in self._kinds else math.nan for kind in _KINDS}
         rows = [[unknown[k] + self._joules.get((k, a), 0.0) for a in _ACTIVITIES] for k in _KINDS]
         # NaN marks what one process cannot measure, and stays NaN in the mean: all leave the same kinds out
@@ -123,7 +109,8 @@ class EnergyBook:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count on from a state; one process does, for all."""
+        """Count on from a state."""
+        # the saved joules are those of all processes: each adding them would multiply them
         known = state["joules"] if self._processes.rank == 0 else {}
         keys = [(kind, activity) for kind in _KINDS for activity in _ACTIVITIES]
         self._joules = {key: known["/".join(key)] for key in keys if "/".join(key) in known}

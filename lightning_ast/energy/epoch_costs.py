@@ -60,12 +60,7 @@ class EpochCosts:
 
 
 class OpenEpoch(Watcher):
-    """The epoch that is being measured; its session is that of the selection callback, None where nobody selects.
-
-    Attributes:
-        number: The number of the epoch, from 0.
-        sections: The sections of its steps.
-    """
+    """The epoch that is being measured; its session is that of the selection callback, None where nobody selects."""
 
     def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock[Any], session: Session | None) -> None:
         self._book = book
@@ -77,6 +72,7 @@ class OpenEpoch(Watcher):
             session.add_watcher(self)
         self._stage: Stage = "warmup"
         self._steps = dict.fromkeys(STAGE_CODES, 0)
+        # what was measured in all epochs so far; empty where that changed, None before the first
         self._kinds: set[EnergyKind] | None = None
         self._began = self._validation_began = time.perf_counter()
         self._validates = self._pauses = False
@@ -118,8 +114,6 @@ class OpenEpoch(Watcher):
             self._book.offered.clear()  # the checkpoint had no state of the selection: its ledger begins anew
             self._kinds = set()
 
-    # ------------------------------------------------------------------ called by the selection
-
     def start_batch(self) -> None:
         """Begin a step with its loaded batch; where something else came before it, training begins here."""
         if self._pauses:
@@ -137,14 +131,15 @@ class OpenEpoch(Watcher):
         return self.sections.scoring()
 
     def finish_batch(self, step: StepState) -> None:
-        """Count the step: from a few of a stage on, what is measured stands for that stage."""
+        """Count the step."""
         self._steps[self._stage] += 1
-        # The first steps of a stage compile, count FLOPs and warm caches: their joules are not the stage's.
+        # The first steps of a stage compile, count FLOPs and warm caches: their joules are not the stage's. The device
+        # is waited for, or what it still has to do of these steps would be counted as the stage's.
         if self._steps[self._stage] == SETTLE_STEPS:
             self._clock.wait()
             self._book.read(self._activity, offered=self._offered)
 
-    # ------------------------------------------------------------------ called by the monitor
+    # the selection calls what stands above, and the monitor what follows
 
     def read_if_due(self) -> None:
         """Read counters that would come round."""
@@ -201,6 +196,7 @@ class OpenEpoch(Watcher):
         self._kinds = set(joules) if self._kinds is None else self._kinds
         if self._ledger is None or not self._kinds:
             return
+        # joules of a sample with a GPU's counter and without it cannot be compared
         if self._kinds != set(joules):
             self._ledger.forget_joules()
             self._kinds = set()

@@ -18,8 +18,7 @@ EnergyKind = Literal["gpu", "cpu"]
 
 _POWERCAP = Path("/sys/class/powercap")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_MOST_WATTS = 1000.0
-"""A CPU package or its memory draws less: how soon a RAPL counter can come round."""
+_MOST_WATTS = 1000.0  # a CPU package or its memory draws less: how soon a RAPL counter can come round
 
 
 class EnergyMeter(Protocol):
@@ -78,11 +77,13 @@ class NvmlMeter:
         self.read_joules()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # a handle of NVML is an address in this process: a copy, or a spawned process, must ask for its own
         return type(self), (self.identity,)
 
     @classmethod
     def of(cls, device: torch.device) -> NvmlMeter:
-        """Make the meter of a CUDA device of this process, whatever ``CUDA_VISIBLE_DEVICES`` says."""
+        """Make the meter of a CUDA device of this process."""
+        # by its UUID: NVML numbers all GPUs of the machine, CUDA only those that CUDA_VISIBLE_DEVICES leaves
         return cls(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
     def read_joules(self) -> float:

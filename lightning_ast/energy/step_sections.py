@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
-__all__ = ["Clock", "CudaClock", "HostClock", "Section", "StepSections", "clock_of"]
+__all__ = ["Clock", "Section", "StepSections", "clock_of"]
 
 Section = Literal["loading", "scoring", "forward_backward"]
 Mark = TypeVar("Mark")
@@ -29,60 +29,50 @@ class Clock(Protocol[Mark]):
         """Wait until every mark is known."""
 
 
-class HostClock:
+class _HostClock:
     """The wall time of this process."""
 
     def mark(self) -> float:
-        """Read the time."""
         return time.perf_counter()
 
     def seconds(self, start: float, end: float) -> float:
-        """Return the difference of two times."""
         return end - start
 
     def wait(self) -> None:
-        """Return at once: every mark is known."""
+        pass
 
 
-class CudaClock:
-    """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done.
+class _CudaClock:
+    """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done."""
 
-    Loading is then what the device waited for, not what went on beside it.
-    """
+    # Loading is then what the device waited for, not what went on beside it.
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def mark(self) -> torch.cuda.Event:
-        """Record an event."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float | None:
-        """Return the time between two events, once the device has reached them."""
         return start.elapsed_time(end) / 1e3 if end.query() else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Wait until the device has done what it was given."""
         torch.cuda.synchronize(self._device)
 
 
 def clock_of(device: torch.device) -> Clock[Any]:
     """Choose the clock for what runs on a device."""
-    return CudaClock(device) if device.type == "cuda" else HostClock()
+    return _CudaClock(device) if device.type == "cuda" else _HostClock()
 
 
 class StepSections(Generic[Mark]):
-    """The sections of training steps, added up; what is in none of them is the caller's to name.
-
-    Attributes:
-        seconds: The seconds by section, since the last :meth:`take`; what the clock does not know yet is not in them.
-    """
+    """The sections of training steps, added up; what is in none of them is the caller's to name."""
 
     def __init__(self, clock: Clock[Mark]) -> None:
         self._clock = clock
-        self.seconds: dict[Section, float] = {}
+        self.seconds: dict[Section, float] = {}  # without what the clock does not know yet
         self._pending: deque[tuple[Section, Mark, Mark]] = deque()
         self._idle: Mark | None = None
         self._start: Mark | None = None
@@ -95,8 +85,8 @@ class StepSections(Generic[Mark]):
         self._idle = self._clock.mark()
 
     def start_batch(self) -> None:
-        """Begin a step: its batch is on the device. Scoring may have begun before this is called."""
-        if self._start is None:
+        """Begin a step: its batch is on the device."""
+        if self._start is None:  # a scoring forward may have begun it already
             self._start = self._ready = self._clock.mark()
             self._add("loading", self._idle, self._start)
 
@@ -110,7 +100,7 @@ class StepSections(Generic[Mark]):
         self._add("scoring", begin, self._ready)
 
     def finish_backward(self) -> None:
-        """Mark the end of a backward; the last one of a batch counts."""
+        """Mark the end of a backward: of several in a batch the last one counts."""
         self._backward = self._clock.mark()
 
     def finish_batch(self) -> None:

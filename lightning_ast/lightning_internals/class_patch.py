@@ -7,22 +7,20 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import lightning.pytorch as pl
 
-__all__ = ["change_class", "method_of"]
+__all__ = ["change_class", "method_of", "put_on"]
 
 
 def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
-    """Give one object a class of its own, with other methods and properties; return a function that puts the first
-    back.
-    """
+    """Give one object a class of its own, with other methods and properties; return what puts the first one back."""
     # A property can only stand in a class, and a method put on the instance would be copied and pickled with it.
     own: Any = type(instance)
 
     # Pickles and copies have the first class: the other one exists in this process alone.
-    def reduce(self: Any, protocol: Any) -> Any:
+    def reduce(self: Any, protocol: SupportsIndex) -> Any:
         _, _, *state = own.__reduce_ex__(self, protocol)
         return own.__new__, (own,), *state
 
@@ -32,6 +30,22 @@ def change_class(instance: Any, parts: dict[str, Any]) -> Callable[[], None]:
         instance.__class__ = own
 
     return undo
+
+
+def put_on(instance: Any, name: str, value: Any) -> Callable[[], None]:
+    """Put a value on an instance, before that of its class; return a function that leaves the instance as it was."""
+    own: dict[str, Any] = instance.__dict__  # not setattr, by which a torch module would register a value of its kinds
+    had = name in own
+    before = own.get(name)
+    own[name] = value
+
+    def take_off() -> None:
+        if had:
+            own[name] = before
+        else:
+            del own[name]
+
+    return take_off
 
 
 def method_of(

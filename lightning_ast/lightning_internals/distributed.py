@@ -77,6 +77,7 @@ class Processes:
     def random_states(self) -> list[dict[str, Any]]:
         """Return the states of the global generators of each process by rank; of this one alone where the run fails."""
         own = random_state()
+        # A checkpoint that is written because this process fails is written by it alone.
         return [own] if self.failing else self.gathered(own)
 
     def restore_random_states(self, states: list[dict[str, Any]]) -> None:

@@ -42,10 +42,10 @@ def logs_this_step(trainer: pl.Trainer) -> bool:
 
 def will_write(trainer: pl.Trainer) -> bool:
     """Tell, in ``on_train_batch_end``, whether Lightning will write what this batch logs."""
+    if not (logs_this_step(trainer) or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        return False
     # Lightning writes at the end of an optimizer step alone; a manual step has no accumulation of its own.
-    accumulates = trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization
-    writes = logs_this_step(trainer) or trainer.fast_dev_run  # type: ignore[attr-defined]
-    return bool(writes) and not accumulates
+    return not (trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization)
 
 
 def forget_step_values(trainer: pl.Trainer, names: Collection[str]) -> None:

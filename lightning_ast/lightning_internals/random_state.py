@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
 
 def random_state() -> dict[str, Any]:
     """Return the state of this process's global generators (torch, numpy, Python) in primitives and tensors."""
+    # A checkpoint may be read with weights_only=True, which refuses numpy's arrays.
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {
@@ -52,17 +53,15 @@ def restore_random_state(state: dict[str, Any]) -> None:
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """Put the global generators back at the end, also where the block fails, which ``isolate_rng`` alone does not."""
-    failure: BaseException | None = None
-    with isolate_rng():
-        try:
-            yield
-        except BaseException as error:
-            failure = error
-    if failure is not None:
-        raise failure
+    isolation = isolate_rng()
+    isolation.__enter__()
+    try:
+        yield
+    finally:  # left by hand: it has no `finally` of its own, so that an error would keep it from restoring
+        isolation.__exit__(None, None, None)
 
 
-def _accepted(restore: Any, *states: Any) -> bool:
+def _accepted(restore: Callable[..., object], *states: object) -> bool:
     """Tell whether a generator can be set to the state; the generator must be one that nobody else uses."""
     try:
         restore(*states)
@@ -96,6 +95,7 @@ _PYTHON = check.positional(
 
 def _takes_numpy(state: dict[str, Any]) -> Faults:
     """Try numpy's and Python's states on generators of our own."""
+    # Parts of the right types and sizes may still be refused, as an index behind the end of the state.
     name, keys, *rest = state["numpy"]
     if not _accepted(np.random.RandomState(0).set_state, (name, keys.numpy().astype(np.uint32), *rest)):
         yield "numpy", "the state of numpy's generator", state["numpy"]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_ast.core.batch.containers import leaves_of
+from lightning_ast.lightning_internals.class_patch import put_on
 
 __all__ = ["StillMetrics", "state_of"]
 
-_MISSING = object()
 _ANSWERS = ("forward", "compute")
 _BESIDE = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced")
 """What torchmetrics keeps beside the states of a metric."""
@@ -29,7 +29,7 @@ class StillMetrics:
         self._in_loss: set[int] = set()  # ids: a metric's hash changes with its states
         self._is_first = True
         self._states: list[tuple[Metric, dict[str, Any]]] = []
-        self._replaced: list[tuple[nn.Module, str, Any]] = []
+        self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
         # The first block finds out which is which: in it all are computed and restored. Later the others answer 0.
@@ -38,7 +38,7 @@ class StillMetrics:
         if self._is_first:
             for metric in self._metrics:
                 for name in _ANSWERS:
-                    self._replace(metric, name, partial(self._watched, metric, getattr(metric, name)))
+                    self._undo.append(put_on(metric, name, partial(self._watched, metric, getattr(metric, name))))
             return
         for metric in self._metrics:
             if id(metric) not in self._in_loss:
@@ -48,15 +48,12 @@ class StillMetrics:
                 self._silence(group, dict.fromkeys(group.keys(), 0.0))
 
     def __exit__(self, *error: Any) -> None:
-        for owner, name, value in reversed(self._replaced):
-            if value is _MISSING:
-                del owner.__dict__[name]
-            else:
-                owner.__dict__[name] = value
+        for take_off in reversed(self._undo):
+            take_off()
         for metric, state in self._states:
             for name, value in state.items():
                 object.__setattr__(metric, name, value)
-        self._replaced.clear()
+        self._undo.clear()
         self._states.clear()
         self._is_first = False
 
@@ -69,12 +66,8 @@ class StillMetrics:
 
     def _silence(self, metric: nn.Module, value: Any) -> None:
         for name in _ANSWERS:
-            self._replace(metric, name, lambda *_, **__: value)
-        self._replace(metric, "update", lambda *_, **__: None)
-
-    def _replace(self, owner: nn.Module, name: str, stub: Any) -> None:
-        self._replaced.append((owner, name, owner.__dict__.get(name, _MISSING)))
-        owner.__dict__[name] = stub
+            self._undo.append(put_on(metric, name, lambda *_, **__: value))
+        self._undo.append(put_on(metric, "update", lambda *_, **__: None))
 
 
 def state_of(metric: Metric) -> dict[str, Any]:

@@ -1,30 +1,19 @@
 """The private names of Lightning, torchmetrics and torch that this folder uses: why, and the versions checked with.
 
-When a new version of Lightning comes out, :func:`missing_names` tells which of them are gone. What the folder's files
-change is tested by the behaviour that they exist for; this table tells where to look first.
+When a new version of Lightning comes out, the tests tell which of them are gone. What the folder's files change is
+tested by the behaviour that they exist for; this table tells where to look first.
 """
 
 from __future__ import annotations
 
-import dis
-import inspect
 from dataclasses import dataclass
-from functools import reduce
-from importlib.metadata import version
-from pkgutil import resolve_name
-from typing import Any
 
-import lightning.pytorch as pl
-from torch.torch_version import TorchVersion
-
-__all__ = ["PRIVATE_NAMES", "PrivateName", "missing_names"]
+__all__ = ["LIGHTNING", "PRIVATE_NAMES", "TORCH", "TORCHMETRICS", "PrivateName"]
 
 LIGHTNING = ("2.5.0", "2.6.6")
 NEWER_LIGHTNING = ("2.6.6",)
 TORCHMETRICS = ("1.4.0", "1.9.0")
 TORCH = ("2.6.0", "2.14.1")
-_OLDEST = {"lightning": LIGHTNING[0], "torchmetrics": TORCHMETRICS[0], "torch": TORCH[0]}
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -43,12 +32,6 @@ class PrivateName:
     name: str
     why: str
     checked: tuple[str, ...] = LIGHTNING
-
-    @property
-    def package(self) -> str:
-        """Return the distribution that the owner comes from."""
-        package = self.owner.partition(".")[0]
-        return "lightning" if package == "trainer" else package
 
 
 _FIT = "trainer.fit_loop"
@@ -141,44 +124,3 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     # torchmetrics
     *(PrivateName(_METRIC, name, "hold a metric still", TORCHMETRICS) for name in _HELD),
 )
-
-
-def missing_names(trainer: pl.Trainer, names: tuple[PrivateName, ...] = PRIVATE_NAMES) -> list[str]:
-    """Describe in a sentence each private name that the installed versions do not have, and should have."""
-    missing = []
-    for name in names:
-        installed = version(name.package)
-        first = name.checked[0]
-        # Names that only newer versions have are not missed in older ones.
-        expected = first == _OLDEST[name.package] or TorchVersion(installed) >= first
-        if expected and not _exists(name, trainer):
-            gone = f"{name.package} {installed} has no {name.owner}.{name.name}, which is used to {name.why}."
-            remedy = f"It was there in {' and '.join(name.checked)}: install one of these, or change"
-            missing.append(f"{gone} {remedy} lightning_ast/lightning_internals.")
-    return missing
-
-
-def _exists(name: PrivateName, trainer: pl.Trainer) -> bool:
-    try:
-        if name.owner.startswith("trainer"):
-            owner: Any = reduce(getattr, name.owner.split(".")[1:], trainer)
-        else:
-            owner = resolve_name(name.owner)
-    except (AttributeError, ImportError):
-        return False
-    if inspect.getattr_static(owner, name.name, _ABSENT) is not _ABSENT:  # a property may refuse to be read yet
-        return True
-    return inspect.isclass(owner) and name.name in _set_by_methods(owner)
-
-
-def _set_by_methods(kind: type[Any]) -> set[str]:
-    """Collect the attributes that the methods of a class set."""
-    # Read from the code: to make an object of each class only to look at it is not worth it.
-    held = [value for base in kind.__mro__ for value in vars(base).values()]
-    methods = [inspect.unwrap(value) for value in held if inspect.isfunction(value)]
-    return {
-        str(instruction.argval)
-        for method in methods
-        for instruction in dis.get_instructions(method)
-        if instruction.opname == "STORE_ATTR"
-    }

@@ -15,49 +15,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Image", "class_heatmap", "sample_grid", "threshold_heatmap"]
 
-Image: TypeAlias = NDArray[np.uint8]
-Grid: TypeAlias = NDArray[np.float64]
+Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 
 _MOST_CLASSES = 60
 
 
 def class_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
-    """Draw the activation rate of each class (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
-
-    Args:
-        by_epoch: The shares ``(C,)`` in [0, 1] by epoch, NaN where a class was not offered.
-    """
+    """Draw the shares ``(C,)`` of each class (rows) that were selected over the epochs, NaN where none was offered."""
     classes = min(max(len(shares) for shares in by_epoch.values()), _MOST_CLASSES)
-    grid, epochs = _grid({epoch: shares[:classes] for epoch, shares in by_epoch.items()}, classes)
+    shown = {epoch: shares[:classes] for epoch, shares in by_epoch.items()}
     title = "activation rate by class" + (f" (the first {classes})" if classes == _MOST_CLASSES else "")
-    return _heatmap(grid.T, title=title, bar="share selected", ylabel="class", xlabel="epoch", columns=epochs)
+    return _heatmap(shown, classes, title=title, bar="share selected", ylabel="class")
 
 
 def threshold_heatmap(by_epoch: Mapping[int, Tensor]) -> Image:
-    """Draw the threshold in each part of an epoch (rows) over the epochs (columns), ``(H, W, 3)`` uint8.
-
-    Args:
-        by_epoch: The mean thresholds ``(parts,)`` by epoch, NaN where it was dense.
-    """
+    """Draw the mean thresholds ``(parts,)`` of an epoch (rows) over the epochs, NaN where it was dense."""
     parts = len(next(iter(by_epoch.values())))
-    grid, epochs = _grid(by_epoch, parts)
-    return _heatmap(
-        grid.T,
-        title="threshold",
-        bar="significance",
-        ylabel=f"part of the epoch, of {parts}",
-        xlabel="epoch",
-        columns=epochs,
-    )
+    return _heatmap(by_epoch, parts, title="threshold", bar="significance", ylabel=f"part of the epoch, of {parts}")
 
 
 def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor, str]]) -> Image:
-    """Draw the most selected samples above, the least selected below, ``(H, W, 3)`` uint8.
-
-    Args:
-        most: The images of the most selected, ``(1 or 3, H, W)`` of any range, each with its caption.
-        least: The images of the least selected, likewise.
-    """
+    """Draw the most selected samples above, the least selected below: ``(1 or 3, H, W)`` of any range."""
     columns = max(len(most), len(least))
     figure = _figure(1.3 * columns, 3.6)
     for row, (name, samples) in enumerate((("most selected", most), ("least selected", least))):
@@ -71,25 +49,21 @@ def sample_grid(most: Sequence[tuple[Tensor, str]], least: Sequence[tuple[Tensor
     return _drawn(figure)
 
 
-def _grid(by_epoch: Mapping[int, Tensor], length: int) -> tuple[Grid, list[int]]:
-    """Arrange values as ``(epochs, length)``, NaN where nothing is known; return them with the epochs."""
+def _heatmap(by_epoch: Mapping[int, Tensor], rows: int, *, title: str, bar: str, ylabel: str) -> Image:
+    """Draw values (rows) over the epochs (columns), with nothing where they are NaN or lack."""
     epochs = sorted(by_epoch)
-    grid = np.full((len(epochs), length), np.nan)
-    for row, epoch in enumerate(epochs):
+    grid = np.full((rows, len(epochs)), np.nan)
+    for column, epoch in enumerate(epochs):
         values = by_epoch[epoch].double().numpy()
-        grid[row, : len(values)] = values
-    return grid, epochs
-
-
-def _heatmap(grid: Grid, *, title: str, bar: str, ylabel: str, xlabel: str, columns: list[int]) -> Image:
+        grid[: len(values), column] = values
     figure = _figure(6.4, 4.2)
     axes = figure.add_subplot()
     shown = axes.imshow(np.ma.masked_invalid(grid), aspect="auto", cmap="cividis", interpolation="nearest")
     figure.colorbar(shown, ax=axes, label=bar)
-    ticks = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), 12)).round().astype(int))
-    axes.set_xticks(ticks, [str(columns[tick]) for tick in ticks])
+    ticks = np.unique(np.linspace(0, len(epochs) - 1, min(len(epochs), 12)).round().astype(int))
+    axes.set_xticks(ticks, [str(epochs[tick]) for tick in ticks])
     axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(title=title, xlabel="epoch", ylabel=ylabel)
     return _drawn(figure)
 
 

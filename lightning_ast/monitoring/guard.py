@@ -11,13 +11,7 @@ __all__ = ["Guard"]
 
 
 class Guard:
-    """A catcher of the failures of a part that training does not need; it warns of the first.
-
-    Nothing that all processes must call together belongs inside: a process that fails would leave the others waiting.
-
-    Args:
-        part: Its name in the warning.
-    """
+    """A catcher of the failures of a part that training does not need; it warns of the first."""
 
     def __init__(self, part: str) -> None:
         self._part = part
@@ -26,6 +20,7 @@ class Guard:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Run the code inside; warn of its first failure instead of raising an error."""
+        # Nothing that all processes must call together belongs inside: one that fails would leave the others waiting.
         try:
             yield
         except Exception as error:  # whatever it is: a full disk, a closed terminal, a data set of an unusual kind

@@ -24,17 +24,7 @@ __all__ = ["DrawnIndices"]
 
 
 class DrawnIndices:
-    """A listener to the user's sampler; it finds the part of what was drawn that a batch was made of.
-
-    Needs what mode ``prune`` needs of a loader (one torch DataLoader over a map-style dataset, in order), and a
-    ``collate_fn`` that keeps the order of the samples for certain: torch's own, or one that gives back what it gets.
-    With any other nothing is known. The loader is the user's own, and stays as it is; its sampler has a class of its
-    own until this is detached.
-
-    Args:
-        owner: The callback that wants to know; a tuner's trials go on without it.
-        trainer: The trainer of this fit.
-    """
+    """A listener to the user's sampler; it finds the part of what was drawn that a batch was made of."""
 
     def __init__(self, owner: Callback, trainer: pl.Trainer) -> None:
         self._owner = owner
@@ -74,12 +64,14 @@ class DrawnIndices:
         return combined
 
     def _listen(self, combined: CombinedLoader) -> None:
+        # What hinders pruning hinders this too: several loaders, batches of the user's own making, no fixed order.
         watched = self._owner in self._trainer.callbacks  # type: ignore[attr-defined]
         if watched and not loader_faults(combined, processes=self._trainer.world_size):
             self._loader = combined.flattened[0]
             self._sampler = self._loader.batch_sampler.sampler
             own = type(self._sampler)
             if isinstance(getattr(self._sampler, "__dict__", None), dict):  # a list, say, cannot be listened to
+                # The loader stays the user's own: a sampler in its place would be seen by their code, and pickled.
                 self._put_back = change_class(self._sampler, {"__iter__": lambda sampler: self._draw(own, sampler)})
 
     def _let_go(self) -> None:
@@ -89,6 +81,7 @@ class DrawnIndices:
 
     def _draw(self, own: Any, sampler: Any) -> Iterator[Any]:
         """Yield an epoch's indices and record them, with the loader's settings as they are at its start."""
+        # A tuner may change them between two starts. Samples that a collate_fn may put in another order are not known.
         drawn = self._drawn = array("q")
         self._batch_size = self._loader.batch_sampler.batch_size if _keeps_order(self._loader.collate_fn) else None
         for index in own.__iter__(sampler):

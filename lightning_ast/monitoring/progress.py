@@ -23,28 +23,19 @@ __all__ = ["RunProgress", "names_accuracy", "selection_summary"]
 
 @dataclass
 class RunProgress:
-    """The sums of steps and epochs, all of them primitives.
+    """The sums of steps and epochs, all of them primitives: a checkpoint holds them."""
 
-    Attributes:
-        accuracies: The validation accuracy in [0, 1] of each epoch that had one, by epoch from 0.
-        seconds: The seconds of each finished epoch, by stage.
-        monitoring_seconds: The seconds that the monitor took while training went on.
-        stage: The stage of the last batch.
-        validated: True where a validation has ended since the last epoch's line.
-        last_seconds: The seconds of the epoch that was finished last, validation included.
-    """
-
-    accuracies: dict[int, float] = field(default_factory=dict)
-    seconds: dict[Stage, list[float]] = field(default_factory=dict)
-    monitoring_seconds: float = 0.0
+    accuracies: dict[int, float] = field(default_factory=dict)  # in [0, 1], by epoch from 0
+    seconds: dict[Stage, list[float]] = field(default_factory=dict)  # of each finished epoch
+    monitoring_seconds: float = 0.0  # while training went on
     stage: Stage = "warmup"
-    validated: bool = False
-    _loss_sum: Tensor | None = None
+    validated: bool = False  # since the last epoch's line
+    _loss_sum: Tensor | None = None  # on its device: reading it in each step would wait for the step
     _steps: int = 0
-    _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    _before: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # what _totals gave at the start of the epoch
     _began: float = 0.0
-    _carried: float = 0.0
-    last_seconds: float = 0.0
+    _carried: float = 0.0  # seconds of the running epoch before the run was resumed in it
+    last_seconds: float = 0.0  # of the epoch that was finished last, validation included
 
     @property
     def epochs(self) -> int:
@@ -91,6 +82,7 @@ class RunProgress:
         self._carried = 0.0
         if accuracy is not None:
             self.accuracies[trainer.current_epoch] = accuracy
+        # Differences of the run's totals: a ledger that was restored in mid-epoch needs no sums of its own.
         offered, selected, spent, dense = (now - then for now, then in zip(_totals(ledger), self._before, strict=True))
         # Lightning divides the step's output by the accumulation; the line shows the user's own loss
         scale = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
@@ -166,12 +158,7 @@ def names_accuracy(name: str) -> bool:
 
 
 def selection_summary(session: Session | None, *, measures_joules: bool) -> dict[str, Any]:
-    """Return the fields of a :class:`~lightning_ast.monitoring.text.RunSummary` that are about the selection.
-
-    Args:
-        session: The session of the selection callback, or None where nobody selects.
-        measures_joules: Whether there is an ``EnergyMonitor``; without one nobody asked for joules.
-    """
+    """Return the fields of a :class:`~lightning_ast.monitoring.text.RunSummary` that are about the selection."""
     if session is None:
         return {}
     ledger = session.ledger

@@ -19,27 +19,18 @@ from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
 
-BINS = 20
-"""Parts of an epoch that the threshold is shown in."""
+BINS = 20  # parts of an epoch that the threshold is shown in
 
 
 @dataclass(frozen=True)
 class EpochSamples:
-    """The samples offered in the sparse batches of an epoch, on the CPU.
+    """The n samples offered in the sparse batches of an epoch, on the CPU."""
 
-    Attributes:
-        significance: The significance ``(n,)`` that the selection was made from.
-        selected: True for the samples that were selected, ``(n,)``.
-        labels: The class indices ``(n,)``, -1 where one is not known; None where the loss has none.
-        indices: The dataset indices ``(n,)``, or None where they are not known.
-        thresholds: The mean threshold in each part of the epoch, ``(BINS,)``, NaN where it was dense.
-    """
-
-    significance: Tensor
-    selected: Tensor
-    labels: Tensor | None
-    indices: Tensor | None
-    thresholds: Tensor
+    significance: Tensor  # (n,) that the selection was made from
+    selected: Tensor  # (n,) bool
+    labels: Tensor | None  # (n,) class indices, -1 where one is not known
+    indices: Tensor | None  # (n,) in the dataset
+    thresholds: Tensor  # (BINS,) the mean of each part of the epoch, NaN where it was dense
 
     def class_activation(self) -> Tensor | None:
         """Return the share of each class that was selected, ``(C,)``, NaN for an empty class; None without labels."""
@@ -50,18 +41,7 @@ class EpochSamples:
 
 
 class SampleWatcher(Watcher):
-    """A collector of an epoch's sparse batches, each left on its device; nothing is waited for before the epoch's end.
-
-    In ``prune`` the epoch's plan tells what was selected, from the remembered significance of all samples.
-
-    Args:
-        session: The session of the :class:`~lightning_ast.SparseSelectionCallback`.
-        indices: Takes the batch size and returns the dataset indices ``(B,)`` of the batch that arrives, or None.
-        size: The samples of the data set, or None where it has no length: nothing is counted by index then.
-
-    Attributes:
-        seconds: The seconds that watching took.
-    """
+    """A collector of an epoch's sparse batches, left on their device: nothing is waited for before the epoch's end."""
 
     wants_labels = True
 
@@ -69,7 +49,7 @@ class SampleWatcher(Watcher):
         self._session = session
         self._indices = indices
         self._size = size
-        self.seconds = 0.0
+        self.seconds = 0.0  # that watching took
         self._guard = Guard("watching the samples")
         self._stage: Stage = "warmup"
         self._labels = torch.empty(0, dtype=torch.long)
@@ -176,18 +156,11 @@ def _binned(thresholds: list[tuple[int, Tensor]], batches: int) -> Tensor:
 
 @dataclass
 class SampleHistory:
-    """The history of classes, thresholds and samples, epoch by epoch.
+    """The history of classes, thresholds and of the N samples of the data set, epoch by epoch."""
 
-    Attributes:
-        classes: The shares by epoch, ``(C,)`` each, see :meth:`EpochSamples.class_activation`.
-        thresholds: The thresholds by epoch, ``(BINS,)`` each.
-        offered: The times that each sample of the data set was offered in a sparse batch, ``(N,)`` int32.
-        selected: The times that it was selected, ``(N,)`` int32.
-        worth: The sum of its significance whenever it was offered, ``(N,)`` float32.
-    """
-
-    classes: dict[int, Tensor] = field(default_factory=dict)
-    thresholds: dict[int, Tensor] = field(default_factory=dict)
+    classes: dict[int, Tensor] = field(default_factory=dict)  # (C,) shares by epoch, see EpochSamples.class_activation
+    thresholds: dict[int, Tensor] = field(default_factory=dict)  # (BINS,) by epoch
+    # (N,) how often each sample was offered in a sparse batch and selected, and the sum of its significance then
     offered: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
     selected: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
     worth: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -208,10 +181,8 @@ class SampleHistory:
         self.worth.index_add_(0, samples.indices, samples.significance.float().nan_to_num())
 
     def extremes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Find the dataset indices of the samples selected most and least, ``(<= count,)`` each, of those offered.
-
-        Where several were selected equally often, the one of the larger mean significance counts as more selected.
-        """
+        """Find the dataset indices of the samples selected most and least, at most ``count`` each, of those offered."""
+        # Of several that were selected equally often, the one of the larger mean significance counts as more selected.
         offered = self.offered.nonzero().flatten()
         share, worth = (each[offered] / self.offered[offered] for each in (self.selected, self.worth))
         order = offered[np.lexsort((worth.numpy(), share.numpy()))]  # by the last key first

@@ -48,22 +48,17 @@ _LISTED = 100
 
 
 class Writers:
-    """The loggers of a run that take more than scalars, on the process that logs.
-
-    Args:
-        trainer: The trainer of this fit.
-        images: The samples in each row of the grid; 0 shows none.
-    """
+    """The loggers of a run that take more than scalars, on the process that logs."""
 
     def __init__(self, trainer: pl.Trainer, *, images: int) -> None:
         self._trainer = trainer
         self._images = images
-        loggers = trainer.loggers if trainer.is_global_zero else []
+        loggers = trainer.loggers if trainer.is_global_zero else []  # the others' experiments are dummies
         experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = bool(self._with("add_image")) and _has_matplotlib()
         self._told = False
-        self._refused: list[Any] = []
+        self._refused: list[object] = []
 
     def __bool__(self) -> bool:
         """Tell whether there is such a logger."""
@@ -143,7 +138,7 @@ class Writers:
         """Load the images of samples as the data set gives them; None where it gives none."""
         loader = self._trainer.train_dataloader
         try:
-            with isolate_rng(include_cuda=False):
+            with isolate_rng(include_cuda=False):  # augmentation draws: training must go on as without pictures
                 dataset = loader.dataset  # type: ignore[union-attr]
                 whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
                 samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]

@@ -41,17 +41,6 @@ def format_epoch(
 ) -> str:
     """Format one line for a finished epoch; what is not known is left out.
 
-    Args:
-        epoch: The number of the epoch, from 0, as Lightning's progress bars count.
-        max_epochs: The number of epochs in the run, or None where it is open-ended; the last epoch is one less.
-        loss: The mean training loss of the epoch.
-        accuracy: The validation accuracy in [0, 1].
-        activation_rate: The selected / offered samples of this epoch, in [0, 1]; the line has the complement too.
-        flops_savings: The share of FLOPs saved in this epoch, at most 1.
-        joules: The energy of this epoch.
-        eta_seconds: The seconds until the end of the run.
-        details: Further fields, as they are shown.
-
     Example:
         >>> format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
         'Epoch 0/39 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Skipped: 91.9% | ETA: 5m 12s'
@@ -75,13 +64,6 @@ def format_epoch(
 def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[Stage]) -> float | None:
     """Estimate the seconds until the end of the run: an epoch takes the mean of its stage's epochs so far.
 
-    Args:
-        taken: The seconds of the finished epochs, by stage.
-        stages_left: The stages of the epochs that are left; a stage that was not seen yet takes the last one's mean.
-
-    Returns:
-        The seconds, or None where no epoch is finished.
-
     Example:
         >>> seconds_left({"warmup": [10.0, 12.0], "sparse": [6.0]}, ["sparse", "sparse", "warmup"])
         23.0
@@ -94,15 +76,7 @@ def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[S
 
 
 def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
-    """Return the share of FLOPs that the mode could have saved at the rates of the run, with nothing run densely.
-
-    Args:
-        ledger: The ledger of the run.
-        mode: The mode of the selection.
-
-    Returns:
-        A share of at most 1, or None before the first batch and where FLOPs were not counted.
-    """
+    """Return the share of FLOPs that the mode could have saved at the run's rates, if counted, with no dense op."""
     if ledger.flops is None or not ledger.offered:
         return None
     spares = MODE_FACTS[mode].spares_backward
@@ -116,49 +90,27 @@ def best_flops_savings(ledger: Ledger, mode: Mode) -> float | None:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The facts of a finished run; None is what is not known.
-
-    Attributes:
-        epochs: The number of epochs trained.
-        seconds: The wall time of them, validation included.
-        accuracy: The last validation accuracy in [0, 1].
-        best_accuracy: The best validation accuracy.
-        best_epoch: The epoch in which that was reached, from 0.
-        milestones: The first epochs in which shares of the best accuracy were reached, by share.
-        mode: The mode of the selection, or None in a plain run.
-        activation_rate: The selected / offered samples of the run.
-        sparse_rate: The same of its sparse stage, or None where every step was dense.
-        target: The target of the sparse stage.
-        holds: What that is a target of.
-        savings: Shares by what was saved; one that is None is shown as not known.
-        best_savings: The share of FLOPs that the mode could have saved; None leaves it out.
-        sections: The seconds by name, of all epochs.
-        joules: The joules of all epochs.
-        measured: The hardware that the joules are of.
-        quarantined: The number of samples that were left out.
-        monitoring_seconds: The seconds that the monitor itself took while training went on.
-        closing_seconds: The seconds that it took for pictures at the end.
-    """
+    """The facts of a finished run; None is what is not known. Shares are in [0, 1]."""
 
     epochs: int
-    seconds: float
+    seconds: float  # wall time, validation included
     accuracy: float | None = None
     best_accuracy: float | None = None
     best_epoch: int | None = None
-    milestones: Mapping[float, int] = field(default_factory=dict)
-    mode: Mode | None = None
+    milestones: Mapping[float, int] = field(default_factory=dict)  # first epochs, by share of the best accuracy
+    mode: Mode | None = None  # None in a plain run
     activation_rate: float | None = None
-    sparse_rate: float | None = None
+    sparse_rate: float | None = None  # the same of the sparse stage alone
     target: float | None = None
-    holds: Literal["rate", "coverage"] = "rate"
-    savings: Mapping[str, float | None] = field(default_factory=dict)
-    best_savings: float | None = None
-    sections: Mapping[str, float] = field(default_factory=dict)
+    holds: Literal["rate", "coverage"] = "rate"  # what the target is one of
+    savings: Mapping[str, float | None] = field(default_factory=dict)  # by what was saved
+    best_savings: float | None = None  # the share of FLOPs that the mode could have saved
+    sections: Mapping[str, float] = field(default_factory=dict)  # seconds, of all epochs
     joules: float | None = None
-    measured: Sequence[str] = ()
+    measured: Sequence[str] = ()  # the hardware that the joules are of
     quarantined: int = 0
     monitoring_seconds: float = 0.0
-    closing_seconds: float = 0.0
+    closing_seconds: float = 0.0  # for pictures at the end
 
 
 def format_summary(run: RunSummary) -> str:

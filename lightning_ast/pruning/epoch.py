@@ -21,43 +21,27 @@ __all__ = ["PlannedBatch", "RunningEpoch", "check_split", "check_steps"]
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A batch as the plan has it.
+    """A batch as the plan has it, in the order in which its samples stand in it."""
 
-    Attributes:
-        indices: ``(B,)`` dataset indices of its samples, in the order in which they stand in the batch.
-        weights: ``(B,)`` importance weights, or None where all are 1.
-        stands_for: The samples of a dense epoch that the batch stands for.
-    """
-
-    indices: Tensor
-    weights: Tensor | None
-    stands_for: int
+    indices: Tensor  # (B,) in the dataset
+    weights: Tensor | None  # (B,) importance weights, or None where all are 1
+    stands_for: int  # samples of a dense epoch
 
 
 @dataclass
 class RunningEpoch:
-    """An epoch from the start of its loader to its end.
-
-    Attributes:
-        number: The number of the epoch, from 0.
-        stage: The stage of the whole epoch.
-        sparse: True where the epoch is pruned.
-        lengths: The length in one process.
-        plan: The plan; None until its first index is drawn.
-        resumed_at: The batches that were trained on before the run was resumed in this epoch.
-        batch: The index of the batch that comes next.
-        replays: True where the plan is a checkpoint's, and must not be drawn anew.
-        drained: The states of the sampler's generators after it is asked for one index more than it has.
-    """
+    """An epoch from the start of its loader to its end; its lengths are those in one process."""
 
     number: int
     stage: Stage
-    sparse: bool
+    sparse: bool  # it is pruned; a sparse stage may have epochs that are loaded whole
     lengths: EpochLengths
-    plan: EpochPlan | None = None
-    resumed_at: int = 0
-    batch: int = 0
-    replays: bool = False
+    plan: EpochPlan | None = None  # until the loader draws its first index
+    resumed_at: int = 0  # batches that were trained on before the run was resumed in this epoch
+    batch: int = 0  # the one that comes next
+    replays: bool = False  # the plan is a checkpoint's, and must not be drawn anew
+    # The states of the sampler's generators after it was asked for one index more than it has, as torch's own
+    # BatchSampler asks: some samplers draw once more then, and a plain run would go on from there.
     drained: list[Tensor] = field(default_factory=list)
 
     @property
@@ -71,26 +55,20 @@ class RunningEpoch:
         return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
 
     def next_batch(self, batch_size: int, own: Tensor | None, *, share: Callable[[Tensor], Tensor]) -> PlannedBatch:
-        """Return the part of the plan that the batch given by the loader is.
-
-        Args:
-            batch_size: The samples that the batch holds.
-            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-            share: Takes this process's part of what is planned for all processes.
-
-        Raises:
-            ConfigurationError: The batch does not hold the samples that were to be loaded.
-        """
+        """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         assert self.plan is not None
-        indices = share(self.plan.indices)
         start = self.lengths.start(self.batch)
         stop = self.lengths.start(self.batch + 1)
-        order = _order(self.batch, indices[start:stop], batch_size, own)
+        indices = share(self.plan.indices)[start:stop]
+        weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop]
+        order = _order(self.batch, indices, batch_size, own)
         self.batch += 1
-        weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop][order]
         # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
         scale = self.plan.offered / self.plan.indices.numel() if self.sparse else 1.0
-        return PlannedBatch(indices[start:stop][order], weights, round(stop * scale) - round(start * scale))
+        stands_for = round(stop * scale) - round(start * scale)
+        if order is None:
+            return PlannedBatch(indices, weights, stands_for)
+        return PlannedBatch(indices[order], None if weights is None else weights[order], stands_for)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan and the lengths as primitives and tensors."""
@@ -124,12 +102,7 @@ class RunningEpoch:
 
 
 def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
-    """Refuse to deal the rest of a plan out in another way than its beginning.
-
-    Args:
-        saved: The settings of the checkpoint, by name.
-        now: The settings of this run, by name.
-    """
+    """Refuse to deal the rest of a plan out in another way than its beginning."""
     if changed := changes(saved, now or {}):
         raise ConfigurationError(
             [
@@ -140,12 +113,7 @@ def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
 
 
 def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
-    """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way.
-
-    Args:
-        saved: How the run that wrote the checkpoint counted the optimizer steps of its pruned epochs.
-        now: How this run counts them.
-    """
+    """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way."""
     if (saved == "replan") != (now == "replan"):
         raise ConfigurationError(
             [
@@ -156,8 +124,8 @@ def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
         )
 
 
-def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> Tensor:
-    """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``."""
+def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> Tensor | None:
+    """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``, or None for the plan's."""
     if batch_size != len(drawn):
         raise ConfigurationError(
             [
@@ -168,7 +136,7 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
             ]
         )
     if own is None:
-        return torch.arange(batch_size)
+        return None
     (drawn, there) = drawn.sort(stable=True)
     (own, here) = own.detach().cpu().long().sort(stable=True)
     if not torch.equal(drawn, own):
@@ -178,4 +146,5 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
                 "sample's index in the dataset, shape (B,), and load what the sampler draws."
             ]
         )
+    # Both sorted alike, the k-th smallest of the batch is the k-th smallest of the plan, repeated indices included.
     return torch.empty_like(there).index_copy_(0, here, there)

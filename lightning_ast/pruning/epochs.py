@@ -44,32 +44,14 @@ from lightning_ast.pruning.loader import (
     set_states,
 )
 from lightning_ast.pruning.planner import EpochPlanner
-from lightning_ast.pruning.run_plan import (
-    EpochLengths,
-    PlannedRun,
-    length_faults,
-    promise_steps,
-    size_faults,
-)
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps, size_faults
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
 
 
 class PrunedEpochs:
-    """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them.
-
-    The plan is drawn when the loader asks for the first index of an epoch: there the user's own sampler would have
-    drawn. How many samples it will have is known before, so that lengths and schedules can be.
-
-    Args:
-        owner: The selection callback.
-        trainer: The trainer of this fit.
-        selector: The gate, weighting, seed and target of the selection.
-        schedule: Warmup and cooldown.
-        processes: The processes that train together.
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-    """
+    """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
 
     def __init__(
         self,
@@ -93,8 +75,6 @@ class PrunedEpochs:
         self._undo: list[Callable[[], None]] = []
         self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
 
-    # ------------------------------------------------------------------ the loader
-
     def attach(self) -> None:
         """Prune every training loader that Lightning sets up from here on."""
         self._undo = [
@@ -110,6 +90,7 @@ class PrunedEpochs:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes of a copy, which leads no fit loop."""
+        # A tuner copies the callbacks; what undoes a change of this trainer must not be done by the copy as well.
         return {**vars(self), "_undo": []}
 
     def ensure_installed(self) -> None:
@@ -123,7 +104,7 @@ class PrunedEpochs:
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
-            self._planner.facts = None
+            self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
         faults = loader_faults(combined, processes=self._processes.count)
         if not faults:
@@ -132,7 +113,7 @@ class PrunedEpochs:
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
         if faults:
             raise ConfigurationError(faults)
-        assert self._planner.facts is not None
+        assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
         if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
@@ -140,11 +121,10 @@ class PrunedEpochs:
         else:
             make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
             self._pruned = PrunedLoader(combined, make)
+        # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
         self._pruned.limits = self.epoch.lengths.batches
         return self._pruned
-
-    # ------------------------------------------------------------------ lengths
 
     @property
     def history(self) -> SignificanceHistory | None:
@@ -174,8 +154,6 @@ class PrunedEpochs:
         if self._pruned is not None:
             self._pruned.limits = self.epoch.lengths.batches
             announce_batches(self._trainer, self.epoch.lengths.batches)
-
-    # ------------------------------------------------------------------ an epoch
 
     def _start(self, epoch: int) -> None:
         run = self.run
@@ -208,6 +186,8 @@ class PrunedEpochs:
 
     def _batches(self, sampler: Drawn) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
+        # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
+        # before, so that lengths and schedules could be.
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
         epoch = self.epoch
@@ -236,15 +216,7 @@ class PrunedEpochs:
         return self._planner.plan(self.epoch, self._processes.interleaved(own))
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
-        """Return the part of the plan that the next batch of the epoch is.
-
-        Args:
-            batch_size: The samples that the batch holds.
-            own: ``(B,)`` dataset indices of its samples where the module can tell, else None: those that were drawn.
-
-        Raises:
-            ConfigurationError: It does not hold the samples that were to be loaded.
-        """
+        """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         return self.epoch.next_batch(batch_size, own, share=self._processes.share)
 
     def finish_batch(self) -> None:
@@ -257,10 +229,9 @@ class PrunedEpochs:
         assert self.history is not None
         return functools.partial(self.history.observe, planned.indices) if self._observes else None
 
-    # ------------------------------------------------------------------ state
-
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
+        # A process that fails saves what it has observed itself: the others may never come to a collective call.
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
@@ -303,6 +274,7 @@ class PrunedEpochs:
         loop = self._trainer.fit_loop
         state = self._loaded or {}
         reload_validation_as_due(loop, state.get("validation_reloaded"))
+        # A checkpoint without the setting is of a release that knew "replan" alone.
         if any(config.interval == "step" for config in self._trainer.lr_scheduler_configs):
             check_steps(state.get("steps", "replan") if state else self._steps, self._steps)
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import lightning.pytorch as pl
 
@@ -13,18 +12,7 @@ __all__ = ["FollowedSteps"]
 
 
 class FollowedSteps:
-    """Advances learning-rate schedulers by the dense steps that Lightning does not take in a pruned epoch.
-
-    Lightning advances a scheduler with ``interval="step"`` after each optimizer step. In a pruned epoch it is advanced
-    once more for each further step that a dense epoch would have taken up to the same share of its batches, so that
-    schedules end where they end in a dense run. Schedulers of epochs and those that wait for a metric are left alone.
-
-    Args:
-        dense: The length of a dense epoch.
-        pruned: The length of this epoch.
-        accumulate: The batches to an optimizer step.
-        done: The batches of this epoch that were trained on before a run was resumed in it.
-    """
+    """Advances learning-rate schedulers by the dense steps that Lightning does not take in a pruned epoch."""
 
     def __init__(self, dense: EpochLengths, pruned: EpochLengths, *, accumulate: int, done: int = 0) -> None:
         self._dense = dense.batches
@@ -34,12 +22,10 @@ class FollowedSteps:
         self._begun_at = done
 
     def behind(self, done: int, frequency: int) -> int:
-        """Count the steps that Lightning is behind a dense run, after a number of batches of this epoch.
-
-        Args:
-            done: The batches of this epoch.
-            frequency: The frequency of the scheduler's configuration, in batches.
-        """
+        """Count the steps that Lightning is behind a dense run, after a number of batches of this epoch."""
+        # Lightning advances a scheduler of interval "step" after each optimizer step. It is advanced once more for each
+        # step that a dense epoch would have taken up to the same share of its batches: schedules end where they end in
+        # a dense run.
         reached = round(done * self._dense / self._pruned)
         behind = self._steps(reached, self._dense, frequency) - self._steps(done, self._pruned, frequency)
         # With a frequency above 1 Lightning may catch up by itself: no more than what is missing at the epoch's end.
@@ -57,13 +43,9 @@ class FollowedSteps:
         return done % self._accumulate == 0 or done == self._pruned
 
     def due(self, done: int, frequency: int) -> int:
-        """Count the steps to take after a batch, which then count as taken.
-
-        Args:
-            done: The batches of this epoch, this one included.
-            frequency: The frequency of the scheduler's configuration, in batches.
-        """
+        """Count the steps to take after a batch, ``done`` with it included, which then count as taken."""
         if frequency not in self._taken:
+            # Where a run is resumed in mid-epoch, the checkpoint's scheduler has taken these already.
             before = filter(self._ends_step, range(1, self._begun_at + 1))
             self._taken[frequency] = max([0, *(self.behind(number, frequency) for number in before)])
         if not self._ends_step(done):
@@ -73,16 +55,12 @@ class FollowedSteps:
         return due
 
     def advance(self, trainer: pl.Trainer, done: int) -> None:
-        """Advance the schedulers of a trainer after a batch, by the module's own ``lr_scheduler_step``.
-
-        Args:
-            trainer: The trainer; it has advanced them itself where it does.
-            done: The batches of this epoch, this one included.
-        """
-        configs: list[Any] = trainer.lr_scheduler_configs
+        """Advance the schedulers of a trainer after a batch, by the module's own ``lr_scheduler_step``."""
+        configs = trainer.lr_scheduler_configs
         by_step = [config for config in configs if config.interval == "step" and not config.reduce_on_plateau]
         # schedulers of one frequency are due together
         due = {frequency: self.due(done, frequency) for frequency in {config.frequency for config in by_step}}
         for config in by_step:
             for _ in range(due[config.frequency]):
+                # The hook that Lightning calls: modules override it for schedulers that are not torch's.
                 trainer.lightning_module.lr_scheduler_step(config.scheduler, None)

@@ -29,17 +29,11 @@ __all__ = [
     "set_states",
 ]
 
-Drawn: TypeAlias = Iterable[SupportsIndex]
-"""A sampler as the user has it: it may yield numbers of numpy or torch."""
+Drawn: TypeAlias = Iterable[SupportsIndex]  # a sampler as the user has it: it may yield numbers of numpy or torch
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
-    """Find why the training data cannot be pruned.
-
-    Args:
-        combined: The loaders as Lightning has combined them.
-        processes: The number of processes that train together.
-    """
+    """Find why the training data cannot be pruned."""
     if len(combined.flattened) != 1:
         return [
             f"mode='prune' needs one training dataloader, got {len(combined.flattened)}: which samples are skipped "
@@ -89,21 +83,13 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
 
 @dataclass(frozen=True)
 class LoaderFacts:
-    """Lengths of a dense epoch in one process.
-
-    Attributes:
-        dataset_size: The samples in the data set.
-        draws: The samples that the user's sampler draws.
-        batch_size: The samples of a batch.
-        drop_last: True where a last short batch is dropped.
-        batches: The number of batches, ``limit_train_batches`` included.
-    """
+    """Lengths of a dense epoch in one process."""
 
     dataset_size: int
-    draws: int
+    draws: int  # samples that the user's sampler yields
     batch_size: int
     drop_last: bool
-    batches: int
+    batches: int  # limit_train_batches included
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:
@@ -126,14 +112,7 @@ class LoaderFacts:
 
 
 class PrunedBatches(BatchSampler):
-    """A stand-in for the user's BatchSampler; what it yields is decided elsewhere.
-
-    Args:
-        given: The user's BatchSampler, which is left alone.
-        batches: Takes the user's sampler and returns an iterator over the batches of the running epoch, from the batch
-            that comes next; it is asked when the first batch is fetched.
-        count: Counts the batches of the running epoch.
-    """
+    """A stand-in for the user's BatchSampler; what it yields is decided elsewhere."""
 
     def __init__(
         self, given: BatchSampler, *, batches: Callable[[Drawn], Iterator[list[int]]], count: Callable[[], int]
@@ -150,14 +129,10 @@ class PrunedBatches(BatchSampler):
 
 
 class PrunedLoader(CombinedLoader):
-    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds.
-
-    Args:
-        given: The user's loaders: one loader, without faults. Another of the same loader may replace it.
-        make: Takes the user's BatchSampler and returns the one that takes its place.
-    """
+    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds."""
 
     def __init__(self, given: CombinedLoader, make: Callable[[BatchSampler], PrunedBatches]) -> None:
+        # `trainer.train_dataloader` gives what is passed here: the user's own loader.
         super().__init__(given.iterables, same_mode(given))
         self.given = given
         (loader,) = given.flattened
@@ -176,19 +151,12 @@ class PrunedLoader(CombinedLoader):
 
 
 def draw(sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator]) -> tuple[Tensor, list[Tensor]]:
-    """Draw one epoch's indices from the user's sampler.
-
-    A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
-    torch's RandomSampler does. So it is asked, and the generators are put back.
-
-    Returns:
-        ``(draws,)`` int64, and the generators' states after the sampler was asked once more.
-
-    Raises:
-        ConfigurationError: The indices are not what can be pruned.
-    """
+    """Draw one epoch's indices ``(draws,)``, and the generators' states after the sampler was asked once more."""
+    # A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
+    # torch's RandomSampler does. So it is asked, and the generators are put back.
     source = iter(sampler)
     try:
+        # 8 bytes an index: a list of Python's numbers takes some 36 for each.
         indices = array("q", (index.__index__() for index in islice(source, facts.draws)))
         before = [generator.get_state() for generator in generators]
         indices.extend(index.__index__() for index in islice(source, 1))
@@ -223,5 +191,6 @@ def set_states(generators: list[torch.Generator], states: list[Tensor], *, stric
 def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     """Find the torch generators of the loader and of its sampler, which a resumed run must continue."""
     owners: list[Any] = [loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None)]
+    # Wherever they are kept: samplers have no common name for it. One generator may serve the loader and its sampler.
     values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())

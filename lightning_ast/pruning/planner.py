@@ -22,24 +22,11 @@ from lightning_ast.words import counted
 
 __all__ = ["EpochPlanner"]
 
-_EXCESS = 0.1
-"""The share by which more samples than the target needs may be loaded without a warning."""
+_EXCESS = 0.1  # the share by which more samples than the target needs may be loaded without a warning
 
 
 class EpochPlanner:
-    """Plans epochs from the remembered significance; every process plans the same.
-
-    Args:
-        trainer: The trainer of this fit, whose limits are read.
-        selector: The gate, weighting, seed and target of the selection.
-        schedule: Warmup and cooldown.
-        processes: The processes that train together.
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-
-    Attributes:
-        history: What is remembered of each sample; None before the data set is known.
-        facts: The lengths of a dense epoch; None before the loader is set up.
-    """
+    """Plans epochs from the remembered significance; every process plans the same."""
 
     def __init__(
         self, trainer: pl.Trainer, selector: SampleSelector, schedule: Schedule, processes: Processes, steps: PruneSteps
@@ -49,7 +36,7 @@ class EpochPlanner:
         self._schedule = schedule
         self._processes = processes
         self._steps: PruneSteps = steps
-        self._accumulate = accumulation(trainer)
+        self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
         self._has_warned = False
@@ -57,6 +44,7 @@ class EpochPlanner:
     @property
     def run(self) -> PlannedRun:
         """Return the run that the trainer's limits make."""
+        # Made anew each time: callbacks and scripts raise max_epochs between two fits, or within one.
         assert self.facts is not None
         return planned_run(
             self._trainer,
@@ -91,12 +79,8 @@ class EpochPlanner:
         return None if lengths.samples >= NEARLY_ALL * self.facts.offered else lengths
 
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
-        """Choose the samples of an epoch; where its rate depends on what is offered, its length is made right.
-
-        Args:
-            epoch: The epoch that begins.
-            draws: ``(n,)`` int64 dataset indices that the user's samplers drew, of all processes in turn.
-        """
+        """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
+        # Where the rate depends on what is offered, the length is made right here.
         assert self.facts is not None
         history = self.fold()
         processes = self._processes.count
@@ -124,6 +108,7 @@ class EpochPlanner:
 
     def _rate_to_cover(self, significance: Tensor) -> float:
         coverage = self._selector.target
+        # A hard cut over a whole data set keeps the largest scores, as topk does.
         gate = self._selector.gate if self._selector.gate == "soft" else "topk"
         return rate_at_coverage(significance, coverage, gate, floor=floor_for(coverage))
 

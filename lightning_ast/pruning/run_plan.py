@@ -32,21 +32,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EpochLengths:
-    """Length of an epoch in one process.
-
-    Attributes:
-        samples: The samples that the sampler yields.
-        batches: The batches that are trained on.
-        batch_size: The samples of a full batch; None spreads the samples evenly over the batches.
-    """
+    """Length of an epoch in one process."""
 
     samples: int
     batches: int
-    batch_size: int | None = None
+    batch_size: int | None = None  # None spreads the samples evenly over the batches, which differ by one at most
 
     def start(self, batch: int) -> int:
         """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
-        if self.batch_size is None:
+        if self.batch_size is None:  # whole numbers throughout: every process must cut at the same places
             return min(batch, self.batches) * self.samples // max(1, self.batches)
         return min(batch * self.batch_size, self.samples)
 
@@ -57,12 +51,7 @@ class EpochLengths:
         return self.samples // self.batch_size if drop_last else math.ceil(self.samples / self.batch_size)
 
     def cuts(self, first: int = 0, *, drop_last: bool = False) -> list[int]:
-        """List where each batch that can be loaded begins, from one on, and where the last ends.
-
-        Args:
-            first: The batch with which it begins.
-            drop_last: Whether a last short batch is dropped.
-        """
+        """List where each batch that can be loaded begins, from one on, and where the last ends."""
         if self.batch_size is None:
             return [self.start(batch) for batch in range(first, self.batches + 1)]
         begin = self.start(first)
@@ -72,27 +61,16 @@ class EpochLengths:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The stages and lengths of the epochs of a pruned run. An epoch has the stage of its middle.
-
-    Attributes:
-        schedule: Warmup and cooldown.
-        dense: The length of a dense epoch.
-        pruned: The length of a pruned epoch; that of a dense one where each has its own.
-        accumulate: The batches to an optimizer step from each of these epochs on, the first of which is 0.
-        max_epochs: The limit of the run in epochs, or None.
-        max_steps: The limit of the run in optimizer steps, or None.
-        prunes: Whether sparse epochs are pruned at all.
-        follows: Whether schedules count the steps of a dense run, of which each step of a pruned epoch stands for
-            several.
-    """
+    """The stages and lengths of the epochs of a pruned run. An epoch has the stage of its middle."""
 
     schedule: Schedule
     dense: EpochLengths
-    pruned: EpochLengths
-    accumulate: dict[int, int]
+    pruned: EpochLengths  # that of a dense epoch where each sparse one has its own
+    accumulate: dict[int, int]  # the batches to an optimizer step from each of these epochs on, the first of which is 0
     max_epochs: int | None
     max_steps: int | None
     prunes: bool = True
+    # Schedules count the steps of a dense run, of which each step of a pruned epoch stands for several.
     follows: bool = False
 
     @property
@@ -168,16 +146,7 @@ def pruned_lengths(
     processes: int,
     at_least: bool = False,
 ) -> EpochLengths:
-    """Plan the length of a pruned epoch in one process.
-
-    Args:
-        facts: The lengths of a dense epoch.
-        rate: The activation rate in (0, 1].
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-        min_selected: The fewest samples of a pruned epoch, a count or a share.
-        processes: The number of processes that train together.
-        at_least: Whether whole batches are rounded up, because fewer samples would not cover what they are to cover.
-    """
+    """Plan the length of a pruned epoch in one process; ``at_least`` rounds up, to cover what is asked for."""
     size = facts.batch_size
     offered = facts.offered * processes
     if steps == "keep":
@@ -208,18 +177,7 @@ def planned_run(
     processes: int,
     steps: PruneSteps = "replan",
 ) -> PlannedRun:
-    """Plan the run that a trainer's limits and its loader make.
-
-    Args:
-        trainer: The trainer that limits the run.
-        facts: The lengths of a dense epoch.
-        schedule: Warmup and cooldown.
-        accumulate: The batches to an optimizer step from each of these epochs on.
-        rate: The target activation rate in (0, 1]; None where each epoch has its own, which is known at its start.
-        min_selected: The fewest samples of a pruned epoch, a count or a share.
-        processes: The number of processes that train together.
-        steps: How the optimizer steps of a pruned epoch relate to those of a dense one.
-    """
+    """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own length."""
     dense = EpochLengths(facts.draws, facts.batches, facts.batch_size)
     pruned = dense
     if rate is not None and rate < 1:
@@ -237,11 +195,7 @@ def planned_run(
 
 
 def rounded_stages(run: PlannedRun) -> str | None:
-    """Describe the stages of a run that are not what was asked for because they are whole epochs; None where they are.
-
-    Args:
-        run: The run as planned.
-    """
+    """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own."""
     total = run.total_epochs
     if total is None:
         return None
@@ -267,14 +221,7 @@ def size_faults(then: int, now: int) -> list[str]:
 
 
 def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
-    """Find what is wrong with the lengths of the run and of its epochs.
-
-    Args:
-        run: The run as planned.
-        trainer: The trainer that limits the run.
-        facts: The lengths of a dense epoch.
-        remembered: The samples of the data set so far, or None before the first epoch.
-    """
+    """Find what is wrong with the lengths of the run and of its epochs."""
     found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
     if run.sparse_epochs() == 0 and run.prunes:
         found.append(
@@ -293,19 +240,10 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
 
 
 def promise_steps(trainer: pl.Trainer, steps: Callable[[], float]) -> Callable[[], None]:
-    """Make ``trainer.estimated_stepping_batches`` the planned number of steps.
-
-    Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
-    no setter and modules read it in ``configure_optimizers``: the trainer gets a class of its own until the end of the
-    run.
-
-    Args:
-        trainer: The trainer whose property is answered.
-        steps: Counts the planned optimizer steps.
-
-    Returns:
-        A function that undoes it.
-    """
+    """Make ``trainer.estimated_stepping_batches`` the planned number of steps; return a function that undoes it."""
+    # Lightning multiplies the length of the first epoch, which is wrong where epochs differ in length. The property has
+    # no setter and modules read it in `configure_optimizers`: the trainer gets a class of its own until the end of the
+    # run.
     own = type(trainer)
 
     def answer(self: pl.Trainer) -> float:

@@ -75,8 +75,8 @@ class FineTunedClassifier(ImageClassifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores ``(B, num_classes)``; networks with auxiliary heads give them beside others."""
-        given: Any = self.net(x)
-        scores: Tensor = getattr(given, "logits", given)
+        outputs: Any = self.net(x)
+        scores: Tensor = getattr(outputs, "logits", outputs)
         return scores
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import EpochSeries, accuracy, elapsed_joules, elapsed_seconds, training_loss_tag
-from lightning_ast.report.epoch_means import behind_each, epoch_means
+from lightning_ast.report.derive import (
+    EpochSeries,
+    accuracy,
+    behind_each,
+    elapsed_joules,
+    elapsed_seconds,
+    epoch_means,
+    training_loss_tag,
+)
 from lightning_ast.report.series import Floats, Run
-from lightning_ast.report.style import COLOURS, Panel, Unit, drawing, joule_unit, label, new_figure, second_unit
+from lightning_ast.report.style import COLOURS, Panel, drawing, label, new_figure, unit_of
 
-__all__ = ["at_epochs", "comparison"]
+__all__ = ["comparison"]
 
 _HOW = {
     "accuracy": "an accuracy: a tag with the word acc or accuracy",
@@ -26,10 +33,7 @@ _MARKERS = "osD^vP*X<>"
 
 
 def comparison(runs: Sequence[Run]) -> Figure:
-    """Draw at least two runs side by side; those that lack what a panel shows are named below it.
-
-    The figure is 11 inches wide, with four axes by rows, or three in one row where no run has joules.
-    """
+    """Draw at least two runs side by side, with a panel of joules where one has them; name below what a run lacks."""
     measured = any(spent is not None and spent.values.max() > 0 for spent in map(elapsed_joules, runs))
     with drawing():
         legend_inches = 0.22 * -(-len(runs) // 3)
@@ -45,14 +49,8 @@ def comparison(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
-    """Return costs and values ``(n,)`` of the epochs that have both.
-
-    Example:
-        >>> cost = EpochSeries(np.array([0, 1]), np.array([5.0, 10.0]))
-        >>> [a.tolist() for a in at_epochs(cost, EpochSeries(np.array([1, 2]), np.array([0.7, 0.8])))]
-        [[10.0], [0.7]]
-    """
+def _at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
+    """Return costs and values ``(n,)`` of the epochs that have both."""
     _, left, right = np.intersect1d(cost.epochs, values.epochs, return_indices=True)
     return cost.values[left], values.values[right]
 
@@ -71,16 +69,16 @@ def _accuracies(runs: Sequence[Run]) -> list[EpochSeries | None]:
 
 
 def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats, Floats] | None]) -> list[str]:
-    """Draw the curve of each run that has one; return the remarks for below the panel."""
+    """Draw the curve of each run that has one; return the remarks for below the panel, as all that follow do."""
     for i, points in enumerate(found):
         if points is not None:
+            # markers tell runs apart in print and for the colour-blind: about 25 a curve, or they would cover it
             axes.curve(*points, **_look(i), markevery=max(1, -(-len(points[1]) // 25)))
     lacking = [run.name for run, points in zip(runs, found, strict=True) if points is None]
     return [f"not known of {_listed(lacking)}"] if lacking else []
 
 
 def _by_epoch(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], what: str) -> list[str]:
-    """Draw a curve a run; return the remarks for below the panel."""
     known = [series for series in found if series is not None]
     if not known:
         axes.missing(f"no run logged {_HOW[what]}")
@@ -117,24 +115,24 @@ def _losses(axes: Panel, runs: Sequence[Run]) -> list[str]:
 def _by_seconds(axes: Panel, runs: Sequence[Run]) -> list[str]:
     found = [elapsed_seconds(run) for run in runs]
     seconds = [None if each is None else each[0] for each in found]
-    remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, second_unit)
+    remarks = _over_cost(axes, runs, "Accuracy by training seconds", seconds, "seconds")
+    # wall times hold start-up and what went on between epochs: a reader must not take them for training alone
     if any(not each[1] for each in found if each is not None):
         remarks.append("where EnergyMonitor is missing, from wall times of the event file")
     return remarks
 
 
 def _by_joules(axes: Panel, runs: Sequence[Run]) -> list[str]:
-    return _over_cost(axes, runs, "Accuracy by joules", [elapsed_joules(run) for run in runs], joule_unit)
+    return _over_cost(axes, runs, "Accuracy by joules", [elapsed_joules(run) for run in runs], "joules")
 
 
 def _over_cost(
-    axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], unit_of: Callable[[float], Unit]
+    axes: Panel, runs: Sequence[Run], title: str, costs: Sequence[EpochSeries | None], base_unit: str
 ) -> list[str]:
-    """Draw the accuracies over a cost; return the remarks for below the panel."""
     axes.set_title(title)
     accuracies = _accuracies(runs)
     points = [
-        None if spent is None or values is None else at_epochs(spent, values)
+        None if spent is None or values is None else _at_epochs(spent, values)
         for spent, values in zip(costs, accuracies, strict=True)
     ]
     most = max((float(each[0].max()) for each in points if each is not None and len(each[0])), default=None)
@@ -142,11 +140,11 @@ def _over_cost(
         known = any(values is not None for values in accuracies)
         axes.missing(f"not known: add EnergyMonitor to the Trainer{'' if known else '; log an accuracy'}")
         return []
-    unit = unit_of(most)
-    remarks = _draw(axes, runs, [each and (each[0] / unit.size, each[1]) for each in points])
+    unit, size = unit_of(base_unit, most)
+    remarks = _draw(axes, runs, [each and (each[0] / size, each[1]) for each in points])
     axes.set_ylabel("accuracy")
     axes.percent_axis()
-    axes.set_xlabel(unit.name)
+    axes.set_xlabel(unit)
     axes.set_xlim(left=0)
     return remarks
 

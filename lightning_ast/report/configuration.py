@@ -13,19 +13,14 @@ from lightning_ast.report.files import UnreadableError, reading
 
 __all__ = ["configuration_among", "read_mode"]
 
-_MOST_BYTES = 2**17
-"""A saved configuration has a few thousand; PyYAML takes a second for so many."""
+_MOST_BYTES = 2**17  # a saved configuration has a few thousand; PyYAML takes a second for so many
 _CALLBACK = "SparseSelectionCallback"
 _NAME = re.compile(r"config(?:_(\d{1,9}))?\.yaml")
 
 
 def configuration_among(files: Sequence[Path]) -> Path | None:
-    """Find the configuration of a run among the files of its folder.
-
-    A run saves its configuration under another name, such as ``config_1.yaml``, where a ``config.yaml`` of a person
-    stands in the folder; only the saved file holds what the command line changed. Of several, the newest is taken; of
-    none, a ``config.yaml``.
-    """
+    """Find the newest configuration that a run saved among the files of its folder, else a ``config.yaml``."""
+    # A run leaves a person's config.yaml alone, and takes config_1.yaml: only that holds what the command line changed.
     numbers = {path: int(found[1] or 0) for path in files if (found := _NAME.fullmatch(path.name))}
     times = {path: time for path in numbers if (time := _saved_at(path)) is not None}
     if times:
@@ -43,16 +38,10 @@ def _saved_at(path: Path) -> int | None:
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
-    """Return the mode of the first ``SparseSelectionCallback`` in a configuration file, and None: nothing is left out.
-
-    The mode is None where the file has no such callback: it may be the file of another program.
-
-    Raises:
-        UnreadableError: The file cannot be read, or it names the callback and is no configuration.
-    """
+    """Return the mode of the first selection callback in a configuration file, and None: nothing is left out."""
     with reading(path, most_bytes=_MOST_BYTES) as (file, size):
         text = file.read(size).decode("utf-8", "replace")
-    if _CALLBACK not in text:
+    if _CALLBACK not in text:  # it may be the file of another program
         return None, None
     import yaml
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lightning_ast.report.derive import EpochSeries, epoch_costs
 from lightning_ast.report.series import Floats, Run
-from lightning_ast.report.style import COLOURS, Panel, Unit, drawing, joule_unit, new_figure, second_unit
+from lightning_ast.report.style import COLOURS, Panel, drawing, new_figure, unit_of
 
 __all__ = ["costs", "has_costs"]
 
@@ -43,17 +43,13 @@ def has_costs(run: Run) -> bool:
 
 
 def costs(run: Run) -> Figure:
-    """Draw the seconds and joules of each epoch, stacked, 11 x 4 inches.
-
-    What the run has no ``energy/`` series of gets no axes, but a line below the other ones.
-    """
+    """Draw the seconds and joules of each epoch, stacked; what was not measured gets no axes, but a line of text."""
     found = _found(run)
     with drawing():
         figure, panels = new_figure(11, 4, columns=len(found))
         for axes, (name, parts) in zip(panels, found.items(), strict=True):
             axes.set_title(f"{name.capitalize()} of an epoch")
-            most = max(float(series.values.max()) for _, series in parts)
-            _stack(axes, parts, second_unit(most) if name == "seconds" else joule_unit(most))
+            _stack(axes, parts, name)
             lacking = [part.name for part in _PARTS["joules"] if run.series(part.tag) is None]
             if "joules" not in found:
                 axes.note("joules not measured: EnergyMonitor found no counter of a GPU (NVML) or a CPU (RAPL)")
@@ -63,39 +59,38 @@ def costs(run: Run) -> Figure:
 
 
 def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
-    """Find the parts that were logged, else the whole; nothing where all of it is 0: its chart would be empty."""
+    """Find the parts that were logged, else the whole."""
     found = {}
     for name, parts in _PARTS.items():
         logged = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
         if not logged and (series := epoch_costs(run, _WHOLE[name].tag)) is not None:
             logged = [(_WHOLE[name], series)]
-        if any(np.any(series.values > 0) for _, series in logged):
+        if any(np.any(series.values > 0) for _, series in logged):  # a chart of zeros would be empty
             found[name] = logged
     return found
 
 
-def _stack(axes: Panel, found: list[tuple[_Part, EpochSeries]], unit: Unit) -> None:
+def _stack(axes: Panel, found: list[tuple[_Part, EpochSeries]], base_unit: str) -> None:
+    unit, size = unit_of(base_unit, max(float(series.values.max()) for _, series in found))
+    # parts need not have the same epochs: a run that was resumed without a counter has joules of some alone
     epochs = np.unique(np.concatenate([series.epochs for _, series in found]))
     edges = np.unique(np.concatenate([epochs - 0.5, epochs + 0.5]))  # what is between two of them may be a gap
+    few = len(edges) <= 61
     bottom: Floats = np.zeros(len(edges) - 1)
     for part, series in found:
         height: Floats = np.zeros(len(edges) - 1)
-        height[np.searchsorted(edges, series.epochs) - 1] = series.values / unit.size
-        _blocks(axes, edges, bottom, bottom + height, part)
-        bottom = bottom + height
-    axes.set_ylabel(unit.name)
+        height[np.searchsorted(edges, series.epochs) - 1] = series.values / size
+        top = bottom + height
+        # one step patch a part, not one bar an epoch: a long run has thousands
+        axes.stairs(
+            top, edges, baseline=bottom, fill=True, facecolor=COLOURS[part.colour], hatch=part.hatch or None,
+            edgecolor="white" if few else "none", linewidth=0.6, label=part.name,
+        )  # fmt: skip
+        if few:
+            axes.vlines(edges[1:-1], bottom[1:], top[1:], color="white", linewidth=2)
+        bottom = top
+    axes.set_ylabel(unit)
     axes.epoch_axis(epochs)
     handles, labels = axes.get_legend_handles_labels()
     above = {"handles": handles[::-1], "labels": labels[::-1]}  # in the order in which they are stacked
     axes.legend(**above, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.6, borderpad=0.2)
-
-
-def _blocks(axes: Panel, edges: Floats, bottom: Floats, top: Floats, part: _Part) -> None:
-    """Draw one step patch a part, not one bar an epoch: a long run has thousands."""
-    few = len(edges) <= 61
-    axes.stairs(
-        top, edges, baseline=bottom, fill=True, facecolor=COLOURS[part.colour], hatch=part.hatch or None,
-        edgecolor="white" if few else "none", linewidth=0.6, label=part.name,
-    )  # fmt: skip
-    if few:
-        axes.vlines(edges[1:-1], bottom[1:], top[1:], color="white", linewidth=2)

@@ -1,4 +1,4 @@
-"""The dashboard of one run: six panels, those of the original project."""
+"""The dashboard of one run, which has the six panels of the original project, and the figure of its samples."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.report.derive import accuracy, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
-from lightning_ast.report.samples import percentiles
-from lightning_ast.report.series import Floats, Histogram, Run, Series, Stage, rebin
+from lightning_ast.report.derive import accuracy, epoch_costs, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
+from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
+from lightning_ast.schedule import Stage
 from lightning_ast.words import percent
 
-__all__ = ["dashboard", "smooth"]
+__all__ = ["dashboard", "has_samples", "samples", "smooth"]
 
 _MARKERS: dict[Stage, tuple[str, str]] = {
     "warmup": ("o", COLOURS["orange"]),
@@ -27,15 +27,17 @@ _SAVINGS = {
     "seconds": (COLOURS["green"], "-.", 1.6),
     "joules": (COLOURS["purple"], ":", 2.2),
 }
+_PERCENTILES = {
+    "ast/significance_p90": ("90th percentile", ":", "vermilion", "^"),
+    "ast/significance_p50": ("median", "-", "blue", "o"),
+    "ast/significance_p10": ("10th percentile", "--", "green", "v"),
+}
 _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trainer"
 
 
 def dashboard(run: Run) -> Figure:
-    """Draw accuracy, loss, activation, savings, threshold and significance of a run, 11 x 6.4 inches.
-
-    Whatever is missing is named in its panel. Of a run without adaptive sparse training the lower row, which has
-    nothing to show, is low.
-    """
+    """Draw the six panels of a run; name in each what is missing."""
+    # of a run without adaptive sparse training the lower row, which has nothing to show, is low
     sparse = any(tag.startswith("ast/") for tag in (*run.scalars, *run.histograms))
     with drawing(title_pad=16 if run.series("ast/stage") else 6):
         figure, panels = new_figure(11, 6.4 if sparse else 4.6, 2, 3, height_ratios=(1, 1 if sparse else 0.25))
@@ -82,14 +84,7 @@ def _steps(axes: Panel, run: Run, series: Series) -> None:
 
 
 def smooth(values: Floats, *, span: int | None = None) -> Floats:
-    """Take the exponential moving average ``(n,)`` without the start's bias; NaN is passed over.
-
-    The mean reaches over ``span`` points; None takes a twentieth of them, at least 2.
-
-    Example:
-        >>> smooth(np.array([1.0, 3.0, 3.0]), span=3).round(2).tolist()
-        [1.0, 2.33, 2.71]
-    """
+    """Take the exponential moving average ``(n,)`` over ``span`` points, a twentieth by default; pass over NaN."""
     decay = 1 - 2 / ((span or max(2, len(values) // 20)) + 1)
     mean = 0.0
     weight = 0.0
@@ -99,7 +94,7 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
             mean = decay * mean + (1 - decay) * value
             weight = decay * weight + 1 - decay
         if weight:
-            out[i] = mean / weight
+            out[i] = mean / weight  # by the weight so far: without the pull to 0 that a mean begun at 0 has
     return out
 
 
@@ -186,10 +181,11 @@ def _threshold(axes: Panel, run: Run) -> None:
     finite = series.values[np.isfinite(series.values)]
     axes.curve(series.steps, series.values, color=COLOURS["blue"])
     axes.set_ylabel("significance")
+    # a threshold of 0, which keeps all samples, has no logarithm
     if finite.min() > 0 and finite.max() > 10 * finite.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    whole = run.series("ast/stage")
+    whole = run.series("ast/stage")  # dense steps have no threshold, but the axis is that of the other panels
     _steps(axes, run, series if whole is None else whole)
 
 
@@ -200,7 +196,7 @@ def _significance(axes: Panel, run: Run) -> None:
         _histograms(axes, everything, selected)
         return
     axes.set_title("Significance of the samples")
-    if not percentiles(axes, run):
+    if not _percentiles(axes, run):
         axes.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return
     axes.note("the distributions themselves: add a TensorBoardLogger")
@@ -226,3 +222,53 @@ def _histograms(axes: Panel, everything: Histogram, selected: Histogram | None) 
     axes.corner_legend()
     if selected is None:
         axes.note("not logged: ast/significance_selected")
+
+
+def has_samples(run: Run) -> bool:
+    """Tell whether there is more to show than on the dashboard: its percentiles are there only without histograms."""
+    both = "ast/significance" in run.histograms and any(run.series(tag) is not None for tag in _PERCENTILES)
+    return both or "ast/times_selected" in run.histograms
+
+
+def samples(run: Run) -> Figure:
+    """Draw percentiles of the significance by epoch, and how often samples were selected."""
+    with drawing():
+        figure, (left, right) = new_figure(11, 3.6, columns=2)
+        left.set_title("Significance by epoch")
+        if not _percentiles(left, run):
+            left.missing("not logged: add SparseTrainingMonitor to the Trainer")
+        right.set_title("How often samples were selected")
+        times = run.histograms.get("ast/times_selected")
+        if times is None or times.counts.sum() == 0:
+            right.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
+        else:
+            _times_selected(right, times)
+    return figure
+
+
+def _percentiles(axes: Panel, run: Run) -> bool:
+    """Draw the significance's percentiles by epoch; return False where none was logged."""
+    known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
+    for tag, series in known.items():
+        name, style, colour, marker = _PERCENTILES[tag]
+        shape = marker if len(series.epochs) <= 40 else ""
+        axes.curve(*series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
+    if not known:
+        return False
+    axes.set_ylabel("significance")
+    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known.values()])))
+    axes.corner_legend()
+    return True
+
+
+def _times_selected(axes: Panel, times: Histogram) -> None:
+    # one bin a number of times, as long as about 40 bins can be told apart
+    most = max(0, int(np.ceil(times.edges[-1])))
+    width = -(-(most + 1) // 40)
+    # around whole numbers, so that no count lies on an edge
+    edges = np.arange(-0.5, most + 0.5 + width, width)
+    shares = rebin(times, edges) / times.counts.sum()
+    axes.stairs(shares, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"], linewidth=0.8)
+    axes.count_axis(f"times selected, up to step {times.step:,}")
+    axes.set_ylabel("share of all samples")
+    axes.percent_axis()

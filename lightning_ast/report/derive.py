@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
@@ -11,19 +12,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_ast.report.series import STAGES, Floats, Ints, Run, Series, Stage
+from lightning_ast.report.series import Floats, Ints, Run, Series
+from lightning_ast.schedule import STAGE_CODES, Stage
+from lightning_ast.words import counted
 
 __all__ = [
+    "EpochMeans",
     "EpochSeries",
     "Span",
     "accuracy",
     "accuracy_tag",
     "activation_rate_when_sparse",
+    "behind_each",
     "by_epoch",
     "clip_to_training",
     "elapsed_joules",
     "elapsed_seconds",
     "epoch_costs",
+    "epoch_means",
     "epochs_at",
     "is_dense",
     "last_epoch",
@@ -33,7 +39,7 @@ __all__ = [
     "stage_spans",
     "training_loss_tag",
 ]
-_SPARSE = next(code for code, stage in STAGES.items() if stage == "sparse")
+_STAGES = {code: stage for stage, code in STAGE_CODES.items()}
 
 
 class EpochSeries(NamedTuple):
@@ -52,12 +58,7 @@ class Span(NamedTuple):
 
 
 def loss_tag(tags: Iterable[str]) -> str | None:
-    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that.
-
-    Example:
-        >>> loss_tag(["train_loss_epoch", "train_loss_step", "val_loss"])
-        'train_loss_step'
-    """
+    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that."""
     losses = [tag for tag in _own(tags) if "loss" in tag.lower()]
 
     def distance(tag: str) -> tuple[bool, bool, bool, str]:
@@ -68,12 +69,7 @@ def loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def training_loss_tag(tags: Iterable[str]) -> str | None:
-    """Find a loss as ``loss_tag`` does, but never that of a validation or a test.
-
-    Example:
-        >>> training_loss_tag(["val_loss"]), training_loss_tag(["interval_loss"])
-        (None, 'interval_loss')
-    """
+    """Find a loss as ``loss_tag`` does, but never that of a validation or a test."""
     tag = loss_tag(tags)
     if tag is None or "train" in tag.lower():
         return tag
@@ -81,12 +77,7 @@ def training_loss_tag(tags: Iterable[str]) -> str | None:
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
-    """Find the validation accuracy; else any accuracy: a tag with the word acc or accuracy; None without any.
-
-    Example:
-        >>> accuracy_tag(["train_acc", "valid/accuracy"])
-        'valid/accuracy'
-    """
+    """Find the validation accuracy; else any accuracy: a tag with the word acc or accuracy; None without any."""
     accuracies = [tag for tag in _own(tags) if _words(tag) & {"acc", "accuracy"}]
     return min(accuracies, key=lambda tag: ("val" not in tag.lower(), tag), default=None)
 
@@ -100,14 +91,9 @@ def _own(tags: Iterable[str]) -> list[str]:
     return [tag for tag in tags if not tag.startswith(("ast/", "energy/"))]
 
 
-# ---------------------------------------------------------------------- epochs and stages
-
-
 def clip_to_training(run: Run) -> Run:
-    """Leave out what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch.
-
-    They log one step past the last one, under the number of the epoch that would be next.
-    """
+    """Leave out what ``trainer.validate`` or ``trainer.test`` logged after the fit, as if in one more epoch."""
+    # Lightning logs it one step past the last one, under the number of the epoch that would be next.
     epoch = run.scalars.get("epoch")
     if epoch is None or len(epoch) < 2 or epoch.values[-1] <= epoch.values[-2]:
         return run
@@ -123,7 +109,7 @@ def clip_to_training(run: Run) -> Run:
     scalars = {tag: _head(series, last) for tag, series in run.scalars.items() if series.steps[0] < last}
     # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
     scalars.update({tag: series for tag, series in run.scalars.items() if tag.startswith(("ast/", "energy/"))})
-    return Run(run.name, run.folder, run.source, scalars, run.histograms, run.mode)
+    return replace(run, scalars=scalars)
 
 
 def _head(series: Series, end: int) -> Series:
@@ -165,14 +151,12 @@ def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
-    """Return tag and values, in [0, 1], of the accuracy by epoch; values above 1.5 mean that percentages were logged.
-
-    A share may be above 1 by its rounding.
-    """
+    """Return tag and values, in [0, 1], of the accuracy by epoch."""
     tag = accuracy_tag(tag for tag in run.scalars if run.series(tag) is not None)
     found = by_epoch(run, tag)
     if tag is None or found is None:
         return None
+    # percentages were logged where a value is above 1.5; a share may be above 1 by its rounding
     return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1.5 else 1))
 
 
@@ -183,28 +167,25 @@ def stage_of_epochs(run: Run) -> dict[int, Stage]:
         return {}
     known = _is_stage(series)
     epochs, position = np.unique(epochs_at(run, series.steps)[known], return_inverse=True)
-    counts = np.zeros((len(epochs), max(STAGES) + 1), dtype=np.int64)
+    counts = np.zeros((len(epochs), max(_STAGES) + 1), dtype=np.int64)
     np.add.at(counts, (position, series.values[known].astype(np.int64)), 1)
     latest = counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)
-    return {epoch: STAGES[code] for epoch, code in zip(epochs.tolist(), latest.tolist(), strict=True)}
+    return {epoch: _STAGES[code] for epoch, code in zip(epochs.tolist(), latest.tolist(), strict=True)}
 
 
 def _is_stage(series: Series) -> NDArray[np.bool_]:
-    return np.isin(series.values, list(STAGES))
+    return np.isin(series.values, list(_STAGES))
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
-    """Find where each stage begins and ends on an axis, ``"steps"`` or ``"epochs"``.
-
-    The spans come in order and touch each other; there are none where no stage was logged.
-    """
+    """Find where each stage begins and ends on an axis, ``"steps"`` or ``"epochs"``, in order and without gaps."""
     if axis == "epochs":
         marks = [(epoch - 0.5, stage) for epoch, stage in sorted(stage_of_epochs(run).items())]
         end = marks[-1][0] + 1 if marks else 0.0
     elif (series := run.series("ast/stage")) is not None:
         known = _is_stage(series)
         points = zip(series.steps[known].tolist(), series.values[known].tolist(), strict=True)
-        marks = [(step, STAGES[int(code)]) for step, code in points]
+        marks = [(step, _STAGES[int(code)]) for step, code in points]
         end = float(series.steps[-1])
     else:
         return []
@@ -213,18 +194,74 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
     return [Span(place, stop, stage) for (place, stage), stop in zip(starts, ends, strict=False)]
 
 
-# ---------------------------------------------------------------------- costs
+class EpochMeans(NamedTuple):
+    """A value an epoch, and what it is the mean of."""
+
+    means: EpochSeries
+    logged: Ints | None  # (n,), how many logged values stand behind each; None where each is a whole epoch's mean
+    at_ends: bool  # whether each epoch has one value, at its last step: that step's, or the mean of the epoch
+
+
+def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
+    """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite."""
+    if tag is None:
+        return None
+    # Lightning logs the mean of an epoch (`on_epoch=True`) at its last step: beside the steps under their name with
+    # `_epoch`, without them under the tag's own name.
+    for candidate in (f"{tag.removesuffix('_step')}_epoch", tag):
+        series = run.series(candidate)
+        if series is None:
+            continue
+        finite = np.isfinite(series.values)
+        epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
+        logged = np.bincount(position)
+        means = EpochSeries(epochs, np.bincount(position, series.values[finite]) / logged)
+        at_ends = bool((logged == 1).all()) and not _between_ends(run, series.steps[finite]).any()
+        if at_ends and (candidate.endswith("_epoch") or _steps_are_logged(run)):
+            return EpochMeans(means, None, at_ends)
+        if candidate == tag:
+            return EpochMeans(means, logged, at_ends)
+    return None
+
+
+def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
+    """Find the steps that are not the last one of their epoch."""
+    epoch = run.series("epoch")
+    if epoch is None:
+        return np.ones(len(steps), dtype=np.bool_)
+    ends = last_of_each(epoch.values.astype(np.int64), epoch.steps.astype(np.float64)).values
+    between: NDArray[np.bool_] = ~np.isin(steps, ends) & (steps < ends.max())
+    return between
+
+
+def _steps_are_logged(run: Run) -> bool:
+    """Tell whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none."""
+    # Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with
+    # the steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
+    of_steps = [series for tag, series in run.scalars.items() if tag == "ast/stage" or tag.endswith("_step")]
+    return any(_between_ends(run, series.steps).any() for series in of_steps)
+
+
+def behind_each(found: EpochMeans) -> str | None:
+    """Describe what each value is the mean of, where that is not a whole epoch."""
+    if found.logged is None:
+        return None
+    if found.at_ends:
+        return "one value an epoch, at its last step"
+    least = int(found.logged.min())
+    most = int(found.logged.max())
+    if least < most:
+        return f"mean of {least} to {most:,} logged steps an epoch"
+    return f"mean of {counted(most, 'logged step')} an epoch"
 
 
 def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
-    """Return a series of which each epoch's end logs one value.
-
-    A callback that logs through the logger itself does so at the number of steps done. That is the first step of the
-    next epoch. Where two values fall into one epoch for that reason, each is taken for the step before.
-    """
+    """Return a series of which each epoch's end logs one value."""
     series = run.series(tag)
     if series is None:
         return None
+    # A callback that logs through the logger itself does so at the number of steps done, which is the first step of the
+    # next epoch. Where two values fall into one epoch for that reason, each is taken for the step before.
     epochs = epochs_at(run, series.steps)
     if np.any(np.diff(epochs) == 0):
         epochs = epochs_at(run, series.steps - 1)
@@ -232,11 +269,7 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
 
 
 def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
-    """Return seconds from the start to the end of each epoch, and whether ``EnergyMonitor`` measured them.
-
-    Otherwise they are from the wall times of the event file: from its first event to the last of the epoch. None where
-    neither is known.
-    """
+    """Return seconds from the start to the end of each epoch, and whether they were measured or are wall times."""
     total = _measured(run, "seconds")
     if total is not None:
         return total, True
@@ -252,7 +285,6 @@ def elapsed_joules(run: Run) -> EpochSeries | None:
 
 
 def _measured(run: Run, unit: str) -> EpochSeries | None:
-    """Return what ``EnergyMonitor`` measured from the start to the end of each epoch."""
     total = epoch_costs(run, f"energy/total_{unit}")
     if total is None and (each := epoch_costs(run, f"energy/epoch_{unit}")) is not None:
         return EpochSeries(each.epochs, np.cumsum(each.values))
@@ -273,5 +305,5 @@ def activation_rate_when_sparse(run: Run) -> float | None:
         return None
     wanted = np.isfinite(rate.values)
     if stage is not None:
-        wanted &= np.isin(rate.steps, stage.steps[stage.values == _SPARSE])
+        wanted &= np.isin(rate.steps, stage.steps[stage.values == STAGE_CODES["sparse"]])
     return float(rate.values[wanted].mean()) if wanted.any() else None

@@ -1,8 +1,4 @@
-"""Read an event file that Lightning's TensorBoardLogger writes.
-
-TensorBoard's own EventAccumulator checks and keeps every picture too, stops at the first damaged record without a
-word, and fails on a record that holds no event. The messages and their checksum are TensorBoard's here too.
-"""
+"""Read an event file that Lightning's TensorBoardLogger writes."""
 
 from __future__ import annotations
 
@@ -21,9 +17,11 @@ from lightning_ast.words import counted
 
 __all__ = ["Point", "Session", "read_session"]
 
+# TensorBoard's own EventAccumulator checks and keeps every picture too, stops at the first damaged record without a
+# word, and fails on a record that holds no event. The messages and their checksum are TensorBoard's here too.
+
 _MOST_RECORD_BYTES = 2**28
-_MOST_SECONDS = 1e11
-"""Of a wall time: the year 5138."""
+_MOST_SECONDS = 1e11  # of a wall time: the year 5138
 
 
 class Point(NamedTuple):
@@ -44,17 +42,7 @@ class Session:
 
 
 def read_session(path: Path) -> tuple[Session | None, str | None]:
-    """Read an event file.
-
-    A damaged record is left out. Where the length of a record is damaged, or the file is cut off, the rest is.
-
-    Returns:
-        What it holds, None if there is no event in it; and what was left out, or None.
-
-    Raises:
-        UnreadableError: It cannot be read, or there is no event in it and something else is.
-        ReportError: TensorBoard is not installed.
-    """
+    """Return what an event file holds, None if there is no event in it; and what was left out as damaged, or None."""
     try:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -88,9 +76,9 @@ def read_session(path: Path) -> tuple[Session | None, str | None]:
 
 
 def _records(file: BinaryIO, size: int, checksum_of: Callable[[bytes], int]) -> Iterator[tuple[int, bytes, int]]:
-    """Yield of each record where it ends, its data, and their checksum, up to a size in bytes."""
+    """Yield of each record where it ends, its data, and their checksum; end at a damaged length, or a size in bytes."""
     # A record is its length and that length's checksum, then the data and their checksum. `checksum_of` is slow: that
-    # of the data is left to the caller, who needs few of them.
+    # of the data is left to the caller, who needs few of them. Behind a damaged length no record can be found any more.
     at = 0
     while at + 16 <= size:
         head = file.read(12)

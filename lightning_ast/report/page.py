@@ -1,20 +1,28 @@
-"""The page: HTML that needs nothing but itself, with the figures inside it."""
+"""The page: HTML that needs nothing but itself, with a table of the runs and the figures inside it."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 
-from lightning_ast.report.summary import Summary, relative
+from lightning_ast.report.derive import (
+    accuracy,
+    activation_rate_when_sparse,
+    elapsed_joules,
+    elapsed_seconds,
+    is_dense,
+    last_epoch,
+)
+from lightning_ast.report.series import Run
 from lightning_ast.words import percent, readable
 
-__all__ = ["GENERATOR", "SOFTWARE", "Picture", "render", "table"]
+__all__ = ["GENERATOR", "SOFTWARE", "Picture", "Summary", "reference", "render", "summarize", "table"]
 
+# the mark of a report in a page and in a picture, by which a later one knows that it may replace them
 SOFTWARE = "lightning-ast report"
-"""In a page and in a picture the mark of a report, by which a later one knows that it may replace them."""
 GENERATOR = f'<meta name="generator" content="{SOFTWARE}">'
 
 _STYLE = """
@@ -53,8 +61,57 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
-        """Return the content of the file; the figure is drawn once."""
-        return self.draw()
+        """Return the content of the file."""
+        return self.draw()  # once: the page holds it, and so does a file beside the page
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row of the table: what is known of the whole run. None is what the log does not tell."""
+
+    name: str
+    dense: bool  # whether every logged step trained on all samples
+    mode: str | None
+    epochs: int | None
+    steps: int  # the last step logged
+    final_accuracy: float | None  # of the last epoch that has one, in [0, 1]
+    best_accuracy: float | None  # of all epochs, in [0, 1]
+    activation_rate: float | None  # the mean of the sparse steps, in [0, 1]
+    savings: Mapping[str, float | None]  # shares by what was saved: at most 1, negative where it cost more
+    seconds: float | None
+    seconds_measured: bool  # by EnergyMonitor; else they are the event file's wall times
+    joules: float | None
+
+
+def summarize(run: Run) -> Summary:
+    """Make the row of a run."""
+    found = accuracy(run)
+    seconds = elapsed_seconds(run)
+    joules = elapsed_joules(run)
+    last = last_epoch(run)
+    saved = {name: run.series(f"ast/savings_{name}") for name in ("samples", "flops", "seconds", "joules")}
+    return Summary(
+        name=run.name,
+        dense=is_dense(run),
+        mode=run.mode,
+        epochs=None if last is None else last + 1,
+        steps=max((int(series.steps[-1]) for series in run.scalars.values()), default=0),
+        final_accuracy=None if found is None else float(found[1].values[-1]),
+        best_accuracy=None if found is None else float(found[1].values.max()),
+        activation_rate=activation_rate_when_sparse(run),
+        savings={name: None if series is None else series.closing for name, series in saved.items()},
+        seconds=None if seconds is None else float(seconds[0].values[-1]),
+        seconds_measured=seconds is not None and seconds[1],
+        joules=None if joules is None else float(joules.values[-1]),
+    )
+
+
+def reference(rows: Sequence[Summary]) -> Summary | None:
+    """Find the dense run that the others are held against: the longest; None where none is dense, or for one run."""
+    dense = [row for row in rows if row.dense and row.epochs is not None]
+    if len(rows) < 2 or not dense:
+        return None
+    return max(dense, key=lambda row: (row.epochs or 0, row.steps))
 
 
 def render(
@@ -62,17 +119,9 @@ def render(
     dense: Summary | None,
     sections: Iterable[tuple[str, Sequence[Picture]]],
     foot: str,
-    left_out: Sequence[str] = (),
+    left_out: Sequence[str],
 ) -> str:
-    """Write the whole page as HTML, with names escaped.
-
-    Args:
-        rows: The rows of the table.
-        dense: The run that the others are held against.
-        sections: The headings with their figures; one without figures means that its run holds no values.
-        foot: A line of text: versions, folders, date.
-        left_out: A line for each log that is not in the report.
-    """
+    """Write the whole page as HTML: the table of runs, held against a dense one, and headings with their figures."""
     title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
     parts = [
         "<!DOCTYPE html>",
@@ -84,6 +133,7 @@ def render(
         table(rows, dense),
         *(f'<p class="note">Left out: {_escaped(line)}.</p>' for line in left_out),
     ]
+    # one by one: the caller shows how far the drawing, which takes the time, is
     for heading, pictures in sections:
         parts.append(f"<section><h2>{_escaped(heading)}</h2>")
         parts += [_figure(picture) for picture in pictures]
@@ -104,9 +154,6 @@ def _figure(picture: Picture) -> str:
         f'<figure><img src="data:image/png;base64,{data}" alt="{_escaped(picture.alt)}">\n'
         f"<figcaption>{_escaped(picture.caption)}</figcaption></figure>"
     )
-
-
-# ---------------------------------------------------------------------- the table
 
 
 def table(rows: Sequence[Summary], dense: Summary | None) -> str:
@@ -146,8 +193,7 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
 
 
 def _times(value: float | None, base: float | None) -> str:
-    quotient = relative(value, base)
-    return "" if quotient is None else f"<small>{_number(quotient, 2)}&times;</small>"
+    return f"<small>{_number(value / base, 2)}&times;</small>" if value is not None and base else ""
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
@@ -168,6 +214,7 @@ def _seconds(row: Summary, base: Summary | None) -> str:
     if row.seconds is None:
         return ""
     alike = base is not None and row.seconds_measured == base.seconds_measured
+    # wall times hold start-up too: set against measured seconds they would be no comparison
     mark = "" if row.seconds_measured else "*"
     return f"{_number(row.seconds, 1)}{mark}{_times(row.seconds, base.seconds if base and alike else None)}"
 
@@ -176,6 +223,7 @@ def _joules(row: Summary, base: Summary | None) -> str:
     return "" if row.joules is None else f"{_number(row.joules, 0)}{_times(row.joules, base.joules if base else None)}"
 
 
+# a heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with
 _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("mode", lambda row, _: _escaped(row.mode or "")),
     ("epochs", lambda row, _: "" if row.epochs is None else str(row.epochs)),
@@ -189,4 +237,3 @@ _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("seconds", _seconds),
     ("joules", _joules),
 ]
-"""A heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with."""

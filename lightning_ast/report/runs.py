@@ -16,17 +16,14 @@ from tqdm import tqdm
 from lightning_ast.errors import ReportError
 from lightning_ast.report.configuration import configuration_among, read_mode
 from lightning_ast.report.events import Point, Session, read_session
-from lightning_ast.report.files import UnreadableError
-from lightning_ast.report.find import CSV, EVENTS, find_runs, run_names
+from lightning_ast.report.files import CSV, EVENTS, UnreadableError, find_runs, run_names
 from lightning_ast.report.series import Histogram, Run, Series, Source
 from lightning_ast.report.table import read_table
 from lightning_ast.words import readable
 
 __all__ = ["MANY_RUNS", "Logs", "read_logs", "read_runs", "session_offsets", "undone_from"]
 
-MANY_RUNS = 10
-"""From so many on, a report may show how far it is."""
-
+MANY_RUNS = 10  # from so many on, a report may show how far it is
 Content = TypeVar("Content")
 
 
@@ -84,14 +81,8 @@ def _is_part(run: Run, parent: Run | None) -> bool:
 
 
 def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[float]]]) -> list[float]:
-    """Find where the clock stands as each process of a resumed run begins, in seconds, without breaks and undone steps.
-
-    The processes come in the order of time; for each when it began (seconds), its steps and when it logged them.
-
-    Example:
-        >>> session_offsets([(100.0, [1, 2, 3], [110.0, 120.0, 130.0]), (500.0, [3, 4], [505.0, 515.0])])
-        [0.0, 20.0]
-    """
+    """Find where the clock stands (seconds) as each process of a resumed run begins, less breaks and undone steps."""
+    # of each, in the order of time: when it began (seconds), its steps and when it logged them
     offsets = [0.0] if sessions else []
     for (start, steps, times), (_, later, _) in pairwise(sessions):
         kept = [time for step, time in zip(steps, times, strict=True) if not later or step < min(later)]
@@ -100,14 +91,8 @@ def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[floa
 
 
 def undone_from(sessions: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """Find the step from which on the points of each process of a resumed run were undone by a later one, or infinity.
-
-    The processes come in the order of time; for each its steps, and whether it trained: a test undoes nothing.
-
-    Example:
-        >>> undone_from([([9, 19, 29], True), ([14], True), ([0], False)])
-        [14.0, inf, inf]
-    """
+    """Find the step from which on the points of each process of a resumed run were undone by a later one, or inf."""
+    # the earliest step of any later process: a second resume may go further back than the first. A test undoes nothing.
     firsts = [float(min(steps)) if steps and trained else math.inf for steps, trained in sessions]
     return [min(firsts[i + 1 :], default=math.inf) for i in range(len(firsts))]
 
@@ -127,6 +112,7 @@ def _read(folder: Path) -> tuple[Run | None, list[str]]:
     modes = [] if configuration is None else _try(read_mode, configuration, lines)
     scalars, histograms = _joined([session for session in events if session is not None])
     source: Source = "CSV" if not events else "TensorBoard and CSV" if tables else "TensorBoard"
+    # TensorBoard's values win: they come with wall times
     together = {tag: series for found in [*tables, scalars] for tag, series in found.items()}
     return Run(folder.name, folder, source, together, histograms, modes[0] if modes else None), lines
 

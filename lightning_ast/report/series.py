@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "STAGES",
     "Floats",
     "Histogram",
     "Ints",
     "Run",
     "Series",
     "Source",
-    "Stage",
     "is_point",
     "keep_latest",
     "rebin",
@@ -28,15 +26,10 @@ __all__ = [
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
-Stage = Literal["warmup", "sparse", "cooldown"]
-
-# copies of what the callbacks and the core define: those import torch, for which a report would wait for seconds
-STAGES: dict[int, Stage] = {0: "warmup", 1: "sparse", 2: "cooldown"}
 
 _MOST_STEPS = 2**53
 _MOST_EPOCHS = 10**7
-_LARGEST = 1e100
-"""What is above is as good as infinite: sums and the axes of a figure overflow not far from it."""
+_LARGEST = 1e100  # what is above is as good as infinite: sums and the axes of a figure overflow not far from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +43,7 @@ class Series:
 
     @classmethod
     def of(cls, steps: Sequence[int], values: Sequence[float], clock_seconds: Sequence[float] | None = None) -> Series:
-        """Make a series from points in the order they were logged; of steps logged twice, the later counts.
-
-        Example:
-            >>> resumed = Series.of([10, 20, 30, 15, 25], [1.0, 2.0, 3.0, 4.0, 5.0])
-            >>> resumed.steps.tolist(), resumed.values.tolist()
-            ([10, 15, 25], [1.0, 4.0, 5.0])
-        """
+        """Make a series from points in the order they were logged; of steps logged twice, the later counts."""
         kept = keep_latest(steps)
         clock = None if clock_seconds is None else np.asarray(clock_seconds, dtype=np.float64)[kept]
         return cls(np.asarray(steps, dtype=np.int64)[kept], tame(np.asarray(values, dtype=np.float64)[kept]), clock)
@@ -112,12 +99,7 @@ class Run:
 
 
 def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it.
-
-    Example:
-        >>> keep_latest([1, 2, 3, 2, 4])
-        [0, 3, 4]
-    """
+    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it."""
     kept: list[int] = []
     for position, step in enumerate(steps):
         while kept and steps[kept[-1]] >= step:
@@ -127,33 +109,19 @@ def keep_latest(steps: Sequence[int]) -> list[int]:
 
 
 def tame(values: Floats) -> Floats:
-    """Make values infinite that are too large to be added up or drawn.
-
-    Example:
-        >>> tame(np.array([1.0, -1e300, np.nan])).tolist()
-        [1.0, -inf, nan]
-    """
+    """Make values infinite that are too large to be added up or drawn."""
     return np.where(np.abs(values) > _LARGEST, np.copysign(np.inf, values), values)
 
 
 def is_point(tag: str, value: float) -> bool:
-    """Tell whether a value can be what its tag says: any number for most; steps and epochs count from 0.
-
-    Example:
-        >>> is_point("step", -1), is_point("epoch", 1e300), is_point("loss", float("nan"))
-        (False, False, True)
-    """
+    """Tell whether a value can be what its tag says: any number for most; steps and epochs count from 0."""
     most = {"step": _MOST_STEPS, "epoch": _MOST_EPOCHS}.get(tag)
     return most is None or 0 <= value <= most
 
 
 def rebin(histogram: Histogram, edges: Floats) -> Floats:
-    """Count ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket.
-
-    Example:
-        >>> rebin(Histogram(0, np.array([0.0, 1.0, 4.0]), np.array([2.0, 6.0])), np.array([0.0, 2.0, 4.0])).tolist()
-        [4.0, 4.0]
-    """
+    """Count ``(m,)`` between other edges ``(m + 1,)``, each old count spread evenly over its bucket."""
+    # a cumulative count can be read off between the old edges, and no count gets lost however the new ones lie
     cumulative = np.concatenate([[0.0], np.cumsum(histogram.counts)])
     if histogram.edges[0] == histogram.edges[-1]:  # every value is the same
         return np.histogram(histogram.edges[:1], bins=edges, weights=cumulative[-1:])[0].astype(np.float64)

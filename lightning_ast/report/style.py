@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -19,23 +19,23 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentF
 
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
-from lightning_ast.report.series import Floats, Ints, Stage
+from lightning_ast.report.series import Floats, Ints
+from lightning_ast.schedule import Stage
 from lightning_ast.words import percent, readable
 
 __all__ = [
     "COLOURS",
     "GREY",
     "Panel",
-    "Unit",
     "drawing",
-    "joule_unit",
     "label",
     "new_figure",
     "png",
-    "second_unit",
     "thin",
+    "unit_of",
 ]
 
+# Okabe and Ito's palette with a grey, without its yellow, which white paper swallows
 COLOURS = {
     "black": "#000000",
     "grey": "#9A9A9A",
@@ -46,23 +46,16 @@ COLOURS = {
     "vermilion": "#D55E00",
     "purple": "#CC79A7",
 }
-"""Okabe and Ito's palette with a grey, without its yellow, which white paper swallows."""
-
 GREY = "#595959"
 _DPI = 180
+# points of the smallest text: 9 or more where a figure of 11 inches is printed across A4, which takes 1 % off it
 SMALL = 9.2
-"""Points of the smallest text: 9 or more where a figure of 11 inches is printed across A4, which takes 1 % off it."""
 _BANDS: dict[Stage, str] = {"warmup": "#FAEFD8", "sparse": "#FFFFFF", "cooldown": "#E3F1FA"}
 _RC: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    "font.size": 9.5,  # of axes, ticks and legends too
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
     "legend.framealpha": 0.85,
     "legend.edgecolor": "none",
     "axes.spines.top": False,
@@ -73,46 +66,25 @@ _RC: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
     "hatch.linewidth": 0.6,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
-_CHARACTER_INCHES = 0.085
-"""Width of a character of the stage labels, roughly."""
+_CHARACTER_INCHES = 0.085  # of the stage labels, roughly
+_UNITS = {
+    "seconds": (("hours", 3600.0, 3 * 3600), ("minutes", 60.0, 300)),
+    "joules": (("megajoules", 1e6, 3e6), ("kilojoules", 1e3, 3e3)),
+}
 
 
-class Unit(NamedTuple):
-    """The unit of an axis: ``name``, and how much of the base unit one is."""
-
-    name: str
-    size: float
-
-
-def second_unit(most_seconds: float) -> Unit:
-    """Choose seconds, minutes or hours, so that the axis shows small numbers.
-
-    Example:
-        >>> second_unit(90).name, second_unit(3600).name
-        ('seconds', 'minutes')
-    """
-    if most_seconds < 300:
-        return Unit("seconds", 1.0)
-    return Unit("minutes", 60.0) if most_seconds < 3 * 3600 else Unit("hours", 3600.0)
-
-
-def joule_unit(most_joules: float) -> Unit:
-    """Choose joules with a prefix."""
-    for name, size in (("megajoules", 1e6), ("kilojoules", 1e3)):
-        if most_joules >= 3 * size:
-            return Unit(name, size)
-    return Unit("joules", 1.0)
+def unit_of(base: str, most: float) -> tuple[str, float]:
+    """Choose the unit, by name and size in seconds or joules, in which an axis up to ``most`` shows small numbers."""
+    for name, size, least in _UNITS[base]:
+        if most >= least:
+            return name, size
+    return base, 1.0
 
 
 @contextmanager
 def drawing(*, title_pad: float = 6) -> Iterator[None]:
-    """Draw with the figures' own settings, whatever the user's matplotlibrc says, to the end of the block.
-
-    ``title_pad`` is in points; the stages' names need 16.
-    """
+    """Draw with the figures' own settings, whatever the user's matplotlibrc says; ``title_pad`` is in points."""
     with style.context(["default", {**_RC, "axes.titlepad": title_pad}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
         yield
@@ -121,10 +93,8 @@ def drawing(*, title_pad: float = 6) -> Iterator[None]:
 def new_figure(
     width_inches: float, height_inches: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Panel]]:
-    """Make a figure with its own canvas (no window, no global state); return it and its panels, by rows.
-
-    Other options are passed to ``Figure.subplots``.
-    """
+    """Make a figure and its panels, by rows."""
+    # without pyplot, which would open windows and keep every figure
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     layout = figure.get_layout_engine()
@@ -135,13 +105,11 @@ def new_figure(
 
 
 def png(figure: Figure) -> bytes:
-    """Write a PNG, sharp enough for paper, with the mark by which a report knows its own pictures.
-
-    Figure.savefig would draw it twice, the first time for its layout alone.
-    """
+    """Write a PNG, sharp enough for paper, with the mark by which a report knows its own pictures."""
     file = BytesIO()
     canvas: Any = figure.canvas  # Agg's, which has no types
     figure.set_dpi(_DPI)
+    # not Figure.savefig, which would draw it twice, the first time for its layout alone
     with drawing():
         canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())
@@ -150,10 +118,7 @@ def png(figure: Figure) -> bytes:
 
 
 def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
-    """Keep at most ``limit`` points ``(n,)``, 2 or more: the lowest and highest of each stretch, so no spike is lost.
-
-    ``x`` increases; NaN and infinity in ``y`` are left out.
-    """
+    """Keep at most ``limit`` finite points ``(n,)``: the lowest and highest of each stretch, so no spike is lost."""
     finite = np.isfinite(y)
     x = x[finite].astype(np.float64)
     y = y[finite]
@@ -165,12 +130,7 @@ def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Flo
 
 
 def label(text: str, *, width: int = 44) -> str:
-    """Change a run's name so that it can be drawn: no formulas, no leading underscore (legends leave it out), short.
-
-    Example:
-        >>> label("runs/" + "x" * 50, width=16)
-        'runs/xx…xxxxxxxx'
-    """
+    """Change a run's name so that it can be drawn: no formulas, no leading underscore (legends leave it out), short."""
     text = readable(text)
     if len(text) > width:
         text = text[: width // 2 - 1] + "…" + text[len(text) - width // 2 :]
@@ -234,10 +194,7 @@ class Panel(Axes):
         self.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:.0f}"))
 
     def stage_bands(self, spans: Sequence[Span]) -> None:
-        """Tint the stages behind the curves, with a dotted line where one ends.
-
-        Each stage's name stands above its band, where the band is wide enough for it.
-        """
+        """Tint the stages behind the curves, with a dotted line where one ends, and name them where there is room."""
         low, high = self.get_xlim()
         inches = self.get_position().width * self.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
         for i, span in enumerate(spans):

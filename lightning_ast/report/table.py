@@ -16,28 +16,18 @@ from lightning_ast.words import counted
 __all__ = ["read_table"]
 
 _MOST_BYTES = 2**28
+# Rows that cannot be taken apart before the rest is given up: a row without an end makes the reader look far ahead.
 _MOST_BROKEN = 100
-"""Rows that cannot be taken apart before the rest is given up: a row without an end makes the reader look far ahead."""
 
 
 def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
-    """Read a table of metrics.
-
-    A row is left out as a whole where a crash may have damaged it: where it holds NUL bytes, has no step, is longer
-    than the header, has a quote without an end, or is the last one and has no end of line, so that its last number may
-    be cut off.
-
-    Returns:
-        The columns by tag, and what was left out of them, or None.
-
-    Raises:
-        UnreadableError: It cannot be read, or CSVLogger did not write it.
-    """
+    """Return the columns of a table of metrics by tag; and what was left out as damaged, or None."""
     with reading(path, most_bytes=_MOST_BYTES) as (file, size):
         text = file.read(size).decode("utf-8-sig", "replace")
     lines = io.StringIO(text, newline="").readlines()
     if lines and "\0" in lines[0]:
         raise UnreadableError("is not text in UTF-8")
+    # a crash leaves NUL bytes, or a last line without its end, whose last number may be cut off
     whole = [line for line in lines if "\0" not in line and line.endswith(("\n", "\r"))]
     with _cells_of(max(map(len, whole), default=0)):
         header, *rows = list(_rows(whole)) or [None]
@@ -52,9 +42,9 @@ def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
 
 @contextmanager
 def _cells_of(most_characters: int) -> Iterator[None]:
-    """Allow cells of that length; the limit is one of the process, and 131,072 by default."""
+    """Allow cells of that length: a row without an end may be long."""
     before = csv.field_size_limit()
-    csv.field_size_limit(max(before, most_characters))
+    csv.field_size_limit(max(before, most_characters))  # of the whole process, so that it is put back
     try:
         yield
     finally:

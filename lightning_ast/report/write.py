@@ -1,42 +1,38 @@
-"""``write_report``, which reads the logs, draws the figures and writes the page."""
+"""``write_report``, which reads the logs, draws the figures and writes the page over none but a report's own files."""
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from lightning_ast import __version__
 from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.output import check_files, write_files
-from lightning_ast.report.page import Picture, render
+from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, Summary, reference, render, summarize
 from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import Run
-from lightning_ast.report.summary import Summary, reference, summarize
+from lightning_ast.whole_file import write_whole
 from lightning_ast.words import percent
 
-__all__ = ["Written", "file_stems", "make_report", "write_report"]
+__all__ = ["file_stems", "make_report", "write_files", "write_report"]
 
 _PAGE = "report.html"
-
-
-class Written(NamedTuple):
-    """The page, and a line for each log that was left out of it."""
-
-    page: Path
-    left_out: list[str]
+_MARKS = {".html": GENERATOR.encode(), ".png": b"Software\0" + SOFTWARE.encode()}
+_HEAD_BYTES = 1024
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
-    r"""Write ``report.html`` about every run at or below some folders, and its figures as PNG files beside it.
+    r"""Write ``report.html`` about every run at or below some folders, with its figures as PNG files; return its path.
 
     It reads the logs alone: TensorBoard's event files and CSVLogger's ``metrics.csv``. The page needs no other file.
     It names the logs that could not be read. The page and the pictures of an earlier report in ``out`` are replaced or
@@ -45,9 +41,6 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
     Args:
         log_dirs: The folders with logs in them, at any depth.
         out: The folder to write to; made where it is not there.
-
-    Returns:
-        The path of the page.
 
     Raises:
         ReportError: A folder holds no logs, none can be read, ``out`` cannot be written to, a file of another origin
@@ -60,28 +53,27 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
         >>> write_report([folder], folder / "report").name
         'report.html'
     """
-    return make_report(log_dirs, out).page
+    page, _ = make_report(log_dirs, out)
+    return page
 
 
-def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> Written:
-    """Write a report as ``write_report`` does, but return what was left out too.
-
-    With ``progress``, a bar on the standard error stream shows how far it is, where there are many runs.
-    """
+def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> tuple[Path, list[str]]:
+    """Write a report as ``write_report`` does; return the page, and a line for each log that was left out of it."""
     folder = Path(out).expanduser()
     with _errors(out):
-        check_files(folder, [_PAGE])  # before what takes time
+        _check_files(folder, [_PAGE])  # before what takes time
     read, left_out = read_logs(log_dirs, progress=progress)
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
     with _errors(out):
         sections = _sections(runs, rows)
         pictures = [picture for _, own in sections for picture in own]
-        check_files(folder, [picture.name for picture in pictures])
+        # the names of the pictures are known only now; drawing them is what takes the time
+        _check_files(folder, [picture.name for picture in pictures])
         drawn = tqdm(sections, "Drawing", unit="run", disable=not progress or len(sections) < MANY_RUNS)
         page = render(rows, reference(rows), drawn, _foot(log_dirs), left_out)
         write_files(folder, {picture.name: picture.png for picture in pictures}, (_PAGE, page.encode("utf-8")))
-    return Written(folder / _PAGE, left_out)
+    return folder / _PAGE, left_out
 
 
 @contextmanager
@@ -98,17 +90,13 @@ def _errors(out: str | Path) -> Iterator[None]:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """Make file names without an ending for the runs' figures: plain characters, no two the same.
-
-    Example:
-        >>> file_stems(["a/b", "a:b", "c"])
-        ['a-b', 'a-b-2', 'c']
-    """
+    """Make file names without an ending for the runs' figures: plain characters, no two the same."""
     stems: list[str] = []
     for name in names:
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "run"
         unique = stem
         count = 1
+        # some file systems do not tell capitals from small letters
         while unique.lower() in {taken.lower() for taken in stems}:
             count += 1
             unique = f"{stem}-{count}"
@@ -118,10 +106,10 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[Picture]]]:
     """Plan the sections of the page: a heading and its figures each, drawn when their PNGs are asked for."""
+    # matplotlib is an extra: without it, importing the package and reading runs must work
     from lightning_ast.report.comparison import comparison
     from lightning_ast.report.costs import costs, has_costs
-    from lightning_ast.report.dashboard import dashboard
-    from lightning_ast.report.samples import has_samples, samples
+    from lightning_ast.report.dashboard import dashboard, has_samples, samples
 
     sections: list[tuple[str, list[Picture]]] = []
     if len(runs) > 1 and any(run.scalars for run in runs):
@@ -186,3 +174,54 @@ def _foot(log_dirs: Sequence[str | Path]) -> str:
     packages = [f"lightning-ast {__version__}", f"matplotlib {version('matplotlib')}"]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     return f"Written {when} by {', '.join(packages)} from {', '.join(str(given) for given in log_dirs)}."
+
+
+def _check_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to write where something stands that is not a report's own file; the folder need not be there."""
+    for path in (folder / name for name in names):
+        if what := _fault(path):
+            raise ReportError(
+                f"expected to write {path}, but it is {what}: move it away, or give another folder with --out."
+            )
+
+
+def _fault(path: Path) -> str | None:
+    """Describe what stands in the place of a report's own file, if anything does."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    # through a link a file elsewhere would be replaced, or would no longer be the same file
+    if stat.S_ISLNK(status.st_mode):
+        return "a link"
+    if not stat.S_ISREG(status.st_mode):
+        return "no file"
+    if status.st_nlink > 1:
+        return "a file with a second name (a hard link)"
+    with path.open("rb") as file:
+        return None if _MARKS[path.suffix] in file.read(_HEAD_BYTES) else "a file that no report wrote"
+
+
+def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, bytes]) -> None:
+    """Write a page (name and content) and its pictures (contents by name), and remove those of an earlier page."""
+    files = {**pictures, page[0]: page[1]}
+    _check_files(folder, files)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _pictures_of(folder / page[0])  # asked before the page is replaced, which tells which were its own
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    for path in earlier - {folder / name for name in pictures}:
+        path.unlink(missing_ok=True)
+
+
+def _pictures_of(page: Path) -> set[Path]:
+    """Find the files beside an earlier page that hold its pictures; any other file may be a person's."""
+    if not page.is_file():
+        return set()
+    shown = set(re.findall(rb'src="data:image/png;base64,([^"]*)"', page.read_bytes()))
+    return {
+        path
+        for kind in ("comparison", "dashboard-*", "samples-*", "costs-*")
+        for path in page.parent.glob(f"{kind}.png")
+        if _fault(path) is None and base64.b64encode(path.read_bytes()) in shown
+    }

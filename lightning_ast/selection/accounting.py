@@ -6,40 +6,31 @@ import time
 from collections import Counter
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.ledger import FlopsPerSample, Ledger, saves_too_little
 from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.flop_count import FlopCount
-from lightning_ast.selection.notices import poor_savings, warn_of_dense_ops
+from lightning_ast.selection.flop_count import DenseOps, FlopCount
 from lightning_ast.selection.step_state import StepState
 
 __all__ = ["SETTLE_STEPS", "Books", "StepClock"]
 
-SETTLE_STEPS = 3
-"""First steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted."""
+SETTLE_STEPS = 3  # first steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted
 
 
 class Books:
-    """Writes a fit's batches into its ledger.
-
-    Args:
-        mode: How selections are executed.
-        ledger: The books of the run.
-        dense_ops: The backward ops that ran over all rows so far, and their calls; filled by the backward.
-        count_flops: Whether FLOPs are counted.
-    """
+    """Writes a fit's batches into its ledger; ``flops`` counts those of a step as it runs, ``clock`` its time."""
 
     def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
         self._mode = mode
         self._ledger = ledger
         self._dense_ops = dense_ops
         self._count_flops = count_flops
-        self._clock = StepClock()
+        self.clock = StepClock()
         self._named_ops = set[str]()
         self._module = nn.Module()
-        self._flops = FlopCount(self._module, enabled=False)  # until the layers are all there
+        self.flops = FlopCount(self._module, enabled=False)  # until the layers are all there
         self._dense_share = 0.0
         self._is_judged = False
         self._trained: list[bool] | None = None
@@ -48,7 +39,7 @@ class Books:
         """Prepare to count FLOPs: the layers are all there."""
         # A resumed run that did not know the cost of its earlier batches cannot learn it from a later one.
         lost = self._ledger.offered > 0 and self._ledger.flops is None
-        self._flops = FlopCount(module, enabled=self._count_flops and not lost)
+        self.flops = FlopCount(module, enabled=self._count_flops and not lost)
         self._module = module
 
     def start_batch(self, batch_idx: int) -> None:
@@ -64,25 +55,9 @@ class Books:
             )
         self._trained = trained
 
-    def start_forward(self) -> None:
-        """Count the FLOPs of the forward that begins, if they are wanted."""
-        self._flops.start_forward()
-
-    def stop_forward(self) -> None:
-        """End the forward's count. Safe to call twice."""
-        self._flops.stop_forward()
-
-    def start_backward(self, step: StepState | None, loss: Tensor) -> None:
-        """Count the FLOPs of the backward that begins, if they are wanted."""
-        self._flops.start_backward(step, loss)
-
-    def stop_backward(self) -> None:
-        """End the count of the backward."""
-        self._flops.stop_backward()
-
     def flops_of(self, step: StepState) -> float | None:
         """Return the FLOPs of the running step, as far as they are known by now."""
-        each = self._ledger.flops or self._flops.of_sample(step)
+        each = self._ledger.flops or self.flops.of_sample(step)
         if each is None:
             return None
         return each.of_batch(
@@ -90,16 +65,10 @@ class Books:
         )
 
     def finish_batch(self, step: StepState, stage: Stage, *, rate: float, target_rate: float | None) -> None:
-        """Count a batch that was trained on; warn once where sparse ones save next to nothing.
-
-        Args:
-            step: The state of the step that ends.
-            stage: The stage of the batch.
-            rate: Its activation rate.
-            target_rate: The rate that is held; None where a coverage is held and the rate follows.
-        """
+        """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
+        # There is no target rate where a coverage is held: the rate follows.
         mode = self._mode_of(step)
-        dense_ops = self._flops.finish_batch(self._ledger, step, self._dense_ops)
+        dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
         # The measured share decides what a mode is worth, so the verdict waits until it is final.
@@ -110,9 +79,9 @@ class Books:
             assert self._ledger.flops is not None
             self._is_judged = True
             held = rate if target_rate is None else target_rate
-            advice = poor_savings(mode, self._ledger.flops, rate=held, dense_share=self._dense_share)
+            advice = _poor_savings(mode, self._ledger.flops, rate=held, dense_share=self._dense_share)
         if dense_ops.calls:
-            warn_of_dense_ops(dense_ops, self._named_ops, advice)
+            _warn_of_dense_ops(dense_ops, self._named_ops, advice)
         elif advice is not None:
             rank_zero_warn(f"lightning-ast: {advice}")
         self._ledger.record(
@@ -123,20 +92,53 @@ class Books:
             dense_share=self._dense_share,
             whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
-        self._clock.finish_batch(self._ledger, stage, offered=step.offered)
+        self.clock.finish_batch(self._ledger, stage, offered=step.offered)
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
+        # A batch that was scored and then trained on whole has paid for its scoring: its passes are those of the mode.
         has_passes = step.selects or step.facts.is_planned or (step.is_whole and step.is_scored_ahead)
         return self._mode if has_passes else None
 
-    def interrupt(self) -> None:
-        """Pause the timer until the next batch."""
-        self._clock.interrupt()
 
-    def close(self) -> None:
-        """Stop counting wherever an exception left it."""
-        self._flops.close()
+def _warn_of_dense_ops(dense_ops: DenseOps, warned: set[str], advice: str | None) -> None:
+    """Warn once of each backward op of ``partial`` that ran over the whole batch, with what that cost."""
+    if not dense_ops.settled or dense_ops.calls.keys() <= warned:
+        return
+    warned.update(dense_ops.calls)
+    names = ", ".join(f"{name} (x{calls})" for name, calls in dense_ops.calls.most_common())
+    cost = "their cost was not counted"
+    if dense_ops.share is not None:
+        cost = f"{dense_ops.share:.0%} of the backward's FLOPs are spent on every sample"
+    rank_zero_warn(
+        "lightning-ast: in mode='partial' these backward operations ran over the whole batch, and so did all that "
+        f"lies before them: {names}; {cost}. Gradients are exact"
+        + (f", but {advice}" if advice else "; if the share is large, mode='subset' saves more.")
+    )
+
+
+def _poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share: float) -> str | None:
+    """Describe a mode that saves next to nothing with this module, and name the modes that would save; else None."""
+    forward = flops.forward / flops.dense
+    if not saves_too_little(mode, rate, forward=forward, dense_share=dense_share):
+        return None
+    own = cost_share(mode, rate, forward=forward, dense_share=dense_share)
+    promised = cost_share(mode, rate)
+    fresh: Mode = "partial" if mode == "subset" else "subset"
+    costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
+    others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
+    passes = f"the forward is {forward:.0%} of a dense step, as with frozen layers or a teacher"
+    reasons = {
+        "scoring all samples takes more than it spares at so high a rate": promised > 1,
+        f"{dense_share:.0%} of the backward runs over every sample": dense_share > 0.05,
+        passes: forward > 0.45,
+    }
+    held = [reason for reason, holds in reasons.items() if holds] or [passes]
+    return (
+        f"mode={mode!r} at an activation rate of {rate:.0%} costs {own:.1%} of the FLOPs of dense training, as counted "
+        f"in this run ({promised:.0%} where all parameters are trained): "
+        f"{'; '.join(held)}. {others}."
+    )
 
 
 class StepClock:
@@ -152,6 +154,7 @@ class StepClock:
 
     def finish_batch(self, ledger: Ledger, stage: str, *, offered: int) -> None:
         """Add the step that ends now to the ledger, if it stands for its stage."""
+        # Nothing waits for the device here: over many steps its queue is full, and the host is as slow as it is.
         now = time.perf_counter()
         self._steps[stage] = self._steps.get(stage, 0) + 1
         if self._last is not None and self._steps[stage] > SETTLE_STEPS:

@@ -7,20 +7,11 @@ from torch.optim import Optimizer
 
 __all__ = ["AccumulationWindow"]
 
-_LEAST = 1e-3
-"""Share of the user's denominator below which a micro-batch's own is not divided by."""
+_LEAST = 1e-3  # share of the user's denominator below which a micro-batch's own is not divided by
 
 
 class AccumulationWindow:
-    """The micro-batches of one optimizer step, and what each one's loss is divided by.
-
-    Lightning adds up the gradients of N micro-batches, each of them a mean: ``1 / N * sum(S_m / D_m)``, with S_m the
-    selected, weighted losses of a micro-batch and D_m its own denominator. One large batch is ``sum(S_m) / sum(D_m)``.
-    So all micro-batches are divided by one number d, the first one's denominator, and the gradients are multiplied by
-    ``M * d / sum(D_m)`` ahead of clipping, M being the micro-batches that there were. Where the first one has next to
-    nothing to train on, d is the user's own denominator: gradients must not overflow on their way. The factor is
-    near 1, and multiplies the whole gradient: that of a penalty on the parameters too.
-    """
+    """The micro-batches of one optimizer step, and what each one's loss is divided by."""
 
     def __init__(self) -> None:
         self._divisors: dict[int, float] = {}
@@ -41,15 +32,11 @@ class AccumulationWindow:
             self._divisors.clear()
 
     def divisor(self, own: float, offered: float) -> float:
-        """Give what the weights of a sparse micro-batch's samples are divided by.
-
-        Args:
-            own: Its own denominator over all processes; 0 where nothing is trained on.
-            offered: Its number of samples over all processes.
-        """
+        """Return what the weights of a micro-batch are divided by; both numbers are those of all processes."""
         if not self._open:
             return own
         # The first micro-batch cannot know what the others keep: what is used now is put right at the optimizer step.
+        # Where it has next to nothing to train on, it is the user's own denominator: gradients must not overflow.
         if not self._divisors:
             self._shared = own if own > _LEAST * offered else max(offered, 1.0)
         self._divisors[self._position] = own
@@ -57,6 +44,11 @@ class AccumulationWindow:
 
     def rescale(self, optimizer: Optimizer) -> None:
         """Bring the accumulated gradients to the common denominator."""
+        # Lightning adds up the gradients of N micro-batches, each of them a mean: 1 / N * sum(S_m / D_m), with S_m the
+        # selected, weighted losses of a micro-batch and D_m its own denominator. One large batch is sum(S_m) /
+        # sum(D_m). As all were divided by one number d, the factor is M * d / sum(D_m), M being the micro-batches that
+        # there were. It comes ahead of clipping, is near 1, and multiplies the whole gradient: that of a penalty on the
+        # parameters too.
         if not self._divisors:
             return
         total = sum(self._divisors.values())

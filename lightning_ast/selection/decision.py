@@ -7,40 +7,31 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.batch.samples import first_input
+from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
+from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mixin import SparseLossMixin, overrides
-from lightning_ast.selection.checks import check_scores
-from lightning_ast.selection.notices import inform_of_score, warn_of_minimum
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
+from lightning_ast.words import counted
 
 __all__ = ["Decision"]
 
+_EXCESS = 0.02  # coverage above its target that one sample more or less does not explain
+_FEW = 2  # samples that may well carry a coverage on their own, in one batch of many
+
 
 class Decision:
-    """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's.
-
-    Args:
-        module: The LightningModule.
-        significance: The callback's setting.
-        selector: The gate, its controller and its target.
-        processes: The distributed processes of this run.
-        quarantine: Knows which samples may be selected.
-        weights: Weighs the selected rows.
-
-    Attributes:
-        needs_losses: Whether the score is computed from the values of torch's loss functions.
-        is_shared: Whether several processes weigh their selections together.
-    """
+    """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's."""
 
     def __init__(
         self,
@@ -59,31 +50,20 @@ class Decision:
         self._selector = selector
         self._average = processes.mean if processes.count > 1 else None
         self._quarantine = quarantine
-        self._weights = weights
+        self.weights = weights
         self._has_scored = False
         self._has_checked = False
         self._has_warned = False
         self._has_selected = False
 
-    # ------------------------------------------------------------------ scores
-
     def scores(self, step: StepState, batch: Any, record: LossRecord) -> Tensor:
-        """Score a batch by the values of its losses.
-
-        Args:
-            step: The state of the step, which knows the samples that are not finite.
-            batch: The batch as loaded.
-            record: Its losses, and what they were computed from.
-
-        Returns:
-            ``(B,)`` significance, finite and non-negative.
-
-        Raises:
-            ConfigurationError: A score of the user's own has no usable value in the first batch.
-        """
+        """Score a batch by the values of its losses: ``(B,)``, finite and non-negative."""
         if not self._has_scored:
             self._has_scored = True
-            inform_of_score(record, el2n=self._significance == "el2n")
+            if self._significance == "el2n" and record.kind == "regression":
+                rank_zero_info(
+                    f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance."
+                )
         # The checks of a user's own score must not blame it for samples that have no finite loss.
         bad = ~record.losses.isfinite()
         if step.bad is not None:
@@ -99,25 +79,19 @@ class Decision:
         known = raw[~bad]
         if known.numel() == 0:
             return
-        warning = check_scores(known, first=not self._has_checked)
+        warning = _doubt_of_scores(known, first=not self._has_checked)
         self._has_checked = True
         if warning is not None:
             self._has_warned = True
             rank_zero_warn(warning)
 
-    # ------------------------------------------------------------------ the selection
-
     def decide(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> Kept | None:
-        """Decide what the gate lets through.
+        """Decide what the gate lets through: None for everything, unchanged.
 
         Args:
-            step: The state of the step, which gets its selection.
             scores: ``(B,)`` significance.
             finite: ``(B,)`` norms or losses, NaN or infinite where a sample must not be trained on.
             labels: ``(B,)`` class indices, or None.
-
-        Returns:
-            What is kept, on the device of the scores; None for everything, unchanged.
         """
         device = scores.device
         if step.selects or step.is_whole:  # the host selects: one wait, and none for what follows
@@ -125,6 +99,7 @@ class Decision:
             finite = finite.cpu()
         eligible = self._quarantine.eligible(step, finite)
         scores = self._observed(step, scores, labels)
+        # A dense step stays the plain run's, bitwise, unless a sample in it has to be left out.
         if step.treatment in (Treatment.DENSE, Treatment.OBSERVED):
             waits = finite.device.type != "cpu" and not step.facts.is_planned  # a dense step waits for nothing
             if eligible is None or waits or bool(eligible.all()):
@@ -136,35 +111,24 @@ class Decision:
             self._select(step, scores, eligible)
         else:  # the epoch's plan, the scoring pass or the rule that skips it has selected
             step.selection = step.selection.among(eligible)
-        return self._weights.of_whole(step, device) if step.is_whole else self._weights.of_step(step, device)
+        return self.weights.of_whole(step, device) if step.is_whole else self.weights.of_step(step, device)
 
     def decide_ahead(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> None:
         """Select ahead of the step, for ``subset``; see :meth:`decide`."""
         eligible = self._quarantine.eligible(step, finite)
         self._select(step, self._observed(step, scores, labels), eligible)
 
-    def kept(self, step: StepState, device: torch.device) -> Kept:
-        """Weigh what was selected ahead of the step."""
-        return self._weights.of_step(step, device)
-
     def kept_of_part(self, step: StepState, part: Part, norms: Tensor) -> Kept:
-        """Weigh what was selected ahead of a step that saw the selected samples alone.
-
-        Args:
-            step: The state of the step, with its selection.
-            part: The selected samples.
-            norms: ``(k,)`` norms of their gradients in this step, times their number k.
-        """
-        return self._weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
+        """Weigh what was selected ahead, by the norms ``(k,)`` of the selected samples in their own step, times k."""
+        return self.weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None) -> Tensor:
-        scores = scores.nan_to_num(0.0, 0.0, 0.0)
+        scores = scores.nan_to_num(0.0, 0.0, 0.0)  # one NaN would make every keep-probability NaN
         step.significance = scores.detach()
         step.labels = labels
         if step.facts.observe is not None:
-            bad = step.bad
-            infinite = torch.full_like(scores, torch.inf)  # how the history is told of a sample that is not finite
-            step.facts.observe(scores if bad is None else scores.where(~bad.to(scores.device), infinite))
+            bad = step.bad  # the history is told of a sample that is not finite by infinity
+            step.facts.observe(scores if bad is None else scores.masked_fill(bad.to(scores.device), torch.inf))
         return scores
 
     def _select(self, step: StepState, scores: Tensor, eligible: Tensor | None) -> None:
@@ -173,4 +137,46 @@ class Decision:
             step.treatment = Treatment.WHOLE
         if not self._has_selected:
             self._has_selected = True
-            warn_of_minimum(self._selector, batch_size=scores.numel(), selection=step.selection)
+            _warn_of_minimum(self._selector, step.selection, batch_size=scores.numel())
+
+
+def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:
+    """Return the warning that the scores ``(n,)``, n >= 1, of a user's own significance function ask for, or None."""
+    # The gate counts a score that is negative, NaN or infinite as 0. Where all scores are 0, it selects at random.
+    finite = values.isfinite()
+    negative = int((finite & (values < 0)).sum())
+    broken = int((~finite).sum())
+    useful = bool((finite & (values > 0)).any())
+    if negative + broken == 0 and (useful or not first or values.numel() == 1):
+        return None
+    if negative + broken == 0:
+        return (
+            f"lightning-ast: the significance of all {values.numel()} samples of the first batch is 0: samples that "
+            "are all alike are selected at random. Expected larger values for samples that matter more."
+        )
+    message = (
+        "significance must give a finite value of at least 0 for each sample, a larger one for samples that matter "
+        f"more. Of {values.numel()} values, {negative} are negative and {broken} are NaN or infinite"
+    )
+    remedy = "subtract the smallest possible value or take exp(), and mend what gives NaN or infinity"
+    if first and not useful:
+        raise ConfigurationError([f"{message}, and none is above 0: selection would be random. So {remedy}."])
+    return f"lightning-ast: {message}. These count as 0, and such samples are hardly ever selected: {remedy}."
+
+
+def _warn_of_minimum(selector: SampleSelector, selection: Selection, *, batch_size: int) -> None:
+    """Warn where the fewest samples allowed are more than the target."""
+    least = selector.least(batch_size)
+    if selector.is_whole or selection.indices.numel() != least:
+        return
+    target = selector.target
+    held = "activation rate"
+    exceeds = least > target * batch_size
+    if selector.share_of == "significance":
+        held = "coverage"
+        exceeds = least > _FEW and selector.coverage is not None and selector.coverage > target + _EXCESS
+    if exceeds:
+        rank_zero_warn(
+            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the {held} "
+            f"cannot fall to its target of {target:g}: use larger batches or a smaller min_selected."
+        )

@@ -6,36 +6,39 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.errors import EntryError
-from lightning_ast.selection.notices import WarnOnce
 from lightning_ast.selection.other_dimension import DoubtfulTrace
 from lightning_ast.selection.sample_count import SampleCount
 
-__all__ = ["EntrySearch"]
+__all__ = ["EntrySearch", "WarnOnce"]
 
-_MOST = 8
-"""Forwards that are traced for graphs of a new form, and for a first proof, at most."""
+_MOST = 8  # forwards that are traced for graphs of a new form, and for a first proof, at most
+
+
+class WarnOnce:
+    """Warns of each kind of problem once; the first words of a message tell its kind."""
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Warn, unless there was a warning of this kind before."""
+        kind = message[:20]  # behind it a message may name sizes, which differ from batch to batch
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            rank_zero_warn(f"lightning-ast: {message}")
 
 
 class EntrySearch:
     """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes.
 
-    Args:
-        finder: Knows the graphs that were proved, in either kind of forward.
-        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
-        take: ``(batch, indices) -> batch``, the user's own way to take samples, or None.
-        enabled: Whether anything is ever selected or scored.
-        module: The LightningModule; where Lightning calls the backward, a step has one loss.
-        warn: Warns of each kind of problem once.
-
-    Attributes:
-        batch: What the running forward gets; None between two of them.
-        attempts: The number of traced forwards that had a loss; a step may return none.
+    ``take`` is the user's own way to take samples, ``(batch, indices) -> batch``.
     """
 
     def __init__(
@@ -61,8 +64,6 @@ class EntrySearch:
         self.batch: Any = None
         self.attempts = 0
 
-    # ------------------------------------------------------------------ which forwards are traced
-
     def wants_trace(self, batch_size: int) -> bool:
         """Tell whether the next forward is to be traced: the first one, and one behind each graph of a new form."""
         return self._wants_trace and batch_size > 1
@@ -78,14 +79,11 @@ class EntrySearch:
         return not self._has_proved and not self._wants_trace and self.attempts > 0
 
     def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
-        """Make the trace of a forward; where a first one proved nothing, of another part of the batch.
-
-        Args:
-            batch_size: The number of samples of :attr:`batch`.
-            take: Takes samples of it, where it is itself a part of a batch.
-        """
+        """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         self._started += 1
-        self._is_counted = False
+        self._is_counted = False  # a step that runs several backwards asks for several losses: one attempt
+        # Where a change of the whole batch proved nothing, one of its tensors alone may: a shared one (anchors, a
+        # vocabulary) has reached every row.
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
         doubt = self._samples.doubt
         if doubt is not None and take is None and batch_size == doubt.counted:
@@ -102,18 +100,14 @@ class EntrySearch:
         self._is_counted = True
         self._has_proved = self._has_proved or proved
 
-    # ------------------------------------------------------------------ the entries
-
     @property
     def _assignments(self) -> Assignments:
         return assignments_of(self.batch)
 
     def find(self, loss: Tensor, batch_size: int) -> Found:
-        """Find the entries of a loss of a forward that was not traced.
-
-        A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the next
-        forward is traced. Where they do not, the step is a dense one.
-        """
+        """Find the entries of a loss of a forward that was not traced."""
+        # A graph of a new form (a term that begins late) is taken by its sizes where they allow one answer, and the
+        # next forward is traced. Where they do not, the step is a dense one.
         found = self._finder.find(loss, batch_size, assignments=self._assignments)
         if found is not None:
             return found
@@ -123,11 +117,7 @@ class EntrySearch:
         return Found(unclear=found.unclear) if found.unclear else found
 
     def find_traced(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
-        """Find the entries of a loss of a traced forward, by what is known already where that is enough.
-
-        Raises:
-            EntryError: They cannot be found, whatever part of the batch is changed.
-        """
+        """Find the entries of a loss of a traced forward, by what is known already where that is enough."""
         found = self._finder.find(loss, batch_size, assignments=self._assignments)
         if found is None:
             return self.prove(loss, batch_size, trace)
@@ -135,11 +125,7 @@ class EntrySearch:
         return found
 
     def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
-        """Prove the entries of a loss of a traced forward.
-
-        Raises:
-            EntryError: They cannot be found, whatever part of the batch is changed.
-        """
+        """Prove the entries of a loss of a traced forward; an error where no part of the batch shows them."""
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self._finder.guess(loss, batch_size, assignments=self._assignments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeGuard, get_args
 
@@ -20,27 +20,20 @@ from lightning_ast.lightning_internals.fit_loop import is_compiled
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
-from lightning_ast.selection.settings import GivenSettings
+from lightning_ast.selection.settings import SelectionSettings, StageSource
 
 __all__ = [
     "configuration_faults",
     "doubtful_settings",
-    "is_number",
     "not_logged",
     "rate_faults",
     "setting_faults",
     "training_faults",
-    "use_faults",
 ]
 
 
 def not_logged(name: str, logged: Iterable[str]) -> str:
-    """Describe a metric that is not logged, with the names that are: similar ones first.
-
-    Args:
-        name: The name that was asked for.
-        logged: The names of the logged metrics; those of this package that have a prefix are left out.
-    """
+    """Describe a metric that is not logged, with the names that are: similar ones first."""
     others = [other for other in logged if not other.startswith(("ast/", "energy/"))]
     similar = get_close_matches(name, others, n=3, cutoff=0.5)
     ordered = [*similar, *sorted(set(others) - set(similar))]
@@ -48,32 +41,28 @@ def not_logged(name: str, logged: Iterable[str]) -> str:
     return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
 
 
-def doubtful_settings(callback: GivenSettings, schedulers: list[Any], module: pl.LightningModule) -> list[str]:
-    """Find settings that have no effect in this set-up, each with what counts in its place.
-
-    Args:
-        callback: The ``SparseSelectionCallback``.
-        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
-        module: The module to be trained.
-    """
+def doubtful_settings(
+    settings: SelectionSettings, schedulers: Sequence[StageSource], module: pl.LightningModule
+) -> list[str]:
+    """Find settings that have no effect in this set-up, each with what counts in its place."""
     found = []
-    mode = callback.mode
-    own = callback.target_activation_rate
-    if mode != "partial" and callback.batchnorm != "selected":
+    mode = settings.mode
+    own = settings.target_activation_rate
+    if mode != "partial" and settings.batchnorm != "selected":
         found.append(
-            f"batchnorm={callback.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
+            f"batchnorm={settings.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
         )
-    if mode != "prune" and callback.prune_steps is not None:
+    if mode != "prune" and settings.prune_steps is not None:
         found.append(
-            f"prune_steps={callback.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
+            f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
         )
-    controller = callback.controller
-    holds = callback.target_coverage is not None and controller is not None and controller.uses_feedforward
-    if callback.gate == "topk" and controller is not None and not holds:
+    controller = settings.controller
+    holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
+    if settings.gate == "topk" and controller is not None and not holds:
         found.append("controller has no effect with gate='topk', which always keeps the target's share of a batch.")
-    if callback.significance != "gradient" and overrides(module, "significance"):
+    if settings.significance != "gradient" and overrides(module, "significance"):
         found.append(
-            f"significance={callback.significance!r} has no effect: the module's own significance method counts."
+            f"significance={settings.significance!r} has no effect: the module's own significance method counts."
         )
     for target in (scheduler.target_activation_rate for scheduler in schedulers):
         if target is not None and own is not None and own not in (target, DEFAULT_RATE):
@@ -93,28 +82,21 @@ def _one_of(name: str, value: object, choices: tuple[Any, ...]) -> list[str]:
 
 
 def configuration_faults(
-    callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: list[Any]
+    settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: Sequence[StageSource]
 ) -> list[str]:
-    """Find everything that is wrong and can be known before the training data is there.
-
-    Args:
-        callback: The ``SparseSelectionCallback``.
-        trainer: The trainer, whose limits are read.
-        module: The module that is to be trained.
-        schedulers: The trainer's ``TwoStageScheduler`` callbacks.
-    """
-    faults = setting_faults(callback) + use_faults(module) + _follow_faults(callback, trainer, module)
+    """Find everything that is wrong and can be known before the training data is there."""
+    faults = setting_faults(settings) + _use_faults(module) + _follow_faults(settings, trainer, module)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
-    faults += two_target_faults(callback, schedulers)
+    faults += two_target_faults(settings, schedulers)
     for scheduler in schedulers[:1]:
-        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=callback.mode == "prune")
+        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=settings.mode == "prune")
     return faults
 
 
-def two_target_faults(callback: GivenSettings, schedulers: list[Any]) -> list[str]:
+def two_target_faults(settings: SelectionSettings, schedulers: Sequence[StageSource]) -> list[str]:
     """Find schedules that ask for a rate where the selection callback is given a coverage."""
-    coverage = callback.target_coverage
+    coverage = settings.target_coverage
     rates = [s.target_activation_rate for s in schedulers if s.target_activation_rate is not None]
     return [
         f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
@@ -123,9 +105,9 @@ def two_target_faults(callback: GivenSettings, schedulers: list[Any]) -> list[st
     ]
 
 
-def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+def _follow_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Find why schedules cannot follow the progress of a dense run."""
-    if callback.mode != "prune" or callback.prune_steps != "follow":
+    if settings.mode != "prune" or settings.prune_steps != "follow":
         return []
     found = []
     if not module.automatic_optimization:
@@ -139,7 +121,7 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
             "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."
         )
     interval = getattr(trainer, "val_check_interval", None)
-    if type(interval) is int and trainer.check_val_every_n_epoch is not None and callback.target_coverage is not None:
+    if type(interval) is int and trainer.check_val_every_n_epoch is not None and settings.target_coverage is not None:
         found.append(
             f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
             "beforehand with prune_steps='follow': use a share (a float), or prune_steps='keep'."
@@ -147,13 +129,13 @@ def _follow_faults(callback: GivenSettings, trainer: pl.Trainer, module: pl.Ligh
     return found
 
 
-def setting_faults(callback: GivenSettings) -> list[str]:
+def setting_faults(settings: SelectionSettings) -> list[str]:
     """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
-    mode = callback.mode
-    gate = callback.gate
-    significance = callback.significance
-    weighting = callback.weighting
-    found = _target_faults(callback)
+    mode = settings.mode
+    gate = settings.gate
+    significance = settings.significance
+    weighting = settings.weighting
+    found = _target_faults(settings)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
     found += _significance_faults(significance)
@@ -164,11 +146,11 @@ def setting_faults(callback: GivenSettings) -> list[str]:
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    found += _least_faults(callback.min_selected) + _trim_faults(callback)
-    seed: object = callback.seed
+    found += _least_faults(settings.min_selected) + _trim_faults(settings)
+    seed: object = settings.seed
     if not isinstance(seed, int):
         found.append(f"seed: expected an int, got {seed!r}.")
-    controller: object = callback.controller
+    controller: object = settings.controller
     if controller is not None and not isinstance(controller, PIController):
         found.append(f"controller: expected a PIController or None, got {controller!r}.")
     elif controller is not None and mode == "prune":
@@ -176,13 +158,13 @@ def setting_faults(callback: GivenSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(callback)
-    found += _one_of("batchnorm", callback.batchnorm, get_args(BatchNormBackward))
-    count_flops: object = callback.count_flops
+    found += _prune_steps_faults(settings)
+    found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
+    count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
         found.append(f"count_flops: expected True or False, got {count_flops!r}.")
-    limit = callback.quarantine_limit
-    if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
+    limit = settings.quarantine_limit
+    if limit is not None and not (_is_number(limit) and 0 <= limit <= 1):
         hint = _percent_hint(limit)
         found.append(
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
@@ -190,13 +172,13 @@ def setting_faults(callback: GivenSettings) -> list[str]:
     return found
 
 
-def _prune_steps_faults(callback: GivenSettings) -> list[str]:
-    if (callback.mode, callback.prune_steps) == ("prune", "replan") and callback.target_coverage is not None:
+def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
+    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.target_coverage is not None:
         return [
             "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
             "has its own: use 'keep' or 'follow', or target_activation_rate."
         ]
-    return [] if callback.prune_steps is None else _one_of("prune_steps", callback.prune_steps, get_args(PruneSteps))
+    return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
 
 
 def _least_faults(least: object) -> list[str]:
@@ -207,12 +189,12 @@ def _least_faults(least: object) -> list[str]:
     return [f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}"]
 
 
-def _trim_faults(callback: GivenSettings) -> list[str]:
-    trim: object = callback.trim
-    if not (is_number(trim) and 0 <= trim < 1):
+def _trim_faults(settings: SelectionSettings) -> list[str]:
+    trim: object = settings.trim
+    if not (_is_number(trim) and 0 <= trim < 1):
         return [f"trim: expected a share of the samples in [0, 1), got {trim!r}.{_percent_hint(trim)}"]
-    rate = callback.target_activation_rate
-    if trim > 0 and is_number(rate) and rate < 1 and rate + trim > 1:
+    rate = settings.target_activation_rate
+    if trim > 0 and _is_number(rate) and rate < 1 and rate + trim > 1:
         return [
             f"trim={trim:g} leaves out what target_activation_rate={rate:g} asks for: together they may be 1 at most."
         ]
@@ -238,9 +220,9 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _target_faults(callback: GivenSettings) -> list[str]:
-    rate = callback.target_activation_rate
-    coverage = callback.target_coverage
+def _target_faults(settings: SelectionSettings) -> list[str]:
+    rate = settings.target_activation_rate
+    coverage = settings.target_coverage
     found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
     if rate is not None or coverage is None:
         found += rate_faults("target_activation_rate", rate)
@@ -254,20 +236,20 @@ def _target_faults(callback: GivenSettings) -> list[str]:
 
 def rate_faults(name: str, value: object, *, kind: str = "rate") -> list[str]:
     """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
-    good = is_number(value) and 0 < value <= 1
+    good = _is_number(value) and 0 < value <= 1
     return [] if good else [f"{name}: expected a {kind} in (0, 1], got {value!r}.{_percent_hint(value)}"]
 
 
 def _percent_hint(value: object) -> str:
-    return f" Did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
+    return f" Did you mean {value / 100:g}?" if _is_number(value) and 1 < value <= 100 else ""
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
+def _is_number(value: object) -> TypeGuard[int | float]:
     """Tell whether a value is an int or a float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def use_faults(module: pl.LightningModule) -> list[str]:
+def _use_faults(module: pl.LightningModule) -> list[str]:
     """Find what is wrong with the module for this mode."""
     found = []
     step: Callable[..., Any] = module.training_step
@@ -285,12 +267,7 @@ def use_faults(module: pl.LightningModule) -> list[str]:
 
 
 def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
-    """Find what is wrong with the optimizers and with how gradients are accumulated; asked when they are there.
-
-    Args:
-        trainer: The trainer, with its optimizers.
-        mode: How selections are executed.
-    """
+    """Find what is wrong with the optimizers and with how gradients are accumulated; asked when they are there."""
     found: list[str] = []
     searching = any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups)
     if searching and MODE_FACTS[mode].keeps_full_loss:

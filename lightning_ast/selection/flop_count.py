@@ -17,24 +17,17 @@ from lightning_ast.selection.step_state import StepState
 
 __all__ = ["DenseOps", "FlopCount"]
 
+# Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more.
 _TRIES = 3
-"""Batches that are counted in the hope that something is trained on, or that an op runs over all rows once more."""
 
 
 @dataclass(frozen=True)
 class DenseOps:
-    """What ran over all rows in the backward of one batch.
-
-    Attributes:
-        calls: The calls of each op, by its name.
-        share: The share of the backward's FLOPs that were spent on every row, in [0, 1]; None where that is not
-            counted.
-        settled: Whether ``share`` is final, or is going to be counted in one of the next batches.
-    """
+    """What ran over all rows in the backward of one batch."""
 
     calls: Counter[str]
-    share: float | None = 0.0
-    settled: bool = True
+    share: float | None = 0.0  # of the backward's FLOPs, in [0, 1]; None where that is not counted
+    settled: bool = True  # else the share is going to be counted in one of the next batches
 
     @property
     def at_most(self) -> float:
@@ -46,19 +39,7 @@ _NONE = DenseOps(Counter())
 
 
 class FlopCount:
-    """Counts forward and backward of the first batch that is trained on.
-
-    It watches the operations of the step as it runs; results are unchanged. In ``partial`` the first sparse backward is
-    counted twice over: by the full shapes that autograd sees, and by the rows that are computed; the quotient tells
-    what ran over all rows for want of a rule. When other ops than before run over all rows, so is the next. An
-    optimizer that evaluates the step often (LBFGS) has its first evaluation counted. A module with compiled parts is
-    not counted (the ops of fused kernels are not seen): the ledger's FLOPs then stay None, which is said once. So they
-    do where a step has operations that cannot be counted.
-
-    Args:
-        module: The LightningModule.
-        enabled: Whether anything is counted.
-    """
+    """Counts forward and backward of the first batch that is trained on, by watching; results are unchanged."""
 
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
         self._counts = enabled and not compiled_parts(module)
@@ -72,6 +53,7 @@ class FlopCount:
         self._tries = _TRIES
         self._counter = BackwardFlops()
         self._counting_now = False
+        self._has_counted = False
         self._backward_began: int | None = None
         self._backward_full = 0
         self._forward: int | None = None
@@ -80,7 +62,7 @@ class FlopCount:
         self._calls: Counter[str] = Counter()
         self._shares: dict[frozenset[str], float] = {frozenset(): 0.0}
         self._seen: Counter[frozenset[str]] = Counter()
-        if enabled and not self._counts:
+        if enabled and not self._counts:  # the ops of fused kernels are not seen
             rank_zero_info("lightning-ast: FLOPs of compiled modules are not counted: no ast/savings_flops.")
 
     def start_forward(self) -> None:
@@ -99,7 +81,7 @@ class FlopCount:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        self._counting_now = True
+        self._counting_now = self._has_counted = True
         try:
             with self._counter:
                 yield
@@ -138,17 +120,18 @@ class FlopCount:
         return FlopsPerSample(self._forward / step.forwarded, self._backward / step.forwarded)
 
     def finish_batch(self, ledger: Ledger, step: StepState, dense_ops: Counter[str]) -> DenseOps:
-        """Write the cost of one sample to the ledger, once known.
-
-        Args:
-            ledger: Its FLOPs are left alone where it knows them already (restored from a checkpoint).
-            step: The state of the step that ends.
-            dense_ops: Backward ops that ran over all rows so far, and their calls.
-
-        Returns:
-            What ran over all rows in this batch for want of a rule.
-        """
+        """Write the cost of one sample to the ledger, once known; return what ran over all rows for want of a rule."""
         self.close()
+        executed = self._finish_count(ledger, step) if self._wants_dense or self._has_counted else None
+        if not step.has_spared_rows:  # a gradient of 0 runs over all rows
+            return _NONE
+        if uncounted(dense_ops):
+            ledger.flops = None
+        return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
+
+    def _finish_count(self, ledger: Ledger, step: StepState) -> float | None:
+        """Take what was counted in a batch; return the share of the backward's FLOPs that was run, if known."""
+        self._has_counted = False
         if self._wants_dense and ledger.flops is None:
             ledger.flops = self.of_sample(step)
         counter = self._counter
@@ -169,18 +152,14 @@ class FlopCount:
             self._backward = None
         else:
             self._wants_dense = False
-        executed = None
-        if counter.executed is not None and counter.failure is None and full:
-            executed = (
-                1 + (counter.executed - counter.full) / full
-            )  # the forward runs at full shapes: only this differs
-        if not step.has_spared_rows:  # a gradient of 0 runs over all rows
-            return _NONE
-        if uncounted(dense_ops):
-            ledger.flops = None
-        return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)
+        if counter.executed is None or counter.failure is not None or not full:
+            return None
+        return 1 + (counter.executed - counter.full) / full  # the forward runs at full shapes: only this differs
 
     def _dense_ops(self, dense_ops: Counter[str], executed: float | None, rate: float) -> DenseOps:
+        # The backward was counted twice over: by the full shapes that autograd sees, and by the rows that are computed.
+        # The quotient tells what ran over all rows for want of a rule. Where other ops than before did, it is counted
+        # once more.
         calls = dense_ops - self._calls
         self._calls = dense_ops.copy()
         kind = frozenset(calls)
@@ -193,6 +172,7 @@ class FlopCount:
 
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
-        self._open.close()
-        self._forward_open.close()
         self._in_forward = False
+        if self._counting_now:
+            self._open.close()
+            self._forward_open.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,11 @@ from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_e
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
-from lightning_ast.selection.checks import check_order
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.entry_search import EntrySearch
-from lightning_ast.selection.notices import WarnOnce
+from lightning_ast.selection.entry_search import EntrySearch, WarnOnce
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.step_losses import StepLosses
@@ -31,23 +30,7 @@ __all__ = ["Gating"]
 
 
 class Gating:
-    """Puts the gate of a batch where the gradient of each of its losses enters the network.
-
-    Args:
-        module: The LightningModule.
-        decision: Scores and selects.
-        quarantine: Knows whether a loss is finite.
-        samples: Counts the samples of a batch, and knows whether they may lie along another dimension.
-        execution: How the rest of the backward is computed.
-        batchnorm: The backward of BatchNorm in ``partial``.
-        dense_ops: The ops that ran over all rows, and their calls; added to.
-        enabled: Whether anything is ever selected or scored.
-
-    Attributes:
-        search: Finds the entries of the losses of training steps.
-        scoring_search: Finds the entries of the losses of the scoring passes of ``subset``.
-        labels_wanted: Whether another callback wants to know the classes of the samples.
-    """
+    """Puts the gate of a batch where the gradient of each of its losses enters the network."""
 
     def __init__(
         self,
@@ -67,7 +50,7 @@ class Gating:
         self._execution: Execution = execution
         self._batchnorm: BatchNormBackward = batchnorm
         self._dense_ops = dense_ops
-        self._finder = EntryFinder()
+        self._finder = EntryFinder()  # shared: what one kind of forward has proved of a graph holds in the other
         self._warn = WarnOnce()
         mixed: Any = module
         take = mixed.select_batch if overrides(module, "select_batch") else None
@@ -82,18 +65,11 @@ class Gating:
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
         self._losses: StepLosses | None = None
-        self._open: list[AbstractContextManager[object]] = []
+        self._open = ExitStack()
         self._has_gated = False
 
-    # ------------------------------------------------------------------ the forward
-
     def start_batch(self, step: StepState, batch: Any) -> None:
-        """Watch what is needed of the forward that follows.
-
-        Args:
-            step: The state of the step.
-            batch: The batch as loaded.
-        """
+        """Watch what is needed of the forward that follows."""
         self._step = step
         self._batch = batch
         self._has_gated = False
@@ -102,30 +78,19 @@ class Gating:
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)
-            self._enter(self._trace)
+            self._open.enter_context(self._trace)
             step.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and step.part is None and (step.is_gated or self._trace is not None):
             self._losses = StepLosses(self._module)
-            self._enter(self._losses)
-
-    def _enter(self, mode: AbstractContextManager[object]) -> None:
-        mode.__enter__()
-        self._open.append(mode)
+            self._open.enter_context(self._losses)
 
     def leave_forward(self) -> None:
         """Stop watching. Safe to call twice."""
-        while self._open:
-            self._open.pop().__exit__(None, None, None)
-
-    # ------------------------------------------------------------------ the backward
+        self._open.close()
 
     def start_backward(self, loss: Tensor) -> None:
-        """Put the gate at the entries of a loss.
-
-        Raises:
-            EntryError: In the first batch, the samples' rows cannot be found in the graph of the loss.
-        """
+        """Put the gate at the entries of a loss."""
         # Lightning's backward comes behind the whole forward; a step that runs its own goes on with its forward.
         if self._module.automatic_optimization:
             self.leave_forward()
@@ -137,6 +102,8 @@ class Gating:
         if not step.is_gated and self._quarantine.lost(loss):
             step.treatment = Treatment.CLEANED
         traced = self._trace is not None
+        if not traced and not step.is_gated:
+            return
         found = self._found(step, loss)
         if not found.entries:
             weighs = step.is_whole or (step.selects and step.part is not None)
@@ -146,13 +113,13 @@ class Gating:
         if traced and self._decision.needs_losses and not step.is_gated:
             self._scores(step, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
         if step.is_gated:
-            self._has_gated = True
+            self._has_gated = True  # a batch may have several losses; only one without any is a dense step
             self._place_gate(step, loss, found.entries)
 
     def _found(self, step: StepState, loss: Tensor) -> Found:
         trace = self._trace
         if trace is None:
-            return self.search.find(loss, step.forwarded) if step.is_gated else Found()
+            return self.search.find(loss, step.forwarded)
         found = self.search.find_traced(loss, step.forwarded, trace)
         if self._module.automatic_optimization:  # nothing else is proved in this step, and a trace holds much memory
             self._trace = None
@@ -174,7 +141,7 @@ class Gating:
         # The other processes wait, in their backward, to agree on a denominator with this one
         gate = self._gate_of(step)
         if not gate.decided:
-            gate.settle(self._decision.kept(step, loss.device))
+            gate.settle(self._decision.weights.of_step(step, loss.device))
 
     def _place_gate(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
         gate = self._gate_of(step)
@@ -187,7 +154,7 @@ class Gating:
 
     def _scores(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> tuple[Tensor, LossRecord]:
         assert self._losses is not None
-        check_order((entry.place for entry in entries), step.batch_size)
+        _check_order(entries, step.batch_size)
         record = self._losses.record(loss, step.batch_size, scale=1 / self._score_scale(1))
         return self._decision.scores(step, self._batch, record), record
 
@@ -199,13 +166,11 @@ class Gating:
         return self._decision.decide(step, comparable, norms, labels)
 
     def _score_scale(self, batch_size: int) -> Any:
-        """Return the factor that makes a norm comparable with those of other batches.
-
-        The loss is a mean over the batch, which Lightning divides by the number of accumulated batches and multiplies
-        by the loss scale of 16-bit training.
-        """
+        """Return the factor that makes a norm comparable with those of other batches."""
+        # The loss is a mean over the batch, which Lightning divides by the number of accumulated batches and multiplies
+        # by the loss scale of 16-bit training.
         trainer = self._module.trainer
-        scale: Any = float(batch_size)
+        scale: Any = float(batch_size)  # a tensor once it is divided by the loss scale: reading that would wait
         if self._module.automatic_optimization:
             scale *= trainer.accumulate_grad_batches
         factor = loss_scale(trainer)
@@ -216,14 +181,8 @@ class Gating:
         if self._trace is not None:
             self._trace.paused = False
 
-    # ------------------------------------------------------------------ the end
-
     def finish_batch(self, step: StepState) -> None:
-        """Let go of the batch.
-
-        Raises:
-            EntryError: No loss of the first batches depends on a sample in a way that could be traced.
-        """
+        """Let go of the batch."""
         self.leave_forward()
         if step.is_gated and not self._has_gated and step.forwarded > 1:
             self.count_ungated(step)
@@ -260,3 +219,15 @@ class Gating:
         self._step = None
         self._batch = None
         self.search.batch = None
+
+
+def _check_order(entries: tuple[Entry, ...], size: int) -> None:
+    """Check that the rows of a loss can be told from the samples, where scores are made of losses."""
+    for place in (entry.place for entry in entries):
+        outer = place.shape[0] if place.dim else place.pre
+        if size > 1 and outer == size and (place.dim or place.pre > 1):
+            raise LossCaptureError(
+                f"the network gives a tensor of shape {place.shape} with {size} time steps (or the like) ahead of as "
+                f"many samples, so the rows that a loss function is given do not show which sample each belongs to. "
+                "Use significance='gradient', or a batch of another size."
+            )

@@ -22,33 +22,23 @@ from lightning_ast.words import counted
 
 __all__ = ["Doubt", "DoubtfulTrace", "doubt_of"]
 
-_REACHED = 1e-3
-"""Change of the rows of other samples, as a share of a sample's own, above which it counts as one."""
+_REACHED = 1e-3  # change of the rows of other samples, as a share of a sample's own, above which it counts as one
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """A reason to ask whether the samples lie along another dimension.
+    """A reason to ask whether the samples lie along another dimension."""
 
-    Attributes:
-        counted: The first dimension, which was taken for the number of samples.
-        size: The size of the other dimension, which is the same one or another one in each tensor.
-        loaded: The samples that the loader puts into this batch; None where it does not tell.
-        shapes: The shapes of the batch's tensors that have the counted number of rows.
-    """
-
-    counted: int
-    size: int
-    loaded: int | None
-    shapes: tuple[tuple[int, ...], ...]
+    counted: int  # the first dimension, which was taken for the number of samples
+    size: int  # of the other dimension, which need not be the same one in each tensor
+    loaded: int | None  # the samples that the loader puts into this batch, where it tells
+    shapes: tuple[tuple[int, ...], ...]  # of the tensors that have the counted number of rows
 
     @property
     def is_settled(self) -> bool:
-        """Tell whether sizes alone show that the count is wrong.
-
-        A collate function may multiply its samples (two views of each). One that drops some loads labels beside them,
-        as a rule: then not every tensor has as many columns as there are samples.
-        """
+        """Tell whether sizes alone show that the count is wrong."""
+        # A collate function may multiply its samples (two views of each). One that drops some loads labels beside them,
+        # as a rule: then not every tensor has as many columns as there are samples.
         alike = all(shape[1:2] == (self.size,) for shape in self.shapes)
         return self.loaded not in (None, 1) and self.counted % self.size != 0 and alike
 
@@ -77,11 +67,6 @@ class Doubt:
 def doubt_of(batch: Any, rows: int, loaded: int | None) -> Doubt | None:
     """Find a reason in the sizes of a batch to ask whether its first dimension counts samples.
 
-    Args:
-        batch: A batch that neither lists its samples nor holds graphs.
-        rows: The number of samples that was counted.
-        loaded: The samples that the loader puts into this batch; None where it does not tell.
-
     Example:
         >>> doubt_of((torch.zeros(5, 8, 3), torch.zeros(5, 8)), 5, loaded=8).size
         8
@@ -97,14 +82,7 @@ def doubt_of(batch: Any, rows: int, loaded: int | None) -> Doubt | None:
 
 
 class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
-    """Follows the last sample as ever, and beside it what would show that the samples lie along another dimension.
-
-    Args:
-        batch: The batch of the step, on its device.
-        doubt: The reason to ask.
-        take: Picks samples out of the batch, as in :class:`SampleTrace`.
-        only: Change this one of the batch's tensors alone, as in :class:`SampleTrace`.
-    """
+    """Follows the last sample as ever, and beside it what would show that the samples lie along another dimension."""
 
     def __init__(self, batch: Any, doubt: Doubt, *, take: Take | None, only: int | None) -> None:
         self._beside: list[SampleTrace] = []  # before all else: setting `paused` reads it
@@ -143,15 +121,9 @@ class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
             trace.release()
 
     def is_confirmed(self, loss: Tensor, found: Found) -> bool:
-        """Tell whether the forward has shown that the samples lie along the other dimension.
-
-        They do where places of the first dimension change each other's rows, and those of the other one do not. Where
-        the network treats all places alike, nothing is shown.
-
-        Args:
-            loss: The loss of the forward.
-            found: The entries that were found for places of the first dimension as samples.
-        """
+        """Tell whether the forward has shown that the samples lie along the other dimension."""
+        # It has where places of the first dimension change each other's rows, and those of the other one do not. Where
+        # the network treats all places alike, nothing is shown.
         exact = all(entry.exact for entry in found.entries) and not found.unclear
         if self.doubt.size == 1:  # a single sample: nothing can be separate from it
             return exact and any(map(self._is_reached, found.entries))

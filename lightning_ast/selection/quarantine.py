@@ -58,19 +58,10 @@ class _Pending:
 
 
 class Quarantine:
-    """Finds the samples that are not finite, by their input ahead of the step and by their loss within it.
-
-    On the CPU both are looked at in every step. On an accelerator a dense step waits for nothing: a sample that is not
-    finite is replaced without the host knowing, and is counted when the news arrives.
-
-    Args:
-        limit: The largest share of an epoch's samples, in [0, 1]; None looks at nothing.
-        processes: The distributed processes of this run; the limit holds for each, in the midst of an epoch for a
-            single one.
-    """
+    """Finds the samples that are not finite, by their input ahead of the step and by their loss within it."""
 
     def __init__(self, limit: float | None, processes: Processes) -> None:
-        self.limit = limit
+        self.limit = limit  # a share of an epoch's samples in [0, 1]; None looks at nothing
         self._processes = processes
         self.samples: list[QuarantinedSample] = []
         self.count = 0
@@ -79,17 +70,8 @@ class Quarantine:
         self._pending: list[_Pending] = []
         self._stand_ins = StandIns()
 
-    # ------------------------------------------------------------------ within a step
-
     def examine(self, step: StepState, batch: Any) -> None:
-        """Look at the input of a batch, and put other samples in the place of those that are not finite.
-
-        They stand there until :meth:`restore`.
-
-        Args:
-            step: The state of the step; told which samples these are.
-            batch: The batch as loaded.
-        """
+        """Look at the input of a batch, and put others in the place of bad samples, until :meth:`restore`."""
         finite = None if self.limit is None else find_finite(batch, step.batch_size)
         if finite is None:
             return
@@ -101,41 +83,31 @@ class Quarantine:
         self._stand_ins.restore()
 
     def eligible(self, step: StepState, values: Tensor) -> Tensor | None:
-        """Tell which samples may be selected.
-
-        Args:
-            step: The state of the step; told of samples that are not finite.
-            values: ``(B,)`` losses, or norms of the samples' gradients.
-
-        Returns:
-            ``(B,)`` bool, or None where the host knows that all may.
-        """
+        """Tell which samples may be selected, by norms or losses ``(B,)``; None where all may, as the host knows."""
+        # On an accelerator a dense step waits for nothing: a sample that is not finite is replaced without the host
+        # knowing, and is counted when the news arrives.
         if self.limit is None:
+            return None
+        on_host = values.device.type == "cpu"
+        if on_host and step.bad is None and all_finite(values):
             return None
         finite = values.isfinite()
         if step.bad is not None:
             finite = finite & ~step.bad.to(finite.device)
-        if values.device.type == "cpu" and bool(finite.all()):
+        if on_host and bool(finite.all()):
             return None
         step.quarantine(~finite)
         return finite
 
     def finite_in_step(self, step: StepState, norms: Tensor) -> Tensor | None:
-        """Look for samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
-
-        Args:
-            step: The state of the step; told of samples that are not finite.
-            norms: ``(k,)`` norms of the gradients of the selected samples in the step.
+        """Find samples whose gradient was finite in the scoring pass of ``subset`` and is not in its step.
 
         Returns:
-            ``(k,)`` positions among the selected samples of those that are finite; None where the host knows of none
-            that are not.
+            ``(k,)`` positions among the selected samples of the finite ones; None where the host knows that all are.
         """
-        if self.limit is None or step.selection is None or norms.device.type != "cpu":
+        if self.limit is None or step.selection is None or norms.device.type != "cpu" or all_finite(norms):
             return None
         finite = norms.isfinite()
-        if bool(finite.all()):
-            return None
         bad = torch.zeros(step.batch_size, dtype=torch.bool)
         step.quarantine(bad.index_fill(0, step.selection.indices[~finite], True))
         return finite.nonzero().flatten()
@@ -144,14 +116,8 @@ class Quarantine:
         """Tell whether the loss of a dense step is not finite, where the host can tell without waiting."""
         return self.limit is not None and loss.device.type == "cpu" and not all_finite(loss.detach())
 
-    # ------------------------------------------------------------------ behind it
-
     def finish_batch(self, step: StepState, trainer: pl.Trainer, batch_idx: int) -> None:
-        """Count what was found.
-
-        Raises:
-            QuarantineError: It is more than the limit.
-        """
+        """Count what was found."""
         if trainer.current_epoch != self._epoch:
             self._read(wait=True)
             self._epoch = trainer.current_epoch
@@ -162,19 +128,17 @@ class Quarantine:
         if step.bad is not None:
             self._pending.append(_Pending(step.bad, step.indices, self._epoch, batch_idx))
             _send(self._pending[-1])
+        # Ahead of the epoch's end the share is taken of the samples that it is going to have: one bad sample in the
+        # first batch is not yet too many.
         if self._expected == 0:
             batches = trainer.num_training_batches
             self._expected = int(batches * step.offered) if math.isfinite(batches) else 1000
         found = bool(self._pending) and self._read()
-        if found and self._processes.count == 1:
+        if found and self._processes.count == 1:  # several agree at the epoch's end: one alone must not stop
             self._check(self.count, max(self._offered, self._expected))
 
     def finish_epoch(self) -> None:
-        """Count what is still on its way, over all processes.
-
-        Raises:
-            QuarantineError: It is more than the limit.
-        """
+        """Count what is still on its way, over all processes."""
         if self.limit is None:
             return
         self._read(wait=True)
@@ -185,6 +149,7 @@ class Quarantine:
     def _read(self, *, wait: bool = False) -> bool:
         """Tell whether samples were found among what has arrived."""
         before = self.count
+        # In order, and not beyond the first that is on its way: a later one cannot have arrived before it.
         while self._pending and (wait or self._pending[0].arrived is None or self._pending[0].arrived.query()):
             found = self._pending.pop(0)
             if found.arrived is not None:
@@ -199,7 +164,7 @@ class Quarantine:
         names = [_UNKNOWN] * found.bad.numel() if found.indices is None else found.indices.tolist()
         new = [QuarantinedSample(found.epoch, found.batch, position, names[position]) for position in positions]
         if not self.samples:
-            warnings.warn(
+            warnings.warn(  # in every process: each has its own samples
                 f"lightning-ast: NaN or infinity in the input or the loss of {_names(new)} (epoch {new[0].epoch}). "
                 "Such samples are left out of the training and counted: see `quarantined` of the callback at the end.",
                 stacklevel=2,
@@ -220,8 +185,6 @@ class Quarantine:
             + ". If NaN or infinity in a batch is meant, pass quarantine_limit=None; to allow more, a larger one."
         )
 
-    # ------------------------------------------------------------------ state
-
     def state_dict(self) -> dict[str, Any]:
         """Return what was found: primitives and tensors alone."""
         self._read(wait=True)
@@ -239,6 +202,7 @@ class Quarantine:
 def _send(found: _Pending) -> None:
     """Start a copy to the host; on CUDA nothing waits for it."""
     if found.bad.device.type == "cuda":
+        # Pinned, without which the copy would wait; the event tells when the host may read it.
         host = torch.empty(found.bad.shape, dtype=torch.bool, pin_memory=True)
         found.bad = host.copy_(found.bad, non_blocking=True)
         found.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

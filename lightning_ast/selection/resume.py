@@ -31,17 +31,7 @@ __all__ = ["Resumption"]
 
 
 class Resumption:
-    """Continues a run as if it had not stopped.
-
-    Lightning restores weights, optimizers and counters, but neither the random state nor, for a loader without
-    ``state_dict``, the place within an epoch. The random state of every process is restored here, ahead of the first
-    batch and behind everything that a script does before. With a loader that knows its place (torchdata's
-    ``StatefulDataLoader``) a run resumed in the midst of an epoch is the uninterrupted one, too.
-
-    Args:
-        trainer: The trainer of this fit.
-        processes: The distributed processes of this run.
-    """
+    """Continues a run as if it had not stopped, where Lightning restores weights, optimizers and counters alone."""
 
     def __init__(self, trainer: pl.Trainer, processes: Processes) -> None:
         self._trainer = trainer
@@ -51,11 +41,7 @@ class Resumption:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data and the random state; every process must ask for it."""
-        return {
-            "data": self._data(),
-            **last_reloads(self._trainer.fit_loop),
-            "random": self._processes.random_states(),
-        }
+        return {"data": self._data(), **last_reloads(self._trainer.fit_loop), "random": self._processes.random_states()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a state until the epoch and the position in it are known."""
@@ -80,6 +66,8 @@ class Resumption:
 
     def _begin(self, epoch: int) -> None:
         """Restore the state, ahead of the first epoch of the resumed run."""
+        # Only here: what a script does before the first batch would use the random states up. A loader that knows its
+        # place (torchdata's StatefulDataLoader) goes on within the epoch; another one begins it anew.
         self.detach()
         loop = self._trainer.fit_loop
         state = self._loaded
@@ -118,7 +106,7 @@ class Resumption:
             rank_zero_info(f"lightning-ast: resumed with other data: {', '.join(changed)}. It counts from here on.")
 
 
-def _batch_size(loader: Any) -> int | None:
+def _batch_size(loader: object) -> int | None:
     size = getattr(loader, "batch_size", None)
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
@@ -132,5 +120,5 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

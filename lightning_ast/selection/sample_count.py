@@ -7,27 +7,17 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_ast.core.batch.graphs import graphs_in
-from lightning_ast.core.batch.listing import leading_sizes, listed_length, samples_of
-from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.core.batch.samples import batch_size_of, leading_sizes, listed_length, samples_of
 from lightning_ast.errors import BatchError, EmptyBatchError
 from lightning_ast.lightning_internals.fit_loop import loaded_samples, loaders
 from lightning_ast.mixin import overrides
-from lightning_ast.selection.checks import check_listing
 from lightning_ast.selection.other_dimension import Doubt, doubt_of
 
 __all__ = ["SampleCount"]
 
 
 class SampleCount:
-    """Counts the samples of each batch in the way that the first batch showed.
-
-    Args:
-        trainer: The trainer, whose loader says how many samples it puts into a batch.
-        module: The LightningModule.
-
-    Attributes:
-        doubt: A reason to ask whether the samples lie along another dimension than the one that is counted, or None.
-    """
+    """Counts the samples of each batch in the way that the first batch showed."""
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._trainer = trainer
@@ -37,15 +27,9 @@ class SampleCount:
         self.doubt: Doubt | None = None
 
     def __call__(self, batch: Any) -> int:
-        """Count the samples of a batch, which may be none.
-
-        A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
-        leading dimension was the loader's batch size in the first batch counts from then on.
-
-        Raises:
-            BatchError: It cannot be told how many there are, or the loader puts another number into the batch, which
-                is that of another dimension.
-        """
+        """Count the samples of a batch, which may be none."""
+        # A batch that listed its samples once lists them always, also where it does not show it. The tensor whose
+        # leading dimension was the loader's batch size in the first batch counts from then on.
         try:
             return self._counted(batch)
         except EmptyBatchError:
@@ -78,7 +62,12 @@ class SampleCount:
         if expected in leading:
             self._position = leading.index(expected)
             return leading[self._position]
-        check_listing(batch, size, loaders(self._trainer.fit_loop))
+        # The batches of several loaders, combined into a list, are no samples.
+        if len(loaders(self._trainer.fit_loop)) == size > 1 and samples_of(batch, size) is not None:
+            raise BatchError(
+                f"the batch holds those of {size} loaders, which differ in size: expected equal batch sizes. Use "
+                "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+            )
         return size
 
     def _question(self, batch: Any, size: int) -> None:

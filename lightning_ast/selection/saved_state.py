@@ -163,9 +163,6 @@ _RESUMPTION = check.record(
 )
 
 
-# ---------------------------------------------------------------------- pruned epochs
-
-
 def _history_fits(state: dict[str, Any]) -> Faults:
     if len(state["recent"]) != len(state["scores"]):
         yield "recent", f"as many as scores, {len(state['scores'])}", state["recent"]
@@ -213,10 +210,7 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
 
 
 _scores = check.tensor(
-    torch.float32,
-    shape=(None,),
-    values="a significance >= 0, or -1",
-    allowed=lambda v: (v >= 0) | (v == -1),
+    torch.float32, shape=(None,), values="a significance >= 0, or -1", allowed=lambda v: (v >= 0) | (v == -1)
 )
 _indices = check.tensor(torch.int32, torch.int64, shape=(None,), values="indices >= 0", allowed=lambda v: v >= 0)
 _weights = check.tensor(

@@ -22,6 +22,7 @@ from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
+from lightning_ast.lightning_internals.class_patch import put_on
 from lightning_ast.lightning_internals.fit_loop import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
@@ -33,97 +34,85 @@ __all__ = ["Scored", "ScoringPass"]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a scoring pass found.
+    """What a scoring pass found."""
 
-    Attributes:
-        norms: ``(B,)`` norms of the samples' rows of the gradient of the loss, times B.
-        labels: ``(B,)`` class indices, or None.
-        record: The losses by their values, where the score needs them.
-    """
-
-    norms: Tensor
-    labels: Tensor | None
-    record: LossRecord | None
+    norms: Tensor  # (B,) of the samples' rows of the gradient of the loss, times B
+    labels: Tensor | None  # (B,) class indices
+    record: LossRecord | None  # the losses, where the score is made of them
 
 
 class ScoringPass:
-    """Scores a batch by one run of the training step without a trace.
-
-    The network runs without a graph where its last layers are modules whose outputs can be had (found in the first
-    pass); only the loss part is differentiated. Elsewhere the whole step runs with its graph.
-
-    Args:
-        module: The bare LightningModule, also under DDP: nothing is synchronised but SyncBatchNorm's own statistics.
-        training_step: The module's own, not wrapped.
-        search: Finds the entries of the losses of these passes.
-        needs_losses: Whether the score is computed from the values of torch's loss functions.
-    """
+    """Scores a batch by one run of the training step without a trace."""
 
     def __init__(
-        self,
-        module: pl.LightningModule,
-        *,
-        training_step: Callable[..., Any],
-        search: EntrySearch,
-        needs_losses: bool,
+        self, module: pl.LightningModule, *, training_step: Callable[..., Any], search: EntrySearch, needs_losses: bool
     ) -> None:
         self._module = module
         self._training_step = training_step
         self._search = search
         self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
-        self._traceless = TracelessForward(module)
+        self._list_modules()
         self._metrics = StillMetrics(module)
         self._passed = 0
         self._proved: Found | None = None
         self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
 
-    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
-        """Score a batch.
+    def __call__(self, batch: Any, batch_idx: int, batch_size: int, *, labels: bool) -> Scored | None:
+        """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step.
 
-        Returns:
-            What was found; None where the step computes no loss that depends on the samples: it is a dense step.
-
-        Raises:
-            EntryError: The first batch's rows cannot be found in the graph of the loss.
-            LossCaptureError: The score needs the losses, and they cannot be had.
+        The classes of the samples are looked for where ``labels`` is true.
         """
+        if batch_idx == 0 and len(list(self._module.modules())) != len(self._modules):
+            self._list_modules()  # a network may grow between epochs
         search = self._search
         search.batch = batch
         trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
+        # The network runs without a graph where its last layers are modules whose outputs can be had, which a traced
+        # pass has found: only the loss part is differentiated. Elsewhere the whole step runs with its graph.
+        read = self._taps if self._taps is not None and self._taps.ready and trace is None else None
+        # Lightning enters it around the training step: scores of another precision would rank samples otherwise.
         context = self._module.trainer.precision_plugin.forward_context()
         with (
+            # Python's and NumPy's states too. The next step must draw (augmentation, mixup) what it would draw without.
             isolate_rng(include_cuda=False),
-            self._nothing_changed(),
+            self._nothing_changed(frozen=read is not None),
             self._traceless(grad=True),
             self._metrics,
             context,
         ):
-            scored = self._scored(batch, batch_idx, batch_size, trace)
+            scored = self._scored(batch, batch_idx, batch_size, trace, read=read, labels=labels)
         if trace is not None:
             search.end_trace(trace)
         search.batch = None
         return scored
 
-    def _scored(self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None) -> Scored | None:
+    def _list_modules(self) -> None:
+        # Not in every batch: a walk of the modules takes as long as a small forward.
+        self._modules = [(f"{name}." if name else "", each) for name, each in self._module.named_modules()]
+        self._traceless = TracelessForward(self._module)
+
+    def _scored(
+        self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None, *, read: Taps | None, labels: bool
+    ) -> Scored | None:
         losses = StepLosses(self._module)
         taps = self._taps
-        tapped = taps is not None and taps.ready and trace is None
         with ExitStack() as stack:
-            if taps is not None and (tapped or trace is not None):
-                stack.enter_context(taps.reading() if tapped else taps.finding())
+            if read is not None:
+                stack.enter_context(read.reading())
+            elif taps is not None and trace is not None:
+                stack.enter_context(taps.finding())
             if trace is not None:
                 stack.enter_context(trace)
-            stack.enter_context(losses)
+            if labels or self._needs_losses:
+                stack.enter_context(losses)
             loss = self._loss_of(batch, batch_idx, lambda loss, number: self._passes(loss, number, size, trace))
         if loss is None:
             return None
-        norms = taps.norms(loss, size) if tapped and taps is not None else None
-        if norms is None:
-            if tapped:  # the step took another way than in the first pass
-                self._taps = None
-                return self._scored(batch, batch_idx, size, trace)
-            norms = self._norms(loss, size, trace)
+        norms = self._norms(loss, size, trace) if read is None else read.norms(loss, size)
+        if norms is None and read is not None:  # the step took another way than in the first pass
+            self._taps = None
+            return self._scored(batch, batch_idx, size, trace, read=None, labels=labels)
         if norms is None:
             return None
         record = losses.record(loss, size) if self._needs_losses else None
@@ -132,10 +121,11 @@ class ScoringPass:
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:
         if loss.grad_fn is None:
             return None
-        found = self._proved
+        found = self._proved  # where a step runs its own backward, asking whether to skip it has proved the loss
         self._proved = None
         if found is None:
             found = self._search.find(loss, size) if trace is None else self._search.prove(loss, size, trace)
+        # The gradient at a nested entry holds what came through another one: its rows would be counted twice.
         entries: list[Entry] = [entry for entry in found.entries if not entry.nested]
         if not entries:
             return None
@@ -145,16 +135,8 @@ class ScoringPass:
         return norms_at(loss, edges, [entry.place for entry in entries], weight=size)
 
     def _passes(self, loss: Tensor, number: int, size: int, trace: SampleTrace | None) -> bool:
-        """Tell whether to skip a backward of a step that runs its own: its loss does not depend on the batch.
-
-        The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
-
-        Args:
-            loss: The loss.
-            number: Backwards of the step before this one.
-            size: Samples B of the batch.
-            trace: The trace of the step, or None: what the traced steps have shown counts.
-        """
+        """Tell whether to skip a backward of a step that runs its own: its loss does not depend on the batch."""
+        # The generator's loss of a GAN is such a one: what it is computed from is drawn, not loaded.
         if trace is None:
             return number < self._passed
         trace.paused = True
@@ -173,11 +155,15 @@ class ScoringPass:
             return loss if isinstance(loss, Tensor) and not stop.passed else None
         return stop.loss
 
-    def _own_optimization(self) -> Iterator[tuple[Any, str, Any]]:
-        """List what a step that optimizes by itself calls between two backwards."""
+    def _stubs(self) -> Iterator[tuple[Any, str, Callable[..., None]]]:
+        """Yield what a step may call that would log or train, and what takes its place."""
+        yield self._module, "log", _nothing
+        yield self._module, "log_dict", _nothing
+        yield self._module, "manual_backward", _stop
         if self._module.automatic_optimization:
             return
         trainer = self._module.trainer
+        # A step has either form in its hands: `self.optimizers()` gives LightningOptimizers, which wrap torch's.
         for optimizer in (*wrapped_optimizers(trainer), *trainer.optimizers):
             yield optimizer, "step", _nothing
             yield optimizer, "zero_grad", _nothing
@@ -186,25 +172,22 @@ class ScoringPass:
         yield self._module, "clip_gradients", _nothing
 
     @contextmanager
-    def _nothing_changed(self) -> Iterator[None]:
-        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient."""
-        stubs: list[tuple[Any, str, Any]] = [(self._module, "log", _nothing), (self._module, "log_dict", _nothing)]
-        stubs.append((self._module, "manual_backward", _stop))
-        stubs += self._own_optimization()
-        saved = [(owner, name, owner.__dict__.get(name, _MISSING)) for owner, name, _ in stubs]
-        flags = [(name, p, p.requires_grad, p._version) for name, p in self._module.named_parameters()]
-        try:
-            for owner, name, stub in stubs:
-                owner.__dict__[name] = stub
+    def _nothing_changed(self, *, frozen: bool) -> Iterator[None]:
+        """Let ``self.log`` do nothing, and restore afterwards what requires a gradient, which ``frozen`` takes away."""
+        flags = [
+            (name + leaf, parameter, parameter.requires_grad, parameter._version)
+            for name, module in self._modules
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        with ExitStack() as undo:
+            undo.callback(_require_gradients, flags)
+            for _, parameter, _, _ in flags if frozen else ():
+                parameter.requires_grad_(False)
+            for owner, name, stub in self._stubs():
+                undo.callback(put_on(owner, name, stub))
             yield
-        finally:
-            for owner, name, value in saved:
-                if value is _MISSING:
-                    del owner.__dict__[name]
-                else:
-                    owner.__dict__[name] = value
-            for _, parameter, flag, _ in flags:
-                parameter.requires_grad_(flag)
+        # torch counts every change in place. What a first run changes, the second one, which trains, starts from.
         changed = [name for name, parameter, _, version in flags if parameter._version != version]
         if changed:
             raise LossCaptureError(
@@ -218,11 +201,7 @@ class _BackwardReached(Exception):  # noqa: N818 - it is caught, and no error
 
 
 class _StopAtBackward(TorchFunctionMode):
-    """Stops a step at its first backward that does not pass, and keeps the loss; none is computed.
-
-    Args:
-        passes: ``(loss, number of backwards before)``: tells whether the step goes on.
-    """
+    """Stops a step at its first backward that does not pass, and keeps the loss; none is computed."""
 
     def __init__(self, passes: Callable[[Tensor, int], bool]) -> None:
         super().__init__()
@@ -242,11 +221,15 @@ class _StopAtBackward(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _require_gradients(flags: list[tuple[str, Tensor, bool, int]]) -> None:
+    for _, parameter, flag, _ in flags:
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
+
+
+# `manual_backward` would run Lightning's hooks and the precision's scaling: what stops at `Tensor.backward` is enough.
 def _stop(loss: Tensor, *args: Any, **kwargs: Any) -> None:
     loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-
-_MISSING = object()
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,14 +21,12 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accounting import Books
 from lightning_ast.selection.accumulation import AccumulationWindow
-from lightning_ast.selection.checks import check_indices
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
-from lightning_ast.selection.notices import warn_of_unused_methods
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.session_state import SessionState
@@ -44,26 +42,7 @@ _FLOPS = "flops_per_batch"
 
 
 class Session:
-    """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit.
-
-    Args:
-        settings: What the fit selects by.
-        trainer: The trainer of the fit.
-        module: The LightningModule that is trained.
-        owner: The selection callback.
-        ledger: The books of the run.
-        dense_ops: The backward ops that ran over all rows, and their calls; added to.
-
-    Attributes:
-        mode: How selections are executed.
-        state: Saves and restores the parts.
-        stage: The stage of the last batch.
-        activation_rate: Selected / offered of the last batch (in ``prune`` of its epoch); None before the first.
-        coverage: The share of the significance of the last batch (in ``prune`` of its epoch) that the samples trained
-            on carry; None before the first.
-        watchers: The other callbacks that are told of each batch.
-        step: The state of the running step, or None.
-    """
+    """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit; what can be read is of the last batch."""
 
     def __init__(
         self,
@@ -90,12 +69,13 @@ class Session:
         self._decision = self._decision_of(settings)
         self._count_samples = SampleCount(trainer, module)
         self._gating = self._gating_of(settings, dense_ops)
-        self.mode = self._mode_of(settings, owner)
+        parts = self._parts_of(settings, owner)
+        self.mode = MODE_CLASSES[settings.mode](parts)
+        self.state = SessionState(parts, self.mode, ledger, self.quarantine)
         self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
         self._last: tuple[Selection | None, int] | None = None
         self._offers_flops = not hasattr(module, _FLOPS)
         self._log = StepLog(self, trainer, module)
-        self.state = self._state_of(settings)
 
     def _decision_of(self, settings: SelectionSettings) -> Decision:
         def divisor(own: float, samples: float) -> float:
@@ -122,31 +102,17 @@ class Session:
             enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.selects,
         )
 
-    def _mode_of(self, settings: SelectionSettings, owner: Callback) -> SelectionMode:
-        return MODE_CLASSES[settings.mode](
-            FitParts(
-                owner=owner,
-                trainer=self._trainer,
-                module=self._module,
-                settings=settings,
-                selector=self.selector,
-                processes=self._processes,
-                watchers=self.watchers,
-                decision=self._decision,
-                gating=self._gating,
-            )
-        )
-
-    def _state_of(self, settings: SelectionSettings) -> SessionState:
-        return SessionState(
+    def _parts_of(self, settings: SelectionSettings, owner: Callback) -> FitParts:
+        return FitParts(
+            owner=owner,
             trainer=self._trainer,
-            token=self._trainer.strategy.broadcast(uuid.uuid4().hex),
-            rule=settings.rule,
-            owner=settings.state_key,
+            module=self._module,
+            settings=settings,
             selector=self.selector,
-            ledger=self.ledger,
-            quarantine=self.quarantine,
-            mode=self.mode,
+            processes=self._processes,
+            watchers=self.watchers,
+            decision=self._decision,
+            gating=self._gating,
         )
 
     @property
@@ -170,11 +136,9 @@ class Session:
         """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
         return self.mode.stages_ahead(self._trainer.current_epoch + 1)
 
-    # ------------------------------------------------------------------ the fit
-
     def attach(self) -> None:
         """Let the mode change what it has to change of the module or the trainer."""
-        warn_of_unused_methods(self._module)
+        _warn_of_unused_methods(self._module)
         self.mode.attach()
 
     def detach(self) -> None:
@@ -185,26 +149,16 @@ class Session:
             self._module.__dict__.pop(_FLOPS, None)
 
     def start_training(self) -> None:
-        """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now.
-
-        Raises:
-            ConfigurationError: They show that the run cannot be trained as configured.
-        """
+        """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now."""
         self._books.open(self._module)
         faults = training_faults(self._trainer, mode=self.mode.name)
         faults += self.mode.start_training()
         if faults:
             raise ConfigurationError(faults)
 
-    # ------------------------------------------------------------------ a batch
-
     def start_batch(self, batch: object, batch_idx: int) -> None:
-        """Decide what is done with this batch; in ``subset`` score it and take the selected samples.
-
-        Raises:
-            EmptyBatchError: It has no samples, and the other processes wait for this one in a sparse step.
-        """
-        if self.step is not None:
+        """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
+        if self.step is not None:  # its step failed and was caught, or another callback skipped the batch
             self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
@@ -212,23 +166,21 @@ class Session:
         size = self._size(batch)
         if size == 0:  # the step is the user's own, as in a plain run
             return
-        indices = self._indices(batch, size)
-        check_indices(indices, size)
-        step = self.mode.open_batch(self.stage, size, indices)
+        step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
         if step.known_bad and not step.selects and not step.is_whole:
             step.treatment = Treatment.CLEANED
-        self.mode.prepare_step(step, batch, batch_idx)
         self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
+        self.mode.prepare_step(step, batch, batch_idx)
         self._gating.start_batch(step, batch)
         # Last: the scoring pass of subset is not a part of the forward that is counted.
-        self._books.start_forward()
+        self._books.flops.start_forward()
 
     def _enter_stage(self, stage: Stage) -> None:
         if stage != self.stage:
-            self._books.interrupt()
+            self._books.clock.interrupt()  # the step between two stages belongs to neither
             for watcher in self.watchers:
                 watcher.start_stage(stage)
         self.stage = stage
@@ -245,6 +197,7 @@ class Session:
     def _indices(self, batch: object, size: int) -> Tensor | None:
         """Return the dataset indices that the module tells, else those that another callback has recorded."""
         indices = self._module.sample_indices(batch) if isinstance(self._module, SparseLossMixin) else None
+        _check_indices(indices, size)
         for watcher in self.watchers:
             drawn = watcher.indices(size)  # asked in any case: it counts the batches
             indices = drawn if indices is None else indices
@@ -252,14 +205,14 @@ class Session:
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of the loss; count its backward, if that is wanted."""
-        if self._module.automatic_optimization:
-            self._books.stop_forward()
+        if self._module.automatic_optimization:  # else the forward goes on behind this backward
+            self._books.flops.stop_forward()
         self._gating.start_backward(loss)
-        self._books.start_backward(self.step, loss)
+        self._books.flops.start_backward(self.step, loss)
 
     def stop_backward(self) -> None:
         """End the count of the backward, and go on watching a step that runs its own."""
-        self._books.stop_backward()
+        self._books.flops.stop_backward()
         if self._offers_flops and self.step is not None:
             self._offer_flops(self._books.flops_of(self.step))
         self._gating.resume_forward()
@@ -269,13 +222,9 @@ class Session:
         self._window.rescale(optimizer)
 
     def finish_batch(self, batch_idx: int) -> None:
-        """Keep the books, let go of the batch, log it.
-
-        Raises:
-            QuarantineError: More samples are not finite than is allowed.
-        """
+        """Keep the books, let go of the batch, log it."""
         step = self.step
-        self.step = None
+        self.step = None  # at once: what fails below must not be finished a second time
         if step is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
             self.mode.close_batch(None)
             self._log.finish_batch(batch_idx, trained=False)
@@ -286,9 +235,9 @@ class Session:
             self._log.finish_batch(batch_idx, trained=True)
 
     def _finish_step(self, step: StepState, batch_idx: int) -> None:
-        self._books.stop_forward()
+        self._books.flops.stop_forward()
         self._gating.finish_batch(step)
-        self.quarantine.restore()
+        self.quarantine.restore()  # ahead of watchers and of the module's own hook, which see what was loaded
         self.mode.close_batch(step)
         self._last = None if step.is_void else (step.selection, step.batch_size)
         self.activation_rate = self.mode.activation_rate(step)
@@ -302,12 +251,10 @@ class Session:
 
     def abandon_batch(self) -> None:
         """Discard a batch whose step failed or was skipped by a hook. Safe where there is none."""
-        self._books.close()
+        self._books.flops.close()
         self._gating.close()
         self.quarantine.restore()
         self.step = None
-
-    # ------------------------------------------------------------------ between batches
 
     def finish_epoch(self) -> None:
         """Compare what was left out with what is allowed, over all processes."""
@@ -321,10 +268,31 @@ class Session:
 
     def interrupt(self) -> None:
         """Pause the timers until the next batch."""
-        self._books.interrupt()
+        self._books.clock.interrupt()
         self._offer_flops(None)
 
     def _offer_flops(self, flops: float | None) -> None:
         # Lightning's ThroughputMonitor asks the module for it; a module's own answer stands.
         if self._offers_flops:
             self._module.__dict__[_FLOPS] = flops
+
+
+def _check_indices(indices: object, size: int) -> None:
+    if indices is None:
+        return
+    if not isinstance(indices, Tensor) or indices.shape != (size,) or indices.is_floating_point():
+        got = type(indices).__name__
+        if isinstance(indices, Tensor):
+            got = f"shape {tuple(indices.shape)}, {indices.dtype}"
+        raise ConfigurationError(
+            [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
+        )
+
+
+def _warn_of_unused_methods(module: pl.LightningModule) -> None:
+    names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
+    if names and not isinstance(module, SparseLossMixin):
+        rank_zero_warn(
+            f"lightning-ast: {type(module).__name__} defines {', '.join(names)}, which SparseSelectionCallback calls "
+            "on a SparseLossMixin alone: list it before LightningModule, if they are meant for it."
+        )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.resuming import tells_resumption, written_within
 from lightning_ast.mode_facts import MODE_FACTS, Mode
-from lightning_ast.selection.modes.base import SelectionMode
+from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.saved_state import SELECTION_STATE
 from lightning_ast.words import changes
@@ -22,82 +20,59 @@ from lightning_ast.words import changes
 __all__ = ["SessionState"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class SessionState:
-    """Saves and restores the parts of a fit.
+    """Saves and restores the parts of a fit."""
 
-    Attributes:
-        trainer: The trainer of the fit.
-        token: A text that no other fit has: a state that holds it is not another run's.
-        rule: The names of what selects.
-        owner: The key of the callback's state in a checkpoint.
-        selector: The gate, its controller and its target.
-        ledger: The books of the run.
-        quarantine: The samples that were left out.
-        mode: How selections are executed, with a state of its own.
-    """
-
-    trainer: pl.Trainer
-    token: str
-    rule: dict[str, str]
-    owner: str
-    selector: SampleSelector
-    ledger: Ledger
-    quarantine: Quarantine
-    mode: SelectionMode
+    def __init__(self, parts: FitParts, mode: SelectionMode, ledger: Ledger, quarantine: Quarantine) -> None:
+        self._trainer = parts.trainer
+        self._selector = parts.selector
+        self._rule = parts.settings.rule
+        self._owner = parts.owner
+        self._mode = mode
+        self._ledger = ledger
+        self._quarantine = quarantine
+        # A state that holds this text is this run's own. All processes have the same one: each compares its own with
+        # that in the checkpoint, which rank 0 wrote.
+        self._token = parts.trainer.strategy.broadcast(uuid.uuid4().hex)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: primitives and tensors alone; every process must ask for it."""
         state = {
-            "fit": self.token,
-            "rule": self.rule,
-            "selector": self.selector.state_dict(),
-            "ledger": self.ledger.state_dict(),
-            "quarantine": self.quarantine.state_dict(),
-            **self.mode.state_dict(),
+            "fit": self._token,
+            "rule": self._rule,
+            "selector": self._selector.state_dict(),
+            "ledger": self._ledger.state_dict(),
+            "quarantine": self._quarantine.state_dict(),
+            **self._mode.state_dict(),
         }
         return SELECTION_STATE.stamped(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew.
-
-        A checkpoint that is loaded to validate, test or predict with changes nothing.
-
-        Raises:
-            CheckpointError: It is damaged, or a later release's; nothing of it was applied.
-        """
-        if self.trainer.state.fn != TrainerFn.FITTING:
+        """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew."""
+        # A checkpoint that is loaded to validate, test or predict with changes nothing.
+        if self._trainer.state.fn != TrainerFn.FITTING:
             return
-        SELECTION_STATE.require(state, owner=self.owner)
-        self.ledger.load_state_dict(state["ledger"])
-        self.quarantine.load_state_dict(state["quarantine"])
-        changed = changes({"target": "activation rate", **state["rule"]}, self.rule, repr)
+        SELECTION_STATE.require(state, owner=self._owner.state_key)
+        self._ledger.load_state_dict(state["ledger"])
+        self._quarantine.load_state_dict(state["quarantine"])
+        changed = changes({"target": "activation rate", **state["rule"]}, self._rule, repr)
         if changed:
             rank_zero_info(
                 f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
                 "thresholds begin anew, and so does what is remembered of samples where the score is another."
             )
-        self.selector.load_state_dict(state["selector"], controller=not changed)
-        self.mode.load_state_dict(state)
+        self._selector.load_state_dict(state["selector"], controller=not changed)
+        self._mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-        """Prepare for a checkpoint that is being loaded, perhaps one without this callback.
-
-        Args:
-            checkpoint: The checkpoint of Lightning.
-            state: The state of this callback in it, or empty.
-
-        Raises:
-            CheckpointError: The state is damaged, or a later release's.
-            ConfigurationError: It is from the midst of an epoch, and only one of the two plans its epochs.
-        """
-        if state != {} and self.trainer.state.fn == TrainerFn.FITTING:
-            SELECTION_STATE.require(state, owner=self.owner)
-        own = state.get("fit") == self.token and tells_resumption(self.trainer)
-        if own or self.trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
+        """Prepare for a checkpoint that is being loaded, perhaps one without this callback."""
+        if state != {} and self._trainer.state.fn == TrainerFn.FITTING:
+            SELECTION_STATE.require(state, owner=self._owner.state_key)
+        own = state.get("fit") == self._token and tells_resumption(self._trainer)
+        if own or self._trainer.state.fn != TrainerFn.FITTING:  # a tuner's of this fit (older ones do resume); a test's
             return
-        mode: Mode = state["rule"]["mode"] if state else self.mode.name
-        own_mode = self.mode.name
+        mode: Mode = state["rule"]["mode"] if state else self._mode.name
+        own_mode = self._mode.name
         if (
             mode != own_mode
             and (MODE_FACTS[mode].plans_epochs or MODE_FACTS[own_mode].plans_epochs)
@@ -109,4 +84,4 @@ class SessionState:
                     "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
                 ]
             )
-        self.mode.expect_resume()
+        self._mode.expect_resume()

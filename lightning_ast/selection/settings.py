@@ -13,44 +13,29 @@ from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
-from lightning_ast.schedule import Schedule
-from lightning_ast.selection.stages import StageSource
+from lightning_ast.schedule import Schedule, Stage
 
-__all__ = ["GivenSettings", "SelectionSettings", "steps_of_pruned_epochs"]
+__all__ = ["SelectionSettings", "StageSource"]
 
 
-class GivenSettings(Protocol):
-    """The settings as they were given to the callback: nothing has checked their values yet."""
+class StageSource(Protocol):
+    """What a fit asks for its stages: a :class:`~lightning_ast.TwoStageScheduler`, or a subclass of a user's own."""
 
     target_activation_rate: float | None
-    target_coverage: float | None
-    mode: Mode
-    gate: GateName
-    significance: SignificanceName | SignificanceFn
-    weighting: Weighting | None
-    controller: PIController | None
-    min_selected: int | float
-    trim: float
-    seed: int
-    batchnorm: BatchNormBackward
-    quarantine_limit: float | None
-    count_flops: bool
-    prune_steps: PruneSteps | None
 
+    def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
+        """Return the stage of a training batch."""
 
-def steps_of_pruned_epochs(given: GivenSettings | SelectionSettings) -> PruneSteps:
-    """Return how the optimizer steps of a pruned epoch relate to those of a dense one, by what was given."""
-    return given.prune_steps or ("replan" if given.target_coverage is None else "keep")
+    def faults(self, trainer: pl.Trainer, *, batches_known: bool, whole_epochs: bool = False) -> list[str]:
+        """Find everything wrong with the stages that can be known."""
+
+    def schedule_of(self, trainer: pl.Trainer) -> Schedule:
+        """Return the schedule that this run keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionSettings:
-    """What a fit selects by; :class:`~lightning_ast.SparseSelectionCallback` describes each setting.
-
-    Attributes:
-        scheduler: The source of the stages; None where every step is sparse.
-        state_key: The name of the callback's state in a checkpoint.
-    """
+    """What a fit selects by; :class:`~lightning_ast.SparseSelectionCallback` describes each setting."""
 
     target_activation_rate: float | None
     target_coverage: float | None
@@ -66,28 +51,30 @@ class SelectionSettings:
     quarantine_limit: float | None
     count_flops: bool
     prune_steps: PruneSteps | None
-    scheduler: StageSource | None
-    state_key: str
+    scheduler: StageSource | None = None
 
     @classmethod
-    def names(cls) -> list[str]:
-        """List the names of the settings."""
-        return [field.name for field in fields(cls)]
+    def of(cls, callback: object, scheduler: StageSource | None = None) -> SelectionSettings:
+        """Read the attributes of a selection callback as they were given: nothing has checked their values yet."""
+        names = [field.name for field in fields(cls) if field.name != "scheduler"]
+        return cls(**{name: getattr(callback, name) for name in names}, scheduler=scheduler)
+
+    @property
+    def steps_of_pruned_epochs(self) -> PruneSteps:
+        """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
+        return self.prune_steps or ("replan" if self.target_coverage is None else "keep")
 
     def schedule_of(self, trainer: pl.Trainer) -> Schedule:
         """Return the schedule that a run keeps."""
         return Schedule() if self.scheduler is None else self.scheduler.schedule_of(trainer)
 
     def selector(self, rank: int) -> SampleSelector:
-        """Make the selector of this fit.
-
-        Args:
-            rank: The number of this process, which decides its random draws; ``prune`` draws alike in all of them.
-        """
+        """Make the selector of this fit."""
+        scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
         # The hard gates have no keep-probabilities, and with them always weight 1.
         soft: Weighting = self.weighting or ("none" if MODE_FACTS[self.mode].plans_epochs else "sqrt")
         return SampleSelector(
-            target_activation_rate=self.target_activation_rate,
+            target_activation_rate=self.target_activation_rate if scheduled is None else scheduled,
             target_coverage=self.target_coverage,
             gate=self.gate,
             weighting=soft if self.gate == "soft" else "none",
@@ -95,6 +82,7 @@ class SelectionSettings:
             min_selected=self.min_selected,
             trim=self.trim,
             seed=self.seed,
+            # All processes plan the same epoch, so they must draw alike; within batches each draws for itself.
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
         )
 

@@ -18,19 +18,14 @@ __all__ = ["StandIns"]
 
 
 class StandIns:
-    """Puts the values of a second batch into the objects of a first one, and takes them out again.
-
-    Tensors stay the same objects and get other memory. Arrays, numbers and tuples are replaced in the list, dict or
-    object that holds them. Where none does (arrays in a tuple), an array that owns its memory is written to. The memory
-    of tensors, which may be the dataset's, is never written to.
-    """
+    """Puts the values of a second batch into the objects of a first one, and takes them out again."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
     def put(self, batch: Any, other: Any) -> None:
         """Put the values of another batch of the same structure in place until :meth:`restore`."""
-        if not self._swap(batch, other):
+        if not self._swap(batch, other):  # nothing that can be changed holds an array in a tuple: write to its memory
             for old, new in zip(leaves_of(batch), leaves_of(other), strict=False):
                 if isinstance(old, np.ndarray) and isinstance(new, np.ndarray) and old.shape == new.shape:
                     self._overwrite(old, new)
@@ -42,6 +37,8 @@ class StandIns:
 
     def _swap(self, old: Any, new: Any) -> bool:
         """Exchange what a part of the batch holds; return whether that was possible without another part."""
+        # Tensors stay the same objects and get other memory: their own, which may be the dataset's, is never written
+        # to. Arrays, numbers and tuples are replaced in the list, dict or object that holds them.
         if old is new:
             return True
         if isinstance(old, Tensor):

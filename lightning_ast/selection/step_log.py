@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -28,48 +27,26 @@ from lightning_ast.selection.quarantine import Quarantine
 
 __all__ = ["BAR_NAMES", "StepLog"]
 
-BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})
-"""What the progress bar shows."""
-_JOULES = "ast/savings_joules"
-"""Logged by ``EnergyMonitor`` at the end of each epoch."""
+BAR_NAMES = frozenset({"act", "flops_saved", "samples_skipped"})  # what the progress bar shows
+_JOULES = "ast/savings_joules"  # logged by EnergyMonitor at the end of each epoch
+# The last value of savings that were logged and are not known any more, which else would seem to hold.
 _NOT_KNOWN = math.nan
-"""The last value of savings that were logged and are not known any more, which else would seem to hold."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The last batch that was trained on.
+class _Batch(NamedTuple):
+    """The last batch that was trained on."""
 
-    Attributes:
-        step: Its number on the x-axis of the loggers.
-        epoch: The epoch that it belongs to, from 0.
-        stage: Its stage.
-        completed: Batches that were completed before it.
-        written: Its values, where Lightning writes them once the batch is completed; else None.
-        activation_rate_ema: The controller's mean behind it.
-        threshold: The threshold of the last sparse batch up to it, or None before the first.
-    """
-
-    step: int
+    step: int  # on the x-axis of the loggers
     epoch: int
     stage: Stage
-    completed: int
-    written: dict[str, float] | None
+    completed: int  # batches, before it
+    written: dict[str, float] | None  # its values, where Lightning writes them once the batch is completed
     activation_rate_ema: float | None
-    threshold: Tensor | None
+    threshold: Tensor | None  # of the last sparse batch up to it; on the device, where reading it would wait
 
 
 class LoggedFit(Protocol):
-    """What is logged of a fit.
-
-    Attributes:
-        stage: The stage of the last batch.
-        activation_rate: Selected / offered of the last batch, in [0, 1]; None before the first.
-        coverage: The share of its significance that is trained on, in [0, 1]; None before the first.
-        selector: The gate, its controller and its target.
-        ledger: The books of the run.
-        quarantine: The samples that were left out.
-    """
+    """What is logged of a fit; its session, which imports this file, gives it."""
 
     stage: Stage
     activation_rate: float | None
@@ -80,16 +57,7 @@ class LoggedFit(Protocol):
 
 
 class StepLog:
-    """Logs the steps of a fit, and at its end the values that the loggers were not given.
-
-    Lightning's loggers take the values of every ``log_every_n_steps``-th step, but savings change with every step: the
-    last ones that were logged would be those of a step before the end. The values are those of this process.
-
-    Args:
-        fit: The fit whose values are logged.
-        trainer: The trainer of this fit.
-        module: The module whose ``log_dict`` is called.
-    """
+    """Logs the steps of a fit, by the values of this process, and at its end what the loggers were not given."""
 
     def __init__(self, fit: LoggedFit, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._fit = fit
@@ -100,15 +68,8 @@ class StepLog:
         self._threshold: Tensor | None = None
         self._logged: set[str] = set()
 
-    # ------------------------------------------------------------------ a step
-
     def finish_batch(self, batch_idx: int, *, trained: bool) -> None:
-        """Log the batch where it is wanted.
-
-        Args:
-            batch_idx: The index of the batch.
-            trained: Whether it was trained on; Lightning passes over a batch that is None.
-        """
+        """Log the batch where it is wanted; one that was not trained on (Lightning passes over None) has no values."""
         self._settle()
         if not trained:
             return
@@ -131,17 +92,13 @@ class StepLog:
             trainer.current_epoch,
             stage,
             batches_completed(trainer),
-            values if will_write(trainer) else None,
+            values if values is not None and will_write(trainer) else None,
             mean,
             selector.last_threshold,
         )
 
     def _settle(self) -> dict[str, float]:
-        """Take note of what Lightning did with the last batch, and keep it from being written again.
-
-        Returns:
-            The values that Lightning wrote; none where it did not, or where an error came before.
-        """
+        """Return what Lightning wrote of the last batch, and keep it from being written again."""
         if self._fresh:
             forget_step_values(self._trainer, self._logged)
             self._fresh = False
@@ -153,10 +110,9 @@ class StepLog:
         return batch.written
 
     def _is_wanted(self, batch_idx: int) -> bool:
-        """Tell whether a step is logged: where the loggers write, and where an epoch or the run begins or ends.
-
-        The first step makes the names known to callbacks that monitor them; the last one is what the bar shows at last.
-        """
+        """Tell whether a step is logged: where the loggers write, and where an epoch or the run begins or ends."""
+        # The first step makes the names known to callbacks that monitor them; the last one is what the bar shows at
+        # last.
         trainer = self._trainer
         ends = trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step
         return batch_idx == 0 or ends or logs_this_step(trainer)
@@ -192,8 +148,6 @@ class StepLog:
         }
         return {name: value for name, value in values.items() if value is not None}
 
-    # ------------------------------------------------------------------ the end
-
     def finish_epoch(self) -> None:
         """Show the values of the epoch's last batch: a stop in its midst is known only behind that batch."""
         if self._last is not None:
@@ -201,10 +155,9 @@ class StepLog:
             show(self._trainer, values, bar=_bar(values))
 
     def close(self) -> None:
-        """Write the last value of every series that the loggers do not have yet; later calls write nothing.
-
-        No process waits for another, so this also works in a run that fails.
-        """
+        """Write the last value of every series that the loggers do not have yet; later calls write nothing."""
+        # Loggers get every `log_every_n_steps`-th step, but savings change with every one: the last that were logged
+        # would be those of a step before the end. No process waits for another, so this also works in a run that fails.
         written = self._settle()
         batch = self._last
         self._last = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,34 +11,27 @@ from torch import Tensor
 
 from lightning_ast.core.losses.capture import LossCapture, LossRecord, combine
 from lightning_ast.errors import LossCaptureError
+from lightning_ast.lightning_internals.class_patch import put_on
 from lightning_ast.mixin import overrides
 
 __all__ = ["StepLosses"]
 
 _NAME = "per_sample_loss"
-_MISSING = object()
 
 
 class StepLosses:
-    """Watches the losses of a training step while it is entered; what they return is not changed.
-
-    Args:
-        module: The LightningModule. Where it has a ``per_sample_loss`` of its own, what that returns to the step is
-            the losses.
-    """
+    """Watches the losses of a training step while it is entered; what they return is not changed."""
 
     def __init__(self, module: pl.LightningModule) -> None:
         self._module = module
         self._capture = LossCapture()
-        self._replaced: Any = _MISSING
-        self._watching = False
+        self._unwatch: Callable[[], None] | None = None
         self._own: Tensor | None = None
 
     def __enter__(self) -> StepLosses:
         """Start to watch."""
         self._capture.__enter__()
         if overrides(self._module, _NAME):
-            self._replaced = self._module.__dict__.get(_NAME, _MISSING)
             original = getattr(self._module, _NAME)
 
             def watched(*args: Any, **kwargs: Any) -> Any:
@@ -45,17 +39,14 @@ class StepLosses:
                 self._own = losses if self._own is None else self._own
                 return losses
 
-            self._module.__dict__[_NAME] = watched
-            self._watching = True
+            self._unwatch = put_on(self._module, _NAME, watched)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop watching."""
-        if self._watching:
-            self._watching = False
-            del self._module.__dict__[_NAME]
-            if self._replaced is not _MISSING:
-                self._module.__dict__[_NAME] = self._replaced
+        if self._unwatch is not None:
+            self._unwatch()
+        self._unwatch = None
         self._capture.__exit__(*error)
 
     def labels(self, batch_size: int) -> Tensor | None:
@@ -63,16 +54,7 @@ class StepLosses:
         return self._capture.labels(batch_size)
 
     def record(self, loss: Tensor, batch_size: int, *, scale: Any = 1.0) -> LossRecord:
-        """Give the losses of the samples, and what they were computed from.
-
-        Args:
-            loss: Scalar with its graph, before its backward.
-            batch_size: Samples B.
-            scale: The factor that the loss was multiplied by.
-
-        Raises:
-            LossCaptureError: There are none, or they cannot be had.
-        """
+        """Give the losses of the samples, and what they were computed from."""
         if self._own is None:
             return combine(self._capture, loss, batch_size, scale=scale)
         losses = self._own

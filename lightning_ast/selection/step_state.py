@@ -17,86 +17,58 @@ __all__ = ["BatchFacts", "Part", "StepState", "Treatment"]
 
 
 class Treatment(Enum):
-    """What is done to the gradient of a batch where it enters the network.
+    """What is done to the gradient of a batch where it enters the network."""
 
-    ``DENSE``: nothing; the step is the plain run's. ``OBSERVED``: nothing, but the significance of every sample is
-    computed. ``CLEANED``: the rows of samples that are not finite are left out. ``SELECTED``: the rows of a selection
-    are kept, with its weights. ``WHOLE``: a sparse batch that is trained on as a dense one, because a selection of it
-    would cost more than it saves; it counts like any selection where processes and micro-batches are weighed together.
-    """
-
-    DENSE = "dense"
-    OBSERVED = "observed"
-    CLEANED = "cleaned"
-    SELECTED = "selected"
+    DENSE = "dense"  # nothing: the step is the plain run's
+    OBSERVED = "observed"  # nothing, but the significance of every sample is computed
+    CLEANED = "cleaned"  # the rows of samples that are not finite are left out
+    SELECTED = "selected"  # the rows of a selection are kept, with its weights
+    # A sparse batch that is trained on as a dense one, because a selection of it would cost more than it saves. It
+    # counts like any selection where processes and micro-batches are weighed together.
     WHOLE = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFacts:
-    """What is known of a batch before its step begins.
-
-    Attributes:
-        size: The number B of its samples.
-        indices: ``(B,)`` dataset indices of its samples, or None where they are not known.
-        stands_for: In ``prune``, the samples of a dense epoch that the batch stands for; None elsewhere: its own.
-        observe: Receives the significance ``(B,)`` of the samples; None where nothing remembers it.
-        is_planned: Whether its samples are a selection that was made ahead of the epoch.
-        is_of_whole_epoch: Whether it is of a sparse epoch that is loaded whole, because a selection would leave out so
-            few samples that it costs more than it saves.
-        execution: How the backward behind the gate is computed.
-    """
+    """What is known of a batch of ``size`` samples before its step begins."""
 
     size: int
-    indices: Tensor | None = None
+    indices: Tensor | None = None  # (B,) dataset indices of its samples, where they are known
+    # In prune, the samples of a dense epoch that the batch stands for. Elsewhere it stands for its own.
     stands_for: int | None = None
+    # Receives the significance (B,) of the samples, where something remembers it.
     observe: Callable[[Tensor], None] | None = None
-    is_planned: bool = False
+    is_planned: bool = False  # its samples are a selection that was made ahead of the epoch
+    # Of a sparse epoch that is loaded whole, because a selection would leave out so few samples that it costs more than
+    # it saves: the ledger counts it as a dense step of the sparse stage.
     is_of_whole_epoch: bool = False
     execution: Execution = "mask"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The selected samples of a batch, which are all that a step of ``subset`` sees.
-
-    Attributes:
-        batch: The samples, in the form of the batch.
-        norms: ``(k,)`` norms of their gradients in the scoring pass, times the samples B of the whole batch.
-        take: ``(batch, positions) -> batch``: takes some of the selected samples out of the whole batch.
-    """
+    """The selected samples of a batch, which are all that a step of ``subset`` sees."""
 
     batch: Any
-    norms: Tensor
-    take: Callable[[Any, Tensor], Any]
+    norms: Tensor  # (k,) of their gradients in the scoring pass, times the samples B of the whole batch
+    take: Callable[[Any, Tensor], Any]  # takes positions among them, out of the whole batch
 
 
 @dataclass
 class StepState:
-    """What becomes of a batch, from the start of its step to the end.
-
-    Attributes:
-        facts: What was known before.
-        treatment: What is done to its gradient.
-        selection: The samples that are trained on, made once for every loss, closure and backward of the batch. It may
-            hold none. None before it is made, and where all samples are trained on.
-        part: The selected samples in ``subset``; None where the step sees the whole batch.
-        significance: ``(B,)``, where it was computed.
-        labels: ``(B,)`` class indices, where they are known and the significance was computed.
-        bad: ``(B,)`` bool, the samples that are not finite; None where the host knows of none.
-        traced: Whether a sample is followed through the forward of the step.
-        is_scored_ahead: Whether a scoring pass had all its samples ahead of the step, to select from them.
-    """
+    """What becomes of a batch, from the start of its step to the end."""
 
     facts: BatchFacts
     treatment: Treatment = Treatment.DENSE
+    # Made once for every loss, closure and backward of the batch: LBFGS, say, evaluates one selection several times.
+    # It may hold no sample. None before it is made, and where all samples are trained on.
     selection: Selection | None = None
-    part: Part | None = None
-    significance: Tensor | None = None
-    labels: Tensor | None = None
-    bad: Tensor | None = None
-    traced: bool = False
-    is_scored_ahead: bool = False
+    part: Part | None = None  # in subset alone: elsewhere the step sees the whole batch
+    significance: Tensor | None = None  # (B,)
+    labels: Tensor | None = None  # (B,) class indices, known where the significance was computed
+    bad: Tensor | None = None  # (B,) bool, the samples that are not finite; None where the host knows of none
+    traced: bool = False  # a sample is followed through the forward, which holds every tensor of it
+    is_scored_ahead: bool = False  # a scoring pass had all samples: it has to be paid for, whatever is selected
 
     @property
     def batch_size(self) -> int:

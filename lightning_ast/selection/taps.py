@@ -19,16 +19,11 @@ from lightning_ast.core.partial.rows import UnequalPlace
 
 __all__ = ["Taps"]
 
-_STEPS = 6
-"""Reshapes and casts between the last layer and the output of its module, at most."""
+_STEPS = 6  # reshapes and casts between the last layer and the output of its module, at most
 
 
 class Taps:
-    """The outputs of modules through which the whole gradient of a loss enters the network.
-
-    Args:
-        module: The module whose parts are looked at.
-    """
+    """The outputs of modules through which the whole gradient of a loss enters the network."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -67,11 +62,10 @@ class Taps:
         view = TracedView(batch_size, trace)
         for entry in entries:
             tap = next((tap for tap in self._outputs if _is_output_of(tap[2].grad_fn, entry)), None)
-            if tap is None or tap[2].grad_fn is None or isinstance(entry.place, UnequalPlace):
-                taps.clear()
-                break
-            layout = view.layout(tap[2].grad_fn, tap[2].output_nr)
-            if layout is None:
+            layout = None
+            if tap is not None and tap[2].grad_fn is not None and not isinstance(entry.place, UnequalPlace):
+                layout = view.layout(tap[2].grad_fn, tap[2].output_nr)
+            if tap is None or layout is None:  # part of the gradient would be missing: every score needs the graph
                 taps.clear()
                 break
             taps[tap[0], tap[1]] = layout
@@ -80,7 +74,7 @@ class Taps:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Run a forward whose graph begins at the outputs."""
+        """Run a forward whose graph begins at the outputs; no parameter may require a gradient meanwhile."""
         self._calls.clear()
         self._cuts.clear()
 
@@ -93,8 +87,6 @@ class Taps:
             self._cuts.append((get_gradient_edge(start), tuple(start.shape), layout))
             return start
 
-        for parameter in self._module.parameters():
-            parameter.requires_grad_(False)  # no graph before the outputs; the scoring pass restores the flags
         handles = [module.register_forward_hook(cut) for module in {module for module, _ in self._taps}]
         try:
             yield
@@ -103,19 +95,13 @@ class Taps:
                 handle.remove()
 
     def norms(self, loss: Tensor, batch_size: int) -> Tensor | None:
-        """Take the norms of the samples' rows of a loss's gradient at the outputs that were read, times the batch size.
-
-        Returns:
-            ``(B,)``, or None where the loss was not computed from them.
-        """
+        """Take the norms ``(B,)`` of the samples' rows at the outputs read, times B; None where others were."""
         if loss.grad_fn is None or len(self._cuts) != len(self._taps):
             return None
-        places = []
-        for _, shape, layout in self._cuts:
-            place = layout.place(shape, batch_size)
-            if place is None:
-                return None
-            places.append(place)
+        found = (layout.place(shape, batch_size) for _, shape, layout in self._cuts)
+        places = [place for place in found if place is not None]
+        if len(places) < len(self._cuts):
+            return None
         norms = norms_at(loss, [edge for edge, _, _ in self._cuts], places, weight=batch_size)
         self._cuts.clear()
         return norms

@@ -13,13 +13,9 @@ __all__ = ["Watcher"]
 
 
 class Watcher:
-    """A part of another callback that is told of what a fit does to each batch; it changes nothing.
+    """A part of another callback that is told of what a fit does to each batch; it changes nothing."""
 
-    Attributes:
-        wants_labels: Whether the classes of the samples are of use to it.
-    """
-
-    wants_labels = False
+    wants_labels = False  # the classes of the samples, for which losses must be watched in every sparse step
 
     def start_stage(self, stage: Stage) -> None:
         """Receive the stage of the batch that starts, where it is another than that of the last one."""

@@ -16,21 +16,17 @@ from lightning_ast.selection.step_state import Part, StepState, Treatment
 
 __all__ = ["RowWeights", "SumDetector"]
 
-_NEAR = 0.2
-"""Distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)."""
-_MOST = 0.5
-"""Share of the samples that must be near it."""
+_NEAR = 0.2  # distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)
+_MOST = 0.5  # share of the samples that must be near it
+# Share of a batch up to which the answer is kept: above it, a mean and a sum are hardly different.
 _LARGEST_SHARE = 0.75
-"""Share of a batch up to which the answer is kept: above it, a mean and a sum are hardly different."""
 
 
 class RowWeights:
     """Weighs the selection of a batch as a part of one large batch.
 
-    Args:
-        weighting: Which importance weights the selection has.
-        divisor: ``(own, samples) -> shared``: from the denominator and the number of samples of a batch to the
-            denominator that all processes and all batches of an optimizer step share.
+    ``divisor`` makes, of the denominator and the samples of a batch, the one that all processes and all batches of an
+    optimizer step share.
     """
 
     def __init__(self, weighting: Weighting, divisor: Callable[[float, float], float]) -> None:
@@ -39,28 +35,15 @@ class RowWeights:
         self._sums = SumDetector()
 
     def of_step(self, step: StepState, device: torch.device, finite: Tensor | None = None) -> Kept:
-        """Weigh the rows of a step.
-
-        The gradient of a mean over B samples has rows that were divided by B. They are multiplied by ``w * B / d``,
-        where d is the sum of the weights w (``unbiased``: B) over all processes and micro-batches.
-
-        Args:
-            step: The state of the step, with its selection.
-            device: The device of the gradient.
-            finite: Positions among the selected samples of those that are kept after all; None keeps every one.
-        """
+        """Weigh the rows of a step."""
+        # The gradient of a mean over B samples has rows that were divided by B. They are multiplied by w * B / d, where
+        # d is the sum of the weights w (unbiased: B) over all processes and micro-batches.
         return _brought(self._on_host(step, finite), device)
 
     def of_whole(self, step: StepState, device: torch.device) -> Kept | None:
-        """Weigh the rows of a batch that is trained on whole; None where the step is the plain one.
-
-        All weigh alike, and the batch counts where it is a part of one large batch: a factor is left where another
-        micro-batch keeps fewer, or another process has a batch of another size.
-
-        Args:
-            step: The state of the step, whose selection holds every sample that is finite.
-            device: The device of the gradient.
-        """
+        """Weigh the rows of a batch that is trained on whole; None where the step is the plain one."""
+        # All weigh alike, and the batch counts where it is a part of one large batch: a factor is left where another
+        # micro-batch keeps fewer, or another process has a batch of another size.
         kept = self._on_host(step, None)
         assert kept.factors is not None
         is_plain = step.selected == step.batch_size and bool((kept.factors == 1).all())
@@ -70,9 +53,12 @@ class RowWeights:
         assert step.selection is not None
         cleaned = step.treatment is Treatment.CLEANED
         indices = step.selection.indices.cpu()
-        ones = torch.ones(indices.numel(), dtype=torch.float64)
-        weights = ones if step.selection.weights is None or cleaned else step.selection.weights.to(ones)
-        if step.part is not None:
+        # In double precision: the sum of a large batch's weights decides the factor of every one of its rows.
+        if step.selection.weights is None or cleaned:
+            weights = torch.ones(indices.numel(), dtype=torch.float64)
+        else:
+            weights = step.selection.weights.to("cpu", torch.float64)
+        if step.part is not None:  # the step has these rows alone, in this order
             indices = torch.arange(step.forwarded)
         if finite is not None:
             indices = indices[finite]
@@ -86,14 +72,7 @@ class RowWeights:
         return Kept(indices, factors, rows_only=cleaned or step.known_bad or finite is not None)
 
     def of_part(self, step: StepState, part: Part, norms: Tensor, finite: Tensor | None) -> Kept:
-        """Weigh the rows of a step that saw the selected samples alone.
-
-        Args:
-            step: The state of the step, with its selection.
-            part: The selected samples.
-            norms: ``(k,)`` norms of their gradients in this step, times their number k.
-            finite: As in :meth:`of_step`.
-        """
+        """Weigh the rows of a step that saw the selected samples alone, by their norms ``(k,)`` in it, times k."""
         kept = self.of_step(step, norms.device, finite)
         share = step.forwarded / step.batch_size
         if not self._sums.found_in(norms, part.norms, share):
@@ -103,6 +82,8 @@ class RowWeights:
 
 
 def _brought(kept: Kept, device: torch.device) -> Kept:
+    if device.type == "cpu":
+        return kept
     assert kept.factors is not None
     factors = kept.factors.float() if device.type == "mps" else kept.factors  # which has no larger type
     return replace(
@@ -111,25 +92,17 @@ def _brought(kept: Kept, device: torch.device) -> Kept:
 
 
 class SumDetector:
-    """Tells whether a training step sums its losses, by the gradient of the selected samples in two passes.
-
-    A mean over k samples in place of B gives each a gradient that is B / k times as large. A sum, or a mean over a
-    fixed number, gives the same gradient, so that the step of the selection would be too small.
-    """
+    """Tells whether a training step sums its losses, by the gradient of the selected samples in two passes."""
 
     def __init__(self) -> None:
         self._answer: bool | None = None
 
     def found_in(self, norms: Tensor, scored: Tensor, share: float) -> bool:
-        """Tell whether the step sums its losses.
-
-        Args:
-            norms: ``(k,)`` norms in the step, times k: those of the scoring pass, if the loss is a mean.
-            scored: ``(k,)`` norms in the scoring pass, times B.
-            share: The share k / B, in (0, 1].
-        """
+        """Tell whether the step sums its losses, by norms ``(k,)`` in it, times k, and in the scoring pass, times B."""
         if self._answer is not None:
             return self._answer
+        # A mean over k samples in place of B gives each a gradient that is B / k times as large: a ratio of 1. A sum,
+        # or a mean over a fixed number, gives the same gradient, so that the step would be too small: a ratio of k / B.
         ratios = norms / scored.to(norms)
         ratios = ratios[ratios.isfinite() & (ratios > 0)]
         if ratios.numel() == 0:
@@ -138,13 +111,10 @@ class SumDetector:
         sums = float(near.double().mean()) > _MOST
         if share <= _LARGEST_SHARE:
             self._answer = sums
-            self._inform(sums)
+            if sums:
+                rank_zero_info(
+                    "lightning-ast: the training step sums its losses or divides them by a fixed number: in "
+                    "mode='subset' the gradient of the selected samples is multiplied by the samples of the batch for "
+                    "each selected one."
+                )
         return sums
-
-    @staticmethod
-    def _inform(sums: bool) -> None:
-        if sums:
-            rank_zero_info(
-                "lightning-ast: the training step sums its losses or divides them by a fixed number: in mode='subset' "
-                "the gradient of the selected samples is multiplied by the samples of the batch for each selected one."
-            )

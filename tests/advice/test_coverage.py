@@ -129,7 +129,7 @@ def test_the_steps_on_a_part_of_the_batch_are_those_of_subset_without_its_scorin
     samples = [
         (Block(phases=False), Timing(3.0)),
         (Block(phases=True), Timing(4.0, phases=phases)),
-        (Block("subset", 0.02, phases=True, few=True), Timing(2.0, 0.02, scoring_seconds=1.2)),
+        (Block("subset", 0.02, phases=True), Timing(2.0, 0.02, scoring_seconds=1.2)),
         (Block("subset", 0.6, phases=True), Timing(4.0, 0.6, scoring_seconds=1.2)),
         (Block("subset", 0.35, phases=False), Timing(2.0, 0.35)),
     ]

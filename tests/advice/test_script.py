@@ -54,7 +54,6 @@ def test_a_short_step_settles_for_a_whole_cycle_and_takes_turns_both_ways() -> N
     assert [(b.mode, b.target) for b in blocks[12:28]] == cycle + cycle[::-1]
     assert cycles == 3, "0.12 s to settle, 0.08 s a cycle, while one more fits"
     assert [b.cycle for b in blocks[12:]] == [0] * 8 + [1] * 8 + [2] * 8
-    assert [b.few for b in blocks[4:12]] == [False] * 4 + [True] + [False] * 3
 
 
 def test_no_more_cycles_than_the_medians_need() -> None:
@@ -77,7 +76,7 @@ def test_a_device_that_runs_behind_has_longer_blocks_and_phases_of_their_own() -
     cycle = blocks[4:13]
     assert {b.steps for b in cycle} == {5}, "at least 0.15 s"
     assert [b.phases for b in cycle] == [False, True, False, False, False, True, False, False, False]
-    assert [b.phases for b in blocks[4:] if b.few] == [True] * sum(b.few for b in blocks)
+    assert [b.phases for b in blocks[4:] if b.target < 0.1] == [True] * sum(b.target < 0.1 for b in blocks)
 
 
 def test_small_batches_and_a_mode_alone() -> None:
@@ -119,7 +118,7 @@ def test_modes_are_compared_with_the_dense_step_of_their_own_cycle() -> None:
             (block("partial", 0.1, cycle), Timing(2.0 * slow, 0.1 + cycle / 100, selecting, dense_share=0.2 * cycle))
         )
         samples.append((block("mask", 0.35, cycle), Timing(5.0 * slow, 0.35)))
-        samples.append((block("subset", 0.02, cycle, few=True), Timing(1.5 * slow, 0.02, scoring_seconds=0.9 * slow)))
+        samples.append((block("subset", 0.02, cycle), Timing(1.5 * slow, 0.02, scoring_seconds=0.9 * slow)))
     assert curve_of(samples, None) == (StepAt(1.0, 8.0),)
     (partial,) = curve_of(samples, "partial")
     assert partial.rate == pytest.approx(0.11)
@@ -140,7 +139,7 @@ def test_blocks_slowed_by_phases_stand_back_behind_plain_ones() -> None:
         (block(None, 1.0, 0, phases=False), Timing(1.0, peak_bytes=10)),
         (block(None, 1.0, 0), Timing(3.0, peak_bytes=99, phases=Phases(0.5, 1.0, 1.0, 0.5))),
         (block("partial", 0.1, 0, phases=False), Timing(0.5, 0.1, peak_bytes=7)),
-        (block("subset", 0.02, 0, few=True), Timing(1.0, 0.02, scoring_seconds=0.4)),
+        (block("subset", 0.02, 0), Timing(1.0, 0.02, scoring_seconds=0.4)),
     ]
     facts = summarize(samples, {}, batch_size=100)
     assert facts.dense == StepAt(1.0, 1.0, 10)

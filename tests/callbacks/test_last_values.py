@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_ast import EnergyMonitor, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.callbacks import QuarantineError
 from lightning_ast.report import read_runs
-from lightning_ast.report.summary import summarize
+from lightning_ast.report.page import summarize
 from tests.helpers.data import Digits, loader
 from tests.helpers.logs import Meter, Points, scalars, table
 from tests.helpers.modules import Trained

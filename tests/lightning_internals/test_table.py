@@ -12,9 +12,10 @@ from lightning.fabric.utilities import data
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
 
-from lightning_ast.lightning_internals.table import PRIVATE_NAMES, PrivateName, missing_names
+from lightning_ast.lightning_internals.table import PRIVATE_NAMES, PrivateName
+from tests.lightning_internals.missing_names import missing_names
 
-NEWEST = "lightning_ast.lightning_internals.table.version"
+NEWEST = "tests.lightning_internals.missing_names.version"
 
 
 @pytest.fixture(scope="module")

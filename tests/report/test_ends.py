@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from lightning_ast.report import read_runs, write_report
 from lightning_ast.report.derive import clip_to_training, last_epoch
-from lightning_ast.report.summary import summarize
+from lightning_ast.report.page import summarize
 from tests.report.conftest import made
 
 EPOCHS = [(1, 0), (3, 0), (5, 1), (7, 1)]

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast.report import Run, read_runs
 from lightning_ast.report.comparison import comparison
-from lightning_ast.report.derive import clip_to_training, training_loss_tag
-from lightning_ast.report.epoch_means import EpochMeans, behind_each, epoch_means
+from lightning_ast.report.derive import EpochMeans, behind_each, clip_to_training, epoch_means, training_loss_tag
 from lightning_ast.report.style import GREY
 from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer

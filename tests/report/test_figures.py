@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from lightning_ast.report import read_runs
 from lightning_ast.report.comparison import comparison
 from lightning_ast.report.costs import costs, has_costs
-from lightning_ast.report.dashboard import dashboard
-from lightning_ast.report.samples import has_samples, samples
+from lightning_ast.report.dashboard import dashboard, has_samples, samples
 from lightning_ast.report.series import Run
-from lightning_ast.report.style import GREY, drawing, joule_unit, label, new_figure, png, second_unit
+from lightning_ast.report.style import GREY, drawing, label, new_figure, png, unit_of
 from tests.report.conftest import long_run, made
 
 TITLES = ["Accuracy", "Training loss", "Activation rate", "Savings", "Threshold", "Significance"]
@@ -241,8 +240,8 @@ def test_any_name_can_be_drawn() -> None:
 
 
 def test_units_keep_the_numbers_small() -> None:
-    assert [second_unit(s).name for s in (1, 299, 301, 10_800)] == ["seconds", "seconds", "minutes", "hours"]
-    assert [joule_unit(j).name for j in (1, 2999, 3000, 5e6)] == ["joules", "joules", "kilojoules", "megajoules"]
+    assert [unit_of("seconds", s)[0] for s in (1, 299, 301, 10_800)] == ["seconds", "seconds", "minutes", "hours"]
+    assert [unit_of("joules", j)[0] for j in (1, 2999, 3000, 5e6)] == ["joules", "joules", "kilojoules", "megajoules"]
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 6, 9, 10, 15, 39, 99, 100, 350, 999])

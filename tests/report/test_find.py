@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_ast.errors import ReportError
-from lightning_ast.report.find import find_runs, run_names
+from lightning_ast.report.files import find_runs, run_names
 
 
 def table(folder: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from lightning_ast.cli import main
 from lightning_ast.errors import ReportError
 from lightning_ast.report import write_report
-from lightning_ast.report.output import write_files
+from lightning_ast.report.write import write_files
 
 FOREIGN = b"<!DOCTYPE html><html><body>mine, of lightning-ast report</body></html>"
 

@@ -15,8 +15,7 @@ import pytest
 from lightning_ast.errors import ReportError
 from lightning_ast.report import read_runs, write_report
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.page import table
-from lightning_ast.report.summary import reference, summarize
+from lightning_ast.report.page import reference, summarize, table
 from lightning_ast.report.write import file_stems
 from tests.report.conftest import made
 
@@ -215,7 +214,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("comparison", "costs", "dashboard", "samples", "style"):
+    for name in ("comparison", "costs", "dashboard", "style"):
         monkeypatch.delitem(sys.modules, f"lightning_ast.report.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ReportError, match=r"matplotlib.*pip install 'lightning-ast\[report\]'"):

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_ast.errors import ReportError
 from lightning_ast.report import Run, read_runs
+from lightning_ast.report.page import summarize
 from lightning_ast.report.runs import read_logs, session_offsets, undone_from
-from lightning_ast.report.summary import summarize
 from tests.report.conftest import EPOCHS, PARTS, train
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from lightning_ast.report.summary import reference, relative, summarize
+from lightning_ast.report.page import reference, summarize
 from tests.report.conftest import made
 
 EPOCH = [(0, 0), (1, 0), (2, 1), (3, 1)]
@@ -45,8 +43,3 @@ def test_the_reference_is_the_longest_dense_run() -> None:
     assert reference([short, sparse, long]) is long
     assert reference([sparse, sparse]) is None
     assert reference([long]) is None  # nothing to hold against it
-
-
-def test_relative_to_nothing_is_nothing() -> None:
-    assert relative(3.0, 2.0) == pytest.approx(1.5)
-    assert relative(3.0, None) is relative(None, 3.0) is relative(3.0, 0.0) is None

@@ -7,23 +7,19 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from lightning.pytorch.callbacks import TQDMProgressBar
 from matplotlib.figure import Figure
 
 import lightning_ast.report
-from lightning_ast.callbacks.two_stage import Stage as CallbackStage
 from lightning_ast.cli import main
 from lightning_ast.report import Run, write_report
 from lightning_ast.report.comparison import comparison
 from lightning_ast.report.costs import costs, has_costs
 from lightning_ast.report.dashboard import dashboard
-from lightning_ast.report.epoch_means import behind_each, epoch_means
-from lightning_ast.report.series import STAGES, Stage
+from lightning_ast.report.derive import behind_each, epoch_means
 from lightning_ast.report.style import GREY
-from lightning_ast.schedule import STAGE_CODES
 from lightning_ast.words import percent, readable
 from tests.helpers.modules import PlainNet
 from tests.helpers.training import quiet_trainer
@@ -44,11 +40,6 @@ def grey(figure: Figure) -> str:
     )
 
 
-def test_its_copies_of_the_librarys_words_are_right() -> None:
-    assert {stage: code for code, stage in STAGES.items()} == STAGE_CODES
-    assert get_args(Stage) == get_args(CallbackStage)
-
-
 def test_it_needs_neither_torch_nor_lightning() -> None:
     """They take seconds to import, which is more than a report of a run takes."""
     for path in Path(lightning_ast.report.__file__).parent.glob("*.py"):
@@ -57,7 +48,7 @@ def test_it_needs_neither_torch_nor_lightning() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 assert name.split(".")[0] not in ("torch", "lightning"), path
-                light = ("config_mark", "errors", "mode_facts", "whole_file", "words")
+                light = ("config_mark", "errors", "mode_facts", "schedule", "whole_file", "words")
                 is_light = name == "lightning_ast" or name.removeprefix("lightning_ast.") in light
                 assert is_light or not re.match(r"lightning_ast(?!\.report)", name), path
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import Slicer, leaves_of
-from lightning_ast.core.batch.listing import first_floats, listings_of, samples_of
 from lightning_ast.core.batch.rows import all_finite, finite_rows, holds_floats, is_plain, replace_samples
+from lightning_ast.core.batch.samples import first_floats, listings_of, samples_of
 from lightning_ast.errors import BatchError
 
 __all__ = ["find_finite", "replace_in_batch"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["Dependence", "GraphNode", "Record", "Records", "changed_places", "compare", "shape_of"]
+__all__ = ["Dependence", "GraphNode", "Record", "Records", "changed_places", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
 _RELATIVE_NOISE = 1e-6  # of the largest value: kernels may round differently
@@ -63,7 +63,7 @@ class Record:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self.pair is not None:
             real, shadow = self.pair
-            found = replace(compare(real, shadow), picked=self.picked)
+            found = replace(_compare(real, shadow), picked=self.picked)
             hidden = found.independent and not bool(real.isfinite().all())  # NaN or infinity in both hides the rest
             self.found = None if hidden else found
             self.known = not hidden
@@ -72,12 +72,6 @@ class Record:
             profiles = tuple(torch.zeros(size, dtype=torch.float64) for size in self.shape)
             self.found = Dependence(self.shape, profiles, independent=True, touched=False)
         return self.found
-
-    def forget(self) -> None:
-        """Drop the tensors without a comparison."""
-        if self.pair is not None:
-            self.pair = None
-            self.known = False
 
 
 class Records:
@@ -147,7 +141,8 @@ class Records:
     def clear(self) -> None:
         """Drop all tensors."""
         for record in list(self._held.values()):
-            record.forget()
+            record.known = record.known and record.pair is None  # its tensors go without a comparison
+            record.pair = None
         self._held.clear()
         self._by_memory.clear()
         self._unused.clear()
@@ -176,7 +171,7 @@ def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
     return shape if all(type(size) is int for size in shape) else None
 
 
-def compare(real: Tensor, shadow: Tensor) -> Dependence:
+def _compare(real: Tensor, shadow: Tensor) -> Dependence:
     """Measure where a tensor and its shadow differ."""
     shape = tuple(real.shape)
     box = _box(real != shadow)  # the rest of a large tensor need not be looked at

@@ -7,7 +7,6 @@ the loss part: it may be of any form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -195,7 +194,14 @@ class _Walk:
         self._inner = inner
         self.plan = _Plan()
         self.entered: _Entered = {}
-        _visit(loss, self._decide)
+        pending: list[Node] = [] if loss.grad_fn is None else [loss.grad_fn]
+        seen = set(pending)  # marked when they are found: a plan is followed in this very order
+        while pending:
+            node = pending.pop()
+            for verdict, (child, _) in zip(self._decide(node), node.next_functions, strict=True):
+                if verdict == "walk" and child is not None and child not in seen:
+                    seen.add(child)
+                    pending.append(child)
 
     def _decide(self, node: Node) -> tuple[Verdict, ...]:
         # An edge is entered, passed by, or walked on; what lies behind an entry is the network's own affair.
@@ -241,43 +247,29 @@ def _entries(entered: _Entered, batch_size: int, assignments: Assignments) -> tu
 
 def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments) -> Found | None:
     """Follow a proved walk; return None where this graph has another form, or its sizes do not fit."""
-    steps = iter(plan.steps)
+    pending = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen = set(pending)
     layouts = iter(plan.layouts)
     entered: _Entered = {}
-
-    def decide(node: Node) -> tuple[Verdict, ...] | None:
-        name, planned = next(steps, ("", ()))
-        following = node.next_functions
-        if name != form_of(node) or len(planned) != len(following):  # at the first difference the plan is of no use
-            return None
+    for name, planned in plan.steps:
+        node = pending.pop() if pending else None
+        following = () if node is None else node.next_functions
+        if node is None or name != form_of(node) or len(planned) != len(following):
+            return None  # at the first difference the plan is of no use
         for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
-            if verdict != "pass" and child is None:
+            if verdict == "pass":
+                continue
+            if child is None:
                 return None
             if verdict == "enter":
                 layout, child_name, nested = next(layouts)
-                if child is None or form_of(child) != child_name:
+                if form_of(child) != child_name:
                     return None
                 entered.setdefault((child, output_nr), (layout, nested, []))[2].append((node, position))
-        return planned
-
-    # Nodes that are left over belong to a part that this graph lacks, as a term that starts later.
-    if not _visit(loss, decide) or next(steps, None) is not None:
+            elif child not in seen:
+                seen.add(child)
+                pending.append(child)
+    if pending:  # they belong to a part that the plan lacks, as a term that starts later
         return None
     entries = _entries(entered, batch_size, assignments)
     return Found(entries) if len(entries) == len(entered) else None
-
-
-def _visit(loss: Tensor, decide: Callable[[Node], tuple[Verdict, ...] | None]) -> bool:
-    """Visit the nodes of the loss part; stop and return False at one for which there is no decision."""
-    pending: list[Node] = [] if loss.grad_fn is None else [loss.grad_fn]
-    seen = set(pending)  # marked when they are found: a plan is followed in this very order
-    while pending:
-        node = pending.pop()
-        verdicts = decide(node)
-        if verdicts is None:
-            return False
-        for verdict, (child, _) in zip(verdicts, node.next_functions, strict=True):
-            if verdict == "walk" and child is not None and child not in seen:
-                seen.add(child)
-                pending.append(child)
-    return True

@@ -80,16 +80,12 @@ def _linear_class_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     return _class_rule(F.cross_entropy, {"input": logits, "ignore_index": ignore, **alike})
 
 
-def _probability_rule(func: Callable[..., Tensor], call: Call) -> Elements:
-    """Take binary_cross_entropy apart; it is given probabilities, and the significance wants logits."""
-    values = _unreduced(func, call)
-    logits = torch.logit(call["input"].detach(), eps=1e-6)  # finite also for probabilities of 0 and 1
-    return Elements(values, values.numel(), logits, call["target"], "binary")
-
-
 def _binary_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     values = _unreduced(func, call)
-    return Elements(values, values.numel(), call["input"], call["target"], "binary")
+    logits = call["input"]
+    if func is F.binary_cross_entropy:  # it is given probabilities, and the significance wants logits
+        logits = torch.logit(logits.detach(), eps=1e-6)  # finite also for probabilities of 0 and 1
+    return Elements(values, values.numel(), logits, call["target"], "binary")
 
 
 def _kl_rule(func: Callable[..., Tensor], call: Call) -> Elements:
@@ -126,7 +122,7 @@ def _first_two_rule(func: Callable[..., Tensor], call: Call) -> Elements:
 RULES: dict[Callable[..., Any], Rule] = {
     F.cross_entropy: _class_rule,
     F.nll_loss: _class_rule,
-    F.binary_cross_entropy: _probability_rule,
+    F.binary_cross_entropy: _binary_rule,
     F.binary_cross_entropy_with_logits: _binary_rule,
     F.multilabel_soft_margin_loss: _binary_rule,
     F.kl_div: _kl_rule,

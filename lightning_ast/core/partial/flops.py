@@ -27,19 +27,8 @@ _COMPOSED = DispatchKey.CompositeImplicitAutograd
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows the dispatch modes around it the row-sized ops of a partial backward.
 
-    A mode such as torch's FlopCounterMode sees a row gradient's full shape and reports a dense backward. With this one
-    inside, it sees the ops that are run in its place.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.flop_counter import FlopCounterMode
-        >>> from lightning_ast.core import select_rows
-        >>> losses = torch.nn.Linear(8, 8)(torch.randn(10, 8)).square().sum(1)
-        >>> loss = select_rows(losses, torch.tensor([4]))
-        >>> with FlopCounterMode(display=False) as counter, RowOps():
-        ...     loss.backward()
-        >>> counter.get_total_flops()  # of the weight's gradient: 2 * 8 * 8 for 1 of 10 rows
-        128
+    A mode such as torch's FlopCounterMode sees a row gradient's full shape and reports a dense backward. In ``with
+    FlopCounterMode() as counter, RowOps(): loss.backward()`` it sees the ops that are run in its place.
     """
 
     def __init__(self) -> None:

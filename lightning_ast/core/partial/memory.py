@@ -81,10 +81,6 @@ class GradientMemory(Tensor):
                 gradient.rows.dense_ops[reason] += 1
         return shared.plain.as_strided(self.shape, self.stride())
 
-    def may_be_written(self) -> bool:
-        """Tell whether a view of it may be written to: it may in the formula that made it, and in the user's code."""
-        return not in_formula() or _formula() == self.shared.formula
-
     def _write(self, source: Any) -> bool:
         """Copy a row gradient in; False where it would not replace all that is there."""
         shape = tuple(self.shape)
@@ -120,7 +116,8 @@ class GradientMemory(Tensor):
         if func._schema.is_mutable:  # a write that no rule can keep in rows
             go_dense(func, (memory.ordinary(str(func)), *rest), kwargs)
             return memory
-        written = is_view(func) and memory.may_be_written()
+        # What is taken as a view may be written to: by the formula that made the memory, and by the user's code.
+        written = is_view(func) and (not in_formula() or _formula() == memory.shared.formula)
         return func(memory.ordinary(str(func)) if written else memory.content(), *rest, **kwargs)
 
 

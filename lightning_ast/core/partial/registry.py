@@ -9,21 +9,21 @@ from typing import Any, TypeAlias
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "OpArgs", "OpKwargs", "Rule", "has_rule", "is_view", "overload", "rule", "runs_by_parts"]
+__all__ = ["RULES", "OpArgs", "OpKwargs", "has_rule", "is_view", "rule", "runs_by_parts"]
 
 # Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
 OpArgs: TypeAlias = tuple[Any, ...]
 OpKwargs: TypeAlias = dict[str, Any]
 
-Rule = Callable[..., Any]
+_Rule = Callable[..., Any]
 """``(op, *args, **kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented``
 where they cannot be taken row by row."""
 
-RULES: dict[OpOverload, Rule] = {}
+RULES: dict[OpOverload, _Rule] = {}
 """Filled by the modules of :mod:`lightning_ast.core.partial.rules`."""
 
 
-def overload(name: str) -> OpOverload | None:
+def _overload(name: str) -> OpOverload | None:
     """Find ATen's ``"op"`` or ``"op.overload"``; return None where this torch has none of that name."""
     base, _, variant = name.partition(".")
     packet = getattr(torch.ops.aten, base, None)
@@ -32,25 +32,25 @@ def overload(name: str) -> OpOverload | None:
 
 def has_rule(name: str) -> bool:
     """Tell whether there is a rule for an op, by its name as a counter of dense ops has it: ``aten.add.Tensor``."""
-    return overload(name.removeprefix("aten.")) in RULES
+    return _overload(name.removeprefix("aten.")) in RULES
 
 
-def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[Rule], Rule]:
+def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[_Rule], _Rule]:
     """Register the decorated function for these ATen ops; a name that this torch does not have is passed over.
 
     With ``on_rows`` the function is asked only where the first argument still holds the selected rows alone, in
     dimension ``dim`` (None: in any).
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: _Rule) -> _Rule:
         @wraps(function)
         def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
-            place = getattr(first, "place", None)
+            place = getattr(first, "place", None)  # None where it has become a full tensor, or is an ordinary one
             fits = place is not None and dim in (None, place.dim)
             return function(func, first, *args, **kwargs) if fits else NotImplemented
 
         entry = guarded if on_rows else function
-        RULES.update({op: entry for op in map(overload, names) if op is not None})
+        RULES.update({op: entry for op in map(_overload, names) if op is not None})
         return function
 
     return register

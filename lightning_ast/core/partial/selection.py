@@ -37,6 +37,7 @@ class _KeepRows(torch.autograd.Function):
         if torch.is_grad_enabled() or indices.numel() >= ctx.size:  # a second derivative is wanted; nothing to save
             full: Tensor = data.new_zeros(ctx.size).index_add(0, indices, data)
             return full, None, of_factors, None, None
+        # From here on every derivative formula finds a RowGradient, as behind the gate.
         rows = Rows(indices, ctx.size, batchnorm=ctx.batchnorm, dense_ops=ctx.dense_ops)
         # A gradient of the user's may hold the rows long after this backward, but not all that was gathered in it.
         Variable._execution_engine.queue_callback(rows.forget)

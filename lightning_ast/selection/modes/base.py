@@ -26,19 +26,7 @@ __all__ = ["FitParts", "SelectionMode"]
 
 @dataclass(frozen=True, kw_only=True)
 class FitParts:
-    """The parts of a fit that a mode works with.
-
-    Attributes:
-        owner: The selection callback.
-        trainer: The trainer of the fit.
-        module: The LightningModule that is trained.
-        settings: What the fit selects by.
-        selector: The gate, its controller and its target.
-        processes: The distributed processes of the run.
-        watchers: The other callbacks that are told of each batch.
-        decision: Scores and selects.
-        gating: Finds where the gradient enters the network, and puts the gate there.
-    """
+    """The parts of a fit that a mode works with; ``owner`` is the selection callback."""
 
     owner: Callback
     trainer: pl.Trainer
@@ -52,23 +40,13 @@ class FitParts:
 
 
 class SelectionMode(ABC):
-    """How the selections of a fit are executed: what :class:`~lightning_ast.selection.session.Session` asks of a mode.
+    """What :class:`~lightning_ast.selection.session.Session` asks of a mode, in the order in which it asks."""
 
-    Args:
-        parts: The parts of the fit.
-
-    Attributes:
-        name: The value of ``SparseSelectionCallback(mode=...)``.
-        execution: How the backward behind the gate is computed.
-    """
-
-    name: ClassVar[Mode]
-    execution: ClassVar[Execution] = "mask"
+    name: ClassVar[Mode]  # the value of SparseSelectionCallback(mode=...)
+    execution: ClassVar[Execution] = "mask"  # of the backward behind the gate
 
     def __init__(self, parts: FitParts) -> None:
         self._parts = parts
-
-    # ------------------------------------------------------------------ once in a fit
 
     @abstractmethod
     def attach(self) -> None:
@@ -76,17 +54,11 @@ class SelectionMode(ABC):
 
     @abstractmethod
     def start_training(self) -> list[str]:
-        """Prepare for the first batch; everything that Lightning sets up is there.
-
-        Returns:
-            What is wrong with the configuration and is known only now.
-        """
+        """Prepare for the first batch, and find what is wrong with the configuration and is known only now."""
 
     @abstractmethod
     def detach(self) -> None:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
-
-    # ------------------------------------------------------------------ for each batch, in this order
 
     @abstractmethod
     def stage(self, batch_idx: int) -> Stage:
@@ -94,13 +66,7 @@ class SelectionMode(ABC):
 
     @abstractmethod
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
-        """Return what is to be done with a batch.
-
-        Args:
-            stage: The stage of the batch.
-            size: The number B of its samples.
-            indices: ``(B,)`` dataset indices, or None where they are not known.
-        """
+        """Return what is to be done with a batch; its dataset indices are ``(B,)``, where they are known."""
 
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:  # noqa: B027 - most modes need none
         """Do what comes ahead of the training step; samples that are not finite have been replaced by others."""
@@ -113,13 +79,9 @@ class SelectionMode(ABC):
         """Let go of a batch; None stands for one that was not trained on."""
 
     def coverage(self, step: StepState) -> float | None:
-        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1].
-
-        It is None where a plan is of an older release, which did not know it.
-        """
+        """Return the share of the significance of a batch, or of its planned epoch, that is trained on, in [0, 1]."""
+        # None where a plan is of an older release, which did not know it.
         return self._parts.selector.coverage if step.selects or step.facts.is_planned else 1.0
-
-    # ------------------------------------------------------------------ whenever it is asked for
 
     @abstractmethod
     def stages_ahead(self, epoch: int) -> list[Stage] | None:

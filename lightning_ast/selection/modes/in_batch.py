@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
+from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.run_length import Point
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.resume import Resumption
-from lightning_ast.selection.stages import stages_from
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
 __all__ = ["InBatchMode"]
@@ -55,7 +57,13 @@ class InBatchMode(SelectionMode):
 
     def stages_ahead(self, epoch: int) -> list[Stage] | None:
         """List the stages of the epochs from this one on; None in a run without an end that is known."""
-        return stages_from(epoch, self._parts.settings.schedule_of(self._trainer), self._trainer)
+        run = run_length(self._trainer)
+        if run.epochs is None:
+            return None
+        schedule = self._parts.settings.schedule_of(self._trainer)
+        now = self._trainer.global_step
+        middles = (each + 0.5 for each in range(epoch, math.ceil(run.epochs)))
+        return [schedule.stage(Point(middle, run.steps_at(middle) or now), run) for middle in middles]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data and the random state of all processes."""

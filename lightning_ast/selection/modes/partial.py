@@ -6,9 +6,10 @@ computes the backward of every layer over its rows.
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.selection.modes.in_batch import InBatchMode
-from lightning_ast.selection.notices import warn_of_compiled
 
 __all__ = ["PartialMode"]
 
@@ -22,5 +23,8 @@ class PartialMode(InBatchMode):
     def start_training(self) -> list[str]:
         """Warn where a compiled region takes the savings away."""
         if compiled_parts(self._parts.module):
-            warn_of_compiled()
+            rank_zero_warn(
+                "lightning-ast: a part of the module is compiled with torch.compile. mode='partial' is exact there, "
+                "but runs the compiled region's whole backward: use mode='subset', or leave the network uncompiled."
+            )
         return super().start_training()

@@ -16,18 +16,13 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
-from lightning_ast.selection.settings import steps_of_pruned_epochs
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
 __all__ = ["PruneMode"]
 
 
 class PruneMode(SelectionMode):
-    """Trains on whole batches of the samples that the epoch's plan has selected, and remembers their significance.
-
-    Attributes:
-        epochs: The plans of the epochs.
-    """
+    """Trains on whole batches of the samples that the epoch's plan has selected, and remembers their significance."""
 
     name = "prune"
 
@@ -39,7 +34,7 @@ class PruneMode(SelectionMode):
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
             parts.processes,
-            steps_of_pruned_epochs(parts.settings),
+            parts.settings.steps_of_pruned_epochs,
         )
 
     def attach(self) -> None:
@@ -62,11 +57,7 @@ class PruneMode(SelectionMode):
         return self.epochs.epoch.stage
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
-        """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan.
-
-        Raises:
-            ConfigurationError: The batch does not hold the samples that were to be loaded.
-        """
+        """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan."""
         planned = self.epochs.next_batch(size, indices)
         observe = self.epochs.observer_of(planned)
         facts = BatchFacts(
@@ -94,8 +85,6 @@ class PruneMode(SelectionMode):
     def stages_ahead(self, epoch: int) -> list[Stage] | None:
         """List the stages of the epochs from this one on."""
         return self.epochs.run.stages_from(epoch)
-
-    # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Return scores, plan and random state of all processes."""

@@ -6,6 +6,7 @@ spares, batches are not scored but trained on whole, and one of many shows wheth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lightning_ast.core.batch.samples import select_batch
 from lightning_ast.errors import BatchError
-from lightning_ast.lightning_internals.class_patch import method_of
+from lightning_ast.lightning_internals.class_patch import method_of, put_on
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import cost_share
 from lightning_ast.schedule import Stage
@@ -27,9 +28,7 @@ from lightning_ast.words import counted
 
 __all__ = ["SubsetMode"]
 
-_MISSING = object()
-_SCORED_EVERY = 16
-"""Sparse batches of which one is scored while scoring does not pay."""
+_SCORED_EVERY = 16  # sparse batches of which one is scored while scoring does not pay
 
 
 class SubsetMode(InBatchMode):
@@ -41,40 +40,25 @@ class SubsetMode(InBatchMode):
         super().__init__(parts)
         self._module = parts.module
         self._training_step = parts.module.training_step
-        self._replaced: Any = _MISSING
-        self._is_wrapped = False
+        self._unwrap: Callable[[], None] | None = None
         self._has_sliced = False
         self._part: Part | None = None
         self._score: ScoringPass | None = None
         self._gating = parts.gating
         self._decision = parts.decision
 
-    # ------------------------------------------------------------------ the training step
-
     def attach(self) -> None:
         """Wrap the training step."""
-        self.wrap()
+        method = method_of(self._module, "training_step", self._training_step, self._run)
+        self._unwrap = put_on(self._module, "training_step", method)
 
     def detach(self) -> None:
         """Take the wrapper off. Safe to call twice."""
-        self.unwrap()
-        super().detach()
-
-    def wrap(self) -> None:
-        """Put the wrapper on the instance."""
-        self._replaced = self._module.__dict__.get("training_step", _MISSING)
-        method = method_of(self._module, "training_step", self._training_step, self._run)
-        self._module.__dict__["training_step"] = method
-        self._is_wrapped = True
-
-    def unwrap(self) -> None:
-        """Take the wrapper off; the instance is as it was. Safe to call twice."""
-        if self._is_wrapped:
-            del self._module.__dict__["training_step"]
-            if self._replaced is not _MISSING:
-                self._module.__dict__["training_step"] = self._replaced
-        self._is_wrapped = False
+        if self._unwrap is not None:
+            self._unwrap()
+        self._unwrap = None
         self._part = None
+        super().detach()
 
     def _run(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         part = self._part
@@ -104,8 +88,6 @@ class SubsetMode(InBatchMode):
         )
         return super().start_training()
 
-    # ------------------------------------------------------------------ a batch
-
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what is to be done with a batch: where scoring it does not pay, it is trained on whole."""
         step = super().open_batch(stage, size, indices)
@@ -127,7 +109,7 @@ class SubsetMode(InBatchMode):
         with ExitStack() as sections:
             for watcher in self._parts.watchers:
                 sections.enter_context(watcher.scoring())
-            scored = self._score(batch, batch_idx, step.batch_size)
+            scored = self._score(batch, batch_idx, step.batch_size, labels=self._gating.labels_wanted)
         if not step.selects:
             return
         if scored is None:

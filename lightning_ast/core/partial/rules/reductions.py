@@ -63,6 +63,7 @@ def _matmul(func: OpOverload, left: Any, right: Any) -> Any:
         kept = True
     elif not kept:  # summed over the rows
         other = gradient.rows_of(other, other.dim() - 2 if first else other.dim() - 1)
+    # Python's own bindings are faster to call than the dispatcher's.
     product = torch.mm if left.dim() == 2 else torch.bmm
     out = product(gradient.data_rows, other) if first else product(other, gradient.data_rows)
     return gradient.like(out) if kept else out

@@ -51,5 +51,6 @@ def _sampled(func: OpOverload, gradient: HeldRows, value: Tensor, *rest: Any) ->
 def _upsample(func: OpOverload, gradient: HeldRows, out_size: list[int], in_size: list[int], *rest: Any) -> Any:
     if in_size[0] != gradient.shape[0]:
         return NotImplemented
+    # The sizes of the input are an argument of their own, and begin with the number of samples.
     rows = gradient.packed()
     return gradient.moved(func(rows, out_size, [rows.shape[0], *in_size[1:]], *rest), 0)

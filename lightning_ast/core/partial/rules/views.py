@@ -30,6 +30,7 @@ def _reshaped(place: Place, shape: tuple[int, ...], batch_size: int) -> tuple[Pl
         return None
     if -1 in new:
         new[new.index(-1)] = math.prod(old) // -math.prod(new)
+    # One of the new dimensions has to hold all samples whole; what lies outside and inside them may be split or joined.
     outside = math.prod(old[: place.dim]) * place.pre
     inside = math.prod(old[place.dim + 1 :]) * place.post
     for dim, size in enumerate(new):
@@ -99,6 +100,7 @@ def _squeeze(func: OpOverload, gradient: HeldRows, dim: int | Sequence[int] | No
 @lru_cache(maxsize=8192)
 def _squeezed(place: Place, dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """List the dimensions that go, and tell where the samples lie afterwards."""
+    # The samples' dimension stays even where the full tensor has a size of 1 there: the rows would lose their place.
     ndim = len(place.shape)
     at = place.dim
     gone = sorted({d for d in (d % ndim for d in dims) if place.shape[d] == 1 and d != at})
@@ -148,6 +150,7 @@ def _split(func: OpOverload, gradient: HeldRows, sizes: int | Sequence[int], dim
     while ends[-1] < gradient.place.size:
         size = sizes if isinstance(sizes, int) else sizes[len(ends) - 1]
         ends.append(min(ends[-1] + size, gradient.place.size))
+    # Along the samples it may split at whole batches alone, which were joined before: views of the batch.
     parts = [_groups(gradient, start, end) for start, end in itertools.pairwise(ends)]
     return NotImplemented if any(part is None for part in parts) else parts
 

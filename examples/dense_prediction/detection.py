@@ -1,0 +1,114 @@
+"""Detect clothes on a canvas with torchvision's RetinaNet: lists of images, a dictionary of losses.
+
+    python examples/dense_prediction/detection.py --method ours
+
+Each image holds one or two pieces of Fashion-MNIST; the boxes are those of their pixels.
+"""
+
+import argparse
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import box_iou
+
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.demo.data import load_images
+from lightning_ast.recipes import CLOTHING_KINDS, QUIET, counting, make_scenes, one_cycle, work_share
+
+METHODS = ("dense", "shortened", "ours")
+EPOCHS = 8
+SHORTENED = 0.91  # of the dense run's steps: the work of "ours"
+TRAIN_IMAGES = 320
+TEST_IMAGES = 100
+SIZE = 48  # pixels
+SCORE = 0.3  # the least score of a detection that counts
+
+
+def backbone(width=24):
+    """Return three strided convolutions: one map of 6 x 6 places for an image of 48 x 48 pixels."""
+    layers = []
+    for before, after in ((1, width), (width, 2 * width), (2 * width, 2 * width)):
+        layers += [nn.Conv2d(before, after, 3, 2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
+    net = nn.Sequential(*layers)
+    net.out_channels = 2 * width
+    return net
+
+
+class Detector(L.LightningModule):
+    """torchvision's detector as in its tutorial: the losses are added up."""
+
+    def __init__(self, lr: float = 2e-3):
+        super().__init__()
+        anchors = AnchorGenerator(((14, 20, 28),), ((0.5, 1.0, 2.0),))
+        size = {"min_size": SIZE, "max_size": SIZE, "image_mean": [0.2], "image_std": [0.3]}
+        self.model = RetinaNet(backbone(), num_classes=4, anchor_generator=anchors, detections_per_img=20, **size)
+        self.lr = lr
+        self.found = 0  # true boxes that were found
+        self.boxes = 0  # true boxes and detections
+
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        return sum(self.model(images, targets).values())
+
+    def test_step(self, batch, batch_idx):
+        images, targets = batch
+        for detection, target in zip(self.model(images), targets, strict=True):
+            sure = detection["scores"] > SCORE
+            same = detection["labels"][sure][:, None] == target["labels"]
+            hits = (box_iou(detection["boxes"][sure], target["boxes"]) >= 0.5) & same
+            self.found += int(hits.any(0).sum())
+            self.boxes += int(sure.sum()) + len(target["labels"])
+
+    def configure_optimizers(self):
+        return one_cycle(self, torch.optim.AdamW(self.parameters(), lr=self.lr))
+
+
+def samples(images, labels, count, seed):
+    """Make scenes of one or two pieces, whose classes are the kinds of clothing."""
+    return make_scenes(images, CLOTHING_KINDS[labels], count=count, seed=seed, size=SIZE, most_objects=2)
+
+
+def pairs_of_lists(scenes):
+    """Return a list of images and a list of dictionaries, as torchvision's detectors take them."""
+    return [s.image for s in scenes], [{"boxes": s.boxes, "labels": s.labels} for s in scenes]
+
+
+def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
+    """Train once; return the F1 score of the boxes at an overlap of 0.5, and the work as a share of dense."""
+    images = load_images("fashion_mnist", root)
+    train_set = samples(images.train_images, images.train_labels, TRAIN_IMAGES, seed=0)
+    test_set = samples(images.test_images, images.test_labels, TEST_IMAGES, seed=1)
+    sparse = [
+        SparseSelectionCallback(mode="prune", target_coverage=0.9, prune_steps="follow"),  # batches are small
+        TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1),
+    ]
+    callbacks = sparse if method == "ours" else [counting()]
+    loader = DataLoader(train_set, batch_size=8, shuffle=True, drop_last=True, collate_fn=pairs_of_lists)
+    steps = round(SHORTENED * EPOCHS * len(loader)) if method == "shortened" else max_steps
+    L.seed_everything(seed, verbose=False)
+    trainer = L.Trainer(max_epochs=EPOCHS, max_steps=steps, callbacks=callbacks, **QUIET)
+    model = Detector()
+    trainer.fit(model, loader)
+    trainer.test(model, DataLoader(test_set, batch_size=50, collate_fn=pairs_of_lists), verbose=False)
+    return {
+        "f1_at_half_overlap": 2 * model.found / model.boxes,
+        "work": work_share(trainer, length=SHORTENED if method == "shortened" else 1),
+    }
+
+
+def main() -> None:
+    """Read the arguments, train, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=METHODS, default="ours")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
+    parser.add_argument("--root", default="data", help="a folder with Fashion-MNIST")
+    print(train(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
