@@ -9,10 +9,10 @@ import lightning as L
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo import ImageData, SimpleCNN
-from lightning_ast.recipes import at_random, diversity, easiest, entropy, hardest, margin
+from lightning_ast.recipes import chance, diversity, easiest, entropy, hardest, margin
 
 RULES = {
-    "random": at_random,
+    "random": chance,
     "easiest": easiest,
     "hardest": hardest,
     "entropy": entropy,

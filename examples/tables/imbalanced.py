@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.significance import el2n
 from lightning_ast.demo.data import load_images
-from lightning_ast.recipes import at_random
+from lightning_ast.recipes import chance
 
 METHODS = ("dense", "shortened", "random", "ours", "floor", "dense_even", "ours_even")
 EPOCHS = 15
@@ -95,7 +95,7 @@ def selection_for(method: str, labels: Tensor, seed: int) -> SparseSelectionCall
     if method == "random":
         rate = (WORK * EPOCHS - 2) / (EPOCHS - 2)  # the first and the last epoch train on everything
         return SparseSelectionCallback(
-            mode="prune", target_activation_rate=rate, prune_steps="keep", significance=at_random, seed=seed
+            mode="prune", target_activation_rate=rate, prune_steps="keep", significance=chance, seed=seed
         )
     significance = KeepRare(labels.bincount()) if method == "floor" else "gradient"
     return SparseSelectionCallback(mode="prune", target_coverage=0.97, significance=significance, seed=seed)

@@ -2,7 +2,7 @@
 
 from lightning_ast.recipes.comparing import QUIET, chance, counting, one_cycle, work_share
 from lightning_ast.recipes.configured import configured, figures, without_selection
-from lightning_ast.recipes.curriculum import at_random, diversity, easiest, entropy, hardest, margin
+from lightning_ast.recipes.curriculum import diversity, easiest, entropy, hardest, margin
 from lightning_ast.recipes.fine_tuned import FineTunedClassifier, with_new_head
 from lightning_ast.recipes.image_folder import ImageFolderDataModule
 from lightning_ast.recipes.original_rule import OriginalRule
@@ -19,7 +19,6 @@ __all__ = [
     "OriginalRule",
     "Scene",
     "ViT",
-    "at_random",
     "chance",
     "configured",
     "counting",

@@ -10,12 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["at_random", "diversity", "easiest", "entropy", "hardest", "margin"]
-
-
-def at_random(losses: Tensor, *_: Tensor | None) -> Tensor:
-    """Return ones: with the soft gate each sample is as likely as any other."""
-    return torch.ones_like(losses)
+__all__ = ["diversity", "easiest", "entropy", "hardest", "margin"]
 
 
 def hardest(losses: Tensor, *_: Tensor | None) -> Tensor:
@@ -39,7 +34,8 @@ def entropy(losses: Tensor, logits: Tensor | None, *_: Tensor | None) -> Tensor:
 
     Source: B. Settles, Active learning literature survey (2009), section 3.1.
     """
-    return torch.special.entr(_known(logits).softmax(1)).sum(1)
+    terms: Tensor = torch.special.entr(_known(logits).softmax(1))
+    return terms.sum(1)
 
 
 def margin(losses: Tensor, logits: Tensor | None, *_: Tensor | None) -> Tensor:
