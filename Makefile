@@ -5,8 +5,6 @@ READY := .venv/.ready
 WORKERS ?= 2
 DATA ?= data
 OTHERS := build/others
-# a recursion to the limit under a tracer stops pytest itself
-RECURSES := tests/report/test_damaged.py::test_a_configuration_that_cannot_be_read_costs_the_mode_alone[nested]
 PARALLEL := --numprocesses auto --dist worksteal
 
 help:  ## show this help
@@ -53,7 +51,7 @@ check: $(READY)  ## lint, format, types, the tables of the pages against their r
 
 coverage: $(READY)  ## the tests with the share of lines and branches that they run; pages in build/coverage/pages
 	mkdir -p build/coverage
-	$(BIN)/python -m pytest $(PARALLEL) --deselect "$(RECURSES)" --cov --cov-report=term --cov-report=html \
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html \
 	  --cov-report=json:build/coverage/totals.json
 	$(BIN)/python benchmarks/coverage_record.py build/coverage/totals.json
 

@@ -70,8 +70,8 @@ class SparseSelectionCallback(SelectionReadings):
             ``prune`` solves its threshold over the whole data set and needs none.
         min_selected: The fewest samples kept of a batch (in ``prune``: of an epoch): a count, or a share in (0, 1).
         trim: The share of the samples, in [0, 1), that is left out because its significance is the largest: a remedy
-            for wrong labels, which keep a large gradient. Set it a little below the share of labels that you expect to
-            be wrong; right labels that are hard are left out with them.
+            for wrong labels, which keep a large gradient. Set it to about the share of labels that you expect to be
+            wrong; right labels that are hard are left out with them.
         seed: The seed of the gate's own draws; global generators are not touched.
         batchnorm: In ``partial``, the backward of BatchNorm in training mode: ``"selected"`` (over the selected rows,
             an approximation) or ``"exact"`` (full from there on); see :func:`lightning_ast.core.select_rows`.

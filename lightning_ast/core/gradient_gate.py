@@ -62,7 +62,8 @@ def norms_at(
     norms = [row_norms(g, place) for g, place in zip(gradients, places, strict=True) if g is not None]
     if len(norms) < 2:
         return norms[0] if norms else None
-    return torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0)
+    together: Tensor = torch.stack([norm.to(norms[0].device) for norm in norms]).norm(dim=0)
+    return together
 
 
 class BatchGate:

@@ -34,7 +34,8 @@ def entropy(losses: Tensor, logits: Tensor | None, *_: Tensor | None) -> Tensor:
 
     Source: B. Settles, Active learning literature survey (2009), section 3.1.
     """
-    return torch.special.entr(_known(logits).softmax(1)).sum(1)
+    terms: Tensor = torch.special.entr(_known(logits).softmax(1))
+    return terms.sum(1)
 
 
 def margin(losses: Tensor, logits: Tensor | None, *_: Tensor | None) -> Tensor:

@@ -75,8 +75,9 @@ class FineTunedClassifier(ImageClassifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores ``(B, num_classes)``; networks with auxiliary heads give them beside others."""
-        scores: Any = self.net(x)
-        return getattr(scores, "logits", scores)
+        outputs: Any = self.net(x)
+        scores: Tensor = getattr(outputs, "logits", outputs)
+        return scores
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log accuracies and loss."""

@@ -52,9 +52,7 @@ class ScoringPass:
         self._search = search
         self._needs_losses = needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
-        # Once: a walk of the modules takes as long as a small forward.
-        self._modules = [(f"{name}." if name else "", each) for name, each in module.named_modules()]
-        self._traceless = TracelessForward(module)
+        self._list_modules()
         self._metrics = StillMetrics(module)
         self._passed = 0
         self._proved: Found | None = None
@@ -65,6 +63,8 @@ class ScoringPass:
 
         The classes of the samples are looked for where ``labels`` is true.
         """
+        if batch_idx == 0 and len(list(self._module.modules())) != len(self._modules):
+            self._list_modules()  # a network may grow between epochs
         search = self._search
         search.batch = batch
         trace = search.start_trace(batch_size) if search.wants_trace(batch_size) else None
@@ -86,6 +86,11 @@ class ScoringPass:
             search.end_trace(trace)
         search.batch = None
         return scored
+
+    def _list_modules(self) -> None:
+        # Not in every batch: a walk of the modules takes as long as a small forward.
+        self._modules = [(f"{name}." if name else "", each) for name, each in self._module.named_modules()]
+        self._traceless = TracelessForward(self._module)
 
     def _scored(
         self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None, *, read: Taps | None, labels: bool

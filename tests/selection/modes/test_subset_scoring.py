@@ -182,3 +182,18 @@ def test_layers_made_in_setup_are_held_still(digits: Digits) -> None:
     fit(module, loader(digits), half(), max_steps=3)
     assert module.accuracy._update_count == 3
     assert module.norm.num_batches_tracked == 3
+
+
+def test_layers_that_are_added_between_epochs_are_held_still(digits: Digits) -> None:
+    class Growing(PlainNet):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.norm = nn.BatchNorm1d(10, affine=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            scores = self(batch[0])
+            return F.cross_entropy(self.norm(scores) if self.current_epoch else scores, batch[1])
+
+    module = fresh(Growing)
+    fit(module, loader(digits), half(), max_epochs=2, limit_train_batches=3)
+    assert module.norm.num_batches_tracked == 3
