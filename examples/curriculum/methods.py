@@ -57,7 +57,7 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data"
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = SimpleCNN(in_channels=1, image_size=28, width=8)
+    module = SimpleCNN(in_channels=1, image_size=data.images.train_images.shape[-1], width=8)
     trainer.fit(module, datamodule=data)
     accuracy = trainer.test(module, datamodule=data, verbose=False)[0]["val_acc"]
     dense = selection.ledger.flops.dense * steps * data.batch_size
