@@ -60,9 +60,8 @@ class SparseTrainingMonitor(Callback):
 
     Dataset indices are known in mode ``prune``, from the mixin's ``sample_indices``, and for one torch DataLoader over
     a map-style dataset whose ``collate_fn`` is torch's own, or gives back what it gets. Of an epoch that was resumed in
-    its midst, what came before is not in the histograms.
-
-    The samples that are shown are loaded once more, in this process, with random states put back.
+    its midst, what came before is not in the histograms. The samples that are shown are loaded once more, in this
+    process, with random states put back.
 
     Args:
         accuracy: The name of the logged validation accuracy, in [0, 1] or (where it is above 1) in percent; None takes
@@ -72,10 +71,6 @@ class SparseTrainingMonitor(Callback):
         metrics: The names of further logged metrics that the line shows, such as ``"val_top5"`` or ``"ast/threshold"``.
         details: Whether the line also has the wall time of the epoch and the highest memory of the GPU so far, and the
             summary the epochs in which 90, 95 and 99 % of the best accuracy were reached.
-
-    Example:
-        >>> SparseTrainingMonitor(accuracy="val_acc").accuracy
-        'val_acc'
     """
 
     def __init__(

@@ -67,6 +67,7 @@ class Gating:
         self._losses: StepLosses | None = None
         self._open = ExitStack()
         self._has_gated = False
+        self._was_ungated = False
 
     def start_batch(self, step: StepState, batch: Any) -> None:
         """Watch what is needed of the forward that follows."""
@@ -193,8 +194,17 @@ class Gating:
         if trace is not None and trace.failure is None and self.search.is_hopeless and not self._finder.proved:
             raise entry_error((), step.batch_size)
 
+    def finish_fit(self) -> None:
+        """Warn of a fit that ended before it came to the error that says why nothing can be selected."""
+        if self._was_ungated and self.search.attempts and not self._finder.proved:
+            self._warn(
+                "every batch was a dense one: the run ended before it could be proved which rows of the gradient "
+                "belong to which sample. A longer run selects, or stops with an error that tells what to change."
+            )
+
     def count_ungated(self, step: StepState) -> None:
         """Count a batch as a dense one, or as one of equal weights, and warn of it once no trace will follow."""
+        self._was_ungated = True
         if step.part is None:
             step.treatment = Treatment.DENSE
         is_known = self._finder.proved or (self.search.is_exhausted and not self.search.attempts)

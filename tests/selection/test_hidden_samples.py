@@ -62,3 +62,19 @@ def test_a_batch_whose_samples_are_out_of_sight_is_refused(digits: Digits) -> No
     )
     with pytest.raises(EntryError, match="nothing in the graph of the loss was seen to depend on one of the 64"):
         fit(fresh(Net), data, half(), max_epochs=3)
+
+
+def test_a_run_that_ends_before_a_proof_is_told_of(digits: Digits) -> None:
+    """Several parts of a batch are tried, one in each step, until one shows the rows or all have failed."""
+
+    class Net(PlainNet):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(torch.from_numpy(batch["x"].numpy())), torch.tensor(batch["y"].tolist()))
+
+    x, y = digits[0][:256], digits[1][:256]
+    rows = [{"x": a, "y": b, "z": a.mean(), "w": a.sum()} for a, b in zip(x, y, strict=True)]
+    data = torch.utils.data.DataLoader(rows, batch_size=32)
+    with pytest.warns(UserWarning, match="every batch was a dense one: the run ended before it could be proved"):
+        fit(fresh(Net), data, half(), max_steps=2)
+    with pytest.raises(EntryError):
+        fit(fresh(Net), data, half(), max_steps=8)
