@@ -25,9 +25,9 @@ _METHODS = {
     "a random share of the size of ours at 0.95": "random-likeprune-coverage0.95",
     "InfoBatch's rule": "infobatch",
     "SeTa's rule": "seta",
-    "Selective Backprop, as Composer has it": "selective-backprop",
     "the original's package, with its own optimizer": "original",
     "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft-stepskeep",
+    "**ours**, the same, schedules follow": "prune-coverage0.97-gatesoft-stepsfollow",
     "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk-stepskeep",
 }
 """The rows of the short table, each with the beginning of its setting."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_ast import SparseSelectionCallback
-from lightning_ast.core import select_rows
+from lightning_ast.core.partial.rules import normalization
 from tests.helpers.pages import PAGES, ROOT
 
 GENERATED = re.compile(r"<!-- ([\w-]+): generated (.*?)<!-- /\1 -->", re.DOTALL)
@@ -29,7 +29,7 @@ def test_what_the_docstring_says_of_batchnorm_is_on_record() -> None:
         for mode in ("mask", "partial")
     }
     assert abs(accuracy["mask"] - accuracy["partial"]) < 0.005
-    said = " ".join((select_rows.__doc__ or "").split())
+    said = " ".join((normalization.__doc__ or "").split())
     assert "above 0.98, 0.97 and 0.90 at k / B = 0.4, 0.2 and 0.1" in said
     assert "within half a point" in said
 
