@@ -27,8 +27,8 @@ _METHODS = {
     "SeTa's rule": "seta",
     "the original's package, with its own optimizer": "original",
     "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft-stepskeep",
-    "**ours**, the same, schedules follow": "prune-coverage0.97-gatesoft-stepsfollow",
     "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk-stepskeep",
+    "**ours**, the same, fewer steps": "prune-coverage0.95-gatetopk-stepsfollow",
 }
 """The rows of the short table, each with the beginning of its setting."""
 
