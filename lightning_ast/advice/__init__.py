@@ -32,9 +32,9 @@ def advise(
     loggers do not run, so what they cost is not in the figures; a :class:`~lightning_ast.SparseSelectionCallback` and a
     :class:`~lightning_ast.TwoStageScheduler` among them tell which mode, rate or coverage, and stages are meant.
 
-    The samples of up to 8 batches are scored. From these scores follows the activation rate that a ``target_coverage``
-    needs: of 0.9, 0.95, 0.97, 0.99 and the callback's own. A module that has learned little needs nearly all samples;
-    the rate falls as it learns: pass the module of a trained checkpoint for a look at later epochs.
+    The samples of up to 8 batches are scored. From these scores follow the activation rates that the coverages 0.9,
+    0.95, 0.97, 0.99 and the callback's own ``target_coverage`` need. A module that has learned little needs nearly all
+    samples; the rate falls as it learns. Pass the module of a trained checkpoint for a look at later epochs.
 
     What a mode does to accuracy is not measured; nor are the first steps of a run, ``max_time``, or callbacks that
     train differently (fine-tuning schedules, weight averaging). Loading with workers and training are taken to run side

@@ -74,7 +74,7 @@ class EpochPlanner:
         if not history.seen.any():  # as long as nothing is known of any sample, one is as good as another
             return None
         # Samples that the sampler never offers do not count: they would look like the most significant.
-        lengths = self._lengths_at(self._rate_to_cover(history.significance(trim=self._selector.trim)[history.seen]))
+        lengths = self._lengths_at(self._rate_to_cover(history, history.seen))
         assert self.facts is not None
         return None if lengths.samples >= NEARLY_ALL * self.facts.offered else lengths
 
@@ -89,9 +89,7 @@ class EpochPlanner:
         offered = draws[: self.facts.offered * processes]
         if self._selector.target_coverage is not None and self._steps == "keep":
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
-            epoch.lengths = self._lengths_at(
-                self._rate_to_cover(history.significance(trim=self._selector.trim)[offered])
-            )
+            epoch.lengths = self._lengths_at(self._rate_to_cover(history, offered))
         count = epoch.lengths.samples * processes
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
 
@@ -106,8 +104,10 @@ class EpochPlanner:
             "weighting": self._selector.weighting if sparse else None,
         }
 
-    def _rate_to_cover(self, significance: Tensor) -> float:
+    def _rate_to_cover(self, history: SignificanceHistory, samples: Tensor) -> float:
+        """Return the rate at which the coverage is met among some samples, a mask or dataset indices."""
         coverage = self._selector.target
+        significance = history.significance(trim=self._selector.trim)[samples]
         # A hard cut over a whole data set keeps the largest scores, as topk does.
         gate = self._selector.gate if self._selector.gate == "soft" else "topk"
         return rate_at_coverage(significance, coverage, gate, floor=floor_for(coverage))
