@@ -15,13 +15,24 @@ HERE = Path(__file__).parent
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+# Drivers, cuDNN and Triton warn of what is no fault of these tests: it is shown. The rest is known from other tests.
+WARNINGS = (
+    "default",
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
+    "ignore:You defined a .validation_step",
+    "ignore:.*isinstance.treespec, LeafSpec",
+    "ignore:lightning-ast",
+    "ignore:Synchronization debug mode",
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # ahead of pytest's own selection by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them; without CUDA they are slow tests. Drivers, cuDNN and Triton warn of what is no fault: only shown."""
+    """Mark them; without CUDA they are slow tests."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            item.add_marker(pytest.mark.filterwarnings("default"))
+            item.add_marker(pytest.mark.filterwarnings(*WARNINGS))
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.slow)
 
