@@ -11,9 +11,9 @@ import torch
 
 HERE = Path(__file__).parent
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each test process starts one for each core
 # cuBLAS looks at it once, at its first call: a later test that trains deterministically would come too late.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
 
 # Drivers, cuDNN and Triton warn of what is no fault of these tests: it is shown. The rest is known from other tests.
 WARNINGS = (

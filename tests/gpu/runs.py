@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import fit, weights
+from tests.helpers.training import quiet_trainer, weights
 
 __all__ = ["Mlp", "accelerator_of", "callbacks_of", "distance", "finite", "train"]
 
@@ -42,10 +42,15 @@ def callbacks_of(mode: str, *, warmup: int = 1, **options: Any) -> list[pl.Callb
     return [SparseSelectionCallback(**given), *([TwoStageScheduler(warmup_epochs=warmup)] if warmup else [])]
 
 
-def train(module: pl.LightningModule, digits: Digits, device: str, *callbacks: pl.Callback, **options: Any) -> Any:
+def train(
+    module: pl.LightningModule, digits: Digits, device: str, *callbacks: pl.Callback, **options: Any
+) -> pl.Trainer:
     """Train on digits; return the trainer."""
     data = options.pop("data", None) or loader(digits)
-    return fit(module, data, *callbacks, **{"accelerator": accelerator_of(device), **options})
+    ckpt_path = options.pop("ckpt_path", None)
+    trainer = quiet_trainer(callbacks=list(callbacks), **{"accelerator": accelerator_of(device), **options})
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer
 
 
 def finite(module: nn.Module) -> bool:

@@ -64,6 +64,6 @@ def test_a_loss_that_goes_bad_in_mid_run(digits: Digits, device: str, mode: str)
 def test_more_than_the_limit_stops_the_run(digits: Digits, device: str, mode: str) -> None:
     bad = [1, 65, 130, 195, 260, 325, 390]
     callbacks = callbacks_of(mode)
-    with pytest.raises(QuarantineError, match="more than quarantine_limit=0.01 of its 512"):
+    with pytest.raises(QuarantineError, match=r"more than quarantine_limit=0\.01 of its 512"):
         train(fresh(PlainNet), spoiled(digits, where=bad), device, *callbacks, max_epochs=2)
     assert 6 <= len(callbacks[0].quarantined) <= 7

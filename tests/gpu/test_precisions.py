@@ -15,7 +15,7 @@ from lightning_ast import SparseSelectionCallback
 from tests.gpu.runs import callbacks_of, distance, finite, train
 from tests.helpers.data import Digits
 from tests.helpers.modules import PlainNet, fresh
-from tests.helpers.training import BATCH_MODES, MODES
+from tests.helpers.training import MODES
 
 START = 1024.0
 """A scale at which no gradient of these networks overflows."""
@@ -29,7 +29,7 @@ def half_precision(device: str, scale: float = START) -> tuple[MixedPrecision, A
 
 @pytest.mark.parametrize(
     ("precision", "steps", "close"),
-    [("64-true", 3, 1e-9), ("32-true", 3, 1e-3), ("bf16-mixed", 1, 5e-2), ("16-mixed", 1, 2e-2), ("bf16-true", 1, 0.1)],
+    [("64-true", 3, 1e-9), ("32-true", 3, 1e-3), ("bf16-mixed", 1, 5e-2), ("16-mixed", 1, 2e-2)],
 )
 def test_partial_trains_as_mask(digits: Digits, device: str, precision: str, steps: int, close: float) -> None:
     data = (digits[0].double(), digits[1]) if precision == "64-true" else digits
@@ -106,16 +106,13 @@ def test_the_scaler_skips_a_step_that_overflows(digits: Digits, device: str, mod
         assert callbacks[0].quarantined == []
 
 
-BLAMED = pytest.mark.xfail(strict=True, reason="an overflow at the outputs is taken for samples that are not finite")
-
-
-@pytest.mark.parametrize("mode", ["plain", *(pytest.param(mode, marks=BLAMED) for mode in BATCH_MODES)])
+@pytest.mark.parametrize("mode", ["plain", *MODES])
 def test_a_scale_that_is_too_large_comes_down(digits: Digits, device: str, mode: str) -> None:
     """Where the gradient overflows in the first place, at the outputs: the samples are good, the scale is not."""
     module = fresh(dropout=0.0)
     plugin, scaler = half_precision(device, 2.0**30)
-    callbacks = callbacks_of(mode, warmup=0)
-    train(module, digits, device, *callbacks, plugins=[plugin], max_epochs=4)
+    callbacks = callbacks_of(mode, warmup=int(mode == "prune"), gate="soft")
+    train(module, digits, device, *callbacks, plugins=[plugin], max_epochs=6)
     assert finite(module)
     assert scaler.get_scale() < 2.0**25
     if mode != "plain":

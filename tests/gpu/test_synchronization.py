@@ -29,6 +29,7 @@ class Counts(pl.Callback):
 
     def __init__(self, caught: list[warnings.WarningMessage]) -> None:
         self.caught = caught
+        self.looked_at = 0
         self.places: dict[int, Counter[str]] = {0: Counter(), 1: Counter()}
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
@@ -39,6 +40,7 @@ class Counts(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == STEADY.stop - 1:
+            self.looked_at += 1
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("default")
             waits = [each for each in self.caught if "synchronizing CUDA operation" in str(each.message)]
@@ -56,6 +58,7 @@ def waits(digits: Digits, device: str, mode: str) -> Counts:
         data = loader(digits, batch_size=BATCH, pin_memory=device == "cuda")
         callbacks = [*callbacks_of(mode), counts]  # the last: the end of the selection's own batch is within
         train(fresh(Mlp), digits, device, *callbacks, data=data, max_epochs=2, log_every_n_steps=1000)
+    assert counts.looked_at == 2
     return counts
 
 
