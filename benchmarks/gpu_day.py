@@ -69,7 +69,7 @@ class Stage:
 def correctness(options: argparse.Namespace) -> Lines:
     """Run the tests that are marked `gpu`, and compare the gradients of `partial` with those of `mask`."""
     jobs = [] if options.tiny else ["-n", "8"]
-    tests = ["tests/gpu/test_steps.py"] if options.tiny else ["tests/gpu"]
+    tests = ["tests/gpu/test_attention.py"] if options.tiny else ["tests/gpu"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-rfE", *jobs, *tests]
     done = in_session(command, options.seconds)
     record = row_gradients.main([*images(options), *tiny(options)])
