@@ -21,7 +21,7 @@ BATCH = 16
 STEADY = range(6, 13)
 """The batches of an epoch that are looked at: all is settled, and the end of the epoch is not in sight."""
 MOST = 2
-"""The waits of a sparse step: its scores come to the host, and what is selected goes back."""
+"""The waits of a sparse step. One is needed: the scores come to the host, which selects."""
 
 
 class Counts(pl.Callback):
