@@ -148,6 +148,8 @@ def run_facts(
         epochs = float(max_epochs)
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
     loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
+    if loader is not None and loader.batching != "plain":
+        loader = None  # its batches differ in size, or are not made of samples
     samples = batches * batch_size if loader is None else loader.offered
     warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
@@ -196,6 +198,11 @@ def prune_fault(
     faults = loader_faults(combined, processes=1)
     if not faults:
         loader = LoaderFacts.of(combined)
+        if loader.batching != "plain":
+            return (
+                "what a pruned epoch takes is predicted for batches of torch's BatchSampler alone; here the dataset or "
+                "a batch sampler of your own makes them. Mode 'prune' itself works with both."
+            )
         plan = planned_run(
             trainer,
             loader,
