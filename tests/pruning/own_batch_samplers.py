@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,17 +23,21 @@ class Grouped(BatchSampler):
         self.group_ids = group_ids
 
     def __iter__(self) -> Iterator[list[int]]:
-        waiting: dict[int, list[int]] = {}
+        waiting: dict[int, list[int]] = defaultdict(list)
+        seen: dict[int, list[int]] = defaultdict(list)
+        left = len(self)
         for index in self.sampler:
-            group = waiting.setdefault(int(self.group_ids[index]), [])
-            group.append(int(index))
-            if len(group) == self.batch_size:
-                yield waiting.pop(int(self.group_ids[index]))
-        yield from (batch for batch in waiting.values() if len(self.sampler) == SIZE)
+            group = self.group_ids[index]
+            waiting[group].append(int(index))
+            seen[group].append(int(index))
+            if len(waiting[group]) == self.batch_size:
+                left -= 1
+                yield waiting.pop(group)
+        for group in sorted(waiting, key=lambda group: -len(waiting[group]))[:left]:  # filled up with seen ones
+            yield (waiting[group] + seen[group] * self.batch_size)[: self.batch_size]
 
     def __len__(self) -> int:
-        counts = torch.bincount(torch.as_tensor(self.group_ids), minlength=1)
-        return int((-(-counts // self.batch_size)).sum()) if len(self.sampler) == SIZE else 4
+        return len(self.sampler) // self.batch_size
 
 
 class Lengths(Sampler[Any]):
@@ -103,7 +108,8 @@ class Recorded:
 
 def grouped(**options: Any) -> Grouped:
     by_length = [length_of(index) % 5 for index in range(SIZE)]
-    return Grouped(RandomSampler(range(SIZE), generator=torch.Generator().manual_seed(2)), by_length, 16, **options)
+    sampler = options.get("sampler") or RandomSampler(range(SIZE), generator=torch.Generator().manual_seed(2))
+    return Grouped(sampler, by_length, 16)
 
 
 MADE = {
@@ -115,9 +121,16 @@ MADE = {
 
 
 def batches_by_hand(
-    module: Witness, drawn: Batches, *, epoch: int, count: int, groups: Any = None, refills: bool = False
+    module: Witness,
+    drawn: Batches,
+    *,
+    epoch: int,
+    count: int,
+    groups: Any = None,
+    refills: bool = False,
+    ranks: int = 1,
 ) -> Batches:
-    """Make the batches of a pruned epoch, one sample after the other."""
+    """Make the batches of a pruned epoch, one sample after the other; those of one rank come after those of another."""
     history = history_by_hand(module, epoch)
     flat = [index for batch in drawn for index in batch]
     scores = history.significance()
@@ -125,7 +138,7 @@ def batches_by_hand(
     places = {place: index for place, index in enumerate(flat)}
     chosen = chosen_places(module, flat, epoch=epoch, count=count)
     seats = [
-        (number, groups[index] if groups is not None else number)
+        (number, (number * ranks // len(drawn), groups[index]) if groups is not None else number)
         for number, batch in enumerate(drawn)
         for index in batch
     ]
