@@ -147,9 +147,7 @@ def run_facts(
         max_epochs = ASSUMED_EPOCHS
         epochs = float(max_epochs)
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
-    loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
-    if loader is not None and loader.batching != "plain":
-        loader = None  # its batches differ in size, or are not made of samples
+    loader = _even_loader(combined)
     samples = batches * batch_size if loader is None else loader.offered
     warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
@@ -171,6 +169,12 @@ def run_facts(
         prune_steps=SelectionSettings.of(asked.settings).steps_of_pruned_epochs,
     )
     return facts, notes
+
+
+def _even_loader(combined: CombinedLoader) -> LoaderFacts | None:
+    """Return the lengths of a loader of batches of one size; None of others."""
+    loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
+    return None if loader is None or loader.batching != "plain" else loader
 
 
 def _batches_per_epoch(trainer: pl.Trainer, max_steps: int | None, factors: dict[int, int]) -> tuple[int, list[str]]:

@@ -61,10 +61,6 @@ def _follow(loop: _FitLoop, leaders: _Leaders) -> Callable[[], None]:
     # Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
     # worker runs. Only what the fetcher gets is replaced: `trainer.train_dataloader` stays the user's, and may be read
     # at any time.
-    def fetcher(self: _FitLoop) -> _DataFetcher | None:
-        found: _DataFetcher | None = self.__dict__["_data_fetcher"]
-        return found
-
     def set_fetcher(self: _FitLoop, value: _DataFetcher | None) -> None:
         last = self.__dict__["_data_fetcher"]
         self.__dict__["_data_fetcher"] = value
@@ -94,10 +90,13 @@ def _follow(loop: _FitLoop, leaders: _Leaders) -> Callable[[], None]:
             begin(epoch)
         own.on_advance_start(self)
 
-    parts = _placeless(own, leaders)
-    parts["_data_fetcher"] = property(fetcher, set_fetcher)
-    parts["on_advance_start"] = on_advance_start
-    return change_class(loop, parts)
+    parts = {"_data_fetcher": property(_fetcher, set_fetcher), "on_advance_start": on_advance_start}
+    return change_class(loop, {**parts, **_placeless(own, leaders)})
+
+
+def _fetcher(loop: _FitLoop) -> _DataFetcher | None:
+    found: _DataFetcher | None = loop.__dict__["_data_fetcher"]
+    return found
 
 
 def _placeless(own: type[_FitLoop], leaders: _Leaders) -> dict[str, Any]:

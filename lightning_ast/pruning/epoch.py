@@ -65,8 +65,8 @@ class RunningEpoch:
         """Take this process's part of what the plan holds for all."""
         if self.sizes is None:
             return processes.share(values)
-        parts: list[int] = self.sizes.sum(1).tolist()
-        return values.split(parts)[processes.rank]
+        start = int(self.sizes[: processes.rank].sum())
+        return values[start : start + int(self.sizes[processes.rank].sum())]
 
     def next_batch(self, batch_size: int, own: Tensor | None, processes: Processes) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""

@@ -248,6 +248,11 @@ def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     """Find the torch generators of the loader and of its sampler, which a resumed run must continue."""
     batches = _batches_of(loader)
     owners: list[Any] = [loader, loader.sampler, getattr(batches, "sampler", None), batches]
-    # Wherever they are kept: samplers have no common name for it. One generator may serve the loader and its sampler.
-    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
-    return list({id(value): value for value in values if isinstance(value, torch.Generator)}.values())
+    found: list[torch.Generator] = []
+    # Wherever they are kept: samplers have no common name for it, nor for a sampler that they draw from.
+    for owner in owners:
+        values = list(getattr(owner, "__dict__", {}).values())
+        found += [value for value in values if isinstance(value, torch.Generator)]
+        owners += [value for value in values if isinstance(value, Sampler) and not any(value is own for own in owners)]
+    # One generator may serve the loader and its sampler.
+    return list({id(generator): generator for generator in found}.values())
