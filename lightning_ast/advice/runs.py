@@ -204,8 +204,8 @@ def prune_fault(
         loader = LoaderFacts.of(combined)
         if loader.batching != "plain":
             return (
-                "what a pruned epoch takes is predicted for batches of torch's BatchSampler alone; here the dataset or "
-                "a batch sampler of your own makes them. Mode 'prune' itself works with both."
+                "advise needs batches of torch's BatchSampler to predict it, and here the dataset or a batch sampler "
+                "of your own makes them. Training with mode='prune' takes both: try it on a few epochs."
             )
         plan = planned_run(
             trainer,
