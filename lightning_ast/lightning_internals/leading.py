@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast.lightning_internals.class_patch import change_class
 
-__all__ = ["copied_loader", "copy_combined", "lead", "lend_iterator", "make_iterator", "same_mode"]
+__all__ = ["copied_loader", "copy_combined", "dealt_sampler", "lead", "lend_iterator", "make_iterator", "same_mode"]
 
 
 _Load = Callable[[CombinedLoader], CombinedLoader]
@@ -131,6 +131,11 @@ def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     fresh = {name: value for name, value in place.items() if name in vars(loader)}
     copied.__dict__.update(_iterator=None, **fresh, **changes)
     return copied
+
+
+def dealt_sampler(sampler: Any) -> Any:
+    """Return the user's sampler that Lightning's ``DistributedSamplerWrapper`` deals out; None for any other one."""
+    return getattr(getattr(sampler, "dataset", None), "_sampler", None)
 
 
 def copy_combined(given: CombinedLoader, loaders: list[Any]) -> CombinedLoader:

@@ -79,6 +79,11 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         "lightning.pytorch.utilities.combined_loader", "_SUPPORTED_MODES", "make an iterator without starting it"
     ),
     PrivateName("lightning.fabric.utilities.types", "_Stateful", "recognise loaders that restore their own position"),
+    PrivateName(
+        "lightning.fabric.utilities.distributed._DatasetSamplerWrapper",
+        "_sampler",
+        "find the generators of a sampler that is dealt out to the processes",
+    ),
     # resuming
     PrivateName(_FIT, "_combined_loader_states_to_load", "bring loaders that know their place to it"),
     PrivateName(_FIT, "_last_train_dl_reload_epoch", "reload the loaders when the uninterrupted run would"),

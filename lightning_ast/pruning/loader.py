@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.leading import copied_loader, lend_iterator, same_mode
+from lightning_ast.lightning_internals.leading import copied_loader, dealt_sampler, lend_iterator, same_mode
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.words import counted
 
@@ -43,9 +43,11 @@ _TORCHDATA = "torchdata.stateful_dataloader"
 
 def _batches_of(loader: DataLoader[Any]) -> Any:
     """Return what puts indices together into batches; None where each index is that of a ready batch."""
-    if loader.batch_sampler is None and isinstance(loader.sampler, BatchSampler):
-        return loader.sampler  # with batch_size=None, for a dataset that loads several samples at once
-    return loader.batch_sampler
+    if loader.batch_sampler is not None:
+        return loader.batch_sampler
+    # With batch_size=None it may be the sampler, for a dataset that loads several samples at once.
+    samplers = (loader.sampler, dealt_sampler(loader.sampler))
+    return loader.sampler if any(isinstance(sampler, BatchSampler) for sampler in samplers) else None
 
 
 def batching_of(loader: DataLoader[Any]) -> Batching:
@@ -251,7 +253,7 @@ def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     found: list[torch.Generator] = []
     # Wherever they are kept: samplers have no common name for it, nor for a sampler that they draw from.
     for owner in owners:
-        values = list(getattr(owner, "__dict__", {}).values())
+        values = [*getattr(owner, "__dict__", {}).values(), dealt_sampler(owner)]
         found += [value for value in values if isinstance(value, torch.Generator)]
         owners += [value for value in values if isinstance(value, Sampler) and not any(value is own for own in owners)]
     # One generator may serve the loader and its sampler.

@@ -7,9 +7,10 @@ of one group may take each other's places.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -92,26 +93,32 @@ def draw_batches(
     ``started`` is the sampler's iterator where it runs already.
     """
     source = iter(sampler) if started is None else started
+    indices = array("q")
+    ends = array("q", [0])
     try:
-        batches = [[index.__index__() for index in batch] for batch in islice(source, facts.batches)]
+        for batch in islice(source, facts.batches):
+            indices.extend(index.__index__() for index in batch)
+            ends.append(len(indices))
         before = [generator.get_state() for generator in generators]
         next(source, None)  # a loader may ask for one more, and some samplers draw then
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(
             [f"mode='prune' needs a batch sampler of lists of dataset indices: {type(sampler).__name__} yields others."]
         ) from error
-    if len(batches) < facts.batches:
+    sizes = torch.tensor(ends).diff()
+    if len(sizes) < facts.batches:
         raise ConfigurationError(
             [
-                f"{type(sampler).__name__} drew {counted(len(batches), 'batch')} where {facts.batches} were announced: "
-                "mode='prune' needs a batch sampler whose __len__ is true and stays the same."
+                f"{type(sampler).__name__} drew {counted(len(sizes), 'batch')} where {facts.batches} were announced: "
+                "mode='prune' needs a batch sampler whose __len__ is true and stays the same. Use mode='partial' where "
+                "epochs differ in length."
             ]
         )
-    indices = torch.tensor(list(chain.from_iterable(batches)), dtype=torch.int64)
-    check_range(indices, sampler, facts)
+    draws = torch.tensor(indices, dtype=torch.int64)
+    check_range(draws, sampler, facts)
     drained = [generator.get_state() for generator in generators]
     set_states(generators, before, strict=True)
-    return (indices, torch.tensor([len(batch) for batch in batches])), drained
+    return (draws, sizes), drained
 
 
 def sample_groups(sampler: object, dataset_size: int) -> Tensor | None:

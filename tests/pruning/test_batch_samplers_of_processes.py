@@ -8,11 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.helpers.training import SaveAt, assert_same_weights, gloo, weights
 from tests.pruning.own_batch_samplers import Batches, Lengths, Recorded, batches_by_hand, chosen_places, grouped
 from tests.pruning.prune_by_hand import SIZE, Cycle, Indexed, Witness, fit, fresh, loader, pruned
+from tests.pruning.test_ready_batches import Reader, Ready, Whole
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -45,12 +47,14 @@ def two(make: Any, folder: Path, *others: pl.Callback, steps: Any, **options: An
     class Data(pl.LightningDataModule):
         def train_dataloader(self) -> Any:
             dataset = Indexed(noise=0.0 if workers else 0.1)
-            return loader(batch_sampler=make(), batch_size=1, num_workers=workers, dataset=dataset)
+            made = make()
+            sampler = {} if isinstance(made, DataLoader) else {"batch_sampler": made, "batch_size": 1}
+            return loader(**sampler, num_workers=workers, dataset=dataset) if sampler else made
 
     folder.mkdir(exist_ok=True)
     torch.manual_seed(options.pop("seed", 1))
     callback = pruned(prune_steps=steps)
-    module = fresh(Cycle, batchnorm=False)
+    module = fresh(options.pop("kind", Cycle), batchnorm=False)
     record = Record(folder, callback)
     fit(module, Data(), callback, record, *others, devices=2, strategy=gloo(), **options)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
@@ -114,11 +118,22 @@ def test_the_ranks_share_one_plan(tmp_path: Path, kind: str, steps: Any) -> None
     assert ranks[0]["ends"][0] == ranks[0]["ends"][1], "the schedule ends with the run"
 
 
-@pytest.mark.parametrize("point", [("batch end", 2, 2), ("epoch end", 1, None)], ids=str)
-def test_resume_on_two_ranks(tmp_path: Path, point: Any) -> None:
+AT_ONCE = BatchSampler(SequentialSampler(range(SIZE)), 32, drop_last=False)
+LOADERS: dict[str, Any] = {
+    "grouped": (grouped, Cycle, ("batch end", 2, 2)),
+    "stateful": (lambda: StatefulDataLoader(Indexed(), batch_size=32, shuffle=True), Cycle, ("batch end", 2, 0)),
+    "ready": (lambda: loader(dataset=Ready(), batch_size=None, shuffle=True), Reader, ("epoch end", 1, None)),
+    "at once": (lambda: loader(dataset=Whole(), batch_size=None, sampler=AT_ONCE), Cycle, ("batch end", 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_resume_on_two_ranks(tmp_path: Path, name: str) -> None:
+    make, kind, point = LOADERS[name]
     path = tmp_path / "run.ckpt"
-    straight = two(grouped, tmp_path / "straight", SaveAt(path, *point), steps="follow")
-    again = two(grouped, tmp_path / "again", steps="follow", seed=9, ckpt_path=path)
+    straight = two(make, tmp_path / "straight", SaveAt(path, *point), steps="follow", kind=kind)
+    again = two(make, tmp_path / "again", steps="follow", seed=9, ckpt_path=path, kind=kind)
+    assert [len(rank["batches"]) for rank in straight] == [len(straight[0]["batches"])] * 2
     for before, after in zip(straight, again):
         assert 0 < len(after["batches"]) < len(before["batches"])
         assert [b[:3] for b in after["batches"]] == [b[:3] for b in before["batches"]][-len(after["batches"]) :]
