@@ -134,9 +134,10 @@ class EpochPlanner:
             if self._selector.target_coverage is not None:
                 rate = self._rate_to_cover(history, drawn.indices)
             batches = drawn.sizes.numel()
-            size = offered // batches if self._steps == "keep" else 0
+            size = round(offered / batches)
+            floor = size if self._steps == "keep" else 0
             least = self._selector.min_selected
-            count = even_count(offered, rate, batches=batches, batch_size=size, min_selected=least)
+            count = even_count(offered, rate, batches=batches, batch_size=floor, min_selected=least)
             plan, epoch.sizes = plan_batches(
                 history,
                 drawn,
@@ -146,7 +147,7 @@ class EpochPlanner:
                 selector=self._selector,
                 refills=self._steps == "follow",
             )
-            self._warn_of_excess(plan.indices.numel(), rate * offered, epoch.sizes.numel())
+            self._warn_of_excess(plan.indices.numel(), rate * offered, epoch.sizes.numel(), size)
         epoch.lengths = EpochLengths.of_batches(epoch.sizes[self._processes.rank].tolist())
         return plan
 
@@ -181,10 +182,11 @@ class EpochPlanner:
             at_least=self._selector.target_coverage is not None,
         )
         if self._steps == "keep":
-            self._warn_of_excess(lengths.samples, rate * self.facts.offered, lengths.batches)
+            wanted = rate * self.facts.offered
+            self._warn_of_excess(lengths.samples, wanted, lengths.batches, self.facts.batch_size)
         return lengths
 
-    def _warn_of_excess(self, loaded: int, wanted: float, batches: int) -> None:
+    def _warn_of_excess(self, loaded: int, wanted: float, batches: int, size: int) -> None:
         """Warn, once, where batches that must not become too small load more than the target needs."""
         assert self.facts is not None
         if self._has_warned or loaded <= (1 + _EXCESS) * wanted:
@@ -194,6 +196,6 @@ class EpochPlanner:
         names = "a batch sampler that names its group_ids and " if own else ""
         rank_zero_warn(
             f"lightning-ast: prune_steps={self._steps!r} leaves {counted(loaded // batches, 'sample')} in "
-            f"each batch of {self.facts.batch_size}, or what min_selected asks for: {loaded} samples are "
+            f"each batch of {size}, or what min_selected asks for: {loaded} samples are "
             f"loaded where the target needs {round(wanted)}. Use larger batches, or {names}prune_steps='follow'."
         )

@@ -33,10 +33,11 @@ def batches_of(module: Witness) -> dict[int, Batches]:
     return {epoch: [b[2] for b in module.batches if b[0] == epoch] for epoch in sorted({b[0] for b in module.batches})}
 
 
-@pytest.mark.parametrize(
-    ("steps", "workers"), [("keep", 0), ("keep", 1), ("follow", 0), ("follow", 2), ("replan", 0)], ids=str
-)
-@pytest.mark.parametrize("kind", MADE)
+CASES = [(kind, steps, 0) for kind in MADE for steps in ("keep", "follow", "replan")]
+CASES += [("lengths", "keep", 2), ("grouped", "follow", 2)]
+
+
+@pytest.mark.parametrize(("kind", "steps", "workers"), CASES, ids=str)
 def test_what_reaches_the_model_is_what_the_plan_leaves_of_each_batch(kind: str, steps: Any, workers: int) -> None:
     sampler, lengths = Recorded(MADE[kind]()), Lengthy()
     groups = getattr(sampler, "group_ids", None)
@@ -51,7 +52,7 @@ def test_what_reaches_the_model_is_what_the_plan_leaves_of_each_batch(kind: str,
     assert seen[3] == drawn[3]
     for epoch in (1, 2):
         offered = sum(map(len, drawn[epoch]))
-        size = offered // len(drawn[epoch]) if steps == "keep" else 0
+        size = round(offered / len(drawn[epoch])) if steps == "keep" else 0
         count = even_count(offered, 0.4, batches=len(sampler), batch_size=size, min_selected=2)
         refills = steps == "follow"
         planned = batches_by_hand(module, drawn[epoch], epoch=epoch, count=count, groups=groups, refills=refills)
@@ -70,8 +71,7 @@ def test_what_reaches_the_model_is_what_the_plan_leaves_of_each_batch(kind: str,
     assert sparse.offered == sum(len(batch) for epoch in (1, 2) for batch in drawn[epoch])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["lengths", "grouped"])
+@pytest.mark.parametrize(("kind", "workers"), [("lengths", 2), ("grouped", 0)], ids=str)
 def test_dense_epochs_are_bitwise_the_plain_run(kind: str, workers: int) -> None:
     results = []
     for callbacks in ([], [pruned(target_activation_rate=1.0)]):
@@ -140,28 +140,25 @@ def test_a_coverage_decides_how_much_of_each_batch_is_left(steps: Any) -> None:
     assert callback.ledger.activation_rate < 1
 
 
-POINTS = [("epoch end", 0, None), ("epoch end", 1, None), ("batch end", 1, 3), ("batch end", 2, 1), ("batch end", 3, 5)]
+POINTS = [("epoch end", 1, None), ("batch end", 0, 3), ("batch end", 2, 1), ("batch end", 3, 5)]
 
 
 @pytest.mark.parametrize("steps", ["keep", "follow"])
 @pytest.mark.parametrize(("kind", "workers"), [("grouped", 0), ("grouped", 2), ("classes", 0)], ids=str)
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Any, kind: str, steps: Any, workers: int) -> None:
-    for number, point in enumerate(POINTS):
-        path = tmp_path / f"{number}.ckpt"
-        runs = []
-        for save, start, seed in ((SaveAt(path, *point), None, 0), (None, path, 7)):
-            if workers and number % 2:
-                continue
-            module = fresh(Cycle, seed=seed, batchnorm=False)
-            torch.manual_seed(seed + 100)
-            noise = 0.0 if workers else 0.1
-            data = loader(batch_sampler=MADE[kind](), batch_size=1, num_workers=workers, dataset=Indexed(noise=noise))
-            callback = pruned(prune_steps=steps, weighting="sqrt")
-            fit(module, data, callback, *([save] if save else []), ckpt_path=start)
-            runs.append((module, torch.rand(1), callback.state_dict()))
-        if not runs:
-            continue
-        (straight, after, before), (again, our_after, now) = runs
+    def run(*saves: pl.Callback, seed: int, ckpt_path: Any = None) -> tuple[Any, Any, Any]:
+        module = fresh(Cycle, seed=seed, batchnorm=False)
+        torch.manual_seed(seed + 100)
+        dataset = Indexed(noise=0.0 if workers else 0.1)  # workers draw from generators of their own
+        data = loader(batch_sampler=MADE[kind](), batch_size=1, num_workers=workers, dataset=dataset)
+        callback = pruned(prune_steps=steps, weighting="sqrt")
+        fit(module, data, callback, *saves, ckpt_path=ckpt_path)
+        return module, torch.rand(1), callback.state_dict()
+
+    points = [POINTS[2]] if workers else POINTS
+    straight, after, before = run(*(SaveAt(tmp_path / f"{p[:2]}", *p) for p in points), seed=0)
+    for point in points:
+        again, our_after, now = run(seed=7, ckpt_path=tmp_path / f"{point[:2]}")
         assert 0 < len(again.batches) < len(straight.batches)
         assert [b[:3] for b in again.batches] == [b[:3] for b in straight.batches[-len(again.batches) :]], point
         assert_same_weights(weights(straight), weights(again))
@@ -202,7 +199,7 @@ def test_weights_belong_to_their_samples(weighting: Any, power: float) -> None:
 
 def test_a_batch_is_never_left_with_one_sample() -> None:
     """Pairs of which few are planned: one that is planned alone brings its companion along."""
-    pairs = [[index, index + 1] for index in range(0, SIZE, 2)]
+    pairs = [[index, index + 1] for index in range(0, 80, 2)]
     module = fresh()
     with pytest.warns(match="'replan' leaves 2 samples in each batch of 2"):
         fit(module, loader(batch_sampler=pairs, batch_size=1), pruned(target_activation_rate=0.1))
@@ -211,7 +208,7 @@ def test_a_batch_is_never_left_with_one_sample() -> None:
     settings = {"target_activation_rate": 0.1, "prune_steps": "follow"}
     with pytest.warns(match="names its group_ids and prune_steps='follow'"):
         fit(module, loader(batch_sampler=pairs, batch_size=1), pruned(**settings))
-    assert 15 <= len(batches_of(module)[1]) <= 30, "those with a planned sample"
+    assert 4 <= len(batches_of(module)[1]) <= 8, "those with a planned sample"
     assert all(batch in pairs for batch in batches_of(module)[1])
 
 
