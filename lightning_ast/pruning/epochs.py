@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -282,7 +281,7 @@ class PrunedEpochs:
                     raise ConfigurationError([str(error)]) from error
                 rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
 
-    def _generators(self) -> list[torch.Generator]:
+    def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]
 
     def _resume(self, epoch: int) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.leading import copied_loader, dealt_sampler, lend_iterator, same_mode
+from lightning_ast.lightning_internals.random_state import OtherGenerator
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.words import counted
 
@@ -199,7 +200,7 @@ class PrunedLoader(CombinedLoader):
 
 
 def draw(
-    sampler: Drawn, facts: LoaderFacts, generators: list[torch.Generator], *, started: Iterator[Any] | None = None
+    sampler: Drawn, facts: LoaderFacts, generators: list[Any], *, started: Iterator[Any] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Draw one epoch's indices ``(draws,)``, and the generators' states after the sampler was asked once more.
 
@@ -240,21 +241,22 @@ def check_range(draws: Tensor, sampler: object, facts: LoaderFacts) -> None:
         )
 
 
-def set_states(generators: list[torch.Generator], states: list[Tensor], *, strict: bool = False) -> None:
+def set_states(generators: list[Any], states: list[Tensor], *, strict: bool = False) -> None:
     """Put generators where their ``get_state`` found them: as many as there are of both, or (``strict``) all."""
     for generator, state in zip(generators, states, strict=strict):
         generator.set_state(state)
 
 
-def loader_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """Find the torch generators of the loader and of its sampler, which a resumed run must continue."""
+def loader_generators(loader: DataLoader[Any]) -> list[Any]:
+    """Find the generators of the loader and of its samplers, which a resumed run must continue; torch's come first."""
     batches = _batches_of(loader)
     owners: list[Any] = [loader, loader.sampler, getattr(batches, "sampler", None), batches]
-    found: list[torch.Generator] = []
+    found: dict[int, Any] = {}  # one generator may serve the loader and its sampler
+    others: dict[int, OtherGenerator] = {}
     # Wherever they are kept: samplers have no common name for it, nor for a sampler that they draw from.
     for owner in owners:
         values = [*getattr(owner, "__dict__", {}).values(), dealt_sampler(owner)]
-        found += [value for value in values if isinstance(value, torch.Generator)]
+        found |= {id(value): value for value in values if isinstance(value, torch.Generator)}
+        others |= {id(value): OtherGenerator(value) for value in values if OtherGenerator.wraps(value)}
         owners += [value for value in values if isinstance(value, Sampler) and not any(value is own for own in owners)]
-    # One generator may serve the loader and its sampler.
-    return list({id(generator): generator for generator in found}.values())
+    return [*found.values(), *others.values()]

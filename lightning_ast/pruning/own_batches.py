@@ -84,7 +84,7 @@ def batching_faults(facts: LoaderFacts, trainer: pl.Trainer, steps: PruneSteps) 
 def draw_batches(
     sampler: Iterable[Iterable[Any]],
     facts: LoaderFacts,
-    generators: list[torch.Generator],
+    generators: list[Any],
     *,
     started: Iterator[Any] | None = None,
 ) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:

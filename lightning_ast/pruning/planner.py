@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -87,7 +86,7 @@ class EpochPlanner:
         self,
         epoch: RunningEpoch,
         sampler: Any,
-        generators: list[torch.Generator],
+        generators: list[Any],
         *,
         started: Iterator[Any] | None = None,
     ) -> EpochPlan:

@@ -60,6 +60,20 @@ class Lengths(Sampler[Any]):
         return len(self.batches)
 
 
+class OwnRandom(Lengths):
+    """Shuffles by a generator of Python or numpy that it keeps for itself."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.generator = None
+        self.source = source
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(len(self.batches)))
+        self.source.shuffle(order)
+        return (self.batches[number] for number in order)
+
+
 def length_of(index: int) -> int:
     return 3 + index * 7 % 17
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,7 +15,7 @@ from lightning_ast.core import even_count
 from lightning_ast.core.gate import floor_for
 from lightning_ast.errors import CheckpointError, ConfigurationError
 from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
-from tests.pruning.own_batch_samplers import MADE, Batches, Lengths, Recorded, batches_by_hand, length_of
+from tests.pruning.own_batch_samplers import MADE, Batches, Lengths, OwnRandom, Recorded, batches_by_hand, length_of
 from tests.pruning.prune_by_hand import SIZE, Cycle, Indexed, Witness, fit, fresh, history_by_hand, loader, pruned
 
 pytestmark = pytest.mark.filterwarnings("ignore:lightning-ast. prune_steps=.* leaves")
@@ -166,6 +168,39 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Any, kind: str
         for name in ("scores", "recent"):
             assert torch.equal(before["epochs"]["history"][name], now["epochs"]["history"][name])
         assert before["ledger"]["stages"]["sparse"]["selected"] == now["ledger"]["stages"]["sparse"]["selected"]
+
+
+SOURCES: dict[str, Any] = {
+    "python": random.Random,
+    "numpy": np.random.default_rng,
+    "numpy, as it was": np.random.RandomState,
+    "numpy, Philox": lambda seed: np.random.Generator(np.random.Philox(seed)),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_resumed_run_goes_on_with_the_samplers_own_generator(tmp_path: Any, name: str) -> None:
+    path = tmp_path / "run.ckpt"
+
+    def run(*saves: pl.Callback, ckpt_path: Any = None) -> Any:
+        module = fresh(batchnorm=False)
+        fit(
+            module,
+            loader(batch_sampler=OwnRandom(SOURCES[name](3)), batch_size=1),
+            pruned(),
+            *saves,
+            ckpt_path=ckpt_path,
+        )
+        return module
+
+    straight, again = run(SaveAt(path, "batch end", 1, 2)), run(ckpt_path=path)
+    assert [b[:3] for b in again.batches] == [b[:3] for b in straight.batches[-len(again.batches) :]]
+    checkpoint = torch.load(path, weights_only=True)
+    (state,) = [state for key, state in checkpoint["callbacks"].items() if "SparseSelection" in key]
+    state["epochs"]["generators"][0][-2] = 0
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match=r"generators\[0\]: expected the state of a random generator"):
+        run(ckpt_path=path)
 
 
 @pytest.mark.parametrize(("weighting", "power"), [("unbiased", 1.0), ("sqrt", 0.5)])
