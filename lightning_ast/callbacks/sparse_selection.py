@@ -24,6 +24,7 @@ from lightning_ast.lightning_internals.logger_connector import error_told, repai
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
+from lightning_ast.selection.moving_target import TargetFn
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
 
@@ -44,7 +45,8 @@ class SparseSelectionCallback(SelectionReadings):
 
     Args:
         target_activation_rate: The share of the samples to train on, in (0, 1]; 1 is bitwise the plain run. Without it
-            and ``target_coverage`` it is 0.4.
+            and ``target_coverage`` it is 0.4. Either target may be a function ``(epoch, metrics) -> float``, asked at
+            the start of each epoch with the epoch's number and ``trainer.callback_metrics``.
         target_coverage: In place of a rate, the share of the summed significance that the samples trained on are to
             carry, in (0, 1]; 1 is bitwise the plain run. The fewest samples that carry it are trained on: nearly all
             while the model learns from all of them, few once few have anything left to teach. A batch of which 95 % or
@@ -109,8 +111,8 @@ class SparseSelectionCallback(SelectionReadings):
     def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         *,
-        target_activation_rate: float | None = None,
-        target_coverage: float | None = None,
+        target_activation_rate: float | TargetFn | None = None,
+        target_coverage: float | TargetFn | None = None,
         mode: Mode = "partial",
         gate: GateName = "soft",
         significance: SignificanceName | SignificanceFn = "gradient",

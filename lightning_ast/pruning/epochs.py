@@ -61,11 +61,16 @@ class PrunedEpochs:
         schedule: Schedule,
         processes: Processes,
         steps: PruneSteps,
+        *,
+        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
         self._processes = processes
-        self._planner = EpochPlanner(trainer, selector, schedule, processes, steps)
+        self._planner = EpochPlanner(
+            trainer, selector, schedule, processes, steps, has_moving_target=begin_target is not None
+        )
+        self._begin_target = begin_target
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -156,6 +161,8 @@ class PrunedEpochs:
             announce_batches(self._trainer, self.epoch.lengths.batches)
 
     def _start(self, epoch: int) -> None:
+        if self._begin_target is not None and not self._resumes:
+            self._begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
         lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None

@@ -29,13 +29,21 @@ class EpochPlanner:
     """Plans epochs from the remembered significance; every process plans the same."""
 
     def __init__(
-        self, trainer: pl.Trainer, selector: SampleSelector, schedule: Schedule, processes: Processes, steps: PruneSteps
+        self,
+        trainer: pl.Trainer,
+        selector: SampleSelector,
+        schedule: Schedule,
+        processes: Processes,
+        steps: PruneSteps,
+        *,
+        has_moving_target: bool = False,
     ) -> None:
         self._trainer = trainer
         self._selector = selector
         self._schedule = schedule
         self._processes = processes
         self._steps: PruneSteps = steps
+        self._has_moving_target = has_moving_target
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
@@ -51,11 +59,16 @@ class EpochPlanner:
             self.facts,
             schedule=self._schedule,
             accumulate=self._accumulate,
-            rate=self._selector.target_activation_rate if self._selector.selects else 1.0,
+            rate=self._rate_of_all_epochs(),
             min_selected=self._selector.min_selected,
             processes=self._processes.count,
             steps=self._steps,
         )
+
+    def _rate_of_all_epochs(self) -> float | None:
+        if self._has_moving_target:
+            return None
+        return self._selector.target_activation_rate if self._selector.selects else 1.0
 
     def fold(self) -> SignificanceHistory:
         """Take what all processes observed since the last time into what is remembered, and return it."""

@@ -64,10 +64,11 @@ def doubtful_settings(
         found.append(
             f"significance={settings.significance!r} has no effect: the module's own significance method counts."
         )
+    shown = "a function" if callable(own) else f"{own or 0:g}"
     for target in (scheduler.target_activation_rate for scheduler in schedulers):
         if target is not None and own is not None and own not in (target, DEFAULT_RATE):
             found.append(
-                f"SparseSelectionCallback(target_activation_rate={own:g}) has no effect: the target of the "
+                f"SparseSelectionCallback(target_activation_rate={shown}) has no effect: the target of the "
                 f"TwoStageScheduler counts, {target:g}. Give one of them."
             )
     return found
@@ -121,7 +122,7 @@ def _follow_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.
             "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."
         )
     interval = getattr(trainer, "val_check_interval", None)
-    if type(interval) is int and trainer.check_val_every_n_epoch is not None and settings.target_coverage is not None:
+    if type(interval) is int and trainer.check_val_every_n_epoch is not None and settings.has_moving_rate:
         found.append(
             f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
             "beforehand with prune_steps='follow': use a share (a float), or prune_steps='keep'."
@@ -173,10 +174,11 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
 
 
 def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
-    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.target_coverage is not None:
+    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.has_moving_rate:
+        reason = "target_coverage" if settings.target_coverage is not None else "a function for the rate"
         return [
-            "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
-            "has its own: use 'keep' or 'follow', or target_activation_rate."
+            f"prune_steps='replan' needs to know the number of steps beforehand, and with {reason} each epoch "
+            "has its own: use 'keep' or 'follow', or a fixed target_activation_rate."
         ]
     return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
 
@@ -223,9 +225,13 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 def _target_faults(settings: SelectionSettings) -> list[str]:
     rate = settings.target_activation_rate
     coverage = settings.target_coverage
-    found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
-    if rate is not None or coverage is None:
-        found += rate_faults("target_activation_rate", rate)
+    found = []
+    for name, value, kind in (("target_coverage", coverage, "coverage"), ("target_activation_rate", rate, "rate")):
+        if callable(value):
+            takes = _takes(value, 2)
+            found += [] if takes else [f"{name}: a function must take (epoch, metrics), two arguments."]
+        elif value is not None:
+            found += rate_faults(name, value, kind=kind)
     if rate is not None and coverage is not None:
         found.append(
             f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "

@@ -254,6 +254,15 @@ _EPOCHS = check.record(
 )
 
 
+_TARGET = check.record(
+    {
+        "epoch": check.maybe(check.whole()),
+        "value": check.number(1e-12, 1),
+        "metrics": check.mapping(check.text(), check.number(nan=True, infinite=True)),
+    }
+)
+
+
 def _parts_fit(state: dict[str, Any]) -> Faults:
     mode = state["rule"]["mode"]
     place = "epochs" if MODE_FACTS[mode].plans_epochs else "resumption"
@@ -281,7 +290,7 @@ SELECTION_STATE = StateFormat(
             "ledger": _LEDGER,
             "quarantine": _QUARANTINE,
         },
-        {"resumption": _RESUMPTION, "epochs": _EPOCHS},
+        {"resumption": _RESUMPTION, "epochs": _EPOCHS, "target": _TARGET},
         _parts_fit,
     ),
 )

@@ -27,6 +27,7 @@ from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
+from lightning_ast.selection.moving_target import MovingTarget
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.session_state import SessionState
@@ -61,6 +62,8 @@ class Session:
         self.watchers: list[Watcher] = []
         self.step: StepState | None = None
         self.selector = settings.selector(trainer.global_rank)
+        rule = settings.target_rule
+        self._target = None if rule is None else MovingTarget(rule, self.selector, trainer)
         self._trainer = trainer
         self._module = module
         self._processes = Processes(trainer)
@@ -99,7 +102,7 @@ class Session:
             execution=MODE_CLASSES[settings.mode].execution,
             batchnorm=settings.batchnorm,
             dense_ops=dense_ops,
-            enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.selects,
+            enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.selects or self._target is not None,
         )
 
     def _parts_of(self, settings: SelectionSettings, owner: Callback) -> FitParts:
@@ -113,6 +116,7 @@ class Session:
             watchers=self.watchers,
             decision=self._decision,
             gating=self._gating,
+            target=self._target,
         )
 
     @property
@@ -162,6 +166,8 @@ class Session:
             self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
+        if self._target is not None:
+            self._target.begin(self._trainer.current_epoch)
         self._enter_stage(self.mode.stage(batch_idx))
         size = self._size(batch)
         if size == 0:  # the step is the user's own, as in a plain run
@@ -242,9 +248,8 @@ class Session:
         self._last = None if step.is_void else (step.selection, step.batch_size)
         self.activation_rate = self.mode.activation_rate(step)
         self.coverage = self.mode.coverage(step)
-        self._books.finish_batch(
-            step, self.stage, rate=self.activation_rate, target_rate=self.selector.target_activation_rate
-        )
+        held = self.selector.target_activation_rate if self._target is None else None
+        self._books.finish_batch(step, self.stage, rate=self.activation_rate, target_rate=held)
         self.quarantine.finish_batch(step, self._trainer, batch_idx)
         for watcher in self.watchers:
             watcher.finish_batch(step)

@@ -35,6 +35,7 @@ class PruneMode(SelectionMode):
             parts.settings.schedule_of(parts.trainer),
             parts.processes,
             parts.settings.steps_of_pruned_epochs,
+            begin_target=None if parts.target is None else parts.target.begin,
         )
 
     def attach(self) -> None:
