@@ -94,7 +94,7 @@ class Decision:
             labels: ``(B,)`` class indices, or None.
         """
         device = scores.device
-        if step.selects or step.is_whole:  # the host selects: one wait, and none for what follows
+        if step.selects or step.counts_as_one_batch:  # the host selects: one wait, and none for what follows
             scores = scores.cpu()
             finite = finite.cpu()
         eligible = self._quarantine.eligible(step, finite)
@@ -105,7 +105,7 @@ class Decision:
             if eligible is None or waits or bool(eligible.all()):
                 return None
             step.treatment = Treatment.CLEANED
-        if step.treatment is Treatment.CLEANED:
+        if step.treatment in (Treatment.CLEANED, Treatment.WEIGHTED):
             step.selection = step.everything(scores.device).among(eligible)
         elif step.selection is None:
             self._select(step, scores, eligible)
@@ -124,8 +124,10 @@ class Decision:
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None) -> Tensor:
         scores = scores.nan_to_num(0.0, 0.0, 0.0)  # one NaN would make every keep-probability NaN
+        if step.user_weights is not None:  # a sample matters as much as it has a part in the weighted loss
+            scores = scores * step.user_weights.to(scores)
         step.significance = scores.detach()
-        step.labels = labels
+        step.labels = labels if step.labels is None else step.labels
         if step.facts.observe is not None:
             bad = step.bad  # the history is told of a sample that is not finite by infinity
             step.facts.observe(scores if bad is None else scores.masked_fill(bad.to(scores.device), torch.inf))
