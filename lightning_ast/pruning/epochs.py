@@ -45,6 +45,7 @@ from lightning_ast.pruning.loader import (
 )
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps, size_faults
+from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
@@ -62,6 +63,7 @@ class PrunedEpochs:
         processes: Processes,
         steps: PruneSteps,
         *,
+        samples: SampleBook,
         begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
@@ -71,6 +73,7 @@ class PrunedEpochs:
             trainer, selector, schedule, processes, steps, has_moving_target=begin_target is not None
         )
         self._begin_target = begin_target
+        self._samples = samples
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -173,7 +176,8 @@ class PrunedEpochs:
         run = self.run
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
-        self._observes = not epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        self._observes = self._samples.settings.keep_scores > 0 or not is_early
         self._followed = None
         if epoch.sparse and run.follows:
             factor = run.factor(epoch.number)
@@ -242,6 +246,7 @@ class PrunedEpochs:
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
+            "samples": self._samples.state_dict(self.history),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
@@ -264,14 +269,18 @@ class PrunedEpochs:
     def _load_history(self) -> None:
         assert self._planner.facts is not None
         history = self._planner.history = SignificanceHistory(self._planner.facts.dataset_size)
-        state = None if self._loaded is None else self._loaded["history"]
-        if state is not None:
-            try:
-                history.load_state_dict(state)
-            except ValueError as error:
-                if self._resumes:
-                    raise ConfigurationError([str(error)]) from error
-                rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
+        self._samples.prepare(history)
+        loaded = self._loaded or {}
+        self._samples.load_state_dict(history, loaded.get("samples"))
+        if loaded.get("history") is None:
+            self._samples.begin(history)
+            return
+        try:
+            history.load_state_dict(loaded["history"])
+        except ValueError as error:
+            if self._resumes:
+                raise ConfigurationError([str(error)]) from error
+            rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
 
     def _generators(self) -> list[torch.Generator]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]

@@ -8,9 +8,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.gate import NEARLY_ALL, floor_for, rate_at_coverage
+from lightning_ast.core.gate import NEARLY_ALL
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.plan_rules import rate_to_cover
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mode_facts import PruneSteps
@@ -104,6 +106,7 @@ class EpochPlanner:
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
             epoch.lengths = self._lengths_at(self._rate_to_cover(history, offered))
         count = epoch.lengths.samples * processes
+        _check_certain(history, offered, count)
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
 
     def split(self, *, sparse: bool) -> dict[str, Any] | None:
@@ -119,11 +122,15 @@ class EpochPlanner:
 
     def _rate_to_cover(self, history: SignificanceHistory, samples: Tensor) -> float:
         """Return the rate at which the coverage is met among some samples, a mask or dataset indices."""
-        coverage = self._selector.target
+        always = history.rules.always
         significance = history.significance(trim=self._selector.trim)[samples]
-        # A hard cut over a whole data set keeps the largest scores, as topk does.
-        gate = self._selector.gate if self._selector.gate == "soft" else "topk"
-        return rate_at_coverage(significance, coverage, gate, floor=floor_for(coverage))
+        rate = rate_to_cover(
+            significance,
+            self._selector.target,
+            self._selector.gate,
+            always=None if always is None else always[samples],
+        )
+        return max(rate, history.rules.class_floor)
 
     def _lengths_at(self, rate: float) -> EpochLengths:
         assert self.facts is not None
@@ -149,3 +156,17 @@ class EpochPlanner:
                 "prune_steps='follow'."
             )
         return lengths
+
+
+def _check_certain(history: SignificanceHistory, offered: Tensor, count: int) -> None:
+    """Refuse a plan that cannot hold all samples that it must hold."""
+    if history.rules.always is None:
+        return
+    certain = int((history.rules.always & ~history.withheld)[offered].sum())
+    if certain > count:
+        raise ConfigurationError(
+            [
+                f"always: {counted(certain, 'sample')} of the epoch must be trained on, and at this target it loads "
+                f"{count}: raise the target, or name fewer samples."
+            ]
+        )

@@ -24,7 +24,7 @@ from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
 from lightning_ast.words import counted
 
-__all__ = ["Decision"]
+__all__ = ["Decision", "check_labels"]
 
 _EXCESS = 0.02  # coverage above its target that one sample more or less does not explain
 _FEW = 2  # samples that may well carry a coverage on their own, in one batch of many
@@ -134,12 +134,24 @@ class Decision:
         return scores
 
     def _select(self, step: StepState, scores: Tensor, eligible: Tensor | None) -> None:
-        step.selection = self._selector.select(scores, eligible=eligible, average=self._average)
+        check_labels(self._selector.class_floor, step.labels)
+        step.selection = self._selector.select(scores, eligible=eligible, average=self._average, classes=step.labels)
         if self._selector.is_whole:
             step.treatment = Treatment.WHOLE
         if not self._has_selected:
             self._has_selected = True
             _warn_of_minimum(self._selector, step.selection, batch_size=scores.numel())
+
+
+def check_labels(class_floor: float, labels: Tensor | None) -> None:
+    """Refuse a floor by class where the classes are not known."""
+    if class_floor > 0 and labels is None:
+        raise ConfigurationError(
+            [
+                "class_floor needs the class of each sample, and no torch classification loss of the training step was "
+                "told it: override SparseLossMixin.sample_labels(batch) to return the class indices (B,)."
+            ]
+        )
 
 
 def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:

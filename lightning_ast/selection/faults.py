@@ -56,6 +56,12 @@ def doubtful_settings(
         found.append(
             f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
         )
+    for name, value in (
+        ("initial_scores", settings.samples.initial_scores),
+        ("keep_scores", settings.samples.keep_scores or None),
+    ):
+        if mode != "prune" and value is not None:
+            found.append(f"{name} has no effect in mode={mode!r}: it is a setting of mode='prune'.")
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -159,7 +165,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(settings)
+    found += _prune_steps_faults(settings) + _sample_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
@@ -181,6 +187,29 @@ def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
             "has its own: use 'keep' or 'follow', or a fixed target_activation_rate."
         ]
     return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
+
+
+def _sample_faults(settings: SelectionSettings) -> list[str]:
+    """Find what is wrong with what is asked for single samples."""
+    found = []
+    keeps: object = settings.samples.keep_scores
+    if not (isinstance(keeps, int) and not isinstance(keeps, bool) and keeps >= 0):
+        found.append(f"keep_scores: expected a number of epochs, an int >= 0, got {keeps!r}.")
+    floor: object = settings.samples.class_floor
+    if not (_is_number(floor) and 0 <= floor < 1):
+        found.append(f"class_floor: expected a share of each class in [0, 1), got {floor!r}.{_percent_hint(floor)}")
+    elif _is_number(settings.target_activation_rate) and floor > settings.target_activation_rate:
+        found.append(
+            f"class_floor={floor:g} keeps more of each class than target_activation_rate="
+            f"{settings.target_activation_rate:g} keeps of all samples: give a smaller floor."
+        )
+    for name in ("always", "never"):
+        if getattr(settings.samples, name) is not None and settings.mode != "prune":
+            found.append(
+                f"{name} names samples by their dataset index, which mode={settings.mode!r} does not know: use "
+                "mode='prune'."
+            )
+    return found
 
 
 def _least_faults(least: object) -> list[str]:

@@ -65,6 +65,7 @@ class Session:
         rule = settings.target_rule
         self._target = None if rule is None else MovingTarget(rule, self.selector, trainer)
         self._weighs = overrides(module, "sample_weights")
+        self._wants_labels = settings.samples.wants_labels
         self._trainer = trainer
         self._module = module
         self._processes = Processes(trainer)
@@ -186,7 +187,7 @@ class Session:
         self.quarantine.examine(step, batch)
         if step.known_bad and step.treatment in (Treatment.DENSE, Treatment.OBSERVED):
             step.treatment = Treatment.CLEANED
-        self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
+        self._gating.labels_wanted = self._wants_labels or any(watcher.wants_labels for watcher in self.watchers)
         self.mode.prepare_step(step, batch, batch_idx)
         self._gating.start_batch(step, batch)
         # Last: the scoring pass of subset is not a part of the forward that is counted.

@@ -13,6 +13,7 @@ from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
+from lightning_ast.pruning.sample_book import SampleSettings
 from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.moving_target import TargetFn, TargetRule
 
@@ -52,6 +53,7 @@ class SelectionSettings:
     quarantine_limit: float | None
     count_flops: bool
     prune_steps: PruneSteps | None
+    samples: SampleSettings
     scheduler: StageSource | None = None
 
     @classmethod
@@ -99,6 +101,7 @@ class SelectionSettings:
             controller=self.controller,
             min_selected=self.min_selected,
             trim=self.trim,
+            class_floor=self.samples.class_floor,
             seed=self.seed,
             # All processes plan the same epoch, so they must draw alike; within batches each draws for itself.
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
