@@ -86,8 +86,7 @@ class SelectionReadings(Callback):
             raise ValueError(
                 "there are no scores to export: only mode='prune' remembers samples, from its first fit on."
             )
-        if rank_zero_only.rank == 0:
-            write_scores(path, epochs)
+        rank_zero_only(write_scores)(path, epochs)
 
     @property
     def quarantined(self) -> list[QuarantinedSample]:

@@ -35,7 +35,7 @@ class SampleRecord:
     def count(self, indices: Tensor, *, epoch: int) -> None:
         """Count the samples of a batch, ``(B,)`` dataset indices on the CPU, as trained on in an epoch."""
         self._epoch = epoch
-        different, times = indices.unique(return_counts=True)
+        different, times = torch.unique(indices, return_counts=True)
         self._times[different] = (self._times[different].int() + times).clamp_max(_MOST).short()
 
     def tell(self, indices: Tensor, labels: Tensor | None) -> None:

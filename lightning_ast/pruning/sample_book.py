@@ -84,7 +84,8 @@ class SampleBook:
             return None
         if (name, size) not in self._read:
             self._read[name, size] = read_indices(name, source, size)
-        return self._read[name, size]
+        chosen: Tensor = self._read[name, size]
+        return chosen
 
     def state_dict(self, history: SignificanceHistory | None) -> dict[str, Any] | None:
         """Return the record over all processes; every process must ask for it."""

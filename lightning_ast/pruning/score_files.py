@@ -159,10 +159,10 @@ def _checked(name: str, values: Tensor, size: int, indices: Tensor | None, *, gi
         raise _fault(name, "expected finite numbers of at least 0, larger ones for samples that matter more", where)
     if indices is None:
         return values
-    if indices.unique().numel() != indices.numel():
-        twice = indices.sort().values
-        row = int(twice[1:][twice[1:] == twice[:-1]][0])
-        raise _fault(name, "expected each index once", f"index {row} several times")
+    ordered = indices.sort().values
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if twice.numel():
+        raise _fault(name, "expected each index once", f"index {int(twice[0])} several times")
     return torch.full((size,), -1.0).index_copy_(0, indices, values)
 
 

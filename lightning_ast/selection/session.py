@@ -182,7 +182,9 @@ class Session:
         step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
         step.labels = told_labels(self._module, batch, size)
-        step.weigh(told_weights(self._module, batch, size))
+        weights = told_weights(self._module, batch, size)
+        if weights is not None:
+            step.weigh(weights)
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
         if step.known_bad and step.treatment in (Treatment.DENSE, Treatment.OBSERVED):

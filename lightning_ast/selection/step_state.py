@@ -137,10 +137,8 @@ class StepState:
         """Tell whether the host knows, without waiting for a device, that samples are not finite."""
         return self.bad is not None and self.bad.device.type == "cpu"
 
-    def weigh(self, weights: Tensor | None) -> None:
+    def weigh(self, weights: Tensor) -> None:
         """Multiply the rows of the samples by the user's weights ``(B,)``, on top of those that they have."""
-        if weights is None:
-            return
         self.user_weights = weights if self.user_weights is None else self.user_weights * weights
         if self.treatment in (Treatment.DENSE, Treatment.OBSERVED):
             self.treatment = Treatment.WEIGHTED

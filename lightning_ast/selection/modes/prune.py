@@ -81,16 +81,17 @@ class PruneMode(SelectionMode):
             step = StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
         else:
             step = StepState(facts, Treatment.DENSE if observe is None else Treatment.OBSERVED)
-        step.weigh(self._allowed(planned.indices))
+        self._record(step, planned.indices)
         return step
 
-    def _allowed(self, indices: Tensor) -> Tensor | None:
-        """Count the samples of a batch, and return weight 0 for those that must never be trained on."""
+    def _record(self, step: StepState, indices: Tensor) -> None:
+        """Count the samples of a batch, and give weight 0 to those that must never be trained on."""
         history = self.epochs.history
         assert history is not None
         assert history.record is not None
         history.record.count(indices, epoch=self.epochs.epoch.number)
-        return None if history.rules.never is None else (~history.rules.never[indices]).double()
+        if history.rules.never is not None:
+            step.weigh((~history.rules.never[indices]).double())
 
     def close_batch(self, step: StepState | None) -> None:
         """Go on in the plan and in the schedules."""
