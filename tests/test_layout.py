@@ -89,6 +89,7 @@ CORE_LAYERS = [
     "plan_rules",
     "sample_record",
     "history",
+    "plan_sampler",
     "plain_loop",
     "ledger",
 ]
