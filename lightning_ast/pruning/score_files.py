@@ -21,9 +21,9 @@ from lightning_ast.words import counted
 
 __all__ = ["IndexSet", "ScoreSource", "read_indices", "read_scores", "write_scores"]
 
-ScoreSource: TypeAlias = str | Path | Tensor | Sequence[float]
+ScoreSource: TypeAlias = str | Path | Tensor | np.ndarray[Any, Any] | Sequence[float]
 """A file with the columns ``index`` (may be left out) and ``significance``, or one number for each sample."""
-IndexSet: TypeAlias = str | Path | Tensor | Sequence[int]
+IndexSet: TypeAlias = str | Path | Tensor | np.ndarray[Any, Any] | Sequence[int]
 """A file with the column ``index``, or dataset indices."""
 
 _ROWS = 1 << 18  # written at once
@@ -122,7 +122,7 @@ def read_scores(source: ScoreSource, size: int) -> tuple[Tensor, Tensor | None]:
     """
     name = "initial_scores"
     if not isinstance(source, (str, Path)):
-        return _checked(name, torch.as_tensor(source), size, None), None
+        return _checked(name, _tensor(name, source), size, None), None
     table = _read(name, source, ("significance",), ("index", "label"))
     values = torch.tensor([-1.0 if value is None else _number(name, value) for value in table["significance"]])
     given = torch.tensor([value is not None for value in table["significance"]], dtype=torch.bool)
@@ -139,7 +139,7 @@ def read_indices(name: str, source: IndexSet, size: int) -> Tensor:
     if isinstance(source, (str, Path)):
         indices = _indices_of(name, _read(name, source, ("index",), ())["index"], size)
     else:
-        given = torch.as_tensor(source)
+        given = _tensor(name, source)
         if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.dtype == torch.bool)):
             raise _fault(name, "expected dataset indices, a list of ints", f"{given.dtype} of {tuple(given.shape)}")
         indices = _indices_of(name, given.tolist(), size)
@@ -172,6 +172,13 @@ def _indices_of(name: str, values: list[Any], size: int) -> Tensor:
     if wrong is not None:
         raise _fault(name, f"expected dataset indices in [0, {size})", f"{wrong:g}")
     return torch.tensor([int(number) for number in numbers], dtype=torch.int64)
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise _fault(name, "expected a tensor, a list of numbers, or a file", type(values).__name__) from None
 
 
 def _number(name: str, value: Any) -> float:

@@ -62,6 +62,12 @@ def test_never_is_not_loaded_in_a_pruned_epoch_and_has_no_gradient_in_a_dense_on
     assert_close_weights(weights(module), weights(other))
 
 
+def test_a_batch_of_nothing_else_has_no_gradient() -> None:
+    module, _ = train(fresh(batchnorm=False, dropout=0.0), never=torch.arange(32, SIZE), max_epochs=2, cooldown=0)
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert set(range(32)) <= set(module.epochs()[1]), "the plan is filled up by samples that have no gradient"
+
+
 def test_the_indices_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "these.csv").write_text("index,reason\n3,hard\n4,rare\n")
     module, _ = train(always=str(tmp_path / "these.csv"))
@@ -76,6 +82,7 @@ def test_the_indices_of_a_file(tmp_path: Path) -> None:
         ({"always": [0.5]}, "a list of ints"),
         ({"always": torch.ones(3, 2, dtype=torch.long)}, "a list of ints"),
         ({"always": [1, 2], "never": [2]}, "got 2 in both"),
+        ({"never": {1, 2}}, "never: expected a tensor, a list of numbers, or a file; got set"),
         ({"always": "no_such.csv"}, "always: expected a file that can be read"),
         ({"class_floor": 0.5}, "class_floor=0.5 keeps more .* target_activation_rate=0.4"),
         ({"class_floor": 20}, r"class_floor: .* \[0, 1\), got 20. Did you mean 0.2"),
@@ -206,6 +213,7 @@ def test_a_checkpoint_wins_over_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
+        (["high"] * SIZE, "a list of numbers, or a file; got list"),
         (torch.ones(5), r"as many as the data set has; got shape \(5,\)"),
         ([1.0] * (SIZE - 1), "as many as the data set has"),
         ([-1.0] * SIZE, r"at least 0, .* got 300 values that are not, such as -1 in row 0"),
