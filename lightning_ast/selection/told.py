@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -34,7 +33,7 @@ def told_weights(module: pl.LightningModule, batch: Any, size: int) -> Tensor | 
         return None
     if not isinstance(weights, Tensor) or weights.shape != (size,):
         raise _fault("sample_weights", f"a tensor of shape ({size},), each sample's weight, or None", weights)
-    weights = weights.detach().to("cpu", torch.float64)
+    weights = weights.detach().cpu().double()
     good = weights.isfinite() & (weights >= 0)
     if not bool(good.all()):
         position = int((~good).nonzero()[0])

@@ -193,11 +193,9 @@ def test_a_run_begins_with_scores() -> None:
     assert set(module.epochs()[0]) == set(scores.topk(120).indices.tolist())
 
 
-@pytest.mark.parametrize("factor", [1e-3, 1e3])
-def test_their_unit_does_not_matter(factor: float) -> None:
+def test_their_unit_does_not_matter() -> None:
     scores = torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
-    one, _ = train(initial_scores=scores, warmup=0, gate="topk")
-    other, _ = train(initial_scores=factor * scores, warmup=0, gate="topk")
+    one, other = (train(initial_scores=s, warmup=0, gate="topk", max_epochs=3)[0] for s in (scores, 1e-3 * scores))
     assert one.epochs() == other.epochs()
     assert set(one.epochs()[1]) != set(one.epochs()[0])
 
