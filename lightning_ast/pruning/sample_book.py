@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.history import SignificanceHistory
@@ -52,31 +53,53 @@ class SampleBook:
     processes: Processes
     _read: dict[tuple[str, int], Any] = field(default_factory=dict)  # files are read once
 
-    def prepare(self, history: SignificanceHistory) -> None:
-        """Give a new history its rules and its record.
+    def make_history(self, size: int, saved: dict[str, Any], *, must_fit: bool) -> SignificanceHistory:
+        """Make the history of a data set with its rules and its record, and continue what was saved of it.
+
+        Args:
+            size: The number of samples in the data set.
+            saved: The epochs' part of a state, or nothing: then the run begins with the user's scores.
+            must_fit: Whether a state of a data set of another size is refused, and not forgotten with a warning.
 
         Raises:
-            ConfigurationError: Indices do not fit the data set.
+            ConfigurationError: A setting or the state does not fit the data set.
         """
-        settings = self.settings
-        sets = {name: self._indices(name, len(history)) for name in ("always", "never")}
-        if sets["always"] is not None and sets["never"] is not None and bool((sets["always"] & sets["never"]).any()):
-            both = int((sets["always"] & sets["never"]).nonzero()[0])
-            raise ConfigurationError([f"always and never: expected each index in one of them, got {both} in both."])
-        history.rules = PlanRules(**sets, class_floor=settings.class_floor)
-        history.record = SampleRecord(len(history), epochs=settings.keep_scores, labels=settings.wants_labels)
+        history = SignificanceHistory(size)
+        history.rules = self._rules(size)
+        history.record = SampleRecord(size, epochs=self.settings.keep_scores, labels=self.settings.wants_labels)
+        if saved.get("history") is None:
+            self._begin(history, history.record)
+            return history
+        try:
+            history.load_state_dict(saved["history"])
+        except ValueError as error:
+            if must_fit:
+                raise ConfigurationError([str(error)]) from error
+            rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
+            return history
+        record = saved.get("samples")  # an older release has written none
+        if record is not None:
+            history.record.load_state_dict(record, first=self.processes.rank == 0)
+        return history
 
-    def begin(self, history: SignificanceHistory) -> None:
-        """Let a run that goes on from nothing begin with the user's scores."""
+    def _rules(self, size: int) -> PlanRules:
+        always = self._indices("always", size)
+        never = self._indices("never", size)
+        if always is not None and never is not None and bool((always & never).any()):
+            both = int((always & never).nonzero()[0])
+            raise ConfigurationError([f"always and never: expected each index in one of them, got {both} in both."])
+        return PlanRules(always, never, self.settings.class_floor)
+
+    def _begin(self, history: SignificanceHistory, record: SampleRecord) -> None:
         source = self.settings.initial_scores
         if source is None:
             return
-        if ("scores", len(history)) not in self._read:
-            self._read["scores", len(history)] = read_scores(source, len(history))
-        scores, labels = self._read["scores", len(history)]
+        size = len(history)
+        if ("scores", size) not in self._read:
+            self._read["scores", size] = read_scores(source, size)
+        scores, labels = self._read["scores", size]
         history.begin_with(scores)
-        assert history.record is not None
-        history.record.tell(torch.arange(len(history)), labels)
+        record.tell(torch.arange(size), labels)
 
     def _indices(self, name: str, size: int) -> Tensor | None:
         source = getattr(self.settings, name)
@@ -94,8 +117,3 @@ class SampleBook:
         if self.processes.count == 1 or self.processes.failing:
             return history.record.state_dict()
         return history.record.state_dict(self.processes.total, self.processes.maximum)
-
-    def load_state_dict(self, history: SignificanceHistory, state: dict[str, Any] | None) -> None:
-        """Continue the record of a checkpoint; that of an older release has none."""
-        if state is not None and history.record is not None and len(state["times"]) == len(history):
-            history.record.load_state_dict(state, first=self.processes.rank == 0)

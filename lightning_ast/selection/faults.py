@@ -198,7 +198,7 @@ def _sample_faults(settings: SelectionSettings) -> list[str]:
     floor: object = settings.samples.class_floor
     if not (_is_number(floor) and 0 <= floor < 1):
         found.append(f"class_floor: expected a share of each class in [0, 1), got {floor!r}.{_percent_hint(floor)}")
-    elif _is_number(settings.target_activation_rate) and floor > settings.target_activation_rate:
+    elif _is_number(settings.target_activation_rate) and floor > settings.target_activation_rate > 0:
         found.append(
             f"class_floor={floor:g} keeps more of each class than target_activation_rate="
             f"{settings.target_activation_rate:g} keeps of all samples: give a smaller floor."

@@ -15,7 +15,8 @@ from lightning_ast.errors import ConfigurationError
 from tests.helpers.training import SaveAt, assert_close_weights, assert_same_weights, gloo, weights
 from tests.pruning.prune_by_hand import SIZE, Indexed, Witness, fit, fresh, loader, pruned
 
-LABELS = Indexed().y
+DIGITS = Indexed()
+LABELS = DIGITS.y
 
 
 def train(module: Any = None, *callbacks: Any, data: Any = None, **options: Any) -> tuple[Any, SparseSelectionCallback]:
@@ -237,3 +238,52 @@ def test_scores_that_cannot_be_used(scores: Any, message: str, tmp_path: Path) -
 def test_they_have_no_effect_in_other_modes() -> None:
     with pytest.warns(UserWarning, match="initial_scores has no effect in mode='mask'"):
         train(mode="mask", initial_scores=[1.0] * SIZE, max_epochs=2, cooldown=0)
+
+
+class Ready(torch.utils.data.Dataset[Any]):
+    """A data set of batches."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y, _ = zip(*(DIGITS[i] for i in range(8 * index, 8 * index + 8)))
+        return torch.stack(x), torch.stack(y), torch.arange(8 * index, 8 * index + 8)
+
+    def __len__(self) -> int:
+        return 20
+
+
+def test_rules_for_ready_batches(tmp_path: Path) -> None:
+    data = torch.utils.data.DataLoader(Ready(), batch_size=None)
+    module, callback = train(data=data, always=[3], never=[4, 5], prune_steps="follow")
+    for epoch in (1, 2):
+        batches = {index // 8 for index in module.epochs()[epoch]}
+        assert 3 in batches
+        assert not {4, 5} & batches
+    times = callback.state_dict()["epochs"]["samples"]["times"]
+    assert times[3] == 4, "a batch is a sample"
+    assert times.max() == 4
+    with pytest.raises(ConfigurationError, match="class_floor counts samples"):
+        train(data=data, class_floor=0.1, prune_steps="follow")
+
+
+class Halves(torch.utils.data.Sampler[list[int]]):
+    """Batches of even and of odd indices."""
+
+    def __iter__(self) -> Any:
+        for start in range(0, SIZE, 60):
+            yield list(range(start, start + 60, 2))
+            yield list(range(start + 1, start + 60, 2))
+
+    def __len__(self) -> int:
+        return 10
+
+
+def test_rules_for_a_batch_sampler() -> None:
+    data = torch.utils.data.DataLoader(Indexed(), batch_sampler=Halves())
+    module, _ = train(data=data, **RULES)
+    for epoch in (1, 2):
+        kept = set(module.epochs()[epoch])
+        assert {5, 6} <= kept
+        assert not {8, 9} & kept
+        assert min(shares(module, epoch).values()) >= 0.2
+    with pytest.raises(ConfigurationError, match="always: 200 samples"):
+        train(data=data, always=torch.arange(200))

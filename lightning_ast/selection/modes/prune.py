@@ -59,6 +59,8 @@ class PruneMode(SelectionMode):
                 "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
                 "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
             )
+        if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
+            return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
         return []
 
     def stage(self, batch_idx: int) -> Stage:
@@ -89,7 +91,8 @@ class PruneMode(SelectionMode):
         history = self.epochs.history
         assert history is not None
         assert history.record is not None
-        history.record.count(indices, epoch=self.epochs.epoch.number)
+        loaded = indices[:1] if self.epochs.batches_are_samples else indices
+        history.record.count(loaded, epoch=self.epochs.epoch.number)
         if history.rules.never is not None:
             step.weigh((~history.rules.never[indices]).double())
 
@@ -106,6 +109,8 @@ class PruneMode(SelectionMode):
         assert history is not None
         assert history.record is not None
         assert step.indices is not None
+        if self.epochs.batches_are_samples:  # of several classes
+            return
         history.record.tell(step.indices, step.labels)
         if step.labels is None and step.significance is not None:
             check_labels(history.rules.class_floor, None)
