@@ -70,7 +70,7 @@ class Books:
 
     def finish_batch(self, step: StepState, stage: Stage, *, rate: float, target_rate: float | None) -> None:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
-        # There is no target rate where a coverage is held: the rate follows.
+        # There is no target rate where a coverage is held, or where a function gives it: the rate follows.
         mode = self._mode_of(step)
         dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
