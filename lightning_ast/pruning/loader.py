@@ -44,10 +44,21 @@ def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
     if not isinstance(loader, DataLoader):
         return [f"mode='prune' needs a torch DataLoader, got {type(loader).__name__}: nothing tells what it will load."]
     if isinstance(loader.dataset, IterableDataset):
-        return ["mode='prune' needs a map-style dataset: an IterableDataset cannot skip a sample before it is loaded."]
+        return [_stream_fault(loader.dataset)]
     if loader.batch_sampler is None:
         return ["mode='prune' needs batch_size: with batch_size=None the dataset makes the batches, not the samples."]
     return _sampling_faults(loader, processes)
+
+
+def _stream_fault(stream: IterableDataset[Any]) -> str:
+    name = type(stream).__name__
+    found = "mode='prune' has to skip a sample before it is loaded, and a stream has no order that is known: "
+    if hasattr(type(stream), "__getitem__") and hasattr(stream, "__len__"):
+        return f"{found}{name} has an index: wrap it, IndexedStream(dataset) of lightning_ast.streams."
+    return (
+        f"{found}where each sample of {name} has a number of its own, put a SampleFilter of lightning_ast.streams in "
+        "front of what decodes, and give it to the callback as sample_filter=. Else use mode='partial' or 'subset'."
+    )
 
 
 def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:

@@ -100,7 +100,7 @@ def two_loaders() -> Any:
 
 
 REFUSED = [
-    (lambda: loader(dataset=Stream()), "a map-style dataset: an IterableDataset cannot skip"),
+    (lambda: loader(dataset=Stream()), "where each sample of Stream has a number of its own, put a SampleFilter"),
     (
         lambda: loader(batch_sampler=Pairs(SequentialSampler(range(SIZE)), 32, False), batch_size=1),
         "torch's own BatchSampler, got Pairs",
