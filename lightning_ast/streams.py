@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-__all__ = ["BlockShuffle", "IndexedStream"]
+__all__ = ["BlockShuffle", "IndexedStream", "SampleFilter", "has_index"]
 
 
 class IndexedStream(Dataset[Any]):
@@ -30,7 +32,7 @@ class IndexedStream(Dataset[Any]):
         ValueError: The size is not known, or is not at least 1.
 
     Example:
-        >>> class Numbers(torch.utils.data.IterableDataset):
+        >>> class Numbers:
         ...     def __len__(self):
         ...         return 4
         ...     def __getitem__(self, index):
@@ -41,7 +43,7 @@ class IndexedStream(Dataset[Any]):
     """
 
     def __init__(self, stream: Any, *, size: int | None = None) -> None:
-        if not hasattr(type(stream), "__getitem__"):
+        if not has_index(stream):
             raise TypeError(
                 f"expected a stream with an index (`__getitem__`), got {type(stream).__name__}: "
                 "use SampleFilter, which knows samples by a key."
@@ -58,12 +60,18 @@ class IndexedStream(Dataset[Any]):
         return self.stream[index]
 
 
+def has_index(stream: Any) -> bool:
+    """Tell whether a dataset gives samples by their index."""
+    # torch's Dataset has a method that does nothing but raise, and every IterableDataset inherits it.
+    return getattr(type(stream), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__
+
+
 def _size_of(stream: Any) -> int:
     size = getattr(stream, "size", None)
     if isinstance(size, int):
         return size
     # A loader may be made before the processes talk to each other.
-    if max(_processes()[1], int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    if max(_processes()[1], int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(
             f"expected size=, the number of samples of the whole stream: with several processes the length of a "
             f"{type(stream).__name__} may be that of one process's part."
@@ -111,10 +119,11 @@ class BlockShuffle(DistributedSampler[int]):
         rank, processes = _processes()
         size = len(self.dataset)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        blocks = torch.arange(size).split(self.block_size)
+        blocks = torch.arange(size).split(self.block_size)  # type: ignore[no-untyped-call]
         parts = []
-        for together in torch.randperm(len(blocks), generator=generator).split(self.blocks_together):
-            indices = torch.cat([blocks[block] for block in together.tolist()])
+        shuffled = torch.randperm(len(blocks), generator=generator).tolist()
+        for start in range(0, len(shuffled), self.blocks_together):
+            indices = torch.cat([blocks[block] for block in shuffled[start : start + self.blocks_together]])
             parts.append(indices[torch.randperm(len(indices), generator=generator)])
         order = torch.cat(parts)
         # As torch's own does: the first samples come once more, so that every process has as many.
@@ -127,3 +136,57 @@ def _processes() -> tuple[int, int]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+class SampleFilter:
+    """A filter for a stream without an index: only the samples of the running epoch's plan pass.
+
+    Put it in front of what decodes the samples, as ``webdataset.WebDataset(...).select(sample_filter)``, as
+    ``stream.filter(sample_filter)`` of Hugging Face, or as ``if sample_filter(number)`` in an ``IterableDataset`` of
+    your own; and give it to ``SparseSelectionCallback(mode="prune", sample_filter=sample_filter)``. Outside of such a
+    fit every sample passes. Worker processes see the plan through shared memory: 1 byte a sample.
+
+    Args:
+        size: The number of samples in the whole stream.
+        key: A function that takes a sample as it is in front of the filter, and returns its number in [0, size), the
+            same in every epoch. None where the filter is called with the number itself.
+
+    Raises:
+        ValueError: ``size`` is below 1; in a call, the key is no number in the range.
+
+    Example:
+        >>> sample_filter = SampleFilter(size=3, key=lambda sample: int(sample["__key__"]))
+        >>> sample_filter({"__key__": "0002"})  # every sample passes where nothing is pruned
+        True
+    """
+
+    def __init__(self, *, size: int, key: Callable[[Any], int] | None = None) -> None:
+        if size < 1:
+            raise ValueError(f"size: expected the number of samples in the stream, got {size!r}.")
+        self.size = size
+        self.key = key
+        self._passes = torch.ones(size, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __call__(self, sample: Any) -> bool:
+        """Tell whether a sample is a part of the running epoch."""
+        given = sample if self.key is None else self.key(sample)
+        try:
+            number = operator.index(given)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.size:
+            raise ValueError(
+                f"expected each sample's number in [0, {self.size}), got {given!r}: the key has to return an int that "
+                "is the same in every epoch, and size has to count the whole stream."
+            )
+        return bool(self._passes[number])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SampleFilter:
+        """Return the filter itself: a copied pipeline has to see the same plan."""
+        return self
+
+    def allow(self, numbers: Tensor | None) -> None:
+        """Let these samples pass from now on, ``(k,)`` int64; None lets every sample pass."""
+        self._passes.fill_(numbers is None)
+        if numbers is not None:
+            self._passes[numbers] = True

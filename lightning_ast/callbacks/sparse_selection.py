@@ -26,6 +26,7 @@ from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
+from lightning_ast.streams import SampleFilter
 
 __all__ = ["SparseSelectionCallback", "running_session"]
 
@@ -88,6 +89,8 @@ class SparseSelectionCallback(SelectionReadings):
             counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches, which
             ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
+        sample_filter: In ``prune`` over a stream without an index, the
+            :class:`~lightning_ast.streams.SampleFilter` that stands in it.
 
     Attributes:
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
@@ -123,6 +126,7 @@ class SparseSelectionCallback(SelectionReadings):
         quarantine_limit: float | None = 0.01,
         count_flops: bool = True,
         prune_steps: PruneSteps | None = None,
+        sample_filter: SampleFilter | None = None,
     ) -> None:
         super().__init__()
         is_given = target_activation_rate is not None or target_coverage is not None
@@ -140,6 +144,7 @@ class SparseSelectionCallback(SelectionReadings):
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
         self.prune_steps: PruneSteps | None = prune_steps
+        self.sample_filter = sample_filter
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False
 

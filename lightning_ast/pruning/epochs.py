@@ -106,9 +106,9 @@ class PrunedEpochs:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
             self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
-        faults = loader_faults(combined, processes=self._processes.count)
+        faults = self._faults_of(combined)
         if not faults:
-            self._planner.facts = LoaderFacts.of(combined)
+            self._planner.facts = self._facts_of(combined)
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
         if faults:
@@ -119,12 +119,27 @@ class PrunedEpochs:
         if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
-            make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
-            self._pruned = PrunedLoader(combined, make)
+            self._pruned = self._loader_for(combined)
         # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
-        self._pruned.limits = self.epoch.lengths.batches
+        self._pruned.limits = self._batches_ahead
         return self._pruned
+
+    def _faults_of(self, combined: CombinedLoader) -> list[str]:
+        return loader_faults(combined, processes=self._processes.count)
+
+    def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
+        return LoaderFacts.of(combined)
+
+    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
+        return PrunedLoader(
+            combined, functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
+        )
+
+    @property
+    def _batches_ahead(self) -> int | float:
+        """Return the number of batches that Lightning is told of; infinitely many where the loader ends the epoch."""
+        return self.epoch.lengths.batches
 
     @property
     def history(self) -> SignificanceHistory | None:
@@ -152,8 +167,8 @@ class PrunedEpochs:
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
         if self._pruned is not None:
-            self._pruned.limits = self.epoch.lengths.batches
-            announce_batches(self._trainer, self.epoch.lengths.batches)
+            self._pruned.limits = self._batches_ahead
+            announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
         run = self.run

@@ -21,6 +21,7 @@ from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.settings import SelectionSettings, StageSource
+from lightning_ast.streams import SampleFilter
 
 __all__ = [
     "configuration_faults",
@@ -56,6 +57,8 @@ def doubtful_settings(
         found.append(
             f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
         )
+    if mode != "prune" and settings.sample_filter is not None:
+        found.append(f"sample_filter has no effect in mode={mode!r}: it is a setting of mode='prune'.")
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -158,6 +161,9 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
+    given: object = settings.sample_filter
+    if given is not None and not isinstance(given, SampleFilter):
+        found.append(f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}.")
     found += _prune_steps_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
@@ -177,6 +183,11 @@ def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
         return [
             "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
             "has its own: use 'keep' or 'follow', or target_activation_rate."
+        ]
+    if settings.mode == "prune" and settings.sample_filter is not None and settings.steps_of_pruned_epochs == "keep":
+        return [
+            "prune_steps='keep' makes smaller batches, and those of a stream are made before they are planned: use "
+            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
         ]
     return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
 

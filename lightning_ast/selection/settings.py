@@ -14,6 +14,7 @@ from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Schedule, Stage
+from lightning_ast.streams import SampleFilter
 
 __all__ = ["SelectionSettings", "StageSource"]
 
@@ -51,6 +52,7 @@ class SelectionSettings:
     quarantine_limit: float | None
     count_flops: bool
     prune_steps: PruneSteps | None
+    sample_filter: SampleFilter | None = None
     scheduler: StageSource | None = None
 
     @classmethod

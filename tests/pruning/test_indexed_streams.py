@@ -32,6 +32,13 @@ class Stream(IterableDataset[Any]):
         return self.images[index]
 
 
+class Plain(IterableDataset[Any]):
+    """A stream without an index, which inherits a method of that name."""
+
+    def __iter__(self) -> Any:
+        return iter(Indexed())
+
+
 def blocks(**options: Any) -> DataLoader[Any]:
     dataset = IndexedStream(Stream())
     return DataLoader(dataset, batch_size=32, sampler=BlockShuffle(dataset, block_size=25), **options)
@@ -121,11 +128,12 @@ def test_sizes_that_cannot_be_known_are_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="at least 1 sample, got size=0"):
         IndexedStream(stream, size=0)
     with pytest.raises(TypeError, match="a stream with an index"):
-        IndexedStream(iter([1]))
+        IndexedStream(Plain())
     with pytest.raises(ValueError, match="expected at least 1, got block_size=0"):
         BlockShuffle(range(10), block_size=0)
 
 
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
 def test_a_stream_that_was_not_wrapped_is_refused_with_what_to_do() -> None:
     module = fresh(Witness)
     with pytest.raises(ConfigurationError, match=r"Stream has an index: wrap it, IndexedStream\(dataset\)"):

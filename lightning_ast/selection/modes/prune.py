@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
+from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
@@ -28,7 +30,9 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
-        self.epochs = PrunedEpochs(
+        sample_filter = parts.settings.sample_filter
+        planned = PrunedEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
+        self.epochs: PrunedEpochs = planned(
             parts.owner,
             parts.trainer,
             parts.selector,
