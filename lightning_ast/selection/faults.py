@@ -161,10 +161,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    given: object = settings.sample_filter
-    if given is not None and not isinstance(given, SampleFilter):
-        found.append(f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}.")
-    found += _prune_steps_faults(settings)
+    found += _prune_steps_faults(settings) + _filter_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
@@ -184,12 +181,21 @@ def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
             "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
             "has its own: use 'keep' or 'follow', or target_activation_rate."
         ]
-    if settings.mode == "prune" and settings.sample_filter is not None and settings.steps_of_pruned_epochs == "keep":
+    return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
+
+
+def _filter_faults(settings: SelectionSettings) -> list[str]:
+    given: object = settings.sample_filter
+    if given is None:
+        return []
+    if not isinstance(given, SampleFilter):
+        return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
+    if settings.mode == "prune" and settings.steps_of_pruned_epochs == "keep":
         return [
-            "prune_steps='keep' makes smaller batches, and those of a stream are made before they are planned: use "
+            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
             "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
         ]
-    return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
+    return []
 
 
 def _least_faults(least: object) -> list[str]:
