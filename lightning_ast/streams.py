@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-__all__ = ["BlockShuffle", "IndexedStream", "SampleFilter", "has_index"]
+__all__ = ["BlockShuffle", "IndexedStream", "SampleFilter"]
 
 
 class IndexedStream(Dataset[Any]):
@@ -43,7 +43,7 @@ class IndexedStream(Dataset[Any]):
     """
 
     def __init__(self, stream: Any, *, size: int | None = None) -> None:
-        if not has_index(stream):
+        if not self.fits(stream):
             raise TypeError(
                 f"expected a stream with an index (`__getitem__`), got {type(stream).__name__}: "
                 "use SampleFilter, which knows samples by a key."
@@ -53,17 +53,17 @@ class IndexedStream(Dataset[Any]):
         if self._size < 1:
             raise ValueError(f"expected a stream of at least 1 sample, got size={self._size}.")
 
+    @staticmethod
+    def fits(stream: Any) -> bool:
+        """Tell whether a dataset has an index."""
+        # torch's Dataset has a method that does nothing but raise, and every IterableDataset inherits it.
+        return getattr(type(stream), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__
+
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int) -> Any:
         return self.stream[index]
-
-
-def has_index(stream: Any) -> bool:
-    """Tell whether a dataset gives samples by their index."""
-    # torch's Dataset has a method that does nothing but raise, and every IterableDataset inherits it.
-    return getattr(type(stream), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__
 
 
 def _size_of(stream: Any) -> int:

@@ -54,8 +54,9 @@ class SparseSelectionCallback(SelectionReadings):
         mode: ``"partial"``: the step runs once, on the full batch, and its backward computes over the selected rows;
             the backward of a ``torch.compile``d region stays a full one. ``"subset"``: a scoring forward, then the
             step on the selected samples. ``"prune"``: an epoch loads only the samples that it trains on, chosen by
-            their remembered significance; it needs a map-style dataset in one DataLoader, several epochs, and the
-            mixin's ``sample_indices`` where a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
+            their remembered significance; it needs a map-style dataset in one DataLoader (or, for
+            streams, a helper of :mod:`lightning_ast.streams`), several epochs, and the mixin's ``sample_indices`` where
+            a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
             original scripts; it saves nothing and is here for comparison.
         gate: ``"soft"``: keep with probability ``clip(significance / threshold, floor, 1)``. ``"threshold"``: the
             original's hard cut; trained from scratch it needs a warmup and a controller that holds its rate.

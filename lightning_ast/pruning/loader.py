@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.leading import copied_loader, lend_iterator, same_mode
 from lightning_ast.lightning_internals.resuming import knows_its_place
-from lightning_ast.streams import has_index
+from lightning_ast.streams import IndexedStream
 from lightning_ast.words import counted
 
 __all__ = [
@@ -54,7 +54,7 @@ def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
 def _stream_fault(stream: IterableDataset[Any]) -> str:
     name = type(stream).__name__
     found = "mode='prune' has to skip a sample before it is loaded, and a stream has no order that is known: "
-    if has_index(stream):
+    if IndexedStream.fits(stream):
         return f"{found}{name} has an index: wrap it, IndexedStream(dataset) of lightning_ast.streams."
     return (
         f"{found}where each sample of {name} has a number of its own, put a SampleFilter of lightning_ast.streams in "

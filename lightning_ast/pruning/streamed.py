@@ -42,6 +42,12 @@ class StreamedEpochs(PrunedEpochs):
         self._filter.allow(None)
         super().detach()
 
+    def _load(self, combined: CombinedLoader) -> CombinedLoader:
+        loaded = super()._load(combined)
+        if self._planner.facts is None:  # a tuner's trial, on the whole stream
+            self._filter.allow(None)
+        return loaded
+
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
         return _stream_faults(combined, self._trainer)
 
