@@ -53,6 +53,8 @@ __all__ = ["PrunedEpochs"]
 class PrunedEpochs:
     """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
 
+    _filters = False  # a stream, in which a filter stands
+
     def __init__(
         self,
         owner: Callback,
@@ -252,11 +254,15 @@ class PrunedEpochs:
             "history": None if self.history is None else self.history.state_dict(maximum),
             **self.epoch.state_dict(),
             "steps": self._steps,
-            "split": self._planner.split(sparse=self.epoch.sparse),
+            "split": self._split(sparse=self.epoch.sparse),
             **last_reloads(self._trainer.fit_loop),
             "random": self._processes.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
         }
+
+    def _split(self, *, sparse: bool) -> dict[str, Any] | None:
+        split = self._planner.split(sparse=sparse)
+        return None if split is None else {**split, "sample_filter": int(self._filters)}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Keep a state until the loader, the epoch and the position in it are known."""
@@ -294,7 +300,7 @@ class PrunedEpochs:
             check_steps(state.get("steps", "replan") if state else self._steps, self._steps)
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
         if goes_on:
-            check_split(state["split"], self._planner.split(sparse=bool(state["sparse"])))
+            check_split(state["split"], self._split(sparse=bool(state["sparse"])))
             self._enter(RunningEpoch.resumed(state, batches_done(loop)))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:

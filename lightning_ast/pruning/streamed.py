@@ -29,6 +29,8 @@ __all__ = ["StreamedEpochs"]
 class StreamedEpochs(PrunedEpochs):
     """Epochs of a stream: the order is the stream's own, and the module tells which samples a batch holds."""
 
+    _filters = True
+
     def __init__(self, *args: Any, sample_filter: SampleFilter) -> None:
         super().__init__(*args)
         self._filter = sample_filter

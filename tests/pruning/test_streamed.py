@@ -123,6 +123,20 @@ def test_a_resumed_run_trains_on_each_planned_sample_once_whatever_the_order(tmp
     assert sorted(again.epochs()[3]) == list(range(SIZE))
 
 
+@pytest.mark.parametrize("streams", [(True, False), (False, True)], ids=["to an index", "to a filter"])
+def test_the_midst_of_an_epoch_is_not_continued_in_another_kind_of_loader(tmp_path: Path, streams: Any) -> None:
+    path = tmp_path / "run.ckpt"
+
+    def run(is_stream: bool, *callbacks: Any, **options: Any) -> None:
+        sample_filter, _, data = stream()
+        callback = pruned(sample_filter=sample_filter if is_stream else None)
+        fit(fresh(Told), data if is_stream else DataLoader(Indexed(), batch_size=32), callback, *callbacks, **options)
+
+    run(streams[0], SaveAt(path, "batch end", 2, 0))
+    with pytest.raises(ConfigurationError, match="sample_filter was . and is ."):
+        run(streams[1], ckpt_path=path)
+
+
 def test_steps_and_books_are_those_of_the_plan() -> None:
     sample_filter, _, data = stream()
     module, callback = fresh(Cycled), pruned(sample_filter=sample_filter)
