@@ -52,12 +52,12 @@ def cuda(device: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _leave_the_device_as_it_was() -> Iterator[None]:
-    """No TF32 unless a test asks for it, and nothing deterministic after one that did."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    """No TF32 unless a test asks for it, and nothing deterministic after one that did; then torch's defaults."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
     torch.use_deterministic_algorithms(False)
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")

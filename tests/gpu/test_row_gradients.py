@@ -160,7 +160,7 @@ def test_batchnorm_in_training_mode(dtype: torch.dtype, device: str) -> None:
     selected = check(batchnorm, device, dtype, batchnorm="selected")
     assert selected.dense_ops == {}
     assert selected.flops_share == pytest.approx(0.4, abs=0.02)
-    assert selected.cosine > 0.5
+    assert selected.cosine > 0.3
 
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)

@@ -21,11 +21,11 @@ BATCH = 16
 STEADY = range(6, 13)
 """The batches of an epoch that are looked at: all is settled, and the end of the epoch is not in sight."""
 MOST = 2
-"""The waits of a sparse step: its scores come to the host, and what is selected goes back."""
+"""The waits of a sparse step. One is needed: the scores come to the host, which selects."""
 
 
 class Counts(pl.Callback):
-    """Where steps waited for the device, by epoch; torch warns at each such place."""
+    """Where steps waited for the device, by epoch, from the start of one to that of another; torch warns there."""
 
     def __init__(self, caught: list[warnings.WarningMessage]) -> None:
         self.caught = caught
@@ -37,9 +37,7 @@ class Counts(pl.Callback):
             self.caught.clear()
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("warn")
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == STEADY.stop - 1:
+        elif batch_idx == STEADY.stop:
             self.looked_at += 1
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("default")
@@ -56,7 +54,7 @@ def waits(digits: Digits, device: str, mode: str) -> Counts:
         warnings.simplefilter("always")
         counts = Counts(caught)
         data = loader(digits, batch_size=BATCH, pin_memory=device == "cuda")
-        callbacks = [*callbacks_of(mode), counts]  # the last: the end of the selection's own batch is within
+        callbacks = [counts, *callbacks_of(mode)]
         train(fresh(Mlp), digits, device, *callbacks, data=data, max_epochs=2, log_every_n_steps=1000)
     assert counts.looked_at == 2
     return counts
@@ -90,5 +88,5 @@ def test_the_instrument_sees_a_wait(digits: Digits, cuda: str) -> None:
         warnings.simplefilter("always")
         counts = Counts(caught)
         data = loader(digits, batch_size=BATCH, pin_memory=True)
-        train(fresh(Mlp), digits, cuda, Waits(), counts, data=data, max_epochs=1, log_every_n_steps=1000)
+        train(fresh(Mlp), digits, cuda, counts, Waits(), data=data, max_epochs=1, log_every_n_steps=1000)
     assert counts.per_step(0) >= 1
