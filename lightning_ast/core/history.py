@@ -101,6 +101,12 @@ class SignificanceHistory:
         scores = scores.masked_scatter(self.seen, trimmed(scores[self.seen], trim))
         return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
 
+    def part(self, samples: range) -> SignificanceHistory:
+        """Return what is remembered of some of the samples, as of the last fold."""
+        part = SignificanceHistory(len(samples))
+        part._scores = self._scores[samples.start : samples.stop]
+        return part
+
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
         return {"scores": self._scores.clone(), "recent": self._merged(maximum)}

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from lightning_ast.core.history import EpochPlan, SignificanceHistory
 from lightning_ast.core.selector import SampleSelector
@@ -54,6 +55,7 @@ class PrunedEpochs:
     """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
 
     _filters = False  # a stream, in which a filter stands
+    sizes: tuple[int, ...] = ()  # of the batches of several loaders
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class PrunedEpochs:
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
-        if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
+        if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
             self._pruned = self._loader_for(combined)
@@ -134,9 +136,11 @@ class PrunedEpochs:
         return LoaderFacts.of(combined)
 
     def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
-        return PrunedLoader(
-            combined, functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
-        )
+        def batches_of(number: int, sampler: BatchSampler) -> PrunedBatches:
+            batches = functools.partial(self._batches, number=number)
+            return PrunedBatches(sampler, batches=batches, count=self._count_batches)
+
+        return PrunedLoader(combined, batches_of)
 
     @property
     def _batches_ahead(self) -> int | float:
@@ -201,7 +205,7 @@ class PrunedEpochs:
             self._start(epoch)
         self._announce()
 
-    def _batches(self, sampler: Drawn) -> Iterator[list[int]]:
+    def _batches(self, sampler: Drawn, *, number: int = 0) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
         # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
         # before, so that lengths and schedules could be.
@@ -231,6 +235,10 @@ class PrunedEpochs:
         # plan is then the same in all, whatever the sampler does.
         own, self.epoch.drained = draw(sampler, self._planner.facts, self._generators())
         return self._planner.plan(self.epoch, self._processes.interleaved(own))
+
+    def sizes_of(self, batch: Any) -> tuple[int, ...]:
+        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
+        return ()
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ __all__ = [
     "PrunedBatches",
     "PrunedLoader",
     "draw",
+    "faults_of_loader",
     "loader_faults",
     "loader_generators",
     "set_states",
@@ -36,12 +38,12 @@ Drawn: TypeAlias = Iterable[SupportsIndex]  # a sampler as the user has it: it m
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
     """Find why the training data cannot be pruned."""
     if len(combined.flattened) != 1:
-        return [
-            f"mode='prune' needs one training dataloader, got {len(combined.flattened)}: which samples are skipped "
-            "must be the same for all. Join the data sets (one that returns a tuple, or torch's ConcatDataset and "
-            "StackDataset)."
-        ]
-    loader = combined.flattened[0]
+        return [f"expected one training dataloader, got {len(combined.flattened)}."]
+    return faults_of_loader(combined.flattened[0], processes=processes)
+
+
+def faults_of_loader(loader: Any, *, processes: int) -> list[str]:
+    """Find why a training dataloader cannot be pruned."""
     if not isinstance(loader, DataLoader):
         return [f"mode='prune' needs a torch DataLoader, got {type(loader).__name__}: nothing tells what it will load."]
     if isinstance(loader.dataset, IterableDataset):
@@ -105,12 +107,15 @@ class LoaderFacts:
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:
-        """Read the lengths from a loader without faults."""
-        loader = combined.flattened[0]
-        sampler = loader.batch_sampler
-        (limit,) = combined.limits or [len(loader)]
+        """Read the lengths from a single loader without faults."""
+        return cls.of_loader(combined.flattened[0], *(combined.limits or ()))
+
+    @classmethod
+    def of_loader(cls, loader: DataLoader[Any], limit: float = math.inf) -> LoaderFacts:
+        """Read the lengths from one of several loaders; a limit of the run leaves some batches out."""
+        sampler: Any = loader.batch_sampler
         return cls(
-            dataset_size=len(loader.dataset),
+            dataset_size=len(loader.dataset),  # type: ignore[arg-type]
             draws=len(sampler.sampler),
             batch_size=sampler.batch_size,
             drop_last=sampler.drop_last,
@@ -143,12 +148,14 @@ class PrunedBatches(BatchSampler):
 class PrunedLoader(CombinedLoader):
     """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds."""
 
-    def __init__(self, given: CombinedLoader, make: Callable[[BatchSampler], PrunedBatches]) -> None:
+    def __init__(self, given: CombinedLoader, make: Callable[[int, BatchSampler], PrunedBatches]) -> None:
         # `trainer.train_dataloader` gives what is passed here: the user's own loader.
         super().__init__(given.iterables, same_mode(given))
         self.given = given
-        (loader,) = given.flattened
-        self.flattened = [copied_loader(loader, batch_sampler=make(loader.batch_sampler))]
+        self.flattened = [
+            copied_loader(loader, batch_sampler=make(number, loader.batch_sampler))
+            for number, loader in enumerate(given.flattened)
+        ]
 
     def __iter__(self) -> PrunedLoader:
         """Start the loader, and lend its iterator to the user's, which Lightning asks for the length of an epoch."""

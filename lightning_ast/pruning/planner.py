@@ -93,6 +93,19 @@ class EpochPlanner:
         count = epoch.lengths.samples * processes
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
 
+    @property
+    def covers(self) -> bool:
+        """Tell whether a share of the significance is the target."""
+        return self._selector.target_coverage is not None
+
+    def plan_part(self, epoch: RunningEpoch, offered: Tensor, samples: range, *, count: int) -> EpochPlan:
+        """Choose the samples of one of several loaders, whose own are ``samples`` of all that are remembered."""
+        history = self.fold()
+        if not epoch.sparse:
+            return EpochPlan(epoch.number, offered, offered.numel())
+        own = history.part(samples)
+        return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
+
     def split(self, *, sparse: bool) -> dict[str, Any] | None:
         """Return the settings that decide how a plan is dealt out and weighted; None before they are known."""
         if self.facts is None:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.core.batch.containers import children_of
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
+from lightning_ast.core.dependence.several import SeveralTrace
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.errors import EntryError
@@ -62,6 +65,7 @@ class EntrySearch:
         self._has_proved = False
         self._unclear: tuple[str, ...] = ()
         self.batch: Any = None
+        self.sizes: tuple[int, ...] = ()  # of the batches of several loaders, which are one batch together
         self.attempts = 0
 
     def wants_trace(self, batch_size: int) -> bool:
@@ -81,6 +85,8 @@ class EntrySearch:
     def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
         """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         self._started += 1
+        if self.sizes:
+            return SeveralTrace(children_of(self.batch) or (), self.sizes)
         self._is_counted = False  # a step that runs several backwards asks for several losses: one attempt
         # Where a change of the whole batch proved nothing, one of its tensors alone may: a shared one (anchors, a
         # vocabulary) has reached every row.
@@ -102,7 +108,11 @@ class EntrySearch:
 
     @property
     def _assignments(self) -> Assignments:
-        return assignments_of(self.batch)
+        if not self.sizes:
+            return assignments_of(self.batch)
+        # A tensor has the rows of one loader's samples, or those of all of them, which sizes tell.
+        every = torch.arange(sum(self.sizes), device=self._module.device)
+        return tuple(every.split(self.sizes))
 
     def find(self, loss: Tensor, batch_size: int) -> Found:
         """Find the entries of a loss of a forward that was not traced."""
@@ -112,6 +122,9 @@ class EntrySearch:
         if found is not None:
             return found
         # This batch cannot be traced any more: its forward is over.
+        if self.sizes:  # sizes do not tell of which loader's samples the rows are
+            self._wants_trace = not self.is_exhausted
+            return Found(unclear=("the batches of several loaders",))
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
         self._wants_trace = not self.is_exhausted
         return Found(unclear=found.unclear) if found.unclear else found
@@ -126,6 +139,8 @@ class EntrySearch:
 
     def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
         """Prove the entries of a loss of a traced forward; an error where no part of the batch shows them."""
+        if trace.failure is not None and self.sizes:
+            raise EntryError(f"which rows belong to which loader's samples cannot be told: {trace.failure}.")
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self._finder.guess(loss, batch_size, assignments=self._assignments)

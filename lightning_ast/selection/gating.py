@@ -76,6 +76,7 @@ class Gating:
         self._has_gated = False
         # What the forward gets: rows are counted against it.
         self.search.batch = batch if step.part is None else step.part.batch
+        self.search.sizes = step.facts.sizes
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)

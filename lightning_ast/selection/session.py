@@ -186,7 +186,7 @@ class Session:
         self.stage = stage
 
     def _size(self, batch: object) -> int:
-        size = self._count_samples(batch)
+        size = sum(self.mode.sizes(batch)) or self._count_samples(batch)
         if size == 0 and self.stage == "sparse" and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
+from lightning_ast.pruning.several import SeveralEpochs
 from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
@@ -31,7 +32,7 @@ class PruneMode(SelectionMode):
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
         sample_filter = parts.settings.sample_filter
-        planned = PrunedEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
+        planned = SeveralEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
         self.epochs: PrunedEpochs = planned(
             parts.owner,
             parts.trainer,
@@ -60,12 +61,17 @@ class PruneMode(SelectionMode):
         """Return the stage of the running epoch."""
         return self.epochs.epoch.stage
 
+    def sizes(self, batch: Any) -> tuple[int, ...]:
+        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
+        return self.epochs.sizes_of(batch)
+
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan."""
         planned = self.epochs.next_batch(size, indices)
         observe = self.epochs.observer_of(planned)
         facts = BatchFacts(
             size=size,
+            sizes=self.epochs.sizes,
             indices=planned.indices,
             stands_for=planned.stands_for,
             observe=observe,
