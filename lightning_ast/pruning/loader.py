@@ -38,7 +38,7 @@ Drawn: TypeAlias = Iterable[SupportsIndex]  # a sampler as the user has it: it m
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
     """Find why the training data cannot be pruned."""
     if len(combined.flattened) != 1:
-        return [f"expected one training dataloader, got {len(combined.flattened)}."]
+        return [f"mode='prune' is measured with one training dataloader, got {len(combined.flattened)}."]
     return faults_of_loader(combined.flattened[0], processes=processes)
 
 

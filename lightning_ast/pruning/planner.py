@@ -98,6 +98,11 @@ class EpochPlanner:
         """Tell whether a share of the significance is the target."""
         return self._selector.target_coverage is not None
 
+    @property
+    def weighs(self) -> bool:
+        """Tell whether a plan has importance weights."""
+        return self._selector.selects and self._selector.weighting != "none"
+
     def plan_part(self, epoch: RunningEpoch, offered: Tensor, samples: range, *, count: int) -> EpochPlan:
         """Choose the samples of one of several loaders, whose own are ``samples`` of all that are remembered."""
         history = self.fold()

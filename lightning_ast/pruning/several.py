@@ -78,10 +78,10 @@ class SeveralEpochs(PrunedEpochs):
                 f"mode='prune' follows a sample of each dataloader in one step: {len(given)} of them need a "
                 f"batch_size above {len(given)}."
             )
-        if self._steps == "keep" or self._planner.covers:
+        if self._steps == "keep" or self._planner.covers or self._planner.weighs:
             found.append(
-                "mode='prune' with several dataloaders needs batches that keep their sizes: use "
-                "target_activation_rate, and prune_steps='replan' or 'follow'."
+                "mode='prune' with several dataloaders needs batches that keep their sizes and count each sample "
+                "alike: use target_activation_rate, prune_steps='replan' or 'follow', and no weighting."
             )
         return found
 
@@ -136,10 +136,12 @@ class SeveralEpochs(PrunedEpochs):
             self._assemble()
             own = self._parts[number].indices
         else:  # a checkpoint's
-            own = self._arranged(epoch.plan.indices).split(self.sizes, dim=1)[number].flatten() - self._start_of(number)
+            first = sum(self.sizes[:number])
+            own = self._arranged(epoch.plan.indices).narrow(1, first, self.sizes[number]).flatten()
+            own = own - self._start_of(number)
         if number == len(self.sizes) - 1:
             epoch.replays = False
-        yield from self._processes.share(own).split(self.sizes[number])[epoch.resumed_at :]
+        yield from self._processes.share(own).view(-1, self.sizes[number])[epoch.resumed_at :].tolist()
 
     def _plan_of(self, number: int, sampler: Drawn) -> EpochPlan:
         """Plan an epoch of one loader, by what is remembered of its own samples."""

@@ -85,9 +85,9 @@ class EntrySearch:
     def start_trace(self, batch_size: int, *, take: Callable[[Any, Tensor], Any] | None = None) -> SampleTrace:
         """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         self._started += 1
+        self._is_counted = False  # a step that runs several backwards asks for several losses: one attempt
         if self.sizes:
             return SeveralTrace(children_of(self.batch) or (), self.sizes)
-        self._is_counted = False  # a step that runs several backwards asks for several losses: one attempt
         # Where a change of the whole batch proved nothing, one of its tensors alone may: a shared one (anchors, a
         # vocabulary) has reached every row.
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
@@ -112,7 +112,7 @@ class EntrySearch:
             return assignments_of(self.batch)
         # A tensor has the rows of one loader's samples, or those of all of them, which sizes tell.
         every = torch.arange(sum(self.sizes), device=self._module.device)
-        return tuple(every.split(self.sizes))
+        return tuple(every.split(self.sizes))  # type: ignore[no-untyped-call]
 
     def find(self, loss: Tensor, batch_size: int) -> Found:
         """Find the entries of a loss of a forward that was not traced."""
@@ -140,13 +140,15 @@ class EntrySearch:
     def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
         """Prove the entries of a loss of a traced forward; an error where no part of the batch shows them."""
         if trace.failure is not None and self.sizes:
-            raise EntryError(f"which rows belong to which loader's samples cannot be told: {trace.failure}.")
+            raise self._several_error(trace.failure)
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self._finder.guess(loss, batch_size, assignments=self._assignments)
         # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
         found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
+        if self.sizes and found.unclear:
+            raise self._several_error(f"in {', '.join(found.unclear)} no dimension holds the samples of one or of all")
         if isinstance(trace, DoubtfulTrace) and trace.is_confirmed(loss, found):
             raise EntryError(trace.doubt.message)
         self._count(proved=bool(found.entries))
@@ -166,6 +168,14 @@ class EntrySearch:
                 "others too: the selection is of rows of the gradient."
             )
         return found
+
+    def _several_error(self, problem: str) -> EntryError:
+        return EntryError(
+            f"the batch holds those of {len(self.sizes)} dataloaders ({', '.join(map(str, self.sizes))} samples), and "
+            f"which rows belong to which of them cannot be told: {problem}. Let the network see each loader's batch by "
+            "itself, or all of them one behind the other along the first dimension; or join the data sets (torch's "
+            "StackDataset), so that what belongs together is one sample."
+        )
 
     def _was_last(self, trace: SampleTrace) -> bool:
         # Every part of the batch is changed in a forward of its own, until one of them shows where the rows are

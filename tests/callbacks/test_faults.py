@@ -253,15 +253,15 @@ CASES = [
         data=lambda digits: DataLoader([pack_sequence([torch.zeros(3, 2)])], batch_size=None),
     ),
     # prune
-    prune("iterable", "an IterableDataset cannot skip", lambda d: DataLoader(Endless(), batch_size=8), trainer=LONGER),
+    prune("iterable", "has to skip a sample before it is loaded", lambda d: DataLoader(Endless(), batch_size=8), trainer=LONGER),
     prune("no batches", "needs batch_size", lambda d: DataLoader(dataset(d), batch_size=None), trainer=LONGER),
     prune(
         "an own batch sampler", "needs torch's own BatchSampler, got Own", trainer=LONGER,
         data=lambda d: DataLoader(dataset(d), batch_sampler=Own(SequentialSampler(d[1]), 64, False)),
     ),
     prune(
-        "two loaders", "needs one training dataloader, got 2", trainer=LONGER,
-        data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}),
+        "two loaders", "several dataloaders needs one batch of each", trainer=LONGER,
+        data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}, "max_size"),
     ),
     prune(
         "out of order", "needs in_order=True", trainer=LONGER,

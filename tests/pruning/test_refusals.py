@@ -106,7 +106,7 @@ REFUSED = [
         "torch's own BatchSampler, got Pairs",
     ),
     (lambda: loader(batch_size=None), "needs batch_size: with batch_size=None"),
-    (two_loaders, "one training dataloader, got 2"),
+    (two_loaders, "several dataloaders needs full batches"),
     (lambda: loader(num_workers=1, in_order=False), "needs in_order=True"),
     (lambda: Stateful(Indexed(), batch_size=32), "Stateful restores its own position"),
     (Plain, "needs a torch DataLoader, got"),

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from lightning_ast.core import SampleSelector, SignificanceHistory, plan_epoch
 from lightning_ast.errors import ConfigurationError, EntryError
 from tests.helpers.modules import PlainNet
-from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
+from tests.helpers.training import SaveAt, assert_same_weights, gloo, quiet_trainer, weights
 from tests.pruning.prune_by_hand import Indexed, fit, fresh, pruned
 
 SIZES = {"a": 200, "b": 120}
@@ -153,9 +154,34 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path, point: Any, workers: int)
     assert_same_weights(weights(straight), weights(again))
 
 
+class Saves(pl.Callback):
+    """Saves what each process saw."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        torch.save(pl_module.seen, self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_two_processes_share_one_plan(tmp_path: Path) -> None:
+    sizes = {"a": 400, "b": 240}
+    fit(fresh(Both), loaders(sizes=sizes), pruned(), Saves(tmp_path), devices=2, strategy=gloo())
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    both = Both()
+    both.seen = sorted(ranks[0] + ranks[1], key=lambda step: step[0])
+    for name in sizes:
+        for epoch in (1, 2):
+            shares = [[index for step in seen if step[0] == epoch for index in step[1][name]] for seen in ranks]
+            assert len(shares[0]) == len(shares[1]) == 4 * BATCHES[name]
+            whole = planned(both, name, epoch, count=8 * BATCHES[name], sizes=sizes)  # whatever order they come in
+            assert sorted(shares[0] + shares[1]) == whole
+
+
 def test_a_step_that_mixes_the_loaders_is_refused() -> None:
     equal = loaders({"a": 20, "b": 20}, {"a": 200, "b": 200})
-    with pytest.raises(EntryError):
+    with pytest.raises(EntryError, match=r"which rows belong to which of them cannot be told: in .*StackDataset"):
         fit(fresh(Apart), equal, pruned())
 
 
@@ -163,11 +189,15 @@ REFUSED = [
     (lambda: CombinedLoader(loaders(sizes={"a": 300, "b": 120}), "max_size_cycle"), {}, "use CombinedLoader"),
     (lambda: CombinedLoader(loaders(), "max_size"), {}, "use CombinedLoader"),
     (lambda: {"a": loaders(), "b": loaders()["b"]}, {}, "in a flat list or dict"),
-    (lambda: {n: DataLoader(Indexed(s), batch_size=16) for n, s in SIZES.items()} , {}, "use CombinedLoader"),
+    (lambda: {n: DataLoader(Indexed(s), batch_size=16) for n, s in SIZES.items()}, {}, "use CombinedLoader"),
     (lambda: {n: DataLoader(Indexed(100), batch_size=16) for n in "ab"}, {}, "needs full batches"),
     (lambda: loaders({"a": 2, "b": 2}, {"a": 20, "b": 20}), {}, "need a batch_size above 2"),
-    (lambda: loaders(), {"prune_steps": "keep"}, "batches that keep their sizes"),
-    (lambda: loaders(), {"target_activation_rate": None, "target_coverage": 0.9, "prune_steps": "follow"}, "keep their"),
+    (loaders, {"prune_steps": "keep"}, "batches that keep their sizes"),
+    (
+        loaders,
+        {"target_activation_rate": None, "target_coverage": 0.9, "prune_steps": "follow"},
+        "keep their",
+    ),
 ]
 
 

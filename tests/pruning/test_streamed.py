@@ -133,7 +133,7 @@ def test_the_midst_of_an_epoch_is_not_continued_in_another_kind_of_loader(tmp_pa
         fit(fresh(Told), data if is_stream else DataLoader(Indexed(), batch_size=32), callback, *callbacks, **options)
 
     run(streams[0], SaveAt(path, "batch end", 2, 0))
-    with pytest.raises(ConfigurationError, match="sample_filter was . and is ."):
+    with pytest.raises(ConfigurationError, match=r"sample_filter was \d and is \d"):
         run(streams[1], ckpt_path=path)
 
 

@@ -12,7 +12,7 @@ from lightning_ast.core.dependence.trace import SampleTrace
 __all__ = ["SeveralTrace"]
 
 
-class SeveralTrace(SampleTrace):
+class SeveralTrace(SampleTrace):  # type: ignore[no-untyped-call]
     """Follows the last sample of the first part of a batch, the last but one of the second, and so on.
 
     The samples of all parts are counted in one row. Because the positions within the parts differ, rows that belong to

@@ -118,7 +118,7 @@ def prove_layout(
 def _candidates(
     shape: tuple[int, ...], batch_size: int, samples: Tensor, assignments: Assignments
 ) -> Iterator[tuple[Layout, Tensor]]:
-    """List the layouts, each with the rows that it gives the samples; what nodes and edges explain is not listed twice."""
+    """List the layouts, each with the rows that it gives the samples; what assignments explain comes once."""
     assigned: list[Tensor] = []
     for layout in layouts_by_assignment(shape, assignments):
         assigned.append(torch.isin(assignments[layout.assigned or 0].cpu(), samples))
