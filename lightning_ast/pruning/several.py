@@ -73,10 +73,12 @@ class SeveralEpochs(PrunedEpochs):
             )
         if any(type(loader.batch_sampler) is not BatchSampler for loader in combined.flattened):
             found.append("mode='prune' with several dataloaders needs torch's own BatchSampler in each.")
-        if min(facts.batch_size for facts in given) <= len(given):
+        sizes = [facts.batch_size for facts in given]
+        if min(sizes) <= len(sizes) or len(set(sizes)) < len(sizes):
             found.append(
-                f"mode='prune' follows a sample of each dataloader in one step: {len(given)} of them need a "
-                f"batch_size above {len(given)}."
+                "mode='prune' with several dataloaders tells by their sizes whose samples the rows of a tensor are, "
+                f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
+                "and 31)."
             )
         if self._steps == "keep" or self._planner.covers or self._planner.weighs:
             found.append(

@@ -122,7 +122,9 @@ class EntrySearch:
         if found is not None:
             return found
         # This batch cannot be traced any more: its forward is over.
-        if self.sizes:  # sizes do not tell of which loader's samples the rows are
+        if self.sizes:  # a proof alone tells it of which loader's samples the rows are
+            if self.is_exhausted:
+                raise self._several_error("the graph of the loss has another form again and again")
             self._wants_trace = not self.is_exhausted
             return Found(unclear=("the batches of several loaders",))
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
@@ -149,6 +151,8 @@ class EntrySearch:
         found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
         if self.sizes and found.unclear:
             raise self._several_error(f"in {', '.join(found.unclear)} no dimension holds the samples of one or of all")
+        if self.sizes and not all(entry.exact for entry in found.entries):
+            raise self._several_error("rows follow other samples too")
         if isinstance(trace, DoubtfulTrace) and trace.is_confirmed(loss, found):
             raise EntryError(trace.doubt.message)
         self._count(proved=bool(found.entries))

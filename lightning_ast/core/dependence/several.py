@@ -13,10 +13,10 @@ __all__ = ["SeveralTrace"]
 
 
 class SeveralTrace(SampleTrace):  # type: ignore[no-untyped-call]
-    """Follows the last sample of the first part of a batch, the last but one of the second, and so on.
+    """Follows one sample of each part of a batch; the samples of all parts are counted in one row.
 
-    The samples of all parts are counted in one row. Because the positions within the parts differ, rows that belong to
-    one part are told from those of another of the same size.
+    Their positions within the parts differ, and every part has as many, so that rows show it where they mix samples of
+    several parts.
 
     Args:
         parts: The batches of the loaders, on their device.
@@ -26,8 +26,13 @@ class SeveralTrace(SampleTrace):  # type: ignore[no-untyped-call]
     def __init__(self, parts: Sequence[Any], sizes: Sequence[int]) -> None:
         self._sizes = tuple(sizes)
         super().__init__(parts, sum(sizes))
-        self.sample = tuple(end - 1 - k for k, end in enumerate(accumulate(sizes)))
+        starts = [0, *accumulate(sizes)]
+        self.sample = tuple(start + place for start, place in zip(starts, self._places(), strict=False))
+
+    def _places(self) -> range:
+        last = min(self._sizes) - 1
+        return range(last, last - len(self._sizes), -1)
 
     def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
-        parts = enumerate(zip(batch, self._sizes, strict=True))
-        return [pair for k, (part, size) in parts for pair in perturbed(part, size, size - 1 - k)]
+        parts = zip(batch, self._sizes, self._places(), strict=True)
+        return [pair for part, size, place in parts for pair in perturbed(part, size, place)]
