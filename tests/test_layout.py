@@ -83,6 +83,7 @@ CORE_LAYERS = [
     "losses",
     "traceless_forward",
     "significance",
+    "systematic",
     "gate",
     "controller",
     "selector",
