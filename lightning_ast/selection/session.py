@@ -186,7 +186,8 @@ class Session:
         self.stage = stage
 
     def _size(self, batch: object) -> int:
-        size = sum(self.mode.sizes(batch)) or self._count_samples(batch)
+        of_several = 0 if self.epochs is None else sum(self.epochs.sizes_of(batch))
+        size = of_several or self._count_samples(batch)
         if size == 0 and self.stage == "sparse" and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "

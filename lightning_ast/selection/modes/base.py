@@ -64,10 +64,6 @@ class SelectionMode(ABC):
     def stage(self, batch_idx: int) -> Stage:
         """Return the stage of a batch."""
 
-    def sizes(self, batch: Any) -> tuple[int, ...]:
-        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
-        return ()
-
     @abstractmethod
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what is to be done with a batch; its dataset indices are ``(B,)``, where they are known."""

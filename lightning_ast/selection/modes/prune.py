@@ -61,10 +61,6 @@ class PruneMode(SelectionMode):
         """Return the stage of the running epoch."""
         return self.epochs.epoch.stage
 
-    def sizes(self, batch: Any) -> tuple[int, ...]:
-        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
-        return self.epochs.sizes_of(batch)
-
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan."""
         planned = self.epochs.next_batch(size, indices)
