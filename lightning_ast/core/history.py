@@ -18,7 +18,7 @@ from lightning_ast.core.gate import minimum_count, trimmed
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.words import counted
 
-__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "planned_count"]
+__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "plan_positions", "planned_count"]
 
 _UNSEEN = -1.0
 _ROUNDING = 0.005
@@ -246,12 +246,25 @@ def plan_epoch(
         selector's seed and the epoch alone, not on the number of processes. Its weights are scaled by the rate, so that
         the mean loss of a batch estimates that of the whole data set under ``"unbiased"``.
     """
+    positions, weights = plan_positions(history, draws, epoch=epoch, count=count, selector=selector)
     offered = draws.numel()
-    allowed = ~history.quarantined[draws]
-    if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
-        draws = draws[allowed]
-    ordered, positions = draws.sort(stable=True)  # so that the choice does not depend on the order of the draws
+    scaled = None if weights is None else (weights * (count / offered)).float()
+    return EpochPlan(epoch, draws[positions], offered, scaled)
+
+
+def plan_positions(
+    history: SignificanceHistory, draws: Tensor, *, epoch: int, count: int, selector: SampleSelector
+) -> tuple[Tensor, Tensor | None]:
+    """Choose as :func:`plan_epoch` does, and return where in the draws the samples of the plan stand.
+
+    Returns:
+        ``(count,)`` increasing positions, and their weights ``p**-a``, or None where all are 1.
+    """
+    allowed = (~history.quarantined[draws]).nonzero().squeeze(1)
+    if allowed.numel() < count:  # too few are left: those in quarantine fill the epoch up
+        allowed = torch.arange(draws.numel())
+    # so that the choice does not depend on the order of the draws
+    ordered, positions = draws[allowed].sort(stable=True)
     kept = selector.plan(history.significance(trim=selector.trim)[ordered], count=count, epoch=epoch)
     chosen, order = positions[kept.indices].sort()
-    weights = None if kept.weights is None else (kept.weights[order] * (count / offered)).float()
-    return EpochPlan(epoch, draws[chosen], offered, weights)
+    return allowed[chosen], None if kept.weights is None else kept.weights[order]

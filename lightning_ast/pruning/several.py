@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler
 
 from lightning_ast.core.batch.containers import children_of
 from lightning_ast.core.batch.samples import batch_size_of
@@ -19,7 +18,7 @@ from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import same_mode
 from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.epochs import PrunedEpochs
-from lightning_ast.pruning.loader import Drawn, LoaderFacts, draw, faults_of_loader, loader_generators
+from lightning_ast.pruning.loader import LoaderFacts, draw, faults_of_loader, loader_generators
 from lightning_ast.pruning.run_plan import size_faults
 
 __all__ = ["SeveralEpochs"]
@@ -71,8 +70,8 @@ class SeveralEpochs(PrunedEpochs):
                 "mode='prune' with several dataloaders needs full batches, or a last short one of one loader would "
                 "weigh its samples differently: set drop_last=True."
             )
-        if any(type(loader.batch_sampler) is not BatchSampler for loader in combined.flattened):
-            found.append("mode='prune' with several dataloaders needs torch's own BatchSampler in each.")
+        if any(facts.batching != "plain" for facts in given):
+            found.append("mode='prune' with several dataloaders needs batch_size in each, and no batch sampler.")
         sizes = [facts.batch_size for facts in given]
         if min(sizes) <= len(sizes) or len(set(sizes)) < len(sizes):
             found.append(
@@ -124,9 +123,9 @@ class SeveralEpochs(PrunedEpochs):
             )
         return super().next_batch(batch_size, own)
 
-    def _batches(self, sampler: Drawn, *, number: int = 0) -> Iterator[list[int]]:
+    def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         if not self.sizes or self._resumes:
-            yield from super()._batches(sampler, number=number)
+            yield from super()._batches(number, sampler, started)
             return
         epoch = self.epoch
         if number == 0:
@@ -134,7 +133,7 @@ class SeveralEpochs(PrunedEpochs):
             if not epoch.replays:
                 epoch.plan = None
         if epoch.plan is None:
-            self._parts[number] = self._plan_of(number, sampler)
+            self._parts[number] = self._plan_of(number, sampler, started)
             self._assemble()
             own = self._parts[number].indices
         else:  # a checkpoint's
@@ -145,13 +144,13 @@ class SeveralEpochs(PrunedEpochs):
             epoch.replays = False
         yield from self._processes.share(own).view(-1, self.sizes[number])[epoch.resumed_at :].tolist()
 
-    def _plan_of(self, number: int, sampler: Drawn) -> EpochPlan:
+    def _plan_of(self, number: int, sampler: Any, started: Iterator[Any] | None) -> EpochPlan:
         """Plan an epoch of one loader, by what is remembered of its own samples."""
         loader = loaders(self._trainer.fit_loop)[number]
         facts = self._facts[number]
         if faults := size_faults(facts.dataset_size, len(loader.dataset)):
             raise ConfigurationError(faults)
-        drawn, _ = draw(sampler, facts, loader_generators(loader))
+        drawn, _ = draw(sampler, facts, loader_generators(loader), started=started)
         start = self._start_of(number)
         size = self.sizes[number]
         offered = self._processes.interleaved(drawn[: self.run.dense.batches * size])

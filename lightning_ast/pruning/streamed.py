@@ -29,11 +29,10 @@ __all__ = ["StreamedEpochs"]
 class StreamedEpochs(PrunedEpochs):
     """Epochs of a stream: the order is the stream's own, and the module tells which samples a batch holds."""
 
-    _filters = True
-
     def __init__(self, *args: Any, sample_filter: SampleFilter) -> None:
         super().__init__(*args)
         self._filter = sample_filter
+        self._planner.filters = True
         self._left = torch.zeros(sample_filter.size, dtype=torch.bool)  # what the running epoch has yet to train on
         self._weights: Tensor | None = None  # by sample; None where all are 1
         self._samples_done = 0  # of the running epoch
