@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
+from lightning_ast.pruning.loader import set_states
 from lightning_ast.pruning.run_plan import EpochLengths
 from lightning_ast.schedule import Stage
 from lightning_ast.words import changes, counted
@@ -83,6 +86,17 @@ class RunningEpoch:
         if order is None:
             return PlannedBatch(indices, weights, stands_for)
         return PlannedBatch(indices[order], None if weights is None else weights[order], stands_for)
+
+    def deal(self, share: Tensor, generators: Callable[[], list[Any]], *, drop_last: bool) -> Iterator[list[int]]:
+        """Yield the dataset indices of the batches, cut from a process's share, from the batch on that comes next."""
+        drained = False
+        for start, stop in pairwise(self.lengths.cuts(self.resumed_at, drop_last=drop_last)):
+            if stop - start < (self.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
+                set_states(generators(), self.drained)
+                drained = True
+            yield share[start:stop].tolist()
+        if not drained:
+            set_states(generators(), self.drained)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan and the lengths as primitives and tensors."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,7 +41,7 @@ from lightning_ast.pruning.loader import (
     set_states,
     source_of,
 )
-from lightning_ast.pruning.own_batches import batching_faults, mean_significance
+from lightning_ast.pruning.own_batches import batching_faults, observer
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
 from lightning_ast.pruning.sample_book import SampleBook
@@ -99,8 +98,7 @@ class PrunedEpochs:
         self._pruned = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes of a copy, which leads no fit loop."""
-        # A tuner copies the callbacks; what undoes a change of this trainer must not be done by the copy as well.
+        """Return the attributes of a copy, as a tuner makes: what undoes a change of the trainer is not in it."""
         return {**vars(self), "_undo": []}
 
     def ensure_installed(self) -> None:
@@ -124,7 +122,6 @@ class PrunedEpochs:
             faults += batching_faults(self._planner.facts, self._trainer, self._steps)
         if faults:
             raise ConfigurationError(faults)
-        assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
@@ -219,8 +216,7 @@ class PrunedEpochs:
     def _plan_ahead(self, *, anew: bool = False) -> None:
         """Draw and plan the epoch where nothing else tells how many batches it has."""
         facts = self._planner.facts
-        assert facts is not None
-        refills = facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
+        refills = facts is not None and facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
         if not refills or self._resumes or (self.epoch.plan is not None and not anew):
             return
         (loader,) = loaders(self._trainer.fit_loop)
@@ -229,9 +225,7 @@ class PrunedEpochs:
         self._enter(self.epoch)
 
     def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
-        """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
-        # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
-        # before, so that lengths and schedules could be.
+        # The plan is drawn here, where the user's own sampler would have drawn; its length was known before.
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
         epoch = self.epoch
@@ -239,14 +233,7 @@ class PrunedEpochs:
             epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
         share = epoch.share(epoch.plan.indices, self._processes)
-        drained = False
-        for start, stop in pairwise(epoch.lengths.cuts(epoch.resumed_at, drop_last=self._drops_last)):
-            if stop - start < (epoch.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
-                set_states(self._generators(), epoch.drained)
-                drained = True
-            yield share[start:stop].tolist()
-        if not drained:
-            set_states(self._generators(), epoch.drained)
+        yield from epoch.deal(share, self._generators, drop_last=self._drops_last)
 
     def sizes_of(self, batch: Any) -> tuple[int, ...]:
         """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
@@ -270,13 +257,9 @@ class PrunedEpochs:
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        history = self.history
-        assert history is not None
-        if not self._observes:
-            return None
-        if self.batches_are_samples:
-            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
-        return functools.partial(history.observe, planned.indices)
+        assert self.history is not None
+        observe = observer(self.history, planned.indices, ready=self.batches_are_samples)
+        return observe if self._observes else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
@@ -306,8 +289,9 @@ class PrunedEpochs:
 
     def _load_history(self) -> None:
         assert self._planner.facts is not None
-        size = self._planner.facts.dataset_size
-        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
+        self._planner.history = self._samples.make_history(
+            self._planner.facts.dataset_size, self._loaded or {}, must_fit=self._resumes
+        )
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]

@@ -8,7 +8,7 @@ of one group may take each other's places.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ __all__ = [
     "DrawnBatches",
     "batching_faults",
     "draw_batches",
-    "mean_significance",
+    "observer",
     "plan_batches",
     "sample_groups",
 ]
@@ -236,7 +236,14 @@ def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, signi
             sizes[batch] += 1
 
 
-def mean_significance(significance: Tensor) -> Tensor:
+def observer(history: SignificanceHistory, indices: Tensor, *, ready: bool) -> Callable[[Tensor], None]:
+    """Return what remembers the significance ``(B,)`` of a batch: of each sample, or of a ready batch as one."""
+    if ready:
+        return lambda significance: history.observe(indices[:1], _mean_significance(significance))
+    return lambda significance: history.observe(indices, significance)
+
+
+def _mean_significance(significance: Tensor) -> Tensor:
     """Return the significance ``(1,)`` of a ready batch: the mean of its samples that are finite, else infinity."""
     finite = significance.isfinite()
     total = significance.where(finite, torch.zeros_like(significance)).sum()
