@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+from lightning_ast import SparseLossMixin
 from lightning_ast.core import even_count
 from lightning_ast.core.gate import floor_for
 from lightning_ast.errors import CheckpointError, ConfigurationError
@@ -273,6 +274,24 @@ def test_what_cannot_be_planned_is_refused_before_the_first_batch(make: Any, lim
     with pytest.raises(ConfigurationError, match=message):
         fit(module, loader(batch_sampler=make(), batch_size=1), pruned(prune_steps="follow"), val=val, **limits)
     assert module.batches == []
+
+
+@pytest.mark.parametrize("steps", ["keep", "follow"])
+def test_scores_find_their_samples_where_collating_sorts_a_batch(steps: Any) -> None:
+    """As for packed sequences: the longest first."""
+
+    def longest_first(rows: list[Any]) -> Any:
+        return default_collate(sorted(rows, key=lambda row: -length_of(row[2])))
+
+    class Told(SparseLossMixin, Witness):
+        def sample_indices(self, batch: Any) -> Any:
+            return batch[2]
+
+    module, callback = fresh(Told), pruned(prune_steps=steps)
+    fit(module, loader(batch_sampler=MADE["grouped"](), batch_size=1, collate_fn=longest_first), callback)
+    callback.session.epochs.history.fold()
+    found = callback.session.epochs.history.significance()
+    torch.testing.assert_close(found, history_by_hand(module, 4).significance(), rtol=1e-3, atol=1e-5)
 
 
 def test_groups_are_named_for_each_sample() -> None:
