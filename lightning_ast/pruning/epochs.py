@@ -24,6 +24,7 @@ from lightning_ast.lightning_internals.resuming import (
     begin_new_epoch,
     hold_reload,
     last_reloads,
+    leave_start,
     reload_as_due,
     reload_validation_as_due,
     restart_loader,
@@ -175,13 +176,14 @@ class PrunedEpochs:
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
-        if self._planner.facts is None:
+        if self._planner.facts is None or self._pruned is None:
             return
         if self._resumes:
             self._resumes = False
             self._resume(epoch)
             return
-        if epoch != self.epoch.number:
+        has_changed = epoch > 0 and self._planner.count_anew(self._pruned.given)
+        if has_changed or epoch != self.epoch.number:
             self._start(epoch)
         self._plan_ahead(anew=epoch > 0)  # Lightning starts the loader of any epoch but the first once more
         self._announce()
@@ -194,7 +196,11 @@ class PrunedEpochs:
         if not refills or self._resumes or (self.epoch.plan is not None and not anew):
             return
         (loader,) = loaders(self._trainer.fit_loop)
-        self.epoch.plan = self._planner.draw(self.epoch, source_of(loader), self._generators())
+        sampler = source_of(loader)
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            # Lightning leaves it to the user's own hook, on_train_epoch_start, which comes later.
+            set_epoch(self.epoch.number)
+        self.epoch.plan = self._planner.draw(self.epoch, sampler, self._generators())
         self.epoch.replays = True
         self._enter(self.epoch)
 
@@ -298,6 +304,8 @@ class PrunedEpochs:
             self._enter(RunningEpoch.resumed(state, batches_done(loop), rank=self._processes.rank))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
+            if self._pruned is not None:
+                self._planner.count_anew(self._pruned.given)
             self._start(epoch)
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()
@@ -305,6 +313,8 @@ class PrunedEpochs:
         reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
         if not goes_on:
             self._plan_ahead(anew=epoch > 0)
+            if epoch > 0 and self._planner.draws_batches:
+                leave_start(loop)
         self._announce()
         restart_loader(loop)
         # The saved state is that after the loader was started: workers get their seeds from the generators there. In a

@@ -110,8 +110,7 @@ def draw_batches(
         raise ConfigurationError(
             [
                 f"{type(sampler).__name__} drew {counted(len(sizes), 'batch')} where {facts.batches} were announced: "
-                "mode='prune' needs a batch sampler whose __len__ is true and stays the same. Use mode='partial' where "
-                "epochs differ in length."
+                "mode='prune' needs a batch sampler whose __len__ is true when an epoch begins."
             ]
         )
     draws = torch.tensor(indices, dtype=torch.int64)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.gate import NEARLY_ALL, floor_for, rate_at_coverage
@@ -60,6 +60,19 @@ class EpochPlanner:
             processes=self._processes.count,
             steps=self._steps,
         )
+
+    @property
+    def draws_batches(self) -> bool:
+        """Tell whether a batch sampler of the user's own makes the batches."""
+        return self.facts is not None and self.facts.batching == "own"
+
+    def count_anew(self, given: CombinedLoader) -> bool:
+        """Read the length of the user's own batch sampler, which may change between epochs; tell whether it has."""
+        before = self.facts
+        if not self.draws_batches:
+            return False
+        self.facts = LoaderFacts.of(given)
+        return self.facts != before
 
     def fold(self) -> SignificanceHistory:
         """Take what all processes observed since the last time into what is remembered, and return it."""
