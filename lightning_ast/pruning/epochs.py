@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor
 
 from lightning_ast.core.history import SignificanceHistory
@@ -40,11 +40,11 @@ from lightning_ast.pruning.loader import (
     loader_faults,
     loader_generators,
     set_states,
-    source_of,
 )
 from lightning_ast.pruning.own_batches import batching_faults, mean_significance
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
+from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
@@ -61,11 +61,18 @@ class PrunedEpochs:
         schedule: Schedule,
         processes: Processes,
         steps: PruneSteps,
+        *,
+        samples: SampleBook,
+        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
         self._processes = processes
-        self._planner = EpochPlanner(trainer, selector, schedule, processes, steps)
+        self._planner = EpochPlanner(
+            trainer, selector, schedule, processes, steps, has_moving_target=begin_target is not None
+        )
+        self._begin_target = begin_target
+        self._samples = samples
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -158,6 +165,8 @@ class PrunedEpochs:
             announce_batches(self._trainer, self.epoch.lengths.batches)
 
     def _start(self, epoch: int) -> None:
+        if self._begin_target is not None and not self._resumes:
+            self._begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
         lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None
@@ -168,7 +177,8 @@ class PrunedEpochs:
         run = self.run
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
-        self._observes = not epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        self._observes = self._samples.settings.keep_scores > 0 or not is_early
         self._followed = None
         if epoch.sparse and run.follows:
             factor = run.factor(epoch.number)
@@ -190,18 +200,10 @@ class PrunedEpochs:
 
     def _plan_ahead(self, *, anew: bool = False) -> None:
         """Draw and plan the epoch where nothing else tells how many batches it has."""
-        facts = self._planner.facts
-        assert facts is not None
-        refills = facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
-        if not refills or self._resumes or (self.epoch.plan is not None and not anew):
+        is_planned = self.epoch.plan is not None and not anew
+        if self._resumes or is_planned or not self._planner.draws_ahead(self.epoch):
             return
-        (loader,) = loaders(self._trainer.fit_loop)
-        sampler = source_of(loader)
-        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-            # Lightning leaves it to the user's own hook, on_train_epoch_start, which comes later.
-            set_epoch(self.epoch.number)
-        self.epoch.plan = self._planner.draw(self.epoch, sampler, self._generators())
-        self.epoch.replays = True
+        self._planner.draw_ahead(self.epoch, self._generators())
         self._enter(self.epoch)
 
     def _batches(self, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
@@ -256,6 +258,7 @@ class PrunedEpochs:
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
+            "samples": self._samples.state_dict(self.history),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
@@ -277,15 +280,8 @@ class PrunedEpochs:
 
     def _load_history(self) -> None:
         assert self._planner.facts is not None
-        history = self._planner.history = SignificanceHistory(self._planner.facts.dataset_size)
-        state = None if self._loaded is None else self._loaded["history"]
-        if state is not None:
-            try:
-                history.load_state_dict(state)
-            except ValueError as error:
-                if self._resumes:
-                    raise ConfigurationError([str(error)]) from error
-                rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
+        size = self._planner.facts.dataset_size
+        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]

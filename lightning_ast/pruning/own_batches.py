@@ -172,7 +172,7 @@ def plan_batches(
     sizes = owner[seats >= 0].bincount(minlength=drawn.sizes.numel()).view_as(drawn.sizes)
     opened = _opened(sizes, drawn.sizes) if refills else torch.ones_like(sizes, dtype=torch.bool)
     short = (opened & (sizes < drawn.sizes.clamp(max=_LEAST))).flatten()
-    significance = history.significance(trim=selector.trim)[drawn.indices]
+    significance = history.significance(trim=selector.trim).masked_fill(history.withheld, -1.0)[drawn.indices]
     _bring_back(seats, short[owner], owner, kind, significance)
     taken = seats >= 0
     planned = owner[taken].bincount(minlength=drawn.sizes.numel())
@@ -216,7 +216,10 @@ def _opened(sizes: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, significance: Tensor) -> None:
-    """Fill batches that are too short with the most significant of the samples left out that may stand there."""
+    """Fill batches that are too short with the most significant of the samples left out that may stand there.
+
+    Those of a significance below 0 are withheld: they come back where a batch would be empty, and not for company.
+    """
     if not short.any():
         return
     left_out = torch.ones(len(seats), dtype=torch.bool)
@@ -230,7 +233,8 @@ def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, signi
     sizes = owner[seats >= 0].bincount(minlength=int(owner[-1]) + 1).tolist()
     places = (short & (seats < 0)).nonzero().squeeze(1)
     for place, batch, own in zip(places.tolist(), owner[places].tolist(), kind[places].tolist(), strict=True):
-        if sizes[batch] < _LEAST:  # a kind has as many samples left out as places left free
+        # a kind has as many samples left out as places left free
+        if sizes[batch] == 0 or (sizes[batch] < _LEAST and significance[waiting[own][-1]] >= 0):
             seats[place] = waiting[own].pop()
             sizes[batch] += 1
 

@@ -65,6 +65,17 @@ def test_a_group_fills_its_own_places_alone() -> None:
     assert sorted(plan.indices.tolist()) == [*range(4, 20), *range(32, 40)], "the most significant come back"
 
 
+def test_samples_that_are_withheld_keep_nobody_company() -> None:
+    drawn = DrawnBatches(torch.arange(8), torch.tensor([[2, 2, 2, 2]]))
+    history = SignificanceHistory(8)
+    history.observe(torch.arange(8), torch.tensor([0.9, torch.inf, 0.8, 0.1, torch.inf, torch.inf, 0.2, 0.3]))
+    history.fold()
+    selector = SampleSelector(gate="topk", weighting="none")
+    plan, left = plan_batches(history, drawn, None, epoch=0, count=2, selector=selector, refills=False)
+    assert left.tolist() == [[1, 2, 1, 2]]
+    assert plan.indices.tolist() == [0, 2, 3, 5, 6, 7]
+
+
 def test_the_significance_of_a_ready_batch() -> None:
     assert mean_significance(torch.tensor([1.0, 3.0])).tolist() == [2.0]
     assert mean_significance(torch.tensor([1.0, torch.inf, 3.0])).tolist() == [2.0]
