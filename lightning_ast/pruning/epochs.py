@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.core.selector import SampleSelector
@@ -41,7 +41,7 @@ from lightning_ast.pruning.loader import (
     loader_generators,
     set_states,
 )
-from lightning_ast.pruning.own_batches import batching_faults, mean_significance
+from lightning_ast.pruning.own_batches import batching_faults, remembering
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
 from lightning_ast.pruning.sample_book import SampleBook
@@ -52,6 +52,8 @@ __all__ = ["PrunedEpochs"]
 
 class PrunedEpochs:
     """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
+
+    sizes: tuple[int, ...] = ()  # of the batches of several loaders
 
     def __init__(
         self,
@@ -113,9 +115,9 @@ class PrunedEpochs:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
             self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
-        faults = loader_faults(combined, processes=self._processes.count)
+        faults = self._faults_of(combined)
         if not faults:
-            self._planner.facts = LoaderFacts.of(combined)
+            self._planner.facts = self._facts_of(combined)
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
             faults += batching_faults(self._planner.facts, self._trainer, self._steps)
@@ -124,16 +126,32 @@ class PrunedEpochs:
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
-        if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
+        if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
-            make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
-            self._pruned = PrunedLoader(combined, make)
+            self._pruned = self._loader_for(combined)
         # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
         self._plan_ahead()
-        self._pruned.limits = self.epoch.lengths.batches
+        self._pruned.limits = self._batches_ahead
         return self._pruned
+
+    def _faults_of(self, combined: CombinedLoader) -> list[str]:
+        return loader_faults(combined, processes=self._processes.count)
+
+    def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
+        return LoaderFacts.of(combined)
+
+    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
+        def make(number: int, loader: DataLoader[Any]) -> PrunedBatches:
+            return PrunedBatches(loader, batches=functools.partial(self._batches, number), count=self._count_batches)
+
+        return PrunedLoader(combined, make)
+
+    @property
+    def _batches_ahead(self) -> int | float:
+        """Return the number of batches that Lightning is told of; infinitely many where the loader ends the epoch."""
+        return self.epoch.lengths.batches
 
     @property
     def history(self) -> SignificanceHistory | None:
@@ -161,8 +179,8 @@ class PrunedEpochs:
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
         if self._pruned is not None:
-            self._pruned.limits = self.epoch.lengths.batches
-            announce_batches(self._trainer, self.epoch.lengths.batches)
+            self._pruned.limits = self._batches_ahead
+            announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
         if self._begin_target is not None and not self._resumes:
@@ -200,13 +218,10 @@ class PrunedEpochs:
 
     def _plan_ahead(self, *, anew: bool = False) -> None:
         """Draw and plan the epoch where nothing else tells how many batches it has."""
-        is_planned = self.epoch.plan is not None and not anew
-        if self._resumes or is_planned or not self._planner.draws_ahead(self.epoch):
-            return
-        self._planner.draw_ahead(self.epoch, self._generators())
-        self._enter(self.epoch)
+        if not self._resumes and self._planner.draw_ahead(self.epoch, self._generators(), anew=anew):
+            self._enter(self.epoch)
 
-    def _batches(self, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
+    def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
         # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
         # before, so that lengths and schedules could be.
@@ -216,15 +231,11 @@ class PrunedEpochs:
         if not epoch.replays or epoch.plan is None:
             epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        share = epoch.share(epoch.plan.indices, self._processes)
-        drained = False
-        for start, stop in pairwise(epoch.lengths.cuts(epoch.resumed_at, drop_last=self._drops_last)):
-            if stop - start < (epoch.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
-                set_states(self._generators(), epoch.drained)
-                drained = True
-            yield share[start:stop].tolist()
-        if not drained:
-            set_states(self._generators(), epoch.drained)
+        yield from epoch.deal(self._processes, drop_last=self._drops_last, generators=self._generators)
+
+    def sizes_of(self, batch: Any) -> tuple[int, ...]:
+        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
+        return ()
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
@@ -244,13 +255,8 @@ class PrunedEpochs:
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        history = self.history
-        assert history is not None
-        if not self._observes:
-            return None
-        if self.batches_are_samples:
-            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
-        return functools.partial(history.observe, planned.indices)
+        assert self.history is not None
+        return remembering(self.history, planned) if self._observes else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
@@ -300,8 +306,7 @@ class PrunedEpochs:
             self._enter(RunningEpoch.resumed(state, batches_done(loop), rank=self._processes.rank))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
-            if self._pruned is not None:
-                self._planner.count_anew(self._pruned.given)
+            self._planner.count_anew(None if self._pruned is None else self._pruned.given)
             self._start(epoch)
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()

@@ -8,7 +8,7 @@ of one group may take each other's places.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,6 +21,7 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_posi
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.mode_facts import PruneSteps
+from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.loader import LoaderFacts, check_range, set_states
 from lightning_ast.words import counted
 
@@ -30,6 +31,7 @@ __all__ = [
     "draw_batches",
     "mean_significance",
     "plan_batches",
+    "remembering",
     "sample_groups",
 ]
 
@@ -237,6 +239,18 @@ def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, signi
         if sizes[batch] == 0 or (sizes[batch] < _LEAST and significance[waiting[own][-1]] >= 0):
             seats[place] = waiting[own].pop()
             sizes[batch] += 1
+
+
+def remembering(history: SignificanceHistory, planned: PlannedBatch) -> Callable[[Tensor], None]:
+    """Make what remembers the significance ``(B,)`` of a batch's samples, or of a ready batch their mean."""
+
+    def observe(significance: Tensor) -> None:
+        if planned.is_ready:
+            history.observe(planned.indices[:1], mean_significance(significance))
+        else:
+            history.observe(planned.indices, significance)
+
+    return observe
 
 
 def mean_significance(significance: Tensor) -> Tensor:

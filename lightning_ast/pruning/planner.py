@@ -52,6 +52,7 @@ class EpochPlanner:
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
+        self.filters = False  # a stream, in which a filter stands
         self._has_warned = False
 
     @property
@@ -75,10 +76,10 @@ class EpochPlanner:
         """Tell whether a batch sampler of the user's own makes the batches."""
         return self.facts is not None and self.facts.batching == "own"
 
-    def count_anew(self, given: CombinedLoader) -> bool:
+    def count_anew(self, given: CombinedLoader | None) -> bool:
         """Read the length of the user's own batch sampler, which may change between epochs; tell whether it has."""
         before = self.facts
-        if not self.draws_batches:
+        if given is None or not self.draws_batches:
             return False
         self.facts = LoaderFacts.of(given)
         return self.facts != before
@@ -132,12 +133,14 @@ class EpochPlanner:
         own, epoch.drained = draw(sampler, self.facts, generators, started=started)
         return self.plan(epoch, self._processes.interleaved(own))
 
-    def draws_ahead(self, epoch: RunningEpoch) -> bool:
-        """Tell whether an epoch has to be drawn for its number of batches to be known."""
-        return self.draws_batches and self._steps == "follow" and epoch.sparse
+    def draw_ahead(self, epoch: RunningEpoch, generators: list[Any], *, anew: bool) -> bool:
+        """Draw and plan an epoch before its loader starts where nothing else tells its length; tell whether it was.
 
-    def draw_ahead(self, epoch: RunningEpoch, generators: list[Any]) -> None:
-        """Draw and plan an epoch before its loader starts."""
+        With ``anew`` it is drawn once more where it has a plan.
+        """
+        is_needed = self.draws_batches and self._steps == "follow" and epoch.sparse
+        if not is_needed or (epoch.plan is not None and not anew):
+            return False
         (loader,) = loaders(self._trainer.fit_loop)
         sampler = source_of(loader)
         if callable(set_epoch := getattr(sampler, "set_epoch", None)):
@@ -145,6 +148,7 @@ class EpochPlanner:
             set_epoch(epoch.number)
         epoch.plan = self.draw(epoch, sampler, generators)
         epoch.replays = True
+        return True
 
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
         """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
@@ -161,6 +165,24 @@ class EpochPlanner:
         count = epoch.lengths.samples * processes
         _check_certain(history, offered, count)
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
+
+    @property
+    def covers(self) -> bool:
+        """Tell whether a share of the significance is the target."""
+        return self._selector.target_coverage is not None
+
+    @property
+    def weighs(self) -> bool:
+        """Tell whether a plan has importance weights."""
+        return self._selector.selects and self._selector.weighting != "none"
+
+    def plan_part(self, epoch: RunningEpoch, offered: Tensor, samples: range, *, count: int) -> EpochPlan:
+        """Choose the samples of one of several loaders, whose own are ``samples`` of all that are remembered."""
+        history = self.fold()
+        if not epoch.sparse:
+            return EpochPlan(epoch.number, offered, offered.numel())
+        own = history.part(samples)
+        return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
 
     def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:
         """Choose the samples of an epoch of batches that the user's own batch samplers drew in all processes."""
@@ -202,6 +224,7 @@ class EpochPlanner:
             "drop_last": int(self.facts.drop_last),
             "processes": self._processes.count,
             "weighting": self._selector.weighting if sparse else None,
+            "sample_filter": int(self.filters),
         }
 
     def _rate_to_cover(self, history: SignificanceHistory, samples: Tensor) -> float:
