@@ -30,10 +30,12 @@ class PlannedBatch:
     weights: Tensor | None  # (B,) importance weights, or None where all are 1
     stands_for: int  # samples of a dense epoch
 
+    is_ready: bool = False  # the dataset made it: its samples have one index together
+
     def repeated(self, size: int) -> PlannedBatch:
         """Give each sample of a ready batch what the plan says of the batch."""
         weights = None if self.weights is None else self.weights.repeat(size)
-        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size)
+        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size, is_ready=True)
 
 
 @dataclass
@@ -71,6 +73,21 @@ class RunningEpoch:
         start = int(self.sizes[: processes.rank].sum())
         return values[start : start + int(self.sizes[processes.rank].sum())]
 
+    def deal(
+        self, processes: Processes, *, drop_last: bool, generators: Callable[[], list[Any]]
+    ) -> Iterator[list[int]]:
+        """Yield this process's batches, from the one on that comes next, and put the sampler's generators at its end."""
+        assert self.plan is not None
+        share = self.share(self.plan.indices, processes)
+        drained = False
+        for start, stop in pairwise(self.lengths.cuts(self.resumed_at, drop_last=drop_last)):
+            if stop - start < (self.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
+                set_states(generators(), self.drained)
+                drained = True
+            yield share[start:stop].tolist()
+        if not drained:
+            set_states(generators(), self.drained)
+
     def next_batch(self, batch_size: int, own: Tensor | None, processes: Processes) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         assert self.plan is not None
@@ -86,17 +103,6 @@ class RunningEpoch:
         if order is None:
             return PlannedBatch(indices, weights, stands_for)
         return PlannedBatch(indices[order], None if weights is None else weights[order], stands_for)
-
-    def deal(self, share: Tensor, generators: Callable[[], list[Any]], *, drop_last: bool) -> Iterator[list[int]]:
-        """Yield the dataset indices of the batches, cut from a process's share, from the batch on that comes next."""
-        drained = False
-        for start, stop in pairwise(self.lengths.cuts(self.resumed_at, drop_last=drop_last)):
-            if stop - start < (self.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
-                set_states(generators(), self.drained)
-                drained = True
-            yield share[start:stop].tolist()
-        if not drained:
-            set_states(generators(), self.drained)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan and the lengths as primitives and tensors."""

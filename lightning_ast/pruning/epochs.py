@@ -24,6 +24,7 @@ from lightning_ast.lightning_internals.resuming import (
     begin_new_epoch,
     hold_reload,
     last_reloads,
+    leave_start,
     reload_as_due,
     reload_validation_as_due,
     restart_loader,
@@ -39,9 +40,8 @@ from lightning_ast.pruning.loader import (
     loader_faults,
     loader_generators,
     set_states,
-    source_of,
 )
-from lightning_ast.pruning.own_batches import batching_faults, observer
+from lightning_ast.pruning.own_batches import batching_faults, remembering
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
 from lightning_ast.pruning.sample_book import SampleBook
@@ -98,7 +98,8 @@ class PrunedEpochs:
         self._pruned = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes of a copy, as a tuner makes: what undoes a change of the trainer is not in it."""
+        """Return the attributes of a copy, which leads no fit loop."""
+        # A tuner copies the callbacks; what undoes a change of this trainer must not be done by the copy as well.
         return {**vars(self), "_undo": []}
 
     def ensure_installed(self) -> None:
@@ -122,6 +123,7 @@ class PrunedEpochs:
             faults += batching_faults(self._planner.facts, self._trainer, self._steps)
         if faults:
             raise ConfigurationError(faults)
+        assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
@@ -202,38 +204,34 @@ class PrunedEpochs:
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
-        if self._planner.facts is None:
+        if self._planner.facts is None or self._pruned is None:
             return
         if self._resumes:
             self._resumes = False
             self._resume(epoch)
             return
-        if epoch != self.epoch.number:
+        has_changed = epoch > 0 and self._planner.count_anew(self._pruned.given)
+        if has_changed or epoch != self.epoch.number:
             self._start(epoch)
         self._plan_ahead(anew=epoch > 0)  # Lightning starts the loader of any epoch but the first once more
         self._announce()
 
     def _plan_ahead(self, *, anew: bool = False) -> None:
         """Draw and plan the epoch where nothing else tells how many batches it has."""
-        facts = self._planner.facts
-        refills = facts is not None and facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
-        if not refills or self._resumes or (self.epoch.plan is not None and not anew):
-            return
-        (loader,) = loaders(self._trainer.fit_loop)
-        self.epoch.plan = self._planner.draw(self.epoch, source_of(loader), self._generators())
-        self.epoch.replays = True
-        self._enter(self.epoch)
+        if not self._resumes and self._planner.draw_ahead(self.epoch, self._generators(), anew=anew):
+            self._enter(self.epoch)
 
     def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
-        # The plan is drawn here, where the user's own sampler would have drawn; its length was known before.
+        """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
+        # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
+        # before, so that lengths and schedules could be.
         if self._resumes:  # Lightning started the loader before it knew where the run continues
             return
         epoch = self.epoch
         if not epoch.replays or epoch.plan is None:
             epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        share = epoch.share(epoch.plan.indices, self._processes)
-        yield from epoch.deal(share, self._generators, drop_last=self._drops_last)
+        yield from epoch.deal(self._processes, drop_last=self._drops_last, generators=self._generators)
 
     def sizes_of(self, batch: Any) -> tuple[int, ...]:
         """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
@@ -258,8 +256,7 @@ class PrunedEpochs:
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
         assert self.history is not None
-        observe = observer(self.history, planned.indices, ready=self.batches_are_samples)
-        return observe if self._observes else None
+        return remembering(self.history, planned) if self._observes else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
@@ -289,9 +286,8 @@ class PrunedEpochs:
 
     def _load_history(self) -> None:
         assert self._planner.facts is not None
-        self._planner.history = self._samples.make_history(
-            self._planner.facts.dataset_size, self._loaded or {}, must_fit=self._resumes
-        )
+        size = self._planner.facts.dataset_size
+        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]
@@ -310,6 +306,7 @@ class PrunedEpochs:
             self._enter(RunningEpoch.resumed(state, batches_done(loop), rank=self._processes.rank))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
+            self._planner.count_anew(None if self._pruned is None else self._pruned.given)
             self._start(epoch)
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()
@@ -317,6 +314,8 @@ class PrunedEpochs:
         reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
         if not goes_on:
             self._plan_ahead(anew=epoch > 0)
+            if epoch > 0 and self._planner.draws_batches:
+                leave_start(loop)
         self._announce()
         restart_loader(loop)
         # The saved state is that after the loader was started: workers get their seeds from the generators there. In a

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.gate import NEARLY_ALL
@@ -19,7 +19,7 @@ from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import RunningEpoch
-from lightning_ast.pruning.loader import LoaderFacts, draw
+from lightning_ast.pruning.loader import LoaderFacts, draw, source_of
 from lightning_ast.pruning.own_batches import DrawnBatches, draw_batches, plan_batches, sample_groups
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths, size_faults
 from lightning_ast.schedule import Schedule
@@ -71,6 +71,19 @@ class EpochPlanner:
             steps=self._steps,
         )
 
+    @property
+    def draws_batches(self) -> bool:
+        """Tell whether a batch sampler of the user's own makes the batches."""
+        return self.facts is not None and self.facts.batching == "own"
+
+    def count_anew(self, given: CombinedLoader | None) -> bool:
+        """Read the length of the user's own batch sampler, which may change between epochs; tell whether it has."""
+        before = self.facts
+        if given is None or not self.draws_batches:
+            return False
+        self.facts = LoaderFacts.of(given)
+        return self.facts != before
+
     def _rate_of_all_epochs(self) -> float | None:
         if self._has_moving_target:
             return None
@@ -119,6 +132,23 @@ class EpochPlanner:
             return self.plan_batches(epoch, DrawnBatches.joined(self._processes.gathered(part)), groups)
         own, epoch.drained = draw(sampler, self.facts, generators, started=started)
         return self.plan(epoch, self._processes.interleaved(own))
+
+    def draw_ahead(self, epoch: RunningEpoch, generators: list[Any], *, anew: bool) -> bool:
+        """Draw and plan an epoch before its loader starts where nothing else tells its length; tell whether it was.
+
+        With ``anew`` it is drawn once more where it has a plan.
+        """
+        is_needed = self.draws_batches and self._steps == "follow" and epoch.sparse
+        if not is_needed or (epoch.plan is not None and not anew):
+            return False
+        (loader,) = loaders(self._trainer.fit_loop)
+        sampler = source_of(loader)
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            # Lightning leaves it to the user's own hook, on_train_epoch_start, which comes later.
+            set_epoch(epoch.number)
+        epoch.plan = self.draw(epoch, sampler, generators)
+        epoch.replays = True
+        return True
 
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
         """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
