@@ -85,9 +85,13 @@ CORE_LAYERS = [
     "significance",
     "systematic",
     "gate",
+    "class_floor",
     "controller",
     "selector",
+    "plan_rules",
+    "sample_record",
     "history",
+    "plan_sampler",
     "plain_loop",
     "ledger",
 ]

@@ -10,9 +10,9 @@
 7. ``ledger``: count what was spent and saved.
 
 ``plain_loop`` is all of it for a loop of one's own. Beside it stand ``history`` (in ``prune`` it plans an epoch before
-its first batch), ``traceless_forward`` (in ``subset`` it scores before the step) and ``state`` (what a checkpoint may
-hold). Imports point from later steps to earlier ones, except that ``partial``, which knows of no other step, is
-read by ``entries`` and the gate.
+its first batch, by ``plan_rules``; ``plan_sampler`` does so in a loop of one's own), ``traceless_forward`` (in
+``subset`` it scores before the step) and ``state`` (what a checkpoint may hold). Imports point from later steps to
+earlier ones, except that ``partial``, which knows of no other step, is read by ``entries`` and the gate.
 """
 
 from lightning_ast.core.batch.samples import batch_size_of, select_batch
@@ -26,6 +26,8 @@ from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_s
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
 from lightning_ast.core.plain_loop import GradientGate
+from lightning_ast.core.plan_rules import PlanRules
+from lightning_ast.core.plan_sampler import SignificanceSampler
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
 from lightning_ast.core.traceless_forward import TracelessForward
@@ -47,12 +49,14 @@ __all__ = [
     "LossCaptureError",
     "LossRecord",
     "PIController",
+    "PlanRules",
     "RowGradient",
     "RowOps",
     "SampleSelector",
     "SampleTrace",
     "Selection",
     "SignificanceHistory",
+    "SignificanceSampler",
     "TracelessForward",
     "batch_size_of",
     "compute_significance",

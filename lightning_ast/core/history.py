@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import minimum_count, trimmed
+from lightning_ast.core.plan_rules import PlanRules, plan_by_rules
+from lightning_ast.core.sample_record import SampleRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.words import counted
 
@@ -35,6 +37,10 @@ class SignificanceHistory:
     Args:
         size: The number of samples in the data set, at least 1.
 
+    Attributes:
+        rules: What the user asks of every plan.
+        record: What else is kept of each sample, or None.
+
     Example:
         >>> history = SignificanceHistory(4)
         >>> history.observe(torch.tensor([0, 2]), torch.tensor([0.5, 0.25]))
@@ -46,6 +52,9 @@ class SignificanceHistory:
     def __init__(self, size: int) -> None:
         self._scores = torch.full((size,), _UNSEEN)
         self._recent = torch.full((size,), _UNSEEN)
+        self._is_foreign = False
+        self.rules = PlanRules()
+        self.record: SampleRecord | None = None
 
     def __len__(self) -> int:
         return self._scores.numel()
@@ -59,6 +68,20 @@ class SignificanceHistory:
     def quarantined(self) -> Tensor:
         """Return which samples were not finite when they were last trained on, ``(N,)`` bool."""
         return self._scores.isinf()
+
+    @property
+    def withheld(self) -> Tensor:
+        """Return which samples are planned only where there are too few others, ``(N,)`` bool."""
+        return self.quarantined if self.rules.never is None else self.quarantined | self.rules.never
+
+    def begin_with(self, significance: Tensor) -> None:
+        """Remember scores that were made elsewhere, ``(N,)`` float32, -1 where a sample has none.
+
+        Their unit may be another one. The first :meth:`fold` with scores of this run multiplies those of all other
+        samples by a number, such that both kinds have the same sum over the samples that have both.
+        """
+        self._scores = significance.clone()
+        self._is_foreign = True
 
     def observe(self, indices: Tensor, significance: Tensor) -> None:
         """Keep the scores of a batch; no device is waited for.
@@ -82,6 +105,11 @@ class SignificanceHistory:
         remember the same; None for a single process.
         """
         recent = self._merged(maximum)
+        if self.record is not None:
+            self.record.fold(recent, maximum)
+        if self._is_foreign and bool((recent >= 0).any()):
+            self._scores = _in_unit_of(self._scores, recent)
+            self._is_foreign = False
         self._scores = torch.where(recent >= 0, recent, self._scores)
         self._recent.fill_(_UNSEEN)
 
@@ -92,26 +120,34 @@ class SignificanceHistory:
         """Return ``(N,)`` on the CPU, as of the last fold.
 
         A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0, and so
-        have the largest of those seen, as many as the share ``trim`` of them: see
+        have those that are never planned, and the largest of those seen, as many as the share ``trim`` of them: see
         :func:`~lightning_ast.core.gate.trimmed`.
         """
         scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
         # What was never seen must be seen soon: it counts as the most significant.
         most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
         scores = scores.masked_scatter(self.seen, trimmed(scores[self.seen], trim))
-        return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
+        scores = torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
+        return scores if self.rules.never is None else scores.masked_fill(self.rules.never, 0.0)
 
     def part(self, samples: range) -> SignificanceHistory:
-        """Return what is remembered of some of the samples, as of the last fold."""
+        """Return what is remembered of some of the samples, as of the last fold; no rules hold in it."""
         part = SignificanceHistory(len(samples))
         part._scores = self._scores[samples.start : samples.stop]
         return part
 
-    def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
-        return {"scores": self._scores.clone(), "recent": self._merged(maximum)}
+    def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+        """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes).
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        The third tells whether what is remembered was made elsewhere.
+        """
+        return {
+            "scores": self._scores.clone(),
+            "recent": self._merged(maximum),
+            "is_foreign": int(self._is_foreign),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave.
 
         Raises:
@@ -124,6 +160,14 @@ class SignificanceHistory:
             )
         self._scores = state["scores"].clone()
         self._recent = state["recent"].clone()
+        self._is_foreign = bool(state.get("is_foreign", False))
+
+
+def _in_unit_of(scores: Tensor, recent: Tensor) -> Tensor:
+    both = (recent >= 0) & recent.isfinite() & (scores >= 0)
+    old = float(scores[both].double().sum())
+    new = float(recent[both].double().sum())
+    return torch.where(scores >= 0, scores * (new / old), scores) if old > 0 and new > 0 else scores
 
 
 @dataclass(frozen=True)
@@ -260,11 +304,19 @@ def plan_positions(
     Returns:
         ``(count,)`` increasing positions, and their weights ``p**-a``, or None where all are 1.
     """
-    allowed = (~history.quarantined[draws]).nonzero().squeeze(1)
+    allowed = (~history.withheld[draws]).nonzero().squeeze(1)
     if allowed.numel() < count:  # too few are left: those in quarantine fill the epoch up
         allowed = torch.arange(draws.numel())
     # so that the choice does not depend on the order of the draws
     ordered, positions = draws[allowed].sort(stable=True)
-    kept = selector.plan(history.significance(trim=selector.trim)[ordered], count=count, epoch=epoch)
+    kept = plan_by_rules(
+        selector,
+        history.significance(trim=selector.trim)[ordered],
+        count=count,
+        epoch=epoch,
+        always=history.rules.always_among(ordered),
+        classes=None if history.record is None else history.record.classes_of(ordered),
+        class_floor=history.rules.class_floor,
+    )
     chosen, order = positions[kept.indices].sort()
     return allowed[chosen], None if kept.weights is None else kept.weights[order]

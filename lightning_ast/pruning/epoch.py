@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_ast.core.history import EpochPlan
+from lightning_ast.core.history import EpochPlan, SignificanceHistory
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
+from lightning_ast.pruning.loader import set_states
+from lightning_ast.pruning.own_batches import mean_significance
 from lightning_ast.pruning.run_plan import EpochLengths
 from lightning_ast.schedule import Stage
 from lightning_ast.words import changes, counted
@@ -31,6 +36,12 @@ class PlannedBatch:
         """Give each sample of a ready batch what the plan says of the batch."""
         weights = None if self.weights is None else self.weights.repeat(size)
         return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size)
+
+    def observer(self, history: SignificanceHistory, *, as_one: bool) -> Callable[[Tensor], None]:
+        """Return what remembers the significance ``(B,)`` of the samples, or its mean where they count as one."""
+        if as_one:
+            return lambda significance: history.observe(self.indices[:1], mean_significance(significance))
+        return partial(history.observe, self.indices)
 
 
 @dataclass
@@ -67,6 +78,21 @@ class RunningEpoch:
             return processes.share(values)
         start = int(self.sizes[: processes.rank].sum())
         return values[start : start + int(self.sizes[processes.rank].sum())]
+
+    def batches(
+        self, processes: Processes, generators: Callable[[], list[Any]], *, drop_last: bool
+    ) -> Iterator[list[int]]:
+        """Yield the dataset indices of this process's batches, and leave the generators where a plain run has them."""
+        assert self.plan is not None
+        share = self.share(self.plan.indices, processes)
+        is_drained = False
+        for start, stop in pairwise(self.lengths.cuts(self.resumed_at, drop_last=drop_last)):
+            if stop - start < (self.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
+                set_states(generators(), self.drained)
+                is_drained = True
+            yield share[start:stop].tolist()
+        if not is_drained:
+            set_states(generators(), self.drained)
 
     def next_batch(self, batch_size: int, own: Tensor | None, processes: Processes) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,9 +41,10 @@ from lightning_ast.pruning.loader import (
     set_states,
     source_of,
 )
-from lightning_ast.pruning.own_batches import batching_faults, mean_significance
+from lightning_ast.pruning.own_batches import batching_faults
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
+from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
@@ -63,11 +63,17 @@ class PrunedEpochs:
         schedule: Schedule,
         processes: Processes,
         steps: PruneSteps,
+        *,
+        samples: SampleBook,
+        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
         self._processes = processes
-        self._planner = EpochPlanner(trainer, selector, schedule, processes, steps)
+        moves = begin_target is not None
+        self._planner = EpochPlanner(trainer, selector, schedule, processes, steps, has_moving_target=moves)
+        self._begin_target = begin_target
+        self._samples = samples
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -118,7 +124,7 @@ class PrunedEpochs:
             raise ConfigurationError(faults)
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
-            self._planner.begin_history(self._loaded, resumes=self._resumes)
+            self._load_history()
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
@@ -176,6 +182,8 @@ class PrunedEpochs:
             announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
+        if self._begin_target is not None and not self._resumes:
+            self._begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
         lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None
@@ -186,11 +194,12 @@ class PrunedEpochs:
         run = self.run
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
-        self._observes = not epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        self._observes = self._samples.settings.keep_scores > 0 or not is_early
         self._followed = None
         if epoch.sparse and run.follows:
-            factor = run.factor(epoch.number)
-            self._followed = FollowedSteps(run.dense, epoch.lengths, accumulate=factor, done=epoch.batch)
+            every = run.factor(epoch.number)
+            self._followed = FollowedSteps(run.dense, epoch.lengths, accumulate=every, done=epoch.batch)
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
@@ -212,8 +221,8 @@ class PrunedEpochs:
         refills = facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
         if not refills or self._resumes or (self.epoch.plan is not None and not anew):
             return
-        (loader,) = loaders(self._trainer.fit_loop)
-        self.epoch.plan = self._planner.draw(self.epoch, source_of(loader), self._generators())
+        source = source_of(loaders(self._trainer.fit_loop)[0])
+        self.epoch.plan = self._planner.draw(self.epoch, source, self._generators())
         self.epoch.replays = True
         self._enter(self.epoch)
 
@@ -227,15 +236,7 @@ class PrunedEpochs:
         if not epoch.replays or epoch.plan is None:
             epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        share = epoch.share(epoch.plan.indices, self._processes)
-        drained = False
-        for start, stop in pairwise(epoch.lengths.cuts(epoch.resumed_at, drop_last=self._drops_last)):
-            if stop - start < (epoch.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
-                set_states(self._generators(), epoch.drained)
-                drained = True
-            yield share[start:stop].tolist()
-        if not drained:
-            set_states(self._generators(), epoch.drained)
+        yield from epoch.batches(self._processes, self._generators, drop_last=self._drops_last)
 
     def sizes_of(self, batch: Any) -> tuple[int, ...]:
         """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
@@ -259,13 +260,8 @@ class PrunedEpochs:
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        history = self.history
-        assert history is not None
-        if not self._observes:
-            return None
-        if self.batches_are_samples:
-            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
-        return functools.partial(history.observe, planned.indices)
+        assert self.history is not None
+        return planned.observer(self.history, as_one=self.batches_are_samples) if self._observes else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
@@ -273,6 +269,7 @@ class PrunedEpochs:
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
+            "samples": self._samples.state_dict(self.history),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
@@ -285,12 +282,16 @@ class PrunedEpochs:
         """Keep a state until the loader, the epoch and the position in it are known."""
         self._loaded = state
         if self.history is not None:
-            self._planner.begin_history(self._loaded, resumes=self._resumes)
+            self._load_history()
 
     def expect_resume(self) -> None:
         """Prepare for a checkpoint: a loader that starts before the epoch is known yields nothing."""
         self._resumes = True
         self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
+
+    def _load_history(self) -> None:
+        size = 0 if self._planner.facts is None else self._planner.facts.dataset_size
+        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]

@@ -20,6 +20,7 @@ from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.loader import LoaderFacts, draw, faults_of_loader, loader_generators
 from lightning_ast.pruning.run_plan import size_faults
+from lightning_ast.pruning.sample_book import SampleSettings
 
 __all__ = ["SeveralEpochs"]
 
@@ -31,8 +32,8 @@ class SeveralEpochs(PrunedEpochs):
     plan holds the samples of the first loader, then those of the second, and so on.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._facts: list[LoaderFacts] = []  # of each loader; only where there are several
         self._parts: dict[int, EpochPlan] = {}  # the running epoch's plan of each loader that has started
 
@@ -78,6 +79,11 @@ class SeveralEpochs(PrunedEpochs):
                 "mode='prune' with several dataloaders tells by their sizes whose samples the rows of a tensor are, "
                 f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
                 "and 31)."
+            )
+        if self._samples.settings != SampleSettings():
+            found.append(
+                "mode='prune' with several dataloaders has no dataset index that names one sample: leave out always, "
+                "never, class_floor, initial_scores and keep_scores."
             )
         if self._steps == "keep" or self._planner.covers or self._planner.weighs:
             found.append(

@@ -108,7 +108,7 @@ class Gating:
             return
         found = self._found(step, loss)
         if not found.entries:
-            weighs = step.is_whole or (step.selects and step.part is not None)
+            weighs = step.counts_as_one_batch or (step.selects and step.part is not None)
             if weighs and self._decision.is_shared:
                 self._take_part(step, loss)
             return
