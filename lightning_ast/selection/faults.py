@@ -164,11 +164,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += (
-        _prune_steps_faults(settings)
-        + filter_faults(settings.sample_filter, settings.mode, settings.steps_of_pruned_epochs)
-        + _sample_faults(settings)
-    )
+    found += _prune_steps_faults(settings) + _sample_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
