@@ -94,8 +94,6 @@ class SparseSelectionCallback(SelectionReadings):
             counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches, which
             ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
-        sample_filter: In ``prune`` over a stream without an index, the
-            :class:`~lightning_ast.streams.SampleFilter` that stands in it.
         initial_scores: In ``prune``, the scores that a run without a checkpoint begins with: a number for each sample,
             or a CSV or Parquet file with the columns ``index`` and ``significance``. Without a warmup the first epoch
             is planned by them.
@@ -107,6 +105,8 @@ class SparseSelectionCallback(SelectionReadings):
         class_floor: The share of each class, in [0, 1), of a batch (in ``prune``: of an epoch) that is always kept, by
             its most significant samples. Classes are those that a torch classification loss is told, or those of the
             mixin's ``sample_labels``.
+        sample_filter: In ``prune`` over a stream without an index, the
+            :class:`~lightning_ast.streams.SampleFilter` that stands in it.
 
     Attributes:
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
@@ -161,8 +161,8 @@ class SparseSelectionCallback(SelectionReadings):
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
         self.prune_steps: PruneSteps | None = prune_steps
-        self.sample_filter = sample_filter
         self.samples = SampleSettings(**samples)
+        self.sample_filter = sample_filter
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False
 

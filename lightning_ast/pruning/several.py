@@ -20,7 +20,6 @@ from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.loader import LoaderFacts, draw, faults_of_loader, loader_generators
 from lightning_ast.pruning.run_plan import size_faults
-from lightning_ast.pruning.sample_book import SampleSettings
 
 __all__ = ["SeveralEpochs"]
 
@@ -80,7 +79,9 @@ class SeveralEpochs(PrunedEpochs):
                 f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
                 "and 31)."
             )
-        if self._samples.settings != SampleSettings():
+        asked = self._samples.settings
+        named = any(value is not None for value in (asked.initial_scores, asked.always, asked.never))
+        if named or asked.keep_scores or asked.class_floor:
             found.append(
                 "mode='prune' with several dataloaders has no dataset index that names one sample: leave out always, "
                 "never, class_floor, initial_scores and keep_scores."

@@ -54,8 +54,8 @@ class SelectionSettings:
     quarantine_limit: float | None
     count_flops: bool
     prune_steps: PruneSteps | None
-    sample_filter: SampleFilter | None = None
     samples: SampleSettings
+    sample_filter: SampleFilter | None = None
     scheduler: StageSource | None = None
 
     @classmethod
