@@ -20,8 +20,8 @@ from lightning_ast.lightning_internals.fit_loop import is_compiled
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
+from lightning_ast.pruning.streamed import filter_faults
 from lightning_ast.selection.settings import SelectionSettings, StageSource
-from lightning_ast.streams import SampleFilter
 
 __all__ = [
     "configuration_faults",
@@ -53,18 +53,14 @@ def doubtful_settings(
         found.append(
             f"batchnorm={settings.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
         )
-    if mode != "prune" and settings.prune_steps is not None:
-        found.append(
-            f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
-        )
     for name, value in (
+        (f"prune_steps={settings.prune_steps!r}", settings.prune_steps),
+        ("sample_filter", settings.sample_filter),
         ("initial_scores", settings.samples.initial_scores),
         ("keep_scores", settings.samples.keep_scores or None),
     ):
         if mode != "prune" and value is not None:
             found.append(f"{name} has no effect in mode={mode!r}: it is a setting of mode='prune'.")
-    if mode != "prune" and settings.sample_filter is not None:
-        found.append(f"sample_filter has no effect in mode={mode!r}: it is a setting of mode='prune'.")
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -168,7 +164,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(settings) + _filter_faults(settings) + _sample_faults(settings)
+    found += _prune_steps_faults(settings) + _sample_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
@@ -194,7 +190,7 @@ def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
 
 def _sample_faults(settings: SelectionSettings) -> list[str]:
     """Find what is wrong with what is asked for single samples."""
-    found = []
+    found = filter_faults(settings.sample_filter, settings.mode, settings.steps_of_pruned_epochs)
     keeps: object = settings.samples.keep_scores
     if not (isinstance(keeps, int) and not isinstance(keeps, bool) and keeps >= 0):
         found.append(f"keep_scores: expected a number of epochs, an int >= 0, got {keeps!r}.")
@@ -213,20 +209,6 @@ def _sample_faults(settings: SelectionSettings) -> list[str]:
                 "mode='prune'."
             )
     return found
-
-
-def _filter_faults(settings: SelectionSettings) -> list[str]:
-    given: object = settings.sample_filter
-    if given is None:
-        return []
-    if not isinstance(given, SampleFilter):
-        return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
-    if settings.mode == "prune" and settings.steps_of_pruned_epochs == "keep":
-        return [
-            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
-            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
-        ]
-    return []
 
 
 def _least_faults(least: object) -> list[str]:

@@ -64,8 +64,6 @@ class PruneMode(SelectionMode):
                 "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
                 "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
             )
-        if self.epochs.sizes and self._parts.settings.samples.class_floor > 0:
-            return ["class_floor counts the samples of one dataloader, and there are several: leave it out."]
         if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
             return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
         return []
