@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Stage
@@ -30,8 +31,7 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
-        self.epochs = PrunedEpochs(
-            parts.owner,
+        planner = EpochPlanner(
             parts.trainer,
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
@@ -39,6 +39,13 @@ class PruneMode(SelectionMode):
             parts.settings.steps_of_pruned_epochs,
             samples=SampleBook(parts.settings.samples, parts.processes),
             begin_target=None if parts.target is None else parts.target.begin,
+        )
+        self.epochs = PrunedEpochs(
+            parts.owner,
+            parts.trainer,
+            planner,
+            parts.processes,
+            parts.settings.steps_of_pruned_epochs,
         )
 
     def attach(self) -> None:
