@@ -25,6 +25,7 @@ LAYERS = [
     "lightning_internals",
     "mixin",
     "testing",
+    "streams",
     "pruning",
     "selection",
     "energy",

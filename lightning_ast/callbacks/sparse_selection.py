@@ -29,6 +29,7 @@ from lightning_ast.selection.faults import configuration_faults, doubtful_settin
 from lightning_ast.selection.moving_target import TargetFn
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
+from lightning_ast.streams import SampleFilter
 
 __all__ = ["SparseSelectionCallback", "running_session"]
 
@@ -57,8 +58,9 @@ class SparseSelectionCallback(SelectionReadings):
         mode: ``"partial"``: the step runs once, on the full batch, and its backward computes over the selected rows;
             the backward of a ``torch.compile``d region stays a full one. ``"subset"``: a scoring forward, then the
             step on the selected samples. ``"prune"``: an epoch loads only the samples that it trains on, chosen by
-            their remembered significance; it needs a map-style dataset in one DataLoader, several epochs, and the
-            mixin's ``sample_indices`` where a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
+            their remembered significance; it needs a map-style dataset in one DataLoader (or, for
+            streams, a helper of :mod:`lightning_ast.streams`), several epochs, and the mixin's ``sample_indices`` where
+            a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
             original scripts; it saves nothing and is here for comparison.
         gate: ``"soft"``: keep with probability ``clip(significance / threshold, floor, 1)``. ``"threshold"``: the
             original's hard cut; trained from scratch it needs a warmup and a controller that holds its rate.
@@ -103,6 +105,8 @@ class SparseSelectionCallback(SelectionReadings):
         class_floor: The share of each class, in [0, 1), of a batch (in ``prune``: of an epoch) that is always kept, by
             its most significant samples. Classes are those that a torch classification loss is told, or those of the
             mixin's ``sample_labels``.
+        sample_filter: In ``prune`` over a stream without an index, the
+            :class:`~lightning_ast.streams.SampleFilter` that stands in it.
 
     Attributes:
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
@@ -138,6 +142,7 @@ class SparseSelectionCallback(SelectionReadings):
         quarantine_limit: float | None = 0.01,
         count_flops: bool = True,
         prune_steps: PruneSteps | None = None,
+        sample_filter: SampleFilter | None = None,
         **samples: Unpack[SampleOptions],
     ) -> None:
         super().__init__()
@@ -157,6 +162,7 @@ class SparseSelectionCallback(SelectionReadings):
         self.count_flops = count_flops
         self.prune_steps: PruneSteps | None = prune_steps
         self.samples = SampleSettings(**samples)
+        self.sample_filter = sample_filter
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False
 

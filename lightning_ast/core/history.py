@@ -130,6 +130,13 @@ class SignificanceHistory:
         scores = torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
         return scores if self.rules.never is None else scores.masked_fill(self.rules.never, 0.0)
 
+    def part(self, samples: range) -> SignificanceHistory:
+        """Return what is remembered of some of the samples, as of the last fold."""
+        part = SignificanceHistory(len(samples))
+        part._scores = self._scores[samples.start : samples.stop]
+        part.rules = self.rules.part(samples)
+        return part
+
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
         """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes).
 

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.errors import ConfigurationError
@@ -49,6 +50,8 @@ __all__ = ["PrunedEpochs"]
 
 class PrunedEpochs:
     """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
+
+    sizes: tuple[int, ...] = ()  # of the batches of several loaders
 
     def __init__(
         self,
@@ -102,9 +105,9 @@ class PrunedEpochs:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
             self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
-        faults = loader_faults(combined, processes=self._processes.count)
+        faults = self._faults_of(combined)
         if not faults:
-            self._planner.facts = LoaderFacts.of(combined)
+            self._planner.facts = self._facts_of(combined)
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
             faults += batching_faults(self._planner.facts, self._trainer, self._steps)
@@ -113,16 +116,32 @@ class PrunedEpochs:
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._planner.begin_history(self._loaded, resumes=self._resumes)
-        if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
+        if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
-            make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
-            self._pruned = PrunedLoader(combined, make)
+            self._pruned = self._loader_for(combined)
         # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
         self._plan_ahead()
-        self._pruned.limits = self.epoch.lengths.batches
+        self._pruned.limits = self._batches_ahead
         return self._pruned
+
+    def _faults_of(self, combined: CombinedLoader) -> list[str]:
+        return loader_faults(combined, processes=self._processes.count)
+
+    def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
+        return LoaderFacts.of(combined)
+
+    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
+        def make(number: int, loader: DataLoader[Any]) -> PrunedBatches:
+            return PrunedBatches(loader, batches=functools.partial(self._batches, number), count=self._count_batches)
+
+        return PrunedLoader(combined, make)
+
+    @property
+    def _batches_ahead(self) -> int | float:
+        """Return the number of batches that Lightning is told of; infinitely many where the loader ends the epoch."""
+        return self.epoch.lengths.batches
 
     @property
     def history(self) -> SignificanceHistory | None:
@@ -150,8 +169,8 @@ class PrunedEpochs:
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
         if self._pruned is not None:
-            self._pruned.limits = self.epoch.lengths.batches
-            announce_batches(self._trainer, self.epoch.lengths.batches)
+            self._pruned.limits = self._batches_ahead
+            announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
         if not self._resumes:
@@ -198,7 +217,7 @@ class PrunedEpochs:
         self.epoch.replays = True
         self._enter(self.epoch)
 
-    def _batches(self, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
+    def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
         # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
         # before, so that lengths and schedules could be.
@@ -217,6 +236,10 @@ class PrunedEpochs:
             yield share[start:stop].tolist()
         if not drained:
             set_states(self._generators(), epoch.drained)
+
+    def sizes_of(self, batch: Any) -> tuple[int, ...]:
+        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
+        return ()
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""

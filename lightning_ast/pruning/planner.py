@@ -55,6 +55,7 @@ class EpochPlanner:
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
+        self.filters = False  # a stream, in which a filter stands
         self._has_warned = False
 
     @property
@@ -148,6 +149,24 @@ class EpochPlanner:
         _check_certain(history, offered, count)
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
 
+    @property
+    def covers(self) -> bool:
+        """Tell whether a share of the significance is the target."""
+        return self._selector.target_coverage is not None
+
+    @property
+    def weighs(self) -> bool:
+        """Tell whether a plan has importance weights."""
+        return self._selector.selects and self._selector.weighting != "none"
+
+    def plan_part(self, epoch: RunningEpoch, offered: Tensor, samples: range, *, count: int) -> EpochPlan:
+        """Choose the samples of one of several loaders, whose own are ``samples`` of all that are remembered."""
+        history = self.fold()
+        if not epoch.sparse:
+            return EpochPlan(epoch.number, offered, offered.numel())
+        own = history.part(samples)
+        return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
+
     def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:
         """Choose the samples of an epoch of batches that the user's own batch samplers drew in all processes."""
         assert self.facts is not None
@@ -188,6 +207,7 @@ class EpochPlanner:
             "drop_last": int(self.facts.drop_last),
             "processes": self._processes.count,
             "weighting": self._selector.weighting if sparse else None,
+            "sample_filter": int(self.filters),
         }
 
     def _rate_to_cover(self, history: SignificanceHistory, samples: Tensor) -> float:

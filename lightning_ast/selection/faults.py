@@ -23,6 +23,7 @@ from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.sample_faults import sample_faults
 from lightning_ast.selection.settings import SelectionSettings, StageSource
 from lightning_ast.selection.value_faults import is_number, percent_hint, rate_faults
+from lightning_ast.streams import SampleFilter
 
 __all__ = [
     "configuration_faults",
@@ -63,6 +64,8 @@ def doubtful_settings(
     ):
         if mode != "prune" and value is not None:
             found.append(f"{name} has no effect in mode={mode!r}: it is a setting of mode='prune'.")
+    if mode != "prune" and settings.sample_filter is not None:
+        found.append(f"sample_filter has no effect in mode={mode!r}: it is a setting of mode='prune'.")
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -166,7 +169,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(settings) + sample_faults(settings)
+    found += _prune_steps_faults(settings) + _filter_faults(settings) + sample_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
@@ -188,6 +191,20 @@ def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
             "has its own: use 'keep' or 'follow', or a fixed target_activation_rate."
         ]
     return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
+
+
+def _filter_faults(settings: SelectionSettings) -> list[str]:
+    given: object = settings.sample_filter
+    if given is None:
+        return []
+    if not isinstance(given, SampleFilter):
+        return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
+    if settings.mode == "prune" and settings.steps_of_pruned_epochs == "keep":
+        return [
+            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
+            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
+        ]
+    return []
 
 
 def _least_faults(least: object) -> list[str]:

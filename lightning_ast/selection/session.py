@@ -203,7 +203,8 @@ class Session:
         self.stage = stage
 
     def _size(self, batch: object) -> int:
-        size = self._count_samples(batch)
+        of_several = 0 if self.epochs is None else sum(self.epochs.sizes_of(batch))
+        size = of_several or self._count_samples(batch)
         if size == 0 and (self.stage == "sparse" or self._weighs) and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "

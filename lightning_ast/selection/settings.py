@@ -16,6 +16,7 @@ from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleSettings
 from lightning_ast.schedule import Schedule, Stage
 from lightning_ast.selection.moving_target import TargetFn, TargetRule
+from lightning_ast.streams import SampleFilter
 
 __all__ = ["SelectionSettings", "StageSource"]
 
@@ -54,6 +55,7 @@ class SelectionSettings:
     count_flops: bool
     prune_steps: PruneSteps | None
     samples: SampleSettings
+    sample_filter: SampleFilter | None = None
     scheduler: StageSource | None = None
 
     @classmethod

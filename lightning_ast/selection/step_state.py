@@ -34,6 +34,7 @@ class BatchFacts:
     """What is known of a batch of ``size`` samples before its step begins."""
 
     size: int
+    sizes: tuple[int, ...] = ()  # of the parts that several loaders put into it
     indices: Tensor | None = None  # (B,) dataset indices of its samples, where they are known
     # In prune, the samples of a dense epoch that the batch stands for. Elsewhere it stands for its own.
     stands_for: int | None = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.pruning.sample_book import SampleBook
+from lightning_ast.pruning.several import SeveralEpochs
+from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.decision import check_labels
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
@@ -31,6 +34,8 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
+        sample_filter = parts.settings.sample_filter
+        planned = SeveralEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
         planner = EpochPlanner(
             parts.trainer,
             parts.selector,
@@ -40,7 +45,7 @@ class PruneMode(SelectionMode):
             samples=SampleBook(parts.settings.samples, parts.processes),
             begin_target=None if parts.target is None else parts.target.begin,
         )
-        self.epochs = PrunedEpochs(
+        self.epochs: PrunedEpochs = planned(
             parts.owner,
             parts.trainer,
             planner,
@@ -66,6 +71,8 @@ class PruneMode(SelectionMode):
                 "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
                 "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
             )
+        if self.epochs.sizes and self._parts.settings.samples.class_floor > 0:
+            return ["class_floor counts the samples of one dataloader, and there are several: leave it out."]
         if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
             return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
         return []
@@ -80,6 +87,7 @@ class PruneMode(SelectionMode):
         observe = self.epochs.observer_of(planned)
         facts = BatchFacts(
             size=size,
+            sizes=self.epochs.sizes,
             indices=planned.indices,
             stands_for=planned.stands_for,
             observe=observe,
