@@ -79,7 +79,7 @@ class SeveralEpochs(PrunedEpochs):
                 f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
                 "and 31)."
             )
-        asked = self._samples.settings
+        asked = self._planner.samples.settings
         named = any(value is not None for value in (asked.initial_scores, asked.always, asked.never))
         if named or asked.keep_scores or asked.class_floor:
             found.append(
