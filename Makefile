@@ -1,4 +1,4 @@
-.PHONY: help demo test test-all test-slow test-oldest wheel check coverage docs format clean evidence
+.PHONY: help demo test test-all test-slow test-oldest wheel check coverage docs format clean evidence gpu-day
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -62,6 +62,9 @@ evidence: $(READY) $(OTHERS)  ## the headline table and the regime map, hours on
 	PYTHONPATH=$(OTHERS) $(BIN)/python benchmarks/regimes.py --plan headline --workers $(WORKERS) --root $(DATA)
 	PYTHONPATH=$(OTHERS) $(BIN)/python benchmarks/regimes.py --plan map --workers $(WORKERS) --root $(DATA)
 	$(BIN)/python benchmarks/summarize.py
+
+gpu-day: $(READY)  ## everything that needs a GPU, in stages; goes on where it was stopped: make gpu-day DATA=cifar10.npz
+	$(BIN)/python benchmarks/gpu_day.py --root $(DATA)
 
 $(OTHERS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHERS) \
