@@ -9,7 +9,6 @@ from typing import Any, TypeGuard, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
@@ -21,6 +20,7 @@ from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.settings import SelectionSettings, StageSource
+from lightning_ast.selection.strategy_faults import strategy_faults
 
 __all__ = [
     "configuration_faults",
@@ -86,6 +86,7 @@ def configuration_faults(
 ) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there."""
     faults = setting_faults(settings) + _use_faults(module) + _follow_faults(settings, trainer, module)
+    faults += strategy_faults(trainer)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     faults += two_target_faults(settings, schedulers)
@@ -282,10 +283,5 @@ def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
         found.append(
             "LBFGS evaluates a batch several times, and Lightning adds up the gradients of all evaluations when it "
             "accumulates: set accumulate_grad_batches=1."
-        )
-    if isinstance(trainer.strategy, DeepSpeedStrategy):
-        found.append(
-            "DeepSpeed accumulates gradients out of sight, so micro-batches that keep different numbers of samples "
-            "cannot be weighted alike: set accumulate_grad_batches=1, or use DDP or FSDP."
         )
     return found
