@@ -20,6 +20,7 @@ def alone() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor:FutureWarning")  # the name before torch 2.14
 @pytest.mark.usefixtures("alone")
 def test_gathered_parameters_do_not_depend_on_the_samples() -> None:
     part = torch.rand(12)
