@@ -15,7 +15,6 @@ from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SIGNIFICANCE
-from lightning_ast.lightning_internals.fit_loop import is_compiled
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
@@ -259,11 +258,6 @@ def _use_faults(module: pl.LightningModule) -> list[str]:
         found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
     elif not names:
         found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
-    if is_compiled(module):
-        found.append(
-            "the LightningModule itself is compiled, so the graph of its loss cannot be seen: compile the network "
-            "inside it (`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
-        )
     return found
 
 
