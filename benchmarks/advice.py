@@ -16,18 +16,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from record import QUIET, kind, provenance, save
+from record import QUIET, RECORDS, kind, provenance, save
 from step_time import CASES as LARGE
-from step_time import Case, Model
+from step_time import Case, Model, load
 from torch.utils.data import DataLoader
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.advice import Advice, advise
-from lightning_ast.demo.data import load_images
 
 RATES = (0.2, 0.4)
 CONFIGURATIONS: list[tuple[str, float]] = [
@@ -148,24 +149,28 @@ def _run_all(case: Case, data: DataLoader[Any], measured: Any) -> None:
         measured[mode, rate].append(run(case, mode, rate, data))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print, write the records."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data")
-    parser.add_argument("--case", action="append", choices=[c.name for c in CASES])
+    parser.add_argument("--case", action="append", choices=sorted({c.name for c in (*CASES, *LARGE)}))
     parser.add_argument("--batches", type=int, default=40 if gpu else 6, help="of an epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=45.0, help="seconds for advise")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    images = load_images("cifar10", options.root)
-    for case in CASES:
-        if case.name not in options.case if options.case else case.gpu != gpu:
-            continue
-        data = case.data(images.train_images[:8192], images.train_labels[:8192], options.batches)
+    images, labels = load(options.root)
+    records = []
+    known = {case.name: case for case in (*LARGE, *CASES)}
+    chosen = [case for case in CASES if case.gpu == gpu]
+    if options.case is not None:
+        chosen = [known[name] for name in options.case]
+    for case in chosen:
+        data = case.data(images, labels, options.batches)
         record = {
             "benchmark": "advice",
             "model": case.model,
@@ -177,7 +182,9 @@ def main() -> None:
             **measure(case, data, options),
             **provenance(),
         }
-        save(record, f"advice-{kind()}-{case.name}", indent=1)
+        save(record, f"advice-{kind()}-{case.name}", folder=options.out, indent=1)
+        records.append(record)
+    return records
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ import argparse
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from record import provenance, save
+from record import RECORDS, provenance, save
 
 from lightning_ast.energy import NvmlMeter
 
@@ -40,11 +43,12 @@ def work(seconds: float) -> None:
         time.sleep(1)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs an NVIDIA GPU")
     meter = NvmlMeter.of(torch.device("cuda", torch.cuda.current_device()))
@@ -79,7 +83,8 @@ def main() -> None:
         **provenance(),
     }
     print(record)
-    save(record, "energy-gpu", indent=1)
+    save(record, "energy-gpu", folder=options.out, indent=1)
+    return record
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from regime_headline import LEAST_SEEDS
-from regime_plans import plan
+from regime_plans import headline_runs
 from regime_run import Regime
 from regime_statistics import NO_LOSS, Record, Setting, by_setting, compared, load_regimes
-from regime_tables import FOLDER, difference_cell, p_cell, place_name, records_by_place, setting_name
+from regime_tables import FOLDER, difference_cell, p_cell, place_name, records_by_place, setting_name, short_name
 
 __all__ = ["aims_table", "best_at", "equal_work_table"]
 
@@ -32,12 +32,12 @@ _ROUNDING = 0.005
 
 
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
-    """Return the settings of each place of the headline that have enough seeds."""
+    """Return the settings with enough seeds of each place of the headline, of larger networks where there are any."""
     found = {}
-    for place, records in records_by_place(plan("headline"), folder).items():
+    for place, records in records_by_place(headline_runs(), folder).items():
         settings = by_setting(records)
         found[place] = {name: one for name, one in settings.items() if one.seeds >= LEAST_SEEDS}
-    return found
+    return {place: settings for place, settings in found.items() if settings or place.network == "resnet"}
 
 
 def best_at(settings: Iterable[Setting], share: float) -> Setting | None:
@@ -53,14 +53,10 @@ def aims_table(folder: Path = FOLDER) -> str:
     places = _places(folder)
     for place, settings in places.items():
         for share in AIMS[place.data]:
-            aim = f"{_data(place)}: at most {NO_LOSS} points below dense at {share:.2f} of its work"
+            aim = f"{short_name(place)}: at most {NO_LOSS} points below dense at {share:.2f} of its work"
             lines.append(f"| {aim} | {_reached(best_at(settings.values(), share))} |")
     lines += [_everywhere(folder), _ahead(places)]
     return "\n".join(lines)
-
-
-def _data(place: Regime) -> str:
-    return place_name(place).split(",")[0]
 
 
 def _reached(setting: Setting | None) -> str:
@@ -121,7 +117,7 @@ def equal_work_table(folder: Path = FOLDER) -> str:
     for place, settings in _places(folder).items():
         for ours, other in _pairs(settings):
             found = compared(ours.runs, other.runs)
-            cells = [_data(place), setting_name(other.first), f"{other.work_share:.2f}", setting_name(ours.first)]
+            cells = [short_name(place), setting_name(other.first), f"{other.work_share:.2f}", setting_name(ours.first)]
             cells += [f"{ours.work_share:.2f}", difference_cell(found), p_cell(found)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 4 else "Not recorded yet."

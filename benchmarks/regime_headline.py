@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from regime_plans import plan
+from regime_plans import headline_runs
 from regime_run import Regime
 from regime_statistics import Record, Setting, by_setting
 from regime_tables import FOLDER, difference_cell, place_name, records_by_place, seconds_cell
@@ -53,12 +53,16 @@ def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
 
 
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
-    """Return the rows of each place of the plan whose dense runs have enough seeds, and of those that have, too."""
-    found = {}
-    for place, records in records_by_place(plan("headline"), folder).items():
+    """Return the rows of one place for each data set, those with enough seeds: the last one that has a dense row.
+
+    The larger networks come last in the plan.
+    """
+    found: dict[Regime, dict[str, Setting]] = {}
+    for place, records in records_by_place(headline_runs(), folder).items():
         picked = headline_settings(records)
         rows = {row: picked[row] for row in ("dense", *_METHODS) if row in picked}
-        if "dense" in rows:
+        if "dense" in rows and len(rows) > 1:
+            found = {other: kept for other, kept in found.items() if other.data != place.data}
             found[place] = rows
     return found
 
@@ -117,7 +121,7 @@ def points(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     dense runs of all lengths at the common learning rate.
     """
     found: dict[str, dict[str, Any]] = {}
-    records = records_by_place(plan("headline"), folder)
+    records = records_by_place(headline_runs(), folder)
     for place, rows in _places(folder).items():
         timed = all(setting.seconds is not None for setting in rows.values())
         lengths = [

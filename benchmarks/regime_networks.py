@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+import torchvision.models as zoo
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +39,14 @@ def small_resnet(channels: int, pixels: int, width: int) -> nn.Module:
 def resnet9(channels: int, pixels: int, width: int) -> nn.Module:
     """Make the network of :class:`lightning_ast.demo.ResNet9`."""
     return ResNet9(channels, width=width).net
+
+
+def resnet18(channels: int, pixels: int, width: int) -> nn.Module:
+    """Make torchvision's ResNet-18 as it is used for small images: its stem is one convolution of 3 x 3."""
+    net = zoo.ResNet(zoo.resnet.BasicBlock, [2, 2, 2, 2], num_classes=_CLASSES)
+    net.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
 
 
 def mlp(channels: int, pixels: int, width: int) -> nn.Module:
@@ -148,6 +157,7 @@ NETWORKS = {
         bf16=True,
         microseconds={("fashion_mnist", 8): 330, ("cifar10", 8): 450, ("digits", 8): 75},
     ),
+    "resnet18": NetworkFacts(resnet18, "sgd", lr=0.2, weight_decay=5e-4, bf16=True, microseconds={}),
     "mlp": NetworkFacts(
         mlp,
         "sgd",

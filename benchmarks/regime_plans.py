@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from regime_run import Option, Regime, Run
 
-__all__ = ["PLANS", "expected_seconds", "plan"]
+__all__ = ["GPU_PLACES", "PLANS", "expected_seconds", "headline_runs", "plan"]
 
 Setting = tuple[str, dict[str, Option]]
 
@@ -115,6 +115,52 @@ def headline_plan() -> list[Run]:
     return sorted(runs, key=lambda run: run.seed)
 
 
+GPU_PLACES = (
+    replace(CIFAR, images=50_000, network="resnet9", width=64, epochs=32, batch_size=256),
+    replace(CIFAR, images=50_000, network="resnet9", width=64, epochs=16, batch_size=256),
+    replace(CIFAR, images=50_000, network="resnet9", width=64, epochs=64, batch_size=256),
+    replace(CIFAR, images=50_000, network="resnet18", width=64, epochs=32, batch_size=256),
+)
+"""Networks that a GPU is not too large for; the first one is that of the headline."""
+
+
+def gpu_plan() -> list[Run]:
+    """List the runs of larger networks: the methods of the headline's short table, on full batches.
+
+    What a place needs most is listed for all seeds before the rest of it.
+    """
+    runs: list[Run] = []
+    for place in GPU_PLACES:
+        length = round(0.66 * place.epochs)
+        runs += _runs([place], _short_settings("topk", 0.95, length), seeds=5)
+        tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
+        runs += _runs([place], [("seta", {}), *tuned], seeds=5)
+    return runs
+
+
+def _short_settings(gate: str, coverage: float, length: int) -> list[Setting]:
+    """List dense, ours, a random share of its size, InfoBatch's rule, and dense runs of about its work."""
+    return [
+        DENSE,
+        _pruned(gate, "follow", coverage=coverage),
+        _pruned("soft", "follow", coverage=0.97),
+        ("dense", {"length": length}),
+        ("infobatch", {}),
+        ("random", {"like": f"prune-coverage{coverage:g}-gate{gate}-stepsfollow", "steps": "replan"}),
+    ]
+
+
+def trial_plan() -> list[Run]:
+    """List runs of seconds, which tell whether everything runs."""
+    place = Regime(data="digits", images=300, network="mlp", width=16, epochs=6, batch_size=32)
+    return _runs([place], _short_settings("soft", 0.9, 4), seeds=1)
+
+
+def headline_runs() -> list[Run]:
+    """List the runs of the headline tables: those of the plan, then those of larger networks on a GPU."""
+    return [*headline_plan(), *gpu_plan()]
+
+
 def coverage_plan() -> list[Run]:
     """List what tells which gate, coverage and number of steps suit a network that underfits and one that fits."""
     covered = [_pruned(gate, "keep", coverage=each) for each in (0.9, 0.95, 0.97) for gate in ("topk", "soft")]
@@ -167,6 +213,8 @@ PLANS = {
     "headline": headline_plan,
     "map": map_plan,
     "ideas": ideas_plan,
+    "gpu": gpu_plan,
+    "trial": trial_plan,
 }
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from regime_plans import plan
+from regime_plans import headline_runs, plan
 from regime_run import Regime, Run
 from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
 
@@ -20,6 +20,7 @@ __all__ = [
     "records_by_place",
     "seconds_cell",
     "short_coverage_table",
+    "short_name",
     "steps_table",
 ]
 
@@ -29,6 +30,7 @@ _DATA = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "dig
 _NETWORKS = {
     "resnet": "small ResNet of width",
     "resnet9": "ResNet-9 of width",
+    "resnet18": "ResNet-18 of width",
     "mlp": "MLP of width",
     "vit": "small ViT of width",
     "pretrained": "EfficientNet-Lite0 (ImageNet weights) at pixels",
@@ -92,6 +94,12 @@ def place_name(regime: Regime) -> str:
     return ", ".join([*parts, f"{regime.epochs} epochs"])
 
 
+def short_name(regime: Regime) -> str:
+    """Name the data of a place, and the network where it is not the small one."""
+    data, network, *_ = place_name(regime).split(", ")
+    return data if regime.network == "resnet" else f"{data}, {network}, {regime.epochs} epochs"
+
+
 def machine(records: Sequence[Record]) -> str:
     """Name hardware, precision, torch and the commits of some records."""
     seeds: dict[str, set[int]] = {}
@@ -138,7 +146,7 @@ def methods_table(regime: Regime, records: Sequence[Record]) -> str:
         f"{place_name(regime)}, B = {regime.batch_size}; {machine(records)}. Means over runs ± standard deviation; "
         "difference: to dense runs of the same seeds on the same hardware, ± standard error, with the p-value of the "
         f"paired t-test, not corrected for the rows (a dash: fewer than {LEAST_SEEDS} seeds). Work: forwards and "
-        "backwards by their FLOPs, scoring included, in dense epochs. Seconds: that one CPU thread computed. "
+        "backwards by their FLOPs, scoring included, in dense epochs. Seconds: of one CPU thread, or alone on a GPU. "
         "Shared GPU: the time as a share of dense, where as many runs shared the GPU. Best: of all validations.",
         "",
         "| run | runs (seeds) | test accuracy % | difference | p | work | steps | seconds | shared GPU | best % |",
@@ -181,7 +189,7 @@ def _tables(runs: Iterable[Run], folder: Path) -> str:
 
 def headline_table(folder: Path = FOLDER) -> str:
     """Make the table of all methods on both data sets at full size."""
-    return _tables(plan("headline"), folder)
+    return _tables(headline_runs(), folder)
 
 
 def steps_table(folder: Path = FOLDER) -> str:
@@ -225,7 +233,7 @@ def short_coverage_table(folder: Path = FOLDER) -> str:
         "| data | run | points | work | time, shared GPU | rates |",
         "|---|---|---|---|---|---|",
     ]
-    for place in dict.fromkeys(run.regime for run in [*plan("headline"), *plan("coverage")]):
+    for place in dict.fromkeys(run.regime for run in [*headline_runs(), *plan("coverage")]):
         settings = by_setting([record for record in records if Regime(**record["regime"]) == place])
         found = [settings[name] for name in _SHORT if name in settings and settings[name].difference is not None]
         found += [
@@ -237,7 +245,7 @@ def short_coverage_table(folder: Path = FOLDER) -> str:
             if setting.difference is None or setting.work_share is None:
                 continue
             rates = setting.pruned_rates()
-            cells = [place_name(place).split(",")[0] + f", {place.images:,} images", setting_name(setting.first)]
+            cells = [f"{short_name(place)}, {place.images:,} images", setting_name(setting.first)]
             cells += [difference_cell(setting.difference), f"{setting.work_share:.2f}"]
             cells.append("-" if setting.shared_time is None else f"{setting.shared_time:.2f}")
             cells.append(f"{rates[0]:.2f} to {rates[-1]:.2f}" if rates else "1")

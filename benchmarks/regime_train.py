@@ -190,6 +190,7 @@ def _trainer(run: Run, parts: Parts, precision: str, watchers: list[Callback]) -
         check_val_every_n_epoch=validated_every(run.epochs),
         reload_dataloaders_every_n_epochs=int(parts.chooser is not None),
         num_sanity_val_steps=0,
+        benchmark=torch.cuda.is_available(),  # cuDNN's quickest way for batches of one size
         **QUIET,
     )
 

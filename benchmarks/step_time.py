@@ -6,8 +6,11 @@
 
 Real CIFAR-10 images (resized) and bytes of Python's own source, through Lightning, the callback with its defaults.
 `ideal` of `partial` is forward + r of the rest, both measured in a dense run of the same round, at the rate that was
-observed; the resizing of images, before the forward, counts as rest. On a GPU: bf16, channels_last, larger models. Each
-case writes a record.
+observed; the resizing of images, before the forward, counts as rest. `prune` is timed in an epoch of as many steps as a
+dense one, each of r B samples. Beside ours: a step on a whole batch as InfoBatch's loss needs it, and a step of
+Selective Backprop as Composer has it, which selects half. On a GPU: bf16, channels_last, larger models, the time of all
+timed steps together, so that the host may run ahead, and the peak of the memory. `host` is the time of the same step on
+8 samples: what the host takes to launch it. Each case writes a record.
 
 `--against` compares sparse steps of `partial` with those of the package in another checkout: two processes side by
 side, which take turns within each round. The script, its models and its data are this checkout's in both. `--root
@@ -17,6 +20,8 @@ digits` takes scikit-learn's digits, where CIFAR-10 is not at hand.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import gc
 import statistics
 import sys
@@ -33,10 +38,11 @@ import torch.nn.functional as F
 import torchvision.models as zoo
 from checkouts import Checkout, answer, compare
 from record import QUIET, RECORDS, commit, kind, provenance, save, silence_lightning
+from rules import composer_probabilities
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ast import SparseSelectionCallback
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import cost_share
 from lightning_ast.demo.data import load_images
 
@@ -48,7 +54,15 @@ CONFIGURATIONS: list[tuple[str, float]] = [
     ("mask", 0.4),
     *(("subset", rate) for rate in (0.4, 0.2, 0.1)),
     *(("partial", rate) for rate in (0.4, 0.2, 0.1)),
+    *(("prune", rate) for rate in (0.4, 0.2, 0.1)),
+    ("infobatch", 1.0),
+    ("selective-backprop", 0.5),
 ]
+OTHERS = ("dense", "infobatch", "selective-backprop")
+"""What trains without our callback."""
+
+HOST_BATCH = 8
+"""The samples of a step whose time is the host's."""
 
 
 def vit(width: int, heads: int, size: int, patch: int) -> nn.Module:
@@ -68,6 +82,10 @@ class Case:
 
     def make(self) -> nn.Module:
         """Make a fresh model with the same weights every time."""
+        return copy.deepcopy(_made(self))
+
+    def build(self) -> nn.Module:
+        """Make the model, which takes seconds where it is large."""
         torch.manual_seed(0)
         if self.model == "resnet18-groupnorm":
             return zoo.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(8, channels))
@@ -80,9 +98,10 @@ class Case:
         width, heads, layers = (768, 12, 12) if self.model == "gpt-small" else (256, 4, 4)
         return GPT(width, heads, layers, tokens=256, length=self.size)
 
-    def data(self, images: Tensor, labels: Tensor, batches: int) -> DataLoader[Any]:
+    def data(self, images: Tensor, labels: Tensor, batches: int, *, batch: int | None = None) -> DataLoader[Any]:
         """Load enough batches of real data into memory."""
-        count = self.batch * batches
+        batch = batch or self.batch
+        count = batch * batches
         if self.model.startswith("gpt"):
             text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
             tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
@@ -93,7 +112,20 @@ class Case:
             pick = torch.arange(count) % len(images)
             x = images[pick]
             y = labels[pick]
-        return DataLoader(TensorDataset(x, y), self.batch, drop_last=True)
+        return DataLoader(Rows(x, y), batch, drop_last=True, collate_fn=tuple)
+
+
+class Rows(TensorDataset):
+    """Tensors that give the samples of a batch at once, so that loading does not take the time of a step."""
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        rows = torch.tensor(indices)
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+
+@functools.lru_cache(1)
+def _made(case: Case) -> nn.Module:
+    return case.build()
 
 
 CASES = [
@@ -135,22 +167,58 @@ class Model(pl.LightningModule):
         scores = self.net(x)
         return F.cross_entropy(scores.view(-1, scores.shape[-1]), y.reshape(-1))
 
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample ``(B,)``."""
+        scores = self.net(x)
+        losses = F.cross_entropy(scores.view(-1, scores.shape[-1]), y.reshape(-1), reduction="none")
+        return losses.view(len(x), -1).mean(1)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
-class Times(pl.Callback):
-    """Seconds of each step and of its forward, and the rate of the selection, the first few steps left out."""
+class InfoBatchModel(Model):
+    """Weighs the loss of each sample and remembers it on the host, as InfoBatch's rule does."""
 
-    def __init__(self, skip: int, selection: SparseSelectionCallback | None, *, split: bool) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.losses(*batch)
+        self.remembered = losses.detach().cpu()
+        return (losses * torch.ones_like(losses)).mean()
+
+
+class SelectiveBackpropModel(Model):
+    """Selects half of the batch by a forward of all of it, as Composer's Selective Backprop does."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        with torch.no_grad():
+            losses = self.losses(x, y)
+        rows = torch.multinomial(composer_probabilities(losses, 0.5), len(x) // 2).to(x.device)
+        return super().training_step((x[rows], y[rows]), batch_idx)
+
+
+class Times(pl.Callback):
+    """Seconds of the steps and of their forwards, and the rate of the selection, the first steps left out.
+
+    Args:
+        skip: The steps that are left out.
+        stop: The last step that is timed.
+        selection: The callback whose rate is read.
+        split: Whether the forward is timed by itself, for which the device is waited for at every step.
+    """
+
+    def __init__(self, *, skip: int, stop: int, selection: SparseSelectionCallback | None, split: bool) -> None:
         self.skip = skip
+        self.stop = stop
         self.selection = selection
         self.split = split
+        self.each = split or not torch.cuda.is_available()
         self.steps: list[float] = []
         self.forwards: list[float] = []
         self.last = self.start = 0.0
         self.before = (0, 0)
+        self.peak_bytes: int | None = None
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.start = now(wait=self.split)
@@ -160,12 +228,18 @@ class Times(pl.Callback):
             self.forwards.append(now() - self.start)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        end = now()
-        if trainer.global_step > self.skip:
-            self.steps.append(end - self.last)
-        elif trainer.global_step == self.skip:
+        step = trainer.global_step
+        if step == self.skip:
             self.before = self.samples()
-        self.last = end
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            self.last = now()
+        elif step > self.skip and (self.each or step == self.stop):
+            end = now()
+            self.steps.append((end - self.last) / (1 if self.each else self.stop - self.skip))
+            self.last = end
+        if step == self.stop and torch.cuda.is_available():
+            self.peak_bytes = torch.cuda.max_memory_allocated()
 
     def samples(self) -> tuple[int, int]:
         """Return the samples selected and offered so far."""
@@ -187,63 +261,113 @@ def now(*, wait: bool = True) -> float:
     return time.perf_counter()
 
 
-def run(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace, split: bool) -> Any:
-    """Train for a short time; return the times, and the rate that was observed."""
+@dataclass(frozen=True)
+class Measured:
+    """What a short training took.
+
+    Attributes:
+        seconds: The median of its steps.
+        forward: The median of their forwards; None where they were not timed.
+        rate: The share of the samples that was selected.
+        peak_bytes: The peak of the GPU's memory; None on a CPU.
+    """
+
+    seconds: float
+    forward: float | None
+    rate: float
+    peak_bytes: int | None
+
+
+def callbacks_of(mode: str, rate: float) -> list[Any]:
+    """Make the callbacks of a mode; none where it is not one of ours."""
+    if mode in OTHERS:
+        return []
+    if mode == "prune":
+        selection = SparseSelectionCallback(mode="prune", target_activation_rate=rate, prune_steps="keep")
+        return [selection, TwoStageScheduler(warmup_epochs=1)]
+    return [SparseSelectionCallback(mode=mode, target_activation_rate=rate)]  # type: ignore[arg-type]
+
+
+def run(
+    case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace, *, split: bool = False
+) -> Measured:
+    """Train for a short time."""
     gpu = torch.cuda.is_available()
-    selection = None if mode == "dense" else SparseSelectionCallback(mode=mode, target_activation_rate=rate)  # type: ignore[arg-type]
-    times = Times(options.skip, selection, split=split)
+    callbacks = callbacks_of(mode, rate)
+    dense = len(data) if mode == "prune" else 0  # it remembers scores in an epoch before
+    stop = dense + len(data)
+    times = Times(skip=dense + options.skip, stop=stop, selection=callbacks[0] if callbacks else None, split=split)
     trainer = pl.Trainer(
-        max_steps=options.steps,
+        max_epochs=2 if dense else 1,
         limit_val_batches=0,
         precision="bf16-mixed" if gpu else "32-true",
-        callbacks=[times] if selection is None else [selection, times],
+        callbacks=[*callbacks, times],
         **QUIET,
     )
-    trainer.fit(Model(case, channels_last=gpu and case.model.startswith("resnet")), data)
-    return statistics.median(times.steps), times.forwards and statistics.median(times.forwards), times.rate
+    model = {"infobatch": InfoBatchModel, "selective-backprop": SelectiveBackpropModel}.get(mode, Model)
+    trainer.fit(model(case, channels_last=gpu and case.model.startswith("resnet")), data)
+    forward = statistics.median(times.forwards) if times.forwards else None
+    return Measured(statistics.median(times.steps), forward, times.rate, times.peak_bytes)
+
+
+def configurations(options: argparse.Namespace) -> list[tuple[str, float]]:
+    """List the modes and rates that are measured."""
+    return [
+        (mode, rate)
+        for mode, rate in CONFIGURATIONS
+        if mode in OTHERS or options.rates is None or rate in options.rates
+    ]
 
 
 def measure(case: Case, images: Tensor, labels: Tensor, options: argparse.Namespace) -> dict[str, Any]:
     """Measure all configurations of a case, in rounds."""
     data = case.data(images, labels, options.steps)
-    run(case, "dense", 1.0, data, options, split=False)  # warm up
-    seconds: dict[tuple[str, float], list[float]] = {c: [] for c in CONFIGURATIONS}
-    rates: dict[tuple[str, float], float] = {}
+    run(case, "dense", 1.0, data, options)  # warm up
+    chosen = configurations(options)
+    found: dict[tuple[str, float], list[Measured]] = {each: [] for each in chosen}
     forwards: list[float] = []
     for _ in range(options.rounds):
-        whole, forward, _ = run(case, "dense", 1.0, data, options, split=True)
-        forwards.append(forward / whole)
-        for mode, rate in CONFIGURATIONS:
-            step, _, rates[mode, rate] = run(case, mode, rate, data, options, split=False)
-            seconds[mode, rate].append(step)
+        whole = run(case, "dense", 1.0, data, options, split=True)
+        assert whole.forward is not None
+        forwards.append(whole.forward / whole.seconds)
+        for mode, rate in chosen:
+            found[mode, rate].append(run(case, mode, rate, data, options))
     forward = statistics.median(forwards)
+    few = case.data(images, labels, options.steps, batch=HOST_BATCH)
+    host = {mode: run(case, mode, rate, few, options).seconds for mode, rate in (("dense", 1.0), ("partial", 0.4))}
     rows = []
-    for (mode, rate), taken in seconds.items():
-        shares = [s / d for s, d in zip(taken, seconds["dense", 1.0], strict=True)]
-        observed = rates[mode, rate]
-        rows.append(
-            {
-                "mode": mode,
-                "rate": rate,
-                "observed_rate": round(observed, 4),
-                "milliseconds": round(1000 * statistics.median(taken), 1),
-                "share_of_dense": round(statistics.median(shares), 3),
-                "share_by_round": [round(share, 3) for share in shares],
-                "ideal_share": round(forward + observed * (1 - forward), 3) if mode == "partial" else None,
-                "cost_model": 1.0 if mode == "dense" else round(cost_share(mode, observed), 3),  # type: ignore[arg-type]
-            }
-        )
+    for (mode, rate), measured in found.items():
+        rows.append(row_of(mode, rate, measured, found["dense", 1.0], forward))
         print(case.name, rows[-1], flush=True)
-    return {"forward_share": round(forward, 3), "rows": rows}
+    milliseconds = {mode: round(1000 * seconds, 2) for mode, seconds in host.items()}
+    return {"forward_share": round(forward, 3), "host_milliseconds": milliseconds, "rows": rows}
+
+
+def row_of(mode: str, rate: float, measured: list[Measured], dense: list[Measured], forward: float) -> dict[str, Any]:
+    """Summarise the rounds of one configuration beside the dense ones of the same rounds."""
+    shares = [one.seconds / other.seconds for one, other in zip(measured, dense, strict=True)]
+    observed = measured[-1].rate
+    peaks = [one.peak_bytes for one in measured if one.peak_bytes is not None]
+    return {
+        "mode": mode,
+        "rate": rate,
+        "observed_rate": round(observed, 4),
+        "milliseconds": round(1000 * statistics.median(one.seconds for one in measured), 1),
+        "share_of_dense": round(statistics.median(shares), 3),
+        "share_by_round": [round(share, 3) for share in shares],
+        "ideal_share": round(forward + observed * (1 - forward), 3) if mode == "partial" else None,
+        "cost_model": None if mode in OTHERS else round(cost_share(mode, observed), 3),  # type: ignore[arg-type]
+        "peak_gibibytes": round(max(peaks) / 2**30, 2) if peaks else None,
+    }
 
 
 def step_seconds(case: Case, mode: str, rate: float, data: DataLoader[Any], options: argparse.Namespace) -> float:
     """Return the median step of a short training; what it held of the GPU's memory is free again."""
-    seconds, _, _ = run(case, mode, rate, data, options, split=False)
+    seconds = run(case, mode, rate, data, options).seconds
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return float(seconds)
+    return seconds
 
 
 def serve(images: Tensor, labels: Tensor, options: argparse.Namespace) -> None:
@@ -301,12 +425,15 @@ def settings(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--skip", type=int, default=15 if gpu else 2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.4, 0.1], help="with --against")
+    parser.add_argument("--rates", type=float, nargs="+", help="of our modes (all; with --against 0.4 and 0.1)")
     parser.add_argument("--seconds", type=float, help="with --against: of each case's rounds, at most")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.against and options.rates is None:
+        options.rates = [0.4, 0.1]
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -161,21 +161,57 @@ def time_table() -> str:
         parts += [
             f"Time of a whole step as a share of dense, {machine}: medians of interleaved rounds (least to most).",
             "",
-            "| model, input, batch | dense, ms | r | `mask` | `subset` | **`partial`** | ideal of `partial` |",
-            "|---|---|---|---|---|---|---|",
+            "| model, input, batch | dense, ms | r | `mask` | `subset` | **`partial`** | ideal of it | `prune` |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for record in records:
             by = {(r["mode"], r["rate"]): r for r in record["rows"]}
-            name = f"{record['model']}, {record['size']}, {record['batch_size']}"
             dense = f"{by['dense', 1.0]['milliseconds']:.0f}"
             parts += [
-                f"| {name} | {dense} | {rate:g} | {shares(by.get(('mask', rate)))} | {shares(by['subset', rate])} | "
-                f"{shares(by['partial', rate])} | {by['partial', rate]['ideal_share']:.2f} |"
+                f"| {model_name(record)} | {dense} | {rate:g} | {shares(by.get(('mask', rate)))} | "
+                f"{shares(by['subset', rate])} | {shares(by['partial', rate])} | "
+                f"{by['partial', rate]['ideal_share']:.2f} | {shares(by.get(('prune', rate)))} |"
                 for mode, rate in by
                 if mode == "partial"
             ]
         parts.append("")
     return "\n".join(parts).strip()
+
+
+def model_name(record: dict[str, Any]) -> str:
+    """Name a model with the size of its input and its batch."""
+    return f"{record['model']}, {record['size']}, {record['batch_size']}"
+
+
+def memory_table() -> str:
+    """Show the peak of the memory, the time of the host and the steps of other methods, of records that have them."""
+    records = [record for record in load("step-time") if record.get("host_milliseconds")]
+    if not records:
+        return "Not recorded yet."
+    lines = [
+        "Peak of the GPU's memory in a step, in GiB, at the largest recorded r; the time of a step of 8 samples, which "
+        "is about what the host takes to launch it; and the time of a step of other methods as a share of dense: a "
+        "whole batch with InfoBatch's loss, and Selective Backprop as Composer has it, which selects half.",
+        "",
+        "| model, input, batch | dense, GiB | `mask` | `subset` | `partial` | `prune` | dense, ms | dense, host, ms "
+        "| `partial`, host, ms | InfoBatch | Selective Backprop |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        by: dict[str, dict[str, Any]] = {}
+        for row in record["rows"]:
+            by.setdefault(row["mode"], row)
+        peaks = [memory(by.get(mode)) for mode in ("dense", "mask", "subset", "partial", "prune")]
+        host = record["host_milliseconds"]
+        times = [f"{by['dense']['milliseconds']:.0f}", f"{host['dense']:.1f}", f"{host['partial']:.1f}"]
+        others = [shares(by.get(mode)) for mode in ("infobatch", "selective-backprop")]
+        lines.append("| " + " | ".join([model_name(record), *peaks, *times, *others]) + " |")
+    return "\n".join(lines)
+
+
+def memory(row: dict[str, Any] | None) -> str:
+    """Write the peak of the memory of a configuration; a dash where it is not known."""
+    return "-" if row is None or row["peak_gibibytes"] is None else f"{row['peak_gibibytes']:.1f}"
 
 
 def shares(row: dict[str, Any] | None) -> str:

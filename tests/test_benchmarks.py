@@ -9,26 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
-import numpy as np
 import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture
-def cifar10(tmp_path: Path) -> Path:
-    """Write random images in CIFAR-10's format."""
-    random = np.random.default_rng(0)
-    arrays = {}
-    for pixels, labels, count in (("x", "y", 256), ("xt", "yt", 20)):
-        arrays[pixels] = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        arrays[labels] = random.integers(0, 10, count)
-    path = tmp_path / "cifar10.npz"
-    np.savez(path, **arrays)
-    return path
 
 
 def test_overhead_measures_every_mode(benchmark: Any, tmp_path: Path) -> None:
@@ -60,33 +45,68 @@ def test_row_gradients_agree_on_a_cpu(benchmark: Any, tmp_path: Path) -> None:
     assert all(row["passed"] for row in record["rows"]), record["rows"]
 
 
-def test_gpu_heart_goes_on_after_a_section_that_fails(
-    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_gpu_day_goes_on_after_a_stage_that_fails(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = ["--against", str(tmp_path / "missing")]
-    options = ["--tiny", "--sections", "steps", "accuracy", "--out", str(tmp_path / "out"), *missing]
-    assert benchmark("gpu_heart").main(options) == 1
-    printed = capsys.readouterr().out
-    assert "FAIL CheckoutError: expected a checkout with lightning_ast/ in it" in printed
-    assert "left out: needs --root" in printed
+    day = benchmark("gpu_day")
+
+    def broken(_: Any) -> list[str]:
+        raise day.StageError("nothing fits", ["a", "b"])
+
+    monkeypatch.setitem(day.STAGES, 1, day.Stage("broken", broken))
+    monkeypatch.setitem(day.STAGES, 2, day.Stage("faulty", lambda _: 1 / 0))
+    monkeypatch.setitem(day.STAGES, 3, day.Stage("well", lambda _: ["all is well"]))
+    options = ["--tiny", "--out", str(tmp_path)]
+    assert day.main([*options, "--stage", "1", "--stage", "2", "--stage", "3"]) == 1
+    stages = json.loads((tmp_path / "gpu-day-cpu.json").read_text())["stages"]
+    assert [stages[number]["passed"] for number in "123"] == [False, False, True]
+    assert stages["1"]["verdict"] == "nothing fits"
+    assert stages["2"]["verdict"] == "ZeroDivisionError: division by zero"
+    assert day.main([*options, "--list"]) == 0
+    assert "3 well: all is well" in capsys.readouterr().out
+
+
+def test_gpu_day_leaves_out_what_went_well(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = benchmark("gpu_day")
+    called: list[int] = []
+    for number in day.STAGES:
+        passed = day.Stage("a stage", lambda _, number=number: [f"call {called.append(number)}"])
+        monkeypatch.setitem(day.STAGES, number, passed)
+    options = ["--tiny", "--out", str(tmp_path)]
+    assert day.main([*options, "--stage", "2"]) == 0
+    assert day.main(options) == 0
+    assert sorted(called) == list(day.STAGES)
+    assert day.main(options) == 0
+    assert len(called) == len(day.STAGES)
 
 
 @pytest.mark.slow
-def test_gpu_heart_trains_on_cifar10_and_packs_the_records(benchmark: Any, tmp_path: Path, cifar10: Path) -> None:
-    out, archive = tmp_path / "out", tmp_path / "records"
-    options = ["--tiny", "--sections", "accuracy", "--root", str(cifar10), "--jobs", "0", "--seeds", "1"]
-    assert benchmark("gpu_heart").main([*options, "--out", str(out), "--archive", str(archive)]) == 0
-    records = [json.loads(path.read_text()) for path in out.iterdir()]
-    assert {record["policy"] for record in records} == {"dense", "partial", "prune"}
-    assert len(ZipFile(f"{archive}.zip").namelist()) == 3
+def test_gpu_day_runs_every_stage_on_a_cpu(benchmark: Any, tmp_path: Path) -> None:
+    day = benchmark("gpu_day")
+    assert day.main(["--tiny", "--out", str(tmp_path)]) == 0
+    stages = json.loads((tmp_path / "gpu-day-cpu.json").read_text())["stages"]
+    assert len(stages) == len(day.STAGES)
+    assert all(stage["passed"] for stage in stages.values())
+    assert stages["5"]["verdict"] == "all runs are recorded"
+    names = {json.loads(path.read_text())["benchmark"] for path in tmp_path.glob("*.json")}
+    assert names >= {"row-gradients", "step-time", "image-loading", "advice", "overhead", "overhead-short-run"}
+    runs = {json.loads(path.read_text())["policy"] for path in (tmp_path / "regimes").glob("*.json")}
+    assert runs == {"dense", "prune", "random", "infobatch"}
 
 
 @pytest.mark.slow
-def test_gpu_heart_runs_from_end_to_end(tmp_path: Path, cifar10: Path) -> None:
-    root, out = BENCHMARKS.parent, tmp_path / "out"
-    command = [sys.executable, str(BENCHMARKS / "gpu_heart.py"), "--tiny", "--jobs", "1", "--seeds", "1"]
-    command += ["--against", str(root), "--root", str(cifar10), "--out", str(out)]
+def test_step_time_compares_two_checkouts(benchmark: Any, tmp_path: Path) -> None:
+    root = BENCHMARKS.parent
+    options = ["--against", str(root), "--root", "digits", "--case", "vit-tiny-16", "--out", str(tmp_path)]
+    command = [sys.executable, str(BENCHMARKS / "step_time.py"), *options]
+    command += ["--steps", "4", "--skip", "2", "--rounds", "1", "--threads", "1"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
     assert done.returncode == 0
-    names = {json.loads(path.read_text())["benchmark"] for path in out.iterdir()}
-    assert names == {"row-gradients", "step-time-against", "overhead", "overhead-short-run", "cifar10-resnet9"}
+    record = json.loads((tmp_path / "step-time-against-cpu-vit-tiny-16.json").read_text())
+    assert [row["rate"] for row in record["rows"]] == [0.4, 0.1]
+
+
+def test_step_time_refuses_a_folder_that_is_no_checkout(benchmark: Any, tmp_path: Path) -> None:
+    options = ["--root", "digits", "--against", str(tmp_path), "--case", "vit-tiny-16", "--out", str(tmp_path)]
+    with pytest.raises(Exception, match="expected a checkout with lightning_ast/ in it"):
+        benchmark("step_time").main(options)

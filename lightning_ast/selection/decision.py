@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.core.batch.rows import to_host
 from lightning_ast.core.batch.samples import first_input
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import Kept
@@ -94,11 +95,11 @@ class Decision:
             labels: ``(B,)`` class indices, or None.
         """
         device = scores.device
+        bad = step.bad
         if step.selects or step.is_whole:  # the host selects: one wait, and none for what follows
-            scores = scores.cpu()
-            finite = finite.cpu()
-        eligible = self._quarantine.eligible(step, finite)
-        scores = self._observed(step, scores, labels)
+            scores, finite, bad = _on_host(scores, finite, bad)
+        eligible = self._quarantine.eligible(step, finite, bad)
+        scores = self._observed(step, scores, labels, eligible)
         # A dense step stays the plain run's, bitwise, unless a sample in it has to be left out.
         if step.treatment in (Treatment.DENSE, Treatment.OBSERVED):
             waits = finite.device.type != "cpu" and not step.facts.is_planned  # a dense step waits for nothing
@@ -115,20 +116,21 @@ class Decision:
 
     def decide_ahead(self, step: StepState, scores: Tensor, finite: Tensor, labels: Tensor | None) -> None:
         """Select ahead of the step, for ``subset``; see :meth:`decide`."""
-        eligible = self._quarantine.eligible(step, finite)
-        self._select(step, self._observed(step, scores, labels), eligible)
+        scores, finite, bad = _on_host(scores, finite, step.bad)
+        eligible = self._quarantine.eligible(step, finite, bad)
+        self._select(step, self._observed(step, scores, labels, eligible), eligible)
 
     def kept_of_part(self, step: StepState, part: Part, norms: Tensor) -> Kept:
         """Weigh what was selected ahead, by the norms ``(k,)`` of the selected samples in their own step, times k."""
         return self.weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
 
-    def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None) -> Tensor:
+    def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None, eligible: Tensor | None) -> Tensor:
         scores = scores.nan_to_num(0.0, 0.0, 0.0)  # one NaN would make every keep-probability NaN
         step.significance = scores.detach()
         step.labels = labels
         if step.facts.observe is not None:
-            bad = step.bad  # the history is told of a sample that is not finite by infinity
-            step.facts.observe(scores if bad is None else scores.masked_fill(bad.to(scores.device), torch.inf))
+            # the history is told of a sample that is not finite by infinity
+            step.facts.observe(scores if eligible is None else scores.masked_fill(~eligible, torch.inf))
         return scores
 
     def _select(self, step: StepState, scores: Tensor, eligible: Tensor | None) -> None:
@@ -138,6 +140,14 @@ class Decision:
         if not self._has_selected:
             self._has_selected = True
             _warn_of_minimum(self._selector, step.selection, batch_size=scores.numel())
+
+
+def _on_host(scores: Tensor, finite: Tensor, bad: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what is known of the samples, ``(B,)`` each, on the host."""
+    if scores.device.type == "cpu":
+        return scores, finite, bad
+    scores, finite, *rest = to_host([scores, finite] if bad is None else [scores, finite, bad])
+    return scores, finite, rest[0] if rest else None
 
 
 def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:

@@ -166,6 +166,9 @@ class Gating:
         return self._decision.scores(step, self._batch, record), record
 
     def _decide(self, step: StepState, norms: Tensor) -> Kept | None:
+        if loss_scale(self._module.trainer) is not None:
+            # Infinite is what 16 bits cannot hold at this scale: the scaler skips the step, and no sample is to blame.
+            norms = norms.nan_to_num(nan=torch.nan, posinf=torch.finfo(torch.float16).max)
         comparable = norms * self._score_scale(step.forwarded)
         if step.part is not None:
             return self._decision.kept_of_part(step, step.part, comparable)

@@ -82,18 +82,23 @@ class Quarantine:
         """Give the batch its own values back. Safe to call twice."""
         self._stand_ins.restore()
 
-    def eligible(self, step: StepState, values: Tensor) -> Tensor | None:
-        """Tell which samples may be selected, by norms or losses ``(B,)``; None where all may, as the host knows."""
+    def eligible(self, step: StepState, values: Tensor, bad: Tensor | None) -> Tensor | None:
+        """Tell which samples may be selected; None where all may, as the host knows.
+
+        Args:
+            values: ``(B,)`` norms or losses.
+            bad: The samples ``(B,)`` that ``step`` knows to be bad, on the device of ``values``.
+        """
         # On an accelerator a dense step waits for nothing: a sample that is not finite is replaced without the host
         # knowing, and is counted when the news arrives.
         if self.limit is None:
             return None
         on_host = values.device.type == "cpu"
-        if on_host and step.bad is None and all_finite(values):
+        if on_host and bad is None and all_finite(values):
             return None
         finite = values.isfinite()
-        if step.bad is not None:
-            finite = finite & ~step.bad.to(finite.device)
+        if bad is not None:
+            finite = finite & ~bad.to(finite.device)
         if on_host and bool(finite.all()):
             return None
         step.quarantine(~finite)

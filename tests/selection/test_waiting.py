@@ -122,7 +122,7 @@ def test_looking_for_samples_that_are_not_finite_waits_for_no_device() -> None:
     assert StorageWeakRef(x.untyped_storage()) == memory
     assert plan.bad.shape == (8,)
     assert not plan.known_bad
-    assert quarantine.eligible(plan, torch.rand(8, device="meta")).shape == (8,)
+    assert quarantine.eligible(plan, torch.rand(8, device="meta"), plan.bad).shape == (8,)
     assert quarantine.lost(torch.rand((), device="meta")) is False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "replace_samples",
     "row_count",
     "take_rows",
+    "to_host",
 ]
 
 
@@ -105,3 +107,15 @@ def replace_samples(values: Tensor, finite: Tensor) -> Tensor:
     if first.is_floating_point():  # where no sample is finite, the first of them becomes zeros
         first = first.nan_to_num(0.0, 0.0, 0.0)
     return torch.where(finite.reshape(-1, *[1] * (values.ndim - 1)), values, first)
+
+
+def to_host(columns: list[Tensor]) -> list[Tensor]:
+    """Copy floating-point or Boolean tensors ``(B,)`` to the host, all of them at once, because each copy waits.
+
+    Example:
+        >>> to_host([torch.tensor([0.5, 1.0]), torch.tensor([True, False])])
+        [tensor([0.5000, 1.0000]), tensor([ True, False])]
+    """
+    wide = reduce(torch.promote_types, (column.dtype for column in columns))
+    copied = torch.stack([column.to(columns[0].device, wide) for column in columns]).cpu()
+    return [row.to(column.dtype) for row, column in zip(copied, columns, strict=True)]

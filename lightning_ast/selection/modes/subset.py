@@ -129,7 +129,7 @@ class SubsetMode(InBatchMode):
         if step.is_whole or step.is_void or (step.known_bad and step.selected == 1):
             return  # the step sees the whole batch: BatchNorm in training mode refuses a single sample
         assert step.selection is not None
-        indices = step.selection.indices
+        indices = step.selection.indices.to(scored.norms.device, non_blocking=True)
         # Among the selected samples, a tensor that is shared looks like their own where it has as many rows: so a part
         # of them is taken out of the whole batch
         take = partial(self._take_again, batch, step.batch_size, indices)
