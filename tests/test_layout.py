@@ -83,6 +83,7 @@ CORE_LAYERS = [
     "traceless_forward",
     "significance",
     "gate",
+    "many",
     "controller",
     "selector",
     "history",

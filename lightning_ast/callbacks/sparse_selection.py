@@ -85,8 +85,8 @@ class SparseSelectionCallback(SelectionReadings):
             it needs a loss that is a mean over the samples of a batch (the scores of a sum would depend on the size of
             the batch), and ``torch.compile(dynamic=False)`` compiles anew for each size. ``"follow"``: fewer steps on
             full batches; learning-rate schedulers with ``interval="step"`` advance by the dense steps that each stands
-            for (what counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches, which
-            ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
+            for (what counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches,
+            which ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
 
     Attributes:

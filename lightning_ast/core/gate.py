@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "EXPONENTS",
     "FLOOR",
     "NEARLY_ALL",
     "GateName",
@@ -30,6 +31,7 @@ __all__ = [
     "minimum_count",
     "rate_at_coverage",
     "select",
+    "soft_threshold",
     "solve_threshold",
     "systematic_sample",
     "trimmed",
@@ -50,7 +52,7 @@ NEARLY_ALL = 0.95
 """Activation rate from which on, with a coverage for a target, selection costs more than it saves."""
 
 _ROUNDING = 1e-12
-_EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
+EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def solve_threshold(
         scale = s.max()
         s = s / scale
     if gate == "soft":
-        threshold = scale * _soft_threshold(s, values, target, floor)
+        threshold = scale * soft_threshold(s, values, target, floor)
     else:
         ordered = np.append(np.sort(s)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
         kept = _hard_count(raw, target, share_of)
@@ -167,7 +169,11 @@ def solve_threshold(
     return torch.tensor(threshold, dtype=wide, device=significance.device)
 
 
-def _soft_threshold(s: _Array, values: _Array | None, target: float, floor: float) -> float:
+def soft_threshold(s: _Array, values: _Array | None, target: float, floor: float) -> float:
+    """Find the threshold at which the soft gate is expected to keep a share of the summed ``values`` of some scores.
+
+    None stands for equal values.
+    """
     # The expected sum is solved exactly. With x = 1 / threshold, a sample's probability is floor up to x = floor / s,
     # then s * x, and 1 from x = 1 / s on. So the sum is piecewise linear in x: its slope grows by v * s at the first of
     # these points and falls by it at the second.
@@ -307,7 +313,7 @@ def select(
             boosted = boosted.where(eligible, -torch.ones_like(boosted))
         boosted = boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0))
         indices = boosted.topk(least).indices.sort().values
-    exponent = _EXPONENTS[weighting]
+    exponent = EXPONENTS[weighting]
     if gate != "soft" or exponent == 0:
         return Selection(indices).among(eligible)
     return Selection(indices, probability.index_select(0, indices).pow(-exponent)).among(eligible)

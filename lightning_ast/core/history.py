@@ -24,6 +24,7 @@ _UNSEEN = -1.0
 _ROUNDING = 0.005
 """Largest relative change of the rate for the sake of whole batches."""
 _LEAST_BATCH = 8
+_BLOCK = 2**20
 
 
 class SignificanceHistory:
@@ -82,11 +83,11 @@ class SignificanceHistory:
         remember the same; None for a single process.
         """
         recent = self._merged(maximum)
-        self._scores = torch.where(recent >= 0, recent, self._scores)
+        torch.where(recent >= 0, recent, self._scores, out=self._scores)
         self._recent.fill_(_UNSEEN)
 
     def _merged(self, maximum: Callable[[Tensor], Tensor] | None) -> Tensor:
-        return (self._recent.clone() if maximum is None else maximum(self._recent.clone())).cpu()
+        return (self._recent if maximum is None else maximum(self._recent)).cpu()
 
     def significance(self, *, trim: float = 0.0) -> Tensor:
         """Return ``(N,)`` on the CPU, as of the last fold.
@@ -95,15 +96,20 @@ class SignificanceHistory:
         have the largest of those seen, as many as the share ``trim`` of them: see
         :func:`~lightning_ast.core.gate.trimmed`.
         """
-        scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
+        # A copy is changed in place: a data set may be so large that each further one counts.
+        scores = self._scores.clone()
+        scores.masked_fill_(scores.isinf(), 0)
+        most = float(scores.max())
+        seen = self.seen
+        if trim > 0:
+            scores.masked_scatter_(seen, trimmed(scores[seen], trim))
         # What was never seen must be seen soon: it counts as the most significant.
-        most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
-        scores = scores.masked_scatter(self.seen, trimmed(scores[self.seen], trim))
-        return torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
+        return scores.masked_fill_(~seen, most if most >= 0 else 1.0)
 
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
-        return {"scores": self._scores.clone(), "recent": self._merged(maximum)}
+        recent = self._merged(maximum)
+        return {"scores": self._scores.clone(), "recent": recent.clone() if recent is self._recent else recent}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` gave.
@@ -241,11 +247,37 @@ def plan_epoch(
         the mean loss of a batch estimates that of the whole data set under ``"unbiased"``.
     """
     offered = draws.numel()
-    allowed = ~history.quarantined[draws]
-    if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
-        draws = draws[allowed]
-    ordered, positions = draws.sort(stable=True)  # so that the choice does not depend on the order of the draws
-    kept = selector.plan(history.significance(trim=selector.trim)[ordered], count=count, epoch=epoch)
+    quarantined = history.quarantined
+    if quarantined.any():
+        allowed = ~quarantined[draws]
+        if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
+            draws = draws[allowed]
+    del quarantined
+    # In the order of the indices, so that the choice does not depend on the order of the draws.
+    positions = _each_once(draws, len(history))
+    significance = history.significance(trim=selector.trim)
+    if positions is None:
+        ordered, positions = draws.sort(stable=True)
+        significance = significance[ordered]
+    kept = selector.plan(significance, count=count, epoch=epoch)
+    del significance
+    if kept.weights is None:  # a mask is cheaper than a sort
+        mask = torch.zeros(draws.numel(), dtype=torch.bool)
+        mask[positions[kept.indices]] = True
+        return EpochPlan(epoch, draws[mask], offered)
     chosen, order = positions[kept.indices].sort()
-    weights = None if kept.weights is None else (kept.weights[order] * (count / offered)).float()
-    return EpochPlan(epoch, draws[chosen], offered, weights)
+    return EpochPlan(epoch, draws[chosen], offered, (kept.weights[order] * (count / offered)).float())
+
+
+def _each_once(draws: Tensor, size: int) -> Tensor | None:
+    """Return the position of each of ``size`` samples among the draws; None where not each was drawn once."""
+    # It is what a stable sort gives, in a fraction of its time and memory.
+    if draws.numel() != size:
+        return None
+    dtype = torch.int32 if size < 2**31 else torch.int64
+    positions = torch.full((size,), -1, dtype=dtype)
+    start = 0
+    for part in draws.split(_BLOCK):
+        positions[part] = torch.arange(start, start + len(part), dtype=dtype)
+        start += len(part)
+    return positions if int(positions.min()) >= 0 else None

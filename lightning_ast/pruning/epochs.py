@@ -213,7 +213,9 @@ class PrunedEpochs:
         # Every process draws its own part as it would without pruning, and all plan from the parts put together: the
         # plan is then the same in all, whatever the sampler does.
         own, self.epoch.drained = draw(sampler, self._planner.facts, self._generators())
-        return self._planner.plan(self.epoch, self._processes.interleaved(own))
+        if len(self.history) < 2**31:  # half as much to exchange
+            own = own.int()
+        return self._planner.plan(self.epoch, self._processes.interleaved(own).long())
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import NEARLY_ALL, floor_for, rate_at_coverage
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.many import MANY, rate_of_many
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.run_limits import accumulation
@@ -110,7 +111,8 @@ class EpochPlanner:
         significance = history.significance(trim=self._selector.trim)[samples]
         # A hard cut over a whole data set keeps the largest scores, as topk does.
         gate = self._selector.gate if self._selector.gate == "soft" else "topk"
-        return rate_at_coverage(significance, coverage, gate, floor=floor_for(coverage))
+        solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
+        return solve(significance, coverage, gate, floor=floor_for(coverage))
 
     def _lengths_at(self, rate: float) -> EpochLengths:
         assert self.facts is not None
