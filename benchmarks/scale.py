@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py
 
-Each size runs in a process of its own, whose peak of memory is read. It never takes more than `--memory-gib`: a size that
-would is calculated from the largest one that fits, and marked so. The processes of a run are simulated in one: each has a
-history of its own, which meets the others in the same functions that a run calls. One record.
+Each size runs in a process of its own, whose peak of memory is read. It never takes more than `--memory-gib`: a size
+that would is calculated from the largest one that fits, and marked so. The processes of a run are simulated in one:
+each has a history of its own, which meets the others in the same functions that a run calls. One record.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def measure(size: int, gate: GateName) -> dict[str, Any]:
     times.append(time.perf_counter())
     plan = plan_epoch(history, draws, epoch=1, count=int(RATE * size), selector=selector_of(gate))
     times.append(time.perf_counter())
-    observe, fold, made = (b - a for a, b in zip(times[:-1], times[1:], strict=True))
+    observe, fold, made = (b - a for a, b in pairwise(times))
     return {
         "samples": size,
         "gate": gate,

@@ -38,15 +38,16 @@ def gigabytes(count: float) -> str:
 def plan_table(record: Record) -> str:
     """Show what one process takes to remember and to plan, by the size of the data set."""
     lines = [
-        f"One process, {record['hardware']}, torch {record['versions']['torch']}, rate {record['rate']}. Peak: memory of "
-        "history, draws and plan together. A checkpoint holds history and plan.",
+        f"One process, {record['hardware']}, torch {record['versions']['torch']}, rate {record['rate']}. Peak: memory "
+        "of history, draws and plan together. A checkpoint holds history and plan.",
         "",
         "| samples | gate | observe, s | merge, s | plan, s | peak | peak, bytes a sample | checkpoint |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
         saved = "-" if row["checkpoint_bytes"] is None else gigabytes(row["checkpoint_bytes"])
-        seconds = " | ".join(f"{row[f'{part}_seconds']:.2g}" for part in ("observe", "fold", "plan"))
+        times = [row[f"{part}_seconds"] for part in ("observe", "fold", "plan")]
+        seconds = " | ".join(f"{time:.2g}" if time < 1 else f"{time:.1f}" for time in times)
         name = power(row["samples"]) + ("" if row["measured"] else ", calculated")
         each = row["peak_bytes"] / row["samples"]
         lines.append(
@@ -58,8 +59,8 @@ def plan_table(record: Record) -> str:
         [
             *lines,
             "",
-            f"Beside it, with and without this package: torch's `RandomSampler` of {power(sampler['samples'])} samples takes "
-            f"{sampler['seconds']:.1f} s and {gigabytes(sampler['peak_bytes'])} an epoch "
+            f"Beside it, with and without this package: torch's `RandomSampler` of {power(sampler['samples'])} samples "
+            f"takes {sampler['seconds']:.1f} s and {gigabytes(sampler['peak_bytes'])} an epoch "
             f"({sampler['peak_bytes'] / sampler['samples']:.0f} bytes a sample). One of {shard['parts']} parts of "
             f"{power(shard['samples'])} samples, planned by the histogram of all: {shard['seconds']:.1f} s, "
             f"{gigabytes(shard['peak_bytes'])}, and {gigabytes(shard['exchanged_bytes'])} to exchange.",
