@@ -134,7 +134,9 @@ def gpu_plan() -> list[Run]:
         length = round(0.66 * place.epochs)
         runs += _runs([place], _short_settings("topk", 0.95, length), seeds=5)
         tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
-        runs += _runs([place], [("seta", {}), *tuned], seeds=5)
+        others = [_pruned("soft", "follow", coverage=0.99), _pruned("soft", "keep", coverage=0.97)]
+        others += [_pruned("topk", "follow", rate=0.6), ("seta", {}), *tuned]
+        runs += _runs([place], others, seeds=5)
     return runs
 
 

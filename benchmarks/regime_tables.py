@@ -216,6 +216,8 @@ _SHORT = (
     "prune-coverage0.95-gatetopk-stepskeep",
     "prune-coverage0.9-gatesoft-stepskeep",
     "prune-coverage0.9-gatetopk-stepskeep",
+    "prune-coverage0.97-gatesoft-stepsfollow",
+    "prune-coverage0.95-gatetopk-stepsfollow",
     "prune-coverage0.9-gatesoft-stepsfollow",
     "prune-coverage0.9-gatetopk-stepsfollow",
     "prune-rate0.6-gatetopk-stepskeep",

@@ -484,6 +484,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy_tables,
     "flops": flops_table,
     "time": time_table,
+    "time-host": memory_table,
     "prune-time": prune_time_table,
     "parity": parity_table,
     "batchnorm": batchnorm_table,

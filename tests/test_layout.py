@@ -82,6 +82,7 @@ CORE_LAYERS = [
     "losses",
     "traceless_forward",
     "significance",
+    "systematic",
     "gate",
     "many",
     "controller",

@@ -23,9 +23,9 @@ from lightning_ast.core.gate import (
     rate_at_coverage,
     select,
     solve_threshold,
-    systematic_sample,
 )
 from lightning_ast.core.significance import el2n
+from lightning_ast.core.systematic import systematic_sample
 
 PAGE = (Path(__file__).parent.parent / "docs" / "theory.md").read_text()
 EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}

@@ -147,7 +147,7 @@ def run_facts(
         max_epochs = ASSUMED_EPOCHS
         epochs = float(max_epochs)
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
-    loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
+    loader = _even_loader(combined)
     samples = batches * batch_size if loader is None else loader.offered
     warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
@@ -169,6 +169,12 @@ def run_facts(
         prune_steps=SelectionSettings.of(asked.settings).steps_of_pruned_epochs,
     )
     return facts, notes
+
+
+def _even_loader(combined: CombinedLoader) -> LoaderFacts | None:
+    """Return the lengths of a loader of batches of one size; None of others."""
+    loader = None if loader_faults(combined, processes=1) else LoaderFacts.of(combined)
+    return None if loader is None or loader.batching != "plain" else loader
 
 
 def _batches_per_epoch(trainer: pl.Trainer, max_steps: int | None, factors: dict[int, int]) -> tuple[int, list[str]]:
@@ -196,6 +202,11 @@ def prune_fault(
     faults = loader_faults(combined, processes=1)
     if not faults:
         loader = LoaderFacts.of(combined)
+        if loader.batching != "plain":
+            return (
+                "advise needs batches of torch's BatchSampler to predict it, and here the dataset or a batch sampler "
+                "of your own makes them. Training with mode='prune' takes both: try it on a few epochs."
+            )
         plan = planned_run(
             trainer,
             loader,

@@ -39,7 +39,7 @@ class Twin:
     module: pl.LightningModule
     data: dict[str, Any]  # the arguments of ``trainer.fit``
     # that the user's loaders draw from, and the states to put them back to: copied loaders share them
-    generators: list[tuple[torch.Generator, torch.Tensor]] = field(default_factory=list)
+    generators: list[tuple[Any, torch.Tensor]] = field(default_factory=list)
 
 
 class _StandInLogger(DummyLogger):

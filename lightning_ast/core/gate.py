@@ -2,8 +2,7 @@
 
 ``soft`` keeps a sample with probability ``clip(significance / threshold, floor, 1)``, ``threshold`` keeps those above
 the threshold, ``topk`` the largest. :func:`solve_threshold` is the inverse: the threshold at which a given share of a
-batch is kept, of its samples (the activation rate) or of their significance (the coverage). The controller feeds it
-forward.
+batch is kept, of its samples (the activation rate) or of their significance (the coverage).
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_ast.core.systematic import on_host, systematic_sample
 
 __all__ = [
     "EXPONENTS",
@@ -33,7 +34,7 @@ __all__ = [
     "select",
     "soft_threshold",
     "solve_threshold",
-    "systematic_sample",
+    "threshold_of_few_counts",
     "trimmed",
 ]
 
@@ -52,6 +53,7 @@ NEARLY_ALL = 0.95
 """Activation rate from which on, with a coverage for a target, selection costs more than it saves."""
 
 _ROUNDING = 1e-12
+_FEWEST_COUNTS = 12  # in each octave of counts; smaller batches keep any number
 EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
 
 
@@ -149,7 +151,7 @@ def solve_threshold(
         >>> float(keep_probability(s, solve_threshold(s, 0.5, "soft"), "soft").mean())
         0.5
     """
-    raw = _on_host(significance)
+    raw = on_host(significance)
     s = np.maximum(raw, raw.max() * 1e-6 + 1e-30)  # as lift_zeros does
     values: _Array | None = None
     scale = 1.0
@@ -170,18 +172,14 @@ def solve_threshold(
 
 
 def soft_threshold(s: _Array, values: _Array | None, target: float, floor: float) -> float:
-    """Find the threshold at which the soft gate is expected to keep a share of the summed ``values`` of some scores.
-
-    None stands for equal values.
-    """
-    # The expected sum is solved exactly. With x = 1 / threshold, a sample's probability is floor up to x = floor / s,
-    # then s * x, and 1 from x = 1 / s on. So the sum is piecewise linear in x: its slope grows by v * s at the first of
-    # these points and falls by it at the second.
+    """Find where the soft gate is expected to keep a share of the summed ``values`` (None: equal) of some scores."""
+    # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s on.
+    # So the sum is piecewise linear in x: its slope grows by v * s at the first of these points, and falls by it later.
     total = len(s) if values is None else values.sum()
     weighted = s if values is None else values * s
     points = np.concatenate([floor / s, 1 / s])
     order = points.argsort()
-    points = points[order]
+    points.sort()
     slopes = np.concatenate([weighted, -weighted])[order].cumsum()
     sums = np.zeros(len(points))
     (slopes[:-1] * (points[1:] - points[:-1])).cumsum(out=sums[1:])
@@ -206,8 +204,7 @@ def _shares(raw: _Array) -> _Array:
 
 
 def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, floor: float = FLOOR) -> float:
-    """Compute the expected share of the samples, in (0, 1], that a gate keeps where they carry a share of the
-    significance.
+    """Compute the expected share of the samples, in (0, 1], that carries a share of the significance by a gate.
 
     Args:
         significance: ``(n,)``, non-negative and finite.
@@ -238,22 +235,34 @@ def coverage_of(significance: Tensor, indices: Tensor) -> float:
     return min(1.0, float(significance.index_select(0, indices).sum()) / total)
 
 
-def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw samples with the given inclusion probabilities, at ascending positions ``(k,)``.
+def threshold_of_few_counts(
+    significance: Tensor, threshold: Tensor | float, generator: torch.Generator, *, floor: float = FLOOR
+) -> Tensor:
+    """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
 
-    Each sample is kept with exactly its probability; the count differs from the sum of the probabilities by less than
-    1, where independent draws would scatter by its square root.
-    Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
+    The expected count is rounded down or up at random, so that its mean stays the same.
+
+    Args:
+        significance: ``(B,)``, positive.
+        threshold: The threshold to move.
+        generator: The CPU generator of the draw.
+        floor: The least probability of the gate.
+
+    Example:
+        >>> s = torch.linspace(0.1, 1, 100)
+        >>> moved = threshold_of_few_counts(s, 1.0, torch.Generator().manual_seed(0))
+        >>> round(float(keep_probability(s, 1.0, "soft").sum()), 2)
+        55.0
+        >>> round(float(keep_probability(s, moved, "soft").sum()), 2)
+        56.0
     """
-    # The samples are laid end to end in random order, each as long as its probability; a comb of unit spacing with a
-    # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
-    noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
-    order = noise[:-1].argsort()
-    ends = np.zeros(len(noise))
-    np.floor(_on_host(probability)[order].cumsum() + noise[-1], out=ends[1:])
-    kept = order[ends[1:] > ends[:-1]]
-    kept.sort()
-    return torch.from_numpy(kept).to(probability.device)
+    size = significance.numel()  # a GPU prepares its kernels anew for each, which may cost more than the step
+    expected = float(keep_probability(significance, threshold, "soft", floor=floor).double().sum())
+    apart = 2 ** math.floor(math.log2(max(1.0, expected / _FEWEST_COUNTS)))
+    if apart == 1 or expected > size - apart:
+        return torch.as_tensor(threshold)
+    count = apart * math.floor(expected / apart + float(torch.rand(1, generator=generator, dtype=torch.float64)))
+    return solve_threshold(significance, count / size, "soft", floor=floor)
 
 
 def minimum_count(batch_size: int, min_selected: int | float) -> int:
@@ -277,6 +286,7 @@ def select(
     generator: torch.Generator,
     floor: float = FLOOR,
     eligible: Tensor | None = None,
+    few_counts: bool = False,
 ) -> Selection:
     """Choose the samples of a batch to train on: none only where none is eligible.
 
@@ -293,19 +303,20 @@ def select(
         floor: The least probability of the soft gate.
         eligible: ``(B,)`` bool, the samples that may be chosen at all, the others having the least significance; None
             for all.
+        few_counts: Whether the soft gate keeps one of few numbers of samples.
     """
     size = significance.numel()
     least = minimum_count(size, min_selected)
     if gate == "topk":  # by rank, not by the threshold: equal significances would make the count jump
         indices = significance.topk(max(least, round(rate * size))).indices.sort().values
         return Selection(indices).among(eligible)
+    if gate == "soft" and few_counts:
+        threshold = threshold_of_few_counts(significance, threshold, generator, floor=floor)
     probability = keep_probability(significance, threshold, gate, floor=floor)
     if eligible is not None:
         probability = probability.where(eligible, torch.zeros_like(probability))
-    if gate == "soft":
-        indices = systematic_sample(probability, generator)
-    else:
-        indices = probability.nonzero().squeeze(1)
+    soft = gate == "soft"
+    indices = systematic_sample(probability, generator) if soft else probability.nonzero().squeeze(1)
     if indices.numel() < least:
         # Those that are selected already come first, for they are raised above the largest of the others.
         boosted = significance / significance.max().clamp_min(torch.finfo(significance.dtype).tiny)
@@ -317,8 +328,3 @@ def select(
     if gate != "soft" or exponent == 0:
         return Selection(indices).among(eligible)
     return Selection(indices, probability.index_select(0, indices).pow(-exponent)).among(eligible)
-
-
-def _on_host(values: Tensor) -> _Array:
-    """Bring a batch's values to the host: there, many small operations take a tenth of a device's time."""
-    return values.detach().cpu().double().numpy()

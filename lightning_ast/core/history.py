@@ -18,7 +18,7 @@ from lightning_ast.core.gate import minimum_count, trimmed
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.words import counted
 
-__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "planned_count"]
+__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "plan_positions", "planned_count"]
 
 _UNSEEN = -1.0
 _ROUNDING = 0.005
@@ -246,13 +246,23 @@ def plan_epoch(
         selector's seed and the epoch alone, not on the number of processes. Its weights are scaled by the rate, so that
         the mean loss of a batch estimates that of the whole data set under ``"unbiased"``.
     """
+    positions, weights = plan_positions(history, draws, epoch=epoch, count=count, selector=selector)
     offered = draws.numel()
-    quarantined = history.quarantined
-    if quarantined.any():
-        allowed = ~quarantined[draws]
-        if int(allowed.sum()) >= count:  # else too few are left: those in quarantine fill the epoch up
-            draws = draws[allowed]
-    del quarantined
+    scaled = None if weights is None else (weights * (count / offered)).float()
+    return EpochPlan(epoch, draws[positions], offered, scaled)
+
+
+def plan_positions(
+    history: SignificanceHistory, draws: Tensor, *, epoch: int, count: int, selector: SampleSelector
+) -> tuple[Tensor, Tensor | None]:
+    """Choose as :func:`plan_epoch` does, and return where in the draws the samples of the plan stand.
+
+    Returns:
+        ``(count,)`` increasing positions, and their weights ``p**-a``, or None where all are 1.
+    """
+    allowed = _allowed(history, draws, count)
+    if allowed is not None:
+        draws = draws[allowed]
     # In the order of the indices, so that the choice does not depend on the order of the draws.
     positions = _each_once(draws, len(history))
     significance = history.significance(trim=selector.trim)
@@ -264,9 +274,21 @@ def plan_epoch(
     if kept.weights is None:  # a mask is cheaper than a sort
         mask = torch.zeros(draws.numel(), dtype=torch.bool)
         mask[positions[kept.indices]] = True
-        return EpochPlan(epoch, draws[mask], offered)
-    chosen, order = positions[kept.indices].sort()
-    return EpochPlan(epoch, draws[chosen], offered, (kept.weights[order] * (count / offered)).float())
+        chosen = mask.nonzero().squeeze(1)
+        weights = None
+    else:
+        chosen, order = positions[kept.indices].long().sort()
+        weights = kept.weights[order]
+    return chosen if allowed is None else allowed[chosen], weights
+
+
+def _allowed(history: SignificanceHistory, draws: Tensor, count: int) -> Tensor | None:
+    """Return where the draws are not in quarantine; None for everywhere, as where too few others are left."""
+    quarantined = history.quarantined
+    if not quarantined.any():
+        return None
+    allowed = (~quarantined[draws]).nonzero().squeeze(1)
+    return allowed if allowed.numel() >= count else None
 
 
 def _each_once(draws: Tensor, size: int) -> Tensor | None:

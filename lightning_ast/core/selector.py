@@ -194,6 +194,7 @@ class SampleSelector:
             generator=self._generator(self.steps),
             floor=floor,
             eligible=eligible,
+            few_counts=True,
         )
 
     def _threshold(self, significance: Tensor, floor: float, expected: float | None, average: Average | None) -> Tensor:

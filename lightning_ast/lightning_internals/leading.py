@@ -16,16 +16,17 @@ from torch.utils.data import DataLoader
 
 from lightning_ast.lightning_internals.class_patch import change_class
 
-__all__ = ["copied_loader", "copy_combined", "lead", "lend_iterator", "make_iterator", "same_mode"]
+__all__ = ["copied_loader", "copy_combined", "dealt_sampler", "lead", "lend_iterator", "make_iterator", "same_mode"]
 
 
 _Load = Callable[[CombinedLoader], CombinedLoader]
 _Begin = Callable[[int], None]
-_led: WeakKeyDictionary[_FitLoop, tuple[list[tuple[_Load, _Begin]], Callable[[], None]]] = WeakKeyDictionary()
+_Leaders = list[tuple[_Load, _Begin, bool]]
+_led: WeakKeyDictionary[_FitLoop, tuple[_Leaders, Callable[[], None]]] = WeakKeyDictionary()
 """By loop: those that lead it, the first one first, and what puts its class back."""
 
 
-def lead(loop: _FitLoop, *, load: _Load, begin: _Begin) -> Callable[[], None]:
+def lead(loop: _FitLoop, *, load: _Load, begin: _Begin, keeps_place: bool = False) -> Callable[[], None]:
     """Choose what the fit loop fetches its batches from, and hear of each epoch before every callback does.
 
     Several may lead a loop: each fetches from what those before it made, and they may be undone in any order, each by
@@ -35,12 +36,13 @@ def lead(loop: _FitLoop, *, load: _Load, begin: _Begin) -> Callable[[], None]:
         loop: The fit loop of the trainer.
         load: Takes the user's loaders whenever they are set up, and returns those to fetch from.
         begin: Gets the number of the epoch that is about to run, when its loaders are set up.
+        keeps_place: Whether the leader saves and restores the place in the epoch, in place of loaders that do so.
     """
     if loop not in _led:
-        leaders: list[tuple[_Load, _Begin]] = []
+        leaders: _Leaders = []
         _led[loop] = leaders, _follow(loop, leaders)
     leaders, put_back = _led[loop]
-    leader = load, begin
+    leader = load, begin, keeps_place
     leaders.append(leader)
 
     def undo() -> None:
@@ -52,17 +54,13 @@ def lead(loop: _FitLoop, *, load: _Load, begin: _Begin) -> Callable[[], None]:
     return undo
 
 
-def _follow(loop: _FitLoop, leaders: list[tuple[_Load, _Begin]]) -> Callable[[], None]:
+def _follow(loop: _FitLoop, leaders: _Leaders) -> Callable[[], None]:
     """Give the loop a class that asks the leaders; return what takes it away again."""
     own = type(loop)
 
     # Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
     # worker runs. Only what the fetcher gets is replaced: `trainer.train_dataloader` stays the user's, and may be read
     # at any time.
-    def fetcher(self: _FitLoop) -> _DataFetcher | None:
-        found: _DataFetcher | None = self.__dict__["_data_fetcher"]
-        return found
-
     def set_fetcher(self: _FitLoop, value: _DataFetcher | None) -> None:
         last = self.__dict__["_data_fetcher"]
         self.__dict__["_data_fetcher"] = value
@@ -71,7 +69,7 @@ def _follow(loop: _FitLoop, leaders: list[tuple[_Load, _Begin]]) -> Callable[[],
 
     def set_up(fetcher: _DataFetcher, last: _DataFetcher | None, loaded: CombinedLoader) -> None:
         del fetcher.setup  # the fetcher has Lightning's own method again
-        for load, _ in leaders:
+        for load, _, _ in leaders:
             loaded = load(loaded)
         if last is not None and last._combined_loader is not loaded:
             # Else its workers would live until they are collected as garbage, perhaps in another worker process.
@@ -88,18 +86,56 @@ def _follow(loop: _FitLoop, leaders: list[tuple[_Load, _Begin]]) -> Callable[[],
         epoch = self.epoch_progress.current.processed  # type: ignore[attr-defined]
         for loader in self._combined_loader.flattened:
             _set_sampler_epoch(loader, epoch)
-        for _, begin in leaders:
+        for _, begin, _ in leaders:
             begin(epoch)
         own.on_advance_start(self)
 
-    return change_class(loop, {"_data_fetcher": property(fetcher, set_fetcher), "on_advance_start": on_advance_start})
+    parts = {"_data_fetcher": property(_fetcher, set_fetcher), "on_advance_start": on_advance_start}
+    return change_class(loop, {**parts, **_placeless(own, leaders)})
+
+
+def _fetcher(loop: _FitLoop) -> _DataFetcher | None:
+    found: _DataFetcher | None = loop.__dict__["_data_fetcher"]
+    return found
+
+
+def _placeless(own: type[_FitLoop], leaders: _Leaders) -> dict[str, Any]:
+    """Make methods that leave the state of the loaders out of checkpoints where a leader keeps the place itself."""
+
+    def keeps_place() -> bool:
+        return any(keeps for _, _, keeps in leaders)
+
+    # Lightning asks the user's loader, which does not run in this fit: it would start its workers to answer.
+    def on_save_checkpoint(self: _FitLoop) -> dict[str, Any]:
+        combined = self._combined_loader
+        if keeps_place():
+            self._combined_loader = None
+        try:
+            return own.on_save_checkpoint(self)
+        finally:
+            self._combined_loader = combined
+
+    def load_states(self: _FitLoop) -> None:
+        if keeps_place():
+            self._combined_loader_states_to_load = []
+        own._load_combined_loader_states(self)
+
+    return {"on_save_checkpoint": on_save_checkpoint, "_load_combined_loader_states": load_states}
 
 
 def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """Copy a DataLoader without its iterator and workers, with attributes that it refuses to be assigned."""
     copied = copy.copy(loader)
-    copied.__dict__.update(_iterator=None, **changes)
+    # torchdata's StatefulDataLoader keeps a place to go on from, which is the user's loader's
+    place = {"next_iter_state": None, "_initial_iter_for_state_dict": False}
+    fresh = {name: value for name, value in place.items() if name in vars(loader)}
+    copied.__dict__.update(_iterator=None, **fresh, **changes)
     return copied
+
+
+def dealt_sampler(sampler: Any) -> Any:
+    """Return the user's sampler that Lightning's ``DistributedSamplerWrapper`` deals out; None for any other one."""
+    return getattr(getattr(sampler, "dataset", None), "_sampler", None)
 
 
 def copy_combined(given: CombinedLoader, loaders: list[Any]) -> CombinedLoader:

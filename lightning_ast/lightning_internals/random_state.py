@@ -1,8 +1,9 @@
-"""The states of the global random generators: read, restored, and checked where they come from a checkpoint."""
+"""The states of random generators: read, restored, and checked where they come from a checkpoint."""
 
 from __future__ import annotations
 
 import functools
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from lightning_ast.core.state import Check, Faults
 __all__ = [
     "GENERATOR_STATE",
     "RANDOM_STATES",
+    "OtherGenerator",
     "kept_random_state",
     "one_for_each",
     "random_state",
@@ -50,6 +52,47 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal.tolist()), gauss))
 
 
+class OtherGenerator:
+    """A generator of Python or numpy, with the methods of a ``torch.Generator``.
+
+    Args:
+        generator: A ``random.Random``, ``numpy.random.Generator`` or ``numpy.random.RandomState``.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    @staticmethod
+    def wraps(value: object) -> bool:
+        """Tell whether something is such a generator."""
+        return isinstance(value, (random.Random, np.random.Generator, np.random.RandomState))
+
+    def get_state(self) -> Tensor:
+        """Return the state as the bytes of a text."""
+        # A checkpoint may be read with weights_only=True, which refuses numpy's arrays and large numbers.
+        own = self.generator
+        if isinstance(own, random.Random):
+            state: Any = own.getstate()
+        elif isinstance(own, np.random.RandomState):
+            state = own.get_state(legacy=False)
+        else:
+            state = own.bit_generator.state
+        return torch.frombuffer(
+            bytearray(json.dumps(state, default=lambda array: array.tolist()), "utf8"), dtype=torch.uint8
+        )
+
+    def set_state(self, state: Tensor) -> None:
+        """Put the generator where :meth:`get_state` found it."""
+        found = json.loads(state.numpy().tobytes())
+        if isinstance(self.generator, random.Random):
+            version, internal, gauss = found
+            self.generator.setstate((version, tuple(internal), gauss))
+        elif isinstance(self.generator, np.random.RandomState):
+            self.generator.set_state(found)
+        else:
+            self.generator.bit_generator.state = found
+
+
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """Put the global generators back at the end, also where the block fails, which ``isolate_rng`` alone does not."""
@@ -65,7 +108,7 @@ def _accepted(restore: Callable[..., object], *states: object) -> bool:
     """Tell whether a generator can be set to the state; the generator must be one that nobody else uses."""
     try:
         restore(*states)
-    except (RuntimeError, TypeError, ValueError, OverflowError):
+    except (RuntimeError, TypeError, ValueError, OverflowError, KeyError):
         return False
     return True
 
@@ -78,9 +121,15 @@ def _is_cuda_state(value: Any) -> bool:
     return _bytes(value) and (not torch.cuda.is_available() or _accepted(torch.Generator("cuda").set_state, value))
 
 
-GENERATOR_STATE = Check(
-    "the state of a torch.Generator", lambda v: _bytes(v) and _accepted(torch.Generator().set_state, v)
-)
+def _is_generator_state(value: Any) -> bool:
+    if not _bytes(value) or _accepted(torch.Generator().set_state, value):
+        return _bytes(value)
+    kinds = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+    others = [random.Random(), np.random.RandomState(), *(np.random.Generator(getattr(np.random, k)()) for k in kinds)]
+    return any(_accepted(OtherGenerator(generator).set_state, value) for generator in others)
+
+
+GENERATOR_STATE = Check("the state of a random generator", _is_generator_state)
 _cuda_state = Check("the state of a CUDA generator", _is_cuda_state)
 _words = functools.partial(
     check.tensor, torch.int64, values="values in [0, 2**32)", allowed=lambda v: (v >= 0) & (v < 2**32)

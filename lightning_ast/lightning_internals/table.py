@@ -61,6 +61,8 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_FIT, "_data_fetcher", "replace what batches are fetched from, and count those handed out"),
     PrivateName(_FIT, "_combined_loader", "read the user's loaders, and have them set up anew"),
     PrivateName(_FIT, "on_advance_start", "hear of an epoch before every callback does"),
+    PrivateName(_FIT, "on_save_checkpoint", "leave the state of loaders out where a plan keeps the place"),
+    PrivateName(_FIT, "_load_combined_loader_states", "leave loaders at their start where a plan keeps the place"),
     PrivateName(_FIT, "setup_data", "set the loaders up before Lightning does"),
     PrivateName(_FIT, "max_batches", "announce the batches of a pruned epoch"),
     PrivateName(_FIT, "epoch_progress", "count the epochs that were trained"),
@@ -78,6 +80,11 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         "lightning.pytorch.utilities.combined_loader", "_SUPPORTED_MODES", "make an iterator without starting it"
     ),
     PrivateName("lightning.fabric.utilities.types", "_Stateful", "recognise loaders that restore their own position"),
+    PrivateName(
+        "lightning.fabric.utilities.distributed._DatasetSamplerWrapper",
+        "_sampler",
+        "find the generators of a sampler that is dealt out to the processes",
+    ),
     # resuming
     PrivateName(_FIT, "_combined_loader_states_to_load", "bring loaders that know their place to it"),
     PrivateName(_FIT, "_last_train_dl_reload_epoch", "reload the loaders when the uninterrupted run would"),

@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import default_collate, default_convert
+from torch.utils.data import BatchSampler, default_collate, default_convert
 
 from lightning_ast.lightning_internals.class_patch import change_class
 from lightning_ast.lightning_internals.fit_loop import batches_handed
 from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.pruning.loader import loader_faults
 
@@ -64,10 +65,14 @@ class DrawnIndices:
         return combined
 
     def _listen(self, combined: CombinedLoader) -> None:
-        # What hinders pruning hinders this too: several loaders, batches of the user's own making, no fixed order.
+        # What hinders pruning hinders this too: several loaders, no fixed order.
         watched = self._owner in self._trainer.callbacks  # type: ignore[attr-defined]
         if watched and not loader_faults(combined, processes=self._trainer.world_size):
-            self._loader = combined.flattened[0]
+            loader = combined.flattened[0]
+            # Places are counted in batches of one size, from the start of an epoch.
+            if type(loader.batch_sampler) is not BatchSampler or knows_its_place(loader):
+                return
+            self._loader = loader
             self._sampler = self._loader.batch_sampler.sampler
             own = type(self._sampler)
             if isinstance(getattr(self._sampler, "__dict__", None), dict):  # a list, say, cannot be listened to

@@ -86,9 +86,11 @@ class SampleWatcher(Watcher):
         if self._stage == "sparse" and (threshold := self._session.selector.last_threshold) is not None:
             self._thresholds.append((self._batches, threshold))  # on its device: reading it would wait for the step
         labels = None if step.labels is None else step.labels.clone()  # a view would keep what it is a view of
-        if labels is not None and step.indices is not None and self._session.epochs is not None:
+        epochs = self._session.epochs
+        known = epochs is not None and not epochs.batches_are_samples  # a ready batch has no label of its own
+        if labels is not None and step.indices is not None and known:
             self._seen.append((step.indices, labels))
-        if self._stage != "sparse" or self._session.epochs is not None or step.significance is None:
+        if self._stage != "sparse" or epochs is not None or step.significance is None:
             return
         selected = torch.ones_like(step.significance, dtype=torch.bool)
         if step.selection is not None:

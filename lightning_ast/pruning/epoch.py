@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.run_plan import EpochLengths
 from lightning_ast.schedule import Stage
@@ -27,6 +27,11 @@ class PlannedBatch:
     weights: Tensor | None  # (B,) importance weights, or None where all are 1
     stands_for: int  # samples of a dense epoch
 
+    def repeated(self, size: int) -> PlannedBatch:
+        """Give each sample of a ready batch what the plan says of the batch."""
+        weights = None if self.weights is None else self.weights.repeat(size)
+        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size)
+
 
 @dataclass
 class RunningEpoch:
@@ -37,6 +42,8 @@ class RunningEpoch:
     sparse: bool  # it is pruned; a sparse stage may have epochs that are loaded whole
     lengths: EpochLengths
     plan: EpochPlan | None = None  # until the loader draws its first index
+    # (processes, batches) samples in each batch of the plan, where a batch sampler of the user's own made them
+    sizes: Tensor | None = None
     resumed_at: int = 0  # batches that were trained on before the run was resumed in this epoch
     batch: int = 0  # the one that comes next
     replays: bool = False  # the plan is a checkpoint's, and must not be drawn anew
@@ -54,13 +61,20 @@ class RunningEpoch:
         """Return planned / offered, in (0, 1]."""
         return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
 
-    def next_batch(self, batch_size: int, own: Tensor | None, *, share: Callable[[Tensor], Tensor]) -> PlannedBatch:
+    def share(self, values: Tensor, processes: Processes) -> Tensor:
+        """Take this process's part of what the plan holds for all."""
+        if self.sizes is None:
+            return processes.share(values)
+        start = int(self.sizes[: processes.rank].sum())
+        return values[start : start + int(self.sizes[processes.rank].sum())]
+
+    def next_batch(self, batch_size: int, own: Tensor | None, processes: Processes) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         assert self.plan is not None
         start = self.lengths.start(self.batch)
         stop = self.lengths.start(self.batch + 1)
-        indices = share(self.plan.indices)[start:stop]
-        weights = None if self.plan.weights is None else share(self.plan.weights)[start:stop]
+        indices = self.share(self.plan.indices, processes)[start:stop]
+        weights = None if self.plan.weights is None else self.share(self.plan.weights, processes)[start:stop]
         order = _order(self.batch, indices, batch_size, own)
         self.batch += 1
         # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
@@ -79,21 +93,26 @@ class RunningEpoch:
             "lengths": [self.lengths.samples, self.lengths.batches],
             "spread": int(self.lengths.batch_size is None),
             "drained": self.drained,
+            "sizes": self.sizes,
         }
 
     @classmethod
-    def resumed(cls, state: dict[str, Any], batches_done: int) -> RunningEpoch:
+    def resumed(cls, state: dict[str, Any], batches_done: int, *, rank: int) -> RunningEpoch:
         """Make the rest of the epoch that a state was made from, with the stage and lengths that it began with."""
         plan = EpochPlan.from_state_dict(state["plan"])
         size = None if state.get("spread") else state["split"]["batch_size"]
         (samples, batches) = state["lengths"]
         lengths = EpochLengths(samples, batches, size)
+        sizes = state.get("sizes")
+        if sizes is not None:
+            lengths = EpochLengths.of_batches(sizes[rank].tolist())
         return cls(
             plan.epoch,
             state["stage"],
             bool(state["sparse"]),
             lengths,
             plan,
+            sizes,
             resumed_at=batches_done,
             batch=batches_done,
             replays=True,

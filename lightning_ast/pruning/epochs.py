@@ -9,12 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.history import EpochPlan, SignificanceHistory
+from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
@@ -34,17 +33,17 @@ from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps
 from lightning_ast.pruning.followed_steps import FollowedSteps
 from lightning_ast.pruning.loader import (
-    Drawn,
     LoaderFacts,
     PrunedBatches,
     PrunedLoader,
-    draw,
     loader_faults,
     loader_generators,
     set_states,
+    source_of,
 )
+from lightning_ast.pruning.own_batches import batching_faults, mean_significance
 from lightning_ast.pruning.planner import EpochPlanner
-from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps, size_faults
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
@@ -78,7 +77,7 @@ class PrunedEpochs:
     def attach(self) -> None:
         """Prune every training loader that Lightning sets up from here on."""
         self._undo = [
-            lead(self._trainer.fit_loop, load=self._load, begin=self._begin),
+            lead(self._trainer.fit_loop, load=self._load, begin=self._begin, keeps_place=True),
             promise_steps(self._trainer, self.planned_steps),
         ]
 
@@ -111,6 +110,7 @@ class PrunedEpochs:
             self._planner.facts = LoaderFacts.of(combined)
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
+            faults += batching_faults(self._planner.facts, self._trainer, self._steps)
         if faults:
             raise ConfigurationError(faults)
         assert self._planner.facts is not None  # as there are no faults
@@ -123,6 +123,7 @@ class PrunedEpochs:
             self._pruned = PrunedLoader(combined, make)
         # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
+        self._plan_ahead()
         self._pruned.limits = self.epoch.lengths.batches
         return self._pruned
 
@@ -182,9 +183,22 @@ class PrunedEpochs:
             return
         if epoch != self.epoch.number:
             self._start(epoch)
+        self._plan_ahead(anew=epoch > 0)  # Lightning starts the loader of any epoch but the first once more
         self._announce()
 
-    def _batches(self, sampler: Drawn) -> Iterator[list[int]]:
+    def _plan_ahead(self, *, anew: bool = False) -> None:
+        """Draw and plan the epoch where nothing else tells how many batches it has."""
+        facts = self._planner.facts
+        assert facts is not None
+        refills = facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
+        if not refills or self._resumes or (self.epoch.plan is not None and not anew):
+            return
+        (loader,) = loaders(self._trainer.fit_loop)
+        self.epoch.plan = self._planner.draw(self.epoch, source_of(loader), self._generators())
+        self.epoch.replays = True
+        self._enter(self.epoch)
+
+    def _batches(self, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
         # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
         # before, so that lengths and schedules could be.
@@ -192,9 +206,9 @@ class PrunedEpochs:
             return
         epoch = self.epoch
         if not epoch.replays or epoch.plan is None:
-            epoch.plan = self._make_plan(sampler)
+            epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        share = self._processes.share(epoch.plan.indices)
+        share = epoch.share(epoch.plan.indices, self._processes)
         drained = False
         for start, stop in pairwise(epoch.lengths.cuts(epoch.resumed_at, drop_last=self._drops_last)):
             if stop - start < (epoch.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
@@ -204,22 +218,16 @@ class PrunedEpochs:
         if not drained:
             set_states(self._generators(), epoch.drained)
 
-    def _make_plan(self, sampler: Drawn) -> EpochPlan:
-        assert self.history is not None
-        assert self._planner.facts is not None
-        for loader in loaders(self._trainer.fit_loop):
-            if faults := size_faults(len(self.history), len(loader.dataset)):
-                raise ConfigurationError(faults)
-        # Every process draws its own part as it would without pruning, and all plan from the parts put together: the
-        # plan is then the same in all, whatever the sampler does.
-        own, self.epoch.drained = draw(sampler, self._planner.facts, self._generators())
-        if len(self.history) < 2**31:  # half as much to exchange
-            own = own.int()
-        return self._planner.plan(self.epoch, self._processes.interleaved(own).long())
-
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
-        return self.epoch.next_batch(batch_size, own, share=self._processes.share)
+        if self.batches_are_samples:
+            return self.epoch.next_batch(1, None, self._processes).repeated(batch_size)
+        return self.epoch.next_batch(batch_size, own, self._processes)
+
+    @property
+    def batches_are_samples(self) -> bool:
+        """Tell whether the dataset makes the batches, each of which the plan takes for one sample."""
+        return self._planner.facts is not None and self._planner.facts.batching == "ready"
 
     def finish_batch(self) -> None:
         """Advance schedules by the dense steps that the batch stands for beside its own."""
@@ -228,8 +236,13 @@ class PrunedEpochs:
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        assert self.history is not None
-        return functools.partial(self.history.observe, planned.indices) if self._observes else None
+        history = self.history
+        assert history is not None
+        if not self._observes:
+            return None
+        if self.batches_are_samples:
+            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
+        return functools.partial(history.observe, planned.indices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
@@ -268,7 +281,7 @@ class PrunedEpochs:
                     raise ConfigurationError([str(error)]) from error
                 rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
 
-    def _generators(self) -> list[torch.Generator]:
+    def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]
 
     def _resume(self, epoch: int) -> None:
@@ -282,7 +295,7 @@ class PrunedEpochs:
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
         if goes_on:
             check_split(state["split"], self._planner.split(sparse=bool(state["sparse"])))
-            self._enter(RunningEpoch.resumed(state, batches_done(loop)))
+            self._enter(RunningEpoch.resumed(state, batches_done(loop), rank=self._processes.rank))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
             self._start(epoch)
@@ -290,6 +303,8 @@ class PrunedEpochs:
             self._restore_random_state()
             begin_new_epoch(loop)
         reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
+        if not goes_on:
+            self._plan_ahead(anew=epoch > 0)
         self._announce()
         restart_loader(loop)
         # The saved state is that after the loader was started: workers get their seeds from the generators there. In a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,15 +10,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.gate import NEARLY_ALL, floor_for, rate_at_coverage
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch
 from lightning_ast.core.many import MANY, rate_of_many
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import RunningEpoch
-from lightning_ast.pruning.loader import LoaderFacts
-from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths
+from lightning_ast.pruning.loader import LoaderFacts, draw
+from lightning_ast.pruning.own_batches import DrawnBatches, draw_batches, plan_batches, sample_groups
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths, size_faults
 from lightning_ast.schedule import Schedule
 from lightning_ast.words import counted
 
@@ -79,6 +83,31 @@ class EpochPlanner:
         assert self.facts is not None
         return None if lengths.samples >= NEARLY_ALL * self.facts.offered else lengths
 
+    def draw(
+        self,
+        epoch: RunningEpoch,
+        sampler: Any,
+        generators: list[Any],
+        *,
+        started: Iterator[Any] | None = None,
+    ) -> EpochPlan:
+        """Draw from the user's sampler in every process, and plan the epoch from all that was drawn."""
+        assert self.history is not None
+        assert self.facts is not None
+        for loader in loaders(self._trainer.fit_loop):
+            if faults := size_faults(len(self.history), len(loader.dataset)):
+                raise ConfigurationError(faults)
+        # Every process draws its own part as it would without pruning, and all plan from the parts put together: the
+        # plan is then the same in all, whatever the sampler does.
+        if self.facts.batching == "own":
+            part, epoch.drained = draw_batches(sampler, self.facts, generators, started=started)
+            groups = sample_groups(sampler, self.facts.dataset_size)
+            return self.plan_batches(epoch, DrawnBatches.joined(self._processes.gathered(part)), groups)
+        own, epoch.drained = draw(sampler, self.facts, generators, started=started)
+        if len(self.history) < 2**31:  # half as much to exchange
+            own = own.int()
+        return self.plan(epoch, self._processes.interleaved(own).long())
+
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
         """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
         # Where the rate depends on what is offered, the length is made right here.
@@ -93,6 +122,36 @@ class EpochPlanner:
             epoch.lengths = self._lengths_at(self._rate_to_cover(history, offered))
         count = epoch.lengths.samples * processes
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
+
+    def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:
+        """Choose the samples of an epoch of batches that the user's own batch samplers drew in all processes."""
+        assert self.facts is not None
+        history = self.fold()
+        offered = drawn.indices.numel()
+        if not epoch.sparse:
+            epoch.sizes = drawn.sizes
+            plan = EpochPlan(epoch.number, drawn.indices, offered)
+        else:
+            rate = self._selector.target
+            if self._selector.target_coverage is not None:
+                rate = self._rate_to_cover(history, drawn.indices)
+            batches = drawn.sizes.numel()
+            size = round(offered / batches)
+            floor = size if self._steps == "keep" else 0
+            least = self._selector.min_selected
+            count = even_count(offered, rate, batches=batches, batch_size=floor, min_selected=least)
+            plan, epoch.sizes = plan_batches(
+                history,
+                drawn,
+                groups,
+                epoch=epoch.number,
+                count=count,
+                selector=self._selector,
+                refills=self._steps == "follow",
+            )
+            self._warn_of_excess(plan.indices.numel(), rate * offered, epoch.sizes.numel(), size)
+        epoch.lengths = EpochLengths.of_batches(epoch.sizes[self._processes.rank].tolist())
+        return plan
 
     def split(self, *, sparse: bool) -> dict[str, Any] | None:
         """Return the settings that decide how a plan is dealt out and weighted; None before they are known."""
@@ -125,16 +184,21 @@ class EpochPlanner:
             processes=processes,
             at_least=self._selector.target_coverage is not None,
         )
-        if (
-            self._steps == "keep"
-            and not self._has_warned
-            and lengths.samples > (1 + _EXCESS) * rate * self.facts.offered
-        ):
-            self._has_warned = True
-            rank_zero_warn(
-                f"lightning-ast: prune_steps='keep' leaves {counted(lengths.samples // lengths.batches, 'sample')} in "
-                f"each batch of {self.facts.batch_size}, or what min_selected asks for: {lengths.samples} samples are "
-                f"loaded where the target needs {round(rate * self.facts.offered)}. Use larger batches, or "
-                "prune_steps='follow'."
-            )
+        if self._steps == "keep":
+            wanted = rate * self.facts.offered
+            self._warn_of_excess(lengths.samples, wanted, lengths.batches, self.facts.batch_size)
         return lengths
+
+    def _warn_of_excess(self, loaded: int, wanted: float, batches: int, size: int) -> None:
+        """Warn, once, where batches that must not become too small load more than the target needs."""
+        assert self.facts is not None
+        if self._has_warned or loaded <= (1 + _EXCESS) * wanted:
+            return
+        self._has_warned = True
+        own = self.facts.batching == "own"
+        names = "a batch sampler that names its group_ids and " if own else ""
+        rank_zero_warn(
+            f"lightning-ast: prune_steps={self._steps!r} leaves {counted(loaded // batches, 'sample')} in "
+            f"each batch of {size}, or what min_selected asks for: {loaded} samples are "
+            f"loaded where the target needs {round(wanted)}. Use larger batches, or {names}prune_steps='follow'."
+        )

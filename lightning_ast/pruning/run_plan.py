@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable
@@ -37,9 +38,18 @@ class EpochLengths:
     samples: int
     batches: int
     batch_size: int | None = None  # None spreads the samples evenly over the batches, which differ by one at most
+    starts: tuple[int, ...] | None = None  # where each batch begins, and the last ends, where a batch sampler decides
+
+    @classmethod
+    def of_batches(cls, sizes: list[int]) -> EpochLengths:
+        """Make the length of an epoch whose batches have these numbers of samples."""
+        starts = (0, *itertools.accumulate(sizes))
+        return cls(starts[-1], len(sizes), starts=starts)
 
     def start(self, batch: int) -> int:
         """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
+        if self.starts is not None:
+            return self.starts[min(batch, self.batches)]
         if self.batch_size is None:  # whole numbers throughout: every process must cut at the same places
             return min(batch, self.batches) * self.samples // max(1, self.batches)
         return min(batch * self.batch_size, self.samples)
@@ -149,6 +159,8 @@ def pruned_lengths(
     """Plan the length of a pruned epoch in one process; ``at_least`` rounds up, to cover what is asked for."""
     size = facts.batch_size
     offered = facts.offered * processes
+    if facts.batching == "own":  # what its batches hold is known when they are drawn; until then there are as many
+        return EpochLengths(max(1, round(rate * facts.offered)), facts.batches)
     if steps == "keep":
         count = even_count(
             offered, rate, batches=facts.batches, batch_size=size, processes=processes, min_selected=min_selected
@@ -178,7 +190,7 @@ def planned_run(
     steps: PruneSteps = "replan",
 ) -> PlannedRun:
     """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own length."""
-    dense = EpochLengths(facts.draws, facts.batches, facts.batch_size)
+    dense = EpochLengths(facts.draws, facts.batches, None if facts.batching == "own" else facts.batch_size)
     pruned = dense
     if rate is not None and rate < 1:
         pruned = pruned_lengths(facts, rate, steps=steps, min_selected=min_selected, processes=processes)

@@ -167,8 +167,7 @@ class Gating:
 
     def _decide(self, step: StepState, norms: Tensor) -> Kept | None:
         if loss_scale(self._module.trainer) is not None:
-            # Infinite is what 16 bits cannot hold at this scale: the scaler skips the step, and no sample is to blame.
-            norms = norms.nan_to_num(nan=torch.nan, posinf=torch.finfo(torch.float16).max)
+            norms = _without_overflow(norms)
         comparable = norms * self._score_scale(step.forwarded)
         if step.part is not None:
             return self._decision.kept_of_part(step, step.part, comparable)
@@ -252,3 +251,12 @@ def _check_order(entries: tuple[Entry, ...], size: int) -> None:
                 f"many samples, so the rows that a loss function is given do not show which sample each belongs to. "
                 "Use significance='gradient', or a batch of another size."
             )
+
+
+def _without_overflow(norms: Tensor) -> Tensor:
+    """Replace the norms ``(B,)`` of samples whose gradient 16 bits cannot hold at the scale of the loss."""
+    # Infinity is no fault of a sample: the scaler skips the step and lowers the scale. NaN is, unless there is infinity
+    # beside it or the whole batch is NaN: then it is the difference of two infinite values. Nothing waits for that.
+    overflows = norms.isinf().any() | norms.isnan().all()
+    largest = torch.finfo(torch.float16).max
+    return torch.where(overflows, norms.nan_to_num(nan=largest, posinf=largest), norms)

@@ -201,6 +201,11 @@ def _lengths_fit(state: dict[str, Any]) -> Faults:
     most = -(-samples // (1 if state.get("spread") else state["split"]["batch_size"]))
     if planned and int(plan["indices"].max()) >= remembered:
         yield "plan.indices", f"indices below {remembered}", int(plan["indices"].max())
+    sizes = state.get("sizes")
+    if sizes is not None:
+        if int(sizes.sum()) != planned or len(sizes) != processes:
+            yield "sizes", f"{planned} planned samples in the batches of {processes} process(es)", sizes
+        return
     if samples * processes != planned:
         yield "lengths[0]", f"a share of {planned} planned samples for {processes} process(es)", samples
     if batches > most or (sparse and batches < most and not state.get("spread")):
@@ -216,6 +221,7 @@ _indices = check.tensor(torch.int32, torch.int64, shape=(None,), values="indices
 _weights = check.tensor(
     torch.float32, shape=(None,), values="finite weights > 0", allowed=lambda v: v.isfinite() & (v > 0)
 )
+_sizes = check.tensor(torch.int64, shape=(None, None), values="sizes >= 0", allowed=lambda v: v >= 0)
 _EPOCHS = check.record(
     {
         "history": check.maybe(check.record({"scores": _scores, "recent": _scores}, None, _history_fits)),
@@ -249,7 +255,7 @@ _EPOCHS = check.record(
         "random": RANDOM_STATES,
         "generators": check.listing(GENERATOR_STATE),
     },
-    {**_reloads, "spread": _flag, "steps": check.choice(*get_args(PruneSteps))},
+    {**_reloads, "spread": _flag, "sizes": check.maybe(_sizes), "steps": check.choice(*get_args(PruneSteps))},
     _epoch_fits,
 )
 

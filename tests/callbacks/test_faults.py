@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_ast import PIController, SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
@@ -93,8 +93,14 @@ class Endless(IterableDataset[Any]):
             yield torch.rand(1, 8, 8), torch.tensor(0)
 
 
-class Own(BatchSampler):
-    """Groups by a rule of its own."""
+class Remembering(TensorDataset):
+    """Keeps a state of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 def dataset(digits: Digits) -> TensorDataset:
@@ -147,9 +153,8 @@ def first_batch(name: str, says: str, module: type[PlainNet], seen: int = 1, **o
 
 
 def prune(name: str, says: str, data: Callable[[Digits], Any], **options: Any) -> Case:
-    return Case(
-        f"prune: {name}", says, {"mode": "prune"}, options.pop("schedule", {"warmup_epochs": 1}), data=data, **options
-    )
+    settings = {"mode": "prune", **options.pop("settings", {})}
+    return Case(f"prune: {name}", says, settings, options.pop("schedule", {"warmup_epochs": 1}), data=data, **options)
 
 
 RATE = r"target_activation_rate: expected a rate in \(0, 1\], got "
@@ -254,10 +259,13 @@ CASES = [
     ),
     # prune
     prune("iterable", "an IterableDataset cannot skip", lambda d: DataLoader(Endless(), batch_size=8), trainer=LONGER),
-    prune("no batches", "needs batch_size", lambda d: DataLoader(dataset(d), batch_size=None), trainer=LONGER),
     prune(
-        "an own batch sampler", "needs torch's own BatchSampler, got Own", trainer=LONGER,
-        data=lambda d: DataLoader(dataset(d), batch_sampler=Own(SequentialSampler(d[1]), 64, False)),
+        "all of the ready batches", "left out: use prune_steps='follow'", trainer=LONGER,
+        settings={"target_coverage": 0.9}, data=lambda d: DataLoader(dataset(d), batch_size=None),
+    ),
+    prune(
+        "a batch sampler of samples", "a batch sampler of lists of dataset indices: list yields others", trainer=LONGER,
+        data=lambda d: DataLoader(dataset(d), batch_sampler=[0, 1, 2]),
     ),
     prune(
         "two loaders", "needs one training dataloader, got 2", trainer=LONGER,
@@ -268,8 +276,8 @@ CASES = [
         data=lambda d: DataLoader(dataset(d), batch_size=64, num_workers=1, in_order=False),
     ),
     prune(
-        "a loader that knows its place", "restores its own position", trainer=LONGER,
-        data=lambda d: StatefulDataLoader(dataset(d), batch_size=64),
+        "a loader that saves the dataset's state", "saves the state of the dataset with its own", trainer=LONGER,
+        data=lambda d: StatefulDataLoader(Remembering(*dataset(d).tensors), batch_size=64),
     ),
     prune("no pruned epoch", "no epoch would be pruned", loader, trainer={"max_epochs": 1}, schedule={"warmup_epochs": 0.6}),
     prune(

@@ -14,8 +14,9 @@ from lightning_ast.core.gate import (
     minimum_count,
     select,
     solve_threshold,
-    systematic_sample,
+    threshold_of_few_counts,
 )
+from lightning_ast.core.systematic import systematic_sample
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -128,3 +129,26 @@ def test_own_generator_alone_decides() -> None:
     torch.set_rng_state(before)
     select(s, 1.0, **options())
     assert torch.equal(torch.get_rng_state(), before), "the global generator is untouched"
+
+
+@pytest.mark.parametrize(("rate", "apart"), [(0.5, 8), (0.4, 4), (0.12, 2), (0.04, 1)])
+def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
+    """Thresholds of a controller, which does not know the next batch, make the counts of 256 samples scatter."""
+    random = generator()
+    counts = []
+    expected = []
+    for _ in range(300):
+        s = torch.rand(256, generator=random) + 0.01
+        threshold = solve_threshold(s, rate, "soft") * (0.8 + 0.4 * float(torch.rand(1, generator=random)))
+        expected.append(float(keep_probability(s, threshold, "soft").sum()))
+        settings = {"gate": "soft", "rate": rate, "weighting": "none", "min_selected": 2}
+        counts.append(len(select(s, threshold, generator=random, few_counts=True, **settings).indices))
+    assert all(count % apart == 0 for count in counts)
+    assert sum(counts) == pytest.approx(sum(expected), rel=0.01)
+    assert len(set(counts)) <= 12
+    assert max(abs(count - mean) for count, mean in zip(counts, expected, strict=True)) < 2 * apart
+
+
+def test_few_counts_leave_large_shares_and_small_batches_alone() -> None:
+    for s, threshold in ((torch.ones(100), 1.01), (torch.rand(16, generator=generator()), 1.0)):
+        assert float(threshold_of_few_counts(s, threshold, generator())) == pytest.approx(threshold)

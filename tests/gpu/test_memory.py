@@ -19,6 +19,7 @@ from tests.helpers.modules import Trained
 from tests.helpers.training import MODES, fit
 
 MOST = 1.1
+MOST_OF_EXACT_BATCHNORM = 1.2
 STEADY = 2
 """The batch from which on a stage is looked at."""
 
@@ -95,4 +96,4 @@ def test_peak(mode: str, options: Any, device: str, record_property: Callable[[s
     record_property("peak_share", share)
     print(f"{mode} {options}: {sparse.bytes / 2**20:.0f} MiB, {share:.2f} of dense")
     assert dense.bytes > 500 * 2**20, "activations fill the memory"
-    assert share <= MOST
+    assert share <= (MOST_OF_EXACT_BATCHNORM if options.get("batchnorm") == "exact" else MOST)

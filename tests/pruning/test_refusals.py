@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     IterableDataset,
     Sampler,
-    SequentialSampler,
     TensorDataset,
 )
 
@@ -38,21 +36,9 @@ class Stream(IterableDataset[Any]):
         return iter(Indexed())
 
 
-class Pairs(BatchSampler):
-    """A batch sampler with a rule of its own."""
-
-
 class Unsized(Sampler[int]):
     def __iter__(self) -> Any:
         return iter(range(SIZE))
-
-
-class Stateful(DataLoader[Any]):
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class Names(Sampler[Any]):
@@ -101,14 +87,8 @@ def two_loaders() -> Any:
 
 REFUSED = [
     (lambda: loader(dataset=Stream()), "a map-style dataset: an IterableDataset cannot skip"),
-    (
-        lambda: loader(batch_sampler=Pairs(SequentialSampler(range(SIZE)), 32, False), batch_size=1),
-        "torch's own BatchSampler, got Pairs",
-    ),
-    (lambda: loader(batch_size=None), "needs batch_size: with batch_size=None"),
     (two_loaders, "one training dataloader, got 2"),
     (lambda: loader(num_workers=1, in_order=False), "needs in_order=True"),
-    (lambda: Stateful(Indexed(), batch_size=32), "Stateful restores its own position"),
     (Plain, "needs a torch DataLoader, got"),
     (lambda: loader(sampler=Unsized()), "the sampler has no __len__"),
     (lambda: loader(sampler=Names()), "a sampler of integer dataset indices: Names yields others"),
@@ -132,9 +112,7 @@ def test_what_cannot_be_pruned_is_refused_before_the_first_batch(make: Any, mess
 
 
 def test_faults_of_the_loader_come_together() -> None:
-    data = Stateful(
-        Indexed(), batch_sampler=Pairs(SequentialSampler(range(SIZE)), 32, False), num_workers=1, in_order=False
-    )
+    data = Shuffles(Indexed(), batch_size=32, sampler=Unsized(), num_workers=1, in_order=False)
     with pytest.raises(ConfigurationError) as raised:
         fit(fresh(), data, pruned())
     assert len(raised.value.faults) == 3

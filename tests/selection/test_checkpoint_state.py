@@ -32,7 +32,7 @@ LARGE = {"huge", "huge float", "enormous"}
 REAL = {"-1", "1.5", "huge", "huge float"}
 LEGAL: list[tuple[str, set[str]]] = [
     (r"version|.*validation_reloaded|.*\.feedforward|.*\.integral_limit|rule\.target|epochs\.(spread|steps)", {"missing"}),
-    (r".*\.held_ema|selector\.(coverage|expected_rate)", {"missing", "none"}),
+    (r".*\.held_ema|selector\.(coverage|expected_rate)|epochs\.sizes", {"missing", "none"}),
     (r".*\.dense_steps", {"missing"}),
     # what is not known, or has not begun
     (r".*\.(activation_rate_ema|threshold|level|flops|reloaded|validation_reloaded|plan|weights|cuda)", {"none"}),

@@ -1,0 +1,34 @@
+"""Systematic sampling: a draw with exact inclusion probabilities whose count hardly varies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["on_host", "systematic_sample"]
+
+
+def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw samples with the given inclusion probabilities, at ascending positions ``(k,)``.
+
+    Each sample is kept with exactly its probability; the count differs from the sum of the probabilities by less than
+    1, where independent draws would scatter by its square root.
+    Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
+    """
+    # The samples are laid end to end in random order, each as long as its probability; a comb of unit spacing with a
+    # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
+    noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
+    order = noise[:-1].argsort()
+    ends = np.zeros(len(noise))
+    np.floor(on_host(probability)[order].cumsum() + noise[-1], out=ends[1:])
+    kept = order[ends[1:] > ends[:-1]]
+    kept.sort()
+    return torch.from_numpy(kept).to(probability.device)
+
+
+def on_host(values: Tensor) -> np.ndarray[Any, Any]:
+    """Bring a batch's values to the host: there, many small operations take a tenth of a device's time."""
+    return values.detach().cpu().double().numpy()
