@@ -299,7 +299,7 @@ def _each_once(draws: Tensor, size: int) -> Tensor | None:
     dtype = torch.int32 if size < 2**31 else torch.int64
     positions = torch.full((size,), -1, dtype=dtype)
     start = 0
-    for part in draws.split(_BLOCK):
+    for part in torch.split(draws, _BLOCK):
         positions[part] = torch.arange(start, start + len(part), dtype=dtype)
         start += len(part)
     return positions if int(positions.min()) >= 0 else None

@@ -31,14 +31,14 @@ _Array = np.ndarray[Any, Any]
 def _blocks(scores: Tensor) -> Iterator[_Array]:
     """Yield consecutive parts of float32 scores ``(n,)``, in which 0 is no score: samples learned stay eligible."""
     least = float(scores.max()) * _LEAST + 1e-30
-    for part in scores.split(_BLOCK):
+    for part in torch.split(scores, _BLOCK):
         yield np.maximum(part.numpy(), np.float32(least))
 
 
 def histogram_of(scores: Tensor) -> _Array:
     """Count and sum scores ``(n,)``, float32 and non-negative, by class: ``(2, 65536)`` float64."""
     found = np.zeros((2, _CLASSES))
-    for part in (part.numpy() for part in scores.split(_BLOCK)):
+    for part in (part.numpy() for part in torch.split(scores, _BLOCK)):
         classes = part.view(np.int32) >> _SHIFT
         found[0] += np.bincount(classes, minlength=_CLASSES)
         found[1] += np.bincount(classes, weights=part, minlength=_CLASSES)
