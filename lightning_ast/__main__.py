@@ -21,6 +21,7 @@ USAGE = """usage: lightning-ast COMMAND [...]
   demo                              dense against sparse training on real images, in two minutes (--help)
   report LOGDIR [LOGDIR ...]        a page about runs from their TensorBoard or CSV logs (--help)
   advise --config FILE              what each mode would save on your model and data, in a minute (--help)
+  export CHECKPOINT OUT             what mode='prune' remembers of each sample, as CSV or Parquet (--help)
   --version                         print the version
 """
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         an interrupt.
 
     Raises:
-        SystemExit: An option of ``demo`` or ``report`` is wrong (status 2), or help was asked for (status 0).
+        SystemExit: An option of a command is wrong (status 2), or help was asked for (status 0).
         Exception: Any other failure, a programming error in the user's own module above all.
     """
     _open_closed_streams()
@@ -119,7 +120,7 @@ def _run(arguments: list[str]) -> int:
     if command == "--version":
         print(f"lightning-ast {__version__}")
         return 0
-    own = {"demo": _demo, "report": _report, "advise": _advise}
+    own = {"demo": _demo, "report": _report, "advise": _advise, "export": _export}
     if command in own:
         return own[command](arguments[1:])
     if command in LIGHTNING_COMMANDS or (command.startswith("-") and set(LIGHTNING_COMMANDS) & set(arguments)):
@@ -187,6 +188,21 @@ def _report(arguments: list[str]) -> int:
     for line in left_out:
         _refuse(readable(f"left out: {line}"))
     print(readable(str(page)))
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _Parser("lightning-ast export", description="The scores that a run in mode='prune' remembers, as a table.")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of Lightning's")
+    parser.add_argument("out", type=Path, help="file to write: Parquet if it ends with .parquet, else CSV")
+    parser.add_argument("--trust", action="store_true", help="load objects that can run code, as hyperparameters may")
+    options = parser.parse_args(arguments)
+    with _current_folder_importable():
+        from lightning_ast.commands.export import export_command
+        from lightning_ast.words import counted, readable
+
+        samples = export_command(options.checkpoint, options.out, trust=options.trust)
+    print(readable(f"{options.out}: {counted(samples, 'sample')}"))
     return 0
 
 

@@ -21,7 +21,8 @@ class SparseLossMixin:
     Without overrides it changes nothing: it offers :meth:`per_sample_loss` on a module whose loss is a standard torch
     one. Override :meth:`per_sample_loss` where the score is made of losses and the loss is written by hand,
     :meth:`significance` for a score of your own, :meth:`select_batch` and :meth:`count_samples` for batches whose
-    samples do not lie along the first dimension, :meth:`sample_indices` where ``collate_fn`` changes their order.
+    samples do not lie along the first dimension, :meth:`sample_indices` where ``collate_fn`` changes their order,
+    :meth:`sample_weights` for weights of your own, :meth:`sample_labels` where no torch loss is told the classes.
 
     Example:
         >>> import torch, lightning as L
@@ -104,6 +105,19 @@ class SparseLossMixin:
         Override it where ``collate_fn`` changes the order within a batch (it may sort by length), and let the dataset
         return each sample's index.
         """
+        return None
+
+    def sample_weights(self, batch: Any) -> Tensor | None:
+        """Return the weights ``(B,)`` of a batch's samples, finite and at least 0; None where all weigh alike.
+
+        An override makes the gradient of every step that of the weighted mean ``sum(u * loss) / sum(u)`` over the
+        samples trained on, in warmup and cooldown too, and over all processes and micro-batches. The loss that
+        ``training_step`` returns stays a plain mean: weights that it has already must not be given again.
+        """
+        return None
+
+    def sample_labels(self, batch: Any) -> Tensor | None:
+        """Return the class indices ``(B,)`` of a batch's samples; None for those that torch's loss function is told."""
         return None
 
     def count_samples(self, batch: Any) -> int:

@@ -14,7 +14,19 @@ import yaml
 from tests.helpers.page_commands import check_command, check_config, check_mention, commands
 from tests.helpers.pages import DOCS, PAGES, ROOT, Block, anchors, as_html, blocks, code_spans, links, prose
 
-PUBLIC = ("", ".advice", ".callbacks", ".commands", ".core", ".demo", ".energy", ".errors", ".report", ".testing")
+PUBLIC = (
+    "",
+    ".advice",
+    ".callbacks",
+    ".commands",
+    ".core",
+    ".demo",
+    ".energy",
+    ".errors",
+    ".report",
+    ".streams",
+    ".testing",
+)
 SHOWN = {"SparseTrainingMonitor(": " | Loss:", "print(": "\n"}
 """A block that holds the first prints the second."""
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.core.significance import el2n
 from lightning_ast.demo.data import load_images
 from lightning_ast.recipes import chance
 
@@ -72,20 +71,10 @@ def make_table(ratio: float, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return train / train.std(0), labels[rows], test / train.std(0), place_of[images.test_labels]
 
 
-class KeepRare:
-    """Counts a row of a rare class as much as the hardest row of its batch, so that rare classes are kept whole.
-
-    Args:
-        rows: The number of rows of each class. Those with less than a tenth of the most frequent one are rare.
-    """
-
-    def __init__(self, rows: Tensor) -> None:
-        self.is_rare = rows < 0.1 * rows.max()
-
-    def __call__(self, losses: Tensor, logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the significance ``(B,)``."""
-        errors = el2n(losses, logits, inputs, targets)
-        return errors.where(~self.is_rare[targets], errors.max())
+def rare_rows(labels: Tensor) -> Tensor:
+    """Return the indices of the rows whose class has less than a tenth of the rows of the most frequent one."""
+    rows = labels.bincount()
+    return (rows < 0.1 * rows.max())[labels].nonzero().squeeze(1)
 
 
 def selection_for(method: str, labels: Tensor, seed: int) -> SparseSelectionCallback:
@@ -97,8 +86,8 @@ def selection_for(method: str, labels: Tensor, seed: int) -> SparseSelectionCall
         return SparseSelectionCallback(
             mode="prune", target_activation_rate=rate, prune_steps="keep", significance=chance, seed=seed
         )
-    significance = KeepRare(labels.bincount()) if method == "floor" else "gradient"
-    return SparseSelectionCallback(mode="prune", target_coverage=0.97, significance=significance, seed=seed)
+    always = rare_rows(labels) if method == "floor" else None
+    return SparseSelectionCallback(mode="prune", target_coverage=0.97, always=always, seed=seed)
 
 
 def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:

@@ -83,7 +83,14 @@ class Asked:
     def rate(self) -> float | None:
         """Return the activation rate that is asked for, or None."""
         own = None if self.selection is None else self.selection.target_activation_rate
+        own = None if callable(own) else own  # what a function of the metrics will give is not known beforehand
         return getattr(self.schedule, "target_activation_rate", None) or own
+
+    @property
+    def coverage(self) -> float | None:
+        """Return the coverage that is asked for, or None."""
+        own = self.settings.target_coverage
+        return None if callable(own) else own
 
     @property
     def settings(self) -> SparseSelectionCallback:
@@ -165,7 +172,7 @@ def run_facts(
         min_selected=asked.settings.min_selected,
         own_mode=None if asked.selection is None else asked.selection.mode,
         own_rate=asked.rate,
-        own_coverage=asked.settings.target_coverage,
+        own_coverage=asked.coverage,
         prune_steps=SelectionSettings.of(asked.settings).steps_of_pruned_epochs,
     )
     return facts, notes

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.mode_facts import Mode
+from lightning_ast.pruning.score_files import write_scores
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.quarantine import QuarantinedSample
 from lightning_ast.selection.session import Session
@@ -66,6 +70,23 @@ class SelectionReadings(Callback):
     def savings(self) -> dict[str, float | None]:
         """Return the shares saved so far, by what was saved; see :meth:`lightning_ast.core.Ledger.savings`."""
         return self.ledger.savings()
+
+    def export_scores(self, path: str | Path) -> None:
+        """Write what ``prune`` remembers of each sample to a file: CSV, or Parquet by the ending ``.parquet``.
+
+        The columns are ``index``, ``label`` (with ``keep_scores`` or ``class_floor``), ``times_selected``,
+        ``significance`` and, for each epoch that ``keep_scores`` keeps, ``significance_epoch_E``. With several
+        processes every one of them must call it, and the first one writes.
+
+        Raises:
+            ValueError: Nothing is remembered: there was no fit, or its mode was another one.
+        """
+        epochs = self.state_dict().get("epochs")
+        if epochs is None or epochs["history"] is None:
+            raise ValueError(
+                "there are no scores to export: only mode='prune' remembers samples, from its first fit on."
+            )
+        rank_zero_only(write_scores)(path, epochs)
 
     @property
     def quarantined(self) -> list[QuarantinedSample]:

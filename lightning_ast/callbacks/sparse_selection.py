@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use, serves
 from lightning_ast.callbacks.selection_readings import SelectionReadings
@@ -23,9 +24,12 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
+from lightning_ast.pruning.sample_book import SampleOptions, SampleSettings
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
+from lightning_ast.selection.moving_target import TargetFn
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
+from lightning_ast.streams import SampleFilter
 
 __all__ = ["SparseSelectionCallback", "running_session"]
 
@@ -44,7 +48,8 @@ class SparseSelectionCallback(SelectionReadings):
 
     Args:
         target_activation_rate: The share of the samples to train on, in (0, 1]; 1 is bitwise the plain run. Without it
-            and ``target_coverage`` it is 0.4.
+            and ``target_coverage`` it is 0.4. Either target may be a function ``(epoch, metrics) -> float``, asked at
+            the start of each epoch with the epoch's number and ``trainer.callback_metrics``.
         target_coverage: In place of a rate, the share of the summed significance that the samples trained on are to
             carry, in (0, 1]; 1 is bitwise the plain run. The fewest samples that carry it are trained on: nearly all
             while the model learns from all of them, few once few have anything left to teach. A batch of which 95 % or
@@ -53,8 +58,9 @@ class SparseSelectionCallback(SelectionReadings):
         mode: ``"partial"``: the step runs once, on the full batch, and its backward computes over the selected rows;
             the backward of a ``torch.compile``d region stays a full one. ``"subset"``: a scoring forward, then the
             step on the selected samples. ``"prune"``: an epoch loads only the samples that it trains on, chosen by
-            their remembered significance; it needs a map-style dataset in one DataLoader, several epochs, and the
-            mixin's ``sample_indices`` where a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
+            their remembered significance; it needs a map-style dataset in one DataLoader (or, for
+            streams, a helper of :mod:`lightning_ast.streams`), several epochs, and the mixin's ``sample_indices`` where
+            a ``collate_fn`` reorders. ``"mask"``: zeros in the gradient, as in the
             original scripts; it saves nothing and is here for comparison.
         gate: ``"soft"``: keep with probability ``clip(significance / threshold, floor, 1)``. ``"threshold"``: the
             original's hard cut; trained from scratch it needs a warmup and a controller that holds its rate.
@@ -88,6 +94,19 @@ class SparseSelectionCallback(SelectionReadings):
             for (what counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches,
             which ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
+        initial_scores: In ``prune``, the scores that a run without a checkpoint begins with: a number for each sample,
+            or a CSV or Parquet file with the columns ``index`` and ``significance``. Without a warmup the first epoch
+            is planned by them.
+        keep_scores: In ``prune``, the number of latest epochs whose significance is kept for :meth:`export_scores`, at
+            2 bytes a sample and epoch; and whether classes are kept for it.
+        always: In ``prune``, dataset indices (or a file with a column ``index``) that every pruned epoch loads.
+        never: In ``prune``, dataset indices (or a file) that are never trained on: pruned epochs do not load them, and
+            in dense ones they have no gradient.
+        class_floor: The share of each class, in [0, 1), of a batch (in ``prune``: of an epoch) that is always kept, by
+            its most significant samples. Classes are those that a torch classification loss is told, or those of the
+            mixin's ``sample_labels``.
+        sample_filter: In ``prune`` over a stream without an index, the
+            :class:`~lightning_ast.streams.SampleFilter` that stands in it.
 
     Attributes:
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
@@ -109,8 +128,8 @@ class SparseSelectionCallback(SelectionReadings):
     def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         *,
-        target_activation_rate: float | None = None,
-        target_coverage: float | None = None,
+        target_activation_rate: float | TargetFn | None = None,
+        target_coverage: float | TargetFn | None = None,
         mode: Mode = "partial",
         gate: GateName = "soft",
         significance: SignificanceName | SignificanceFn = "gradient",
@@ -123,6 +142,8 @@ class SparseSelectionCallback(SelectionReadings):
         quarantine_limit: float | None = 0.01,
         count_flops: bool = True,
         prune_steps: PruneSteps | None = None,
+        sample_filter: SampleFilter | None = None,
+        **samples: Unpack[SampleOptions],
     ) -> None:
         super().__init__()
         is_given = target_activation_rate is not None or target_coverage is not None
@@ -140,6 +161,8 @@ class SparseSelectionCallback(SelectionReadings):
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
         self.prune_steps: PruneSteps | None = prune_steps
+        self.samples = SampleSettings(**samples)
+        self.sample_filter = sample_filter
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False
 

@@ -10,22 +10,25 @@
 7. ``ledger``: count what was spent and saved.
 
 ``plain_loop`` is all of it for a loop of one's own. Beside it stand ``history`` (in ``prune`` it plans an epoch before
-its first batch), ``traceless_forward`` (in ``subset`` it scores before the step) and ``state`` (what a checkpoint may
-hold). Imports point from later steps to earlier ones, except that ``partial``, which knows of no other step, is
-read by ``entries`` and the gate.
+its first batch, by ``plan_rules``; ``plan_sampler`` does so in a loop of one's own), ``traceless_forward`` (in
+``subset`` it scores before the step) and ``state`` (what a checkpoint may hold). Imports point from later steps to
+earlier ones, except that ``partial``, which knows of no other step, is read by ``entries`` and the gate.
 """
 
 from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder
+from lightning_ast.core.epoch_counts import even_count, planned_count
 from lightning_ast.core.gate import Selection, keep_probability, rate_at_coverage, select, solve_threshold
 from lightning_ast.core.gradient_gate import BatchGate, Kept
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch, planned_count
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
 from lightning_ast.core.plain_loop import GradientGate
+from lightning_ast.core.plan_rules import PlanRules
+from lightning_ast.core.plan_sampler import SignificanceSampler
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
 from lightning_ast.core.traceless_forward import TracelessForward
@@ -47,12 +50,14 @@ __all__ = [
     "LossCaptureError",
     "LossRecord",
     "PIController",
+    "PlanRules",
     "RowGradient",
     "RowOps",
     "SampleSelector",
     "SampleTrace",
     "Selection",
     "SignificanceHistory",
+    "SignificanceSampler",
     "TracelessForward",
     "batch_size_of",
     "compute_significance",

@@ -228,11 +228,10 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
 
 def coverage_of(significance: Tensor, indices: Tensor) -> float:
     """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1]."""
-    significance = significance.double()
-    total = float(significance.sum())
+    total = float(significance.sum(dtype=torch.float64))
     if total <= 0:  # all samples carry the same
         return indices.numel() / significance.numel()
-    return min(1.0, float(significance.index_select(0, indices).sum()) / total)
+    return min(1.0, float(significance.index_select(0, indices).sum(dtype=torch.float64)) / total)
 
 
 def threshold_of_few_counts(

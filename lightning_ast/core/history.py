@@ -6,7 +6,6 @@ it was last trained on: the scores of the training forward itself, kept by datas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import minimum_count, trimmed
+from lightning_ast.core.gate import trimmed
+from lightning_ast.core.many import each_once
+from lightning_ast.core.plan_rules import PlanRules, plan_by_rules
+from lightning_ast.core.sample_record import SampleRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.words import counted
 
-__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "plan_positions", "planned_count"]
+__all__ = ["EpochPlan", "SignificanceHistory", "plan_epoch", "plan_positions"]
 
 _UNSEEN = -1.0
-_ROUNDING = 0.005
-"""Largest relative change of the rate for the sake of whole batches."""
-_LEAST_BATCH = 8
-_BLOCK = 2**20
 
 
 class SignificanceHistory:
@@ -35,6 +33,10 @@ class SignificanceHistory:
 
     Args:
         size: The number of samples in the data set, at least 1.
+
+    Attributes:
+        rules: What the user asks of every plan.
+        record: What else is kept of each sample, or None.
 
     Example:
         >>> history = SignificanceHistory(4)
@@ -47,6 +49,9 @@ class SignificanceHistory:
     def __init__(self, size: int) -> None:
         self._scores = torch.full((size,), _UNSEEN)
         self._recent = torch.full((size,), _UNSEEN)
+        self._is_foreign = False
+        self.rules = PlanRules()
+        self.record: SampleRecord | None = None
 
     def __len__(self) -> int:
         return self._scores.numel()
@@ -60,6 +65,20 @@ class SignificanceHistory:
     def quarantined(self) -> Tensor:
         """Return which samples were not finite when they were last trained on, ``(N,)`` bool."""
         return self._scores.isinf()
+
+    @property
+    def withheld(self) -> Tensor:
+        """Return which samples are planned only where there are too few others, ``(N,)`` bool."""
+        return self.quarantined if self.rules.never is None else self.quarantined | self.rules.never
+
+    def begin_with(self, significance: Tensor) -> None:
+        """Remember scores that were made elsewhere, ``(N,)`` float32, -1 where a sample has none.
+
+        Their unit may be another one. The first :meth:`fold` with scores of this run multiplies those of all other
+        samples by a number, such that both kinds have the same sum over the samples that have both.
+        """
+        self._scores = significance.clone()
+        self._is_foreign = True
 
     def observe(self, indices: Tensor, significance: Tensor) -> None:
         """Keep the scores of a batch; no device is waited for.
@@ -83,7 +102,12 @@ class SignificanceHistory:
         remember the same; None for a single process.
         """
         recent = self._merged(maximum)
-        torch.where(recent >= 0, recent, self._scores, out=self._scores)
+        if self.record is not None:
+            self.record.fold(recent, maximum)
+        if self._is_foreign and bool((recent >= 0).any()):
+            self._scores = _in_unit_of(self._scores, recent)
+            self._is_foreign = False
+        self._scores = torch.where(recent >= 0, recent, self._scores)
         self._recent.fill_(_UNSEEN)
 
     def _merged(self, maximum: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -93,7 +117,7 @@ class SignificanceHistory:
         """Return ``(N,)`` on the CPU, as of the last fold.
 
         A sample that was never seen has the largest significance (1 before any was), one in quarantine has 0, and so
-        have the largest of those seen, as many as the share ``trim`` of them: see
+        have those that are never planned, and the largest of those seen, as many as the share ``trim`` of them: see
         :func:`~lightning_ast.core.gate.trimmed`.
         """
         # A copy is changed in place: a data set may be so large that each further one counts.
@@ -104,14 +128,29 @@ class SignificanceHistory:
         if trim > 0:
             scores.masked_scatter_(seen, trimmed(scores[seen], trim))
         # What was never seen must be seen soon: it counts as the most significant.
-        return scores.masked_fill_(~seen, most if most >= 0 else 1.0)
+        scores.masked_fill_(~seen, most if most >= 0 else 1.0)
+        return scores if self.rules.never is None else scores.masked_fill_(self.rules.never, 0.0)
 
-    def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes)."""
+    def part(self, samples: range) -> SignificanceHistory:
+        """Return what is remembered of some of the samples, as of the last fold."""
+        part = SignificanceHistory(len(samples))
+        part._scores = self._scores[samples.start : samples.stop]
+        part.rules = self.rules.part(samples)
+        return part
+
+    def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+        """Return two float32 tensors ``(N,)``: remembered, and observed since the last fold (over all processes).
+
+        The third tells whether what is remembered was made elsewhere.
+        """
         recent = self._merged(maximum)
-        return {"scores": self._scores.clone(), "recent": recent.clone() if recent is self._recent else recent}
+        return {
+            "scores": self._scores.clone(),
+            "recent": recent.clone() if recent is self._recent else recent,
+            "is_foreign": int(self._is_foreign),
+        }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave.
 
         Raises:
@@ -124,6 +163,14 @@ class SignificanceHistory:
             )
         self._scores = state["scores"].clone()
         self._recent = state["recent"].clone()
+        self._is_foreign = bool(state.get("is_foreign", False))
+
+
+def _in_unit_of(scores: Tensor, recent: Tensor) -> Tensor:
+    both = (recent >= 0) & recent.isfinite() & (scores >= 0)
+    old = float(scores[both].double().sum())
+    new = float(recent[both].double().sum())
+    return torch.where(scores >= 0, scores * (new / old), scores) if old > 0 and new > 0 else scores
 
 
 @dataclass(frozen=True)
@@ -160,74 +207,6 @@ class EpochPlan:
         return cls(state["epoch"], state["indices"].long(), state["offered"], state["weights"])
 
 
-def planned_count(
-    offered: int,
-    rate: float,
-    *,
-    batch_size: int,
-    processes: int = 1,
-    drop_last: bool = False,
-    min_selected: int | float = 1,
-    at_least: bool = False,
-) -> int:
-    """Count the samples of a pruned epoch before it begins, whatever their significance: schedules are planned by it.
-
-    Args:
-        offered: The number of samples of a dense epoch, over all processes.
-        rate: The target activation rate in (0, 1].
-        batch_size: The number of samples in a batch of one process.
-        processes: The number of processes that train together; each gets as many samples.
-        drop_last: Whether the loader drops a last short batch.
-        min_selected: The fewest samples, a count or a share of the epoch.
-        at_least: Whether a number of whole batches is rounded up and not to the nearest.
-
-    Returns:
-        A multiple of ``processes``, at most ``offered``: whole batches where that moves the rate by at most 0.5 % of
-        itself (always with ``drop_last``), else the exact rate, without a last batch of a single sample.
-
-    Example:
-        >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
-        (19968, 333)
-    """
-    whole = batch_size * processes
-    wanted = max(rate * offered, minimum_count(offered, min_selected))
-    rounded = max(1, math.ceil(wanted / whole) if at_least else round(wanted / whole)) * whole
-    # With drop_last, samples of a planned last batch that is short would be thrown away.
-    if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
-        return rounded
-    each = max(1, round(wanted / processes))
-    # BatchNorm cannot train on a last batch of one sample: add one or leave it out.
-    if each % batch_size == 1 and batch_size > 1:
-        each += 1 if each == 1 or each * processes < wanted else -1
-    return min(each * processes, offered)
-
-
-def even_count(
-    offered: int, rate: float, *, batches: int, batch_size: int, processes: int = 1, min_selected: int | float = 1
-) -> int:
-    """Count the samples of a pruned epoch that has as many batches as a dense one, each of a share of the samples.
-
-    Args:
-        offered: The number of samples of a dense epoch, over all processes.
-        rate: The target activation rate in (0, 1].
-        batches: The number of batches of an epoch in one process. None has fewer than 8 samples, or than a dense one.
-        batch_size: The number of samples in a batch of a dense epoch, in one process.
-        processes: The number of processes that train together; each gets as many samples.
-        min_selected: The fewest samples, a count or a share of the epoch.
-
-    Returns:
-        A multiple of ``processes``, at most ``offered``.
-
-    Example:
-        >>> even_count(50_000, 0.4, batches=196, batch_size=256), even_count(256, 0.1, batches=16, batch_size=16)
-        (20000, 128)
-    """
-    wanted = max(rate * offered, minimum_count(offered, min_selected))
-    # The noise of smaller batches outweighs what a step saves, above all with BatchNorm.
-    each = max(round(wanted / processes), batches * min(_LEAST_BATCH, batch_size))
-    return min(each * processes, offered)
-
-
 def plan_epoch(
     history: SignificanceHistory, draws: Tensor, *, epoch: int, count: int, selector: SampleSelector
 ) -> EpochPlan:
@@ -238,7 +217,7 @@ def plan_epoch(
         draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
             quarantine is not offered where the others suffice.
         epoch: The number of the epoch, from 0.
-        count: The number of samples to keep, in [1, n]; see :func:`planned_count` and :func:`even_count`.
+        count: The number of samples to keep, in [1, n]; see :mod:`lightning_ast.core.epoch_counts`.
         selector: The selector with gate, weighting and seed.
 
     Returns:
@@ -264,12 +243,23 @@ def plan_positions(
     if allowed is not None:
         draws = draws[allowed]
     # In the order of the indices, so that the choice does not depend on the order of the draws.
-    positions = _each_once(draws, len(history))
+    positions = each_once(draws, len(history))
     significance = history.significance(trim=selector.trim)
     if positions is None:
         ordered, positions = draws.sort(stable=True)
         significance = significance[ordered]
-    kept = selector.plan(significance, count=count, epoch=epoch)
+    else:
+        has_rules = history.rules.always is not None or history.record is not None
+        ordered = torch.arange(len(history) if has_rules else 0)
+    kept = plan_by_rules(
+        selector,
+        significance,
+        count=count,
+        epoch=epoch,
+        always=history.rules.always_among(ordered),
+        classes=None if history.record is None else history.record.classes_of(ordered),
+        class_floor=history.rules.class_floor,
+    )
     del significance
     if kept.weights is None:  # a mask is cheaper than a sort
         mask = torch.zeros(draws.numel(), dtype=torch.bool)
@@ -283,23 +273,9 @@ def plan_positions(
 
 
 def _allowed(history: SignificanceHistory, draws: Tensor, count: int) -> Tensor | None:
-    """Return where the draws are not in quarantine; None for everywhere, as where too few others are left."""
-    quarantined = history.quarantined
-    if not quarantined.any():
+    """Return where the draws may be planned; None for everywhere, as where too few others are left."""
+    withheld = history.withheld
+    if not withheld.any():
         return None
-    allowed = (~quarantined[draws]).nonzero().squeeze(1)
+    allowed = (~withheld[draws]).nonzero().squeeze(1)
     return allowed if allowed.numel() >= count else None
-
-
-def _each_once(draws: Tensor, size: int) -> Tensor | None:
-    """Return the position of each of ``size`` samples among the draws; None where not each was drawn once."""
-    # It is what a stable sort gives, in a fraction of its time and memory.
-    if draws.numel() != size:
-        return None
-    dtype = torch.int32 if size < 2**31 else torch.int64
-    positions = torch.full((size,), -1, dtype=dtype)
-    start = 0
-    for part in torch.split(draws, _BLOCK):
-        positions[part] = torch.arange(start, start + len(part), dtype=dtype)
-        start += len(part)
-    return positions if int(positions.min()) >= 0 else None

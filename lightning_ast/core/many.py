@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import GateName, Selection, soft_threshold
 
-__all__ = ["MANY", "histogram_of", "largest", "planned", "rate_of_many", "sampled", "threshold_of"]
+__all__ = ["MANY", "each_once", "histogram_of", "largest", "planned", "rate_of_many", "sampled", "threshold_of"]
 
 MANY = 2**22
 """Number of samples above which plans are made here: sorting takes 2 microseconds and 140 bytes a sample."""
@@ -179,3 +179,17 @@ def sampled(
 
 def _expected(scores: Tensor, threshold: float, floor: float) -> float:
     return sum(float((part.astype(np.float64) / threshold).clip(floor, 1).sum()) for part in _blocks(scores))
+
+
+def each_once(draws: Tensor, size: int) -> Tensor | None:
+    """Return the position of each of ``size`` samples among the draws; None where not each was drawn once."""
+    # It is what a stable sort gives, in a fraction of its time and memory.
+    if draws.numel() != size:
+        return None
+    dtype = torch.int32 if size < 2**31 else torch.int64
+    positions = torch.full((size,), -1, dtype=dtype)
+    start = 0
+    for part in torch.split(draws, _BLOCK):
+        positions[part] = torch.arange(start, start + len(part), dtype=dtype)
+        start += len(part)
+    return positions if int(positions.min()) >= 0 else None

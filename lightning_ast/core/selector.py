@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_ast.core.class_floor import with_class_floor
 from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold
 from lightning_ast.core.gate import (
     EXPONENTS,
@@ -48,6 +49,7 @@ class SampleSelector:
         min_selected: The fewest samples kept, a count or a share of the batch.
         trim: The share of each batch, its most significant samples, that counts as wrong labels, see
             :func:`~lightning_ast.core.gate.trimmed`; in [0, 1).
+        class_floor: The share of each class that is kept of every batch, in [0, 1]; :meth:`select` is told the classes.
         seed: The seed of the soft gate's draws. They depend on the seed, the rank and the number of sparse steps so
             far, and on nothing else: the global generators are neither read nor written.
         rank: The number of this process among those that train together.
@@ -84,6 +86,7 @@ class SampleSelector:
         controller: PIController | None = None,
         min_selected: int | float = 2,
         trim: float = 0.0,
+        class_floor: float = 0.0,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
@@ -100,6 +103,7 @@ class SampleSelector:
         self.controller = PIController() if controller is None else controller
         self.min_selected = min_selected
         self.trim = trim
+        self.class_floor = class_floor
         self.seed = seed
         self.rank = rank
         self.steps = 0
@@ -133,7 +137,12 @@ class SampleSelector:
         return self.target < 1
 
     def select(
-        self, significance: Tensor, *, eligible: Tensor | None = None, average: Average | None = None
+        self,
+        significance: Tensor,
+        *,
+        eligible: Tensor | None = None,
+        average: Average | None = None,
+        classes: Tensor | None = None,
     ) -> Selection:
         """Choose the samples of one batch.
 
@@ -142,6 +151,7 @@ class SampleSelector:
             eligible: ``(B,)`` bool, the samples that may be chosen at all; None for all.
             average: A function that averages a tensor over the processes that train together, so that their controllers
                 stay one; None for a single process.
+            classes: ``(B,)`` class indices, for ``class_floor``.
 
         Returns:
             At least one sample, all of them where the target is 1 or the batch is kept whole; none where none is
@@ -156,6 +166,9 @@ class SampleSelector:
         self.is_whole = False
         if self.selects:
             selection = self._selected(significance, eligible, average)
+            if classes is not None and self.class_floor > 0 and not self.is_whole:
+                kinds = classes.cpu()
+                selection = with_class_floor(selection, significance, kinds, self.class_floor, eligible=eligible)
         else:
             selection = Selection(torch.arange(significance.numel())).among(eligible)
         self.activation_rate = selection.indices.numel() / significance.numel()

@@ -41,6 +41,10 @@ class Processes:
         """Return the element-wise maximum over the processes."""
         return self._reduced(value, "max")
 
+    def total(self, value: Tensor) -> Tensor:
+        """Return the element-wise sum over the processes."""
+        return self._reduced(value, "sum")
+
     def _reduced(self, value: Tensor, operation: str) -> Tensor:
         if self.count == 1:
             return value

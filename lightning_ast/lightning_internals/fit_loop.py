@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ __all__ = [
     "announce_batches",
     "batches_handed",
     "count_batches_anew",
+    "ends_epoch",
     "lift_step_limit",
     "loaded_samples",
     "loaders",
@@ -27,12 +29,13 @@ __all__ = [
 ]
 
 
-def announce_batches(trainer: pl.Trainer, batches: int) -> None:
-    """Tell Lightning (limits, validation, progress bars) how many batches the epoch has."""
+def announce_batches(trainer: pl.Trainer, batches: int | float) -> None:
+    """Tell Lightning (limits, validation, progress bars) how many batches the epoch has; infinity for unknown."""
     # Lightning has computed both from the length of the user's loader when it set that up.
     trainer.fit_loop.max_batches = batches
     if validation_interval_seconds(trainer) is None and isinstance(trainer.val_check_interval, float):
-        trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+        known = math.isfinite(batches)
+        trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval)) if known else batches
 
 
 def validation_interval_seconds(trainer: pl.Trainer) -> float | None:
@@ -82,6 +85,11 @@ def batches_handed(loop: _FitLoop) -> int:
     # `fetched` runs ahead of the loop: the fetcher holds a batch back to know whether it is the last.
     fetcher: Any = loop._data_fetcher
     return int(fetcher.fetched) - len(getattr(fetcher, "batches", ()))
+
+
+def ends_epoch(trainer: pl.Trainer) -> bool:
+    """Tell whether the running batch is the last one that the loaders give in this epoch."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def logged_step(loop: _FitLoop) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.core.selector import SampleSelector
@@ -44,6 +45,7 @@ from lightning_ast.pruning.loader import (
 from lightning_ast.pruning.own_batches import batching_faults, mean_significance
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
+from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
@@ -51,6 +53,8 @@ __all__ = ["PrunedEpochs"]
 
 class PrunedEpochs:
     """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
+
+    sizes: tuple[int, ...] = ()  # of the batches of several loaders
 
     def __init__(
         self,
@@ -60,11 +64,18 @@ class PrunedEpochs:
         schedule: Schedule,
         processes: Processes,
         steps: PruneSteps,
+        *,
+        samples: SampleBook,
+        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
         self._processes = processes
-        self._planner = EpochPlanner(trainer, selector, schedule, processes, steps)
+        self._planner = EpochPlanner(
+            trainer, selector, schedule, processes, steps, has_moving_target=begin_target is not None
+        )
+        self._begin_target = begin_target
+        self._samples = samples
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -105,9 +116,9 @@ class PrunedEpochs:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
             self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
-        faults = loader_faults(combined, processes=self._processes.count)
+        faults = self._faults_of(combined)
         if not faults:
-            self._planner.facts = LoaderFacts.of(combined)
+            self._planner.facts = self._facts_of(combined)
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
             faults += batching_faults(self._planner.facts, self._trainer, self._steps)
@@ -116,16 +127,32 @@ class PrunedEpochs:
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
             self._load_history()
-        if self._pruned is not None and self._pruned.given.flattened[0] is combined.flattened[0]:
+        if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
-            make = functools.partial(PrunedBatches, batches=self._batches, count=self._count_batches)
-            self._pruned = PrunedLoader(combined, make)
+            self._pruned = self._loader_for(combined)
         # Lightning starts the loader before it tells the epoch's start: the length has to be right by now.
         self._start(epochs_done(self._trainer))
         self._plan_ahead()
-        self._pruned.limits = self.epoch.lengths.batches
+        self._pruned.limits = self._batches_ahead
         return self._pruned
+
+    def _faults_of(self, combined: CombinedLoader) -> list[str]:
+        return loader_faults(combined, processes=self._processes.count)
+
+    def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
+        return LoaderFacts.of(combined)
+
+    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
+        def make(number: int, loader: DataLoader[Any]) -> PrunedBatches:
+            return PrunedBatches(loader, batches=functools.partial(self._batches, number), count=self._count_batches)
+
+        return PrunedLoader(combined, make)
+
+    @property
+    def _batches_ahead(self) -> int | float:
+        """Return the number of batches that Lightning is told of; infinitely many where the loader ends the epoch."""
+        return self.epoch.lengths.batches
 
     @property
     def history(self) -> SignificanceHistory | None:
@@ -153,10 +180,12 @@ class PrunedEpochs:
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
         if self._pruned is not None:
-            self._pruned.limits = self.epoch.lengths.batches
-            announce_batches(self._trainer, self.epoch.lengths.batches)
+            self._pruned.limits = self._batches_ahead
+            announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
+        if self._begin_target is not None and not self._resumes:
+            self._begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
         lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None
@@ -167,7 +196,8 @@ class PrunedEpochs:
         run = self.run
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
-        self._observes = not epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
+        self._observes = self._samples.settings.keep_scores > 0 or not is_early
         self._followed = None
         if epoch.sparse and run.follows:
             factor = run.factor(epoch.number)
@@ -198,7 +228,7 @@ class PrunedEpochs:
         self.epoch.replays = True
         self._enter(self.epoch)
 
-    def _batches(self, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
+    def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
         # The plan is drawn here, where the user's own sampler would have drawn. How many samples it has was known
         # before, so that lengths and schedules could be.
@@ -217,6 +247,10 @@ class PrunedEpochs:
             yield share[start:stop].tolist()
         if not drained:
             set_states(self._generators(), epoch.drained)
+
+    def sizes_of(self, batch: Any) -> tuple[int, ...]:
+        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
+        return ()
 
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
@@ -250,6 +284,7 @@ class PrunedEpochs:
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
+            "samples": self._samples.state_dict(self.history),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
@@ -271,15 +306,8 @@ class PrunedEpochs:
 
     def _load_history(self) -> None:
         assert self._planner.facts is not None
-        history = self._planner.history = SignificanceHistory(self._planner.facts.dataset_size)
-        state = None if self._loaded is None else self._loaded["history"]
-        if state is not None:
-            try:
-                history.load_state_dict(state)
-            except ValueError as error:
-                if self._resumes:
-                    raise ConfigurationError([str(error)]) from error
-                rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
+        size = self._planner.facts.dataset_size
+        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]

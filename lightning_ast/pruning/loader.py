@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.leading import copied_loader, dealt_sampler, lend_iterator, same_mode
 from lightning_ast.lightning_internals.random_state import OtherGenerator
 from lightning_ast.lightning_internals.resuming import knows_its_place
+from lightning_ast.streams import IndexedStream
 from lightning_ast.words import counted
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "batching_of",
     "check_range",
     "draw",
+    "faults_of_loader",
     "loader_faults",
     "loader_generators",
     "set_states",
@@ -72,17 +75,28 @@ def source_of(loader: DataLoader[Any]) -> Any:
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
     """Find why the training data cannot be pruned."""
     if len(combined.flattened) != 1:
-        return [
-            f"mode='prune' needs one training dataloader, got {len(combined.flattened)}: which samples are skipped "
-            "must be the same for all. Join the data sets (one that returns a tuple, or torch's ConcatDataset and "
-            "StackDataset)."
-        ]
-    loader = combined.flattened[0]
+        return [f"mode='prune' is measured with one training dataloader, got {len(combined.flattened)}."]
+    return faults_of_loader(combined.flattened[0], processes=processes)
+
+
+def faults_of_loader(loader: Any, *, processes: int) -> list[str]:
+    """Find why a training dataloader cannot be pruned."""
     if not isinstance(loader, DataLoader):
         return [f"mode='prune' needs a torch DataLoader, got {type(loader).__name__}: nothing tells what it will load."]
     if isinstance(loader.dataset, IterableDataset):
-        return ["mode='prune' needs a map-style dataset: an IterableDataset cannot skip a sample before it is loaded."]
+        return [_stream_fault(loader.dataset)]
     return _sampling_faults(loader, processes)
+
+
+def _stream_fault(stream: IterableDataset[Any]) -> str:
+    name = type(stream).__name__
+    found = "mode='prune' has to skip a sample before it is loaded, and a stream has no order that is known: "
+    if IndexedStream.fits(stream):
+        return f"{found}{name} has an index: wrap it, IndexedStream(dataset) of lightning_ast.streams."
+    return (
+        f"{found}where each sample of {name} has a number of its own, put a SampleFilter of lightning_ast.streams in "
+        "front of what decodes, and give it to the callback as sample_filter=. Else use mode='partial' or 'subset'."
+    )
 
 
 def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
@@ -129,12 +143,15 @@ class LoaderFacts:
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:
-        """Read the lengths from a loader without faults; with ready batches each counts as one sample."""
-        loader = combined.flattened[0]
+        """Read the lengths from a single loader without faults; with ready batches each counts as one sample."""
+        return cls.of_loader(combined.flattened[0], *(combined.limits or ()))
+
+    @classmethod
+    def of_loader(cls, loader: DataLoader[Any], limit: float = math.inf) -> LoaderFacts:
+        """Read the lengths from one of several loaders; a limit of the run leaves some batches out."""
         batching = batching_of(loader)
-        (limit,) = combined.limits or [len(loader)]
         batches = int(min(len(loader), limit))
-        size = len(loader.dataset)
+        size = len(loader.dataset)  # type: ignore[arg-type]
         if batching == "own":  # until its batches are drawn, each sample is taken to come once
             return cls(size, size, max(1, -(-size // max(1, len(loader)))), False, batches, batching)
         draws = len(source_of(loader))
@@ -179,13 +196,16 @@ class PrunedBatches(Sampler[Any]):
 class PrunedLoader(CombinedLoader):
     """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds."""
 
-    def __init__(self, given: CombinedLoader, make: Callable[[DataLoader[Any]], PrunedBatches]) -> None:
+    def __init__(self, given: CombinedLoader, make: Callable[[int, DataLoader[Any]], PrunedBatches]) -> None:
         # `trainer.train_dataloader` gives what is passed here: the user's own loader.
         super().__init__(given.iterables, same_mode(given))
         self.given = given
-        (loader,) = given.flattened
-        place = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        self.flattened = [copied_loader(loader, **{place: make(loader)})]
+        self.flattened = [
+            copied_loader(
+                loader, **{"sampler" if loader.batch_sampler is None else "batch_sampler": make(number, loader)}
+            )
+            for number, loader in enumerate(given.flattened)
+        ]
 
     def __iter__(self) -> PrunedLoader:
         """Start the loader, and lend its iterator to the user's, which Lightning asks for the length of an epoch."""

@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.gate import NEARLY_ALL, floor_for, rate_at_coverage
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch
-from lightning_ast.core.many import MANY, rate_of_many
+from lightning_ast.core.epoch_counts import even_count
+from lightning_ast.core.gate import NEARLY_ALL
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
+from lightning_ast.core.plan_rules import rate_to_cover
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
@@ -34,16 +35,25 @@ class EpochPlanner:
     """Plans epochs from the remembered significance; every process plans the same."""
 
     def __init__(
-        self, trainer: pl.Trainer, selector: SampleSelector, schedule: Schedule, processes: Processes, steps: PruneSteps
+        self,
+        trainer: pl.Trainer,
+        selector: SampleSelector,
+        schedule: Schedule,
+        processes: Processes,
+        steps: PruneSteps,
+        *,
+        has_moving_target: bool = False,
     ) -> None:
         self._trainer = trainer
         self._selector = selector
         self._schedule = schedule
         self._processes = processes
         self._steps: PruneSteps = steps
+        self._has_moving_target = has_moving_target
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
+        self.filters = False  # a stream, in which a filter stands
         self._has_warned = False
 
     @property
@@ -56,11 +66,16 @@ class EpochPlanner:
             self.facts,
             schedule=self._schedule,
             accumulate=self._accumulate,
-            rate=self._selector.target_activation_rate if self._selector.selects else 1.0,
+            rate=self._rate_of_all_epochs(),
             min_selected=self._selector.min_selected,
             processes=self._processes.count,
             steps=self._steps,
         )
+
+    def _rate_of_all_epochs(self) -> float | None:
+        if self._has_moving_target:
+            return None
+        return self._selector.target_activation_rate if self._selector.selects else 1.0
 
     def fold(self) -> SignificanceHistory:
         """Take what all processes observed since the last time into what is remembered, and return it."""
@@ -121,7 +136,26 @@ class EpochPlanner:
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
             epoch.lengths = self._lengths_at(self._rate_to_cover(history, offered))
         count = epoch.lengths.samples * processes
+        _check_certain(history, offered, count)
         return plan_epoch(history, offered, epoch=epoch.number, count=count, selector=self._selector)
+
+    @property
+    def covers(self) -> bool:
+        """Tell whether a share of the significance is the target."""
+        return self._selector.target_coverage is not None
+
+    @property
+    def weighs(self) -> bool:
+        """Tell whether a plan has importance weights."""
+        return self._selector.selects and self._selector.weighting != "none"
+
+    def plan_part(self, epoch: RunningEpoch, offered: Tensor, samples: range, *, count: int) -> EpochPlan:
+        """Choose the samples of one of several loaders, whose own are ``samples`` of all that are remembered."""
+        history = self.fold()
+        if not epoch.sparse:
+            return EpochPlan(epoch.number, offered, offered.numel())
+        own = history.part(samples)
+        return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
 
     def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:
         """Choose the samples of an epoch of batches that the user's own batch samplers drew in all processes."""
@@ -140,6 +174,7 @@ class EpochPlanner:
             floor = size if self._steps == "keep" else 0
             least = self._selector.min_selected
             count = even_count(offered, rate, batches=batches, batch_size=floor, min_selected=least)
+            _check_certain(history, drawn.indices, count)
             plan, epoch.sizes = plan_batches(
                 history,
                 drawn,
@@ -162,16 +197,20 @@ class EpochPlanner:
             "drop_last": int(self.facts.drop_last),
             "processes": self._processes.count,
             "weighting": self._selector.weighting if sparse else None,
+            "sample_filter": int(self.filters),
         }
 
     def _rate_to_cover(self, history: SignificanceHistory, samples: Tensor) -> float:
         """Return the rate at which the coverage is met among some samples, a mask or dataset indices."""
-        coverage = self._selector.target
+        always = history.rules.always
         significance = history.significance(trim=self._selector.trim)[samples]
-        # A hard cut over a whole data set keeps the largest scores, as topk does.
-        gate = self._selector.gate if self._selector.gate == "soft" else "topk"
-        solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
-        return solve(significance, coverage, gate, floor=floor_for(coverage))
+        rate = rate_to_cover(
+            significance,
+            self._selector.target,
+            self._selector.gate,
+            always=None if always is None else always[samples],
+        )
+        return max(rate, history.rules.class_floor)
 
     def _lengths_at(self, rate: float) -> EpochLengths:
         assert self.facts is not None
@@ -201,4 +240,18 @@ class EpochPlanner:
             f"lightning-ast: prune_steps={self._steps!r} leaves {counted(loaded // batches, 'sample')} in "
             f"each batch of {size}, or what min_selected asks for: {loaded} samples are "
             f"loaded where the target needs {round(wanted)}. Use larger batches, or {names}prune_steps='follow'."
+        )
+
+
+def _check_certain(history: SignificanceHistory, offered: Tensor, count: int) -> None:
+    """Refuse a plan that cannot hold all samples that it must hold."""
+    if history.rules.always is None:
+        return
+    certain = int((history.rules.always & ~history.withheld)[offered].sum())
+    if certain > count:
+        raise ConfigurationError(
+            [
+                f"always: {counted(certain, 'sample')} of the epoch must be trained on, and at this target it loads "
+                f"{count}: raise the target, or name fewer samples."
+            ]
         )

@@ -14,9 +14,13 @@ from lightning_ast.schedule import Stage
 from lightning_ast.selection.flop_count import DenseOps, FlopCount
 from lightning_ast.selection.step_state import StepState
 
-__all__ = ["SETTLE_STEPS", "Books", "StepClock"]
+__all__ = ["SETTLE_STEPS", "STEPS_TO_JUDGE", "Books", "StepClock"]
 
 SETTLE_STEPS = 3  # first steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted
+
+
+STEPS_TO_JUDGE = 100  # timed ones of the warmup, and of the sparse stage: fewer may be chance
+_SLOW = 1.25  # times a dense step
 
 
 class Books:
@@ -66,7 +70,7 @@ class Books:
 
     def finish_batch(self, step: StepState, stage: Stage, *, rate: float, target_rate: float | None) -> None:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
-        # There is no target rate where a coverage is held: the rate follows.
+        # There is no target rate where a coverage is held, or where a function gives it: the rate follows.
         mode = self._mode_of(step)
         dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
         self._dense_share = dense_ops.at_most
@@ -93,6 +97,18 @@ class Books:
             whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
         self.clock.finish_batch(self._ledger, stage, offered=step.offered)
+
+    def finish_fit(self) -> None:
+        """Warn of a mode that saved FLOPs and took longer than dense training."""
+        if self._mode not in ("partial", "subset") or self.clock.timed("sparse") < STEPS_TO_JUDGE:
+            return
+        slowdown = self._ledger.slowdown
+        if slowdown is not None and slowdown > _SLOW and self.clock.timed("warmup") >= STEPS_TO_JUDGE:
+            rank_zero_warn(
+                f"lightning-ast: a sparse step took {slowdown:.1f} times as long as a dense one of the warmup. The "
+                f"host that launches the work, and not the device, is the limit of mode={self._mode!r} here: use "
+                "mode='prune', larger batches or a larger network. `lightning-ast advise` measures the modes."
+            )
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
@@ -147,6 +163,10 @@ class StepClock:
     def __init__(self) -> None:
         self._last: float | None = None
         self._steps: dict[str, int] = {}
+
+    def timed(self, stage: Stage) -> int:
+        """Count the steps of a stage that came after those which are not timed."""
+        return max(0, self._steps.get(stage, 0) - SETTLE_STEPS)
 
     def interrupt(self) -> None:
         """Leave the running step out: something else than training happens now."""

@@ -25,7 +25,7 @@ from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
 from lightning_ast.words import counted
 
-__all__ = ["Decision"]
+__all__ = ["Decision", "check_labels"]
 
 _EXCESS = 0.02  # coverage above its target that one sample more or less does not explain
 _FEW = 2  # samples that may well carry a coverage on their own, in one batch of many
@@ -96,7 +96,7 @@ class Decision:
         """
         device = scores.device
         bad = step.bad
-        if step.selects or step.is_whole:  # the host selects: one wait, and none for what follows
+        if step.selects or step.counts_as_one_batch:  # the host selects: one wait, and none for what follows
             scores, finite, bad = _on_host(scores, finite, bad)
         eligible = self._quarantine.eligible(step, finite, bad)
         scores = self._observed(step, scores, labels, eligible)
@@ -106,7 +106,7 @@ class Decision:
             if eligible is None or waits or bool(eligible.all()):
                 return None
             step.treatment = Treatment.CLEANED
-        if step.treatment is Treatment.CLEANED:
+        if step.treatment in (Treatment.CLEANED, Treatment.WEIGHTED):
             step.selection = step.everything(scores.device).among(eligible)
         elif step.selection is None:
             self._select(step, scores, eligible)
@@ -126,20 +126,34 @@ class Decision:
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None, eligible: Tensor | None) -> Tensor:
         scores = scores.nan_to_num(0.0, 0.0, 0.0)  # one NaN would make every keep-probability NaN
+        if step.user_weights is not None:  # a sample matters as much as it has a part in the weighted loss
+            scores = scores * step.user_weights.to(scores)
         step.significance = scores.detach()
-        step.labels = labels
+        step.labels = labels if step.labels is None else step.labels
         if step.facts.observe is not None:
             # the history is told of a sample that is not finite by infinity
             step.facts.observe(scores if eligible is None else scores.masked_fill(~eligible, torch.inf))
         return scores
 
     def _select(self, step: StepState, scores: Tensor, eligible: Tensor | None) -> None:
-        step.selection = self._selector.select(scores, eligible=eligible, average=self._average)
+        check_labels(self._selector.class_floor, step.labels)
+        step.selection = self._selector.select(scores, eligible=eligible, average=self._average, classes=step.labels)
         if self._selector.is_whole:
             step.treatment = Treatment.WHOLE
         if not self._has_selected:
             self._has_selected = True
             _warn_of_minimum(self._selector, step.selection, batch_size=scores.numel())
+
+
+def check_labels(class_floor: float, labels: Tensor | None) -> None:
+    """Refuse a floor by class where the classes are not known."""
+    if class_floor > 0 and labels is None:
+        raise ConfigurationError(
+            [
+                "class_floor needs the class of each sample, and no torch classification loss of the training step was "
+                "told it: override SparseLossMixin.sample_labels(batch) to return the class indices (B,)."
+            ]
+        )
 
 
 def _on_host(scores: Tensor, finite: Tensor, bad: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

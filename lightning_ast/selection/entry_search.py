@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.core.batch.containers import children_of
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
+from lightning_ast.core.dependence.several import SeveralTrace
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.core.entries.node_facts import runs_compiled
@@ -63,6 +66,7 @@ class EntrySearch:
         self._has_proved = False
         self._unclear: tuple[str, ...] = ()
         self.batch: Any = None
+        self.sizes: tuple[int, ...] = ()  # of the batches of several loaders, which are one batch together
         self.attempts = 0
         self.is_hidden = False  # the last graph of a new form has no entry outside of a compiled function
 
@@ -84,6 +88,8 @@ class EntrySearch:
         """Make the trace of a forward; where a first one proved nothing, of another part of the batch."""
         self._started += 1
         self._is_counted = False  # a step that runs several backwards asks for several losses: one attempt
+        if self.sizes:
+            return SeveralTrace(children_of(self.batch) or (), self.sizes)
         # Where a change of the whole batch proved nothing, one of its tensors alone may: a shared one (anchors, a
         # vocabulary) has reached every row.
         only = None if self.attempts == 0 or self._has_proved else self.attempts - 1
@@ -104,7 +110,11 @@ class EntrySearch:
 
     @property
     def _assignments(self) -> Assignments:
-        return assignments_of(self.batch)
+        if not self.sizes:
+            return assignments_of(self.batch)
+        # A tensor has the rows of one loader's samples, or those of all of them, which sizes tell.
+        every = torch.arange(sum(self.sizes), device=self._module.device)
+        return tuple(every.split(self.sizes))  # type: ignore[no-untyped-call]
 
     def find(self, loss: Tensor, batch_size: int) -> Found:
         """Find the entries of a loss of a forward that was not traced."""
@@ -114,6 +124,11 @@ class EntrySearch:
         if found is not None:
             return found
         # This batch cannot be traced any more: its forward is over.
+        if self.sizes:  # a proof alone tells it of which loader's samples the rows are
+            if self.is_exhausted:
+                raise self._several_error("the graph of the loss has another form again and again")
+            self._wants_trace = not self.is_exhausted
+            return Found(unclear=("the batches of several loaders",))
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
         self._wants_trace = not self.is_exhausted
         self.is_hidden = not found.entries and runs_compiled(loss)
@@ -129,12 +144,18 @@ class EntrySearch:
 
     def prove(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:
         """Prove the entries of a loss of a traced forward; an error where no part of the batch shows them."""
+        if trace.failure is not None and self.sizes:
+            raise self._several_error(trace.failure)
         if trace.failure is not None:
             self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
             return self._finder.guess(loss, batch_size, assignments=self._assignments)
         # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
         found = self._finder.prove(loss, batch_size, trace, may_be_apart=apart, assignments=self._assignments)
+        if self.sizes and found.unclear:
+            raise self._several_error(f"in {', '.join(found.unclear)} no dimension holds the samples of one or of all")
+        if self.sizes and not all(entry.exact for entry in found.entries):
+            raise self._several_error("rows follow other samples too")
         if isinstance(trace, DoubtfulTrace) and trace.is_confirmed(loss, found):
             raise EntryError(trace.doubt.message)
         self._count(proved=bool(found.entries))
@@ -154,6 +175,14 @@ class EntrySearch:
                 "others too: the selection is of rows of the gradient."
             )
         return found
+
+    def _several_error(self, problem: str) -> EntryError:
+        return EntryError(
+            f"the batch holds those of {len(self.sizes)} dataloaders ({', '.join(map(str, self.sizes))} samples), and "
+            f"which rows belong to which of them cannot be told: {problem}. Let the network see each loader's batch by "
+            "itself, or all of them one behind the other along the first dimension; or join the data sets (torch's "
+            "StackDataset), so that what belongs together is one sample."
+        )
 
     def _was_last(self, trace: SampleTrace) -> bool:
         # Every part of the batch is changed in a forward of its own, until one of them shows where the rows are

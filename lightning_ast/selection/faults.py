@@ -20,6 +20,7 @@ from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.selection.settings import SelectionSettings, StageSource
 from lightning_ast.selection.strategy_faults import strategy_faults
+from lightning_ast.streams import SampleFilter
 
 __all__ = [
     "configuration_faults",
@@ -55,6 +56,14 @@ def doubtful_settings(
         found.append(
             f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
         )
+    for name, value in (
+        ("initial_scores", settings.samples.initial_scores),
+        ("keep_scores", settings.samples.keep_scores or None),
+    ):
+        if mode != "prune" and value is not None:
+            found.append(f"{name} has no effect in mode={mode!r}: it is a setting of mode='prune'.")
+    if mode != "prune" and settings.sample_filter is not None:
+        found.append(f"sample_filter has no effect in mode={mode!r}: it is a setting of mode='prune'.")
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -63,10 +72,11 @@ def doubtful_settings(
         found.append(
             f"significance={settings.significance!r} has no effect: the module's own significance method counts."
         )
+    shown = "a function" if callable(own) else f"{own or 0:g}"
     for target in (scheduler.target_activation_rate for scheduler in schedulers):
         if target is not None and own is not None and own not in (target, DEFAULT_RATE):
             found.append(
-                f"SparseSelectionCallback(target_activation_rate={own:g}) has no effect: the target of the "
+                f"SparseSelectionCallback(target_activation_rate={shown}) has no effect: the target of the "
                 f"TwoStageScheduler counts, {target:g}. Give one of them."
             )
     return found
@@ -121,7 +131,7 @@ def _follow_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.
             "pruned epoch has fewer. Set max_epochs alone, or use prune_steps='keep'."
         )
     interval = getattr(trainer, "val_check_interval", None)
-    if type(interval) is int and trainer.check_val_every_n_epoch is not None and settings.target_coverage is not None:
+    if type(interval) is int and trainer.check_val_every_n_epoch is not None and settings.has_moving_rate:
         found.append(
             f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
             "beforehand with prune_steps='follow': use a share (a float), or prune_steps='keep'."
@@ -158,7 +168,7 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(settings)
+    found += _prune_steps_faults(settings) + _filter_faults(settings) + _sample_faults(settings)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
@@ -173,12 +183,50 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
 
 
 def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
-    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.target_coverage is not None:
+    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.has_moving_rate:
+        reason = "target_coverage" if settings.target_coverage is not None else "a function for the rate"
         return [
-            "prune_steps='replan' needs to know the number of steps beforehand, and with target_coverage each epoch "
-            "has its own: use 'keep' or 'follow', or target_activation_rate."
+            f"prune_steps='replan' needs to know the number of steps beforehand, and with {reason} each epoch "
+            "has its own: use 'keep' or 'follow', or a fixed target_activation_rate."
         ]
     return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
+
+
+def _sample_faults(settings: SelectionSettings) -> list[str]:
+    """Find what is wrong with what is asked for single samples."""
+    found = []
+    keeps: object = settings.samples.keep_scores
+    if not (isinstance(keeps, int) and not isinstance(keeps, bool) and keeps >= 0):
+        found.append(f"keep_scores: expected a number of epochs, an int >= 0, got {keeps!r}.")
+    floor: object = settings.samples.class_floor
+    if not (_is_number(floor) and 0 <= floor < 1):
+        found.append(f"class_floor: expected a share of each class in [0, 1), got {floor!r}.{_percent_hint(floor)}")
+    elif _is_number(settings.target_activation_rate) and floor > settings.target_activation_rate > 0:
+        found.append(
+            f"class_floor={floor:g} keeps more of each class than target_activation_rate="
+            f"{settings.target_activation_rate:g} keeps of all samples: give a smaller floor."
+        )
+    for name in ("always", "never"):
+        if getattr(settings.samples, name) is not None and settings.mode != "prune":
+            found.append(
+                f"{name} names samples by their dataset index, which mode={settings.mode!r} does not know: use "
+                "mode='prune'."
+            )
+    return found
+
+
+def _filter_faults(settings: SelectionSettings) -> list[str]:
+    given: object = settings.sample_filter
+    if given is None:
+        return []
+    if not isinstance(given, SampleFilter):
+        return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
+    if settings.mode == "prune" and settings.steps_of_pruned_epochs == "keep":
+        return [
+            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
+            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
+        ]
+    return []
 
 
 def _least_faults(least: object) -> list[str]:
@@ -223,9 +271,13 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 def _target_faults(settings: SelectionSettings) -> list[str]:
     rate = settings.target_activation_rate
     coverage = settings.target_coverage
-    found = [] if coverage is None else rate_faults("target_coverage", coverage, kind="coverage")
-    if rate is not None or coverage is None:
-        found += rate_faults("target_activation_rate", rate)
+    found = []
+    for name, value, kind in (("target_coverage", coverage, "coverage"), ("target_activation_rate", rate, "rate")):
+        if callable(value):
+            takes = _takes(value, 2)
+            found += [] if takes else [f"{name}: a function must take (epoch, metrics), two arguments."]
+        elif value is not None:
+            found += rate_faults(name, value, kind=kind)
     if rate is not None and coverage is not None:
         found.append(
             f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "

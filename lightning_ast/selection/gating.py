@@ -82,6 +82,7 @@ class Gating:
         self._has_gated = False
         # What the forward gets: rows are counted against it.
         self.search.batch = batch if step.part is None else step.part.batch
+        self.search.sizes = step.facts.sizes
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)
@@ -113,7 +114,7 @@ class Gating:
             return
         found = self._found(step, loss)
         if not found.entries:
-            weighs = step.is_whole or (step.selects and step.part is not None)
+            weighs = step.counts_as_one_batch or (step.selects and step.part is not None)
             if weighs and self._decision.is_shared:
                 self._take_part(step, loss)
             return
@@ -218,7 +219,8 @@ class Gating:
         if step.part is None:
             step.treatment = Treatment.DENSE
         is_known = self._finder.proved or (self.search.is_exhausted and not self.search.attempts)
-        if is_known and runs_backward(self._module.trainer):
+        # With several loaders a graph of a new form is traced in the next batch, or refused.
+        if is_known and not step.facts.sizes and runs_backward(self._module.trainer):
             result = "so it was a dense one" if step.part is None else "so the selected samples weigh alike"
             self._warn(
                 f"a training step had no loss whose gradient could be selected from, {result}: it calls "

@@ -13,6 +13,7 @@ from lightning_ast.core.state import Faults, StateFormat
 from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.schedule import Stage
+from lightning_ast.selection.saved_samples import SAMPLES, TARGET
 
 __all__ = ["SELECTION_STATE"]
 
@@ -222,9 +223,20 @@ _weights = check.tensor(
     torch.float32, shape=(None,), values="finite weights > 0", allowed=lambda v: v.isfinite() & (v > 0)
 )
 _sizes = check.tensor(torch.int64, shape=(None, None), values="sizes >= 0", allowed=lambda v: v >= 0)
+
+
+def _record_fits(state: dict[str, Any]) -> Faults:
+    history = state["history"]
+    samples = state.get("samples")
+    if samples is not None and history is not None and len(samples["times"]) != len(history["scores"]):
+        yield "samples.times", f"as many as history.scores, {len(history['scores'])}", samples["times"]
+
+
 _EPOCHS = check.record(
     {
-        "history": check.maybe(check.record({"scores": _scores, "recent": _scores}, None, _history_fits)),
+        "history": check.maybe(
+            check.record({"scores": _scores, "recent": _scores}, {"is_foreign": _flag}, _history_fits)
+        ),
         "plan": check.maybe(
             check.record(
                 {
@@ -255,8 +267,15 @@ _EPOCHS = check.record(
         "random": RANDOM_STATES,
         "generators": check.listing(GENERATOR_STATE),
     },
-    {**_reloads, "spread": _flag, "sizes": check.maybe(_sizes), "steps": check.choice(*get_args(PruneSteps))},
+    {
+        **_reloads,
+        "spread": _flag,
+        "sizes": check.maybe(_sizes),
+        "steps": check.choice(*get_args(PruneSteps)),
+        "samples": check.maybe(SAMPLES),
+    },
     _epoch_fits,
+    _record_fits,
 )
 
 
@@ -287,7 +306,7 @@ SELECTION_STATE = StateFormat(
             "ledger": _LEDGER,
             "quarantine": _QUARANTINE,
         },
-        {"resumption": _RESUMPTION, "epochs": _EPOCHS},
+        {"resumption": _RESUMPTION, "epochs": _EPOCHS, "target": TARGET},
         _parts_fit,
     ),
 )

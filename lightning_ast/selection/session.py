@@ -7,7 +7,6 @@ from collections import Counter
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,7 +15,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.compiled_step import open_compiled_step
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.mixin import SparseLossMixin
+from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.schedule import Stage
@@ -28,12 +27,14 @@ from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
+from lightning_ast.selection.moving_target import MovingTarget
 from lightning_ast.selection.quarantine import Quarantine
 from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment
+from lightning_ast.selection.told import told_indices, told_labels, told_weights, warn_of_unused_methods
 from lightning_ast.selection.watcher import Watcher
 from lightning_ast.selection.weights import RowWeights
 
@@ -62,6 +63,10 @@ class Session:
         self.watchers: list[Watcher] = []
         self.step: StepState | None = None
         self.selector = settings.selector(trainer.global_rank)
+        rule = settings.target_rule
+        self._target = None if rule is None else MovingTarget(rule, self.selector, trainer)
+        self._weighs = overrides(module, "sample_weights")
+        self._wants_labels = settings.samples.wants_labels
         self._trainer = trainer
         self._module = module
         self._close_step = open_compiled_step(module)  # ahead of the parts that take the step from the module
@@ -101,7 +106,12 @@ class Session:
             execution=MODE_CLASSES[settings.mode].execution,
             batchnorm=settings.batchnorm,
             dense_ops=dense_ops,
-            enabled=MODE_FACTS[settings.mode].plans_epochs or self.selector.selects,
+            enabled=(
+                MODE_FACTS[settings.mode].plans_epochs
+                or self.selector.selects
+                or self._target is not None
+                or self._weighs
+            ),
         )
 
     def _parts_of(self, settings: SelectionSettings, owner: Callback) -> FitParts:
@@ -115,6 +125,7 @@ class Session:
             watchers=self.watchers,
             decision=self._decision,
             gating=self._gating,
+            target=self._target,
         )
 
     @property
@@ -140,7 +151,7 @@ class Session:
 
     def attach(self) -> None:
         """Let the mode change what it has to change of the module or the trainer."""
-        _warn_of_unused_methods(self._module)
+        warn_of_unused_methods(self._module)
         self.mode.attach()
 
     def detach(self) -> None:
@@ -165,17 +176,23 @@ class Session:
             self.abandon_batch()
         self._window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
+        if self._target is not None:
+            self._target.begin(self._trainer.current_epoch)
         self._enter_stage(self.mode.stage(batch_idx))
         size = self._size(batch)
         if size == 0:  # the step is the user's own, as in a plain run
             return
         step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
+        step.labels = told_labels(self._module, batch, size)
+        weights = told_weights(self._module, batch, size)
+        if weights is not None:
+            step.weigh(weights)
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
-        if step.known_bad and not step.selects and not step.is_whole:
+        if step.known_bad and step.treatment in (Treatment.DENSE, Treatment.OBSERVED):
             step.treatment = Treatment.CLEANED
-        self._gating.labels_wanted = any(watcher.wants_labels for watcher in self.watchers)
+        self._gating.labels_wanted = self._wants_labels or any(watcher.wants_labels for watcher in self.watchers)
         self.mode.prepare_step(step, batch, batch_idx)
         self._gating.start_batch(step, batch)
         # Last: the scoring pass of subset is not a part of the forward that is counted.
@@ -189,18 +206,18 @@ class Session:
         self.stage = stage
 
     def _size(self, batch: object) -> int:
-        size = self._count_samples(batch)
-        if size == 0 and self.stage == "sparse" and self._processes.count > 1:
+        of_several = 0 if self.epochs is None else sum(self.epochs.sizes_of(batch))
+        size = of_several or self._count_samples(batch)
+        if size == 0 and (self.stage == "sparse" or self._weighs) and self._processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "
-                "selections together; got an empty batch. Let the collate_fn keep a sample, or filter the dataset."
+                "samples together; got an empty batch. Let the collate_fn keep a sample, or filter the dataset."
             )
         return size
 
     def _indices(self, batch: object, size: int) -> Tensor | None:
         """Return the dataset indices that the module tells, else those that another callback has recorded."""
-        indices = self._module.sample_indices(batch) if isinstance(self._module, SparseLossMixin) else None
-        _check_indices(indices, size)
+        indices = told_indices(self._module, batch, size)
         for watcher in self.watchers:
             drawn = watcher.indices(size)  # asked in any case: it counts the batches
             indices = drawn if indices is None else indices
@@ -245,9 +262,8 @@ class Session:
         self._last = None if step.is_void else (step.selection, step.batch_size)
         self.activation_rate = self.mode.activation_rate(step)
         self.coverage = self.mode.coverage(step)
-        self._books.finish_batch(
-            step, self.stage, rate=self.activation_rate, target_rate=self.selector.target_activation_rate
-        )
+        held = self.selector.target_activation_rate if self._target is None else None
+        self._books.finish_batch(step, self.stage, rate=self.activation_rate, target_rate=held)
         self.quarantine.finish_batch(step, self._trainer, batch_idx)
         for watcher in self.watchers:
             watcher.finish_batch(step)
@@ -269,6 +285,7 @@ class Session:
         """Give the loggers the last values, which need not be those of the last step that was logged."""
         self._log.close()
         self._gating.finish_fit()
+        self._books.finish_fit()
 
     def interrupt(self) -> None:
         """Pause the timers until the next batch."""
@@ -279,24 +296,3 @@ class Session:
         # Lightning's ThroughputMonitor asks the module for it; a module's own answer stands.
         if self._offers_flops:
             self._module.__dict__[_FLOPS] = flops
-
-
-def _check_indices(indices: object, size: int) -> None:
-    if indices is None:
-        return
-    if not isinstance(indices, Tensor) or indices.shape != (size,) or indices.is_floating_point():
-        got = type(indices).__name__
-        if isinstance(indices, Tensor):
-            got = f"shape {tuple(indices.shape)}, {indices.dtype}"
-        raise ConfigurationError(
-            [f"sample_indices must give an integer tensor of shape ({size},), each sample's index, or None; got {got}."]
-        )
-
-
-def _warn_of_unused_methods(module: pl.LightningModule) -> None:
-    names = [name for name in ("count_samples", "sample_indices", "select_batch") if hasattr(type(module), name)]
-    if names and not isinstance(module, SparseLossMixin):
-        rank_zero_warn(
-            f"lightning-ast: {type(module).__name__} defines {', '.join(names)}, which SparseSelectionCallback calls "
-            "on a SparseLossMixin alone: list it before LightningModule, if they are meant for it."
-        )

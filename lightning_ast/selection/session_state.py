@@ -31,6 +31,7 @@ class SessionState:
         self._mode = mode
         self._ledger = ledger
         self._quarantine = quarantine
+        self._target = parts.target
         # A state that holds this text is this run's own. All processes have the same one: each compares its own with
         # that in the checkpoint, which rank 0 wrote.
         self._token = parts.trainer.strategy.broadcast(uuid.uuid4().hex)
@@ -44,6 +45,7 @@ class SessionState:
             "ledger": self._ledger.state_dict(),
             "quarantine": self._quarantine.state_dict(),
             **self._mode.state_dict(),
+            **({} if self._target is None else {"target": self._target.state_dict()}),
         }
         return SELECTION_STATE.stamped(state)
 
@@ -62,6 +64,8 @@ class SessionState:
                 "thresholds begin anew, and so does what is remembered of samples where the score is another."
             )
         self._selector.load_state_dict(state["selector"], controller=not changed)
+        if self._target is not None and "target" in state and not changed:
+            self._target.load_state_dict(state["target"])
         self._mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:

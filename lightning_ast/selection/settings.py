@@ -13,7 +13,10 @@ from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
+from lightning_ast.pruning.sample_book import SampleSettings
 from lightning_ast.schedule import Schedule, Stage
+from lightning_ast.selection.moving_target import TargetFn, TargetRule
+from lightning_ast.streams import SampleFilter
 
 __all__ = ["SelectionSettings", "StageSource"]
 
@@ -37,8 +40,8 @@ class StageSource(Protocol):
 class SelectionSettings:
     """What a fit selects by; :class:`~lightning_ast.SparseSelectionCallback` describes each setting."""
 
-    target_activation_rate: float | None
-    target_coverage: float | None
+    target_activation_rate: float | TargetFn | None
+    target_coverage: float | TargetFn | None
     mode: Mode
     gate: GateName
     significance: SignificanceName | SignificanceFn
@@ -51,6 +54,8 @@ class SelectionSettings:
     quarantine_limit: float | None
     count_flops: bool
     prune_steps: PruneSteps | None
+    samples: SampleSettings
+    sample_filter: SampleFilter | None = None
     scheduler: StageSource | None = None
 
     @classmethod
@@ -62,7 +67,21 @@ class SelectionSettings:
     @property
     def steps_of_pruned_epochs(self) -> PruneSteps:
         """Return how the optimizer steps of a pruned epoch relate to those of a dense one."""
-        return self.prune_steps or ("replan" if self.target_coverage is None else "keep")
+        return self.prune_steps or ("keep" if self.has_moving_rate else "replan")
+
+    @property
+    def has_moving_rate(self) -> bool:
+        """Tell whether the activation rate may change from epoch to epoch: with a coverage, or a function."""
+        return self.target_coverage is not None or self.target_rule is not None
+
+    @property
+    def target_rule(self) -> TargetRule | None:
+        """Return the user's function of the target; None where the target is a number."""
+        if callable(self.target_coverage):
+            return TargetRule("target_coverage", self.target_coverage)
+        scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
+        rate = self.target_activation_rate
+        return TargetRule("target_activation_rate", rate) if callable(rate) and scheduled is None else None
 
     def schedule_of(self, trainer: pl.Trainer) -> Schedule:
         """Return the schedule that a run keeps."""
@@ -71,16 +90,20 @@ class SelectionSettings:
     def selector(self, rank: int) -> SampleSelector:
         """Make the selector of this fit."""
         scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
+        rate = self.target_activation_rate if scheduled is None else scheduled
+        coverage = self.target_coverage
         # The hard gates have no keep-probabilities, and with them always weight 1.
         soft: Weighting = self.weighting or ("none" if MODE_FACTS[self.mode].plans_epochs else "sqrt")
         return SampleSelector(
-            target_activation_rate=self.target_activation_rate if scheduled is None else scheduled,
-            target_coverage=self.target_coverage,
+            # In place of a function, until it is asked.
+            target_activation_rate=1.0 if callable(rate) else rate,
+            target_coverage=1.0 if callable(coverage) else coverage,
             gate=self.gate,
             weighting=soft if self.gate == "soft" else "none",
             controller=self.controller,
             min_selected=self.min_selected,
             trim=self.trim,
+            class_floor=self.samples.class_floor,
             seed=self.seed,
             # All processes plan the same epoch, so they must draw alike; within batches each draws for itself.
             rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,

@@ -26,6 +26,7 @@ class Treatment(Enum):
     # A sparse batch that is trained on as a dense one, because a selection of it would cost more than it saves. It
     # counts like any selection where processes and micro-batches are weighed together.
     WHOLE = "whole"
+    WEIGHTED = "weighted"  # every row is kept, with the user's weights; it counts as a dense step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class BatchFacts:
     """What is known of a batch of ``size`` samples before its step begins."""
 
     size: int
+    sizes: tuple[int, ...] = ()  # of the parts that several loaders put into it
     indices: Tensor | None = None  # (B,) dataset indices of its samples, where they are known
     # In prune, the samples of a dense epoch that the batch stands for. Elsewhere it stands for its own.
     stands_for: int | None = None
@@ -65,7 +67,8 @@ class StepState:
     selection: Selection | None = None
     part: Part | None = None  # in subset alone: elsewhere the step sees the whole batch
     significance: Tensor | None = None  # (B,)
-    labels: Tensor | None = None  # (B,) class indices, known where the significance was computed
+    labels: Tensor | None = None  # (B,) class indices, as the module or, once there is a score, a loss function tells
+    user_weights: Tensor | None = None  # (B,) in double precision on the host; None where all weigh alike
     bad: Tensor | None = None  # (B,) bool, the samples that are not finite; None where the host knows of none
     traced: bool = False  # a sample is followed through the forward, which holds every tensor of it
     is_scored_ahead: bool = False  # a scoring pass had all samples: it has to be paid for, whatever is selected
@@ -106,6 +109,11 @@ class StepState:
         return self.treatment is Treatment.WHOLE
 
     @property
+    def counts_as_one_batch(self) -> bool:
+        """Tell whether all rows are kept, and weighed together with those of other processes and micro-batches."""
+        return self.treatment in (Treatment.WHOLE, Treatment.WEIGHTED)
+
+    @property
     def is_gated(self) -> bool:
         """Tell whether something is to be done where the gradient enters the network."""
         return self.treatment is not Treatment.DENSE
@@ -129,6 +137,12 @@ class StepState:
     def known_bad(self) -> bool:
         """Tell whether the host knows, without waiting for a device, that samples are not finite."""
         return self.bad is not None and self.bad.device.type == "cpu"
+
+    def weigh(self, weights: Tensor) -> None:
+        """Multiply the rows of the samples by the user's weights ``(B,)``, on top of those that they have."""
+        self.user_weights = weights if self.user_weights is None else self.user_weights * weights
+        if self.treatment in (Treatment.DENSE, Treatment.OBSERVED):
+            self.treatment = Treatment.WEIGHTED
 
     def quarantine(self, bad: Tensor) -> None:
         """Add samples ``(B,)`` that are not finite to those that are known."""

@@ -37,7 +37,8 @@ class RowWeights:
     def of_step(self, step: StepState, device: torch.device, finite: Tensor | None = None) -> Kept:
         """Weigh the rows of a step."""
         # The gradient of a mean over B samples has rows that were divided by B. They are multiplied by w * B / d, where
-        # d is the sum of the weights w (unbiased: B) over all processes and micro-batches.
+        # d is the sum of the weights w (unbiased: B) over all processes and micro-batches. The user's own weights u are
+        # a part of w (unbiased: d is the sum of u over the whole batch).
         return _brought(self._on_host(step, finite), device)
 
     def of_whole(self, step: StepState, device: torch.device) -> Kept | None:
@@ -58,6 +59,9 @@ class RowWeights:
             weights = torch.ones(indices.numel(), dtype=torch.float64)
         else:
             weights = step.selection.weights.to("cpu", torch.float64)
+        user = step.user_weights
+        if user is not None:
+            weights = weights * user[indices]
         if step.part is not None:  # the step has these rows alone, in this order
             indices = torch.arange(step.forwarded)
         if finite is not None:
@@ -65,7 +69,8 @@ class RowWeights:
             weights = weights[finite]
         own = float(weights.sum())
         if self._weighting == "unbiased" and not cleaned and not step.is_void:
-            own = float(step.batch_size if step.bad is None else (~step.bad).sum())
+            everyone = torch.ones(step.batch_size) if user is None else user
+            own = float((everyone if step.bad is None else everyone[~step.bad.cpu()]).sum())
         # No other process knows of a dense step that leaves samples out
         shared = own if cleaned else self._divisor(own, float(step.batch_size))
         factors = weights * (step.forwarded / shared) if shared > 0 else weights

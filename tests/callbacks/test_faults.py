@@ -258,7 +258,7 @@ CASES = [
         data=lambda digits: DataLoader([pack_sequence([torch.zeros(3, 2)])], batch_size=None),
     ),
     # prune
-    prune("iterable", "an IterableDataset cannot skip", lambda d: DataLoader(Endless(), batch_size=8), trainer=LONGER),
+    prune("iterable", "has to skip a sample before it is loaded", lambda d: DataLoader(Endless(), batch_size=8), trainer=LONGER),
     prune(
         "all of the ready batches", "left out: use prune_steps='follow'", trainer=LONGER,
         settings={"target_coverage": 0.9}, data=lambda d: DataLoader(dataset(d), batch_size=None),
@@ -268,8 +268,8 @@ CASES = [
         data=lambda d: DataLoader(dataset(d), batch_sampler=[0, 1, 2]),
     ),
     prune(
-        "two loaders", "needs one training dataloader, got 2", trainer=LONGER,
-        data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}),
+        "two loaders", "several dataloaders needs one batch of each", trainer=LONGER,
+        data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}, "max_size"),
     ),
     prune(
         "out of order", "needs in_order=True", trainer=LONGER,

@@ -87,10 +87,11 @@ def _check_own(arguments: list[str], cwd: Path) -> None:
         budget = re.search(r"--budget_seconds[ =](\S+)", text)
         assert budget is None or float(budget[1]) > 0, text
         run("fit", *_with_files(re.sub(r"--budget_seconds[ =]\S+", "", text).split()), "--print_config", cwd=cwd)
-    elif command in ("demo", "report"):
+    elif command in ("demo", "report", "export"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lightning_ast.demo.compare.run_demo", lambda **options: None)
             patch.setattr("lightning_ast.report.write.make_report", lambda *_, **options: (Path("report.html"), []))
+            patch.setattr("lightning_ast.commands.export.export_command", lambda *_, **options: 0)
             run(*arguments, cwd=cwd)
     else:
         run(*arguments, cwd=cwd)

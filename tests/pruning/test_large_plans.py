@@ -14,7 +14,7 @@ from tests.helpers.training import assert_same_weights, quiet_trainer, weights
 
 @pytest.fixture(autouse=True)
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for file in ("core.selector", "pruning.planner"):
+    for file in ("core.selector", "core.plan_rules"):
         monkeypatch.setattr(f"lightning_ast.{file}.MANY", 100)
 
 

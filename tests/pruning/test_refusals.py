@@ -86,8 +86,8 @@ def two_loaders() -> Any:
 
 
 REFUSED = [
-    (lambda: loader(dataset=Stream()), "a map-style dataset: an IterableDataset cannot skip"),
-    (two_loaders, "one training dataloader, got 2"),
+    (lambda: loader(dataset=Stream()), "where each sample of Stream has a number of its own, put a SampleFilter"),
+    (two_loaders, "several dataloaders needs full batches"),
     (lambda: loader(num_workers=1, in_order=False), "needs in_order=True"),
     (Plain, "needs a torch DataLoader, got"),
     (lambda: loader(sampler=Unsized()), "the sampler has no __len__"),

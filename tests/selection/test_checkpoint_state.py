@@ -33,7 +33,11 @@ REAL = {"-1", "1.5", "huge", "huge float"}
 LEGAL: list[tuple[str, set[str]]] = [
     (r"version|.*validation_reloaded|.*\.feedforward|.*\.integral_limit|rule\.target|epochs\.(spread|steps)", {"missing"}),
     (r".*\.held_ema|selector\.(coverage|expected_rate)|epochs\.sizes", {"missing", "none"}),
-    (r".*\.dense_steps", {"missing"}),
+    (r".*\.dense_steps|epochs\.history\.is_foreign", {"missing"}),
+    (r"epochs\.samples", {"missing", "none"}),
+    (r"epochs\.samples\.labels", {"none"}),
+    (r"epochs\.samples\.epochs", {"dict"}),
+    (r"epochs\.samples\.times", {"values large"}),
     # what is not known, or has not begun
     (r".*\.(activation_rate_ema|threshold|level|flops|reloaded|validation_reloaded|plan|weights|cuda)", {"none"}),
     (r"selector\.activation_rate|.*(batch size|data set length)\.0|.*_joules|.*\.python\.2", {"none"}),
@@ -148,7 +152,7 @@ def test_a_threshold_is_not_negative(run: Any) -> None:
 
 def test_a_key_that_a_later_release_adds_is_ignored(run: Any) -> None:
     callbacks, checkpoint, _ = run
-    tables = r"ledger\.stages|progress\.(accuracies|seconds)|history\.(classes|thresholds)|running\.(sections|book\..*)"
+    tables = r"epochs\.samples\.epochs|ledger\.stages|progress\.(accuracies|seconds)|history\.(classes|thresholds)|running\.(sections|book\..*)"
     for callback in callbacks:
         state = checkpoint["callbacks"][callback.state_key]
         callback.load_state_dict(state)

@@ -46,7 +46,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sample: The position of the sample to follow; None follows the last.
 
     Attributes:
-        sample: The position of the sample that is followed.
+        sample: The position of the sample that is followed, or those of several.
         leaves: The number of tensors of the batch that could be changed.
         parts: The number of those worth changing alone, which come first: labels count where there is nothing else.
         complete: Whether all tensors that hold the sample were changed.
@@ -74,7 +74,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # With the last one, a causal or cumulative operation over the batch changes no other sample.
-        self.sample = batch_size - 1 if sample is None else sample
+        self._followed = batch_size - 1 if sample is None else sample
+        self.sample: int | tuple[int, ...] = self._followed
         self.failure: str | None = None
         self.complete = only is None
         self.paused = False
@@ -164,9 +165,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._leave(call, results, number)
         return results
 
+    def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
+        """Pair the tensors of the batch with changed copies."""
+        return perturbed(batch, batch_size, self._followed, take)
+
     def _perturbed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
         try:
-            return perturbed(batch, batch_size, self.sample, take)
+            return self._changed(batch, batch_size, take)
         except BatchError as error:
             self.failure = str(error)
         except Exception as error:  # an override of the user's own, which is not called otherwise in most modes

@@ -82,14 +82,19 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
 
 
 def prove_layout(
-    shape: tuple[int, ...], profiles: tuple[Tensor, ...], *, batch_size: int, sample: int, assignments: Assignments = ()
+    shape: tuple[int, ...],
+    profiles: tuple[Tensor, ...],
+    *,
+    batch_size: int,
+    sample: int | tuple[int, ...],
+    assignments: Assignments = (),
 ) -> Layout | None:
-    """Find the layout that alone explains which rows changed with one ``sample``; None where none or several do.
+    """Find the layout that alone explains which rows changed with ``sample``; None where none or several do.
 
     ``profiles`` tell for each dimension how much its entries change with the sample, ``(shape[dim],)``.
     """
     found: list[tuple[float, Layout]] = []
-    for layout, own in _candidates(shape, batch_size, sample, assignments):
+    for layout, own in _candidates(shape, batch_size, torch.tensor(sample), assignments):
         # Summed over the other dimensions a change stays a change, so that one profile a dimension is enough.
         profile = profiles[layout.dim].double()
         inside = profile[own]
@@ -111,16 +116,16 @@ def prove_layout(
 
 
 def _candidates(
-    shape: tuple[int, ...], batch_size: int, sample: int, assignments: Assignments
+    shape: tuple[int, ...], batch_size: int, samples: Tensor, assignments: Assignments
 ) -> Iterator[tuple[Layout, Tensor]]:
-    """List the layouts, each with the rows that it gives a sample; what nodes and edges explain is not listed twice."""
+    """List the layouts, each with the rows that it gives the samples; what assignments explain comes once."""
     assigned: list[Tensor] = []
     for layout in layouts_by_assignment(shape, assignments):
-        assigned.append(assignments[layout.assigned or 0].cpu() == sample)
+        assigned.append(torch.isin(assignments[layout.assigned or 0].cpu(), samples))
         yield layout, assigned[-1]
     for layout in layouts_by_size(shape, batch_size):
         # The dimension is (pre, B, post), flattened.
-        own = (torch.arange(shape[layout.dim]) // layout.post) % batch_size == sample
+        own = torch.isin((torch.arange(shape[layout.dim]) // layout.post) % batch_size, samples)
         if layout.dim or not any(torch.equal(own, other) for other in assigned):
             yield layout, own
 

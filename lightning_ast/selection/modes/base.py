@@ -17,6 +17,7 @@ from lightning_ast.mode_facts import Mode
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.moving_target import MovingTarget
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.selection.step_state import StepState
 from lightning_ast.selection.watcher import Watcher
@@ -37,6 +38,7 @@ class FitParts:
     watchers: list[Watcher]
     decision: Decision
     gating: Gating
+    target: MovingTarget | None
 
 
 class SelectionMode(ABC):

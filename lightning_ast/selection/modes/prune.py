@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.run_plan import rounded_stages
+from lightning_ast.pruning.sample_book import SampleBook
+from lightning_ast.pruning.several import SeveralEpochs
+from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
+from lightning_ast.selection.decision import check_labels
 from lightning_ast.selection.modes.base import FitParts, SelectionMode
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
@@ -28,13 +33,17 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
-        self.epochs = PrunedEpochs(
+        sample_filter = parts.settings.sample_filter
+        planned = SeveralEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
+        self.epochs: PrunedEpochs = planned(
             parts.owner,
             parts.trainer,
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
             parts.processes,
             parts.settings.steps_of_pruned_epochs,
+            samples=SampleBook(parts.settings.samples, parts.processes),
+            begin_target=None if parts.target is None else parts.target.begin,
         )
 
     def attach(self) -> None:
@@ -50,6 +59,15 @@ class PruneMode(SelectionMode):
         self.epochs.ensure_installed()
         if rounded := rounded_stages(self.epochs.run):
             rank_zero_info(f"lightning-ast: {rounded}")
+        if self._parts.settings.samples.initial_scores is not None and self.epochs.run.stage(0) == "warmup":
+            rank_zero_warn(
+                "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
+                "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
+            )
+        if self.epochs.sizes and self._parts.settings.samples.class_floor > 0:
+            return ["class_floor counts the samples of one dataloader, and there are several: leave it out."]
+        if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
+            return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
         return []
 
     def stage(self, batch_idx: int) -> Stage:
@@ -62,6 +80,7 @@ class PruneMode(SelectionMode):
         observe = self.epochs.observer_of(planned)
         facts = BatchFacts(
             size=size,
+            sizes=self.epochs.sizes,
             indices=planned.indices,
             stands_for=planned.stands_for,
             observe=observe,
@@ -69,14 +88,40 @@ class PruneMode(SelectionMode):
             is_of_whole_epoch=self.epochs.epoch.is_whole and self._parts.selector.selects,
         )
         if planned.weights is not None:
-            return StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
-        return StepState(facts, Treatment.DENSE if observe is None else Treatment.OBSERVED)
+            step = StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
+        else:
+            step = StepState(facts, Treatment.DENSE if observe is None else Treatment.OBSERVED)
+        self._record(step, planned.indices)
+        return step
+
+    def _record(self, step: StepState, indices: Tensor) -> None:
+        """Count the samples of a batch, and give weight 0 to those that must never be trained on."""
+        history = self.epochs.history
+        assert history is not None
+        assert history.record is not None
+        loaded = indices[:1] if self.epochs.batches_are_samples else indices
+        history.record.count(loaded, epoch=self.epochs.epoch.number)
+        if history.rules.never is not None:
+            step.weigh((~history.rules.never[indices]).double())
 
     def close_batch(self, step: StepState | None) -> None:
         """Go on in the plan and in the schedules."""
         if step is None:  # it was not trained on
             self.epochs.epoch.batch += 1
+        else:
+            self._tell_labels(step)
         self.epochs.finish_batch()
+
+    def _tell_labels(self, step: StepState) -> None:
+        history = self.epochs.history
+        assert history is not None
+        assert history.record is not None
+        assert step.indices is not None
+        if self.epochs.batches_are_samples:  # of several classes
+            return
+        history.record.tell(step.indices, step.labels)
+        if step.labels is None and step.significance is not None:
+            check_labels(history.rules.class_floor, None)
 
     def activation_rate(self, step: StepState) -> float:
         """Return planned / offered of the running epoch, in (0, 1]."""

@@ -1,0 +1,115 @@
+"""Before a batch, in mode ``prune``: what the user asks of a plan beside its size, as rules by dataset index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_ast.core.class_floor import with_class_floor
+from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, rate_at_coverage
+from lightning_ast.core.many import MANY, rate_of_many
+from lightning_ast.core.selector import SampleSelector
+
+__all__ = ["PlanRules", "plan_by_rules", "rate_to_cover"]
+
+
+@dataclass(frozen=True)
+class PlanRules:
+    """The rules of a data set of N samples.
+
+    Attributes:
+        always: ``(N,)`` bool, the samples that every plan holds; None for no such rule.
+        never: ``(N,)`` bool, the samples that no plan holds while there are enough others; None for no such rule.
+        class_floor: The share of each class that every plan holds, in [0, 1].
+    """
+
+    always: Tensor | None = None
+    never: Tensor | None = None
+    class_floor: float = 0.0
+
+    def part(self, samples: range) -> PlanRules:
+        """Return the rules of some of the samples; the floor of classes is that of all."""
+        always = None if self.always is None else self.always[samples.start : samples.stop]
+        never = None if self.never is None else self.never[samples.start : samples.stop]
+        return PlanRules(always, never, self.class_floor)
+
+    def always_among(self, indices: Tensor) -> Tensor | None:
+        """Return which of some dataset indices ``(n,)`` every plan holds; None without such a rule."""
+        return None if self.always is None else self.always[indices]
+
+
+def plan_by_rules(
+    selector: SampleSelector,
+    significance: Tensor,
+    *,
+    count: int,
+    epoch: int,
+    always: Tensor | None = None,
+    classes: Tensor | None = None,
+    class_floor: float = 0.0,
+) -> Selection:
+    """Choose exactly ``count`` samples of an epoch as :meth:`SampleSelector.plan` does, and keep to the rules.
+
+    Args:
+        selector: The selector with gate, weighting and seed.
+        significance: ``(n,)`` of the samples on offer, non-negative and finite, on the CPU.
+        count: The number of samples to keep, in [1, n].
+        epoch: The number of the epoch.
+        always: ``(n,)`` bool, the samples that are kept for certain; with more of them than ``count`` the most
+            significant. None for none.
+        classes: ``(n,)`` class indices, negative where not known; None where none is.
+        class_floor: The share of each class that is kept, as far as ``count`` allows.
+    """
+    certain = torch.zeros_like(significance, dtype=torch.bool) if always is None else always
+    kept = _beside_certain(selector, significance, certain, count=count, epoch=epoch)
+    if classes is not None and class_floor > 0 and count < significance.numel():
+        kept = with_class_floor(kept, significance, classes, class_floor, fixed=certain)
+    selector.activation_rate = count / significance.numel()
+    selector.coverage = coverage_of(significance, kept.indices)
+    return kept
+
+
+def _beside_certain(
+    selector: SampleSelector, significance: Tensor, certain: Tensor, *, count: int, epoch: int
+) -> Selection:
+    held = certain.nonzero().squeeze(1)
+    if held.numel() == 0 or count == significance.numel():
+        return selector.plan(significance, count=count, epoch=epoch)
+    if held.numel() >= count:
+        return Selection(held[significance[held].topk(count).indices].sort().values)
+    others = (~certain).nonzero().squeeze(1)
+    drawn = selector.plan(significance[others], count=count - held.numel(), epoch=epoch)
+    indices, order = torch.cat([held, others[drawn.indices]]).sort()
+    if drawn.weights is None:
+        return Selection(indices)
+    return Selection(indices, torch.cat([drawn.weights.new_ones(held.numel()), drawn.weights])[order])
+
+
+def rate_to_cover(significance: Tensor, coverage: float, gate: GateName, *, always: Tensor | None = None) -> float:
+    """Return the share of some samples that a plan needs for a coverage, where some of them are in it for certain.
+
+    Args:
+        significance: ``(n,)``, non-negative and finite.
+        coverage: The share of the summed significance that the plan is to carry, in (0, 1].
+        gate: The gate. A hard cut over a whole data set keeps the largest scores, as ``topk`` does.
+        always: ``(n,)`` bool, the samples that are kept for certain; None for none.
+
+    Example:
+        >>> s = torch.tensor([5.0, 2.0, 2.0, 1.0])
+        >>> rate_to_cover(s, 0.7, "topk"), rate_to_cover(s, 0.7, "topk", always=s == 1)
+        (0.5, 0.75)
+    """
+    rule: GateName = gate if gate == "soft" else "topk"
+    solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
+    if always is None or not bool(always.any()):
+        return solve(significance, coverage, rule, floor=floor_for(coverage))
+    others = significance[~always]
+    total = float(significance.double().sum())
+    left = float(others.double().sum())
+    # What has no significance at all counts as equal, as for the gates.
+    wanted = coverage if left <= 0 else (coverage * total - (total - left)) / left
+    held = significance.numel() - others.numel()
+    rate = solve(others, wanted, rule, floor=floor_for(wanted)) if wanted > 0 and others.numel() else 0.0
+    return (held + rate * others.numel()) / significance.numel()

@@ -1,0 +1,179 @@
+"""Mode ``prune`` over several loaders at once: each is pruned by what is remembered of its own samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+
+from lightning_ast.core.batch.containers import children_of
+from lightning_ast.core.batch.samples import batch_size_of
+from lightning_ast.core.history import EpochPlan
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.lightning_internals.leading import same_mode
+from lightning_ast.pruning.epoch import PlannedBatch
+from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.loader import LoaderFacts, draw, faults_of_loader, loader_generators
+from lightning_ast.pruning.run_plan import size_faults
+
+__all__ = ["SeveralEpochs"]
+
+
+class SeveralEpochs(PrunedEpochs):
+    """Epochs of one loader, or of several that each give a full batch to every step.
+
+    With several, the samples of all are numbered in one row, so that there is one memory and one plan; a batch of the
+    plan holds the samples of the first loader, then those of the second, and so on.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._facts: list[LoaderFacts] = []  # of each loader; only where there are several
+        self._parts: dict[int, EpochPlan] = {}  # the running epoch's plan of each loader that has started
+
+    @property
+    def _ends(self) -> list[int]:
+        """Return where the numbers of each loader's samples end."""
+        return list(accumulate(facts.dataset_size for facts in self._facts))
+
+    def _faults_of(self, combined: CombinedLoader) -> list[str]:
+        if len(combined.flattened) == 1:
+            return super()._faults_of(combined)
+        found = [
+            fault
+            for loader in combined.flattened
+            for fault in faults_of_loader(loader, processes=self._processes.count)
+        ]
+        return found or self._several_faults(combined)
+
+    def _several_faults(self, combined: CombinedLoader) -> list[str]:
+        """Find why loaders that can be pruned one by one cannot be together."""
+        found = []
+        given = [LoaderFacts.of_loader(loader) for loader in combined.flattened]
+        batches = {facts.batches for facts in given}
+        mode = same_mode(combined)
+        if mode != "min_size" and not (mode == "max_size_cycle" and len(batches) == 1):
+            found.append(
+                f"mode='prune' with several dataloaders needs one batch of each in every step, and with {mode!r} "
+                "loaders of different lengths begin again or end early: use CombinedLoader(loaders, 'min_size')."
+            )
+        children = children_of(combined.iterables) or []
+        if [*map(id, children)] != [*map(id, combined.flattened)] and len(children) != len(given):
+            found.append("mode='prune' needs several dataloaders in a flat list or dict, not nested.")
+        if any(facts.draws < min(batches) * facts.batch_size for facts in given):
+            found.append(
+                "mode='prune' with several dataloaders needs full batches, or a last short one of one loader would "
+                "weigh its samples differently: set drop_last=True."
+            )
+        if any(facts.batching != "plain" for facts in given):
+            found.append("mode='prune' with several dataloaders needs batch_size in each, and no batch sampler.")
+        sizes = [facts.batch_size for facts in given]
+        if min(sizes) <= len(sizes) or len(set(sizes)) < len(sizes):
+            found.append(
+                "mode='prune' with several dataloaders tells by their sizes whose samples the rows of a tensor are, "
+                f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
+                "and 31)."
+            )
+        if self._steps == "keep" or self._planner.covers or self._planner.weighs:
+            found.append(
+                "mode='prune' with several dataloaders needs batches that keep their sizes and count each sample "
+                "alike: use target_activation_rate, prune_steps='replan' or 'follow', and no weighting."
+            )
+        return found
+
+    def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
+        self._facts = []
+        self.sizes = ()
+        if len(combined.flattened) == 1:
+            return super()._facts_of(combined)
+        limits = combined.limits or [torch.inf]
+        self._facts = [LoaderFacts.of_loader(loader) for loader in combined.flattened]
+        batches = int(min(*limits, *(facts.batches for facts in self._facts)))
+        self.sizes = tuple(facts.batch_size for facts in self._facts)
+        size = sum(self.sizes)
+        return LoaderFacts(self._ends[-1], batches * size, size, drop_last=True, batches=batches)
+
+    def sizes_of(self, batch: Any) -> tuple[int, ...]:
+        """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
+        if self.sizes:
+            found = tuple(batch_size_of(part) for part in children_of(batch) or ())
+            if found != self.sizes:
+                raise ConfigurationError(
+                    [
+                        f"batch {self.epoch.batch} holds {', '.join(map(str, found))} samples of the dataloaders where "
+                        f"{', '.join(map(str, self.sizes))} were drawn for it: mode='prune' cannot tell which these "
+                        "are. Use a collate_fn that neither drops nor adds samples."
+                    ]
+                )
+        return self.sizes
+
+    def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
+        """Return the next batch's part of the plan; with several loaders it is in the order of the draws."""
+        if self.sizes and own is not None:
+            raise ConfigurationError(
+                [
+                    "mode='prune' with several dataloaders takes the order of a batch from the order of its samples' "
+                    "draws, and not from sample_indices: return None there, and keep the order in the collate_fn."
+                ]
+            )
+        return super().next_batch(batch_size, own)
+
+    def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
+        if not self.sizes or self._resumes:
+            yield from super()._batches(number, sampler, started)
+            return
+        epoch = self.epoch
+        if number == 0:
+            self._parts = {}
+            if not epoch.replays:
+                epoch.plan = None
+        if epoch.plan is None:
+            self._parts[number] = self._plan_of(number, sampler, started)
+            self._assemble()
+            own = self._parts[number].indices
+        else:  # a checkpoint's
+            first = sum(self.sizes[:number])
+            own = self._arranged(epoch.plan.indices).narrow(1, first, self.sizes[number]).flatten()
+            own = own - self._start_of(number)
+        if number == len(self.sizes) - 1:
+            epoch.replays = False
+        yield from self._processes.share(own).view(-1, self.sizes[number])[epoch.resumed_at :].tolist()
+
+    def _plan_of(self, number: int, sampler: Any, started: Iterator[Any] | None) -> EpochPlan:
+        """Plan an epoch of one loader, by what is remembered of its own samples."""
+        loader = loaders(self._trainer.fit_loop)[number]
+        facts = self._facts[number]
+        if faults := size_faults(facts.dataset_size, len(loader.dataset)):
+            raise ConfigurationError(faults)
+        drawn, _ = draw(sampler, facts, loader_generators(loader), started=started)
+        start = self._start_of(number)
+        size = self.sizes[number]
+        offered = self._processes.interleaved(drawn[: self.run.dense.batches * size])
+        count = self.epoch.lengths.batches * size * self._processes.count
+        return self._planner.plan_part(self.epoch, offered, range(start, start + facts.dataset_size), count=count)
+
+    def _start_of(self, number: int) -> int:
+        return self._ends[number] - self._facts[number].dataset_size
+
+    def _arranged(self, values: Tensor) -> Tensor:
+        """View what a plan holds as ``(batches, samples of a batch, processes)``."""
+        return values.view(self.epoch.lengths.batches, -1, self._processes.count)
+
+    def _assemble(self) -> None:
+        """Make one plan of those of all loaders, batch by batch, once all have started."""
+        if len(self._parts) < len(self.sizes):
+            return
+        parts = [self._parts[number] for number in range(len(self.sizes))]
+        numbered = [self._arranged(part.indices + self._start_of(k)) for k, part in enumerate(parts)]
+        weights = [self._arranged(part.weights) for part in parts if part.weights is not None]
+        self.epoch.plan = EpochPlan(
+            self.epoch.number,
+            torch.cat(numbered, dim=1).flatten(),
+            sum(part.offered for part in parts),
+            torch.cat(weights, dim=1).flatten() if weights else None,
+        )

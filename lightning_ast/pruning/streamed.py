@@ -1,0 +1,260 @@
+"""Mode ``prune`` over a stream without an index: a filter in the stream passes the samples of the epoch's plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import ends_epoch
+from lightning_ast.lightning_internals.leading import copied_loader, same_mode
+from lightning_ast.lightning_internals.resuming import knows_its_place
+from lightning_ast.pruning.epoch import PlannedBatch
+from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.loader import LoaderFacts, PrunedLoader
+from lightning_ast.streams import SampleFilter
+from lightning_ast.words import counted
+
+__all__ = ["StreamedEpochs"]
+
+
+class StreamedEpochs(PrunedEpochs):
+    """Epochs of a stream: the order is the stream's own, and the module tells which samples a batch holds."""
+
+    def __init__(self, *args: Any, sample_filter: SampleFilter, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._filter = sample_filter
+        self._planner.filters = True
+        self._left = torch.zeros(sample_filter.size, dtype=torch.bool)  # what the running epoch has yet to train on
+        self._weights: Tensor | None = None  # by sample; None where all are 1
+        self._samples_done = 0  # of the running epoch
+        self._has_warned = False
+
+    def detach(self) -> None:
+        """Let every sample pass again, and leave the trainer as it was. Safe to call twice."""
+        self._filter.allow(None)
+        super().detach()
+
+    def _load(self, combined: CombinedLoader) -> CombinedLoader:
+        loaded = super()._load(combined)
+        if self._planner.facts is None:  # a tuner's trial, on the whole stream
+            self._filter.allow(None)
+        return loaded
+
+    def _faults_of(self, combined: CombinedLoader) -> list[str]:
+        return _stream_faults(combined, self._trainer)
+
+    def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
+        loader = combined.flattened[0]
+        size = self._filter.size
+        return LoaderFacts(size, size, loader.batch_size, loader.drop_last, math.ceil(size / loader.batch_size))
+
+    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
+        return _StreamedLoader(combined, self)
+
+    @property
+    def _batches_ahead(self) -> float:
+        # Each worker ends with a short batch of its own: the number is known when the stream ends.
+        return math.inf
+
+    def open(self) -> bool:
+        """Let the samples of the running epoch pass; False where nothing may be loaded yet."""
+        if self._resumes:  # Lightning started the loader before it knew where the run continues
+            return False
+        epoch = self.epoch
+        goes_on = epoch.replays and self._loaded is not None
+        if not goes_on:
+            epoch.plan = self._planner.plan(epoch, torch.arange(self._filter.size))
+        epoch.replays = False  # a loader that is started twice begins the epoch anew
+        assert epoch.plan is not None
+        self._left.fill_(False)
+        self._left[epoch.plan.indices] = True
+        if goes_on and self._loaded is not None:
+            self._left &= ~self._loaded["trained"]
+        left = self._left.nonzero().flatten()
+        self._samples_done = epoch.plan.indices.numel() - left.numel()
+        self._weights = None
+        if epoch.plan.weights is not None:
+            self._weights = torch.ones(self._filter.size).index_copy_(0, epoch.plan.indices, epoch.plan.weights)
+        self._filter.allow(left)
+        return True
+
+    def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
+        """Return what the plan says of the samples that the module names."""
+        epoch = self.epoch
+        assert epoch.plan is not None
+        if own is None:
+            raise ConfigurationError(
+                [
+                    "mode='prune' with a sample_filter has to know the samples of a batch: override "
+                    "SparseLossMixin.sample_indices(batch) to return their numbers, as the filter's key gives them."
+                ]
+            )
+        indices = own.detach().cpu().long()
+        self._check(indices)
+        self._left[indices] = False
+        start = self._samples_done
+        self._samples_done += len(indices)
+        # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
+        scale = epoch.plan.offered / epoch.plan.indices.numel() if epoch.sparse else 1.0
+        stands_for = round(self._samples_done * scale) - round(start * scale)
+        epoch.batch += 1
+        return PlannedBatch(indices, None if self._weights is None else self._weights[indices], stands_for)
+
+    def _check(self, indices: Tensor) -> None:
+        """Refuse a batch that the plan does not hold, or that holds a sample a second time."""
+        known = (indices >= 0) & (indices < self._filter.size)
+        wrong = indices[~known] if not known.all() else indices[~self._left[indices]]
+        if wrong.numel() == 0 and len(set(indices.tolist())) == len(indices):
+            return
+        found = wrong if wrong.numel() else indices
+        raise ConfigurationError(
+            [
+                f"batch {self.epoch.batch} of epoch {self.epoch.number} holds samples that the epoch does not train "
+                f"on, or a second time, such as number {int(found[0])}: every sample must pass the SampleFilter once "
+                "an epoch, and sample_indices must return the same number as the filter's key. With several workers "
+                "each must read its own part of the stream."
+            ]
+        )
+
+    def finish_batch(self) -> None:
+        """Advance schedules; warn where the stream ended without some of the samples."""
+        super().finish_batch()
+        if not ends_epoch(self._trainer) or self._has_warned or self._drops_last:
+            return
+        if missing := int(self._left.sum()):
+            self._has_warned = True
+            assert self.epoch.plan is not None
+            rank_zero_warn(
+                f"lightning-ast: the stream of epoch {self.epoch.number} ended without {missing} of "
+                f"{counted(self.epoch.plan.indices.numel(), 'planned sample')}: they were dropped behind the filter, "
+                f"or SampleFilter(size={self._filter.size}) counts more than the stream has."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the epochs, with the samples of the running one that were trained on."""
+        trained = torch.zeros_like(self._left)
+        if self.epoch.plan is not None:
+            trained[self.epoch.plan.indices] = True
+        return {**super().state_dict(), "trained": trained & ~self._left}
+
+
+class _StreamedLoader(PrunedLoader):
+    """The user's loader, whose filter is set when it starts."""
+
+    def __init__(self, given: CombinedLoader, epochs: StreamedEpochs) -> None:
+        CombinedLoader.__init__(self, given.iterables, same_mode(given))
+        self.given = given
+        self._epochs = epochs
+        self._own = copied_loader(given.flattened[0])
+        self._resumed: _ResumedStream | None = None
+
+    def __iter__(self) -> _StreamedLoader:
+        """Start the loader with the plan of the epoch."""
+        is_open = self._epochs.open()
+        if not is_open and self._resumed is None and self._own.num_workers > 0:
+            self._resumed = _ResumedStream(self._own.dataset, self._own.batch_size)
+            collate = partial(_collate, self._own.collate_fn)
+            self._own = copied_loader(self._own, dataset=self._resumed, collate_fn=collate)
+        if self._resumed is None:
+            self.flattened = [self._own] if is_open else [iter(())]
+            super().__iter__()
+            return self
+        ahead = 0
+        if is_open:
+            ahead = self._epochs.epoch.batch % self._own.num_workers
+            self._resumed.begin(ahead)
+        self.flattened = [self._own]
+        super().__iter__()
+        for _ in range(ahead):
+            next(self)
+        return self
+
+
+class _Nothing:
+    """A sample that a worker puts into a batch of nothing."""
+
+
+class _ResumedStream(IterableDataset[Any]):
+    """The user's stream in the workers of a run that is resumed."""
+
+    # Workers take turns, beginning with the first one. Where the interrupted epoch was at another one's turn, those
+    # before it begin with a batch of nothing, which is thrown away: the batches come as they would have.
+
+    def __init__(self, stream: Any, batch_size: int | None) -> None:
+        ahead = torch.full((1,), -1)  # workers to whom this applies; -1 closes the stream
+        ahead.share_memory_()  # type: ignore[no-untyped-call]
+        vars(self).update(
+            _stream=stream,
+            _nothing=[_Nothing()] * (batch_size or 1),
+            _ahead=ahead,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        ahead = int(self._ahead)
+        if ahead >= 0:
+            if worker is not None and worker.id < ahead:
+                yield from self._nothing
+            yield from self._stream
+
+    def begin(self, ahead: int) -> None:
+        """Open the stream, with so many workers at whose turn the epoch is not."""
+        self._ahead.fill_(ahead)
+
+    # A worker_init_fn finds the dataset in its worker and configures it there, such as which part it reads.
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the user's stream."""
+        if name == "_stream":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the user's stream."""
+        setattr(self._stream, name, value)
+
+
+def _collate(own: Callable[[Any], Any], samples: list[Any]) -> Any:
+    return None if isinstance(samples[0], _Nothing) else own(samples)
+
+
+def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer) -> list[str]:
+    """Find why a stream cannot be pruned by a filter."""
+    loader = combined.flattened[0]
+    if len(combined.flattened) != 1 or not isinstance(loader, DataLoader):
+        return ["a sample_filter needs one training dataloader, a torch DataLoader."]
+    found = []
+    if not isinstance(loader.dataset, IterableDataset):
+        found.append(
+            "a sample_filter is for an IterableDataset: leave it out, mode='prune' knows the samples of a map-style "
+            "dataset by their index."
+        )
+    if loader.batch_size is None:
+        found.append("a sample_filter needs batch_size: with batch_size=None the stream makes the batches.")
+    if trainer.world_size > 1:
+        found.append(
+            "a sample_filter works in one process: the parts of the stream would end after different numbers of "
+            "batches, and the processes would wait for each other. Use mode='partial' or 'subset', or a dataset with "
+            "an index (IndexedStream)."
+        )
+    if knows_its_place(loader):
+        found.append(
+            f"{type(loader).__name__} restores its own position when a run is resumed, and mode='prune' does so too: "
+            "use torch's DataLoader."
+        )
+    if trainer.limit_train_batches != 1.0:  # which overfit_batches changes too
+        found.append("a sample_filter needs whole epochs: leave limit_train_batches and overfit_batches out.")
+    if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
+        found.append(
+            f"val_check_interval={trainer.val_check_interval:g} is a share of an epoch, and how many batches a stream "
+            "gives is not known before it ends: use 1.0, or a number of batches."
+        )
+    return found

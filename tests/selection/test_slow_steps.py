@@ -1,0 +1,56 @@
+"""A mode that saves FLOPs and takes longer than dense training is warned of when the run ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from tests.helpers.modules import PlainNet, fresh
+from tests.helpers.training import fit
+
+
+@pytest.fixture(autouse=True)
+def _judge_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_ast.selection.accounting.STEPS_TO_JUDGE", 8)
+
+
+class Delayed(PlainNet):
+    """A network whose steps take longer in one of the two epochs."""
+
+    slow_epoch = 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.current_epoch == self.slow_epoch:
+            time.sleep(0.05)
+        loss: torch.Tensor = super().training_step(batch, batch_idx)
+        return loss
+
+
+def train(mode: str, *, slow_epoch: int, batches: int = 14) -> None:
+    data = TensorDataset(torch.rand(8 * batches, 1, 8, 8), torch.randint(10, (8 * batches,)))
+    selection = SparseSelectionCallback(mode=mode)  # type: ignore[arg-type]
+    module = fresh(Delayed, batchnorm=False)
+    module.slow_epoch = slow_epoch
+    fit(module, DataLoader(data, 8), selection, TwoStageScheduler(warmup_epochs=1), max_epochs=2)
+
+
+def test_slow_sparse_steps_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"a sparse step took .* times as long as a dense one .* mode='partial' here"):
+        train("partial", slow_epoch=1)
+
+
+def test_steps_as_quick_as_dense_ones_are_not_warned_of() -> None:
+    train("partial", slow_epoch=0)
+
+
+def test_few_steps_are_not_judged() -> None:
+    train("partial", slow_epoch=1, batches=9)
+
+
+def test_a_mode_for_comparisons_is_not_judged() -> None:
+    train("mask", slow_epoch=1)
