@@ -15,6 +15,7 @@ __all__ = [
     "hold_reload",
     "knows_its_place",
     "last_reloads",
+    "leave_start",
     "load_loader_states",
     "reload_as_due",
     "reload_validation_as_due",
@@ -84,6 +85,14 @@ def restart_loader(loop: _FitLoop) -> None:
     if resuming or loop.trainer.current_epoch == 0:
         assert loop._data_fetcher is not None
         iter(loop._data_fetcher)
+
+
+def leave_start(loop: _FitLoop) -> None:
+    """Let Lightning start the loader of a new epoch, behind the hooks that tell of the epoch."""
+    # Lightning (2.6) does so in any epoch but the first of a resumed run. A batch sampler may be told the number of the
+    # epoch in such a hook.
+    if hasattr(loop, "_resuming_from_checkpoint"):
+        loop._resuming_from_checkpoint = False
 
 
 def tells_resumption(trainer: pl.Trainer) -> bool:

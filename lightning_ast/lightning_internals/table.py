@@ -96,6 +96,9 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_EPOCH, "restarted_on_train_batch_end", "find the place in the epoch of a checkpoint"),
     *(PrivateName(loop, "reset_restart_stage", _BEGIN) for loop in (_FIT, _EPOCH)),
     *(PrivateName(loop, "_restarting", _BEGIN) for loop in (_FIT, _EPOCH, _VALIDATION)),
+    PrivateName(
+        _FIT, "_resuming_from_checkpoint", "have the loader of a resumed run's new epoch started late", NEWER_LIGHTNING
+    ),
     PrivateName(_FIT, "is_resuming", "tell a resumed run from one that a tuner put back", NEWER_LIGHTNING),
     # a step and what it logs
     PrivateName(_EPOCH, "batch_progress", "count batches"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
+from lightning_ast.pruning.loader import set_states
 from lightning_ast.pruning.run_plan import EpochLengths
 from lightning_ast.schedule import Stage
 from lightning_ast.words import changes, counted
@@ -27,10 +30,12 @@ class PlannedBatch:
     weights: Tensor | None  # (B,) importance weights, or None where all are 1
     stands_for: int  # samples of a dense epoch
 
+    is_ready: bool = False  # the dataset made it: its samples have one index together
+
     def repeated(self, size: int) -> PlannedBatch:
         """Give each sample of a ready batch what the plan says of the batch."""
         weights = None if self.weights is None else self.weights.repeat(size)
-        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size)
+        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size, is_ready=True)
 
 
 @dataclass
@@ -67,6 +72,21 @@ class RunningEpoch:
             return processes.share(values)
         start = int(self.sizes[: processes.rank].sum())
         return values[start : start + int(self.sizes[processes.rank].sum())]
+
+    def deal(
+        self, processes: Processes, *, drop_last: bool, generators: Callable[[], list[Any]]
+    ) -> Iterator[list[int]]:
+        """Yield this process's batches from the next one on, and put the sampler's generators at its end."""
+        assert self.plan is not None
+        share = self.share(self.plan.indices, processes)
+        drained = False
+        for start, stop in pairwise(self.lengths.cuts(self.resumed_at, drop_last=drop_last)):
+            if stop - start < (self.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
+                set_states(generators(), self.drained)
+                drained = True
+            yield share[start:stop].tolist()
+        if not drained:
+            set_states(generators(), self.drained)
 
     def next_batch(self, batch_size: int, own: Tensor | None, processes: Processes) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""

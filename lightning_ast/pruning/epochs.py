@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast.core.history import SignificanceHistory
-from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
@@ -25,6 +23,7 @@ from lightning_ast.lightning_internals.resuming import (
     begin_new_epoch,
     hold_reload,
     last_reloads,
+    leave_start,
     reload_as_due,
     reload_validation_as_due,
     restart_loader,
@@ -40,13 +39,10 @@ from lightning_ast.pruning.loader import (
     loader_faults,
     loader_generators,
     set_states,
-    source_of,
 )
-from lightning_ast.pruning.own_batches import batching_faults, mean_significance
+from lightning_ast.pruning.own_batches import batching_faults, remembering
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
-from lightning_ast.pruning.sample_book import SampleBook
-from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
 
@@ -60,22 +56,14 @@ class PrunedEpochs:
         self,
         owner: Callback,
         trainer: pl.Trainer,
-        selector: SampleSelector,
-        schedule: Schedule,
+        planner: EpochPlanner,
         processes: Processes,
         steps: PruneSteps,
-        *,
-        samples: SampleBook,
-        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
         self._processes = processes
-        self._planner = EpochPlanner(
-            trainer, selector, schedule, processes, steps, has_moving_target=begin_target is not None
-        )
-        self._begin_target = begin_target
-        self._samples = samples
+        self._planner = planner
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -126,7 +114,7 @@ class PrunedEpochs:
             raise ConfigurationError(faults)
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
-            self._load_history()
+            self._planner.begin_history(self._loaded, resumes=self._resumes)
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
@@ -184,8 +172,8 @@ class PrunedEpochs:
             announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
-        if self._begin_target is not None and not self._resumes:
-            self._begin_target(epoch)
+        if not self._resumes:
+            self._planner.begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
         lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None
@@ -197,7 +185,7 @@ class PrunedEpochs:
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
         is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
-        self._observes = self._samples.settings.keep_scores > 0 or not is_early
+        self._observes = self._planner.samples.settings.keep_scores > 0 or not is_early
         self._followed = None
         if epoch.sparse and run.follows:
             factor = run.factor(epoch.number)
@@ -205,28 +193,22 @@ class PrunedEpochs:
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
-        if self._planner.facts is None:
+        if self._planner.facts is None or self._pruned is None:
             return
         if self._resumes:
             self._resumes = False
             self._resume(epoch)
             return
-        if epoch != self.epoch.number:
+        has_changed = epoch > 0 and self._planner.count_anew(self._pruned.given)
+        if has_changed or epoch != self.epoch.number:
             self._start(epoch)
         self._plan_ahead(anew=epoch > 0)  # Lightning starts the loader of any epoch but the first once more
         self._announce()
 
     def _plan_ahead(self, *, anew: bool = False) -> None:
         """Draw and plan the epoch where nothing else tells how many batches it has."""
-        facts = self._planner.facts
-        assert facts is not None
-        refills = facts.batching == "own" and self._steps == "follow" and self.epoch.sparse
-        if not refills or self._resumes or (self.epoch.plan is not None and not anew):
-            return
-        (loader,) = loaders(self._trainer.fit_loop)
-        self.epoch.plan = self._planner.draw(self.epoch, source_of(loader), self._generators())
-        self.epoch.replays = True
-        self._enter(self.epoch)
+        if not self._resumes and self._planner.draw_ahead(self.epoch, self._generators(), anew=anew):
+            self._enter(self.epoch)
 
     def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
@@ -238,15 +220,7 @@ class PrunedEpochs:
         if not epoch.replays or epoch.plan is None:
             epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        share = epoch.share(epoch.plan.indices, self._processes)
-        drained = False
-        for start, stop in pairwise(epoch.lengths.cuts(epoch.resumed_at, drop_last=self._drops_last)):
-            if stop - start < (epoch.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
-                set_states(self._generators(), epoch.drained)
-                drained = True
-            yield share[start:stop].tolist()
-        if not drained:
-            set_states(self._generators(), epoch.drained)
+        yield from epoch.deal(self._processes, drop_last=self._drops_last, generators=self._generators)
 
     def sizes_of(self, batch: Any) -> tuple[int, ...]:
         """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
@@ -270,13 +244,8 @@ class PrunedEpochs:
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        history = self.history
-        assert history is not None
-        if not self._observes:
-            return None
-        if self.batches_are_samples:
-            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
-        return functools.partial(history.observe, planned.indices)
+        assert self.history is not None
+        return remembering(self.history, planned) if self._observes else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
@@ -284,7 +253,7 @@ class PrunedEpochs:
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
-            "samples": self._samples.state_dict(self.history),
+            "samples": self._planner.samples.state_dict(self.history),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
@@ -297,17 +266,12 @@ class PrunedEpochs:
         """Keep a state until the loader, the epoch and the position in it are known."""
         self._loaded = state
         if self.history is not None:
-            self._load_history()
+            self._planner.begin_history(self._loaded, resumes=self._resumes)
 
     def expect_resume(self) -> None:
         """Prepare for a checkpoint: a loader that starts before the epoch is known yields nothing."""
         self._resumes = True
         self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
-
-    def _load_history(self) -> None:
-        assert self._planner.facts is not None
-        size = self._planner.facts.dataset_size
-        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]
@@ -326,6 +290,7 @@ class PrunedEpochs:
             self._enter(RunningEpoch.resumed(state, batches_done(loop), rank=self._processes.rank))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
+            self._planner.count_anew(None if self._pruned is None else self._pruned.given)
             self._start(epoch)
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()
@@ -333,6 +298,8 @@ class PrunedEpochs:
         reload_as_due(loop, state.get("reloaded"), new_epoch=not goes_on)
         if not goes_on:
             self._plan_ahead(anew=epoch > 0)
+            if epoch > 0 and self._planner.draws_batches:
+                leave_start(loop)
         self._announce()
         restart_loader(loop)
         # The saved state is that after the loader was started: workers get their seeds from the generators there. In a

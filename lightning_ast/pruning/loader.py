@@ -152,8 +152,8 @@ class LoaderFacts:
         batching = batching_of(loader)
         batches = int(min(len(loader), limit))
         size = len(loader.dataset)  # type: ignore[arg-type]
-        if batching == "own":  # until its batches are drawn, each sample is taken to come once
-            return cls(size, size, max(1, -(-size // max(1, len(loader)))), False, batches, batching)
+        if batching == "own":  # how many samples a batch holds is known when it is drawn: until then it counts as one
+            return cls(size, batches, 1, False, batches, batching)
         draws = len(source_of(loader))
         if batching == "ready":
             return cls(size, draws, 1, False, batches, batching)

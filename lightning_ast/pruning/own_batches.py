@@ -8,7 +8,7 @@ of one group may take each other's places.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,6 +21,7 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_posi
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.mode_facts import PruneSteps
+from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.loader import LoaderFacts, check_range, set_states
 from lightning_ast.words import counted
 
@@ -30,6 +31,7 @@ __all__ = [
     "draw_batches",
     "mean_significance",
     "plan_batches",
+    "remembering",
     "sample_groups",
 ]
 
@@ -110,8 +112,7 @@ def draw_batches(
         raise ConfigurationError(
             [
                 f"{type(sampler).__name__} drew {counted(len(sizes), 'batch')} where {facts.batches} were announced: "
-                "mode='prune' needs a batch sampler whose __len__ is true and stays the same. Use mode='partial' where "
-                "epochs differ in length."
+                "mode='prune' needs a batch sampler whose __len__ is true when an epoch begins."
             ]
         )
     draws = torch.tensor(indices, dtype=torch.int64)
@@ -173,7 +174,7 @@ def plan_batches(
     sizes = owner[seats >= 0].bincount(minlength=drawn.sizes.numel()).view_as(drawn.sizes)
     opened = _opened(sizes, drawn.sizes) if refills else torch.ones_like(sizes, dtype=torch.bool)
     short = (opened & (sizes < drawn.sizes.clamp(max=_LEAST))).flatten()
-    significance = history.significance(trim=selector.trim)[drawn.indices]
+    significance = history.significance(trim=selector.trim).masked_fill(history.withheld, -1.0)[drawn.indices]
     _bring_back(seats, short[owner], owner, kind, significance)
     taken = seats >= 0
     planned = owner[taken].bincount(minlength=drawn.sizes.numel())
@@ -217,7 +218,10 @@ def _opened(sizes: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, significance: Tensor) -> None:
-    """Fill batches that are too short with the most significant of the samples left out that may stand there."""
+    """Fill batches that are too short with the most significant of the samples left out that may stand there.
+
+    Those of a significance below 0 are withheld: they come back where a batch would be empty, and not for company.
+    """
     if not short.any():
         return
     left_out = torch.ones(len(seats), dtype=torch.bool)
@@ -231,9 +235,22 @@ def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, signi
     sizes = owner[seats >= 0].bincount(minlength=int(owner[-1]) + 1).tolist()
     places = (short & (seats < 0)).nonzero().squeeze(1)
     for place, batch, own in zip(places.tolist(), owner[places].tolist(), kind[places].tolist(), strict=True):
-        if sizes[batch] < _LEAST:  # a kind has as many samples left out as places left free
+        # a kind has as many samples left out as places left free
+        if sizes[batch] == 0 or (sizes[batch] < _LEAST and significance[waiting[own][-1]] >= 0):
             seats[place] = waiting[own].pop()
             sizes[batch] += 1
+
+
+def remembering(history: SignificanceHistory, planned: PlannedBatch) -> Callable[[Tensor], None]:
+    """Make what remembers the significance ``(B,)`` of a batch's samples, or of a ready batch their mean."""
+
+    def observe(significance: Tensor) -> None:
+        if planned.is_ready:
+            history.observe(planned.indices[:1], mean_significance(significance))
+        else:
+            history.observe(planned.indices, significance)
+
+    return observe
 
 
 def mean_significance(significance: Tensor) -> Tensor:

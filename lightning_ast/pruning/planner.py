@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.epoch_counts import even_count
@@ -20,9 +20,10 @@ from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import RunningEpoch
-from lightning_ast.pruning.loader import LoaderFacts, draw
+from lightning_ast.pruning.loader import LoaderFacts, draw, source_of
 from lightning_ast.pruning.own_batches import DrawnBatches, draw_batches, plan_batches, sample_groups
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths, size_faults
+from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
 from lightning_ast.words import counted
 
@@ -42,14 +43,16 @@ class EpochPlanner:
         processes: Processes,
         steps: PruneSteps,
         *,
-        has_moving_target: bool = False,
+        samples: SampleBook,
+        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._trainer = trainer
         self._selector = selector
         self._schedule = schedule
         self._processes = processes
         self._steps: PruneSteps = steps
-        self._has_moving_target = has_moving_target
+        self.samples = samples
+        self._begin_target = begin_target
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
@@ -72,8 +75,31 @@ class EpochPlanner:
             steps=self._steps,
         )
 
+    @property
+    def draws_batches(self) -> bool:
+        """Tell whether a batch sampler of the user's own makes the batches."""
+        return self.facts is not None and self.facts.batching == "own"
+
+    def count_anew(self, given: CombinedLoader | None) -> bool:
+        """Read the length of the user's own batch sampler, which may change between epochs; tell whether it has."""
+        before = self.facts
+        if given is None or not self.draws_batches:
+            return False
+        self.facts = LoaderFacts.of(given)
+        return self.facts != before
+
+    def begin_target(self, epoch: int) -> None:
+        """Ask for the target of an epoch, where it is not the same in all."""
+        if self._begin_target is not None:
+            self._begin_target(epoch)
+
+    def begin_history(self, state: dict[str, Any] | None, *, resumes: bool) -> None:
+        """Remember nothing of the samples but what a state holds; one of another data set is an error in a resume."""
+        assert self.facts is not None
+        self.history = self.samples.make_history(self.facts.dataset_size, state or {}, must_fit=resumes)
+
     def _rate_of_all_epochs(self) -> float | None:
-        if self._has_moving_target:
+        if self._begin_target is not None:
             return None
         return self._selector.target_activation_rate if self._selector.selects else 1.0
 
@@ -123,6 +149,23 @@ class EpochPlanner:
             own = own.int()
         return self.plan(epoch, self._processes.interleaved(own).long())
 
+    def draw_ahead(self, epoch: RunningEpoch, generators: list[Any], *, anew: bool) -> bool:
+        """Draw and plan an epoch before its loader starts where nothing else tells its length; tell whether it was.
+
+        With ``anew`` it is drawn once more where it has a plan.
+        """
+        is_needed = self.draws_batches and self._steps == "follow" and epoch.sparse
+        if not is_needed or (epoch.plan is not None and not anew):
+            return False
+        (loader,) = loaders(self._trainer.fit_loop)
+        sampler = source_of(loader)
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            # Lightning leaves it to the user's own hook, on_train_epoch_start, which comes later.
+            set_epoch(epoch.number)
+        epoch.plan = self.draw(epoch, sampler, generators)
+        epoch.replays = True
+        return True
+
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
         """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
         # Where the rate depends on what is offered, the length is made right here.
@@ -155,6 +198,7 @@ class EpochPlanner:
         if not epoch.sparse:
             return EpochPlan(epoch.number, offered, offered.numel())
         own = history.part(samples)
+        _check_certain(own, offered, count)
         return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
 
     def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:

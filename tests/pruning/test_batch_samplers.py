@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -9,8 +10,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset, default_collate
 
+from lightning_ast import SparseLossMixin
 from lightning_ast.core import even_count
 from lightning_ast.core.gate import floor_for
 from lightning_ast.errors import CheckpointError, ConfigurationError
@@ -247,6 +249,82 @@ def test_a_batch_is_never_left_with_one_sample() -> None:
     assert all(batch in pairs for batch in batches_of(module)[1])
 
 
+class Numbered(Sampler[int]):
+    """Knows the number of the epoch, which Lightning tells it."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class Changing(Lengths):
+    """Has fewer batches from epoch to epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampler = Numbered()
+
+    def __iter__(self) -> Any:
+        return itertools.islice(super().__iter__(), len(self))
+
+    def __len__(self) -> int:
+        return len(self.batches) - 2 * self.sampler.epoch
+
+
+class Seeded(Lengths):
+    """Shuffles by the number of the epoch, which the user's hook tells it."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Any:
+        self.generator.manual_seed(self.epoch)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("steps", ["keep", "follow"])
+def test_the_users_own_hook_may_number_the_epochs(tmp_path: Any, steps: Any) -> None:
+    class Telling(Witness):
+        def on_train_epoch_start(self) -> None:
+            self.trainer.train_dataloader.batch_sampler.set_epoch(self.current_epoch)
+
+    paths = [tmp_path / "middle.ckpt", tmp_path / "end.ckpt"]
+    saves = [SaveAt(paths[0], "batch end", 1, 2), SaveAt(paths[1], "epoch end", 1)]
+    sampler, straight = Recorded(Seeded()), fresh(Telling, batchnorm=False)
+    sampler.set_epoch = sampler.sampler.set_epoch
+    fit(straight, loader(batch_sampler=sampler, batch_size=1), pruned(prune_steps=steps), *saves)
+    for epoch, drawn in enumerate(sampler.drawn[-4:]):
+        expected = Seeded()
+        expected.set_epoch(epoch)
+        assert drawn == list(expected)
+    for path in paths:
+        again = fresh(Telling, seed=7, batchnorm=False)
+        fit(again, loader(batch_sampler=Seeded(), batch_size=1), pruned(prune_steps=steps), ckpt_path=path)
+        assert [b[:3] for b in again.batches] == [b[:3] for b in straight.batches[-len(again.batches) :]]
+
+
+@pytest.mark.parametrize("options", [{}, {"reload_dataloaders_every_n_epochs": 1}], ids=str)
+def test_epochs_may_differ_in_length(tmp_path: Any, options: Any) -> None:
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader(batch_sampler=Changing(), batch_size=1)
+
+    path, lengths = tmp_path / "run.ckpt", Lengthy()
+    module, again = fresh(batchnorm=False), fresh(batchnorm=False)
+    val = DataLoader(TensorDataset(Indexed().x, Indexed().y), batch_size=150)
+    fit(module, Data(), pruned(), lengths, SaveAt(path, "batch end", 1, 2), **options)
+    assert lengths.told == [len(Lengths()) - 2 * epoch for epoch in range(4)]
+    assert [len(batches) for batches in batches_of(module).values()] == lengths.told
+    fit(again, Data(), pruned(), ckpt_path=path, **options)
+    assert [b[:3] for b in again.batches] == [b[:3] for b in module.batches[-len(again.batches) :]]
+    ends = Lengthy()
+    fit(fresh(), loader(batch_sampler=Changing(), batch_size=1), pruned(prune_steps="follow"), ends, val=val)
+    assert ends.told[3] == lengths.told[3]
+
+
 class Shorter(Lengths):
     def __len__(self) -> int:
         return len(self.batches) + 1
@@ -273,6 +351,24 @@ def test_what_cannot_be_planned_is_refused_before_the_first_batch(make: Any, lim
     with pytest.raises(ConfigurationError, match=message):
         fit(module, loader(batch_sampler=make(), batch_size=1), pruned(prune_steps="follow"), val=val, **limits)
     assert module.batches == []
+
+
+@pytest.mark.parametrize("steps", ["keep", "follow"])
+def test_scores_find_their_samples_where_collating_sorts_a_batch(steps: Any) -> None:
+    """As for packed sequences: the longest first."""
+
+    def longest_first(rows: list[Any]) -> Any:
+        return default_collate(sorted(rows, key=lambda row: -length_of(row[2])))
+
+    class Told(SparseLossMixin, Witness):
+        def sample_indices(self, batch: Any) -> Any:
+            return batch[2]
+
+    module, callback = fresh(Told), pruned(prune_steps=steps)
+    fit(module, loader(batch_sampler=MADE["grouped"](), batch_size=1, collate_fn=longest_first), callback)
+    callback.session.epochs.history.fold()
+    found = callback.session.epochs.history.significance()
+    torch.testing.assert_close(found, history_by_hand(module, 4).significance(), rtol=1e-3, atol=1e-5)
 
 
 def test_groups_are_named_for_each_sample() -> None:
