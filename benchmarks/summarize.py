@@ -24,6 +24,7 @@ from regime_tables import (
     short_coverage_table,
     steps_table,
 )
+from scale_table import scale_tables
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
@@ -507,6 +508,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead_table,
     "prune-ideas": prune_ideas_table,
     **recipe_tables(RECORDS / "recipes"),
+    **scale_tables(RECORDS),
 }
 
 FOLDERS = ("docs", "benchmarks", "tests/third_party")

@@ -89,10 +89,10 @@ class SparseSelectionCallback(SelectionReadings):
         prune_steps: In ``prune``, the optimizer steps of a pruned epoch. ``"keep"``: as many as in a dense epoch, each
             on a batch of the activation rate's share (8 samples at least), so that every schedule is the dense run's;
             it needs a loss that is a mean over the samples of a batch (the scores of a sum would depend on the size of
-            the batch), and ``torch.compile`` compiles anew for each size. ``"follow"``: fewer steps on full batches;
-            learning-rate schedulers with ``interval="step"`` advance by the dense steps that each stands for (what
-            counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches, which
-            ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
+            the batch), and ``torch.compile(dynamic=False)`` compiles anew for each size. ``"follow"``: fewer steps on
+            full batches; learning-rate schedulers with ``interval="step"`` advance by the dense steps that each stands
+            for (what counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches,
+            which ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
         initial_scores: In ``prune``, the scores that a run without a checkpoint begins with: a number for each sample,
             or a CSV or Parquet file with the columns ``index`` and ``significance``. Without a warmup the first epoch

@@ -19,9 +19,10 @@ from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder
+from lightning_ast.core.epoch_counts import even_count, planned_count
 from lightning_ast.core.gate import Selection, keep_probability, rate_at_coverage, select, solve_threshold
 from lightning_ast.core.gradient_gate import BatchGate, Kept
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch, planned_count
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
 from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows

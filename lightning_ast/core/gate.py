@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_ast.core.systematic import on_host, systematic_sample
 
 __all__ = [
+    "EXPONENTS",
     "FLOOR",
     "NEARLY_ALL",
     "GateName",
@@ -31,6 +32,7 @@ __all__ = [
     "minimum_count",
     "rate_at_coverage",
     "select",
+    "soft_threshold",
     "solve_threshold",
     "threshold_of_few_counts",
     "trimmed",
@@ -52,7 +54,7 @@ NEARLY_ALL = 0.95
 
 _ROUNDING = 1e-12
 _FEWEST_COUNTS = 12  # in each octave of counts; smaller batches keep any number
-_EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
+EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def solve_threshold(
         scale = s.max()
         s = s / scale
     if gate == "soft":
-        threshold = scale * _soft_threshold(s, values, target, floor)
+        threshold = scale * soft_threshold(s, values, target, floor)
     else:
         ordered = np.append(np.sort(s)[::-1], 0.0)  # the 0 stands below the last sample, where all are kept
         kept = _hard_count(raw, target, share_of)
@@ -169,10 +171,10 @@ def solve_threshold(
     return torch.tensor(threshold, dtype=wide, device=significance.device)
 
 
-def _soft_threshold(s: _Array, values: _Array | None, target: float, floor: float) -> float:
-    # The expected sum is solved exactly. With x = 1 / threshold, a sample's probability is floor up to x = floor / s,
-    # then s * x, and 1 from x = 1 / s on. So the sum is piecewise linear in x: its slope grows by v * s at the first of
-    # these points and falls by it at the second.
+def soft_threshold(s: _Array, values: _Array | None, target: float, floor: float) -> float:
+    """Find where the soft gate is expected to keep a share of the summed ``values`` (None: equal) of some scores."""
+    # With x = 1 / threshold, a sample's probability is floor up to x = floor / s, then s * x, and 1 from x = 1 / s on.
+    # So the sum is piecewise linear in x: its slope grows by v * s at the first of these points, and falls by it later.
     total = len(s) if values is None else values.sum()
     weighted = s if values is None else values * s
     points = np.concatenate([floor / s, 1 / s])
@@ -202,8 +204,7 @@ def _shares(raw: _Array) -> _Array:
 
 
 def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, floor: float = FLOOR) -> float:
-    """Compute the expected share of the samples, in (0, 1], that a gate keeps where they carry a share of the
-    significance.
+    """Compute the expected share of the samples, in (0, 1], that carries a share of the significance by a gate.
 
     Args:
         significance: ``(n,)``, non-negative and finite.
@@ -227,11 +228,10 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
 
 def coverage_of(significance: Tensor, indices: Tensor) -> float:
     """Return the share of the summed significance ``(n,)`` that the samples at some positions carry, in [0, 1]."""
-    significance = significance.double()
-    total = float(significance.sum())
+    total = float(significance.sum(dtype=torch.float64))
     if total <= 0:  # all samples carry the same
         return indices.numel() / significance.numel()
-    return min(1.0, float(significance.index_select(0, indices).sum()) / total)
+    return min(1.0, float(significance.index_select(0, indices).sum(dtype=torch.float64)) / total)
 
 
 def threshold_of_few_counts(
@@ -323,7 +323,7 @@ def select(
             boosted = boosted.where(eligible, -torch.ones_like(boosted))
         boosted = boosted.index_add(0, indices, torch.full_like(boosted[indices], 2.0))
         indices = boosted.topk(least).indices.sort().values
-    exponent = _EXPONENTS[weighting]
+    exponent = EXPONENTS[weighting]
     if gate != "soft" or exponent == 0:
         return Selection(indices).among(eligible)
     return Selection(indices, probability.index_select(0, indices).pow(-exponent)).among(eligible)

@@ -6,7 +6,6 @@ it was last trained on: the scores of the training forward itself, kept by datas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import minimum_count, trimmed
+from lightning_ast.core.gate import trimmed
+from lightning_ast.core.many import each_once
 from lightning_ast.core.plan_rules import PlanRules, plan_by_rules
 from lightning_ast.core.sample_record import SampleRecord
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.words import counted
 
-__all__ = ["EpochPlan", "SignificanceHistory", "even_count", "plan_epoch", "plan_positions", "planned_count"]
+__all__ = ["EpochPlan", "SignificanceHistory", "plan_epoch", "plan_positions"]
 
 _UNSEEN = -1.0
-_ROUNDING = 0.005
-"""Largest relative change of the rate for the sake of whole batches."""
-_LEAST_BATCH = 8
 
 
 class SignificanceHistory:
@@ -114,7 +111,7 @@ class SignificanceHistory:
         self._recent.fill_(_UNSEEN)
 
     def _merged(self, maximum: Callable[[Tensor], Tensor] | None) -> Tensor:
-        return (self._recent.clone() if maximum is None else maximum(self._recent.clone())).cpu()
+        return (self._recent if maximum is None else maximum(self._recent)).cpu()
 
     def significance(self, *, trim: float = 0.0) -> Tensor:
         """Return ``(N,)`` on the CPU, as of the last fold.
@@ -123,12 +120,16 @@ class SignificanceHistory:
         have those that are never planned, and the largest of those seen, as many as the share ``trim`` of them: see
         :func:`~lightning_ast.core.gate.trimmed`.
         """
-        scores = self._scores.where(self._scores.isfinite(), torch.zeros_like(self._scores))
+        # A copy is changed in place: a data set may be so large that each further one counts.
+        scores = self._scores.clone()
+        scores.masked_fill_(scores.isinf(), 0)
+        most = float(scores.max())
+        seen = self.seen
+        if trim > 0:
+            scores.masked_scatter_(seen, trimmed(scores[seen], trim))
         # What was never seen must be seen soon: it counts as the most significant.
-        most = scores.where(self.seen, torch.full_like(scores, _UNSEEN)).max()
-        scores = scores.masked_scatter(self.seen, trimmed(scores[self.seen], trim))
-        scores = torch.where(self.seen, scores, most if most >= 0 else torch.ones_like(most))
-        return scores if self.rules.never is None else scores.masked_fill(self.rules.never, 0.0)
+        scores.masked_fill_(~seen, most if most >= 0 else 1.0)
+        return scores if self.rules.never is None else scores.masked_fill_(self.rules.never, 0.0)
 
     def part(self, samples: range) -> SignificanceHistory:
         """Return what is remembered of some of the samples, as of the last fold; no rules hold in it."""
@@ -141,9 +142,10 @@ class SignificanceHistory:
 
         The third tells whether what is remembered was made elsewhere.
         """
+        recent = self._merged(maximum)
         return {
             "scores": self._scores.clone(),
-            "recent": self._merged(maximum),
+            "recent": recent.clone() if recent is self._recent else recent,
             "is_foreign": int(self._is_foreign),
         }
 
@@ -204,74 +206,6 @@ class EpochPlan:
         return cls(state["epoch"], state["indices"].long(), state["offered"], state["weights"])
 
 
-def planned_count(
-    offered: int,
-    rate: float,
-    *,
-    batch_size: int,
-    processes: int = 1,
-    drop_last: bool = False,
-    min_selected: int | float = 1,
-    at_least: bool = False,
-) -> int:
-    """Count the samples of a pruned epoch before it begins, whatever their significance: schedules are planned by it.
-
-    Args:
-        offered: The number of samples of a dense epoch, over all processes.
-        rate: The target activation rate in (0, 1].
-        batch_size: The number of samples in a batch of one process.
-        processes: The number of processes that train together; each gets as many samples.
-        drop_last: Whether the loader drops a last short batch.
-        min_selected: The fewest samples, a count or a share of the epoch.
-        at_least: Whether a number of whole batches is rounded up and not to the nearest.
-
-    Returns:
-        A multiple of ``processes``, at most ``offered``: whole batches where that moves the rate by at most 0.5 % of
-        itself (always with ``drop_last``), else the exact rate, without a last batch of a single sample.
-
-    Example:
-        >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
-        (19968, 333)
-    """
-    whole = batch_size * processes
-    wanted = max(rate * offered, minimum_count(offered, min_selected))
-    rounded = max(1, math.ceil(wanted / whole) if at_least else round(wanted / whole)) * whole
-    # With drop_last, samples of a planned last batch that is short would be thrown away.
-    if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
-        return rounded
-    each = max(1, round(wanted / processes))
-    # BatchNorm cannot train on a last batch of one sample: add one or leave it out.
-    if each % batch_size == 1 and batch_size > 1:
-        each += 1 if each == 1 or each * processes < wanted else -1
-    return min(each * processes, offered)
-
-
-def even_count(
-    offered: int, rate: float, *, batches: int, batch_size: int, processes: int = 1, min_selected: int | float = 1
-) -> int:
-    """Count the samples of a pruned epoch that has as many batches as a dense one, each of a share of the samples.
-
-    Args:
-        offered: The number of samples of a dense epoch, over all processes.
-        rate: The target activation rate in (0, 1].
-        batches: The number of batches of an epoch in one process. None has fewer than 8 samples, or than a dense one.
-        batch_size: The number of samples in a batch of a dense epoch, in one process.
-        processes: The number of processes that train together; each gets as many samples.
-        min_selected: The fewest samples, a count or a share of the epoch.
-
-    Returns:
-        A multiple of ``processes``, at most ``offered``.
-
-    Example:
-        >>> even_count(50_000, 0.4, batches=196, batch_size=256), even_count(256, 0.1, batches=16, batch_size=16)
-        (20000, 128)
-    """
-    wanted = max(rate * offered, minimum_count(offered, min_selected))
-    # The noise of smaller batches outweighs what a step saves, above all with BatchNorm.
-    each = max(round(wanted / processes), batches * min(_LEAST_BATCH, batch_size))
-    return min(each * processes, offered)
-
-
 def plan_epoch(
     history: SignificanceHistory, draws: Tensor, *, epoch: int, count: int, selector: SampleSelector
 ) -> EpochPlan:
@@ -282,7 +216,7 @@ def plan_epoch(
         draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
             quarantine is not offered where the others suffice.
         epoch: The number of the epoch, from 0.
-        count: The number of samples to keep, in [1, n]; see :func:`planned_count` and :func:`even_count`.
+        count: The number of samples to keep, in [1, n]; see :mod:`lightning_ast.core.epoch_counts`.
         selector: The selector with gate, weighting and seed.
 
     Returns:
@@ -304,19 +238,43 @@ def plan_positions(
     Returns:
         ``(count,)`` increasing positions, and their weights ``p**-a``, or None where all are 1.
     """
-    allowed = (~history.withheld[draws]).nonzero().squeeze(1)
-    if allowed.numel() < count:  # too few are left: those in quarantine fill the epoch up
-        allowed = torch.arange(draws.numel())
-    # so that the choice does not depend on the order of the draws
-    ordered, positions = draws[allowed].sort(stable=True)
+    allowed = _allowed(history, draws, count)
+    if allowed is not None:
+        draws = draws[allowed]
+    # In the order of the indices, so that the choice does not depend on the order of the draws.
+    positions = each_once(draws, len(history))
+    significance = history.significance(trim=selector.trim)
+    if positions is None:
+        ordered, positions = draws.sort(stable=True)
+        significance = significance[ordered]
+    else:
+        has_rules = history.rules.always is not None or history.record is not None
+        ordered = torch.arange(len(history) if has_rules else 0)
     kept = plan_by_rules(
         selector,
-        history.significance(trim=selector.trim)[ordered],
+        significance,
         count=count,
         epoch=epoch,
         always=history.rules.always_among(ordered),
         classes=None if history.record is None else history.record.classes_of(ordered),
         class_floor=history.rules.class_floor,
     )
-    chosen, order = positions[kept.indices].sort()
-    return allowed[chosen], None if kept.weights is None else kept.weights[order]
+    del significance
+    if kept.weights is None:  # a mask is cheaper than a sort
+        mask = torch.zeros(draws.numel(), dtype=torch.bool)
+        mask[positions[kept.indices]] = True
+        chosen = mask.nonzero().squeeze(1)
+        weights = None
+    else:
+        chosen, order = positions[kept.indices].long().sort()
+        weights = kept.weights[order]
+    return chosen if allowed is None else allowed[chosen], weights
+
+
+def _allowed(history: SignificanceHistory, draws: Tensor, count: int) -> Tensor | None:
+    """Return where the draws may be planned; None for everywhere, as where too few others are left."""
+    withheld = history.withheld
+    if not withheld.any():
+        return None
+    allowed = (~withheld[draws]).nonzero().squeeze(1)
+    return allowed if allowed.numel() >= count else None

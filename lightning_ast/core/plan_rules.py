@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_ast.core.class_floor import with_class_floor
 from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, rate_at_coverage
+from lightning_ast.core.many import MANY, rate_of_many
 from lightning_ast.core.selector import SampleSelector
 
 __all__ = ["PlanRules", "plan_by_rules", "rate_to_cover"]
@@ -95,13 +96,14 @@ def rate_to_cover(significance: Tensor, coverage: float, gate: GateName, *, alwa
         (0.5, 0.75)
     """
     rule: GateName = gate if gate == "soft" else "topk"
+    solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
     if always is None or not bool(always.any()):
-        return rate_at_coverage(significance, coverage, rule, floor=floor_for(coverage))
+        return solve(significance, coverage, rule, floor=floor_for(coverage))
     others = significance[~always]
     total = float(significance.double().sum())
     left = float(others.double().sum())
     # What has no significance at all counts as equal, as for the gates.
     wanted = coverage if left <= 0 else (coverage * total - (total - left)) / left
     held = significance.numel() - others.numel()
-    rate = rate_at_coverage(others, wanted, rule, floor=floor_for(wanted)) if wanted > 0 and others.numel() else 0.0
+    rate = solve(others, wanted, rule, floor=floor_for(wanted)) if wanted > 0 and others.numel() else 0.0
     return (held + rate * others.numel()) / significance.numel()

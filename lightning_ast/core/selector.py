@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_ast.core.class_floor import with_class_floor
 from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold
 from lightning_ast.core.gate import (
+    EXPONENTS,
     NEARLY_ALL,
     GateName,
     Selection,
@@ -25,6 +26,7 @@ from lightning_ast.core.gate import (
     solve_threshold,
     trimmed,
 )
+from lightning_ast.core.many import MANY, planned
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -275,11 +277,22 @@ class SampleSelector:
         if count == size:
             self.coverage = 1.0
             return Selection(torch.arange(size))
-        carried = significance
-        significance = lift_zeros(significance.double())
         # A hard cut at a threshold could miss the count, which schedules were planned by.
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
+        if size > MANY:
+            chosen = planned(
+                significance,
+                count,
+                gate=gate,
+                floor=floor,
+                exponent=EXPONENTS[self.weighting],
+                generator=self._generator(epoch),
+            )
+            kept, self.last_threshold, self.coverage = chosen
+            return kept
+        carried = significance
+        significance = lift_zeros(significance.double())
         self.last_threshold = solve_threshold(significance, rate, gate, floor=floor)
         kept = select(
             significance,

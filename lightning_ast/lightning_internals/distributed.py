@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,7 +15,7 @@ from torch import Tensor
 from lightning_ast.lightning_internals.random_state import random_state, restore_random_state
 from lightning_ast.words import counted
 
-__all__ = ["Processes", "starts_processes"]
+__all__ = ["Processes", "shards_parameters", "starts_processes"]
 
 T = TypeVar("T")
 
@@ -99,3 +100,8 @@ class Processes:
 def starts_processes(trainer: pl.Trainer) -> bool:
     """Tell whether the strategy trains in processes that it starts, be it a single one."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def shards_parameters(trainer: pl.Trainer) -> bool:
+    """Tell whether each process holds a part of every parameter, which is gathered for the time of a layer's run."""
+    return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))

@@ -17,7 +17,6 @@ __all__ = [
     "batches_handed",
     "count_batches_anew",
     "ends_epoch",
-    "is_compiled",
     "lift_step_limit",
     "loaded_samples",
     "loaders",
@@ -121,11 +120,6 @@ def loss_scale(trainer: pl.Trainer) -> Tensor | None:
 def wrapped_optimizers(trainer: pl.Trainer) -> list[LightningOptimizer]:
     """List the optimizers as ``module.optimizers()`` gives them to a step that optimizes by itself."""
     return list(trainer.strategy._lightning_optimizers)
-
-
-def is_compiled(module: pl.LightningModule) -> bool:
-    """Tell whether the module itself, and not a network inside it, went through ``torch.compile``."""
-    return getattr(module, "_compiler_ctx", None) is not None
 
 
 def runs_backward(trainer: pl.Trainer) -> bool:

@@ -47,6 +47,7 @@ _AVERAGING = "lightning.pytorch.callbacks.StochasticWeightAveraging"
 _METRIC = "torchmetrics.MeanMetric"
 _SCALER = "torch.amp.GradScaler"
 _HELD = ("_update_count", "_computed", "_forward_cache", "_cache", "_is_synced")
+_COMPILE = "compile the networks of a module that is compiled as a whole"
 _BEGIN = "begin the epoch after a checkpoint as any other"
 _LEFT = ("_lightning_module", "_model", "_optimizers")
 
@@ -114,7 +115,10 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_CONNECTOR, "_progress_bar_metrics", "show values in the progress bar, and remove them"),
     PrivateName(_CONNECTOR, "_first_loop_iter", "know whether an epoch is running"),
     PrivateName("trainer", "_val_check_time_interval", "read a validation interval that is a time", NEWER_LIGHTNING),
-    PrivateName("lightning.pytorch.LightningModule", "_compiler_ctx", "recognise a module that is compiled itself"),
+    PrivateName("lightning.pytorch.LightningModule", "_compiler_ctx", _COMPILE),
+    PrivateName("torch.nn.Module", "_compiled_call_impl", _COMPILE, TORCH),
+    PrivateName("torch.nn.Module", "_call_impl", _COMPILE, TORCH),
+    PrivateName("torch._dynamo.eval_frame", "innermost_fn", "run a compiled step as it was written", TORCH),
     PrivateName(_AVERAGING, "_max_epochs", "leave out the epoch that weight averaging adds"),
     PrivateName(_SCALER, "_scale", "read the loss scale without waiting for the device", TORCH),
     # a copied Trainer

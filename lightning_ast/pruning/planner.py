@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
+from lightning_ast.core.epoch_counts import even_count
 from lightning_ast.core.gate import NEARLY_ALL
-from lightning_ast.core.history import EpochPlan, SignificanceHistory, even_count, plan_epoch
+from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.plan_rules import rate_to_cover
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
@@ -144,7 +145,9 @@ class EpochPlanner:
             groups = sample_groups(sampler, self.facts.dataset_size)
             return self.plan_batches(epoch, DrawnBatches.joined(self._processes.gathered(part)), groups)
         own, epoch.drained = draw(sampler, self.facts, generators, started=started)
-        return self.plan(epoch, self._processes.interleaved(own))
+        if len(self.history) < 2**31:  # half as much to exchange
+            own = own.int()
+        return self.plan(epoch, self._processes.interleaved(own).long())
 
     def draw_ahead(self, epoch: RunningEpoch, generators: list[Any], *, anew: bool) -> bool:
         """Draw and plan an epoch before its loader starts where nothing else tells its length; tell whether it was.

@@ -15,6 +15,7 @@ from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.dependence.several import SeveralTrace
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
+from lightning_ast.core.entries.node_facts import runs_compiled
 from lightning_ast.errors import EntryError
 from lightning_ast.selection.other_dimension import DoubtfulTrace
 from lightning_ast.selection.sample_count import SampleCount
@@ -67,6 +68,7 @@ class EntrySearch:
         self.batch: Any = None
         self.sizes: tuple[int, ...] = ()  # of the batches of several loaders, which are one batch together
         self.attempts = 0
+        self.is_hidden = False  # the last graph of a new form has no entry outside of a compiled function
 
     def wants_trace(self, batch_size: int) -> bool:
         """Tell whether the next forward is to be traced: the first one, and one behind each graph of a new form."""
@@ -129,6 +131,7 @@ class EntrySearch:
             return Found(unclear=("the batches of several loaders",))
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
         self._wants_trace = not self.is_exhausted
+        self.is_hidden = not found.entries and runs_compiled(loss)
         return Found(unclear=found.unclear) if found.unclear else found
 
     def find_traced(self, loss: Tensor, batch_size: int, trace: SampleTrace) -> Found:

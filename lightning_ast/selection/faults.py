@@ -9,20 +9,19 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SIGNIFICANCE
-from lightning_ast.lightning_internals.fit_loop import is_compiled
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.streamed import filter_faults
 from lightning_ast.selection.sample_faults import sample_faults
 from lightning_ast.selection.settings import SelectionSettings, StageSource
+from lightning_ast.selection.strategy_faults import strategy_faults
 from lightning_ast.selection.value_faults import is_number, percent_hint, rate_faults
 
 __all__ = [
@@ -93,6 +92,7 @@ def configuration_faults(
 ) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there."""
     faults = setting_faults(settings) + _use_faults(module) + _follow_faults(settings, trainer, module)
+    faults += strategy_faults(trainer)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
     faults += two_target_faults(settings, schedulers)
@@ -255,11 +255,6 @@ def _use_faults(module: pl.LightningModule) -> list[str]:
         found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
     elif not names:
         found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
-    if is_compiled(module):
-        found.append(
-            "the LightningModule itself is compiled, so the graph of its loss cannot be seen: compile the network "
-            "inside it (`self.net = torch.compile(net)`) and leave the loss in plain `training_step`."
-        )
     return found
 
 
@@ -279,10 +274,5 @@ def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
         found.append(
             "LBFGS evaluates a batch several times, and Lightning adds up the gradients of all evaluations when it "
             "accumulates: set accumulate_grad_batches=1."
-        )
-    if isinstance(trainer.strategy, DeepSpeedStrategy):
-        found.append(
-            "DeepSpeed accumulates gradients out of sight, so micro-batches that keep different numbers of samples "
-            "cannot be weighted alike: set accumulate_grad_batches=1, or use DDP or FSDP."
         )
     return found

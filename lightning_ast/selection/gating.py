@@ -16,7 +16,7 @@ from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_e
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.partial import BatchNormBackward
-from lightning_ast.errors import LossCaptureError
+from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
 from lightning_ast.mixin import overrides
 from lightning_ast.selection.decision import Decision
@@ -27,6 +27,12 @@ from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
 
 __all__ = ["Gating"]
+
+_COMPILED_LOSS = (
+    "expected a loss whose graph shows where its gradient enters the network, but a function that torch.compile made "
+    "computes the network and the loss together. Compile the network alone (`self.net = torch.compile(net)`), and "
+    "compute the loss from its output in training_step."
+)
 
 
 class Gating:
@@ -207,6 +213,8 @@ class Gating:
 
     def count_ungated(self, step: StepState) -> None:
         """Count a batch as a dense one, or as one of equal weights, and warn of it once no trace will follow."""
+        if self._finder.proved and (self.search.is_hidden or self.scoring_search.is_hidden):
+            raise EntryError(_COMPILED_LOSS)
         self._was_ungated = True
         if step.part is None:
             step.treatment = Treatment.DENSE

@@ -23,6 +23,7 @@ from lightning_ast.core.partial import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.class_patch import put_on
+from lightning_ast.lightning_internals.distributed import shards_parameters
 from lightning_ast.lightning_internals.fit_loop import wrapped_optimizers
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
@@ -56,7 +57,9 @@ class ScoringPass:
         self._metrics = StillMetrics(module)
         self._passed = 0
         self._proved: Found | None = None
-        self._taps: Taps | None = None if compiled_parts(module) else Taps(module)
+        # Sharded parameters are made whole by hooks of their modules, which need the graph and the parameters' flags.
+        is_plain = not (compiled_parts(module) or shards_parameters(module.trainer))
+        self._taps: Taps | None = Taps(module) if is_plain else None
 
     def __call__(self, batch: Any, batch_idx: int, batch_size: int, *, labels: bool) -> Scored | None:
         """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step.

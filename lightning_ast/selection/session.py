@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
+from lightning_ast.lightning_internals.compiled_step import open_compiled_step
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS
@@ -68,6 +69,7 @@ class Session:
         self._wants_labels = settings.samples.wants_labels
         self._trainer = trainer
         self._module = module
+        self._close_step = open_compiled_step(module)  # ahead of the parts that take the step from the module
         self._processes = Processes(trainer)
         self.quarantine = Quarantine(settings.quarantine_limit, self._processes)
         self._window = AccumulationWindow()
@@ -156,6 +158,7 @@ class Session:
         """Leave module and trainer as they were; state can still be asked for. Safe to call twice."""
         self.abandon_batch()
         self.mode.detach()
+        self._close_step()
         if self._offers_flops:
             self._module.__dict__.pop(_FLOPS, None)
 

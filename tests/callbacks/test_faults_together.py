@@ -70,13 +70,6 @@ def test_methods_of_the_mixin_without_the_mixin(digits: Digits) -> None:
         quiet_trainer(callbacks=[SparseSelectionCallback(mode="subset")], max_steps=1).fit(fresh(Net), loader(digits))
 
 
-def test_a_compiled_lightning_module(digits: Digits) -> None:
-    with pytest.raises(ConfigurationError, match="compile the network inside it"):
-        quiet_trainer(callbacks=[SparseSelectionCallback()]).fit(
-            torch.compile(fresh(), backend="eager"), loader(digits)
-        )
-
-
 class CompiledLoss(PlainNet):
     def __init__(self, compiled: bool = True) -> None:
         super().__init__(dropout=0.0, batchnorm=False)

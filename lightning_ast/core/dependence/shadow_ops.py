@@ -44,7 +44,7 @@ class OpClass(Enum):
     BATCH_NORM = auto()  # in training or not
 
 
-_COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor")
+_COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor", "fsdp")
 _OPERATIONS = {
     # These read the shape and the dtype of their argument alone.
     "zeros_like ones_like full_like rand_like randn_like randint_like new_zeros new_ones new_full": OpClass.PLAIN,

@@ -227,7 +227,9 @@ def _fit(real: list[Tensor], made: list[Tensor]) -> bool:
 def _settle(shadows: Shadows, call: Call, real: list[Tensor], kind: Kind) -> None:
     """Remember what is known about the results of an operation that has not been run again."""
     is_collective = call.facts is not None and call.facts.name == "collective"
-    for tensor in call.written:
+    # The schemas of some collectives do not tell that they fill a buffer, as FSDP2 does to gather its parameters.
+    filled = tensors_in((call.args, call.kwargs)) if is_collective else []
+    for tensor in (*call.written, *(tensor for tensor in filled if shadows.kind(tensor) is Kind.EMPTY)):
         if kind is Kind.UNKNOWN:
             shadows.mark(tensor, Kind.UNKNOWN)
         elif is_collective or shadows.kind(tensor) is Kind.EMPTY:
