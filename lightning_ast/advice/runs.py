@@ -128,6 +128,12 @@ class Asked:
             found.append(f"Assumed: a dense warmup and a dense cooldown of {ASSUMED_DENSE:.0%} of the run each.")
         elif self.schedule is None:
             found.append("The Trainer has no TwoStageScheduler: every step is sparse.")
+        own = self.settings
+        if callable(own.target_coverage) or callable(own.target_activation_rate):
+            found.append(
+                "The target is a function of the metrics: what it will give is not known, and what is called yours is "
+                "at the default rate."
+            )
         if first_callback(trainer, Timer) is not None:
             found.append("Trainer(max_time) is left out of account.")
         if first_callback(trainer, EarlyStopping) is not None:

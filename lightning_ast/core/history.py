@@ -131,10 +131,9 @@ class SignificanceHistory:
         return scores if self.rules.never is None else scores.masked_fill(self.rules.never, 0.0)
 
     def part(self, samples: range) -> SignificanceHistory:
-        """Return what is remembered of some of the samples, as of the last fold."""
+        """Return what is remembered of some of the samples, as of the last fold; no rules hold in it."""
         part = SignificanceHistory(len(samples))
         part._scores = self._scores[samples.start : samples.stop]
-        part.rules = self.rules.part(samples)
         return part
 
     def state_dict(self, maximum: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:

@@ -28,12 +28,6 @@ class PlanRules:
     never: Tensor | None = None
     class_floor: float = 0.0
 
-    def part(self, samples: range) -> PlanRules:
-        """Return the rules of some of the samples; the floor of classes is that of all."""
-        always = None if self.always is None else self.always[samples.start : samples.stop]
-        never = None if self.never is None else self.never[samples.start : samples.stop]
-        return PlanRules(always, never, self.class_floor)
-
     def always_among(self, indices: Tensor) -> Tensor | None:
         """Return which of some dataset indices ``(n,)`` every plan holds; None without such a rule."""
         return None if self.always is None else self.always[indices]

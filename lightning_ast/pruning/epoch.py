@@ -83,7 +83,7 @@ class RunningEpoch:
     def deal(
         self, processes: Processes, *, drop_last: bool, generators: Callable[[], list[Any]]
     ) -> Iterator[list[int]]:
-        """Yield this process's batches from the one on that comes next; its end moves the generators."""
+        """Yield this process's batches from the next one on, and put the sampler's generators at its end."""
         assert self.plan is not None
         share = self.share(self.plan.indices, processes)
         drained = False

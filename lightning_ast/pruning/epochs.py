@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ast.core.history import SignificanceHistory
-from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
@@ -44,8 +43,6 @@ from lightning_ast.pruning.loader import (
 from lightning_ast.pruning.own_batches import batching_faults
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
-from lightning_ast.pruning.sample_book import SampleBook
-from lightning_ast.schedule import Schedule
 
 __all__ = ["PrunedEpochs"]
 
@@ -59,22 +56,14 @@ class PrunedEpochs:
         self,
         owner: Callback,
         trainer: pl.Trainer,
-        selector: SampleSelector,
-        schedule: Schedule,
+        planner: EpochPlanner,
         processes: Processes,
         steps: PruneSteps,
-        *,
-        samples: SampleBook,
-        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
         self._processes = processes
-        self._planner = EpochPlanner(
-            trainer, selector, schedule, processes, steps, has_moving_target=begin_target is not None
-        )
-        self._begin_target = begin_target
-        self._samples = samples
+        self._planner = planner
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
         self._pruned: PrunedLoader | None = None
@@ -125,7 +114,7 @@ class PrunedEpochs:
             raise ConfigurationError(faults)
         assert self._planner.facts is not None  # as there are no faults
         if self.history is None:
-            self._load_history()
+            self._planner.begin_history(self._loaded, resumes=self._resumes)
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
@@ -183,8 +172,8 @@ class PrunedEpochs:
             announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
-        if self._begin_target is not None and not self._resumes:
-            self._begin_target(epoch)
+        if not self._resumes:
+            self._planner.begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
         lengths = self._planner.sparse_lengths() if stage == "sparse" and not self._resumes else None
@@ -196,7 +185,7 @@ class PrunedEpochs:
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
         is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
-        self._observes = self._samples.settings.keep_scores > 0 or not is_early
+        self._observes = self._planner.samples.settings.keep_scores > 0 or not is_early
         self._followed = None
         if epoch.sparse and run.follows:
             factor = run.factor(epoch.number)
@@ -264,7 +253,7 @@ class PrunedEpochs:
         maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
         return {
             "history": None if self.history is None else self.history.state_dict(maximum),
-            "samples": self._samples.state_dict(self.history),
+            "samples": self._planner.samples.state_dict(self.history),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
@@ -277,17 +266,12 @@ class PrunedEpochs:
         """Keep a state until the loader, the epoch and the position in it are known."""
         self._loaded = state
         if self.history is not None:
-            self._load_history()
+            self._planner.begin_history(self._loaded, resumes=self._resumes)
 
     def expect_resume(self) -> None:
         """Prepare for a checkpoint: a loader that starts before the epoch is known yields nothing."""
         self._resumes = True
         self.load_state_dict(None)  # of an earlier fit; the checkpoint's follows, if it has one
-
-    def _load_history(self) -> None:
-        assert self._planner.facts is not None
-        size = self._planner.facts.dataset_size
-        self._planner.history = self._samples.make_history(size, self._loaded or {}, must_fit=self._resumes)
 
     def _generators(self) -> list[Any]:
         return [generator for loader in loaders(self._trainer.fit_loop) for generator in loader_generators(loader)]

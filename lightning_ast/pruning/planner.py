@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +22,7 @@ from lightning_ast.pruning.epoch import RunningEpoch
 from lightning_ast.pruning.loader import LoaderFacts, draw, source_of
 from lightning_ast.pruning.own_batches import DrawnBatches, draw_batches, plan_batches, sample_groups
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths, size_faults
+from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
 from lightning_ast.words import counted
 
@@ -41,14 +42,16 @@ class EpochPlanner:
         processes: Processes,
         steps: PruneSteps,
         *,
-        has_moving_target: bool = False,
+        samples: SampleBook,
+        begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._trainer = trainer
         self._selector = selector
         self._schedule = schedule
         self._processes = processes
         self._steps: PruneSteps = steps
-        self._has_moving_target = has_moving_target
+        self.samples = samples
+        self._begin_target = begin_target
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
         self.facts: LoaderFacts | None = None
@@ -84,8 +87,18 @@ class EpochPlanner:
         self.facts = LoaderFacts.of(given)
         return self.facts != before
 
+    def begin_target(self, epoch: int) -> None:
+        """Ask for the target of an epoch, where it is not the same in all."""
+        if self._begin_target is not None:
+            self._begin_target(epoch)
+
+    def begin_history(self, state: dict[str, Any] | None, *, resumes: bool) -> None:
+        """Remember nothing of the samples but what a state holds; one of another data set is an error in a resume."""
+        assert self.facts is not None
+        self.history = self.samples.make_history(self.facts.dataset_size, state or {}, must_fit=resumes)
+
     def _rate_of_all_epochs(self) -> float | None:
-        if self._has_moving_target:
+        if self._begin_target is not None:
             return None
         return self._selector.target_activation_rate if self._selector.selects else 1.0
 
@@ -182,6 +195,7 @@ class EpochPlanner:
         if not epoch.sparse:
             return EpochPlan(epoch.number, offered, offered.numel())
         own = history.part(samples)
+        _check_certain(own, offered, count)
         return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
 
     def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:

@@ -130,7 +130,8 @@ def read_scores(source: ScoreSource, size: int) -> tuple[Tensor, Tensor | None]:
     scores = _checked(name, values, size, indices, given=given)
     if "label" not in table:
         return scores, None
-    labels = torch.tensor([-1 if value is None else int(_number(name, value)) for value in table["label"]])
+    labels = torch.tensor([-1.0 if value is None else _number(name, value) for value in table["label"]])
+    labels = labels.nan_to_num(-1.0, -1.0, -1.0).long()
     return scores, labels if indices is None else torch.full((size,), -1).index_copy_(0, indices, labels)
 
 

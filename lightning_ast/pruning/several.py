@@ -79,6 +79,13 @@ class SeveralEpochs(PrunedEpochs):
                 f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
                 "and 31)."
             )
+        asked = self._planner.samples.settings
+        named = any(value is not None for value in (asked.initial_scores, asked.always, asked.never))
+        if named or asked.keep_scores or asked.class_floor:
+            found.append(
+                "mode='prune' with several dataloaders has no dataset index that names one sample: leave out always, "
+                "never, class_floor, initial_scores and keep_scores."
+            )
         if self._steps == "keep" or self._planner.covers or self._planner.weighs:
             found.append(
                 "mode='prune' with several dataloaders needs batches that keep their sizes and count each sample "

@@ -17,13 +17,14 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import ends_epoch
 from lightning_ast.lightning_internals.leading import copied_loader, same_mode
 from lightning_ast.lightning_internals.resuming import knows_its_place
+from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.loader import LoaderFacts, PrunedLoader
 from lightning_ast.streams import SampleFilter
 from lightning_ast.words import counted
 
-__all__ = ["StreamedEpochs"]
+__all__ = ["StreamedEpochs", "filter_faults"]
 
 
 class StreamedEpochs(PrunedEpochs):
@@ -224,6 +225,20 @@ class _ResumedStream(IterableDataset[Any]):
 
 def _collate(own: Callable[[Any], Any], samples: list[Any]) -> Any:
     return None if isinstance(samples[0], _Nothing) else own(samples)
+
+
+def filter_faults(given: object, mode: Mode, steps: PruneSteps) -> list[str]:
+    """Find what is wrong with a setting ``sample_filter``, and with those beside it."""
+    if given is None:
+        return []
+    if not isinstance(given, SampleFilter):
+        return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
+    if mode == "prune" and steps == "keep":
+        return [
+            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
+            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
+        ]
+    return []
 
 
 def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer) -> list[str]:

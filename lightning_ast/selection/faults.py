@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeGuard, get_args
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -20,14 +20,15 @@ from lightning_ast.lightning_internals.fit_loop import is_compiled
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
+from lightning_ast.pruning.streamed import filter_faults
+from lightning_ast.selection.sample_faults import sample_faults
 from lightning_ast.selection.settings import SelectionSettings, StageSource
-from lightning_ast.streams import SampleFilter
+from lightning_ast.selection.value_faults import is_number, percent_hint, rate_faults
 
 __all__ = [
     "configuration_faults",
     "doubtful_settings",
     "not_logged",
-    "rate_faults",
     "setting_faults",
     "training_faults",
 ]
@@ -53,18 +54,14 @@ def doubtful_settings(
         found.append(
             f"batchnorm={settings.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
         )
-    if mode != "prune" and settings.prune_steps is not None:
-        found.append(
-            f"prune_steps={settings.prune_steps!r} has no effect in mode={mode!r}: it is a setting of mode='prune'."
-        )
     for name, value in (
+        (f"prune_steps={settings.prune_steps!r}", settings.prune_steps),
+        ("sample_filter", settings.sample_filter),
         ("initial_scores", settings.samples.initial_scores),
         ("keep_scores", settings.samples.keep_scores or None),
     ):
         if mode != "prune" and value is not None:
             found.append(f"{name} has no effect in mode={mode!r}: it is a setting of mode='prune'.")
-    if mode != "prune" and settings.sample_filter is not None:
-        found.append(f"sample_filter has no effect in mode={mode!r}: it is a setting of mode='prune'.")
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -168,14 +165,15 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(settings) + _filter_faults(settings) + _sample_faults(settings)
+    found += _prune_steps_faults(settings) + sample_faults(settings)
+    found += filter_faults(settings.sample_filter, mode, settings.steps_of_pruned_epochs)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
         found.append(f"count_flops: expected True or False, got {count_flops!r}.")
     limit = settings.quarantine_limit
-    if limit is not None and not (_is_number(limit) and 0 <= limit <= 1):
-        hint = _percent_hint(limit)
+    if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
+        hint = percent_hint(limit)
         found.append(
             f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
         )
@@ -192,43 +190,6 @@ def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
     return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
 
 
-def _sample_faults(settings: SelectionSettings) -> list[str]:
-    """Find what is wrong with what is asked for single samples."""
-    found = []
-    keeps: object = settings.samples.keep_scores
-    if not (isinstance(keeps, int) and not isinstance(keeps, bool) and keeps >= 0):
-        found.append(f"keep_scores: expected a number of epochs, an int >= 0, got {keeps!r}.")
-    floor: object = settings.samples.class_floor
-    if not (_is_number(floor) and 0 <= floor < 1):
-        found.append(f"class_floor: expected a share of each class in [0, 1), got {floor!r}.{_percent_hint(floor)}")
-    elif _is_number(settings.target_activation_rate) and floor > settings.target_activation_rate > 0:
-        found.append(
-            f"class_floor={floor:g} keeps more of each class than target_activation_rate="
-            f"{settings.target_activation_rate:g} keeps of all samples: give a smaller floor."
-        )
-    for name in ("always", "never"):
-        if getattr(settings.samples, name) is not None and settings.mode != "prune":
-            found.append(
-                f"{name} names samples by their dataset index, which mode={settings.mode!r} does not know: use "
-                "mode='prune'."
-            )
-    return found
-
-
-def _filter_faults(settings: SelectionSettings) -> list[str]:
-    given: object = settings.sample_filter
-    if given is None:
-        return []
-    if not isinstance(given, SampleFilter):
-        return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
-    if settings.mode == "prune" and settings.steps_of_pruned_epochs == "keep":
-        return [
-            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
-            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
-        ]
-    return []
-
-
 def _least_faults(least: object) -> list[str]:
     whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
     if whole or (isinstance(least, float) and 0 < least < 1):
@@ -239,10 +200,10 @@ def _least_faults(least: object) -> list[str]:
 
 def _trim_faults(settings: SelectionSettings) -> list[str]:
     trim: object = settings.trim
-    if not (_is_number(trim) and 0 <= trim < 1):
-        return [f"trim: expected a share of the samples in [0, 1), got {trim!r}.{_percent_hint(trim)}"]
+    if not (is_number(trim) and 0 <= trim < 1):
+        return [f"trim: expected a share of the samples in [0, 1), got {trim!r}.{percent_hint(trim)}"]
     rate = settings.target_activation_rate
-    if trim > 0 and _is_number(rate) and rate < 1 and rate + trim > 1:
+    if trim > 0 and is_number(rate) and rate < 1 and rate + trim > 1:
         return [
             f"trim={trim:g} leaves out what target_activation_rate={rate:g} asks for: together they may be 1 at most."
         ]
@@ -284,21 +245,6 @@ def _target_faults(settings: SelectionSettings) -> list[str]:
             "the samples is held, or the share of their significance. Leave one of them None."
         )
     return found
-
-
-def rate_faults(name: str, value: object, *, kind: str = "rate") -> list[str]:
-    """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
-    good = _is_number(value) and 0 < value <= 1
-    return [] if good else [f"{name}: expected a {kind} in (0, 1], got {value!r}.{_percent_hint(value)}"]
-
-
-def _percent_hint(value: object) -> str:
-    return f" Did you mean {value / 100:g}?" if _is_number(value) and 1 < value <= 100 else ""
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether a value is an int or a float, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _use_faults(module: pl.LightningModule) -> list[str]:

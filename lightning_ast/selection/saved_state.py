@@ -183,6 +183,8 @@ def _epoch_fits(state: dict[str, Any]) -> Faults:
         if bool(sparse) != (split["weighting"] is not None):
             yield "split.weighting", f"{'a name' if sparse else 'None'}, as sparse is {sparse}", split["weighting"]
         yield from one_for_each(state["random"], split["processes"])
+    if "trained" in state and state["history"] is not None and len(state["trained"]) != len(state["history"]["scores"]):
+        yield "trained", f"as many as scores, {len(state['history']['scores'])}", state["trained"]
     if state["plan"] is not None:
         for part in ("history", "split"):
             if state[part] is None:
@@ -260,7 +262,8 @@ _EPOCHS = check.record(
                     "drop_last": _flag,
                     "processes": check.whole(1),
                     "weighting": check.maybe(check.choice(*get_args(Weighting))),
-                }
+                },
+                {"sample_filter": _flag},
             )
         ),
         "reloaded": check.maybe(check.whole()),
@@ -272,6 +275,7 @@ _EPOCHS = check.record(
         "spread": _flag,
         "sizes": check.maybe(_sizes),
         "steps": check.choice(*get_args(PruneSteps)),
+        "trained": check.tensor(torch.bool, shape=(None,)),
         "samples": check.maybe(SAMPLES),
     },
     _epoch_fits,

@@ -98,6 +98,14 @@ def test_the_run_its_loader_and_its_validation(digits: tuple[Tensor, Tensor]) ->
     )
 
 
+@pytest.mark.parametrize("target", ["target_coverage", "target_activation_rate"])
+def test_a_target_that_a_function_gives_is_not_known(digits: tuple[Tensor, Tensor], target: str) -> None:
+    options: dict[str, Any] = {target: lambda epoch, metrics: 0.5}
+    facts = measured(digits, SparseSelectionCallback(**options), budget=10.0)
+    assert (facts.run.own_rate, facts.run.own_coverage) == (None, None)
+    assert any("The target is a function of the metrics" in note for note in facts.notes)
+
+
 def test_a_small_budget_measures_two_rounds_and_says_what_it_took(digits: tuple[Tensor, Tensor]) -> None:
     facts = measured(digits, budget=10.0)
     assert facts.step.cycles == 2

@@ -82,14 +82,16 @@ def test_a_run_begins_with_the_scores_and_the_classes_of_another(trained: Run, t
     _, _, folder = trained
     lines = (folder / "scores.csv").read_text().splitlines()
     part = tmp_path / "scores.csv"
-    part.write_text("\n".join([lines[0], *reversed(lines[1:-1])]) + "\n\n")
+    last = lines[-2].split(",")
+    last[1] = "nan"  # a class that is not known, as other tools write it
+    part.write_text("\n".join([lines[0], ",".join(last), *reversed(lines[1:-2])]) + "\n\n")
     module = fresh()
     fit(module, loader(), pruned(initial_scores=part, gate="topk", class_floor=0.35), warmup=0)
     kept = module.epochs()[0]
     assert SIZE - 1 in kept, "it has no score: it counts as the most significant"
     labels = Indexed().y
     counts = labels[torch.tensor(kept)].bincount(minlength=10)
-    others = labels[:-1].bincount(minlength=10)
+    others = labels[:-2].bincount(minlength=10)
     assert (counts >= 0.35 * others).all()
 
 

@@ -203,6 +203,8 @@ REFUSED = [
     (lambda: loaders({"a": 2, "b": 2}, {"a": 20, "b": 20}), {}, "each needs another one, above 2"),
     (lambda: loaders({"a": 20, "b": 20}), {}, "got batch_size 20, 20: each needs another one"),
     (loaders, {"weighting": "sqrt"}, "no weighting"),
+    (loaders, {"never": torch.tensor([3])}, "no dataset index that names one sample"),
+    (loaders, {"class_floor": 0.1}, "no dataset index that names one sample"),
     (loaders, {"prune_steps": "keep"}, "batches that keep their sizes"),
     (
         loaders,

@@ -16,7 +16,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_ast import SparseLossMixin, SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.errors import ConfigurationError
 from tests.helpers.modules import OneLayer
-from tests.helpers.training import MODES, assert_close_weights, assert_same_weights, gloo, quiet_trainer, weights
+from tests.helpers.training import (
+    MODES,
+    SaveAt,
+    assert_close_weights,
+    assert_same_weights,
+    gloo,
+    quiet_trainer,
+    weights,
+)
 
 SIZE, BATCH = 64, 16
 
@@ -182,3 +190,24 @@ def test_a_module_without_the_mixin_is_told_of_it() -> None:
 
     with pytest.warns(UserWarning, match="defines sample_weights, which"):
         train(Bare(), selecting("mask"))
+
+
+@pytest.mark.parametrize("mode", ["subset", "prune"])
+def test_a_resumed_run_is_weighted_alike(tmp_path: Path, mode: Any) -> None:
+    path = tmp_path / "run.ckpt"
+    straight, again = Weighted(), Weighted()
+    train(straight, selecting(mode), SaveAt(path, "epoch end", 1))
+    trainer = quiet_trainer(callbacks=[selecting(mode), TwoStageScheduler(warmup_epochs=1)], max_epochs=3)
+    trainer.fit(again, data(), ckpt_path=path)
+    assert_same_weights(weights(straight), weights(again))
+
+
+def test_weights_of_nothing_leave_the_parameters_alone() -> None:
+    class Nothing(Weighted):
+        def sample_weights(self, batch: Any) -> Tensor:
+            return torch.zeros(len(batch[0]))
+
+    for mode in MODES:
+        module = Nothing()
+        train(module, selecting(mode), max_epochs=2)
+        assert_same_weights(weights(module), weights(OneLayer()))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.pruning.several import SeveralEpochs
@@ -35,8 +36,7 @@ class PruneMode(SelectionMode):
         super().__init__(parts)
         sample_filter = parts.settings.sample_filter
         planned = SeveralEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
-        self.epochs: PrunedEpochs = planned(
-            parts.owner,
+        planner = EpochPlanner(
             parts.trainer,
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
@@ -44,6 +44,13 @@ class PruneMode(SelectionMode):
             parts.settings.steps_of_pruned_epochs,
             samples=SampleBook(parts.settings.samples, parts.processes),
             begin_target=None if parts.target is None else parts.target.begin,
+        )
+        self.epochs: PrunedEpochs = planned(
+            parts.owner,
+            parts.trainer,
+            planner,
+            parts.processes,
+            parts.settings.steps_of_pruned_epochs,
         )
 
     def attach(self) -> None:
@@ -64,8 +71,6 @@ class PruneMode(SelectionMode):
                 "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
                 "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
             )
-        if self.epochs.sizes and self._parts.settings.samples.class_floor > 0:
-            return ["class_floor counts the samples of one dataloader, and there are several: leave it out."]
         if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
             return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
         return []
