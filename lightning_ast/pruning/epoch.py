@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.history import EpochPlan
+from lightning_ast.core.history import EpochPlan, SignificanceHistory
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
@@ -19,7 +19,7 @@ from lightning_ast.pruning.run_plan import EpochLengths
 from lightning_ast.schedule import Stage
 from lightning_ast.words import changes, counted
 
-__all__ = ["PlannedBatch", "RunningEpoch", "check_split", "check_steps"]
+__all__ = ["PlannedBatch", "RunningEpoch", "check_split", "check_steps", "mean_significance"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class PlannedBatch:
         """Give each sample of a ready batch what the plan says of the batch."""
         weights = None if self.weights is None else self.weights.repeat(size)
         return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size, is_ready=True)
+
+    def remember(self, history: SignificanceHistory, significance: Tensor) -> None:
+        """Have the significance ``(B,)`` of the samples remembered, or their mean where they have one index."""
+        if self.is_ready:
+            history.observe(self.indices[:1], mean_significance(significance))
+        else:
+            history.observe(self.indices, significance)
 
 
 @dataclass
@@ -188,3 +195,12 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
         )
     # Both sorted alike, the k-th smallest of the batch is the k-th smallest of the plan, repeated indices included.
     return torch.empty_like(there).index_copy_(0, here, there)
+
+
+def mean_significance(significance: Tensor) -> Tensor:
+    """Return the significance ``(1,)`` of a ready batch: the mean of its samples that are finite, else infinity."""
+    finite = significance.isfinite()
+    total = significance.where(finite, torch.zeros_like(significance)).sum()
+    count = finite.sum()
+    mean = total / count.clamp(min=1)
+    return torch.where(count > 0, mean, torch.full_like(mean, torch.inf)).view(1)

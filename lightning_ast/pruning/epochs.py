@@ -40,7 +40,7 @@ from lightning_ast.pruning.loader import (
     loader_generators,
     set_states,
 )
-from lightning_ast.pruning.own_batches import batching_faults, remembering
+from lightning_ast.pruning.own_batches import batching_faults
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
 
@@ -245,7 +245,7 @@ class PrunedEpochs:
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
         assert self.history is not None
-        return remembering(self.history, planned) if self._observes else None
+        return functools.partial(planned.remember, self.history) if self._observes else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""

@@ -8,7 +8,7 @@ of one group may take each other's places.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,7 +21,6 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_posi
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.mode_facts import PruneSteps
-from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.loader import LoaderFacts, check_range, set_states
 from lightning_ast.words import counted
 
@@ -29,9 +28,7 @@ __all__ = [
     "DrawnBatches",
     "batching_faults",
     "draw_batches",
-    "mean_significance",
     "plan_batches",
-    "remembering",
     "sample_groups",
 ]
 
@@ -239,24 +236,3 @@ def _bring_back(seats: Tensor, short: Tensor, owner: Tensor, kind: Tensor, signi
         if sizes[batch] == 0 or (sizes[batch] < _LEAST and significance[waiting[own][-1]] >= 0):
             seats[place] = waiting[own].pop()
             sizes[batch] += 1
-
-
-def remembering(history: SignificanceHistory, planned: PlannedBatch) -> Callable[[Tensor], None]:
-    """Make what remembers the significance ``(B,)`` of a batch's samples, or of a ready batch their mean."""
-
-    def observe(significance: Tensor) -> None:
-        if planned.is_ready:
-            history.observe(planned.indices[:1], mean_significance(significance))
-        else:
-            history.observe(planned.indices, significance)
-
-    return observe
-
-
-def mean_significance(significance: Tensor) -> Tensor:
-    """Return the significance ``(1,)`` of a ready batch: the mean of its samples that are finite, else infinity."""
-    finite = significance.isfinite()
-    total = significance.where(finite, torch.zeros_like(significance)).sum()
-    count = finite.sum()
-    mean = total / count.clamp(min=1)
-    return torch.where(count > 0, mean, torch.full_like(mean, torch.inf)).view(1)

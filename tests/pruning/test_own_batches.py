@@ -9,7 +9,8 @@ import torch
 
 from lightning_ast.core import SampleSelector, SignificanceHistory
 from lightning_ast.core.history import plan_positions
-from lightning_ast.pruning.own_batches import DrawnBatches, mean_significance, plan_batches
+from lightning_ast.pruning.epoch import mean_significance
+from lightning_ast.pruning.own_batches import DrawnBatches, plan_batches
 
 DATASET = 60
 
