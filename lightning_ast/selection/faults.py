@@ -140,12 +140,11 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
     """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
     mode = settings.mode
     gate = settings.gate
-    significance = settings.significance
     weighting = settings.weighting
     found = _target_faults(settings)
     found += _one_of("mode", mode, get_args(Mode))
     found += _one_of("gate", gate, get_args(GateName))
-    found += _significance_faults(significance)
+    found += _significance_faults(settings.significance)
     if weighting is not None:
         found += _one_of("weighting", weighting, get_args(Weighting))
         if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
