@@ -198,7 +198,6 @@ class EpochPlanner:
         if not epoch.sparse:
             return EpochPlan(epoch.number, offered, offered.numel())
         own = history.part(samples)
-        _check_certain(own, offered, count)
         return plan_epoch(own, offered, epoch=epoch.number, count=count, selector=self._selector)
 
     def plan_batches(self, epoch: RunningEpoch, drawn: DrawnBatches, groups: Tensor | None) -> EpochPlan:

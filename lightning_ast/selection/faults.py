@@ -152,7 +152,8 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
                 f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
                 "gate='soft', or weighting=None."
             )
-    found += _least_faults(settings.min_selected) + _trim_faults(settings)
+    found += _least_faults(settings.min_selected) + _trim_faults(settings) + _prune_steps_faults(settings)
+    found += sample_faults(settings) + filter_faults(settings.sample_filter, mode, settings.steps_of_pruned_epochs)
     seed: object = settings.seed
     if not isinstance(seed, int):
         found.append(f"seed: expected an int, got {seed!r}.")
@@ -164,8 +165,6 @@ def setting_faults(settings: SelectionSettings) -> list[str]:
             "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
             "correct, leave controller=None."
         )
-    found += _prune_steps_faults(settings) + sample_faults(settings)
-    found += filter_faults(settings.sample_filter, mode, settings.steps_of_pruned_epochs)
     found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
     count_flops: object = settings.count_flops
     if not isinstance(count_flops, bool):
