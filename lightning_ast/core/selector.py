@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from lightning_ast.core.gate import (
     trimmed,
 )
 from lightning_ast.core.many import MANY, planned
+from lightning_ast.core.systematic import generator_of
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -149,8 +149,7 @@ class SampleSelector:
         Args:
             significance: ``(B,)``, non-negative and finite.
             eligible: ``(B,)`` bool, the samples that may be chosen at all; None for all.
-            average: A function that averages a tensor over the processes that train together, so that their controllers
-                stay one; None for a single process.
+            average: A function that averages a tensor over the processes that train together; None for one process.
             classes: ``(B,)`` class indices, for ``class_floor``.
 
         Returns:
@@ -167,8 +166,8 @@ class SampleSelector:
         if self.selects:
             selection = self._selected(significance, eligible, average)
             if classes is not None and self.class_floor > 0 and not self.is_whole:
-                kinds = classes.cpu()
-                selection = with_class_floor(selection, significance, kinds, self.class_floor, eligible=eligible)
+                floor = self.class_floor
+                selection = with_class_floor(selection, significance, classes.cpu(), floor, eligible=eligible)
         else:
             selection = Selection(torch.arange(significance.numel())).among(eligible)
         self.activation_rate = selection.indices.numel() / significance.numel()
@@ -192,8 +191,7 @@ class SampleSelector:
         lifted = lift_zeros(significance)
         offered = lifted if self.share_of == "samples" else significance
         self.last_threshold = self._threshold(offered, floor, expected, average)
-        # It is the rate of all processes together: all keep their batches whole, or none, so that their controllers
-        # stay one.
+        # It is the rate of all processes together: all keep their batches whole, or none.
         if self.expected_rate is not None and self.expected_rate >= NEARLY_ALL:
             self.is_whole = True
             return Selection(torch.arange(size)).among(eligible)
@@ -204,7 +202,7 @@ class SampleSelector:
             rate=rate,
             weighting=self.weighting,
             min_selected=self.min_selected,
-            generator=self._generator(self.steps),
+            generator=generator_of(self.seed, self.rank, self.steps),
             floor=floor,
             eligible=eligible,
             few_counts=True,
@@ -281,14 +279,9 @@ class SampleSelector:
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
         if size > MANY:
-            chosen = planned(
-                significance,
-                count,
-                gate=gate,
-                floor=floor,
-                exponent=EXPONENTS[self.weighting],
-                generator=self._generator(epoch),
-            )
+            generator = generator_of(self.seed, self.rank, epoch)
+            exponent = EXPONENTS[self.weighting]
+            chosen = planned(significance, count, gate=gate, floor=floor, exponent=exponent, generator=generator)
             kept, self.last_threshold, self.coverage = chosen
             return kept
         carried = significance
@@ -301,7 +294,7 @@ class SampleSelector:
             rate=rate,
             weighting=self.weighting,
             min_selected=count,
-            generator=self._generator(epoch),
+            generator=generator_of(self.seed, self.rank, epoch),
             floor=floor,
         )  # rounding errors may draw one too many
         kept = Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
@@ -311,12 +304,6 @@ class SampleSelector:
     def least(self, batch_size: int) -> int:
         """Return the fewest samples that are kept of a batch of this size."""
         return minimum_count(batch_size, self.min_selected)
-
-    def _generator(self, step: int) -> torch.Generator:
-        # One for each step alone: there is nothing to save, and every rank draws its own.
-        # A hash makes one seed of three numbers, and keeps neighbouring steps from drawing alike.
-        digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""
