@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import GateName, Selection, soft_threshold
+from lightning_ast.core.gate import EXPONENTS, GateName, Selection, Weighting, soft_threshold
 
 __all__ = ["MANY", "each_once", "histogram_of", "largest", "planned", "rate_of_many", "sampled", "threshold_of"]
 
@@ -77,7 +77,7 @@ def rate_of_many(scores: Tensor, coverage: float, gate: GateName, *, floor: floa
 
 
 def planned(
-    scores: Tensor, count: int, *, gate: GateName, floor: float, exponent: float, generator: torch.Generator
+    scores: Tensor, count: int, gate: GateName, floor: float, weighting: Weighting, generator: torch.Generator
 ) -> tuple[Selection, Tensor, float]:
     """Choose ``count`` of many samples; return them, the threshold, and the coverage.
 
@@ -86,6 +86,7 @@ def planned(
     histogram = histogram_of(scores)
     if gate == "soft":
         guess = threshold_of(histogram, count / len(scores), floor=floor)
+        exponent = EXPONENTS[weighting]
         kept, threshold = sampled(scores, count, guess, floor=floor, exponent=exponent, generator=generator)
     else:
         positions, threshold = largest(scores, count)

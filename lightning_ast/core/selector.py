@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_ast.core.class_floor import with_class_floor
 from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold
 from lightning_ast.core.gate import (
-    EXPONENTS,
     NEARLY_ALL,
     GateName,
     Selection,
@@ -270,8 +269,7 @@ class SampleSelector:
         size = significance.numel()
         rate = count / size
         self.activation_rate = rate
-        # The threshold is solved over all samples, exactly: there is no error left for the controller.
-        self.controller.update(rate, target=rate)
+        self.controller.update(rate, target=rate)  # solved over all samples: there is no error left to correct
         if count == size:
             self.coverage = 1.0
             return Selection(torch.arange(size))
@@ -279,16 +277,20 @@ class SampleSelector:
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
         if size > MANY:
+<<<<<<< HEAD
             generator = generator_of(self.seed, self.rank, epoch)
             exponent = EXPONENTS[self.weighting]
             chosen = planned(significance, count, gate=gate, floor=floor, exponent=exponent, generator=generator)
             kept, self.last_threshold, self.coverage = chosen
+=======
+            many = planned(significance, count, gate, floor, self.weighting, self._generator(epoch))
+            kept, self.last_threshold, self.coverage = many
+>>>>>>> w-d
             return kept
-        carried = significance
-        significance = lift_zeros(significance.double())
-        self.last_threshold = solve_threshold(significance, rate, gate, floor=floor)
+        lifted = lift_zeros(significance.double())
+        self.last_threshold = solve_threshold(lifted, rate, gate, floor=floor)
         kept = select(
-            significance,
+            lifted,
             self.last_threshold,
             gate=gate,
             rate=rate,
@@ -298,13 +300,21 @@ class SampleSelector:
             floor=floor,
         )  # rounding errors may draw one too many
         kept = Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
-        self.coverage = coverage_of(carried, kept.indices)
+        self.coverage = coverage_of(significance, kept.indices)
         return kept
 
     def least(self, batch_size: int) -> int:
         """Return the fewest samples that are kept of a batch of this size."""
         return minimum_count(batch_size, self.min_selected)
 
+<<<<<<< HEAD
+=======
+    def _generator(self, step: int) -> torch.Generator:
+        # One for each step: there is nothing to save. A hash keeps neighbouring steps and ranks from drawing alike.
+        digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
+
+>>>>>>> w-d
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""
         threshold = None if self.last_threshold is None else self.last_threshold.cpu()
