@@ -277,15 +277,9 @@ class SampleSelector:
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
         if size > MANY:
-<<<<<<< HEAD
             generator = generator_of(self.seed, self.rank, epoch)
-            exponent = EXPONENTS[self.weighting]
-            chosen = planned(significance, count, gate=gate, floor=floor, exponent=exponent, generator=generator)
-            kept, self.last_threshold, self.coverage = chosen
-=======
-            many = planned(significance, count, gate, floor, self.weighting, self._generator(epoch))
+            many = planned(significance, count, gate, floor, self.weighting, generator)
             kept, self.last_threshold, self.coverage = many
->>>>>>> w-d
             return kept
         lifted = lift_zeros(significance.double())
         self.last_threshold = solve_threshold(lifted, rate, gate, floor=floor)
@@ -307,14 +301,6 @@ class SampleSelector:
         """Return the fewest samples that are kept of a batch of this size."""
         return minimum_count(batch_size, self.min_selected)
 
-<<<<<<< HEAD
-=======
-    def _generator(self, step: int) -> torch.Generator:
-        # One for each step: there is nothing to save. A hash keeps neighbouring steps and ranks from drawing alike.
-        digest = hashlib.blake2b(f"{self.seed}/{self.rank}/{step}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
-
->>>>>>> w-d
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""
         threshold = None if self.last_threshold is None else self.last_threshold.cpu()
