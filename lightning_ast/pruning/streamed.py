@@ -190,6 +190,10 @@ class _ResumedStream(IterableDataset[Any]):
     # Workers take turns, beginning with the first one. Where the interrupted epoch was at another one's turn, those
     # before it begin with a batch of nothing, which is thrown away: the batches come as they would have.
 
+    _stream: Any
+    _nothing: list[_Nothing]
+    _ahead: Tensor
+
     def __init__(self, stream: Any, batch_size: int | None) -> None:
         ahead = torch.full((1,), -1)  # workers to whom this applies; -1 closes the stream
         ahead.share_memory_()  # type: ignore[no-untyped-call]
