@@ -342,6 +342,13 @@ def support_table() -> str:
     return markdown()
 
 
+def loaders_table() -> str:
+    """Show the kinds of loaders: the rules that their tests hold them to."""
+    from tests.compatibility.loaders import markdown
+
+    return markdown()
+
+
 def bad_samples_table() -> str:
     """Show runs with images that hold NaN or infinity."""
     (record,) = load("bad-samples")
@@ -483,6 +490,7 @@ def third_party_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy_tables,
     "flops": flops_table,
+    "loaders": loaders_table,
     "time": time_table,
     "time-host": memory_table,
     "prune-time": prune_time_table,
