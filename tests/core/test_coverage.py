@@ -157,7 +157,7 @@ def test_unusual_batches(gate: str, batch: torch.Tensor, whole: bool) -> None:
     if whole or (alike and gate == "threshold"):  # which keeps all that are equal, or none of them
         assert (kept, selector.is_whole, selector.coverage) == (batch.numel(), True, 1.0)
     elif alike:
-        assert kept in (57, 58)
+        assert kept in ((56, 60) if gate == "soft" else (57, 58))  # the soft gate keeps one of few numbers
         assert selector.coverage == pytest.approx(kept / 64)
     else:
         assert 2 <= kept <= 4

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_ast.core import EpochPlan, SampleSelector, SignificanceHistory, plan_epoch, planned_count
+from lightning_ast.core.systematic import generator_of
 
 
 def remembered(scores: Tensor) -> SignificanceHistory:
@@ -47,7 +48,9 @@ def test_plan_equals_a_loop_over_single_samples() -> None:
     scores = learned(200)
     selector = SampleSelector(weighting="none", seed=3)
     for epoch in (0, 7):
-        noise = torch.rand(201, generator=selector._generator(epoch), dtype=torch.float64).tolist()
+        noise = torch.rand(
+            201, generator=generator_of(selector.seed, selector.rank, epoch), dtype=torch.float64
+        ).tolist()
         plan = plan_epoch(remembered(scores), torch.arange(200), epoch=epoch, count=80, selector=selector)
         assert plan.indices.tolist() == by_hand(scores.double().tolist(), 80, noise)
         assert (plan.epoch, plan.offered, plan.weights) == (epoch, 200, None)

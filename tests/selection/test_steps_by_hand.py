@@ -117,7 +117,7 @@ def test_lbfgs_sees_one_selection_a_batch(digits: Digits) -> None:
         module, callback = fresh(Lbfgs, dropout=0.0, batchnorm=False), SparseSelectionCallback(mode=mode, seed=1)
         fit(module, loader(digits), callback, max_steps=2)
         assert len(module.seen) > 4, "the optimizer evaluated the step several times a batch"
-        assert len(set(module.seen) - {64}) == (2 if mode == "subset" else 0), "one size a batch"
+        assert len(set(module.seen) - {64}) in ((1, 2) if mode == "subset" else (0,)), "one size a batch"
 
 
 def test_manual_optimization(digits: Digits) -> None:
