@@ -1,4 +1,7 @@
-"""Data sets of other packages in mode ``prune``, from local files: LitData, MosaicML, WebDataset, Hugging Face."""
+"""Data sets of other packages in mode ``prune``, from local files: LitData, MosaicML, WebDataset, Hugging Face.
+
+MosaicML's package is not among the requirements, because it needs older releases than the others: install it apart.
+"""
 
 from __future__ import annotations
 
