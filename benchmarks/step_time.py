@@ -81,7 +81,8 @@ class Case:
     gpu: bool = False
 
     def make(self) -> nn.Module:
-        """Make a fresh model with the same weights every time."""
+        """Make a fresh model with the same weights every time, and seed what follows."""
+        torch.manual_seed(0)
         return copy.deepcopy(_made(self))
 
     def build(self) -> nn.Module:
