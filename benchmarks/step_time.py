@@ -82,8 +82,9 @@ class Case:
 
     def make(self) -> nn.Module:
         """Make a fresh model with the same weights every time, and seed what follows."""
+        model = copy.deepcopy(_made(self))
         torch.manual_seed(0)
-        return copy.deepcopy(_made(self))
+        return model
 
     def build(self) -> nn.Module:
         """Make the model, which takes seconds where it is large."""
