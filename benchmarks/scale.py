@@ -26,7 +26,7 @@ from torch.utils.data import RandomSampler
 
 from lightning_ast.core.gate import GateName, floor_for
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
-from lightning_ast.core.many import histogram_of, sampled, threshold_of
+from lightning_ast.core.large_plan import histogram_of, sampled, threshold_of
 from lightning_ast.core.selector import SampleSelector
 
 RATE = 0.4

@@ -85,7 +85,7 @@ CORE_LAYERS = [
     "significance",
     "systematic",
     "gate",
-    "many",
+    "large_plan",
     "class_floor",
     "epoch_counts",
     "controller",

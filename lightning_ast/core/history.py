@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import trimmed
-from lightning_ast.core.many import each_once
+from lightning_ast.core.large_plan import each_once
 from lightning_ast.core.plan_rules import PlanRules, plan_by_rules
 from lightning_ast.core.sample_record import SampleRecord
 from lightning_ast.core.selector import SampleSelector

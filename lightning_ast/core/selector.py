@@ -24,7 +24,7 @@ from lightning_ast.core.gate import (
     solve_threshold,
     trimmed,
 )
-from lightning_ast.core.many import MANY, planned
+from lightning_ast.core.large_plan import MANY, planned
 from lightning_ast.core.systematic import generator_of
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]

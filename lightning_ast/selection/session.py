@@ -24,6 +24,7 @@ from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.mixin_answers import told_indices, told_labels, told_weights, warn_of_unused_methods
 from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
@@ -34,7 +35,6 @@ from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment
-from lightning_ast.selection.told import told_indices, told_labels, told_weights, warn_of_unused_methods
 from lightning_ast.selection.watcher import Watcher
 from lightning_ast.selection.weights import RowWeights
 

@@ -17,7 +17,7 @@ from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.pruning.sample_book import SampleBook
-from lightning_ast.pruning.several import SeveralEpochs
+from lightning_ast.pruning.several_loaders import SeveralEpochs
 from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.decision import check_labels

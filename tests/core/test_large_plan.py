@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ast.core import many
+from lightning_ast.core import large_plan
 from lightning_ast.core.gate import floor_for, keep_probability, lift_zeros, rate_at_coverage, solve_threshold
 from lightning_ast.core.history import SignificanceHistory, plan_epoch
-from lightning_ast.core.many import histogram_of, largest, rate_of_many, sampled, threshold_of
+from lightning_ast.core.large_plan import histogram_of, largest, rate_of_many, sampled, threshold_of
 from lightning_ast.core.selector import SampleSelector
 
 SIZE = 20_000
@@ -98,7 +98,7 @@ def test_a_large_plan_is_like_one_that_is_sorted(gate: str, weighting: str, monk
     history.fold()
     draws = torch.randperm(SIZE, generator=torch.Generator().manual_seed(1))
     plans = []
-    for limit in (many.MANY, 1000):
+    for limit in (large_plan.MANY, 1000):
         monkeypatch.setattr("lightning_ast.core.selector.MANY", limit)
         selector = SampleSelector(gate=gate, weighting=weighting)  # type: ignore[arg-type]
         plans.append((plan_epoch(history, draws, epoch=1, count=8_000, selector=selector), selector))
