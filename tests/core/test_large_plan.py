@@ -34,7 +34,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "_BLOCK", 3_000)
+    monkeypatch.setattr(large_plan, "_BLOCK", 3_000)
 
 
 @each_kind
