@@ -81,6 +81,7 @@ def test_gpu_day_leaves_out_what_went_well(benchmark: Any, tmp_path: Path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of runs that are too small for their settings
 def test_gpu_day_runs_every_stage_on_a_cpu(benchmark: Any, tmp_path: Path) -> None:
     day = benchmark("gpu_day")
     assert day.main(["--tiny", "--out", str(tmp_path)]) == 0

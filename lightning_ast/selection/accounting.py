@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, saves_too_little
@@ -99,12 +99,12 @@ class Books:
         self.clock.finish_batch(self._ledger, stage, offered=step.offered)
 
     def finish_fit(self) -> None:
-        """Warn of a mode that saved FLOPs and took longer than dense training."""
+        """Inform of a mode that saved FLOPs and took longer than dense training."""
         if self._mode not in ("partial", "subset") or self.clock.timed("sparse") < STEPS_TO_JUDGE:
             return
         slowdown = self._ledger.slowdown
         if slowdown is not None and slowdown > _SLOW and self.clock.timed("warmup") >= STEPS_TO_JUDGE:
-            rank_zero_warn(
+            rank_zero_info(  # no warning: it is so in every run of a toy
                 f"lightning-ast: a sparse step took {slowdown:.1f} times as long as a dense one of the warmup. The "
                 f"host that launches the work, and not the device, is the limit of mode={self._mode!r} here: use "
                 "mode='prune', larger batches or a larger network. `lightning-ast advise` measures the modes."
