@@ -94,19 +94,20 @@ class SparseSelectionCallback(SelectionReadings):
             for (what counts ``trainer.global_step`` by itself does not). ``"replan"``: fewer steps on full batches,
             which ``trainer.estimated_stepping_batches`` counts. None is ``"keep"`` with ``target_coverage``, else
             ``"replan"``.
-        initial_scores: In ``prune``, the scores that a run without a checkpoint begins with: a number for each sample,
-            or a CSV or Parquet file with the columns ``index`` and ``significance``. Without a warmup the first epoch
-            is planned by them.
-        keep_scores: In ``prune``, the number of latest epochs whose significance is kept for :meth:`export_scores`, at
-            2 bytes a sample and epoch; and whether classes are kept for it.
-        always: In ``prune``, dataset indices (or a file with a column ``index``) that every pruned epoch loads.
-        never: In ``prune``, dataset indices (or a file) that are never trained on: pruned epochs do not load them, and
-            in dense ones they have no gradient.
-        class_floor: The share of each class, in [0, 1), of a batch (in ``prune``: of an epoch) that is always kept, by
-            its most significant samples. Classes are those that a torch classification loss is told, or those of the
-            mixin's ``sample_labels``.
         sample_filter: In ``prune`` over a stream without an index, the
             :class:`~lightning_ast.streams.SampleFilter` that stands in it.
+        **samples: Settings of single samples, each an argument of its own.
+            ``initial_scores``: in ``prune``, the scores that a run without a checkpoint begins with: a number for each
+            sample, or a CSV or Parquet file with the columns ``index`` and ``significance``. Without a warmup the first
+            epoch is planned by them.
+            ``keep_scores``: in ``prune``, the number of latest epochs whose significance is kept for
+            :meth:`export_scores`, at 2 bytes a sample and epoch; and whether classes are kept for it.
+            ``always``: in ``prune``, dataset indices (or a file with a column ``index``) that every pruned epoch loads.
+            ``never``: in ``prune``, dataset indices (or a file) that are never trained on: pruned epochs do not load
+            them, and in dense ones they have no gradient.
+            ``class_floor``: the share of each class, in [0, 1), of a batch (in ``prune``: of an epoch) that is always
+            kept, by its most significant samples. Classes are those that a torch classification loss is told, or those
+            of the mixin's ``sample_labels``.
 
     Attributes:
         dense_ops: In ``partial``, the backward ops that ran over the whole batch for want of a row rule, and their
