@@ -162,7 +162,7 @@ class SparseSelectionCallback(SelectionReadings):
         self.quarantine_limit = quarantine_limit
         self.count_flops = count_flops
         self.prune_steps: PruneSteps | None = prune_steps
-        self.samples = SampleSettings(**samples)
+        self.samples = SampleSettings.of(samples)
         self.sample_filter = sample_filter
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False

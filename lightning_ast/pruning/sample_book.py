@@ -39,6 +39,13 @@ class SampleSettings:
     never: IndexSet | None = None
     class_floor: float = 0.0
 
+    @classmethod
+    def of(cls, options: SampleOptions) -> SampleSettings:
+        """Make the settings from the callback's other arguments, and refuse a name that it does not know."""
+        if unknown := sorted(options.keys() - SampleOptions.__annotations__.keys()):
+            raise TypeError(f"SparseSelectionCallback got an unexpected keyword argument {unknown[0]!r}")
+        return cls(**options)
+
     @property
     def wants_labels(self) -> bool:
         """Tell whether the classes of the samples are looked for."""

@@ -287,3 +287,8 @@ def test_rules_for_a_batch_sampler() -> None:
         assert min(shares(module, epoch).values()) >= 0.2
     with pytest.raises(ConfigurationError, match="always: 200 samples"):
         train(data=data, always=torch.arange(200))
+
+
+def test_an_unknown_argument_is_named_with_the_callback() -> None:
+    with pytest.raises(TypeError, match="SparseSelectionCallback got an unexpected keyword argument 'class_flor'"):
+        SparseSelectionCallback(class_flor=0.1)  # type: ignore[call-arg]
