@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -119,7 +119,6 @@ class Kind:
         prune: What `prune` makes of it, for readers.
         make: Makes loaders of that kind, with the callback's settings where it needs some.
         refused: A part of the message where `prune` refuses them; None where it trains.
-        options: Settings of the callback in `prune`.
         tells_indices: Whether the module tells which samples a batch holds.
     """
 
@@ -128,7 +127,6 @@ class Kind:
     prune: str
     make: tuple[Callable[[], Any], ...]
     refused: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
     tells_indices: bool = True
 
 

@@ -47,7 +47,7 @@ class Telling(SparseLossMixin, Seeing):
 def train(kind: Kind, make: Callable[[], Any], mode: str) -> tuple[Seeing, SparseSelectionCallback]:
     made = make()
     loader, options = made if isinstance(made, tuple) else (made, {})
-    options = {**options, **kind.options} if mode == "prune" else {}
+    options = options if mode == "prune" else {}
     torch.manual_seed(0)
     module = Telling() if kind.tells_indices else Seeing()
     selection = SparseSelectionCallback(mode=mode, target_activation_rate=0.5, **options)  # type: ignore[arg-type]

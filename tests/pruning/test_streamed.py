@@ -16,7 +16,17 @@ from lightning_ast import SparseLossMixin, SparseSelectionCallback
 from lightning_ast.errors import CheckpointError, ConfigurationError
 from lightning_ast.streams import SampleFilter
 from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
-from tests.pruning.prune_by_hand import SIZE, Indexed, Witness, epochs_by_hand, fit, fresh, history_by_hand, pruned
+from tests.pruning.prune_by_hand import (
+    SIZE,
+    Cycle,
+    Indexed,
+    Witness,
+    epochs_by_hand,
+    fit,
+    fresh,
+    history_by_hand,
+    pruned,
+)
 
 
 class Files(IterableDataset[Any]):
@@ -44,14 +54,8 @@ class Told(SparseLossMixin, Witness):
         return batch[2]
 
 
-class Cycled(Told):
+class Cycled(Told, Cycle):
     """With a schedule by steps."""
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        self.steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=self.steps + 1)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 def stream(size: int = SIZE, told: int = SIZE, **options: Any) -> tuple[SampleFilter, Files, DataLoader[Any]]:
