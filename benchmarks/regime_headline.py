@@ -54,17 +54,14 @@ def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
 
 def _places(folder: Path) -> dict[Regime, dict[str, Setting]]:
     """Return the rows of one place for each data set, those with enough seeds: the place that has the most of them."""
-    found: dict[Regime, dict[str, Setting]] = {}
+    found: dict[str, tuple[Regime, dict[str, Setting]]] = {}
     for place, records in records_by_place(headline_runs(), folder).items():
         picked = headline_settings(records)
         rows = {row: picked[row] for row in ("dense", *_METHODS) if row in picked}
-        before = next((other for other in found if other.data == place.data), None)
-        if "dense" not in rows or (before is not None and len(rows) <= len(found[before])):
-            continue
-        if before is not None:
-            del found[before]
-        found[place] = rows
-    return found
+        _, most = found.get(place.data, (place, {}))
+        if "dense" in rows and len(rows) > len(most):
+            found[place.data] = (place, rows)
+    return dict(found.values())
 
 
 def short_table(folder: Path = FOLDER) -> str:
