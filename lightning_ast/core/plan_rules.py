@@ -56,6 +56,8 @@ def plan_by_rules(
         classes: ``(n,)`` class indices, negative where not known; None where none is.
         class_floor: The share of each class that is kept, as far as ``count`` allows.
     """
+    if always is None and (classes is None or class_floor == 0):
+        return selector.plan(significance, count=count, epoch=epoch)  # which tells rate and coverage itself
     certain = torch.zeros_like(significance, dtype=torch.bool) if always is None else always
     kept = _beside_certain(selector, significance, certain, count=count, epoch=epoch)
     if classes is not None and class_floor > 0 and count < significance.numel():
