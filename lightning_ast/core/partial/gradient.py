@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view, runs_by_parts
+from lightning_ast.core.partial.registry import DISPATCH, OpArgs, OpKwargs, is_view, runs_by_parts
 from lightning_ast.core.partial.rows import Place, Rows, place_of
 
 __all__ = ["HeldRows", "RowGradient", "go_dense", "holds_rows", "in_accumulate_grad", "in_formula", "wrap"]
@@ -124,13 +124,16 @@ class RowGradient(Tensor):
     ) -> Any:
         """Run an op over the rows if it has a rule, by its parts if it is made of others, densely if not."""
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None:
-            result = rule(func, *args, **kwargs)
-            if result is not NotImplemented:  # which stands for: this call mixes samples
-                if is_view(func):  # what is written into the view later must reach its base too
-                    _remember(func, args, kwargs, result)
-                return result
+        entry = DISPATCH.get(id(func))
+        if entry is not None:
+            rule, on_rows, dim, views = entry
+            place = getattr(args[0], "place", None) if on_rows else None  # None where it holds no rows alone
+            if not on_rows or (place is not None and dim in (None, place.dim)):
+                result = rule(func, *args, **kwargs)
+                if result is not NotImplemented:  # which stands for: this call mixes samples
+                    if views:  # what is written into the view later must reach its base too
+                        _remember(func, args, kwargs, result)
+                    return result
         elif runs_by_parts(func):  # each part comes here again, and may have a rule
             return func.decompose(*args, **kwargs)
         return go_dense(func, args, kwargs)

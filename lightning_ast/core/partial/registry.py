@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "OpArgs", "OpKwargs", "has_rule", "is_view", "rule", "runs_by_parts"]
+__all__ = ["DISPATCH", "RULES", "OpArgs", "OpKwargs", "has_rule", "is_view", "rule", "runs_by_parts"]
 
 # Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
 OpArgs: TypeAlias = tuple[Any, ...]
@@ -21,6 +21,10 @@ where they cannot be taken row by row."""
 
 RULES: dict[OpOverload, _Rule] = {}
 """Filled by the modules of :mod:`lightning_ast.core.partial.rules`."""
+
+DISPATCH: dict[int, tuple[_Rule, bool, int | None, bool]] = {}
+"""By the identity of an op, because hashing one runs Python: its rule, unguarded, whether that is for rows alone, in
+which dimension (see :func:`rule`), and whether the op is a view."""
 
 
 def _overload(name: str) -> OpOverload | None:
@@ -49,14 +53,15 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
             fits = place is not None and dim in (None, place.dim)
             return function(func, first, *args, **kwargs) if fits else NotImplemented
 
-        entry = guarded if on_rows else function
-        RULES.update({op: entry for op in map(_overload, names) if op is not None})
+        for op in map(_overload, names):
+            if op is not None:
+                RULES[op] = guarded if on_rows else function
+                DISPATCH[id(op)] = function, on_rows, dim, is_view(op)
         return function
 
     return register
 
 
-@lru_cache(maxsize=1024)  # asked of every op of every backward
 def is_view(op: OpOverload) -> bool:
     """Tell whether what the op returns shares memory with its first argument, without having written to it."""
     returned = [r.alias_info for r in op._schema.returns]
