@@ -207,6 +207,16 @@ def ideas_plan() -> list[Run]:
     return sorted(runs, key=lambda run: run.seed)
 
 
+def curriculum_plan() -> list[Run]:
+    """List rules of curriculum and active learning at equal work, on the headline's Fashion-MNIST."""
+    rules = ("hardest", "margin", "entropy", "diversity", "easiest")
+    like = "prune-rate0.4-gatesoft-stepskeep"
+    settings: list[Setting] = [DENSE, _pruned("soft", "keep", rate=0.4)]
+    settings += [_pruned("soft", "keep", rate=0.4, significance=rule) for rule in rules]
+    settings += [("random", {"like": like, "steps": "keep"}), ("dense", {"length": 8})]
+    return _runs([replace(FASHION, images=60_000, epochs=16)], settings, seeds=3)
+
+
 _REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}
 
 PLANS = {
@@ -215,6 +225,7 @@ PLANS = {
     "headline": headline_plan,
     "map": map_plan,
     "ideas": ideas_plan,
+    "curriculum": curriculum_plan,
     "gpu": gpu_plan,
     "trial": trial_plan,
 }

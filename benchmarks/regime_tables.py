@@ -13,6 +13,7 @@ from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, 
 
 __all__ = [
     "coverage_table",
+    "curriculum_table",
     "headline_table",
     "ideas_table",
     "map_table",
@@ -208,6 +209,11 @@ def ideas_table(folder: Path = FOLDER) -> str:
     recorded = {record["name"] for record in load_regimes(folder)}
     tried = {run.regime for run in runs if run.name in recorded and (run.option("idea") or run.option("significance"))}
     return _tables((run for run in runs if run.regime in tried), folder)
+
+
+def curriculum_table(folder: Path = FOLDER) -> str:
+    """Make the table of the rules of curriculum and active learning."""
+    return _tables(plan("curriculum"), folder)
 
 
 _SHORT = (
