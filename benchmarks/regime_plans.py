@@ -231,7 +231,7 @@ def curriculum_plan() -> list[Run]:
     settings: list[Setting] = [DENSE, _pruned("soft", "keep", rate=0.4)]
     settings += [_pruned("soft", "keep", rate=0.4, significance=rule) for rule in rules]
     settings += [("random", {"like": like, "steps": "keep"}), ("dense", {"length": 8})]
-    return _runs([replace(FASHION, images=60_000, epochs=16)], settings, seeds=3)
+    return _runs([replace(FASHION, images=60_000, epochs=16)], settings, seeds=5)
 
 
 _REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}
