@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.class_floor import with_class_floor
-from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, rate_at_coverage
+from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for
 from lightning_ast.core.large_plan import MANY, rate_of_many
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.threshold import rate_at_coverage
 
 __all__ = ["PlanRules", "plan_by_rules", "rate_to_cover"]
 
