@@ -42,6 +42,7 @@ wheel:  ## build the wheel, install it into an empty environment and train with 
 	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd dist && ../.venv-wheel/bin/python ../tests/installed.py
+	rm -rf .venv-wheel
 
 check: $(READY)  ## lint, format, types, the tables of the pages against their records
 	$(BIN)/ruff check .

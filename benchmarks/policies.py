@@ -21,6 +21,7 @@ from rules import InfoBatch, OrderDP, RandomShare, SeTa, composer_probabilities,
 from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.recipes import curriculum
 
 __all__ = ["POLICIES", "Parts", "check", "parts_of", "source_of", "stages"]
 
@@ -108,7 +109,10 @@ def _target(run: Run) -> dict[str, Any]:
     """Return the target of a run and what else it changes, as settings of the selection callback."""
     names = {"rate": "target_activation_rate", "coverage": "target_coverage", "significance": "significance"}
     names |= {"weighting": "weighting", "trim": "trim"}
-    return {names[key]: value for key, value in run.options if key in names}
+    settings = {names[key]: value for key, value in run.options if key in names}
+    if settings.get("significance") in curriculum.__all__:
+        settings["significance"] = getattr(curriculum, settings["significance"])
+    return settings
 
 
 def _callbacks(run: Run, settings: dict[str, Any], warmup: int, cooldown: int) -> list[Callback]:

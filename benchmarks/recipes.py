@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from record import RECORDS, provenance, save, silence_lightning
@@ -73,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="the script below examples/, such as language/gpt")
-    parser.add_argument("--methods", nargs="+", help="by default all that the recipe names in METHODS")
+    parser.add_argument("--methods", nargs="+", help="by default all of its type Method")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps of a run; -1 is the whole run")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     silence_lightning()
-    methods = options.methods or load_recipe(options.recipe).METHODS
+    methods = options.methods or get_args(load_recipe(options.recipe).Method)
     for seed in options.seeds:
         for method in methods:
             record = run(options.recipe, method, seed, max_steps=options.max_steps, folder=options.out)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from regime_run import Option, Regime, Run
 
-__all__ = ["GPU_PLACES", "PLANS", "expected_seconds", "headline_runs", "plan"]
+__all__ = ["GPU_PLACES", "PLANS", "expected_seconds", "headline_runs", "map_settings", "plan"]
 
 Setting = tuple[str, dict[str, Option]]
 
@@ -18,8 +18,9 @@ OURS = ("soft", "keep")
 _KEPT = "prune-rate0.4-gatetopk-stepskeep"
 
 
-def _pruned(gate: str, steps: str, **target: Option) -> Setting:
-    return "prune", {**target, "gate": gate, "steps": steps}
+def _pruned(gate: str, steps: str, *, cooldown: int | None = None, **target: Option) -> Setting:
+    stages: dict[str, Option] = {} if cooldown is None else {"cooldown": cooldown}
+    return "prune", {**target, "gate": gate, "steps": steps, **stages}
 
 
 def _runs(regimes: Iterable[Regime], settings: Iterable[Setting], seeds: int) -> list[Run]:
@@ -73,13 +74,26 @@ def _places() -> list[Regime]:
     return [*places, replace(CIFAR, network="pretrained", width=64, images=1_000, epochs=16, batch_size=64)]
 
 
+def map_settings(place: Regime) -> dict[str, Setting]:
+    """Return the settings of ours on the map, by the head of their column: two coverages, and two lengths of cooldown.
+
+    A run of 24 epochs has one dense epoch at its end without an option, and three where that is an eighth of it.
+    """
+    eighth = max(1, place.epochs // 8)
+    return {
+        "coverage 0.97": _pruned(*OURS, coverage=0.97),
+        "0.97, cooldown an eighth": _pruned(*OURS, coverage=0.97, cooldown=eighth),
+        "0.97, an eighth, schedules follow": _pruned("soft", "follow", coverage=0.97, cooldown=eighth),
+        "0.9, an eighth": _pruned(*OURS, coverage=0.9, cooldown=eighth),
+    }
+
+
 def map_plan() -> list[Run]:
-    """List the runs of the regime map: at each place dense, three coverages, and dense at two thirds of the length."""
+    """List the runs of the regime map: at each place dense, ours, and dense at two thirds of the length."""
     runs: list[Run] = []
     for place in _places():
-        covered = [_pruned(*OURS, coverage=coverage) for coverage in (0.9, 0.95, 0.97)]
         shortened: Setting = ("dense", {"length": round(2 / 3 * place.epochs)})
-        runs += _runs([place], [DENSE, *covered, shortened], seeds=3)
+        runs += _runs([place], [DENSE, *map_settings(place).values(), shortened], seeds=3)
     return sorted(runs, key=lambda run: run.seed)
 
 
@@ -98,7 +112,9 @@ def headline_plan() -> list[Run]:
         settings.append(_pruned("soft", "keep", coverage=0.97))
         settings += [_pruned(gate, "keep", coverage=each) for each in (0.95, 0.9) for gate in ("topk", "soft")]
         settings += [_pruned(gate, "keep", rate=rate) for gate in ("topk", "soft")]
-        settings += [_pruned("soft", "follow", coverage=0.97), _pruned("topk", "follow", coverage=0.95)]
+        settings += [_pruned("soft", "follow", coverage=0.97)]
+        settings += [_pruned("topk", "follow", coverage=each) for each in (0.95, 0.9)]
+        settings += [_pruned("soft", steps, coverage=0.97, cooldown=2) for steps in ("keep", "follow")]
         settings += [("dense", {"length": length}) for length in lengths]
         settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.05, 0.1, 0.4)]
         settings.append(("dense", {"lr": 0.1}))
@@ -134,7 +150,8 @@ def gpu_plan() -> list[Run]:
         length = round(0.66 * place.epochs)
         runs += _runs([place], _short_settings("topk", 0.95, length), seeds=5)
         tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
-        others = [_pruned("soft", "follow", coverage=0.99), _pruned("soft", "keep", coverage=0.97)]
+        others = [_pruned("soft", "follow", coverage=each, cooldown=place.epochs // 8) for each in (0.97, 0.9)]
+        others += [_pruned("soft", "follow", coverage=0.99), _pruned("soft", "keep", coverage=0.97)]
         others += [_pruned("topk", "follow", rate=0.6), ("seta", {}), *tuned]
         runs += _runs([place], others, seeds=5)
     return runs
@@ -207,6 +224,16 @@ def ideas_plan() -> list[Run]:
     return sorted(runs, key=lambda run: run.seed)
 
 
+def curriculum_plan() -> list[Run]:
+    """List rules of curriculum and active learning at equal work, on the headline's Fashion-MNIST."""
+    rules = ("hardest", "margin", "entropy", "diversity", "easiest")
+    like = "prune-rate0.4-gatesoft-stepskeep"
+    settings: list[Setting] = [DENSE, _pruned("soft", "keep", rate=0.4)]
+    settings += [_pruned("soft", "keep", rate=0.4, significance=rule) for rule in rules]
+    settings += [("random", {"like": like, "steps": "keep"}), ("dense", {"length": 8})]
+    return _runs([replace(FASHION, images=60_000, epochs=16)], settings, seeds=5)
+
+
 _REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}
 
 PLANS = {
@@ -215,6 +242,7 @@ PLANS = {
     "headline": headline_plan,
     "map": map_plan,
     "ideas": ideas_plan,
+    "curriculum": curriculum_plan,
     "gpu": gpu_plan,
     "trial": trial_plan,
 }

@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from regime_plans import headline_runs, plan
+from regime_plans import headline_runs, map_settings, plan
 from regime_run import Regime, Run
 from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
 
 __all__ = [
     "coverage_table",
+    "curriculum_table",
     "headline_table",
     "ideas_table",
     "map_table",
@@ -79,6 +80,7 @@ def setting_name(record: Record) -> str:
         "steps": _STEPS.__getitem__,
         "significance": "significance `{}`".format,
         "idea": lambda idea: _IDEAS.get(idea, ""),  # "trimmed" is described by its share
+        "cooldown": "{} dense epochs at the end".format,
         "trim": "the most significant {:.0%} left out".format,
     }
     written = [write(options[name]) for name, write in described.items() if name in options]
@@ -210,6 +212,11 @@ def ideas_table(folder: Path = FOLDER) -> str:
     return _tables((run for run in runs if run.regime in tried), folder)
 
 
+def curriculum_table(folder: Path = FOLDER) -> str:
+    """Make the table of the rules of curriculum and active learning."""
+    return _tables(plan("curriculum"), folder)
+
+
 _SHORT = (
     "prune-coverage0.97-gatesoft-stepskeep",
     "prune-coverage0.95-gatesoft-stepskeep",
@@ -256,24 +263,23 @@ def short_coverage_table(folder: Path = FOLDER) -> str:
 
 
 def map_table(folder: Path = FOLDER) -> str:
-    """Make the table of the places of the map: what each coverage chose, what it lost, what can be skipped."""
+    """Make the table of the places of the map: what ours lost with each setting, and what could be skipped."""
     runs = plan("map")
     wanted = {(run.regime, run.setting) for run in runs}
     records = [one for one in load_regimes(folder) if (Regime(**one["regime"]), one["setting"]) in wanted]
-    coverages = sorted({float(run.option("coverage")) for run in runs if run.policy == "prune"})
     rows = [
-        map_row(place, by_setting(here), coverages)
+        map_row(place, by_setting(here))
         for place in dict.fromkeys(run.regime for run in runs)
         if (here := [record for record in records if Regime(**record["regime"]) == place])
     ]
     if not rows:
         return _NOTHING_YET
-    heads = [f"coverage {coverage:g}" for coverage in coverages]
+    heads = list(map_settings(runs[0].regime))
     lines = [
         f"{machine(records)}. Dense: test accuracy (accuracy on training images). Others: difference to dense runs of "
         f"the same seeds ± standard error, at what share of their work; a dash: fewer than {LEAST_SEEDS} seeds. "
-        f"Rates: of the pruned epochs at coverage {coverages[len(coverages) // 2]:g}, the first and the last. "
-        "Saved: the largest share of the work that a coverage saved with a mean difference of -0.1 or better, "
+        f"Rates: of the pruned epochs at {heads[0]}, the first and the last. "
+        "Saved: the largest share of the work that one of ours saved with a mean difference of -0.1 or better, "
         "which with this scatter is no proof that nothing is lost.",
         "",
         f"| place | dense % | dense, 2/3 of the epochs | {' | '.join(heads)} | rates | saved |",
@@ -282,18 +288,19 @@ def map_table(folder: Path = FOLDER) -> str:
     return "\n".join([*lines, *rows])
 
 
-def map_row(place: Regime, settings: dict[str, Setting], coverages: Sequence[float]) -> str:
+def map_row(place: Regime, settings: dict[str, Setting]) -> str:
     """Write the row of one place."""
     dense = settings.get("dense")
     cells = [place_name(place), "-" if dense is None else _dense_cell(dense)]
     shortened = [one for one in settings.values() if one.first["policy"] == "dense" and one.first["options"]]
     cells.append(_compared_cell(shortened[0]) if shortened else "-")
-    covered = {one.first["options"]["coverage"]: one for one in settings.values() if one.first["policy"] == "prune"}
-    cells += [_compared_cell(covered[coverage]) if coverage in covered else "-" for coverage in coverages]
-    middle = covered.get(coverages[len(coverages) // 2])
-    rates = [] if middle is None else middle.pruned_rates()
-    cells.append(f"{rates[0]:.2f}-{rates[-1]:.2f}" if rates else "whole" if middle is not None else "-")
-    cells.append(skipped_cell(list(covered.values())))
+    names = [Run(place, policy, tuple(options.items())).setting for policy, options in map_settings(place).values()]
+    ours = [settings.get(name) for name in names]
+    cells += ["-" if one is None else _compared_cell(one) for one in ours]
+    first = ours[0]
+    rates = [] if first is None else first.pruned_rates()
+    cells.append(f"{rates[0]:.2f}-{rates[-1]:.2f}" if rates else "whole" if first is not None else "-")
+    cells.append(skipped_cell([one for one in ours if one is not None]))
     return "| " + " | ".join(cells) + " |"
 
 

@@ -18,6 +18,7 @@ from regime_headline import draw, drawn_points, points, short_table
 from regime_noise import noise_table
 from regime_tables import (
     coverage_table,
+    curriculum_table,
     headline_table,
     ideas_table,
     map_table,
@@ -512,6 +513,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime-coverage": coverage_table,
     "regime-coverage-short": short_coverage_table,
     "regime-ideas": ideas_table,
+    "regime-curriculum": curriculum_table,
     "regime-noise": noise_table,
     "overhead": overhead_table,
     "prune-ideas": prune_ideas_table,

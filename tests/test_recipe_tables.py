@@ -40,7 +40,8 @@ def test_a_run_is_recorded_once(benchmark: Any, tmp_path: Path, monkeypatch: pyt
     examples = tmp_path / "examples" / "small"
     examples.mkdir(parents=True)
     (examples / "one.py").write_text(
-        "METHODS = ('dense', 'ours')\n"
+        "from typing import Literal\n"
+        "Method = Literal['dense', 'ours']\n"
         "def train(method, *, seed=0, max_steps=-1):\n"
         "    return {'accuracy': 0.5 + seed / 10, 'work': 1.0 if method == 'dense' else 0.5}\n"
     )

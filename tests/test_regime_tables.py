@@ -60,23 +60,28 @@ def test_nothing_is_claimed_from_two_seeds(benchmark: Any, tmp_path: Path) -> No
 
 
 def test_the_map_tells_what_can_be_skipped_at_no_loss(benchmark: Any, tmp_path: Path) -> None:
-    losses = {"0.9": 0.004, "0.95": 0.001, "0.97": 0.0}
+    losses = {
+        "prune-coverage0.97-gatesoft-stepskeep": (0.004, 16.8),
+        "prune-coverage0.97-gatesoft-stepskeep-cooldown3": (0.001, 18.0),
+        "prune-coverage0.97-gatesoft-stepsfollow-cooldown3": (0.0, 17.28),
+    }
     for run in pick(benchmark, "map", "dense"):
         write(tmp_path, run, 0.9, 24.0)
     for run in pick(benchmark, "map", "dense-length16"):
         write(tmp_path, run, 0.895, 16.0)
-    for coverage, loss in losses.items():
-        for run in pick(benchmark, "map", f"prune-coverage{coverage}-gatesoft-stepskeep"):
-            write(tmp_path, run, 0.9 - loss, 24 * float(coverage) - 6, [1.0, 0.7, 0.5, 1.0])
+    for setting, (loss, work) in losses.items():
+        for run in pick(benchmark, "map", setting):
+            write(tmp_path, run, 0.9 - loss, work, [1.0, 0.7, 0.5, 1.0])
     _, _, row = rows(benchmark("regime_tables").map_table(tmp_path))
     assert row[1:] == [
         "90.0 (95.0)",
         "-0.50 ± 0.00 at 0.67",
-        "-0.40 ± 0.00 at 0.65",
-        "-0.10 ± 0.00 at 0.70",
+        "-0.40 ± 0.00 at 0.70",
+        "-0.10 ± 0.00 at 0.75",
         "+0.00 ± 0.00 at 0.72",
+        "-",
         "0.70-0.50",
-        "30%",
+        "28%",
     ]
 
 

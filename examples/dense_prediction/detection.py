@@ -5,23 +5,29 @@
 Each image holds one or two pieces of Fashion-MNIST; the boxes are those of their pixels.
 """
 
-import argparse
+from typing import Literal
 
 import lightning as L
 import torch
+from jsonargparse import auto_cli
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo.data import load_images
-from lightning_ast.recipes import CLOTHING_KINDS, QUIET, counting, make_scenes, one_cycle, work_share
+from lightning_ast.recipes import CLOTHING_KINDS, Comparison, make_scenes, one_cycle
 
-METHODS = ("dense", "shortened", "ours")
-EPOCHS = 8
-SHORTENED = 0.91  # of the dense run's steps: the work of "ours"
+Method = Literal["dense", "shortened", "ours"]
+RUNS = Comparison(
+    epochs=8,
+    shortened=0.91,  # of the dense run's steps: the work of "ours"
+    selections={
+        # fewer steps on full batches: batches of 8 are not made smaller
+        "ours": {"mode": "prune", "prune_steps": "follow", "target_coverage": 0.9},
+    },
+)
 TRAIN_IMAGES = 320
 TEST_IMAGES = 100
 SIZE = 48  # pixels
@@ -77,38 +83,19 @@ def pairs_of_lists(scenes):
     return [s.image for s in scenes], [{"boxes": s.boxes, "labels": s.labels} for s in scenes]
 
 
-def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
     """Train once; return the F1 score of the boxes at an overlap of 0.5, and the work as a share of dense."""
     images = load_images("fashion_mnist", root)
     train_set = samples(images.train_images, images.train_labels, TRAIN_IMAGES, seed=0)
     test_set = samples(images.test_images, images.test_labels, TEST_IMAGES, seed=1)
-    sparse = [
-        SparseSelectionCallback(mode="prune", target_coverage=0.9, prune_steps="follow"),  # batches are small
-        TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1),
-    ]
-    callbacks = sparse if method == "ours" else [counting()]
     loader = DataLoader(train_set, batch_size=8, shuffle=True, drop_last=True, collate_fn=pairs_of_lists)
-    steps = round(SHORTENED * EPOCHS * len(loader)) if method == "shortened" else max_steps
     L.seed_everything(seed, verbose=False)
-    trainer = L.Trainer(max_epochs=EPOCHS, max_steps=steps, callbacks=callbacks, **QUIET)
+    trainer = RUNS.trainer(method, len(loader), max_steps=max_steps)
     model = Detector()
     trainer.fit(model, loader)
     trainer.test(model, DataLoader(test_set, batch_size=50, collate_fn=pairs_of_lists), verbose=False)
-    return {
-        "f1_at_half_overlap": 2 * model.found / model.boxes,
-        "work": work_share(trainer, length=SHORTENED if method == "shortened" else 1),
-    }
-
-
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    parser.add_argument("--root", default="data", help="a folder with Fashion-MNIST")
-    print(train(**vars(parser.parse_args())))
+    return {"f1_at_half_overlap": 2 * model.found / model.boxes, "work": RUNS.work(method, trainer)}
 
 
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

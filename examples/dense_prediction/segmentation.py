@@ -5,22 +5,28 @@
 Each image holds one or two pieces of Fashion-MNIST at random places of a noisy canvas; their pixels are the mask.
 """
 
-import argparse
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo.data import load_images
-from lightning_ast.recipes import CLOTHING_KINDS, QUIET, chance, counting, make_scenes, one_cycle, work_share
+from lightning_ast.recipes import CLOTHING_KINDS, Comparison, chance, make_scenes, one_cycle
 
-METHODS = ("dense", "shortened", "random", "ours")
-EPOCHS = 8
-SHORTENED = 0.91  # of the dense run's steps: the work of "ours"
-RANDOM_RATE = 0.88  # the share that "ours" comes to
+Method = Literal["dense", "shortened", "random", "ours"]
+RUNS = Comparison(
+    epochs=8,
+    shortened=0.91,  # of the dense run's steps: the work of "ours"
+    selections={
+        "random": {"mode": "prune", "prune_steps": "follow", "target_activation_rate": 0.88, "significance": chance},
+        # fewer steps on full batches: batches of 8 are not made smaller
+        "ours": {"mode": "prune", "prune_steps": "follow", "target_coverage": 0.9},
+    },
+)
 TRAIN_IMAGES = 400
 TEST_IMAGES = 200
 CLASSES = 5  # the background, and four kinds of clothing
@@ -91,45 +97,19 @@ def samples(images, labels, count, seed):
     return [scene[:2] for scene in scenes]
 
 
-def callbacks(method):
-    """Return what differs between the methods."""
-    stages = TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)
-    if method == "ours":
-        # fewer steps on full batches: batches of 8 are not made smaller
-        return [SparseSelectionCallback(mode="prune", target_coverage=0.9, prune_steps="follow"), stages]
-    if method == "random":
-        rate = {"target_activation_rate": RANDOM_RATE, "significance": chance}
-        return [SparseSelectionCallback(mode="prune", prune_steps="follow", **rate), stages]
-    return [counting()]
-
-
-def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
     """Train once; return the mean intersection over union on test scenes, and the work as a share of dense."""
     images = load_images("fashion_mnist", root)
     train_set = samples(images.train_images, images.train_labels, TRAIN_IMAGES, seed=0)
     test_set = samples(images.test_images, images.test_labels, TEST_IMAGES, seed=1)
     loader = DataLoader(train_set, batch_size=8, shuffle=True, drop_last=True)
-    steps = round(SHORTENED * EPOCHS * len(loader)) if method == "shortened" else max_steps
     L.seed_everything(seed, verbose=False)
-    trainer = L.Trainer(max_epochs=EPOCHS, max_steps=steps, callbacks=callbacks(method), **QUIET)
+    trainer = RUNS.trainer(method, len(loader), max_steps=max_steps)
     model = Segmenter()
     trainer.fit(model, loader)
     trainer.test(model, DataLoader(test_set, batch_size=100), verbose=False)
-    return {
-        "mean_iou": model.mean_overlap(),
-        "work": work_share(trainer, length=SHORTENED if method == "shortened" else 1),
-    }
-
-
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    parser.add_argument("--root", default="data", help="a folder with Fashion-MNIST")
-    print(train(**vars(parser.parse_args())))
+    return {"mean_iou": model.mean_overlap(), "work": RUNS.work(method, trainer)}
 
 
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -8,20 +8,20 @@ All parameters are trained. A network of torchvision takes one line: `FineTunedC
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.demo import ImageData
 from lightning_ast.recipes import QUIET, FineTunedClassifier, counting, figures
 
-METHODS = ("dense", "shortened", "original", "ours")
+Method = Literal["dense", "shortened", "original", "ours"]
 EPOCHS = 5
 DENSE_EPOCHS = {"dense": EPOCHS, "shortened": 4}
 PIXELS = 64
@@ -68,7 +68,7 @@ def selection(method: str, seed: int) -> list[Any]:
 
 
 def train(
-    method: str,
+    method: Method = "ours",
     *,
     seed: int = 0,
     max_steps: int = -1,
@@ -95,17 +95,5 @@ def train(
     return figures(trainer, length=epochs / EPOCHS) | {"top_5": float(trainer.callback_metrics["val_top5"])}
 
 
-def main() -> None:
-    """Train by the method of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1)
-    parser.add_argument("--root", default=os.environ.get("CIFAR10", "data"), help="the folder, or cifar10.npz")
-    parser.add_argument("--images", type=int, default=1_000)
-    options = vars(parser.parse_args())
-    print(train(options.pop("method"), **options))
-
-
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -7,21 +7,22 @@ The questions are made of the entries of the Jargon File ("What is cruft?"). Wit
 is first trained on the plain text, so that no weights need to be downloaded; its cost is not counted.
 """
 
-import argparse
 import math
 import random
 import re
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 import transformers
+from jsonargparse import auto_cli
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.recipes import QUIET, counting, load_text, one_cycle, text_windows, work_share
 
-METHODS = ("dense", "shortened", "ours")
+Method = Literal["dense", "shortened", "ours"]
 STEPS = 200
 SHORTENED = 0.96  # of the dense run's steps: the work of "ours"
 PRETRAINING_STEPS = 200
@@ -87,7 +88,9 @@ def base_model(path, raw):
     return model, lambda text: list(text.encode())
 
 
-def train(method: str, *, seed: int = 0, max_steps: int = -1, text: str | None = None, model: str | None = None):
+def train(
+    method: Method = "ours", *, seed: int = 0, max_steps: int = -1, text: str | None = None, model: str | None = None
+):
     """Train once; return the bits per token of the answers to held-out questions, and the work of the fine-tuning."""
     import peft  # of the extra "recipes"
 
@@ -115,17 +118,5 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, text: str | None =
     }
 
 
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    parser.add_argument("--text", help="a text with entries like those of the Jargon File, plain or .gz")
-    parser.add_argument("--model", help="a folder or a name for transformers' from_pretrained")
-    options = parser.parse_args()
-    print(train(**vars(options)))
-
-
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -9,18 +9,19 @@ gradient, as in `mode="mask"`. This saves no compute: forward and backward run o
 costs extra.
 """
 
-import argparse
 import math
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast.core import SampleSelector
 from lightning_ast.recipes import GPT, QUIET, counting, load_text, one_cycle, text_windows, work_share
 
-METHODS = ("dense", "reference", "random", "loss", "ours", "ours_at_0.8")
+Method = Literal["dense", "reference", "random", "loss", "ours", "ours_at_0.8"]
 EPOCHS = 4
 REFERENCE_EPOCHS = 4
 CONTEXT = 64  # bytes of a sample
@@ -86,7 +87,7 @@ def token_losses(model: LanguageModel, windows: TensorDataset) -> torch.Tensor:
         return torch.cat([model.token_losses(*batch) for batch in DataLoader(windows, batch_size=256)])
 
 
-def train(method: str, *, seed: int = 0, max_steps: int = -1, text: str | None = None) -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1, text: str | None = None) -> dict[str, float]:
     """Train once; return the bits per byte of clean held-out text, and the work as a share of the dense run's."""
     raw = load_text(text)
     clean = text_windows(raw[:CLEAN_BYTES], CONTEXT)
@@ -110,16 +111,5 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, text: str | None =
     return {"bits_per_byte": scores["bits_per_byte"], "work": work}
 
 
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    parser.add_argument("--text", help="a text file, plain or .gz; by default the Jargon File of Debian's jargon-text")
-    options = parser.parse_args()
-    print(train(options.method, seed=options.seed, max_steps=options.max_steps, text=options.text))
-
-
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

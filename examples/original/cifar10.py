@@ -9,13 +9,16 @@ The methods train what the configurations beside this file say, at a size that o
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
 
 from lightning_ast.recipes import configured, figures, without_selection
 
-CONFIGURATIONS = {
+Method = Literal["dense", "shortened", "tenth", "dense_adam", "original_10", "original_6", "ours", "ours_6"]
+CONFIGURATIONS: dict[Method, str] = {
     "dense": "cifar10_10_recommended",
     "shortened": "cifar10_10_recommended",  # dense, for the work of "ours"
     "tenth": "cifar10_10_recommended",  # dense, for the work that training on 10 % would be
@@ -27,11 +30,10 @@ CONFIGURATIONS = {
 }
 EPOCHS = 40
 DENSE_EPOCHS = {"dense": EPOCHS, "dense_adam": EPOCHS, "shortened": 33, "tenth": 4}
-METHODS = tuple(CONFIGURATIONS)
 
 
 def train(
-    method: str,
+    method: Method = "ours",
     *,
     seed: int = 0,
     max_steps: int = -1,
@@ -65,19 +67,5 @@ def train(
     return figures(trainer, length=epochs / EPOCHS)
 
 
-def main() -> None:
-    """Train by the method of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1)
-    parser.add_argument("--root", default=os.environ.get("CIFAR10", "data"), help="the folder, or cifar10.npz")
-    parser.add_argument("--images", type=int, default=6_000)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--precision", default="bf16-mixed")
-    options = vars(parser.parse_args())
-    print(train(options.pop("method"), **options))
-
-
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -7,11 +7,10 @@ The images are enlarged to 64 pixels a side.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import get_args
 
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -28,26 +27,28 @@ def write_folder(images: Tensor, labels: Tensor, folder: Path, *, pixels: int) -
 
 
 def write(
-    data: DataName, root: str | Path, out: str | Path, *, pixels: int = 64, train: int = 2_000, val: int = 1_000
+    data: DataName = "cifar10",
+    root: str | Path = "data",
+    out: str | Path = "data/folders",
+    *,
+    pixels: int = 64,
+    train: int = 2_000,
+    val: int = 1_000,
 ) -> None:
-    """Write the first training and test images of a data set to ``out/train`` and ``out/val``."""
+    """Write the first training and test images of a data set to ``out/train`` and ``out/val``.
+
+    Args:
+        data: The data set.
+        root: The folder of its files, or ``cifar10.npz``.
+        out: The folder to write to.
+        pixels: The height and width of the written images.
+        train: The number of training images.
+        val: The number of test images.
+    """
     images = load_images(data, root)
     write_folder(images.train_images[:train], images.train_labels[:train], Path(out) / "train", pixels=pixels)
     write_folder(images.test_images[:val], images.test_labels[:val], Path(out) / "val", pixels=pixels)
 
 
-def main() -> None:
-    """Write what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=get_args(DataName), default="cifar10")
-    parser.add_argument("--root", default="data", help="the folder, or cifar10.npz")
-    parser.add_argument("--out", default="data/folders")
-    parser.add_argument("--pixels", type=int, default=64)
-    parser.add_argument("--train", type=int, default=2_000, help="training images, the first ones")
-    parser.add_argument("--val", type=int, default=1_000, help="test images, the first ones")
-    options = vars(parser.parse_args())
-    write(options.pop("data"), options.pop("root"), options.pop("out"), **options)
-
-
 if __name__ == "__main__":
-    main()
+    auto_cli(write)

@@ -8,17 +8,19 @@ The methods train what the configurations beside this file say, at a size that o
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
 
 from lightning_ast.recipes import configured, figures, without_selection
 
-METHODS = ("dense_3", "original_3", "ours_3", "dense_10", "original_10", "ours_10")
+Method = Literal["dense_3", "original_3", "ours_3", "dense_10", "original_10", "ours_10"]
 
 
 def train(
-    method: str, *, seed: int = 0, max_steps: int = -1, root: str = os.environ.get("CIFAR10", "data")
+    method: Method = "ours_10", *, seed: int = 0, max_steps: int = -1, root: str = os.environ.get("CIFAR10", "data")
 ) -> dict[str, float]:
     """Train by one method; return its test accuracy, and what it cost as shares of the dense run of its length."""
     kind, epochs = method.split("_")
@@ -45,16 +47,5 @@ def train(
     return figures(trainer)
 
 
-def main() -> None:
-    """Train by the method of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours_10")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1)
-    parser.add_argument("--root", default=os.environ.get("CIFAR10", "data"), help="the folder, or cifar10.npz")
-    options = vars(parser.parse_args())
-    print(train(options.pop("method"), **options))
-
-
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

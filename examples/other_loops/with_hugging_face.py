@@ -1,10 +1,10 @@
 """Adaptive sparse training in Hugging Face's Trainer: a small BERT reads the pixels of digits as words, two minutes."""
 
-import argparse
 import tempfile
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -54,11 +54,8 @@ class Words(Dataset):
         return {"input_ids": self.words[index], "labels": self.labels[index]}
 
 
-def main() -> None:
+def main(max_steps: int = 300) -> None:
     """Train, and print the accuracy and the share of the samples that were trained on."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-steps", type=int, default=300)
-    options = parser.parse_args()
     digits = load_images("digits")
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -66,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder,
-            max_steps=options.max_steps,
+            max_steps=max_steps,
             per_device_train_batch_size=64,
             per_device_eval_batch_size=360,
             learning_rate=2e-3,
@@ -91,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(main)

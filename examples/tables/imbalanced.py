@@ -3,22 +3,22 @@
 The table is Fashion-MNIST as 64 principal components. The most frequent class has 3,200 rows, the rarest 32.
 """
 
-import argparse
+from typing import Literal
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from sklearn.decomposition import PCA
 from sklearn.metrics import recall_score
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo.data import load_images
-from lightning_ast.recipes import chance
+from lightning_ast.recipes import Comparison, chance, one_cycle
 
-METHODS = ("dense", "shortened", "random", "ours", "floor", "dense_even", "ours_even")
+Method = Literal["dense", "shortened", "random", "ours", "floor", "dense_even", "ours_even"]
 EPOCHS = 15
 WORK = 0.77  # of ours, as a share of the dense run's: the methods that it is compared with get as much
 ROWS = 8_000
@@ -49,10 +49,7 @@ class Table(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Make AdamW with one cycle over the run."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.01)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(self, torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.01), rises=0.3)
 
 
 def make_table(ratio: float, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -77,41 +74,25 @@ def rare_rows(labels: Tensor) -> Tensor:
     return (rows < 0.1 * rows.max())[labels].nonzero().squeeze(1)
 
 
-def selection_for(method: str, labels: Tensor, seed: int) -> SparseSelectionCallback:
-    """Return the callback of a method; dense runs have one that only counts."""
-    if method in ("dense", "shortened"):
-        return SparseSelectionCallback(target_activation_rate=1.0)
-    if method == "random":
-        rate = (WORK * EPOCHS - 2) / (EPOCHS - 2)  # the first and the last epoch train on everything
-        return SparseSelectionCallback(
-            mode="prune", target_activation_rate=rate, prune_steps="keep", significance=chance, seed=seed
-        )
-    always = rare_rows(labels) if method == "floor" else None
-    return SparseSelectionCallback(mode="prune", target_coverage=0.97, always=always, seed=seed)
-
-
-def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
     """Train by one of the methods; return recalls as shares and the work as a share of the dense run's."""
     method, _, is_even = method.partition("_")
     table, labels, test, test_labels = make_table(1 if is_even else 100, root)
     L.seed_everything(seed, verbose=False)
     module = Table(table.shape[1], 10)
-    selection = selection_for(method, labels, seed)
+    selections = {
+        "random": {
+            "target_activation_rate": (WORK * EPOCHS - 2) / (EPOCHS - 2),  # the first and last epoch are dense
+            "prune_steps": "keep",
+            "significance": chance,
+        },
+        "ours": {"target_coverage": 0.97},
+        "floor": {"target_coverage": 0.97, "always": rare_rows(labels)},
+    }
+    same = {"mode": "prune", "seed": seed}
+    runs = Comparison(EPOCHS, WORK, {name: {**same, **options} for name, options in selections.items()})
     loader = DataLoader(TensorDataset(table, labels), batch_size=BATCH, shuffle=True, drop_last=True)
-    steps = EPOCHS * len(loader)
-    callbacks = [selection]
-    if selection.mode == "prune":
-        callbacks.append(TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1))
-    trainer = L.Trainer(
-        max_epochs=EPOCHS,
-        max_steps=round(WORK * steps) if method == "shortened" and max_steps < 0 else max_steps,
-        callbacks=callbacks,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = runs.trainer(method, len(loader), max_steps=max_steps, accelerator="cpu")
     trainer.fit(module, loader)
     module.eval()
     with torch.no_grad():
@@ -119,29 +100,15 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data"
     recalls = recall_score(test_labels, predicted, average=None)
     offered = EPOCHS * labels.bincount(minlength=10)
     trained = module.trained / offered
-    dense = selection.ledger.flops.dense * steps * BATCH
     return {
         "accuracy_balanced": float(recalls.mean()),
         "recall_frequent": float(recalls[:3].mean()),
         "recall_rare": float(recalls[7:].mean()),
         "trained_frequent": float(trained[:3].mean()),
         "trained_rare": float(trained[7:].mean()),
-        "work": selection.ledger.spent_flops() / dense,
+        "work": runs.work(method, trainer),
     }
 
 
-def main() -> None:
-    """Train by one method and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1)
-    parser.add_argument("--root", default="data", help="where Fashion-MNIST is, or is downloaded to")
-    options = parser.parse_args()
-    figures = train(options.method, seed=options.seed, max_steps=options.max_steps, root=options.root)
-    for name, value in figures.items():
-        print(f"{name:20} {value:.4f}")
-
-
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -6,23 +6,28 @@ Needs gymnasium. The expert is a linear rule; it pushes towards the side that th
 are easy to copy, those near its switching line are not.
 """
 
-import argparse
 import functools
+from typing import Literal
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.recipes import QUIET, chance, counting, one_cycle, work_share
+from lightning_ast.recipes import Comparison, chance, one_cycle
 
-METHODS = ("expert", "dense", "shortened", "random", "ours")
-EPOCHS = 6
-SHORTENED = 0.67  # of the dense run's steps: the work of "ours"
-RANDOM_RATE = 0.51  # the share that "ours" comes to
+Method = Literal["expert", "dense", "shortened", "random", "ours"]
+RUNS = Comparison(
+    epochs=6,
+    shortened=0.67,  # of the dense run's steps: the work of "ours"
+    selections={
+        "random": {"mode": "prune", "prune_steps": "keep", "target_activation_rate": 0.51, "significance": chance},
+        "ours": {"mode": "prune", "target_coverage": 0.97},
+    },
+)
 DEMONSTRATIONS = 20  # episodes of the expert
 ROLLOUTS = 50
 STEPS = 500  # of an episode, at most
@@ -93,42 +98,18 @@ class Clone(L.LightningModule):
         return one_cycle(self, torch.optim.AdamW(self.parameters(), lr=self.lr))
 
 
-def callbacks(method):
-    """Return what differs between the methods."""
-    stages = TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)
-    if method == "ours":
-        return [SparseSelectionCallback(mode="prune", target_coverage=0.97), stages]
-    if method == "random":
-        rate = {"target_activation_rate": RANDOM_RATE, "significance": chance}
-        return [SparseSelectionCallback(mode="prune", prune_steps="keep", **rate), stages]
-    return [counting()]
-
-
-def train(method: str, *, seed: int = 0, max_steps: int = -1) -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1) -> dict[str, float]:
     """Train once; return the share of rollouts in which the pole stood to the end, and the work."""
     if method == "expert":  # what there is to reach
         return {"success": success(expert), "work": 0.0}
     states, actions = demonstrations()
     loader = DataLoader(TensorDataset(states, actions), batch_size=64, shuffle=True, drop_last=True)
-    steps = round(SHORTENED * EPOCHS * len(loader)) if method == "shortened" else max_steps
     L.seed_everything(seed, verbose=False)
-    trainer = L.Trainer(max_epochs=EPOCHS, max_steps=steps, callbacks=callbacks(method), **QUIET)
+    trainer = RUNS.trainer(method, len(loader), max_steps=max_steps)
     model = Clone()
     trainer.fit(model, loader)
-    return {
-        "success": success(model.act),
-        "work": work_share(trainer, length=SHORTENED if method == "shortened" else 1),
-    }
-
-
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    print(train(**vars(parser.parse_args())))
+    return {"success": success(model.act), "work": RUNS.work(method, trainer)}
 
 
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -6,22 +6,28 @@ The loss is the divergence from the teacher's softened probabilities plus the cr
 is frozen, so most of a step is forward: `partial` saves little here, `prune` saves the teacher's forward too.
 """
 
-import argparse
 import functools
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch import nn
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo import ImageData, ResNet9
-from lightning_ast.recipes import QUIET, chance, counting, one_cycle, work_share
+from lightning_ast.recipes import QUIET, Comparison, chance, one_cycle
 
-METHODS = ("dense", "shortened", "random", "partial", "ours")
-EPOCHS = 8
-SHORTENED = 0.87  # of the dense run's steps: the work of "ours"
-RANDOM_RATE = 0.82  # the share that "ours" comes to
+Method = Literal["dense", "shortened", "random", "partial", "ours"]
+RUNS = Comparison(
+    epochs=8,
+    shortened=0.87,  # of the dense run's steps: the work of "ours"
+    selections={
+        "random": {"mode": "prune", "prune_steps": "keep", "target_activation_rate": 0.82, "significance": chance},
+        "partial": {"mode": "partial", "target_coverage": 0.9},
+        "ours": {"mode": "prune", "target_coverage": 0.9},
+    },
+)
 TEACHER_EPOCHS = 4
 IMAGES = 4000
 TEMPERATURE = 4.0
@@ -75,42 +81,18 @@ def trained_teacher(seed, root):
     return teacher.net
 
 
-def callbacks(method):
-    """Return what differs between the methods."""
-    stages = TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)
-    if method == "ours":
-        return [SparseSelectionCallback(mode="prune", target_coverage=0.9), stages]
-    if method == "partial":
-        return [SparseSelectionCallback(mode="partial", target_coverage=0.9), stages]
-    if method == "random":
-        rate = {"target_activation_rate": RANDOM_RATE, "significance": chance}
-        return [SparseSelectionCallback(mode="prune", prune_steps="keep", **rate), stages]
-    return [counting()]
-
-
-def train(method: str, *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1, root: str = "data") -> dict[str, float]:
     """Train the student once; return its test accuracy, and the work as a share of the dense run's."""
     teacher = trained_teacher(seed, root)
     data = ImageData("fashion_mnist", root=root, batch_size=64, train_limit=IMAGES)
     data.setup("fit")
-    steps = round(SHORTENED * EPOCHS * len(data.train_dataloader())) if method == "shortened" else max_steps
     L.seed_everything(seed, verbose=False)
-    trainer = L.Trainer(max_epochs=EPOCHS, max_steps=steps, callbacks=callbacks(method), limit_val_batches=0, **QUIET)
+    trainer = RUNS.trainer(method, len(data.train_dataloader()), max_steps=max_steps, limit_val_batches=0)
     model = Student(teacher)
     trainer.fit(model, datamodule=data)
     (figures,) = trainer.test(model, datamodule=data, verbose=False)
-    return {**figures, "work": work_share(trainer, length=SHORTENED if method == "shortened" else 1)}
-
-
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    parser.add_argument("--root", default="data", help="a folder with Fashion-MNIST")
-    print(train(**vars(parser.parse_args())))
+    return {**figures, "work": RUNS.work(method, trainer)}
 
 
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -3,22 +3,27 @@
 python examples/tasks/regression.py --method ours
 """
 
-import argparse
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from sklearn.datasets import load_diabetes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_ast import SparseSelectionCallback, TwoStageScheduler
-from lightning_ast.recipes import QUIET, chance, counting, one_cycle, work_share
+from lightning_ast.recipes import Comparison, chance, one_cycle
 
-METHODS = ("dense", "shortened", "random", "ours")
-EPOCHS = 40
-SHORTENED = 0.73  # of the dense run's steps: the work of "ours"
-RANDOM_RATE = 0.72  # the share that "ours" comes to
+Method = Literal["dense", "shortened", "random", "ours"]
+RUNS = Comparison(
+    epochs=40,
+    shortened=0.73,  # of the dense run's steps: the work of "ours"
+    selections={
+        "random": {"mode": "prune", "prune_steps": "keep", "target_activation_rate": 0.72, "significance": chance},
+        "ours": {"mode": "prune", "target_coverage": 0.97},
+    },
+)
 TEST_PATIENTS = 142
 
 
@@ -38,18 +43,7 @@ class Regressor(L.LightningModule):
         return one_cycle(self, torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.1))
 
 
-def callbacks(method):
-    """Return what differs between the methods."""
-    stages = TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)
-    if method == "ours":
-        return [SparseSelectionCallback(mode="prune", target_coverage=0.97), stages]
-    if method == "random":
-        rate = {"target_activation_rate": RANDOM_RATE, "significance": chance}
-        return [SparseSelectionCallback(mode="prune", prune_steps="keep", **rate), stages]
-    return [counting()]
-
-
-def train(method: str, *, seed: int = 0, max_steps: int = -1) -> dict[str, float]:
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1) -> dict[str, float]:
     """Train once; return the share of the variance that is explained on test patients, and the work."""
     x, y = (torch.tensor(values, dtype=torch.float32) for values in load_diabetes(return_X_y=True))
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))  # another split for each seed
@@ -58,28 +52,15 @@ def train(method: str, *, seed: int = 0, max_steps: int = -1) -> dict[str, float
     x = (x - x[rows].mean(0)) / x[rows].std(0)
     y = (y - y[rows].mean()) / y[rows].std()
     loader = DataLoader(TensorDataset(x[rows], y[rows]), batch_size=32, shuffle=True, drop_last=True)
-    steps = round(SHORTENED * EPOCHS * len(loader)) if method == "shortened" else max_steps
     L.seed_everything(seed, verbose=False)
-    trainer = L.Trainer(max_epochs=EPOCHS, max_steps=steps, callbacks=callbacks(method), **QUIET)
+    trainer = RUNS.trainer(method, len(loader), max_steps=max_steps)
     model = Regressor()
     trainer.fit(model, loader)
     with torch.no_grad():
         error = F.mse_loss(model.eval().net(x[test]).squeeze(1), y[test])
     explained = 1 - float(error / y[test].var(correction=0))
-    return {
-        "explained_variance": explained,
-        "work": work_share(trainer, length=SHORTENED if method == "shortened" else 1),
-    }
-
-
-def main() -> None:
-    """Read the arguments, train, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, default="ours")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 trains to the end")
-    print(train(**vars(parser.parse_args())))
+    return {"explained_variance": explained, "work": RUNS.work(method, trainer)}
 
 
 if __name__ == "__main__":
-    main()
+    print(auto_cli(train))

@@ -4,12 +4,12 @@ What is maximised is the accuracy less a price for the work: with a price of 0.0
 much as the whole work of a dense run.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import optuna
+from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningCLI
 
 CONFIG = Path(__file__).parent / "digits.yaml"
@@ -73,13 +73,14 @@ def search(trials: int, *, price: float = 0.02, config: Path = CONFIG, options: 
     return study
 
 
-def main() -> None:
-    """Search, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--price", type=float, default=0.02)
-    options = parser.parse_args()
-    study = search(options.trials, price=options.price)
+def main(trials: int = 12, price: float = 0.02) -> None:
+    """Search, and print what was found.
+
+    Args:
+        trials: The number of trials.
+        price: The accuracy, in [0, 1], that the whole work of a dense run is worth.
+    """
+    study = search(trials, price=price)
     stopped = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
     print(f"{len(study.trials)} trials, {stopped} of them stopped early")
     print(f"best: {study.best_params}")
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(main)

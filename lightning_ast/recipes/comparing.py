@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.callbacks import SparseSelectionCallback
+from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 
-__all__ = ["QUIET", "chance", "counting", "one_cycle", "work_share"]
+__all__ = ["QUIET", "Comparison", "chance", "counting", "one_cycle", "work_share"]
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -72,3 +74,39 @@ def one_cycle(module: pl.LightningModule, optimizer: torch.optim.Optimizer, *, r
         anneal_strategy="cos",
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that differ in the method alone: the same epochs, schedule of the learning rate and data.
+
+    Attributes:
+        epochs: The epochs of a dense run. A sparse run trains on everything in the first and in the last one.
+        shortened: The length of the method "shortened" as a share of the dense run's: the work of "ours".
+        selections: The arguments of ``SparseSelectionCallback`` by method. Other methods are dense, and counted.
+    """
+
+    epochs: int
+    shortened: float
+    selections: Mapping[str, Mapping[str, Any]]
+
+    def trainer(self, method: str, batches: int, *, max_steps: int = -1, **options: Any) -> pl.Trainer:
+        """Make the trainer of a method.
+
+        Args:
+            method: The method; "shortened" is dense training for fewer steps.
+            batches: The batches of an epoch.
+            max_steps: The optimizer steps after which a run of another method than "shortened" ends; -1 is never.
+            options: Further options of the trainer.
+        """
+        callbacks: list[pl.Callback] = [counting()]
+        if method in self.selections:
+            stages = TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)
+            callbacks = [SparseSelectionCallback(**self.selections[method]), stages]
+        if method == "shortened":
+            max_steps = round(self.shortened * self.epochs * batches)
+        return pl.Trainer(max_epochs=self.epochs, max_steps=max_steps, callbacks=callbacks, **QUIET, **options)
+
+    def work(self, method: str, trainer: pl.Trainer) -> float:
+        """Return the FLOPs of a finished run as a share of the dense run's, see ``work_share``."""
+        return work_share(trainer, length=self.shortened if method == "shortened" else 1)

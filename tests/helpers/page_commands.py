@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import pytest
 
 from tests.helpers.command import run
@@ -119,10 +120,11 @@ def _check_script(script: Path, arguments: list[str], cwd: Path) -> None:
         assert all(f'"{word}"' in source for word in arguments), f"{script.name} knows no {arguments}"
         return
 
-    parse = argparse.ArgumentParser.parse_args
+    parser_class = jsonargparse.ArgumentParser if "auto_cli" in source else argparse.ArgumentParser
+    parse = parser_class.parse_args
 
-    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
-        parse(parser, *given)
+    def stop(parser: argparse.ArgumentParser, *given: Any, **options: Any) -> None:
+        parse(parser, *given, **options)
         raise _ParsedError
 
     before = set(sys.modules)
@@ -130,7 +132,7 @@ def _check_script(script: Path, arguments: list[str], cwd: Path) -> None:
         patch.chdir(cwd)
         patch.setattr("sys.argv", [str(script), *arguments])
         patch.syspath_prepend(str(script.parent))
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(parser_class, "parse_args", stop)
         try:
             with pytest.raises(_ParsedError):
                 runpy.run_path(str(script), run_name="__main__")

@@ -12,7 +12,7 @@ from lightning_ast.demo.data import Images, load_images
 from lightning_ast.recipes import make_scenes
 from tests.helpers.recipes import recipe
 
-SMALL = {"EPOCHS": 3, "TRAIN_IMAGES": 48, "TEST_IMAGES": 8}
+SMALL = {"runs": {"epochs": 3}, "TRAIN_IMAGES": 48, "TEST_IMAGES": 8}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ SMALL = {"TRAIN_BYTES": 8_000, "TEST_BYTES": 2_000}
 
 @pytest.fixture
 def gpt(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return recipe("language/gpt", monkeypatch, EPOCHS=4, **SMALL)
+    return recipe("language/gpt", monkeypatch, runs={"epochs": 4}, **SMALL)
 
 
 def test_a_dense_gpt_learns_and_costs_one(gpt: ModuleType) -> None:

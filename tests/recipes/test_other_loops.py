@@ -42,7 +42,7 @@ def test_accelerate(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("default")
 def test_hugging_face(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("accelerate")  # transformers' Trainer needs it
-    monkeypatch.setattr("sys.argv", ["with_hugging_face.py", "--max-steps", "30"])
+    monkeypatch.setattr("sys.argv", ["with_hugging_face.py", "--max_steps", "30"])
     accuracy, share = told("with_hugging_face", capsys)
     assert accuracy > 10
     assert 50 < share <= 95

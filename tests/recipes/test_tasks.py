@@ -28,7 +28,7 @@ def is_right_work(method: str, work: float) -> bool:
 
 @pytest.mark.parametrize("method", ["dense", "shortened", "random", "ours"])
 def test_regression_runs(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    regression = recipe("tasks/regression", monkeypatch, EPOCHS=6)
+    regression = recipe("tasks/regression", monkeypatch, runs={"epochs": 6})
     figures = regression.train(method)
     assert is_right_work(method, figures["work"])
     assert 0.1 < figures["explained_variance"] < 0.7  # 0 is the mean of all patients
@@ -36,7 +36,7 @@ def test_regression_runs(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["dense", "ours"])
 def test_two_heads_run(method: str, monkeypatch: pytest.MonkeyPatch, digits: Images) -> None:
-    sizes = {"EPOCHS": 3, "TRAIN_IMAGES": 128, "TEST_IMAGES": 50, "SHORTENED": 0.7}
+    sizes = {"runs": {"epochs": 3}, "TRAIN_IMAGES": 128, "TEST_IMAGES": 50}
     two_heads = recipe("tasks/two_heads", monkeypatch, load_images=lambda *_: digits, **sizes)
     figures = two_heads.train(method)
     assert is_right_work(method, figures["work"])
@@ -55,7 +55,7 @@ def test_the_place_is_the_middle_of_the_box(monkeypatch: pytest.MonkeyPatch, dig
 @pytest.mark.parametrize("method", ["dense", "partial", "ours"])
 def test_distillation_trains_the_student_alone(method: str, monkeypatch: pytest.MonkeyPatch, digits: Images) -> None:
     monkeypatch.setattr("lightning_ast.demo.data.load_images", lambda *_: digits)
-    distillation = recipe("tasks/distillation", monkeypatch, EPOCHS=3, TEACHER_EPOCHS=1, IMAGES=256)
+    distillation = recipe("tasks/distillation", monkeypatch, runs={"epochs": 3}, TEACHER_EPOCHS=1, IMAGES=256)
     teacher = distillation.trained_teacher(0, "data")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     # all but the student's share of a step is the teacher's forward, which partial cannot save
@@ -70,7 +70,7 @@ def test_distillation_trains_the_student_alone(method: str, monkeypatch: pytest.
 @pytest.fixture
 def cloning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("gymnasium")
-    return recipe("tasks/behaviour_cloning", monkeypatch, EPOCHS=3, DEMONSTRATIONS=2, ROLLOUTS=2)
+    return recipe("tasks/behaviour_cloning", monkeypatch, runs={"epochs": 3}, DEMONSTRATIONS=2, ROLLOUTS=2)
 
 
 @pytest.mark.slow

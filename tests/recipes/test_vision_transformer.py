@@ -17,7 +17,7 @@ def vit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     images = torch.randint(256, (96, 3, 32, 32), generator=draw, dtype=torch.uint8)
     labels = torch.arange(96) % 10
     monkeypatch.setattr("lightning_ast.demo.data.load_images", lambda *_: Images(images, labels, images, labels))
-    module = recipe("vision_transformer/vit", monkeypatch, EPOCHS=4)
+    module = recipe("vision_transformer/vit", monkeypatch, runs={"epochs": 4})
     small = module.ViT(size=32, patch=8, width=16, layers=1, heads=2)
     monkeypatch.setattr(module, "ViT", lambda **_: small)
     data = module.ImageData
