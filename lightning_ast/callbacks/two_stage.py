@@ -90,10 +90,10 @@ class TwoStageScheduler(Callback):
     def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
         """Return the stage of the batch with an index in the running epoch."""
         # Stages of whole epochs are those of an epoch's first batch: reading the limits of the run takes its time.
-        in_epochs = not (isinstance(self.warmup_epochs, float) or isinstance(self.cooldown_epochs, float))
-        in_steps = self.warmup_steps or self.cooldown_steps or trainer.max_steps > 0
+        has_shares = float in map(type, (self.warmup_epochs, self.cooldown_epochs))
+        has_steps = self.warmup_steps or self.cooldown_steps or trainer.max_steps > 0
         epoch = trainer.current_epoch, trainer.max_epochs, self.warmup_epochs, self.cooldown_epochs
-        if batch_idx == 0 or epoch != self._epoch or in_steps or not in_epochs:
+        if batch_idx == 0 or epoch != self._epoch or has_shares or has_steps:
             run = run_length(trainer)
             within = 0.0 if run.batches is None else batch_idx / run.batches
             at = Point(trainer.current_epoch + within, trainer.global_step)

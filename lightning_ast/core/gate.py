@@ -108,15 +108,15 @@ def floor_for(target: float) -> float:
 def soft_probability(scores: _Array, threshold: float, floor: float) -> _Array:
     """Compute what :func:`keep_probability` does for the soft gate, on the host, where torch's calls cost more."""
     limits = np.finfo(scores.dtype)
-    kept: _Array = (scores / scores.dtype.type(min(max(threshold, limits.tiny), limits.max))).clip(floor, 1.0)
-    return kept
+    return np.clip(scores / scores.dtype.type(min(max(threshold, limits.tiny), limits.max)), floor, 1.0)
 
 
 def lifted(scores: _Array) -> _Array:
     """Raise scores ``(n,)`` below a millionth of the largest to that."""
     # Samples learned perfectly stay eligible: else no threshold could keep more than have a significance above 0.
     exact = scores.dtype.type
-    return np.maximum(scores, scores.max() * exact(1e-6) + exact(1e-30))
+    raised: _Array = np.maximum(scores, scores.max() * exact(1e-6) + exact(1e-30))
+    return raised
 
 
 def lift_zeros(significance: Tensor) -> Tensor:

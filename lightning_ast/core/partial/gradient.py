@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_ast.core.partial.registry import DISPATCH, OpArgs, OpKwargs, is_view, runs_by_parts
+from lightning_ast.core.partial.registry import RULES, OpArgs, OpKwargs, is_view, runs_by_parts
 from lightning_ast.core.partial.rows import Place, Rows, place_of
 
 __all__ = ["HeldRows", "RowGradient", "go_dense", "holds_rows", "in_accumulate_grad", "in_formula", "wrap"]
@@ -124,7 +124,7 @@ class RowGradient(Tensor):
     ) -> Any:
         """Run an op over the rows if it has a rule, by its parts if it is made of others, densely if not."""
         kwargs = kwargs or {}
-        entry = DISPATCH.get(id(func))
+        entry = RULES.get(id(func))
         if entry is not None:
             rule, on_rows, dim, views = entry
             place = getattr(args[0], "place", None) if on_rows else None  # None where it holds no rows alone

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["DISPATCH", "RULES", "OpArgs", "OpKwargs", "has_rule", "is_view", "rule", "runs_by_parts"]
+__all__ = ["RULES", "OpArgs", "OpKwargs", "has_rule", "is_view", "rule", "runs_by_parts"]
 
 # Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
 OpArgs: TypeAlias = tuple[Any, ...]
@@ -19,12 +19,10 @@ _Rule = Callable[..., Any]
 """``(op, *args, **kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented``
 where they cannot be taken row by row."""
 
-RULES: dict[OpOverload, _Rule] = {}
-"""Filled by the modules of :mod:`lightning_ast.core.partial.rules`."""
-
-DISPATCH: dict[int, tuple[_Rule, bool, int | None, bool]] = {}
-"""By the identity of an op, because hashing one runs Python: its rule, unguarded, whether that is for rows alone, in
-which dimension (see :func:`rule`), and whether the op is a view."""
+RULES: dict[int, tuple[_Rule, bool, int | None, bool]] = {}
+"""By the identity of an op, because hashing one runs Python: its rule, whether that is for rows alone, in which
+dimension (see :func:`rule`), and whether the op is a view. The modules of :mod:`lightning_ast.core.partial.rules` fill
+it."""
 
 
 def _overload(name: str) -> OpOverload | None:
@@ -36,7 +34,7 @@ def _overload(name: str) -> OpOverload | None:
 
 def has_rule(name: str) -> bool:
     """Tell whether there is a rule for an op, by its name as a counter of dense ops has it: ``aten.add.Tensor``."""
-    return _overload(name.removeprefix("aten.")) in RULES
+    return id(_overload(name.removeprefix("aten."))) in RULES
 
 
 def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[_Rule], _Rule]:
@@ -47,16 +45,8 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
     """
 
     def register(function: _Rule) -> _Rule:
-        @wraps(function)
-        def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
-            place = getattr(first, "place", None)  # None where it has become a full tensor, or is an ordinary one
-            fits = place is not None and dim in (None, place.dim)
-            return function(func, first, *args, **kwargs) if fits else NotImplemented
-
-        for op in map(_overload, names):
-            if op is not None:
-                RULES[op] = guarded if on_rows else function
-                DISPATCH[id(op)] = function, on_rows, dim, is_view(op)
+        ops = [op for op in map(_overload, names) if op is not None]
+        RULES.update({id(op): (function, on_rows, dim, is_view(op)) for op in ops})
         return function
 
     return register

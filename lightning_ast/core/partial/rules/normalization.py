@@ -97,7 +97,7 @@ def _selected(
         return NotImplemented
     # Running statistics, which are not used; on a CPU the result has their type where it differs.
     alike = saved.is_cuda or saved.dtype == mean.dtype
-    unused = (None, None) if alike else (torch.zeros_like(mean), torch.ones_like(mean))
+    unused: Any = (None, None) if alike else (torch.zeros_like(mean), torch.ones_like(mean))
     center, variance = torch.batch_norm_update_stats(saved, *unused, 0.0)  # several times faster than var_mean
     spread = (variance + eps).rsqrt()
     # The derivative of the normalised value is the full batch's invstd: it enters through the weight.
