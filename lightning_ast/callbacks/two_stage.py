@@ -71,7 +71,7 @@ class TwoStageScheduler(Callback):
         self.cooldown_steps = cooldown_steps
         self._warned = False
         self._stage: Stage = "warmup"
-        self._epoch: tuple[float | None, ...] | None = None  # the one whose stage that is, and what it depends on
+        self._epoch: object = None  # the one whose stage that is, and what it depends on
 
     @property
     def schedule(self) -> Schedule:

@@ -108,7 +108,9 @@ def floor_for(target: float) -> float:
 def soft_probability(scores: _Array, threshold: float, floor: float) -> _Array:
     """Compute what :func:`keep_probability` does for the soft gate, on the host, where torch's calls cost more."""
     limits = np.finfo(scores.dtype)
-    return np.clip(scores / scores.dtype.type(min(max(threshold, limits.tiny), limits.max)), floor, 1.0)
+    divisor = scores.dtype.type(min(max(threshold, limits.tiny), limits.max))
+    kept: _Array = np.clip(scores / divisor, floor, 1.0)
+    return kept
 
 
 def lifted(scores: _Array) -> _Array:

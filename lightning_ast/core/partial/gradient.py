@@ -126,7 +126,7 @@ class RowGradient(Tensor):
         kwargs = kwargs or {}
         entry = RULES.get(id(func))
         if entry is not None:
-            rule, on_rows, dim, views = entry
+            _, rule, on_rows, dim, views = entry
             place = getattr(args[0], "place", None) if on_rows else None  # None where it holds no rows alone
             if not on_rows or (place is not None and dim in (None, place.dim)):
                 result = rule(func, *args, **kwargs)

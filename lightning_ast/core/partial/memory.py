@@ -110,8 +110,8 @@ class GradientMemory(Tensor):
             if name == "aten::copy_" and memory._write(rest[0]):
                 return memory
             entry = RULES.get(id(func))
-            if memory.untouched and entry is not None and not entry[1] and RowGradient in map(type, rest):
-                result = entry[0](func, memory, *rest, **kwargs)
+            if memory.untouched and entry is not None and not entry[2] and RowGradient in map(type, rest):
+                result = entry[1](func, memory, *rest, **kwargs)
                 if result is not NotImplemented:
                     return result
         if func._schema.is_mutable:  # a write that no rule can keep in rows

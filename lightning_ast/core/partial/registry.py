@@ -19,8 +19,8 @@ _Rule = Callable[..., Any]
 """``(op, *args, **kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented``
 where they cannot be taken row by row."""
 
-RULES: dict[int, tuple[_Rule, bool, int | None, bool]] = {}
-"""By the identity of an op, because hashing one runs Python: its rule, whether that is for rows alone, in which
+RULES: dict[int, tuple[OpOverload, _Rule, bool, int | None, bool]] = {}
+"""By the identity of an op, because hashing one runs Python: the op, its rule, whether that is for rows alone, in which
 dimension (see :func:`rule`), and whether the op is a view. The modules of :mod:`lightning_ast.core.partial.rules` fill
 it."""
 
@@ -46,7 +46,7 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
 
     def register(function: _Rule) -> _Rule:
         ops = [op for op in map(_overload, names) if op is not None]
-        RULES.update({id(op): (function, on_rows, dim, is_view(op)) for op in ops})
+        RULES.update({id(op): (op, function, on_rows, dim, is_view(op)) for op in ops})
         return function
 
     return register

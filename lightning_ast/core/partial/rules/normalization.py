@@ -98,7 +98,7 @@ def _selected(
     # Running statistics, which are not used; on a CPU the result has their type where it differs.
     alike = saved.is_cuda or saved.dtype == mean.dtype
     unused: Any = (None, None) if alike else (torch.zeros_like(mean), torch.ones_like(mean))
-    center, variance = torch.batch_norm_update_stats(saved, *unused, 0.0)  # several times faster than var_mean
+    center, variance = torch.batch_norm_update_stats(saved, unused[0], unused[1], 0.0)  # faster than var_mean
     spread = (variance + eps).rsqrt()
     # The derivative of the normalised value is the full batch's invstd: it enters through the weight.
     scale = invstd / spread if weight is None else weight * (invstd / spread)
