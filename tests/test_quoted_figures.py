@@ -132,7 +132,8 @@ def test_the_rates_that_readme_quotes_are_those_of_the_pruned_epochs() -> None:
     said = []
     for place in (C50, F60):
         by_epoch = zip(
-            *(run["rate_by_epoch"] for run in runs(place, "prune-coverage0.97-gatesoft-stepskeep").values()), strict=True
+            *(run["rate_by_epoch"] for run in runs(place, "prune-coverage0.97-gatesoft-stepskeep").values()),
+            strict=True,
         )
         pruned = [rate for rate in map(statistics.mean, by_epoch) if rate < 1]
         said.append(f"from {pruned[0]:.2f} to {pruned[-1]:.2f} on")
