@@ -18,7 +18,17 @@ from torch import Tensor
 from lightning_ast.core.gate import EXPONENTS, GateName, Selection, Weighting
 from lightning_ast.core.threshold import SoftSums
 
-__all__ = ["MANY", "each_once", "histogram_of", "largest", "planned", "rate_of_many", "sampled", "threshold_of"]
+__all__ = [
+    "MANY",
+    "carried_at",
+    "each_once",
+    "histogram_of",
+    "largest",
+    "planned",
+    "rate_of_many",
+    "sampled",
+    "threshold_of",
+]
 
 MANY = 2**22
 """Number of samples above which plans are made here: sorting takes 2 microseconds and 140 bytes a sample."""
@@ -75,6 +85,19 @@ def rate_of_many(scores: Tensor, coverage: float, gate: GateName, *, floor: floa
     before = carried[last] - sums[::-1][last] / sums.sum()
     inside = (coverage - before) * sums.sum() / means[::-1][last]  # samples of the class in which the share is met
     return float((counts[::-1][:last].sum() + inside) / counts.sum())
+
+
+def carried_at(histogram: _Array, rate: float, gate: GateName, *, floor: float) -> float:
+    """Sum the scores in a histogram that a gate keeps at a rate; the hard gates keep the largest."""
+    counts, sums, means = _filled(histogram)
+    if rate >= 1:
+        return float(sums.sum())
+    if gate == "soft":
+        threshold = SoftSums(means, counts, floor).threshold(rate)
+        return float((sums * (means / threshold).clip(floor, 1)).sum())
+    larger = counts[::-1].cumsum()[::-1] - counts  # samples in the classes above each
+    kept = (rate * counts.sum() - larger).clip(0, counts)
+    return float((sums * kept / counts).sum())
 
 
 def planned(
