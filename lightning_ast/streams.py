@@ -187,7 +187,7 @@ class SampleFilter:
 
     def unshare(self) -> None:
         """Take memory of this process's own, where the filter was made before the process was started."""
-        self._passes = self._passes.clone().share_memory_()  # type: ignore[no-untyped-call]
+        self._passes = self._passes.clone().share_memory_()
 
     def allow(self, numbers: Tensor | None) -> None:
         """Let these samples pass from now on, ``(k,)`` int64; None lets every sample pass."""

@@ -136,12 +136,7 @@ class StreamedEpochs(PrunedEpochs):
     def finish_batch(self) -> None:
         """Advance schedules; warn where the stream ended without some of the samples."""
         super().finish_batch()
-        if not ends_epoch(self._trainer):
-            return
-        if self._own_parts is not None:
-            self._check_end()
-            return
-        if self._has_warned or self._drops_last:
+        if not ends_epoch(self._trainer) or self._has_warned or self._drops_last or self._own_parts is not None:
             return
         if missing := int(self._left.sum()):
             self._has_warned = True
@@ -152,9 +147,9 @@ class StreamedEpochs(PrunedEpochs):
                 f"or SampleFilter(size={self._filter.size}) counts more than the stream has."
             )
 
-    def _check_end(self) -> None:
+    def check_end(self) -> None:
         """Refuse a stream that ends before those of the other processes, which would wait for ever."""
-        if self.epoch.batch < self.epoch.lengths.batches:
+        if self._own_parts is not None and not self._resumes and self.epoch.batch < self.epoch.lengths.batches:
             raise ConfigurationError(
                 [
                     f"the stream of process {self._everyone.rank} ended after {counted(self.epoch.batch, 'batch')} of "
@@ -202,6 +197,13 @@ class _StreamedLoader(PrunedLoader):
         for _ in range(ahead):
             next(self)
         return self
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self._epochs.check_end()
+            raise
 
 
 class _Nothing:

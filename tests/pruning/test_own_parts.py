@@ -148,7 +148,7 @@ def test_parts_that_are_divided_in_another_way(straight: Any, tmp_path: Path) ->
 def test_the_scores_of_each_part_are_a_file(straight: Any, tmp_path: Path) -> None:
     from lightning_ast.__main__ import main
 
-    main(["export", str(straight[1]), "--out", str(tmp_path / "scores.csv")])
+    main(["export", str(straight[1]), str(tmp_path / "scores.csv")])
     rows = [len((tmp_path / f"scores-part{rank}.csv").read_text().splitlines()) - 1 for rank in (0, 1)]
     assert rows == [*SIZES]
 
@@ -160,17 +160,12 @@ def test_a_coverage_is_that_of_all_parts_together(gate: Any, tmp_path: Path) -> 
     assert lengths(ranks[0]) == lengths(ranks[1])
     rate = len(by_epoch(ranks[0])[1][1]) / SIZES[0]
     carried = total = 0.0
-    for rank in ranks:
-        first = {
-            index: error
-            for epoch, _, numbers, errors in rank["batches"]
-            if epoch == 0
-            for index, error in zip(numbers, errors)
-        }
-        _, seen = by_epoch(rank)
-        most = max(first.values())
-        carried += sum(first.get(index, most) for index in seen[1])
-        total += sum(first.values())
+    for rank, size in zip(ranks, SIZES):
+        first = {i: e for epoch, _, ids, errors in rank["batches"] if epoch == 0 for i, e in zip(ids, errors)}
+        unseen = max(first.values())
+        scores = torch.tensor([first.get(index, unseen) for index in range(size)])
+        carried += float(scores[by_epoch(rank)[1][1]].sum())
+        total += float(scores.sum())
     assert 0.3 < rate < 0.75
     assert carried / total == pytest.approx(0.7, abs=0.06)
 
