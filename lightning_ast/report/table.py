@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_ast.report.files import UnreadableError, reading
@@ -16,8 +14,6 @@ from lightning_ast.words import counted
 __all__ = ["read_table"]
 
 _MOST_BYTES = 2**28
-# Rows that cannot be taken apart before the rest is given up: a row without an end makes the reader look far ahead.
-_MOST_BROKEN = 100
 
 
 def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
@@ -29,8 +25,7 @@ def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
         raise UnreadableError("is not text in UTF-8")
     # a crash leaves NUL bytes, or a last line without its end, whose last number may be cut off
     whole = [line for line in lines if "\0" not in line and line.endswith(("\n", "\r"))]
-    with _cells_of(max(map(len, whole), default=0)):
-        header, *rows = list(_rows(whole)) or [None]
+    header, *rows = [_cells(line) for line in whole if line.strip("\r\n")] or [None]
     if header is None and not lines:
         return {}, None  # a run that logged nothing
     if header is None or "step" not in header:
@@ -40,36 +35,12 @@ def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
     return columns, f"{counted(lost, 'row')} of it, damaged or without a step" if lost else None
 
 
-@contextmanager
-def _cells_of(most_characters: int) -> Iterator[None]:
-    """Allow cells of that length: a row without an end may be long."""
-    before = csv.field_size_limit()
-    csv.field_size_limit(max(before, most_characters))  # of the whole process, so that it is put back
+def _cells(line: str) -> list[str] | None:
+    """Split a line into its cells; None where it cannot be split: CSVLogger writes a row a line."""
     try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _rows(lines: Sequence[str]) -> Iterator[list[str] | None]:
-    """Split lines into cells; give None for a line that cannot be split, and go on behind it."""
-    start = broken = 0
-    while start < len(lines):
-        reader = csv.reader(islice(lines, start, None), strict=True)
-        read = 0
-        try:
-            for row in reader:
-                read = reader.line_num
-                if row:
-                    yield row
-            return
-        except csv.Error:
-            broken += 1
-            start += read + 1
-            yield None
-        if broken == _MOST_BROKEN:
-            yield from [None] * (len(lines) - start)
-            return
+        return next(csv.reader([line], strict=True), None)
+    except csv.Error:
+        return None
 
 
 def _columns(header: Sequence[str], rows: Sequence[list[str] | None]) -> tuple[dict[str, Series], int]:

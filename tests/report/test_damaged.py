@@ -150,8 +150,8 @@ def test_an_absurd_epoch_is_left_out(folder: Path, name: str, epoch: float) -> N
 @pytest.mark.parametrize(
     ("damage", "lost"),
     [
-        (b'0,8,"' + b"x" * 200_000 + b'"\n', 0),
-        (b"0,8," + b"x" * 200_000 + b"\n", 0),
+        (b'0,8,"' + b"x" * 200_000 + b'"\n', 1),
+        (b"0,8," + b"x" * 200_000 + b"\n", 1),
         (b'0,8,"' + b"x" * 200_000 + b"\n", 1),
         (b'"' * 3 + b"\n", 1),
         (b"0,\0\0\0,0.1\n", 1),
