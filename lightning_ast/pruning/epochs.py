@@ -116,13 +116,12 @@ class PrunedEpochs:
             assert self._planner.facts is not None
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
-            faults += batching_faults(self._planner.facts, self._trainer, self._steps)
-            faults = self._all_faults(faults)
+            faults = self._all_faults(faults + batching_faults(self._planner.facts, self._trainer, self._steps))
         if faults:
             raise ConfigurationError(faults)
         assert self._planner.facts is not None  # as there are no faults
-        if self.history is None:
-            self._planner.begin_history(self._loaded, resumes=self._resumes)
+        if self.history is None and (faults := self._all_faults(self._begin_history())):
+            raise ConfigurationError(faults)
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
@@ -132,6 +131,13 @@ class PrunedEpochs:
         self._plan_ahead()
         self._pruned.limits = self._batches_ahead
         return self._pruned
+
+    def _begin_history(self) -> list[str]:
+        try:
+            self._planner.begin_history(self._loaded, resumes=self._resumes)
+        except ConfigurationError as error:
+            return error.faults
+        return []
 
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
         return loader_faults(combined, processes=self._processes.count)

@@ -163,6 +163,8 @@ class LoaderFacts:
 
     def batches_of(self, samples: int) -> int:
         """Count the batches that some samples make, or may make at most where there are several short ones."""
+        if self.drop_last:
+            return samples // self.batch_size
         return (samples + self.short_ends * (self.batch_size - 1)) // self.batch_size
 
     @property

@@ -33,8 +33,17 @@ class OwnParts:
         self._has_warned = False
 
     def all_faults(self, faults: list[str]) -> list[str]:
-        """Return the faults that any process has found, so that none waits for one that has given up."""
-        return list(dict.fromkeys(fault for found in self.processes.gathered(faults) for fault in found))
+        """Return the faults that any process has found, so that none waits for one that has given up.
+
+        Those that not all have found name their process.
+        """
+        everyone = self.processes.gathered(faults)
+        named: dict[str, None] = {}
+        for rank, found in enumerate(everyone):
+            for fault in found:
+                is_common = all(fault in others for others in everyone)
+                named[fault if is_common else f"process {rank}, in its part: {fault}"] = None
+        return list(named)
 
     def agree(self, own: LoaderFacts) -> LoaderFacts:
         """Return the lengths of an epoch that all processes keep: those of the smallest part."""

@@ -188,7 +188,8 @@ class EpochPlanner:
         processes = self._processes.count
         if not epoch.sparse:
             return EpochPlan(epoch.number, draws[: self.facts.draws * processes], self.facts.offered * processes)
-        offered = draws[: self._own.offered * processes]
+        # What drop_last leaves out of a stream is the end of its own order, not that of the numbers.
+        offered = draws if self.filters else draws[: self._own.offered * processes]
         if self._selector.target_coverage is not None and self._steps == "keep":
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
             epoch.lengths = self._lengths_at(self._rate_to_cover(history, offered))
@@ -286,7 +287,7 @@ class EpochPlanner:
             processes=processes,
             at_least=self._selector.target_coverage is not None,
         )
-        if self._steps == "keep":
+        if self._steps == "keep" and not self.draws_batches:
             wanted = rate * self.facts.offered
             self._warn_of_excess(lengths.samples, wanted, lengths.batches, self.facts.batch_size)
         return lengths

@@ -60,7 +60,7 @@ class StreamedEpochs(PrunedEpochs):
         loader = combined.flattened[0]
         size = self._filter.size
         # Several processes end an epoch behind the batches that each has for certain: only the last may be short.
-        ends = max(1, loader.num_workers) if self._own_parts is None and not loader.drop_last else 1
+        ends = max(1, loader.num_workers) if self._own_parts is None else 1
         facts = LoaderFacts(size, size, loader.batch_size, loader.drop_last, batches=0, short_ends=ends)
         return replace(facts, batches=facts.batches_of(size))
 

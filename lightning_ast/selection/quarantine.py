@@ -149,7 +149,7 @@ class Quarantine:
         self._read(wait=True)
         own = torch.tensor([float(self.count), float(max(self._offered, self._expected))])
         count, offered = (self._processes.mean(own) * self._processes.count).tolist()
-        self._check(round(count), round(offered))
+        self._check(round(count), round(offered), shared=True)
 
     def _read(self, *, wait: bool = False) -> bool:
         """Tell whether samples were found among what has arrived."""
@@ -177,14 +177,18 @@ class Quarantine:
         self.samples += new
         self.count += len(new)
 
-    def _check(self, count: int, total: int) -> None:
+    def _check(self, count: int, total: int, *, shared: bool = False) -> None:
         if self.limit is None or count <= self.limit * total:
             return
         latest = [sample for sample in self.samples if sample.epoch == self._epoch]
+        # Every process comes here with the same count, and the samples may be in the part of another one.
+        everyone = self._processes.gathered(latest) if shared else [latest]
+        several = len(everyone) > 1
+        names = [_names(found) + f" (process {rank})" * several for rank, found in enumerate(everyone) if found]
         whole = len(latest) > 1 and latest[-2].batch == latest[-1].batch
         raise QuarantineError(
             f"lightning-ast: NaN or infinity in the input or the loss of {counted(count, 'sample')} of epoch "
-            f"{self._epoch}, more than quarantine_limit={self.limit:g} of its {total}: {_names(latest)}. "
+            f"{self._epoch}, more than quarantine_limit={self.limit:g} of its {total}: {', '.join(names)}. "
             "Mend or remove these samples"
             + ("; if they are whole batches, the model has diverged: lower the learning rate" if whole else "")
             + ". If NaN or infinity in a batch is meant, pass quarantine_limit=None; to allow more, a larger one."

@@ -249,6 +249,15 @@ def test_a_batch_is_never_left_with_one_sample() -> None:
     assert all(batch in pairs for batch in batches_of(module)[1])
 
 
+def test_the_number_of_batches_is_not_taken_for_that_of_samples(recwarn: pytest.WarningsRecorder) -> None:
+    """Half of 7 batches would be 4 where 3.5 are needed, which is no excess: of 224 samples it is exactly the half."""
+    module = fresh()
+    batches = [[*range(start, start + 32)] for start in range(0, 224, 32)]
+    fit(module, loader(batch_sampler=batches, batch_size=1), pruned(target_activation_rate=0.5, prune_steps="keep"))
+    assert len(module.epochs()[1]) == 112
+    assert not [warning for warning in recwarn if "leaves" in str(warning.message)]
+
+
 class Numbered(Sampler[int]):
     """Knows the number of the epoch, which Lightning tells it."""
 

@@ -216,6 +216,28 @@ def test_loaders_of_two_kinds_are_refused(tmp_path: Path) -> None:
         two(tmp_path, lambda rank: loader(dataset=Subset(Indexed(), range(64)), batch_size=16 * (rank + 1)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"always": [220]}, r"process 0, in its part: always: expected dataset indices in \[0, 200\); got 220"),
+        ({"initial_scores": [1.0] * 200}, "process 1, in its part: initial_scores: expected the significance of 240"),
+    ],
+)
+def test_a_fault_of_one_part_names_its_process(settings: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=message):
+        two(tmp_path, shuffled, settings=settings)
+
+
+def test_too_many_bad_samples_of_another_part_are_named(tmp_path: Path) -> None:
+    def spoilt(rank: int) -> DataLoader[Any]:
+        dataset = Part(rank)
+        dataset.x[[7, 8, 9][: 3 * rank]] = float("nan")
+        return loader(dataset=dataset)
+
+    with pytest.raises(Exception, match=r"3 samples of epoch 0.*: dataset index 7, 8, 9 \(process 1\)"):
+        two(tmp_path, spoilt, settings={"quarantine_limit": 0.005})
+
+
 class Stream(Files):
     """The samples of one process, as many as the other one has."""
 
@@ -224,12 +246,15 @@ class Stream(Files):
         self.images = Part(rank)
 
 
-def streamed(folder: Path, *others: Any, workers: int = 0, size: Any = (200, 200), **options: Any) -> list[Any]:
+def streamed(
+    folder: Path, *others: Any, workers: int = 0, size: Any = (200, 200), drop_last: bool = False, **options: Any
+) -> list[Any]:
     sample_filter = SampleFilter(size=200)  # before the processes are there: none may see the plan of another
     settings = {"sample_filter": sample_filter, "prune_steps": "follow"}
 
     def make(rank: int) -> DataLoader[Any]:
-        return DataLoader(Stream(rank, sample_filter, size[rank]), batch_size=32, num_workers=workers)
+        stream = Stream(rank, sample_filter, size[rank])
+        return DataLoader(stream, batch_size=32, num_workers=workers, drop_last=drop_last)
 
     return two(folder, make, *others, kind=Cycled, settings=settings, **options)
 
@@ -259,3 +284,12 @@ def test_streams_of_two_processes(tmp_path: Path, workers: int) -> None:
 def test_a_stream_that_ends_before_the_others_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"stream of process 1 ended after 5 batches of epoch 0 where its plan has 7"):
         streamed(tmp_path, size=(200, 150))
+
+
+def test_streams_that_drop_a_last_short_batch(tmp_path: Path) -> None:
+    ranks = streamed(tmp_path, drop_last=True)
+    assert ranks[0]["steps"] == ranks[1]["steps"] == (2 * 6 + 2 * 2, 4 * 6)
+    for rank, results in enumerate(ranks):
+        witness, seen = by_epoch(results)
+        assert seen[0] == [*range(192)]
+        assert seen[1] == plan_by_hand(witness, [*range(200)], epoch=1, count=64, size=200, rank=rank)
