@@ -112,7 +112,9 @@ def headline_plan() -> list[Run]:
         settings.append(_pruned("soft", "keep", coverage=0.97))
         settings += [_pruned(gate, "keep", coverage=each) for each in (0.95, 0.9) for gate in ("topk", "soft")]
         settings += [_pruned(gate, "keep", rate=rate) for gate in ("topk", "soft")]
-        settings += [_pruned("soft", "follow", coverage=0.97), _pruned("topk", "follow", coverage=0.95)]
+        settings += [_pruned("soft", "follow", coverage=0.97)]
+        settings += [_pruned("topk", "follow", coverage=each) for each in (0.95, 0.9)]
+        settings += [_pruned("soft", steps, coverage=0.97, cooldown=2) for steps in ("keep", "follow")]
         settings += [("dense", {"length": length}) for length in lengths]
         settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.05, 0.1, 0.4)]
         settings.append(("dense", {"lr": 0.1}))
@@ -148,7 +150,8 @@ def gpu_plan() -> list[Run]:
         length = round(0.66 * place.epochs)
         runs += _runs([place], _short_settings("topk", 0.95, length), seeds=5)
         tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
-        others = [_pruned("soft", "follow", coverage=0.99), _pruned("soft", "keep", coverage=0.97)]
+        others = [_pruned("soft", "follow", coverage=each, cooldown=place.epochs // 8) for each in (0.97, 0.9)]
+        others += [_pruned("soft", "follow", coverage=0.99), _pruned("soft", "keep", coverage=0.97)]
         others += [_pruned("topk", "follow", rate=0.6), ("seta", {}), *tuned]
         runs += _runs([place], others, seeds=5)
     return runs
@@ -228,7 +231,7 @@ def curriculum_plan() -> list[Run]:
     settings: list[Setting] = [DENSE, _pruned("soft", "keep", rate=0.4)]
     settings += [_pruned("soft", "keep", rate=0.4, significance=rule) for rule in rules]
     settings += [("random", {"like": like, "steps": "keep"}), ("dense", {"length": 8})]
-    return _runs([replace(FASHION, images=60_000, epochs=16)], settings, seeds=3)
+    return _runs([replace(FASHION, images=60_000, epochs=16)], settings, seeds=5)
 
 
 _REPLANNED: dict[str, Option] = {"rate": 0.4, "gate": "topk", "steps": "replan"}

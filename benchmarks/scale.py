@@ -24,9 +24,10 @@ from record import RECORDS, kind, provenance, save
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from lightning_ast.core.gate import GateName, floor_for
+from lightning_ast.core.gate import GateName
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
-from lightning_ast.core.large_plan import histogram_of, sampled, threshold_of
+from lightning_ast.core.plan_rules import common_rate
+from lightning_ast.core.sample_record import SampleRecord
 from lightning_ast.core.selector import SampleSelector
 
 RATE = 0.4
@@ -35,7 +36,11 @@ SIZES = (10**5, 10**6, 10**7, 10**8, 10**9)
 RANKS = (1, 2, 8, 64, 256, 1024)
 BYTES_A_SAMPLE = 48
 """More than any size below takes, with the scores and the draws that are given to it: what is run is chosen by it."""
+HISTORY_BYTES = 10
+"""A sample: its score twice, once for the running epoch, and the count of its visits."""
+LARGEST_SAVED = 2 * 10**7
 SHARDS = 64
+COVERAGE = 0.9
 BATCH = 2**18
 
 
@@ -62,14 +67,22 @@ def selector_of(gate: GateName) -> SampleSelector:
     return SampleSelector(target_activation_rate=RATE, gate=gate, weighting="none")
 
 
+def observed(scores: Tensor, draws: Tensor) -> tuple[SignificanceHistory, SampleRecord]:
+    """Remember the scores and the visits of an epoch in one process, batch by batch."""
+    history = SignificanceHistory(len(scores))
+    history.record = SampleRecord(len(scores))
+    for indices, values in zip(draws.split(BATCH), scores.split(BATCH), strict=True):
+        history.observe(indices, values)
+        history.record.count(indices, epoch=0)
+    return history, history.record
+
+
 def measure(size: int, gate: GateName) -> dict[str, Any]:
     """Observe, fold and plan a data set in one process."""
     scores, draws = scores_and_draws(size)
     base = reset_peak()
-    history = SignificanceHistory(size)
     times = [time.perf_counter()]
-    for indices, values in zip(draws.split(BATCH), scores.split(BATCH), strict=True):
-        history.observe(indices, values)
+    history, record = observed(scores, draws)
     times.append(time.perf_counter())
     history.fold()
     times.append(time.perf_counter())
@@ -83,17 +96,17 @@ def measure(size: int, gate: GateName) -> dict[str, Any]:
         "fold_seconds": fold,
         "plan_seconds": made,
         "peak_bytes": peak_bytes() - base + draws.nbytes,  # the plan needs the draws of the epoch
-        "history_bytes": 8 * size,
-        "checkpoint_bytes": saved_bytes(history, plan),
+        "history_bytes": HISTORY_BYTES * size,
+        "checkpoint_bytes": saved_bytes(history, record, plan),
     }
 
 
-def saved_bytes(history: SignificanceHistory, plan: EpochPlan) -> int | None:
+def saved_bytes(history: SignificanceHistory, record: SampleRecord, plan: EpochPlan) -> int | None:
     """Return the size of what a checkpoint holds of them; None where writing it would take too much memory."""
-    if len(history) > 10**7:
+    if len(history) > LARGEST_SAVED:
         return None
     file = io.BytesIO()
-    torch.save({"history": history.state_dict(), "plan": plan.state_dict()}, file)
+    torch.save({"history": history.state_dict(), "samples": record.state_dict(), "plan": plan.state_dict()}, file)
     return file.tell()
 
 
@@ -107,27 +120,30 @@ def measure_sampler(size: int) -> dict[str, Any]:
 
 
 def measure_shard(size: int, gate: GateName) -> dict[str, Any]:
-    """Plan one of 64 equal parts of a data set by the histogram of all, as processes could that hold a part each."""
+    """Observe, fold and plan one of 64 equal parts of a data set, as a process does with `own_parts=True`."""
     own = size // SHARDS
     scores, draws = scores_and_draws(own)
     base = reset_peak()
-    history = SignificanceHistory(own)
-    history.observe(draws, scores)
+    history, record = observed(scores, draws)
     history.fold()
     begin = time.perf_counter()
-    part = history.significance()
-    whole = SHARDS * histogram_of(part)  # the other parts are taken to be like this one
-    threshold = threshold_of(whole, RATE, floor=floor_for(RATE))
-    generator = torch.Generator().manual_seed(0)
-    count = int(RATE * own)
-    kept, _ = sampled(part, count, threshold, floor=floor_for(RATE), exponent=0, generator=generator)
-    assert kept.indices.numel() == count
+    asked = []
+
+    def total(values: Tensor) -> Tensor:
+        asked.append(values.nbytes)
+        return SHARDS * values  # the other parts are taken to be like this one
+
+    rate = common_rate(history.significance(), COVERAGE, gate, total=total)
+    plan = plan_epoch(history, draws, epoch=1, count=int(rate * own), selector=selector_of(gate))
     return {
         "samples": size,
         "parts": SHARDS,
+        "coverage": COVERAGE,
+        "rate": plan.activation_rate,
         "seconds": time.perf_counter() - begin,
         "peak_bytes": peak_bytes() - base + draws.nbytes,
-        "exchanged_bytes": whole.nbytes,
+        "exchanged_bytes": sum(asked),
+        "checkpoint_bytes": saved_bytes(history, record, plan),  # of this part
     }
 
 

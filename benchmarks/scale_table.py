@@ -61,9 +61,11 @@ def plan_table(record: Record) -> str:
             "",
             f"Beside it, with and without this package: torch's `RandomSampler` of {power(sampler['samples'])} samples "
             f"takes {sampler['seconds']:.1f} s and {gigabytes(sampler['peak_bytes'])} an epoch "
-            f"({sampler['peak_bytes'] / sampler['samples']:.0f} bytes a sample). One of {shard['parts']} parts of "
-            f"{power(shard['samples'])} samples, planned by the histogram of all: {shard['seconds']:.1f} s, "
-            f"{gigabytes(shard['peak_bytes'])}, and {gigabytes(shard['exchanged_bytes'])} to exchange.",
+            f"({sampler['peak_bytes'] / sampler['samples']:.0f} bytes a sample). With `own_parts=True`, one of "
+            f"{shard['parts']} processes at {power(shard['samples'])} samples, planned for a coverage of "
+            f"{shard['coverage']}: {shard['seconds']:.1f} s, a peak of {gigabytes(shard['peak_bytes'])}, "
+            f"{gigabytes(shard['exchanged_bytes'])} to exchange, and {gigabytes(shard['checkpoint_bytes'])} in the "
+            f"checkpoint, which holds {gigabytes(shard['parts'] * shard['checkpoint_bytes'])} of all.",
         ]
     )
 

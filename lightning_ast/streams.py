@@ -185,6 +185,10 @@ class SampleFilter:
         """Return the filter itself: a copied pipeline has to see the same plan."""
         return self
 
+    def unshare(self) -> None:
+        """Take memory of this process's own, where the filter was made before the process was started."""
+        self._passes = self._passes.clone().share_memory_()
+
     def allow(self, numbers: Tensor | None) -> None:
         """Let these samples pass from now on, ``(k,)`` int64; None lets every sample pass."""
         self._passes.fill_(numbers is None)

@@ -85,6 +85,7 @@ CORE_LAYERS = [
     "significance",
     "systematic",
     "gate",
+    "threshold",
     "large_plan",
     "class_floor",
     "epoch_counts",

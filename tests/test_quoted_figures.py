@@ -125,3 +125,16 @@ def test_what_is_said_of_the_original_is_on_record() -> None:
     later = [rate for run in found for rate in run["rate_by_epoch"][4:]]
     assert f"from the fifth on {min(later):.2f} to {max(later):.2f}" in text
     assert f"falls from {max(other['rate_by_epoch']):.2f} to {other['rate_by_epoch'][-1]:.2f}" in text
+
+
+def test_the_rates_that_readme_quotes_are_those_of_the_pruned_epochs() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    said = []
+    for place in (C50, F60):
+        by_epoch = zip(
+            *(run["rate_by_epoch"] for run in runs(place, "prune-coverage0.97-gatesoft-stepskeep").values()),
+            strict=True,
+        )
+        pruned = [rate for rate in map(statistics.mean, by_epoch) if rate < 1]
+        said.append(f"from {pruned[0]:.2f} to {pruned[-1]:.2f} on")
+    assert f"{said[0]} CIFAR-10, and {said[1]} the easier Fashion-MNIST" in text

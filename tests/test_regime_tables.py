@@ -205,13 +205,17 @@ def test_an_aim_is_judged_at_its_work(benchmark: Any, tmp_path: Path) -> None:
         "prune-coverage0.95-gatetopk-stepskeep": (0.8985, 7.2),
     }
     write_aims(benchmark, tmp_path, runs)
-    first, *middle, everywhere, ahead = rows(benchmark("regime_aims").aims_table(tmp_path))[2:]
+    first, *middle, everywhere, longer, ahead = rows(benchmark("regime_aims").aims_table(tmp_path))[2:]
     assert first[1] == "no"
     assert first[2] == "best of our settings: -0.15 ± 0.00 at 0.45, `prune`, coverage 0.95, hard cut, steps kept"
     assert [row[1] for row in middle] == ["-", "-"]  # CIFAR-10 is not recorded
     assert everywhere[1] == "yes"
     assert everywhere[2].startswith("worst of 1 places: -0.05 ± 0.00, Fashion-MNIST")
+    assert longer[1:] == ["-", "not recorded"]
     assert ahead[1:] == ["-", "not recorded"]
+    write_aims(benchmark, tmp_path, {"prune-coverage0.97-gatesoft-stepsfollow-cooldown2": (0.8971, 9.0)})
+    *_, longer, _ = rows(benchmark("regime_aims").aims_table(tmp_path))
+    assert (longer[1], longer[2][:33]) == ("no", "worst of 1 places: -0.29 ± 0.00, ")
     write_aims(benchmark, tmp_path, {"prune-coverage0.9-gatetopk-stepskeep": (0.8991, 7.0)})
     assert rows(benchmark("regime_aims").aims_table(tmp_path))[2][1] == "yes"
 

@@ -37,7 +37,8 @@ def test_the_tables_of_scale(benchmark: Any) -> None:
         "checkpoint_bytes": None,
         "measured": False,
     }
-    shard = {"samples": 10**9, "parts": 64, "seconds": 3.0, "peak_bytes": 5e8, "exchanged_bytes": 2**20}
+    shard = {"samples": 10**9, "parts": 64, "seconds": 3.0, "peak_bytes": 5e8}
+    shard |= {"coverage": 0.9, "exchanged_bytes": 168, "checkpoint_bytes": 2e8}
     text = tables.plan_table(
         {
             "hardware": "a CPU",
@@ -49,4 +50,5 @@ def test_the_tables_of_scale(benchmark: Any) -> None:
         }
     )
     assert "| 10<sup>9</sup>, calculated | `topk` | 1.0 | 1.0 | 200.0 | 33 GB | 33 | - |" in text
-    assert "One of 64 parts of 10<sup>9</sup> samples" in text
+    assert "one of 64 processes at 10<sup>9</sup> samples" in text
+    assert "200 MB in the checkpoint, which holds 12.8 GB of all." in text

@@ -14,18 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ast.core import GradientGate, SampleSelector, keep_rows
-from lightning_ast.core.gate import (
-    FLOOR,
-    GateName,
-    Weighting,
-    coverage_of,
-    keep_probability,
-    rate_at_coverage,
-    select,
-    solve_threshold,
-)
+from lightning_ast.core.gate import FLOOR, GateName, Weighting, coverage_of, keep_probability, select
 from lightning_ast.core.significance import el2n
 from lightning_ast.core.systematic import systematic_sample
+from lightning_ast.core.threshold import rate_at_coverage, solve_threshold
 
 PAGE = (Path(__file__).parent.parent / "docs" / "theory.md").read_text()
 EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}

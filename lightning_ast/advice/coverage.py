@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_ast.advice.measured import CoverageFacts
-from lightning_ast.core.gate import NEARLY_ALL, GateName, floor_for, rate_at_coverage, trimmed
+from lightning_ast.core.gate import NEARLY_ALL, GateName, floor_for, trimmed
+from lightning_ast.core.threshold import rate_at_coverage
 from lightning_ast.selection.step_state import StepState
 from lightning_ast.selection.watcher import Watcher
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.mode_facts import Mode
-from lightning_ast.pruning.score_files import write_scores
+from lightning_ast.pruning.score_files import write_parts
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.quarantine import QuarantinedSample
 from lightning_ast.selection.session import Session
@@ -76,17 +76,19 @@ class SelectionReadings(Callback):
 
         The columns are ``index``, ``label`` (with ``keep_scores`` or ``class_floor``), ``times_selected``,
         ``significance`` and, for each epoch that ``keep_scores`` keeps, ``significance_epoch_E``. With several
-        processes every one of them must call it, and the first one writes.
+        processes every one of them must call it, and the first one writes: one file, or with ``own_parts`` one for each
+        process, ``NAME-partR`` for that of rank R.
 
         Raises:
             ValueError: Nothing is remembered: there was no fit, or its mode was another one.
         """
-        epochs = self.state_dict().get("epochs")
+        state = self.state_dict()
+        epochs = state.get("epochs")
         if epochs is None or epochs["history"] is None:
             raise ValueError(
                 "there are no scores to export: only mode='prune' remembers samples, from its first fit on."
             )
-        rank_zero_only(write_scores)(path, epochs)
+        rank_zero_only(write_parts)(path, state)
 
     @property
     def quarantined(self) -> list[QuarantinedSample]:

@@ -70,6 +70,8 @@ class TwoStageScheduler(Callback):
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
         self._warned = False
+        self._stage: Stage = "warmup"
+        self._epoch: object = None  # the one whose stage that is, and what it depends on
 
     @property
     def schedule(self) -> Schedule:
@@ -87,9 +89,17 @@ class TwoStageScheduler(Callback):
 
     def stage(self, trainer: pl.Trainer, batch_idx: int) -> Stage:
         """Return the stage of the batch with an index in the running epoch."""
-        run = run_length(trainer)
-        within = 0.0 if run.batches is None else batch_idx / run.batches
-        return self.schedule_of(trainer).stage(Point(trainer.current_epoch + within, trainer.global_step), run)
+        # Stages of whole epochs are those of an epoch's first batch: reading the limits of the run takes its time.
+        has_shares = float in map(type, (self.warmup_epochs, self.cooldown_epochs))
+        has_steps = self.warmup_steps or self.cooldown_steps or trainer.max_steps > 0
+        epoch = trainer.current_epoch, trainer.max_epochs, self.warmup_epochs, self.cooldown_epochs
+        if batch_idx == 0 or epoch != self._epoch or has_shares or has_steps:
+            run = run_length(trainer)
+            within = 0.0 if run.batches is None else batch_idx / run.batches
+            at = Point(trainer.current_epoch + within, trainer.global_step)
+            self._stage = self.schedule_of(trainer).stage(at, run)
+            self._epoch = epoch
+        return self._stage
 
     def stage_at(self, epoch: float, total_epochs: float | None) -> Stage:
         """Return the stage at a point in epochs; see :meth:`lightning_ast.schedule.Schedule.stage_at`."""
@@ -115,6 +125,7 @@ class TwoStageScheduler(Callback):
         if stage != "fit":
             return
         self._warned = False
+        self._epoch = None
         if first_callback(trainer, SelectionReadings) is None:
             raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightning_ast.errors import UsageError
-from lightning_ast.pruning.score_files import write_scores
+from lightning_ast.pruning.score_files import write_parts
 from lightning_ast.selection.saved_state import SELECTION_STATE
 from lightning_ast.words import counted
 
@@ -34,8 +34,8 @@ def export_command(checkpoint: Path, out: Path, *, trust: bool) -> int:
     if epochs is None or epochs["history"] is None:
         mode = state["rule"]["mode"]
         raise UsageError(f"{checkpoint} is of a run in mode={mode!r}: only mode='prune' remembers samples")
-    write_scores(out, epochs)
-    return len(epochs["history"]["scores"])
+    write_parts(out, state)
+    return sum(len(part["history"]["scores"]) for part in state.get("parts", [epochs]))
 
 
 def _loaded(path: Path, *, trust: bool) -> Any:

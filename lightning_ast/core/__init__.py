@@ -20,7 +20,7 @@ from lightning_ast.core.controller import PIController
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder
 from lightning_ast.core.epoch_counts import even_count, planned_count
-from lightning_ast.core.gate import Selection, keep_probability, rate_at_coverage, select, solve_threshold
+from lightning_ast.core.gate import Selection, keep_probability, select
 from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
@@ -31,6 +31,7 @@ from lightning_ast.core.plan_rules import PlanRules
 from lightning_ast.core.plan_sampler import SignificanceSampler
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance
+from lightning_ast.core.threshold import rate_at_coverage, solve_threshold
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import BatchError, EntryError, LossCaptureError
 from lightning_ast.mode_facts import cost_share

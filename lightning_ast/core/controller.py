@@ -144,12 +144,12 @@ class PIController:
         start = float(self.initial_threshold)
         return math.log(start) if self.uses_feedforward else start
 
-    def threshold(self, solved: Tensor | None, *, target: float, alone: bool = False) -> Tensor:
+    def threshold(self, solved: Tensor | float | None, *, target: float, alone: bool = False) -> Tensor:
         """Return the threshold to gate this batch with, a scalar tensor on the CPU.
 
         Args:
             solved: The threshold that this batch would need on its own, a scalar
-                (:func:`lightning_ast.core.gate.solve_threshold`); not used without feed-forward.
+                (:func:`lightning_ast.core.threshold.solve_threshold`); not used without feed-forward.
             target: The target activation rate or coverage, in (0, 1].
             alone: Whether ``solved`` counts alone, as for a coverage, and not in the running mean.
 

@@ -15,9 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import EXPONENTS, GateName, Selection, Weighting, soft_threshold
+from lightning_ast.core.gate import EXPONENTS, GateName, Selection, Weighting
+from lightning_ast.core.threshold import SoftSums
 
-__all__ = ["MANY", "each_once", "histogram_of", "largest", "planned", "rate_of_many", "sampled", "threshold_of"]
+__all__ = [
+    "MANY",
+    "carried_at",
+    "each_once",
+    "histogram_of",
+    "largest",
+    "planned",
+    "rate_of_many",
+    "sampled",
+    "threshold_of",
+]
 
 MANY = 2**22
 """Number of samples above which plans are made here: sorting takes 2 microseconds and 140 bytes a sample."""
@@ -55,25 +66,38 @@ def _filled(histogram: _Array) -> tuple[_Array, _Array, _Array]:
 def threshold_of(histogram: _Array, rate: float, *, floor: float) -> float:
     """Find the threshold at which the soft gate keeps an expected share of the samples in a histogram."""
     counts, _, means = _filled(histogram)
-    return soft_threshold(means, counts, rate, floor)
+    return SoftSums(means, counts, floor).threshold(rate)
 
 
 def rate_of_many(scores: Tensor, coverage: float, gate: GateName, *, floor: float) -> float:
     """Compute the share of many samples that a gate keeps where they carry a share of the significance.
 
-    It is that of :func:`~lightning_ast.core.gate.rate_at_coverage`, within 0.4 % of itself.
+    It is that of :func:`~lightning_ast.core.threshold.rate_at_coverage`, within 0.4 % of itself.
     """
     if coverage >= 1:
         return 1.0
     counts, sums, means = _filled(histogram_of(scores))
     if gate == "soft":
-        threshold = soft_threshold(means / means[-1], sums / sums.sum(), coverage, floor) * means[-1]
+        threshold = SoftSums(means / means[-1], sums / sums.sum(), floor).threshold(coverage) * means[-1]
         return float((counts * (means / threshold).clip(floor, 1)).sum() / counts.sum())
     carried = sums[::-1].cumsum() / sums.sum()
     last = int(carried.searchsorted(coverage))
     before = carried[last] - sums[::-1][last] / sums.sum()
     inside = (coverage - before) * sums.sum() / means[::-1][last]  # samples of the class in which the share is met
     return float((counts[::-1][:last].sum() + inside) / counts.sum())
+
+
+def carried_at(histogram: _Array, rate: float, gate: GateName, *, floor: float) -> float:
+    """Sum the scores in a histogram that a gate keeps at a rate; the hard gates keep the largest."""
+    counts, sums, means = _filled(histogram)
+    if rate >= 1:
+        return float(sums.sum())
+    if gate == "soft":
+        threshold = SoftSums(means, counts, floor).threshold(rate)
+        return float((sums * (means / threshold).clip(floor, 1)).sum())
+    larger = counts[::-1].cumsum()[::-1] - counts  # samples in the classes above each
+    kept = (rate * counts.sum() - larger).clip(0, counts)
+    return float((sums * kept / counts).sum())
 
 
 def planned(

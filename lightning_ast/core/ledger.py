@@ -199,15 +199,6 @@ class Ledger:
             "joules": self._measured({s: (t.joules, t.joules_offered) for s, t in self.stages.items()}),
         }
 
-    @property
-    def slowdown(self) -> float | None:
-        """Return the time of a sample offered in a sparse step, in times that of the warmup; None where not timed."""
-        warmup = self.stages.get("warmup", StageTotals())
-        sparse = self.stages.get("sparse", StageTotals())
-        if not (warmup.timed_seconds and sparse.timed_offered):
-            return None
-        return sparse.timed_seconds / sparse.timed_offered * warmup.timed_offered / warmup.timed_seconds
-
     def _measured(self, costs: dict[str, tuple[float, int]]) -> float | None:
         """Compare a measured cost, ``(sum, samples)`` by stage, with that of a run which is all warmup."""
         total, samples = costs.get("warmup", (0.0, 0))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_ast.core.class_floor import with_class_floor
-from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, rate_at_coverage
-from lightning_ast.core.large_plan import MANY, rate_of_many
+from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for
+from lightning_ast.core.large_plan import MANY, carried_at, histogram_of, rate_of_many
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.threshold import rate_at_coverage
 
-__all__ = ["PlanRules", "plan_by_rules", "rate_to_cover"]
+__all__ = ["PlanRules", "common_rate", "plan_by_rules", "rate_to_cover"]
+
+_HALVINGS = 20  # the rate is found within a millionth
 
 
 @dataclass(frozen=True)
@@ -109,3 +113,52 @@ def rate_to_cover(significance: Tensor, coverage: float, gate: GateName, *, alwa
     held = significance.numel() - others.numel()
     rate = solve(others, wanted, rule, floor=floor_for(wanted)) if wanted > 0 and others.numel() else 0.0
     return (held + rate * others.numel()) / significance.numel()
+
+
+def common_rate(
+    significance: Tensor,
+    coverage: float,
+    gate: GateName,
+    *,
+    total: Callable[[Tensor], Tensor],
+    share: float = 1.0,
+    always: Tensor | None = None,
+) -> float:
+    """Return the least rate at which the parts of a data set carry a coverage together, each pruned at that rate.
+
+    Every process calls it with its own part, and all get the same rate.
+
+    Args:
+        significance: ``(n,)`` of this part, non-negative and finite.
+        coverage: The share of the summed significance of all parts, in (0, 1].
+        gate: The gate. A hard cut over a whole data set keeps the largest scores, as ``topk`` does.
+        total: A function that sums a tensor over the processes.
+        share: The share of this part's samples that are trained on at a rate of 1.
+        always: ``(n,)`` bool, the samples that are kept for certain; None for none.
+
+    Example:
+        >>> round(common_rate(torch.ones(4), 0.75, "topk", total=lambda values: values), 4)
+        0.75
+    """
+    rule: GateName = gate if gate == "soft" else "topk"
+    others = significance if always is None else significance[~always]
+    histogram = histogram_of(others)
+    held = significance.numel() - others.numel()
+    own = float(significance.double().sum())
+    certain = own - float(others.double().sum())
+    whole = float(total(torch.tensor([own], dtype=torch.float64)))
+    if coverage >= 1 or whole <= 0:  # what has no significance at all counts as equal
+        return coverage
+    low = 0.0
+    high = 1.0
+    for _ in range(_HALVINGS):
+        rate = (low + high) / 2
+        left = (rate * share * significance.numel() - held) / max(1, others.numel())
+        carried = certain
+        if left > 0 and others.numel():
+            carried += carried_at(histogram, left, rule, floor=floor_for(left))
+        if float(total(torch.tensor([carried], dtype=torch.float64))) < coverage * whole:
+            low = rate
+        else:
+            high = rate
+    return high

@@ -13,19 +13,18 @@ from lightning_ast.core.gate import (
     NEARLY_ALL,
     GateName,
     Selection,
-    ShareOf,
     Weighting,
+    carried_by,
     coverage_of,
     floor_for,
     lift_zeros,
     minimum_count,
-    rate_at_coverage,
     select,
-    solve_threshold,
     trimmed,
 )
 from lightning_ast.core.large_plan import MANY, planned
 from lightning_ast.core.systematic import generator_of
+from lightning_ast.core.threshold import ShareOf, ThresholdSolver, few_counts, rate_at_coverage, solve_threshold
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -157,6 +156,8 @@ class SampleSelector:
         """
         device = significance.device
         significance = significance.detach().cpu()  # one wait, and none for all that follows
+        if significance.dtype is torch.bfloat16:  # which numpy does not know
+            significance = significance.float()
         if eligible is not None:
             eligible = eligible.cpu()
             significance = significance.where(eligible, torch.zeros_like(significance))
@@ -181,45 +182,51 @@ class SampleSelector:
         floor = floor_for(self.target)
         rate = self.target
         expected = None
+        lifted = lift_zeros(significance)
+        by_count = ThresholdSolver(lifted, self.gate, floor=floor, share_of="samples")
+        solver = by_count
         if self.share_of == "significance":
-            offered = significance if eligible is None or not bool(eligible.any()) else significance[eligible]
-            rate = rate_at_coverage(offered, self.target, self.gate, floor=floor)
+            solver = ThresholdSolver(significance, self.gate, floor=floor, share_of="significance")
+            rate = solver.rate(self.target)
+            if eligible is not None and bool(eligible.any()):
+                rate = rate_at_coverage(significance[eligible], self.target, self.gate, floor=floor)
             expected = max(rate, self.least(size) / size)
             if self.gate == "topk":
-                rate = rate_at_coverage(significance, self._share, "topk")
-        lifted = lift_zeros(significance)
-        offered = lifted if self.share_of == "samples" else significance
-        self.last_threshold = self._threshold(offered, floor, expected, average)
+                rate = solver.rate(self._share)
+        self.last_threshold = self._threshold(solver, expected, average)
         # It is the rate of all processes together: all keep their batches whole, or none.
         if self.expected_rate is not None and self.expected_rate >= NEARLY_ALL:
             self.is_whole = True
             return Selection(torch.arange(size)).among(eligible)
+        generator = generator_of(self.seed, self.rank, self.steps)
+        threshold = float(self.last_threshold)
+        if self.gate == "soft":
+            threshold = few_counts(by_count, threshold, generator)
         return select(
             lifted,
-            self.last_threshold,
+            threshold,
             gate=self.gate,
             rate=rate,
             weighting=self.weighting,
             min_selected=self.min_selected,
-            generator=generator_of(self.seed, self.rank, self.steps),
+            generator=generator,
             floor=floor,
             eligible=eligible,
-            few_counts=True,
         )
 
-    def _threshold(self, significance: Tensor, floor: float, expected: float | None, average: Average | None) -> Tensor:
+    def _threshold(self, solver: ThresholdSolver, expected: float | None, average: Average | None) -> Tensor:
         """Return the threshold of a batch, and set the rate that is expected of it over all processes."""
         solved = None
         if self.controller.uses_feedforward or self.gate == "topk":
-            solved = solve_threshold(significance, self._share, self.gate, floor=floor, share_of=self.share_of)
+            solved = torch.tensor(solver.threshold(self._share), dtype=torch.float64)
         shared = None if self.gate == "topk" else solved
         if average is not None and expected is not None:
-            total = float(significance.double().sum())
+            total = float(solver.significance.double().sum())
             shared, expected = averaged(average, shared, expected, total)
             if shared is not None:
-                shared = joint_threshold(
-                    significance, self.target, self.gate, floor=floor, guess=shared, average=average
-                )
+                scores = solver.significance
+                floor = solver.floor
+                shared = joint_threshold(scores, self.target, self.gate, floor=floor, guess=shared, average=average)
         elif average is not None and shared is not None:
             shared = average(shared.log()).exp()  # the controller works in logarithms
         self.expected_rate = expected
@@ -238,8 +245,7 @@ class SampleSelector:
                 rate, lowest = average(torch.tensor([rate, lowest])).tolist()  # one exchange for both
             self.controller.update(rate, target=self.target, at_minimum=lowest > 0)
             return
-        carried = significance.double()
-        sums = [float(carried[selection.indices].sum()), float(carried.sum())]
+        sums = list(carried_by(significance, selection.indices))
         if average is not None:  # of the sums, not of their quotients: as of one large batch
             *sums, rate, lowest = average(torch.tensor([*sums, rate, lowest], dtype=torch.float64)).tolist()
         # The controller would take the coverage of a whole batch, which it did not cause, for an error of its own.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["generator_of", "on_host", "systematic_sample"]
+__all__ = ["drawn", "generator_of", "on_host", "systematic_sample"]
 
 
 def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor:
@@ -19,15 +19,20 @@ def systematic_sample(probability: Tensor, generator: torch.Generator) -> Tensor
     1, where independent draws would scatter by its square root.
     Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
     """
+    return torch.from_numpy(drawn(on_host(probability), generator)).to(probability.device)
+
+
+def drawn(probability: np.ndarray[Any, Any], generator: torch.Generator) -> np.ndarray[Any, Any]:
+    """Draw as :func:`systematic_sample` does, on the host."""
     # The samples are laid end to end in random order, each as long as its probability; a comb of unit spacing with a
     # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
-    noise = torch.rand(probability.numel() + 1, generator=generator, dtype=torch.float64).numpy()
+    noise = torch.rand(len(probability) + 1, generator=generator, dtype=torch.float64).numpy()
     order = noise[:-1].argsort()
     ends = np.zeros(len(noise))
-    np.floor(on_host(probability)[order].cumsum() + noise[-1], out=ends[1:])
+    np.floor(probability[order].cumsum(dtype=np.float64) + noise[-1], out=ends[1:])
     kept = order[ends[1:] > ends[:-1]]
     kept.sort()
-    return torch.from_numpy(kept).to(probability.device)
+    return kept
 
 
 def on_host(values: Tensor) -> np.ndarray[Any, Any]:

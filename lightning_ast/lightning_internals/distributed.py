@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -69,6 +70,27 @@ class Processes:
         everyone = [value] * self.count
         torch.distributed.all_gather_object(everyone, value)
         return everyone
+
+    def collected(self, value: T) -> list[T | None]:
+        """Bring the values of all processes to rank 0, one after the other; elsewhere the others' are None."""
+        # All at once would need the memory of all of them on the device where the processes exchange.
+        everyone: list[T | None] = [None] * self.count
+        everyone[self.rank] = value
+        if self.rank > 0:
+            torch.distributed.send_object_list([value], dst=0)
+            return everyone
+        for rank in range(1, self.count):
+            received: list[Any] = [None]
+            torch.distributed.recv_object_list(received, src=rank)
+            everyone[rank] = received[0]
+        return everyone
+
+    def alone(self) -> Processes:
+        """Return what stands for this process without the others: nothing is shared or exchanged."""
+        alone = copy.copy(self)
+        alone.count = 1
+        alone.rank = 0
+        return alone
 
     def share(self, values: Tensor) -> Tensor:
         """Take this process's part ``(n,)`` of an interleaved ``(n * count,)``."""

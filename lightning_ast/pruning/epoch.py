@@ -150,7 +150,7 @@ class RunningEpoch:
 def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
     """Refuse to deal the rest of a plan out in another way than its beginning."""
     # A checkpoint without the entry is of a release that knew no filter.
-    if changed := changes({"sample_filter": 0, **saved}, now or {}):
+    if changed := changes({"sample_filter": 0, "own_parts": 0, **saved}, now or {}):
         raise ConfigurationError(
             [
                 f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "

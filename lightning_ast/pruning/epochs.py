@@ -41,6 +41,7 @@ from lightning_ast.pruning.loader import (
     set_states,
 )
 from lightning_ast.pruning.own_batches import batching_faults
+from lightning_ast.pruning.own_parts import OwnParts, sharing_faults
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
 
@@ -59,10 +60,14 @@ class PrunedEpochs:
         planner: EpochPlanner,
         processes: Processes,
         steps: PruneSteps,
+        *,
+        own_parts: OwnParts | None = None,
     ) -> None:
         self._owner = owner
         self._trainer = trainer
-        self._processes = processes
+        self._processes = processes  # those that share one data set
+        self._everyone = processes if own_parts is None else own_parts.processes
+        self._own_parts = own_parts
         self._planner = planner
         self._steps: PruneSteps = steps
         self._followed: FollowedSteps | None = None
@@ -104,12 +109,15 @@ class PrunedEpochs:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
             self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
-        faults = self._faults_of(combined)
+        sharing = [] if self._own_parts is None else sharing_faults(combined.flattened)
+        faults = self._all_faults(sharing + self._faults_of(combined))
         if not faults:
-            self._planner.facts = self._facts_of(combined)
+            self._planner.take(self._facts_of(combined))
+            assert self._planner.facts is not None
             remembered = None if self.history is None else len(self.history)
             faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
             faults += batching_faults(self._planner.facts, self._trainer, self._steps)
+            faults = self._all_faults(faults)
         if faults:
             raise ConfigurationError(faults)
         assert self._planner.facts is not None  # as there are no faults
@@ -127,6 +135,9 @@ class PrunedEpochs:
 
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
         return loader_faults(combined, processes=self._processes.count)
+
+    def _all_faults(self, faults: list[str]) -> list[str]:
+        return faults if self._own_parts is None else self._own_parts.all_faults(faults)
 
     def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
         return LoaderFacts.of(combined)
@@ -258,7 +269,7 @@ class PrunedEpochs:
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
             **last_reloads(self._trainer.fit_loop),
-            "random": self._processes.random_states(),
+            "random": self._everyone.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
         }
 
@@ -309,5 +320,5 @@ class PrunedEpochs:
 
     def _restore_random_state(self) -> None:
         if self._loaded is not None:
-            self._processes.restore_random_states(self._loaded["random"])
+            self._everyone.restore_random_states(self._loaded["random"])
             set_states(self._generators(), self._loaded["generators"])

@@ -140,6 +140,7 @@ class LoaderFacts:
     drop_last: bool
     batches: int  # limit_train_batches included
     batching: Batching = "plain"
+    short_ends: int = 1  # batches that may be short: each worker of a stream ends with one of its own
 
     @classmethod
     def of(cls, combined: CombinedLoader) -> LoaderFacts:
@@ -159,6 +160,10 @@ class LoaderFacts:
             return cls(size, draws, 1, False, batches, batching)
         sampler = _batches_of(loader)
         return cls(size, draws, sampler.batch_size, sampler.drop_last, batches)
+
+    def batches_of(self, samples: int) -> int:
+        """Count the batches that some samples make, or may make at most where there are several short ones."""
+        return (samples + self.short_ends * (self.batch_size - 1)) // self.batch_size
 
     @property
     def offered(self) -> int:

@@ -8,7 +8,7 @@ of one group may take each other's places.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -145,6 +145,7 @@ def plan_batches(
     count: int,
     selector: SampleSelector,
     refills: bool,
+    most: Callable[[int], int] | None = None,
 ) -> tuple[EpochPlan, Tensor]:
     """Choose the samples of an epoch, and put them into the batches that were drawn.
 
@@ -158,6 +159,8 @@ def plan_batches(
         selector: The selector with gate, weighting and seed.
         refills: Whether the first batches are filled up and the last ones left out. Else every batch is kept, with
             its share of the samples.
+        most: A function that takes the largest of a number over processes that plan by themselves; None where all plan
+            together.
 
     Returns:
         The plan, in the order of ``drawn``, and the sizes ``(processes, batches)`` of its batches.
@@ -169,7 +172,7 @@ def plan_batches(
     kind = owner if groups is None else process * (int(groups.max()) + 1) + groups[drawn.indices]
     seats = _seated(kept, kind, refills=refills)
     sizes = owner[seats >= 0].bincount(minlength=drawn.sizes.numel()).view_as(drawn.sizes)
-    opened = _opened(sizes, drawn.sizes) if refills else torch.ones_like(sizes, dtype=torch.bool)
+    opened = _opened(sizes, drawn.sizes, most) if refills else torch.ones_like(sizes, dtype=torch.bool)
     short = (opened & (sizes < drawn.sizes.clamp(max=_LEAST))).flatten()
     significance = history.significance(trim=selector.trim).masked_fill(history.withheld, -1.0)[drawn.indices]
     _bring_back(seats, short[owner], owner, kind, significance)
@@ -204,10 +207,11 @@ def _seated(kept: Tensor, kind: Tensor, *, refills: bool) -> Tensor:
     return seats
 
 
-def _opened(sizes: Tensor, drawn: Tensor) -> Tensor:
+def _opened(sizes: Tensor, drawn: Tensor, agree: Callable[[int], int] | None) -> Tensor:
     """Tell which batches an epoch has: those with samples, and in each process as many as in the one with the most."""
     opened = sizes > 0
     most = int(opened.sum(1).max())
+    most = most if agree is None else agree(most)
     for own, full in zip(opened, drawn, strict=True):
         empty = (~own & (full > 0)).nonzero().squeeze(1)
         own[empty[: most - int(own.sum())]] = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_ast.core.epoch_counts import even_count
 from lightning_ast.core.gate import NEARLY_ALL
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
-from lightning_ast.core.plan_rules import rate_to_cover
+from lightning_ast.core.plan_rules import common_rate, rate_to_cover
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
@@ -22,6 +22,7 @@ from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import RunningEpoch
 from lightning_ast.pruning.loader import LoaderFacts, draw, source_of
 from lightning_ast.pruning.own_batches import DrawnBatches, draw_batches, plan_batches, sample_groups
+from lightning_ast.pruning.own_parts import OwnParts
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, planned_run, pruned_lengths, size_faults
 from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.schedule import Schedule
@@ -44,6 +45,7 @@ class EpochPlanner:
         steps: PruneSteps,
         *,
         samples: SampleBook,
+        own_parts: OwnParts | None = None,
         begin_target: Callable[[int], None] | None = None,
     ) -> None:
         self._trainer = trainer
@@ -52,10 +54,12 @@ class EpochPlanner:
         self._processes = processes
         self._steps: PruneSteps = steps
         self.samples = samples
+        self._own_parts = own_parts
         self._begin_target = begin_target
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
-        self.facts: LoaderFacts | None = None
+        self.facts: LoaderFacts | None = None  # the lengths of an epoch, which all processes keep
+        self._own: LoaderFacts | None = None  # those of this process's loader, which has more where its part is larger
         self.filters = False  # a stream, in which a filter stands
         self._has_warned = False
 
@@ -85,8 +89,13 @@ class EpochPlanner:
         before = self.facts
         if given is None or not self.draws_batches:
             return False
-        self.facts = LoaderFacts.of(given)
+        self.take(LoaderFacts.of(given))
         return self.facts != before
+
+    def take(self, facts: LoaderFacts) -> None:
+        """Plan from now on for a loader of these lengths."""
+        self._own = facts
+        self.facts = facts if self._own_parts is None else self._own_parts.agree(facts)
 
     def begin_target(self, epoch: int) -> None:
         """Ask for the target of an epoch, where it is not the same in all."""
@@ -117,7 +126,10 @@ class EpochPlanner:
             assert self._selector.target_activation_rate is not None
             return self._lengths_at(self._selector.target_activation_rate)
         history = self.fold()
-        if not history.seen.any():  # as long as nothing is known of any sample, one is as good as another
+        seen_any = bool(history.seen.any())
+        if self._own_parts is not None:
+            seen_any = self._own_parts.any(seen_any)
+        if not seen_any:  # as long as nothing is known of any sample, one is as good as another
             return None
         # Samples that the sampler never offers do not count: they would look like the most significant.
         lengths = self._lengths_at(self._rate_to_cover(history, history.seen))
@@ -144,7 +156,8 @@ class EpochPlanner:
             part, epoch.drained = draw_batches(sampler, self.facts, generators, started=started)
             groups = sample_groups(sampler, self.facts.dataset_size)
             return self.plan_batches(epoch, DrawnBatches.joined(self._processes.gathered(part)), groups)
-        own, epoch.drained = draw(sampler, self.facts, generators, started=started)
+        assert self._own is not None
+        own, epoch.drained = draw(sampler, self._own, generators, started=started)
         if len(self.history) < 2**31:  # half as much to exchange
             own = own.int()
         return self.plan(epoch, self._processes.interleaved(own).long())
@@ -170,11 +183,12 @@ class EpochPlanner:
         """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
         # Where the rate depends on what is offered, the length is made right here.
         assert self.facts is not None
+        assert self._own is not None
         history = self.fold()
         processes = self._processes.count
         if not epoch.sparse:
-            return EpochPlan(epoch.number, draws, self.facts.offered * processes)
-        offered = draws[: self.facts.offered * processes]
+            return EpochPlan(epoch.number, draws[: self.facts.draws * processes], self.facts.offered * processes)
+        offered = draws[: self._own.offered * processes]
         if self._selector.target_coverage is not None and self._steps == "keep":
             # Other samples may be offered than each one once: as many batches, of those that cover what is offered.
             epoch.lengths = self._lengths_at(self._rate_to_cover(history, offered))
@@ -226,6 +240,7 @@ class EpochPlanner:
                 count=count,
                 selector=self._selector,
                 refills=self._steps == "follow",
+                most=None if self._own_parts is None else self._own_parts.most,
             )
             self._warn_of_excess(plan.indices.numel(), rate * offered, epoch.sizes.numel(), size)
         epoch.lengths = EpochLengths.of_batches(epoch.sizes[self._processes.rank].tolist())
@@ -238,7 +253,8 @@ class EpochPlanner:
         return {
             "batch_size": self.facts.batch_size,
             "drop_last": int(self.facts.drop_last),
-            "processes": self._processes.count,
+            "processes": self._processes.count if self._own_parts is None else self._own_parts.processes.count,
+            "own_parts": 0 if self._own_parts is None else self._own_parts.processes.count,
             "weighting": self._selector.weighting if sparse else None,
             "sample_filter": int(self.filters),
         }
@@ -247,12 +263,16 @@ class EpochPlanner:
         """Return the rate at which the coverage is met among some samples, a mask or dataset indices."""
         always = history.rules.always
         significance = history.significance(trim=self._selector.trim)[samples]
-        rate = rate_to_cover(
-            significance,
-            self._selector.target,
-            self._selector.gate,
-            always=None if always is None else always[samples],
-        )
+        always = None if always is None else always[samples]
+        target = self._selector.target
+        if self._own_parts is None:
+            rate = rate_to_cover(significance, target, self._selector.gate, always=always)
+        else:
+            assert self.facts is not None
+            assert self._own is not None
+            share = self.facts.offered / self._own.offered
+            total = self._own_parts.total
+            rate = common_rate(significance, target, self._selector.gate, total=total, share=share, always=always)
         return max(rate, history.rules.class_floor)
 
     def _lengths_at(self, rate: float) -> EpochLengths:

@@ -175,7 +175,7 @@ def pruned_lengths(
         min_selected=min_selected,
         at_least=at_least,
     )
-    return EpochLengths(count // processes, math.ceil(count / processes / size), size)
+    return EpochLengths(count // processes, facts.batches_of(count // processes), size)
 
 
 def planned_run(

@@ -19,7 +19,7 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
 from lightning_ast.words import counted
 
-__all__ = ["IndexSet", "ScoreSource", "read_indices", "read_scores", "write_scores"]
+__all__ = ["IndexSet", "ScoreSource", "read_indices", "read_scores", "write_parts", "write_scores"]
 
 ScoreSource: TypeAlias = str | Path | Tensor | np.ndarray[Any, Any] | Sequence[float]
 """A file with the columns ``index`` (may be left out) and ``significance``, or one number for each sample."""
@@ -50,6 +50,24 @@ def write_scores(path: str | Path, epochs: dict[str, Any]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_parts(path: str | Path, state: dict[str, Any]) -> list[Path]:
+    """Write the samples in the state of a selection callback; where each process has a part of its own, a file of each.
+
+    Returns:
+        The files: ``path`` itself, or beside it ``NAME-partR.SUFFIX`` for each process of rank R.
+    """
+    path = Path(path)
+    parts = state.get("parts")
+    if parts is None:
+        write_scores(path, state["epochs"])
+        return [path]
+    written = []
+    for rank, part in enumerate(parts):
+        written.append(path.with_name(f"{path.stem}-part{rank}{path.suffix}"))
+        write_scores(written[-1], part)
+    return written
 
 
 def _columns(epochs: dict[str, Any]) -> dict[str, _Column]:

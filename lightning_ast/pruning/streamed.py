@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,8 @@ class StreamedEpochs(PrunedEpochs):
         super().__init__(*args, **options)
         self._filter = sample_filter
         self._planner.filters = True
+        if self._own_parts is not None:  # a process that was forked shares the memory of the others' filters
+            sample_filter.unshare()
         self._left = torch.zeros(sample_filter.size, dtype=torch.bool)  # what the running epoch has yet to train on
         self._weights: Tensor | None = None  # by sample; None where all are 1
         self._samples_done = 0  # of the running epoch
@@ -51,20 +54,24 @@ class StreamedEpochs(PrunedEpochs):
         return loaded
 
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
-        return _stream_faults(combined, self._trainer)
+        return _stream_faults(combined, self._trainer, parted=self._own_parts is not None)
 
     def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
         loader = combined.flattened[0]
         size = self._filter.size
-        return LoaderFacts(size, size, loader.batch_size, loader.drop_last, math.ceil(size / loader.batch_size))
+        # Several processes end an epoch behind the batches that each has for certain: only the last may be short.
+        ends = max(1, loader.num_workers) if self._own_parts is None and not loader.drop_last else 1
+        facts = LoaderFacts(size, size, loader.batch_size, loader.drop_last, batches=0, short_ends=ends)
+        return replace(facts, batches=facts.batches_of(size))
 
     def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
         return _StreamedLoader(combined, self)
 
     @property
     def _batches_ahead(self) -> float:
-        # Each worker ends with a short batch of its own: the number is known when the stream ends.
-        return math.inf
+        # Each worker ends with a short batch of its own: the number is known when the stream ends. Processes need as
+        # many each.
+        return math.inf if self._own_parts is None else self.epoch.lengths.batches
 
     def open(self) -> bool:
         """Let the samples of the running epoch pass; False where nothing may be loaded yet."""
@@ -129,7 +136,7 @@ class StreamedEpochs(PrunedEpochs):
     def finish_batch(self) -> None:
         """Advance schedules; warn where the stream ended without some of the samples."""
         super().finish_batch()
-        if not ends_epoch(self._trainer) or self._has_warned or self._drops_last:
+        if not ends_epoch(self._trainer) or self._has_warned or self._drops_last or self._own_parts is not None:
             return
         if missing := int(self._left.sum()):
             self._has_warned = True
@@ -138,6 +145,18 @@ class StreamedEpochs(PrunedEpochs):
                 f"lightning-ast: the stream of epoch {self.epoch.number} ended without {missing} of "
                 f"{counted(self.epoch.plan.indices.numel(), 'planned sample')}: they were dropped behind the filter, "
                 f"or SampleFilter(size={self._filter.size}) counts more than the stream has."
+            )
+
+    def check_end(self) -> None:
+        """Refuse a stream that ends before those of the other processes, which would wait for ever."""
+        if self._own_parts is not None and not self._resumes and self.epoch.batch < self.epoch.lengths.batches:
+            raise ConfigurationError(
+                [
+                    f"the stream of process {self._everyone.rank} ended after {counted(self.epoch.batch, 'batch')} of "
+                    f"epoch {self.epoch.number} where its plan has {self.epoch.lengths.batches}: samples were dropped "
+                    f"behind the filter, or SampleFilter(size={self._filter.size}) counts more than the part of this "
+                    "process has."
+                ]
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,6 +197,13 @@ class _StreamedLoader(PrunedLoader):
         for _ in range(ahead):
             next(self)
         return self
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self._epochs.check_end()
+            raise
 
 
 class _Nothing:
@@ -245,7 +271,7 @@ def filter_faults(given: object, mode: Mode, steps: PruneSteps) -> list[str]:
     return []
 
 
-def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer) -> list[str]:
+def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer, *, parted: bool) -> list[str]:
     """Find why a stream cannot be pruned by a filter."""
     loader = combined.flattened[0]
     if len(combined.flattened) != 1 or not isinstance(loader, DataLoader):
@@ -258,11 +284,15 @@ def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer) -> list[str]:
         )
     if loader.batch_size is None:
         found.append("a sample_filter needs batch_size: with batch_size=None the stream makes the batches.")
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not parted:
         found.append(
-            "a sample_filter works in one process: the parts of the stream would end after different numbers of "
-            "batches, and the processes would wait for each other. Use mode='partial' or 'subset', or a dataset with "
-            "an index (IndexedStream)."
+            "a sample_filter with several processes needs own_parts=True: let each process read a part of the stream "
+            "of its own, and give it a SampleFilter that numbers the samples of that part."
+        )
+    if parted and loader.drop_last and loader.num_workers > 1:
+        found.append(
+            "own_parts=True with a sample_filter and several workers needs drop_last=False: each worker would drop a "
+            "last batch of its own, and the processes would end after different numbers of batches."
         )
     if knows_its_place(loader):
         found.append(

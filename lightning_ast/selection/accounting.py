@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -19,7 +20,7 @@ __all__ = ["SETTLE_STEPS", "STEPS_TO_JUDGE", "Books", "StepClock"]
 SETTLE_STEPS = 3  # first steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted
 
 
-STEPS_TO_JUDGE = 100  # timed ones of the warmup, and of the sparse stage: fewer may be chance
+STEPS_TO_JUDGE = 50  # timed ones of the warmup, and of the sparse stage: fewer may be chance
 _SLOW = 1.25  # times a dense step
 
 
@@ -37,6 +38,7 @@ class Books:
         self.flops = FlopCount(self._module, enabled=False)  # until the layers are all there
         self._dense_share = 0.0
         self._is_judged = False
+        self._is_slow = False
         self._trained: list[bool] | None = None
 
     def open(self, module: nn.Module) -> None:
@@ -97,17 +99,21 @@ class Books:
             whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
         self.clock.finish_batch(self._ledger, stage, offered=step.offered)
+        if stage == "sparse" and self.clock.timed(stage) == STEPS_TO_JUDGE:
+            self.judge_time()
 
-    def finish_fit(self) -> None:
-        """Inform of a mode that saved FLOPs and took longer than dense training."""
-        if self._mode not in ("partial", "subset") or self.clock.timed("sparse") < STEPS_TO_JUDGE:
+    def judge_time(self) -> None:
+        """Inform once of a mode that saves FLOPs and takes longer than dense training."""
+        if self._is_slow or self._mode not in ("partial", "subset") or self.clock.timed("sparse") < STEPS_TO_JUDGE:
             return
-        slowdown = self._ledger.slowdown
+        slowdown = self.clock.slowdown(self._ledger)
         if slowdown is not None and slowdown > _SLOW and self.clock.timed("warmup") >= STEPS_TO_JUDGE:
+            self._is_slow = True
             rank_zero_info(  # no warning: it is so in every run of a toy
                 f"lightning-ast: a sparse step took {slowdown:.1f} times as long as a dense one of the warmup. The "
                 f"host that launches the work, and not the device, is the limit of mode={self._mode!r} here: use "
-                "mode='prune', larger batches or a larger network. `lightning-ast advise` measures the modes."
+                "mode='prune', larger batches or a larger network, or train without the callback. `lightning-ast "
+                "advise` measures the modes."
             )
 
     def _mode_of(self, step: StepState) -> Mode | None:
@@ -163,6 +169,15 @@ class StepClock:
     def __init__(self) -> None:
         self._last: float | None = None
         self._steps: dict[str, int] = {}
+        self._latest = deque[float](maxlen=STEPS_TO_JUDGE)
+
+    def slowdown(self, ledger: Ledger) -> float | None:
+        """Return the time of a sample offered in the latest sparse steps, in times that of the warmup."""
+        warmup = ledger.stages.get("warmup")
+        if not self._latest or warmup is None or warmup.timed_seconds == 0:
+            return None
+        # The median: a step for which a GPU prepares its kernels takes as long as many others.
+        return statistics.median(self._latest) * warmup.timed_offered / warmup.timed_seconds
 
     def timed(self, stage: Stage) -> int:
         """Count the steps of a stage that came after those which are not timed."""
@@ -179,4 +194,6 @@ class StepClock:
         self._steps[stage] = self._steps.get(stage, 0) + 1
         if self._last is not None and self._steps[stage] > SETTLE_STEPS:
             ledger.record_seconds(stage, seconds=now - self._last, offered=offered)
+            if stage == "sparse":
+                self._latest.append((now - self._last) / offered)
         self._last = now

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
+from lightning_ast.core.batch.containers import is_listing
 from lightning_ast.core.batch.graphs import graphs_in
 from lightning_ast.core.batch.samples import batch_size_of, leading_sizes, listed_length, samples_of
 from lightning_ast.errors import BatchError, EmptyBatchError
@@ -80,8 +82,13 @@ class SampleCount:
 
     def _known(self, batch: Any) -> int | None:
         """Look where the first batch showed its size: the usual case, in a few microseconds."""
-        leading = [] if self._position is None else _leading(batch)
-        return None if self._position is None or self._position >= len(leading) else leading[self._position]
+        if self._position is None:
+            return None
+        before = list(batch)[: self._position + 1] if is_listing(batch) else []
+        if len(before) > self._position and all(isinstance(part, Tensor) and part.ndim > 0 for part in before):
+            return int(before[-1].size(0))
+        leading = _leading(batch)
+        return None if self._position >= len(leading) else leading[self._position]
 
     def _expected(self) -> int | None:
         """Return the number of samples that the only loader puts into a batch; None where that is not known."""

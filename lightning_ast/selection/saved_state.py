@@ -7,13 +7,14 @@ from typing import Any, get_args
 import torch
 
 from lightning_ast.core import state as check
-from lightning_ast.core.gate import GateName, Weighting
+from lightning_ast.core.gate import GateName
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.core.state import Faults, StateFormat
-from lightning_ast.lightning_internals.random_state import GENERATOR_STATE, RANDOM_STATES, one_for_each
-from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
+from lightning_ast.lightning_internals.random_state import RANDOM_STATES, one_for_each
+from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.saved_samples import SAMPLES, TARGET
+from lightning_ast.selection.saved_epochs import EPOCHS, PARTS, RELOADS, part_faults
+from lightning_ast.selection.saved_samples import TARGET
 
 __all__ = ["SELECTION_STATE"]
 
@@ -146,7 +147,6 @@ def _data_fits(state: dict[str, Any]) -> Faults:
     yield from one_for_each(state["random"], data["number of processes"])
 
 
-_reloads = {"validation_reloaded": check.maybe(check.whole())}
 _RESUMPTION = check.record(
     {
         "data": check.record(
@@ -159,127 +159,8 @@ _RESUMPTION = check.record(
         "reloaded": check.maybe(check.whole()),
         "random": RANDOM_STATES,
     },
-    _reloads,
+    RELOADS,
     _data_fits,
-)
-
-
-def _history_fits(state: dict[str, Any]) -> Faults:
-    if len(state["recent"]) != len(state["scores"]):
-        yield "recent", f"as many as scores, {len(state['scores'])}", state["recent"]
-
-
-def _plan_fits(plan: dict[str, Any]) -> Faults:
-    if plan["weights"] is not None and len(plan["weights"]) != len(plan["indices"]):
-        yield "weights", f"as many as indices, {len(plan['indices'])}", plan["weights"]
-
-
-def _epoch_fits(state: dict[str, Any]) -> Faults:
-    sparse = state["sparse"]
-    split = state["split"]
-    if sparse and state["stage"] != "sparse":
-        yield "stage", "'sparse', as sparse is 1", state["stage"]
-    if split is not None:
-        if bool(sparse) != (split["weighting"] is not None):
-            yield "split.weighting", f"{'a name' if sparse else 'None'}, as sparse is {sparse}", split["weighting"]
-        yield from one_for_each(state["random"], split["processes"])
-    if "trained" in state and state["history"] is not None and len(state["trained"]) != len(state["history"]["scores"]):
-        yield "trained", f"as many as scores, {len(state['history']['scores'])}", state["trained"]
-    if state["plan"] is not None:
-        for part in ("history", "split"):
-            if state[part] is None:
-                yield part, "a dict, as there is a plan", None
-                return
-        yield from _lengths_fit(state)
-
-
-def _lengths_fit(state: dict[str, Any]) -> Faults:
-    """Compare the plan of an epoch with the data set and with the epoch's lengths in one process."""
-    plan = state["plan"]
-    sparse = state["sparse"]
-    processes = state["split"]["processes"]
-    samples, batches = state["lengths"]
-    remembered = len(state["history"]["scores"])
-    planned = len(plan["indices"])
-    most = -(-samples // (1 if state.get("spread") else state["split"]["batch_size"]))
-    if planned and int(plan["indices"].max()) >= remembered:
-        yield "plan.indices", f"indices below {remembered}", int(plan["indices"].max())
-    sizes = state.get("sizes")
-    if sizes is not None:
-        if int(sizes.sum()) != planned or len(sizes) != processes:
-            yield "sizes", f"{planned} planned samples in the batches of {processes} process(es)", sizes
-        return
-    if samples * processes != planned:
-        yield "lengths[0]", f"a share of {planned} planned samples for {processes} process(es)", samples
-    if batches > most or (sparse and batches < most and not state.get("spread")):
-        yield "lengths[1]", f"{'' if sparse else 'at most '}{most} batches of {samples} samples", batches
-    if sparse and planned > plan["offered"]:
-        yield "plan.offered", f"at least the {planned} that are planned", plan["offered"]
-
-
-_scores = check.tensor(
-    torch.float32, shape=(None,), values="a significance >= 0, or -1", allowed=lambda v: (v >= 0) | (v == -1)
-)
-_indices = check.tensor(torch.int32, torch.int64, shape=(None,), values="indices >= 0", allowed=lambda v: v >= 0)
-_weights = check.tensor(
-    torch.float32, shape=(None,), values="finite weights > 0", allowed=lambda v: v.isfinite() & (v > 0)
-)
-_sizes = check.tensor(torch.int64, shape=(None, None), values="sizes >= 0", allowed=lambda v: v >= 0)
-
-
-def _record_fits(state: dict[str, Any]) -> Faults:
-    history = state["history"]
-    samples = state.get("samples")
-    if samples is not None and history is not None and len(samples["times"]) != len(history["scores"]):
-        yield "samples.times", f"as many as history.scores, {len(history['scores'])}", samples["times"]
-
-
-_EPOCHS = check.record(
-    {
-        "history": check.maybe(
-            check.record({"scores": _scores, "recent": _scores}, {"is_foreign": _flag}, _history_fits)
-        ),
-        "plan": check.maybe(
-            check.record(
-                {
-                    "epoch": check.whole(),
-                    "indices": _indices,
-                    "offered": check.whole(),
-                    "weights": check.maybe(_weights),
-                },
-                None,
-                _plan_fits,
-            )
-        ),
-        "stage": _stage,
-        "sparse": _flag,
-        "lengths": check.positional(check.whole(), check.whole()),
-        "drained": check.listing(GENERATOR_STATE),
-        "split": check.maybe(
-            check.record(
-                {
-                    "batch_size": check.whole(1),
-                    "drop_last": _flag,
-                    "processes": check.whole(1),
-                    "weighting": check.maybe(check.choice(*get_args(Weighting))),
-                },
-                {"sample_filter": _flag},
-            )
-        ),
-        "reloaded": check.maybe(check.whole()),
-        "random": RANDOM_STATES,
-        "generators": check.listing(GENERATOR_STATE),
-    },
-    {
-        **_reloads,
-        "spread": _flag,
-        "sizes": check.maybe(_sizes),
-        "steps": check.choice(*get_args(PruneSteps)),
-        "trained": check.tensor(torch.bool, shape=(None,)),
-        "samples": check.maybe(SAMPLES),
-    },
-    _epoch_fits,
-    _record_fits,
 )
 
 
@@ -291,6 +172,9 @@ def _parts_fit(state: dict[str, Any]) -> Faults:
     offered = sum(totals["offered"] for totals in state["ledger"]["stages"].values())
     if state["quarantine"]["offered"] > offered:
         yield "quarantine.offered", f"at most the ledger's {offered}", state["quarantine"]["offered"]
+    for number, part in enumerate(state.get("parts", ())):
+        for name, expected, got in part_faults(state.get("epochs"), part):
+            yield f"parts[{number}].{name}", expected, got
 
 
 SELECTION_STATE = StateFormat(
@@ -310,7 +194,7 @@ SELECTION_STATE = StateFormat(
             "ledger": _LEDGER,
             "quarantine": _QUARANTINE,
         },
-        {"resumption": _RESUMPTION, "epochs": _EPOCHS, "target": TARGET},
+        {"resumption": _RESUMPTION, "epochs": EPOCHS, "parts": PARTS, "target": TARGET},
         _parts_fit,
     ),
 )

@@ -56,6 +56,7 @@ class SelectionSettings:
     prune_steps: PruneSteps | None
     samples: SampleSettings
     sample_filter: SampleFilter | None = None
+    own_parts: bool = False
     scheduler: StageSource | None = None
 
     @classmethod
@@ -105,8 +106,8 @@ class SelectionSettings:
             trim=self.trim,
             class_floor=self.samples.class_floor,
             seed=self.seed,
-            # All processes plan the same epoch, so they must draw alike; within batches each draws for itself.
-            rank=0 if MODE_FACTS[self.mode].plans_epochs else rank,
+            # Processes that plan one epoch together must draw alike; within batches each draws for itself.
+            rank=0 if MODE_FACTS[self.mode].plans_epochs and not self.own_parts else rank,
         )
 
     @property

@@ -216,6 +216,12 @@ KINDS = (
         (lambda: plain(num_workers=1), lambda: plain(num_workers=1, persistent_workers=True)),
     ),
     Kind(
+        "each process has a [part of the data of its own](processes.md#a-part-of-the-data-in-each-process)",
+        "yes",
+        "yes, with `own_parts=True`",
+        (),  # tests/pruning/test_own_parts.py
+    ),
+    Kind(
         "`reload_dataloaders_every_n_epochs`",
         "yes",
         "yes, if the new loader has the same samples in the same order",

@@ -12,15 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_ast.core.controller import PIController, averaged, joint_threshold
-from lightning_ast.core.gate import (
-    FLOOR,
-    coverage_of,
-    keep_probability,
-    lift_zeros,
-    rate_at_coverage,
-    solve_threshold,
-)
+from lightning_ast.core.gate import FLOOR, coverage_of, keep_probability, lift_zeros
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.threshold import rate_at_coverage, solve_threshold
 
 
 def covered(s: torch.Tensor, threshold: float, gate: str = "soft") -> float:

@@ -7,16 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ast.core.gate import (
-    FLOOR,
-    keep_probability,
-    lift_zeros,
-    minimum_count,
-    select,
-    solve_threshold,
-    threshold_of_few_counts,
-)
+from lightning_ast.core.gate import FLOOR, keep_probability, lift_zeros, minimum_count, select
 from lightning_ast.core.systematic import systematic_sample
+from lightning_ast.core.threshold import ThresholdSolver, few_counts, solve_threshold
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -131,6 +124,10 @@ def test_own_generator_alone_decides() -> None:
     assert torch.equal(torch.get_rng_state(), before), "the global generator is untouched"
 
 
+def solver_of(significance: torch.Tensor) -> ThresholdSolver:
+    return ThresholdSolver(significance, "soft", floor=FLOOR, share_of="samples")
+
+
 @pytest.mark.parametrize(("rate", "apart"), [(0.5, 8), (0.4, 4), (0.12, 2), (0.04, 1)])
 def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
     """Thresholds of a controller, which does not know the next batch, make the counts of 256 samples scatter."""
@@ -141,8 +138,9 @@ def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
         s = torch.rand(256, generator=random) + 0.01
         threshold = solve_threshold(s, rate, "soft") * (0.8 + 0.4 * float(torch.rand(1, generator=random)))
         expected.append(float(keep_probability(s, threshold, "soft").sum()))
+        moved = few_counts(solver_of(s), float(threshold), random)
         settings = {"gate": "soft", "rate": rate, "weighting": "none", "min_selected": 2}
-        counts.append(len(select(s, threshold, generator=random, few_counts=True, **settings).indices))
+        counts.append(len(select(s, moved, generator=random, **settings).indices))
     assert all(count % apart == 0 for count in counts)
     assert sum(counts) == pytest.approx(sum(expected), rel=0.01)
     assert len(set(counts)) <= 12
@@ -151,4 +149,4 @@ def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
 
 def test_few_counts_leave_large_shares_and_small_batches_alone() -> None:
     for s, threshold in ((torch.ones(100), 1.01), (torch.rand(16, generator=generator()), 1.0)):
-        assert float(threshold_of_few_counts(s, threshold, generator())) == pytest.approx(threshold)
+        assert few_counts(solver_of(s), threshold, generator()) == threshold

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core import large_plan
-from lightning_ast.core.gate import floor_for, keep_probability, lift_zeros, rate_at_coverage, solve_threshold
+from lightning_ast.core.gate import floor_for, keep_probability, lift_zeros
 from lightning_ast.core.history import SignificanceHistory, plan_epoch
 from lightning_ast.core.large_plan import histogram_of, largest, rate_of_many, sampled, threshold_of
 from lightning_ast.core.selector import SampleSelector
+from lightning_ast.core.threshold import rate_at_coverage, solve_threshold
 
 SIZE = 20_000
 

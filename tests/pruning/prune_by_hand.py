@@ -101,10 +101,12 @@ def history_by_hand(module: Witness, before_epoch: int, size: int = SIZE) -> Sig
     return history
 
 
-def plan_by_hand(module: Witness, draws: list[int], *, epoch: int, count: int, size: int = SIZE) -> list[int]:
+def plan_by_hand(
+    module: Witness, draws: list[int], *, epoch: int, count: int, size: int = SIZE, rank: int = 0
+) -> list[int]:
     """The indices that a pruned epoch must load, in order."""
     history = history_by_hand(module, epoch, size)
-    selector = SampleSelector(weighting="none")
+    selector = SampleSelector(weighting="none", rank=rank)
     return plan_epoch(history, torch.tensor(draws), epoch=epoch, count=count, selector=selector).indices.tolist()
 
 

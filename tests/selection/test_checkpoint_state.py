@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 LARGE = {"huge", "huge float", "enormous"}
 REAL = {"-1", "1.5", "huge", "huge float"}
 LEGAL: list[tuple[str, set[str]]] = [
-    (r"version|.*validation_reloaded|.*\.feedforward|.*\.integral_limit|rule\.target|epochs\.(spread|steps|split\.sample_filter)", {"missing"}),
+    (r"version|.*validation_reloaded|.*\.feedforward|.*\.integral_limit|rule\.target|epochs\.(spread|steps|split\.(sample_filter|own_parts))", {"missing"}),
     (r".*\.held_ema|selector\.(coverage|expected_rate)|epochs\.sizes", {"missing", "none"}),
     (r".*\.dense_steps|epochs\.history\.is_foreign", {"missing"}),
     (r"epochs\.samples", {"missing", "none"}),

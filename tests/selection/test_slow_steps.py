@@ -1,15 +1,17 @@
-"""A mode that saves FLOPs and takes longer than dense training is told of when the run ends."""
+"""A mode that saves FLOPs and takes longer than dense training is told of, once and early."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.selection.accounting import SETTLE_STEPS
 from tests.helpers.modules import PlainNet, fresh
 from tests.helpers.training import fit
 
@@ -23,20 +25,24 @@ class Delayed(PlainNet):
     """A network whose steps take longer in one of the two epochs."""
 
     slow_epoch = 1
+    each_seconds = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.current_epoch == self.slow_epoch:
-            time.sleep(0.05)
+        time.sleep(0.05 if self.current_epoch == self.slow_epoch else self.each_seconds)
         loss: torch.Tensor = super().training_step(batch, batch_idx)
         return loss
 
 
-def train(mode: str, *, slow_epoch: int, batches: int = 14) -> None:
+def train(
+    mode: str, *, slow_epoch: int, batches: int = 14, each_seconds: float = 0.0, watch: pl.Callback | None = None
+) -> None:
     data = TensorDataset(torch.rand(8 * batches, 1, 8, 8), torch.randint(10, (8 * batches,)))
     selection = SparseSelectionCallback(mode=mode)  # type: ignore[arg-type]
     module = fresh(Delayed, batchnorm=False)
     module.slow_epoch = slow_epoch
-    fit(module, DataLoader(data, 8), selection, TwoStageScheduler(warmup_epochs=1), max_epochs=2)
+    module.each_seconds = each_seconds
+    watches = [] if watch is None else [watch]
+    fit(module, DataLoader(data, 8), selection, TwoStageScheduler(warmup_epochs=1), *watches, max_epochs=2)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> bool:
@@ -48,6 +54,32 @@ def test_slow_sparse_steps_are_told_of(caplog: pytest.LogCaptureFixture) -> None
         train("partial", slow_epoch=1)
     assert told(caplog)
     assert "the limit of mode='partial' here" in caplog.text
+
+
+def test_slow_sparse_steps_are_told_of_once_and_long_before_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    known: list[bool] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            known.append(told(caplog))
+
+    with caplog.at_level("INFO"):
+        train("partial", slow_epoch=1, watch=Watch(), batches=20)
+    assert known.index(True) == 20 + SETTLE_STEPS + 8 - 1
+    assert sum("times as long as a dense one" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_one_long_step_is_no_slow_mode(caplog: pytest.LogCaptureFixture) -> None:
+    """A GPU prepares its kernels anew for each number of samples."""
+
+    class Pause(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.current_epoch == 1 and batch_idx == 8:
+                time.sleep(1.5)
+
+    with caplog.at_level("INFO"):
+        train("partial", slow_epoch=-1, each_seconds=0.05, watch=Pause())
+    assert not told(caplog)
 
 
 @pytest.mark.parametrize(("mode", "slow_epoch", "batches"), [("partial", 0, 14), ("partial", 1, 9), ("mask", 1, 14)])

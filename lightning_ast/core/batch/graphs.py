@@ -20,7 +20,8 @@ def graphs_in(part: Any) -> Any:
         return None
     if isinstance(part, (list, tuple, Mapping)):
         children = part.values() if isinstance(part, Mapping) else part
-        return next((found for child in children if (found := graphs_in(child)) is not None), None)
+        others = [child for child in children if not isinstance(child, Tensor)]
+        return next((found for child in others if (found := graphs_in(child)) is not None), None)
     return None if _nodes(part) is None else part
 
 

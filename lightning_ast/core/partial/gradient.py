@@ -124,13 +124,16 @@ class RowGradient(Tensor):
     ) -> Any:
         """Run an op over the rows if it has a rule, by its parts if it is made of others, densely if not."""
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None:
-            result = rule(func, *args, **kwargs)
-            if result is not NotImplemented:  # which stands for: this call mixes samples
-                if is_view(func):  # what is written into the view later must reach its base too
-                    _remember(func, args, kwargs, result)
-                return result
+        entry = RULES.get(id(func))
+        if entry is not None:
+            _, rule, on_rows, dim, views = entry
+            place = getattr(args[0], "place", None) if on_rows else None  # None where it holds no rows alone
+            if not on_rows or (place is not None and dim in (None, place.dim)):
+                result = rule(func, *args, **kwargs)
+                if result is not NotImplemented:  # which stands for: this call mixes samples
+                    if views:  # what is written into the view later must reach its base too
+                        _remember(func, args, kwargs, result)
+                    return result
         elif runs_by_parts(func):  # each part comes here again, and may have a rule
             return func.decompose(*args, **kwargs)
         return go_dense(func, args, kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -19,8 +19,10 @@ _Rule = Callable[..., Any]
 """``(op, *args, **kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented``
 where they cannot be taken row by row."""
 
-RULES: dict[OpOverload, _Rule] = {}
-"""Filled by the modules of :mod:`lightning_ast.core.partial.rules`."""
+RULES: dict[int, tuple[OpOverload, _Rule, bool, int | None, bool]] = {}
+"""By the identity of an op, because hashing one runs Python: the op, its rule, whether that is for rows alone, in which
+dimension (see :func:`rule`), and whether the op is a view. The modules of :mod:`lightning_ast.core.partial.rules` fill
+it."""
 
 
 def _overload(name: str) -> OpOverload | None:
@@ -32,7 +34,7 @@ def _overload(name: str) -> OpOverload | None:
 
 def has_rule(name: str) -> bool:
     """Tell whether there is a rule for an op, by its name as a counter of dense ops has it: ``aten.add.Tensor``."""
-    return _overload(name.removeprefix("aten.")) in RULES
+    return id(_overload(name.removeprefix("aten."))) in RULES
 
 
 def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable[[_Rule], _Rule]:
@@ -43,20 +45,13 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
     """
 
     def register(function: _Rule) -> _Rule:
-        @wraps(function)
-        def guarded(func: OpOverload, first: Any, *args: Any, **kwargs: Any) -> Any:
-            place = getattr(first, "place", None)  # None where it has become a full tensor, or is an ordinary one
-            fits = place is not None and dim in (None, place.dim)
-            return function(func, first, *args, **kwargs) if fits else NotImplemented
-
-        entry = guarded if on_rows else function
-        RULES.update({op: entry for op in map(_overload, names) if op is not None})
+        ops = [op for op in map(_overload, names) if op is not None]
+        RULES.update({id(op): (op, function, on_rows, dim, is_view(op)) for op in ops})
         return function
 
     return register
 
 
-@lru_cache(maxsize=1024)  # asked of every op of every backward
 def is_view(op: OpOverload) -> bool:
     """Tell whether what the op returns shares memory with its first argument, without having written to it."""
     returned = [r.alias_info for r in op._schema.returns]

@@ -69,6 +69,7 @@ class _Plan:
     source: tuple[int, int]  # the memory as (B, stride)
     shape: tuple[int, ...]  # of the gathered tensor, as are the strides
     strides: tuple[int, ...]
+    is_direct: bool  # one index_select of the tensor as it is gives them
 
 
 @lru_cache(maxsize=8192)
@@ -84,7 +85,9 @@ def _plan(
     if pre != 1 or elements == 0 or not 0 < extent <= stride <= elements * _SPARE // batch_size:
         return None
     gathered = (*shape[:dim], count * post, *shape[dim + 1 :])
-    return _Plan(extent, (batch_size, stride), gathered, tuple(strides))
+    dense = tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+    is_direct = dim == 0 and post == 1 and tuple(strides) == dense
+    return _Plan(extent, (batch_size, stride), gathered, tuple(strides), is_direct)
 
 
 class Rows:
@@ -135,7 +138,10 @@ class Rows:
             inside = end * full.element_size() <= full.untyped_storage().nbytes()
             if start + plan.extent > stride or not inside:
                 return self._gather_by_dimension(full, dim, pre, post)
-        return self._chunk(full, plan, offset - start).as_strided(plan.shape, plan.strides, start)
+        chunk = self._chunk(full, plan, offset - start)
+        if plan.is_direct and chunk.shape == plan.shape:
+            return chunk
+        return chunk.as_strided(plan.shape, plan.strides, start)
 
     def _chunk(self, full: Tensor, plan: _Plan, begin: int | torch.SymInt) -> Tensor:
         """Take the selected chunks of the memory behind ``full``, by one index_select or from the cache."""
@@ -146,7 +152,8 @@ class Rows:
         # The version tells whether the memory was written to since; meta tensors all have the same address.
         if hit is not None and hit[2] == version and version is not None and full.device.type != "meta":
             return hit[0]
-        chunk = full.as_strided(plan.source, (plan.source[1], 1), begin).index_select(0, self.on(full.device))
+        source = full if plan.is_direct else full.as_strided(plan.source, (plan.source[1], 1), begin)
+        chunk = source.index_select(0, self.on(full.device))
         memory = full.untyped_storage()  # held, or it might be another tensor's next; not `full`, which holds its graph
         self._gathered[key] = (chunk, memory, version)
         if len(self._gathered) > self._kept:

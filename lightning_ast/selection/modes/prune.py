@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.own_parts import OwnParts, part_in
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
 from lightning_ast.pruning.sample_book import SampleBook
@@ -34,23 +35,31 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
+        own_parts = None
+        processes = parts.processes
+        if parts.settings.own_parts and processes.count > 1:
+            own_parts = OwnParts(processes)
+            processes = processes.alone()
+        self._own_parts = own_parts
         sample_filter = parts.settings.sample_filter
         planned = SeveralEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
         planner = EpochPlanner(
             parts.trainer,
             parts.selector,
             parts.settings.schedule_of(parts.trainer),
-            parts.processes,
+            processes,
             parts.settings.steps_of_pruned_epochs,
-            samples=SampleBook(parts.settings.samples, parts.processes),
+            samples=SampleBook(parts.settings.samples, processes),
+            own_parts=own_parts,
             begin_target=None if parts.target is None else parts.target.begin,
         )
         self.epochs: PrunedEpochs = planned(
             parts.owner,
             parts.trainer,
             planner,
-            parts.processes,
+            processes,
             parts.settings.steps_of_pruned_epochs,
+            own_parts=own_parts,
         )
 
     def attach(self) -> None:
@@ -138,13 +147,14 @@ class PruneMode(SelectionMode):
 
     def state_dict(self) -> dict[str, Any]:
         """Return scores, plan and random state of all processes."""
-        return {"epochs": self.epochs.state_dict()}
+        epochs = self.epochs.state_dict()
+        return {"epochs": epochs, **({} if self._own_parts is None else self._own_parts.state_dict(epochs))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in the plan that a state holds; that of another mode is passed over."""
         if "epochs" not in state:
             return
-        epochs = state["epochs"]
+        epochs = part_in(state, self._own_parts)
         if state["rule"]["significance"] != self._parts.settings.rule["significance"]:
             epochs = {**epochs, "history": None}  # scores of two kinds cannot be compared
         self.epochs.load_state_dict(epochs)

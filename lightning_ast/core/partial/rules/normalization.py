@@ -95,8 +95,10 @@ def _selected(
     saved = gradient.rows_of(value, 0)
     if gradient.rows.batchnorm == "exact" or rows.numel() < FEWEST_VALUES * rows.shape[1]:
         return NotImplemented
-    unused = torch.zeros_like(mean), torch.ones_like(mean)  # running statistics: their type is that of the result
-    center, variance = torch.batch_norm_update_stats(saved, *unused, 0.0)  # several times faster than var_mean
+    # Running statistics, which are not used; on a CPU the result has their type where it differs.
+    alike = saved.is_cuda or saved.dtype == mean.dtype
+    unused: Any = (None, None) if alike else (torch.zeros_like(mean), torch.ones_like(mean))
+    center, variance = torch.batch_norm_update_stats(saved, unused[0], unused[1], 0.0)  # faster than var_mean
     spread = (variance + eps).rsqrt()
     # The derivative of the normalised value is the full batch's invstd: it enters through the weight.
     scale = invstd / spread if weight is None else weight * (invstd / spread)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,6 +78,11 @@ def _matvec(func: OpOverload, other: Tensor, gradient: Tensor) -> Any:
     return func(gradient.rows_of(other, other.dim() - 1), gradient.data_rows)
 
 
+@lru_cache(maxsize=64)
+def _positional(func: OpOverload) -> list[str]:
+    return [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
+
+
 @rule(
     "_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward",
     "_scaled_dot_product_cudnn_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -86,7 +92,7 @@ def _attention(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Run a fused attention's backward; the written-out form is made of matrix products and a softmax."""
     gradient: HeldRows = args[0]
     # The backends give their arguments in different orders, and some have arguments that others lack.
-    names = [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
+    names = _positional(func)
     call = {**dict(zip(names, args, strict=False)), **kwargs}
     # Heads lie behind the samples or before them. Dropout draws its mask anew, by the row's position in the batch.
     at = gradient.place.dim

@@ -62,9 +62,14 @@ def _permuted(place: Place, order: tuple[int, ...]) -> Place:
 @rule("t", "transpose.int", on_rows=True)
 def _transpose(func: OpOverload, gradient: HeldRows, *dims: int) -> Any:
     a, b = dims or (0, gradient.dim() - 1)  # t() takes one or two dimensions
-    order = [*range(gradient.dim())]
+    return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _transposed(gradient.place, a, b))
+
+
+@lru_cache(maxsize=8192)
+def _transposed(place: Place, a: int, b: int) -> Place:
+    order = [*range(len(place.shape))]
     order[a], order[b] = order[b], order[a]
-    return wrap(gradient.data_rows.transpose(a, b), gradient.rows, _permuted(gradient.place, tuple(order)))
+    return _permuted(place, tuple(order))
 
 
 @rule("permute", on_rows=True)
