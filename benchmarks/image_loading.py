@@ -31,6 +31,8 @@ from lightning_ast.recipes import FineTunedClassifier, ImageFolderDataModule
 
 RATE = 0.4
 RUNS = ("dense", "partial", "subset", "prune")
+TINY = {"network": "resnet18", "batch_size": 4, "steps": 6, "skip": 1, "workers": 0, "classes": 4, "image_size": 32}
+"""The options of `--tiny`."""
 
 
 def make_images(root: Path, *, classes: int, each: int) -> None:
@@ -137,13 +139,7 @@ def settings(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.classes = 100
     options.image_size = 224
     if options.tiny:
-        options.network = "resnet18"
-        options.batch_size = 4
-        options.steps = 6
-        options.skip = 1
-        options.workers = 0
-        options.classes = 4
-        options.image_size = 32
+        vars(options).update(TINY)
     return options
 
 

@@ -57,6 +57,10 @@ class Variant:
         return [selection, TwoStageScheduler(warmup_epochs=1)] if self.has_warmup else [selection]
 
 
+NETWORKS = {"width": 480, "channels": 32, "pixels": 32, "short_steps": 24}
+TINY = {"width": 8, "channels": 8, "pixels": 8, "short_steps": 3, "rounds": 1, "steps": 8, "skip": 2, "batch_size": 32}
+"""The options of `--tiny`."""
+
 PLAIN = "plain"
 VARIANTS = (
     Variant(PLAIN),
@@ -250,19 +254,7 @@ def settings(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args(arguments)
     options.threads = options.threads or (2 if options.short_run else 1)
-    options.width = 480
-    options.channels = 32
-    options.pixels = 32
-    options.short_steps = 24
-    if options.tiny:
-        options.rounds = 1
-        options.steps = 8
-        options.skip = 2
-        options.batch_size = 32
-        options.width = 8
-        options.channels = 8
-        options.pixels = 8
-        options.short_steps = 3
+    vars(options).update(TINY if options.tiny else NETWORKS)
     return options
 
 

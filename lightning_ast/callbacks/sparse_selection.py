@@ -96,8 +96,6 @@ class SparseSelectionCallback(SelectionReadings):
             ``"replan"``.
         sample_filter: In ``prune`` over a stream without an index, the
             :class:`~lightning_ast.streams.SampleFilter` that stands in it.
-        own_parts: In ``prune`` with several processes, whether the loader of each process holds a part of the data of
-            its own, with indices of its own; each then remembers and plans its part alone.
         **samples: Settings of single samples, each an argument of its own.
             ``initial_scores``: in ``prune``, the scores that a run without a checkpoint begins with: a number for each
             sample, or a CSV or Parquet file with the columns ``index`` and ``significance``. Without a warmup the first
@@ -107,6 +105,8 @@ class SparseSelectionCallback(SelectionReadings):
             ``always``: in ``prune``, dataset indices (or a file with a column ``index``) that every pruned epoch loads.
             ``never``: in ``prune``, dataset indices (or a file) that are never trained on: pruned epochs do not load
             them, and in dense ones they have no gradient.
+            ``own_parts``: in ``prune`` with several processes, whether the loader of each process holds a part of the
+            data of its own, with indices of its own; each then remembers and plans its part alone.
             ``class_floor``: the share of each class, in [0, 1), of a batch (in ``prune``: of an epoch) that is always
             kept, by its most significant samples. Classes are those that a torch classification loss is told, or those
             of the mixin's ``sample_labels``.
@@ -146,7 +146,6 @@ class SparseSelectionCallback(SelectionReadings):
         count_flops: bool = True,
         prune_steps: PruneSteps | None = None,
         sample_filter: SampleFilter | None = None,
-        own_parts: bool = False,
         **samples: Unpack[SampleOptions],
     ) -> None:
         super().__init__()
@@ -167,7 +166,6 @@ class SparseSelectionCallback(SelectionReadings):
         self.prune_steps: PruneSteps | None = prune_steps
         self.samples = SampleSettings.of(samples)
         self.sample_filter = sample_filter
-        self.own_parts = own_parts
         self.dense_ops: Counter[str] = Counter()
         self._loads_foreign = False
 

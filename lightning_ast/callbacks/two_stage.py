@@ -35,8 +35,8 @@ class TwoStageScheduler(Callback):
     ``fast_dev_run`` there is no warmup and no cooldown: every batch of the smoke test is a sparse one.
 
     Args:
-        warmup_epochs: An int counts epochs, a float in [0, 1) is a share of the run. Without it and ``warmup_steps``
-            the warmup is 1 epoch.
+        warmup_epochs: A whole number counts epochs, a float in [0, 1) is a share of the run. Without it and
+            ``warmup_steps`` the warmup is 1 epoch.
         cooldown_epochs: The same at the end. It needs a run of known length. Without it and ``cooldown_steps`` there is
             no cooldown.
         target_activation_rate: The target in place of the selection callback's, in (0, 1]; None keeps that one.
@@ -64,8 +64,8 @@ class TwoStageScheduler(Callback):
         cooldown_steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.warmup_epochs = 1 if warmup_epochs is None and warmup_steps is None else warmup_epochs
-        self.cooldown_epochs = 0 if cooldown_epochs is None and cooldown_steps is None else cooldown_epochs
+        self.warmup_epochs = 1 if warmup_epochs is None and warmup_steps is None else _counted(warmup_epochs)
+        self.cooldown_epochs = 0 if cooldown_epochs is None and cooldown_steps is None else _counted(cooldown_epochs)
         self.target_activation_rate = target_activation_rate
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
@@ -182,3 +182,9 @@ class TwoStageScheduler(Callback):
         """Return the stages that the run has had, the part before a resumption included."""
         selection = first_callback(trainer, SelectionReadings)
         return set() if selection is None else set(selection.ledger.stages)
+
+
+def _counted(epochs: int | float | None) -> int | float | None:
+    """Return a whole float of 1 or more as an int."""
+    # Python holds `int | float` and `float | int` for one type, so that a parser may make 1.0 of the 1 of a file.
+    return int(epochs) if isinstance(epochs, float) and epochs >= 1 and epochs.is_integer() else epochs

@@ -108,8 +108,8 @@ def floor_for(target: float) -> float:
 def soft_probability(scores: _Array, threshold: float, floor: float) -> _Array:
     """Compute what :func:`keep_probability` does for the soft gate, on the host, where torch's calls cost more."""
     limits = np.finfo(scores.dtype)
-    divisor = scores.dtype.type(min(max(threshold, limits.tiny), limits.max))
-    kept: _Array = np.clip(scores / divisor, floor, 1.0)
+    top = scores.dtype.type(max(threshold, float(limits.tiny)) if threshold <= float(limits.max) else math.inf)
+    kept: _Array = np.maximum(np.minimum(scores, top) / top, floor)  # no quotient of two far ends can overflow
     return kept
 
 

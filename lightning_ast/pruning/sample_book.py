@@ -27,6 +27,7 @@ class SampleOptions(TypedDict, total=False):
     always: IndexSet | None
     never: IndexSet | None
     class_floor: float
+    own_parts: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class SampleSettings:
     always: IndexSet | None = None
     never: IndexSet | None = None
     class_floor: float = 0.0
+    own_parts: bool = False
 
     @classmethod
     def of(cls, options: SampleOptions) -> SampleSettings:

@@ -56,7 +56,7 @@ def doubtful_settings(
     for name, value in (
         (f"prune_steps={settings.prune_steps!r}", settings.prune_steps),
         ("sample_filter", settings.sample_filter),
-        ("own_parts", settings.own_parts or None),
+        ("own_parts", settings.samples.own_parts or None),
         ("initial_scores", settings.samples.initial_scores),
         ("keep_scores", settings.samples.keep_scores or None),
     ):

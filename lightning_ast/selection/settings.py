@@ -56,7 +56,6 @@ class SelectionSettings:
     prune_steps: PruneSteps | None
     samples: SampleSettings
     sample_filter: SampleFilter | None = None
-    own_parts: bool = False
     scheduler: StageSource | None = None
 
     @classmethod
@@ -107,7 +106,7 @@ class SelectionSettings:
             class_floor=self.samples.class_floor,
             seed=self.seed,
             # Processes that plan one epoch together must draw alike; within batches each draws for itself.
-            rank=0 if MODE_FACTS[self.mode].plans_epochs and not self.own_parts else rank,
+            rank=0 if MODE_FACTS[self.mode].plans_epochs and not self.samples.own_parts else rank,
         )
 
     @property

@@ -294,3 +294,10 @@ def test_the_monitor_knows_the_end_of_a_run_in_steps(capsys: pytest.CaptureFixtu
     run({"warmup_steps": 4}, None, SparseTrainingMonitor(), max_steps=12)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert ["ETA" in line for line in lines] == [True, True, False]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(1.0, 1), (3.0, 3), (0.0, 0.0), (0.25, 0.25), (1.5, 1.5)])
+def test_a_whole_float_counts_epochs(given: float, kept: float) -> None:
+    schedule = TwoStageScheduler(warmup_epochs=given, cooldown_epochs=given)
+    for epochs in (schedule.warmup_epochs, schedule.cooldown_epochs):
+        assert (epochs, type(epochs)) == (kept, type(kept))

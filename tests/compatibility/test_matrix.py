@@ -40,12 +40,11 @@ pytestmark = [
 
 
 def started(*how: str) -> list[object]:
-    """The cells whose processes are started in one of these ways; of the slow ones all but the first are marked."""
-    found = [cell for cell in cells() if cell.devices in how]
-    first = next((cell for cell in found if verdict(cell) == "exact"), None)
+    """The cells whose processes are started in one of these ways; each spawned pair imports everything anew: slow."""
     return [
-        pytest.param(cell, id=cell.id, marks=[pytest.mark.slow] if cell.devices == "spawn" and cell != first else [])
-        for cell in found
+        pytest.param(cell, id=cell.id, marks=[pytest.mark.slow] if cell.devices == "spawn" else [])
+        for cell in cells()
+        if cell.devices in how
     ]
 
 

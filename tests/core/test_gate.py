@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ast.core.gate import FLOOR, keep_probability, lift_zeros, minimum_count, select
+from lightning_ast.core.gate import FLOOR, keep_probability, lift_zeros, minimum_count, select, soft_probability
 from lightning_ast.core.systematic import systematic_sample
 from lightning_ast.core.threshold import ThresholdSolver, few_counts, solve_threshold
 
@@ -150,3 +150,10 @@ def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
 def test_few_counts_leave_large_shares_and_small_batches_alone() -> None:
     for s, threshold in ((torch.ones(100), 1.01), (torch.rand(16, generator=generator()), 1.0)):
         assert few_counts(solver_of(s), threshold, generator()) == threshold
+
+
+def test_the_soft_gate_on_the_host_is_that_of_tensors_at_every_scale() -> None:
+    s = torch.cat([torch.rand(50, generator=generator()), torch.tensor([0.0, 1e-38, 1e30, 3e38])])
+    for threshold in (0.0, 1e-30, 0.3, 1e30, 1e300):
+        kept = torch.from_numpy(soft_probability(s.numpy(), threshold, FLOOR))
+        assert torch.equal(kept, keep_probability(s, threshold, "soft", floor=FLOOR))

@@ -132,10 +132,19 @@ def test_checkpoint_holds_tensors_and_primitives_alone(tmp_path: Path) -> None:
     assert epochs["history"]["scores"].shape == (SIZE,)
 
 
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    "point", [("epoch end", 1, None), ("batch end", 1, 3), ("batch end", 2, 1), ("batch end", 3, 4)]
+    ("point", "every", "workers"),
+    [
+        (("epoch end", 1, None), 1, 1),
+        (("epoch end", 1, None), 2, 0),
+        (("batch end", 1, 3), 1, 0),
+        (("batch end", 1, 3), 2, 1),
+        (("batch end", 2, 1), 1, 1),
+        (("batch end", 2, 1), 2, 0),
+        (("batch end", 3, 4), 1, 0),
+        (("batch end", 3, 4), 2, 0),
+    ],
+    ids=str,
 )
 def test_resume_where_loaders_are_reloaded(tmp_path: Path, point: Any, every: int, workers: int) -> None:
     path = tmp_path / "run.ckpt"

@@ -21,6 +21,8 @@ from tests.helpers.training import BATCH_MODES, assert_same_weights, gloo, quiet
 # ---------------------------------------------------------------------- 1. unbiased weights
 
 SIZE, RATE = 48, 0.4
+DRAWN = [pytest.param("mask", marks=pytest.mark.slow), "subset", "partial"]
+"""Mask and partial select alike within one backward: partial alone is tried in the fast suite."""
 
 
 class Linear(PlainNet):
@@ -113,7 +115,7 @@ def core_gradient(mode: str, module: nn.Module, batch: Digits, kept: Selection, 
     return flat(torch.autograd.grad(loss, list(module.parameters())))
 
 
-@pytest.mark.parametrize("mode", BATCH_MODES)
+@pytest.mark.parametrize("mode", DRAWN)
 def test_the_mean_over_many_draws_is_the_dense_gradient(trained: Linear, batch: Digits, mode: str) -> None:
     scores, expected = el2n(trained, batch), dense_gradient(trained, batch)
     assert float(scores.max() / scores.min()) > 10, "the samples differ: the test can fail"
@@ -139,7 +141,7 @@ class FirstGradient(pl.Callback):
         self.gradient = flat(p.grad for p in module.parameters())
 
 
-@pytest.mark.parametrize("mode", BATCH_MODES)
+@pytest.mark.parametrize("mode", DRAWN)
 def test_the_mean_over_trainers_is_the_dense_gradient(trained: Linear, batch: Digits, mode: str) -> None:
     """Through the callback, one step a Trainer, by seed; along three directions and a few coordinates."""
     expected = dense_gradient(trained, batch)

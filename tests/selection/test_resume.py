@@ -66,7 +66,9 @@ def lines(folder: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], name): value for row in logged for name, value in row.items() if name != "step"}
 
 
-@pytest.mark.parametrize("mode", [*BATCH_MODES, "prune"])
+@pytest.mark.parametrize(
+    "mode", ["partial", "prune", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("mask", "subset"))]
+)
 def test_killed_three_times(tmp_path: Path, mode: str) -> None:
     """SIGKILL at three random steps of ten epochs: parameters, optimizer, controller, history, generators and logs."""
     folders = [tmp_path / name for name in ("straight", "killed")]

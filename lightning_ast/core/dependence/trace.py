@@ -47,8 +47,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         sample: The position of the sample that is followed, or those of several.
-        leaves: The number of tensors of the batch that could be changed.
-        parts: The number of those worth changing alone, which come first: labels count where there is nothing else.
+        parts: The number of tensors of the batch that are worth changing alone: labels count where there is nothing
+            else.
         complete: Whether all tensors that hold the sample were changed.
         paused: Whether operations pass without being followed, as those of a backward.
         failure: The reason why nothing is known, or None.
@@ -88,7 +88,6 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._uncompiled: list[AbstractContextManager[None]] = []  # one for each time that it was entered
         pairs = self._perturbed(batch, batch_size, take)
         pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
-        self.leaves = len(pairs)
         self.parts = sum(not _is_label(real) for real, _ in pairs) or len(pairs)
         if not pairs and self.failure is None and batch_size > 1:
             self.failure = "the batch holds no tensor in which a sample could be changed"

@@ -37,7 +37,7 @@ class PruneMode(SelectionMode):
         super().__init__(parts)
         own_parts = None
         processes = parts.processes
-        if parts.settings.own_parts and processes.count > 1:
+        if parts.settings.samples.own_parts and processes.count > 1:
             own_parts = OwnParts(processes)
             processes = processes.alone()
         self._own_parts = own_parts

