@@ -12,7 +12,6 @@ __all__ = ["SampleRecord"]
 
 _UNKNOWN = -1
 _MOST = torch.iinfo(torch.int16).max
-_WAITING = 2**20  # samples that may wait to be counted: their indices take 8 bytes each
 
 
 class SampleRecord:
@@ -32,24 +31,16 @@ class SampleRecord:
         self._most_epochs = epochs
         self._epochs: dict[int, Tensor] = {}
         self._epoch = 0
-        self._waiting: list[Tensor] = []
-        self._waiting_samples = 0
 
     def count(self, indices: Tensor, *, epoch: int) -> None:
         """Count the samples of a batch, ``(B,)`` dataset indices on the CPU, as trained on in an epoch."""
         self._epoch = epoch
-        self._waiting.append(indices)
-        self._waiting_samples += indices.numel()
-        if self._waiting_samples > _WAITING:
-            self._count_waiting()
+        self._times.index_add_(0, indices, torch.ones(1, dtype=torch.int16).expand(indices.numel()))
 
-    def _count_waiting(self) -> None:
-        # Counting many batches at once takes much less time than counting each in its step.
-        if self._waiting:
-            different, times = torch.unique(torch.cat(self._waiting), return_counts=True)
-            self._times[different] = (self._times[different].int() + times).clamp_max(_MOST).short()
-        self._waiting.clear()
-        self._waiting_samples = 0
+    @property
+    def _all_times(self) -> Tensor:
+        # A count above the largest int16 has become negative; to find it here spares each batch a second look.
+        return self._times.int().where(self._times >= 0, _MOST)
 
     def tell(self, indices: Tensor, labels: Tensor | None) -> None:
         """Keep the classes ``(B,)`` of the samples of a batch; a negative one, or None, is not known."""
@@ -81,8 +72,7 @@ class SampleRecord:
         maximum: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Any]:
         """Return primitives and tensors alone; ``total`` and ``maximum`` are those over the processes."""
-        self._count_waiting()
-        times = self._times.int() if total is None else total(self._times.int())
+        times = self._all_times if total is None else total(self._all_times)
         labels = self._all_labels(maximum)
         return {
             "times": times.clamp_max(_MOST),
@@ -94,7 +84,6 @@ class SampleRecord:
 
     def load_state_dict(self, state: dict[str, Any], *, first: bool = True) -> None:
         """Restore what :meth:`state_dict` gave; the counts, which are those of all, in the ``first`` process alone."""
-        self._count_waiting()
         if first:
             self._times = state["times"].clamp_max(_MOST).short()
         if self._labels is not None and state["labels"] is not None:

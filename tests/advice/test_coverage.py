@@ -22,7 +22,7 @@ from lightning_ast.advice.predict import Predictions
 from lightning_ast.advice.script import Block, Timing, summarize
 from lightning_ast.advice.verdict import decide
 from lightning_ast.cli import main
-from lightning_ast.core.gate import rate_at_coverage
+from lightning_ast.core.threshold import rate_at_coverage
 from lightning_ast.demo import ResNet9
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.selection.step_state import BatchFacts, StepState
