@@ -124,14 +124,13 @@ class RowGradient(Tensor):
     ) -> Any:
         """Run an op over the rows if it has a rule, by its parts if it is made of others, densely if not."""
         kwargs = kwargs or {}
-        entry = RULES.get(id(func))
-        if entry is not None:
-            _, rule, on_rows, dim, views = entry
-            place = getattr(args[0], "place", None) if on_rows else None  # None where it holds no rows alone
-            if not on_rows or (place is not None and dim in (None, place.dim)):
-                result = rule(func, *args, **kwargs)
+        rule = RULES.get(id(func))
+        if rule is not None:
+            place = getattr(args[0], "place", None) if rule.on_rows else None  # None where it holds no rows alone
+            if not rule.on_rows or (place is not None and rule.dim in (None, place.dim)):
+                result = rule.run(func, *args, **kwargs)
                 if result is not NotImplemented:  # which stands for: this call mixes samples
-                    if views:  # what is written into the view later must reach its base too
+                    if rule.is_view:  # what is written into the view later must reach its base too
                         _remember(func, args, kwargs, result)
                     return result
         elif runs_by_parts(func):  # each part comes here again, and may have a rule

@@ -109,9 +109,9 @@ class GradientMemory(Tensor):
                 return cls(memory.shared, tuple(rest[0]), tuple(rest[1]))
             if name == "aten::copy_" and memory._write(rest[0]):
                 return memory
-            entry = RULES.get(id(func))
-            if memory.untouched and entry is not None and not entry[2] and RowGradient in map(type, rest):
-                result = entry[1](func, memory, *rest, **kwargs)
+            found = RULES.get(id(func))
+            if memory.untouched and found is not None and not found.on_rows and RowGradient in map(type, rest):
+                result = found.run(func, memory, *rest, **kwargs)
                 if result is not NotImplemented:
                     return result
         if func._schema.is_mutable:  # a write that no rule can keep in rows

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "OpArgs", "OpKwargs", "has_rule", "is_view", "rule", "runs_by_parts"]
+__all__ = ["RULES", "OpArgs", "OpKwargs", "RowRule", "has_rule", "is_view", "rule", "runs_by_parts"]
 
 # Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
 OpArgs: TypeAlias = tuple[Any, ...]
@@ -19,10 +19,19 @@ _Rule = Callable[..., Any]
 """``(op, *args, **kwargs)`` as autograd called it, with a RowGradient or more among them; returns ``NotImplemented``
 where they cannot be taken row by row."""
 
-RULES: dict[int, tuple[OpOverload, _Rule, bool, int | None, bool]] = {}
-"""By the identity of an op, because hashing one runs Python: the op, its rule, whether that is for rows alone, in which
-dimension (see :func:`rule`), and whether the op is a view. The modules of :mod:`lightning_ast.core.partial.rules` fill
-it."""
+
+class RowRule(NamedTuple):
+    """An op and its rule; ``on_rows`` and ``dim`` are those of :func:`rule`."""
+
+    op: OpOverload
+    run: _Rule
+    on_rows: bool
+    dim: int | None
+    is_view: bool
+
+
+RULES: dict[int, RowRule] = {}
+"""By the identity of an op, because hashing one runs Python; filled by :mod:`lightning_ast.core.partial.rules`."""
 
 
 def _overload(name: str) -> OpOverload | None:
@@ -46,7 +55,7 @@ def rule(*names: str, on_rows: bool = False, dim: int | None = None) -> Callable
 
     def register(function: _Rule) -> _Rule:
         ops = [op for op in map(_overload, names) if op is not None]
-        RULES.update({id(op): (op, function, on_rows, dim, is_view(op)) for op in ops})
+        RULES.update({id(op): RowRule(op, function, on_rows, dim, is_view(op)) for op in ops})
         return function
 
     return register
