@@ -21,7 +21,10 @@ NO_LOSS = 0.1
 Record = dict[str, Any]
 
 Key = tuple[int, str]
-"""The seed of a run, and the hardware that it ran on."""
+"""The seed of a run, and the kind of the hardware that it ran on."""
+
+_SAME_CHIP = {"NVIDIA H100 80GB HBM3": "NVIDIA Hopper", "NVIDIA H200": "NVIDIA Hopper"}
+"""Cards that run the same kernels on the same chip, and differ in their memory alone."""
 
 
 def load_regimes(folder: Path) -> list[Record]:
@@ -37,6 +40,11 @@ def _on_cpu(record: Record) -> bool:
 def _shared(record: Record) -> bool:
     """Tell whether a run shared its GPU with others."""
     return not _on_cpu(record) and record["runs_at_once"] > 1
+
+
+def _shared_alike(record: Record, other: Record) -> bool:
+    """Tell whether two runs shared GPUs of the same name."""
+    return _shared(record) and _shared(other) and bool(record["hardware"] == other["hardware"])
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,7 @@ class Setting:
     @property
     def shared_time(self) -> float | None:
         """Return the time as a share of that of dense runs, among runs that shared a GPU; None where there are none."""
-        keys = [
-            key for key, run in self.runs.items() if key in self.dense and _shared(run) and _shared(self.dense[key])
-        ]
+        keys = [key for key, run in self.runs.items() if key in self.dense and _shared_alike(run, self.dense[key])]
         if not keys:
             return None
         return statistics.mean(self.runs[key]["seconds"] for key in keys) / statistics.mean(
@@ -170,5 +176,6 @@ def by_setting(records: Sequence[Record]) -> dict[str, Setting]:
     """Group the records of one place by their setting, seeds in ascending order."""
     groups: dict[str, dict[Key, Record]] = {}
     for record in sorted(records, key=lambda record: int(record["seed"])):
-        groups.setdefault(record["setting"], {})[int(record["seed"]), str(record["hardware"])] = record
+        chip = _SAME_CHIP.get(record["hardware"], str(record["hardware"]))
+        groups.setdefault(record["setting"], {})[int(record["seed"]), chip] = record
     return {name: Setting(runs, groups.get("dense", {})) for name, runs in groups.items()}

@@ -318,6 +318,7 @@ def configurations(options: argparse.Namespace) -> list[tuple[str, float]]:
         (mode, rate)
         for mode, rate in CONFIGURATIONS
         if mode in OTHERS or options.rates is None or rate in options.rates
+        if mode == "dense" or options.modes is None or mode in options.modes
     ]
 
 
@@ -428,6 +429,7 @@ def settings(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     parser.add_argument("--rates", type=float, nargs="+", help="of our modes (all; with --against 0.4 and 0.1)")
+    parser.add_argument("--modes", nargs="+", choices=sorted({mode for mode, _ in CONFIGURATIONS}), help="beside dense")
     parser.add_argument("--seconds", type=float, help="with --against: of each case's rounds, at most")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, default=RECORDS)
