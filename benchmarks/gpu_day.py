@@ -12,8 +12,8 @@ No stage needs a network. CIFAR-10 is a `.npz` file, or the folder that torchvis
 of scikit-learn are taken where the images do not matter, and the stages of accuracy are left out.
 
 Runs of accuracy share the GPU, `--jobs` of them at once (NVIDIA's multi-process service makes that worthwhile), so the
-seconds of their records count as shares alone. The runs with the first seed are made in stage 3, one after the other,
-and have seconds and joules.
+seconds of their records count as shares alone. The runs with the first seed are made once more in stage 3, one after
+the other, and have seconds and joules (in `regimes-gpu-alone/`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def joules(options: argparse.Namespace) -> Lines:
         lines = [f"the counter is {record['ratio']:.3f} of nvidia-smi's integral"]
         if abs(record["ratio"] - 1) > 0.05:
             raise StageError("the two counts of joules differ by more than 5 %", lines)
-    return lines + trained(options, "gpu", "*n50000-resnet9*e32*-s0", jobs=1)
+    return lines + trained(options, "gpu", "*n50000-resnet9*e32*-s0", jobs=1, folder="regimes-gpu-alone")
 
 
 def accuracy(pattern: str, plan: str = "gpu") -> Callable[[argparse.Namespace], Lines]:
@@ -113,14 +113,14 @@ def accuracy(pattern: str, plan: str = "gpu") -> Callable[[argparse.Namespace], 
     return lambda options: trained(options, plan, pattern, jobs=options.jobs)
 
 
-def trained(options: argparse.Namespace, plan: str, pattern: str, *, jobs: int) -> Lines:
+def trained(options: argparse.Namespace, plan: str, pattern: str, *, jobs: int, folder: str = "regimes-gpu") -> Lines:
     """Train what fits a pattern; what is not finished in time is left for the next call."""
     if options.tiny:
         plan = "trial"
         pattern = "*"
     elif options.root is None:
         return ["left out: needs --root"]
-    out = options.out / ("regimes-gpu" if on_gpu() else "regimes")
+    out = options.out / (folder if on_gpu() else "regimes")
     arguments = ["--plan", plan, "--only", pattern, "--root", options.root or "", "--out", str(out)]
     if options.tiny:
         failed = regimes.main(arguments)

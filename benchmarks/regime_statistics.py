@@ -21,15 +21,15 @@ NO_LOSS = 0.1
 Record = dict[str, Any]
 
 Key = tuple[int, str]
-"""The seed of a run, and the kind of the hardware that it ran on."""
-
-_SAME_CHIP = {"NVIDIA H100 80GB HBM3": "NVIDIA Hopper", "NVIDIA H200": "NVIDIA Hopper"}
-"""Cards that run the same kernels on the same chip, and differ in their memory alone."""
+"""The seed of a run, and the hardware that it ran on, with a mark where the run had a GPU for itself."""
 
 
 def load_regimes(folder: Path) -> list[Record]:
-    """Read all records of the regime map, in the order of their names, those of GPUs (in ``<folder>-gpu``) last."""
-    folders = (folder, folder.with_name(f"{folder.name}-gpu"))
+    """Read all records of the regime map, in the order of their names, those of GPUs (in ``<folder>-gpu...``) last.
+
+    A run that another card made too, or that was made once more alone on its GPU, has a folder of its own for that.
+    """
+    folders = (folder, *sorted(folder.parent.glob(f"{folder.name}-gpu*")))
     return [json.loads(path.read_text()) for each in folders for path in sorted(each.glob("*.json"))]
 
 
@@ -43,8 +43,8 @@ def _shared(record: Record) -> bool:
 
 
 def _shared_alike(record: Record, other: Record) -> bool:
-    """Tell whether two runs shared GPUs of the same name."""
-    return _shared(record) and _shared(other) and bool(record["hardware"] == other["hardware"])
+    """Tell whether two runs shared their GPU with as many others."""
+    return _shared(record) and _shared(other) and bool(record["runs_at_once"] == other["runs_at_once"])
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,12 @@ class Setting:
         return statistics.mean(on_gpu or on_cpu) if on_gpu or on_cpu else None
 
     @property
+    def joules(self) -> float | None:
+        """Return the mean joules of the GPU in runs that had it for themselves; None where none was metered."""
+        found = [float(run["joules"]) for run in self.runs.values() if not _on_cpu(run) and run.get("joules")]
+        return statistics.mean(found) if found else None
+
+    @property
     def timed_on(self) -> str:
         """Tell where :attr:`seconds` were taken."""
         alone_on_gpu = any(not _on_cpu(run) and not _shared(run) for run in self.runs.values())
@@ -176,6 +182,7 @@ def by_setting(records: Sequence[Record]) -> dict[str, Setting]:
     """Group the records of one place by their setting, seeds in ascending order."""
     groups: dict[str, dict[Key, Record]] = {}
     for record in sorted(records, key=lambda record: int(record["seed"])):
-        chip = _SAME_CHIP.get(record["hardware"], str(record["hardware"]))
-        groups.setdefault(record["setting"], {})[int(record["seed"]), chip] = record
+        alone = not _on_cpu(record) and not _shared(record)
+        key = (int(record["seed"]), record["hardware"] + ", alone" * alone)
+        groups.setdefault(record["setting"], {})[key] = record
     return {name: Setting(runs, groups.get("dense", {})) for name, runs in groups.items()}

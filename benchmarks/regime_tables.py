@@ -137,8 +137,10 @@ def accuracy_cell(setting: Setting) -> str:
 
 
 def seconds_cell(setting: Setting) -> str:
-    """Write the time of training; a dash where it was not taken."""
-    return "-" if setting.seconds is None else f"{setting.seconds:,.0f}"
+    """Write the time of training, with the GPU's joules where they were metered; a dash where it was not taken."""
+    if setting.seconds is None:
+        return "-"
+    return f"{setting.seconds:,.0f}" + ("" if setting.joules is None else f" ({setting.joules / 1000:.1f} kJ)")
 
 
 def methods_table(regime: Regime, records: Sequence[Record]) -> str:
@@ -148,7 +150,8 @@ def methods_table(regime: Regime, records: Sequence[Record]) -> str:
         f"{place_name(regime)}, B = {regime.batch_size}; {machine(records)}. Means over runs ± standard deviation; "
         "difference: to dense runs of the same seeds on the same hardware, ± standard error, with the p-value of the "
         f"paired t-test, not corrected for the rows (a dash: fewer than {LEAST_SEEDS} seeds). Work: forwards and "
-        "backwards by their FLOPs, scoring included, in dense epochs. Seconds: of one CPU thread, or alone on a GPU. "
+        "backwards by their FLOPs, scoring included, in dense epochs. Seconds: of one CPU thread, or alone on a GPU "
+        "(with the joules of the GPU). "
         "Shared GPU: the time as a share of dense, where as many runs shared the GPU. Best: of all validations.",
         "",
         "| run | runs (seeds) | test accuracy % | difference | p | work | steps | seconds | shared GPU | best % |",

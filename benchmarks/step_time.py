@@ -44,6 +44,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import cost_share
+from lightning_ast.core.gate import GateName
 from lightning_ast.demo.data import load_images
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -280,14 +281,14 @@ class Measured:
     peak_bytes: int | None
 
 
-def callbacks_of(mode: str, rate: float) -> list[Any]:
+def callbacks_of(mode: str, rate: float, gate: GateName) -> list[Any]:
     """Make the callbacks of a mode; none where it is not one of ours."""
     if mode in OTHERS:
         return []
     if mode == "prune":
         selection = SparseSelectionCallback(mode="prune", target_activation_rate=rate, prune_steps="keep")
         return [selection, TwoStageScheduler(warmup_epochs=1)]
-    return [SparseSelectionCallback(mode=mode, target_activation_rate=rate)]  # type: ignore[arg-type]
+    return [SparseSelectionCallback(mode=mode, target_activation_rate=rate, gate=gate)]  # type: ignore[arg-type]
 
 
 def run(
@@ -295,7 +296,7 @@ def run(
 ) -> Measured:
     """Train for a short time."""
     gpu = torch.cuda.is_available()
-    callbacks = callbacks_of(mode, rate)
+    callbacks = callbacks_of(mode, rate, options.gate)
     dense = len(data) if mode == "prune" else 0  # it remembers scores in an epoch before
     stop = dense + len(data)
     times = Times(skip=dense + options.skip, stop=stop, selection=callbacks[0] if callbacks else None, split=split)
@@ -429,6 +430,7 @@ def settings(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     parser.add_argument("--rates", type=float, nargs="+", help="of our modes (all; with --against 0.4 and 0.1)")
+    parser.add_argument("--gate", choices=["soft", "topk"], default="soft", help="of the modes that select in a batch")
     parser.add_argument("--modes", nargs="+", choices=sorted({mode for mode, _ in CONFIGURATIONS}), help="beside dense")
     parser.add_argument("--seconds", type=float, help="with --against: of each case's rounds, at most")
     parser.add_argument("--threads", type=int, help="of torch")
@@ -456,7 +458,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     records = []
     for case in chosen:
         measured = measure(case, images, labels, options)
-        records.append({"benchmark": "step-time", **facts(case), **measured, **provenance()})
+        gate = {} if options.gate == "soft" else {"gate": options.gate}
+        records.append({"benchmark": "step-time", **facts(case), **gate, **measured, **provenance()})
         save(records[-1], f"step-time-{kind()}-{case.name}", folder=options.out, indent=1)
     return records
 

@@ -172,7 +172,7 @@ def time_table() -> str:
             parts += [
                 f"| {model_name(record)} | {dense} | {rate:g} | {shares(by.get(('mask', rate)))} | "
                 f"{shares(by['subset', rate])} | {shares(by['partial', rate])} | "
-                f"{by['partial', rate]['ideal_share']:.2f} | {shares(by.get(('prune', rate)))} |"
+                f"{share(by['partial', rate]['ideal_share'])} | {shares(by.get(('prune', rate)))} |"
                 for mode, rate in by
                 if mode == "partial"
             ]
@@ -182,7 +182,8 @@ def time_table() -> str:
 
 def model_name(record: dict[str, Any]) -> str:
     """Name a model with the size of its input and its batch."""
-    return f"{record['model']}, {record['size']}, {record['batch_size']}"
+    cut = ", hard cut" if record.get("gate") == "topk" else ""
+    return f"{record['model']}, {record['size']}, {record['batch_size']}{cut}"
 
 
 def memory_table() -> str:
@@ -214,6 +215,11 @@ def memory_table() -> str:
 def memory(row: dict[str, Any] | None) -> str:
     """Write the peak of the memory of a configuration; a dash where it is not known."""
     return "-" if row is None or row["peak_gibibytes"] is None else f"{row['peak_gibibytes']:.1f}"
+
+
+def share(value: float | None) -> str:
+    """Write a share; a dash where it is not known."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def shares(row: dict[str, Any] | None) -> str:
