@@ -108,7 +108,7 @@ class SparseLossMixin:
         return None
 
     def sample_weights(self, batch: Any) -> Tensor | None:
-        """Return the weights ``(B,)`` of a batch's samples, finite and at least 0; None where all weigh alike.
+        """Return the weights ``(B,)`` of a batch's samples, finite and at least 0; None where all weigh 1.
 
         An override makes the gradient of every step that of the weighted mean ``sum(u * loss) / sum(u)`` over the
         samples trained on, in warmup and cooldown too, and over all processes and micro-batches. The loss that

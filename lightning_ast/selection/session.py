@@ -185,9 +185,10 @@ class Session:
         step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
         step.labels = told_labels(self._module, batch, size)
-        weights = told_weights(self._module, batch, size)
-        if weights is not None:
-            step.weigh(weights)
+        if self._weighs:
+            weights = told_weights(self._module, batch, size)
+            # Without weights of its own a batch still takes part in the sums of all processes and micro-batches.
+            step.weigh(torch.ones(size, dtype=torch.float64) if weights is None else weights)
         # Ahead of everything that runs the network: a NaN in one sample would reach the others through BatchNorm.
         self.quarantine.examine(step, batch)
         if step.known_bad and step.treatment in (Treatment.DENSE, Treatment.OBSERVED):

@@ -141,6 +141,43 @@ def test_two_processes_are_one_large_batch(tmp_path: Path, mode: Any) -> None:
     assert_close_weights(ended, replay(zip(first, second, strict=True)))
 
 
+class WeightedInPart(Weighted):
+    """Has no weights in some batches; they differ between processes and micro-batches."""
+
+    def sample_weights(self, batch: Any) -> Tensor | None:
+        return batch[2] if batch[2].mean() > 1.5 else None
+
+
+def replayed_in_part(groups: Any) -> dict[str, Tensor]:
+    return replay([[(*s[:3], s[3] if s[-1] else torch.ones_like(s[3]), *s[4:6]) for s in steps] for steps in groups])
+
+
+class RecordInPart(Record):
+    """Notes whether the batch had weights, too."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        self.steps[-1] = (*self.steps[-1], module.sample_weights(batch) is not None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_process_without_weights_counts_its_samples_by_one(tmp_path: Path) -> None:
+    callback = selecting("partial")
+    train(WeightedInPart(), callback, RecordInPart(callback, tmp_path), devices=2, strategy=gloo())
+    (first, ended), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert any(one[-1] != other[-1] for one, other in zip(first, second, strict=True))
+    assert_close_weights(ended, replayed_in_part(zip(first, second, strict=True)))
+
+
+def test_a_micro_batch_without_weights_counts_its_samples_by_one() -> None:
+    module, callback = WeightedInPart(), selecting("mask")
+    record = RecordInPart(callback)
+    train(module, callback, record, accumulate_grad_batches=2)
+    groups = [record.steps[i : i + 2] for i in range(0, len(record.steps), 2)]
+    assert any(one[-1] != other[-1] for one, other in groups)
+    assert_close_weights(weights(module), replayed_in_part(groups))
+
+
 def test_a_sample_counts_by_its_weight_for_the_selection() -> None:
     module, callback = Weighted(), selecting("partial", gate="topk", target_activation_rate=1 / 8)
     record = Record(callback)
