@@ -89,6 +89,24 @@ def test_what_coverage_cost_where_the_network_fits_and_where_not_is_on_record() 
         assert f"reaches {100 * mean(place, 'dense', 'train_accuracy'):.0f} %" in said
 
 
+def test_what_is_said_of_the_original_on_cifar10_is_on_record() -> None:
+    def of(method: str) -> tuple[str, str, str]:
+        found = (RECORDS / "recipes").glob(f"original-cifar10-{method}-s*.json")
+        runs = [json.loads(path.read_text()) for path in found]
+        assert len(runs) == 3
+        accuracy, work = (statistics.mean(run["figures"][name] for run in runs) for name in ("accuracy", "work"))
+        return f"{100 * accuracy:.1f} %", f"{work:.2f}", f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f} s"
+
+    text = text_of("original.md")
+    for method, wanted in (("original_10", "at {1} of the work, {2}"), ("original_6", "at {1} of the work, {2}")):
+        assert f"{of(method)[0]} {wanted.format(*of(method))}" in text
+    (adam, _, its), (dense, _, whole) = of("dense_adam"), of("dense")
+    assert f"(dense with the same optimizer: {adam}, {its})" in text
+    ours = [f"Ours: {accuracy} at {work}, {seconds}" for accuracy, work, seconds in map(of, ("ours", "ours_6"))]
+    assert f"{ours[0]} (dense: {dense}, {whole})" in text
+    assert ours[1] in text
+
+
 def test_the_seconds_that_are_quoted_are_on_record() -> None:
     text = text_of("troubleshooting.md")
     for said, place, settings in (

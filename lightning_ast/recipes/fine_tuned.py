@@ -30,7 +30,7 @@ class FineTunedClassifier(ImageClassifier):
     ``second_lr`` it is one cycle over the whole run, which ends at zero.
 
     It logs ``train_loss``, ``val_loss``, ``val_acc``, ``val_top5``, ``val_acc_worst_class`` and, of up to 100 classes,
-    ``val_acc_of/<class>``. At the end it prints the accuracy of each class.
+    ``val_acc_of/<class>``; in a test the same with ``test_``. At the end it prints the accuracy of each class.
 
     Args:
         network: The name of one of torchvision's classification models, or a network of your own with 1,000 classes.
@@ -38,6 +38,7 @@ class FineTunedClassifier(ImageClassifier):
             once; or the path of a ``.pth`` file with the network's state dict. None trains from scratch, and is what a
             network of your own needs.
         num_classes: The number of classes; for 1,000 a network of torchvision keeps its last layer.
+        fresh_head: Whether the last layer is a new one for 1,000 classes, too.
         lr: The learning rate of the first stage, or the highest one of the cycle.
         second_lr: The learning rate of the second stage; None makes one cycle.
         second_stage: The epoch that begins the second stage, counted from 0; it is that of the warmup's end.
@@ -45,6 +46,7 @@ class FineTunedClassifier(ImageClassifier):
 
     Raises:
         WeightsNotFoundError: The weights cannot be downloaded, or the file is missing or not of this network.
+        ValueError: The data module has another number of classes (before the first batch).
 
     Example:
         >>> module = FineTunedClassifier("resnet18", weights=None, num_classes=10)
@@ -57,16 +59,18 @@ class FineTunedClassifier(ImageClassifier):
         network: str | nn.Module = "resnet50",
         weights: str | None = "DEFAULT",
         num_classes: int = 100,
+        fresh_head: bool = False,
         lr: float = 0.01,
         second_lr: float | None = None,
         second_stage: int = 10,
         weight_decay: float = 1e-4,
     ) -> None:
         net = _pretrained(network, weights) if isinstance(network, str) else network
-        if num_classes != _IMAGENET_CLASSES or not isinstance(network, str):
+        if fresh_head or num_classes != _IMAGENET_CLASSES or not isinstance(network, str):
             net = with_new_head(net, num_classes)
         super().__init__(net, num_classes, lr=lr, weight_decay=weight_decay)
         self.save_hyperparameters(ignore=["network"] if isinstance(network, nn.Module) else [])
+        self.num_classes = num_classes
         self.second_lr = second_lr
         self.second_stage = second_stage
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
@@ -79,27 +83,54 @@ class FineTunedClassifier(ImageClassifier):
         scores: Tensor = getattr(outputs, "logits", outputs)
         return scores
 
+    def setup(self, stage: str) -> None:
+        """Compare the number of classes with that of the data module, where it names its classes."""
+        names = self._class_names()
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"expected num_classes to be the number of classes of the data, {len(names)}, got {self.num_classes}: "
+                f"pass --model.init_args.num_classes {len(names)}."
+            )
+
+    def _class_names(self) -> list[str] | None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return getattr(data, "classes", None) or None
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log accuracies and loss."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log accuracies and loss."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> None:
         images, labels = batch
         scores = self(images)
         self.val_acc(scores, labels)
         self.top5(scores, labels)
         self.by_class.update(scores, labels)
-        self.log("val_loss", nn.functional.cross_entropy(scores, labels))
-        self.log("val_acc", self.val_acc, prog_bar=True)
-        self.log("val_top5", self.top5)
+        self.log(f"{part}_loss", nn.functional.cross_entropy(scores, labels))
+        self.log(f"{part}_acc", self.val_acc, prog_bar=True)
+        self.log(f"{part}_top5", self.top5)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy of each class; a class without images counts as 0, as torchmetrics has it."""
+        self._log_classes("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log and print the accuracy of each class."""
+        self._log_classes("test")
+        self.on_train_end()
+
+    def _log_classes(self, part: str) -> None:
         accuracies = self.by_class.compute().tolist()
         self.by_class.reset()
-        data: Any = getattr(self.trainer, "datamodule", None)
-        names = getattr(data, "classes", None) or [str(label) for label in range(len(accuracies))]
+        names = self._class_names() or [str(label) for label in range(len(accuracies))]
         self.class_accuracies = dict(zip(names, accuracies, strict=True))
-        self.log("val_acc_worst_class", min(accuracies))
+        self.log(f"{part}_acc_worst_class", min(accuracies))
         if len(names) <= _LISTED_CLASSES:
-            self.log_dict({f"val_acc_of/{name}": value for name, value in self.class_accuracies.items()})
+            self.log_dict({f"{part}_acc_of/{name}": value for name, value in self.class_accuracies.items()})
 
     def on_train_end(self) -> None:
         """Print the accuracy of each class, the worst first."""

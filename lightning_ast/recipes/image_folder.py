@@ -36,14 +36,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
         batch_size: The batch size, of training and of validation.
         num_workers: The processes that load images; 0 loads them in the training process.
         prefetch_factor: The batches that each worker prepares ahead; unused where there are no workers.
-        smallest_crop: The least share of an image that a training crop holds, in (0, 1]. ImageNet's is 0.08; short
-            fine-tuning does better with 0.3 and more.
+        smallest_crop: The least share of an image that a training crop holds, in (0, 1]. ImageNet's is 0.08.
 
     Attributes:
         classes: The names of the classes, those of the folders, in the order of their labels; known after ``setup``.
 
     Raises:
-        DataNotFoundError: A folder is missing or the two hold different classes; the message shows what is expected.
+        DataNotFoundError: A folder is missing, the two hold different classes, or there are fewer training images than
+            one batch has; the message shows what is expected.
     """
 
     def __init__(
@@ -77,6 +77,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
         if self._train.classes != self._val.classes:
             only = sorted(set(self._train.classes) ^ set(self._val.classes))
             raise DataNotFoundError(f"expected the same classes in {self.root}/train and /val; only in one: {only[:5]}")
+        if len(self._train) < self.batch_size:
+            raise DataNotFoundError(
+                f"expected at least one batch of {self.batch_size} training images in {self.root}/train, got "
+                f"{len(self._train)}: pass a smaller --data.init_args.batch_size."
+            )
         self.classes = self._train.classes
 
     def _folder(self, part: str, transform: Any) -> Any:

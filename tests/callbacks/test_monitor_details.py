@@ -50,3 +50,11 @@ def test_metrics_must_be_a_list_of_names(metrics: object) -> None:
 def test_what_is_not_known_is_left_out() -> None:
     assert milestones({}) == {}
     assert epoch_details(["absent"], {}, seconds=None, device=torch.device("cpu")) == []
+
+
+def test_the_line_has_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * 2**29)
+    device = torch.device("cuda", 1)
+    assert epoch_details([], {}, seconds=75.0, device=device) == ["Time: 1m 15s", "GPU: 1.5 GiB"]
+    assert asked == [device]

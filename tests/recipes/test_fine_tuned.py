@@ -87,6 +87,32 @@ def test_the_metrics_are_those_of_scikit_learn(run: Any) -> None:
     assert float(metrics["val_top5"]) == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=range(10)))
 
 
+def test_a_test_gives_what_a_validation_gives(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, module, _ = run
+    validated = {name.removeprefix("val_"): value for name, value in trainer.callback_metrics.items() if "val_" in name}
+    other = quiet_trainer(enable_progress_bar=False)
+    (tested,) = other.test(module, datamodule=trainer.datamodule, verbose=False)
+    assert set(tested) == {f"test_{name}" for name in validated}
+    assert tested == pytest.approx({f"test_{name}": float(value) for name, value in validated.items()}, abs=1e-5)
+    assert capsys.readouterr().out.count("class_") == 10
+
+
+@pytest.mark.parametrize("wrong", [4, 100])
+def test_another_number_of_classes_is_refused_before_the_first_batch(folders: Path, wrong: int) -> None:
+    data = ImageFolderDataModule(str(folders), image_size=32, batch_size=16, num_workers=0)
+    module = FineTunedClassifier("squeezenet1_1", weights=None, num_classes=wrong)
+    with pytest.raises(
+        ValueError, match=rf"number of classes of the data, 10, got {wrong}: pass --model.init_args.num_"
+    ):
+        quiet_trainer().fit(module, datamodule=data)
+
+
+def test_a_folder_without_a_whole_batch_is_refused(folders: Path) -> None:
+    data = ImageFolderDataModule(str(folders), batch_size=65, num_workers=0)
+    with pytest.raises(DataNotFoundError, match=r"one batch of 65 training images in .*/train, got 64: pass a smaller"):
+        data.setup("fit")
+
+
 def test_two_stages_have_two_learning_rates(run: Any) -> None:
     trainer, _, _ = run
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
@@ -100,6 +126,8 @@ def test_the_weights_are_those_of_the_file(weights: Path) -> None:
     assert module.net.fc.out_features == 10
     whole = FineTunedClassifier("resnet18", str(weights), num_classes=1000)
     assert torch.equal(whole.net.fc.weight, stored["fc.weight"]), "of ImageNet itself the last layer is wanted too"
+    fresh = FineTunedClassifier("resnet18", str(weights), num_classes=1000, fresh_head=True)
+    assert not torch.equal(fresh.net.fc.weight, stored["fc.weight"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

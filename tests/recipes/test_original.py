@@ -32,7 +32,14 @@ ROWS = {  # name: epochs, warmup, target, threshold, kp, ki, EMA
     "imagenet100_efficiency": (50, 10, 0.12, 3.0, 0.005, 0.0001, 0.1),
     "imagenet1k_conservative": (100, 10, 0.40, 3.0, 0.005, 0.0001, 0.1),
     "imagenet1k_aggressive": (50, 5, 0.30, 4.0, 0.008, 0.00015, 0.1),
-    "imagenet1k_ultra": (30, 0, 0.20, 5.0, 0.008, 0.00015, 0.1),
+    "imagenet1k_ultra": (30, 0, 0.20, 5.0, 0.010, 0.0002, 0.1),
+}
+IMAGENET = {  # name: precision, batch, micro-batches, learning rates, epochs between checkpoints, prefetched batches
+    "imagenet100_production": ("16-mixed", 128, 1, 0.01, 0.005, 10, 2),
+    "imagenet100_efficiency": ("32-true", 128, 1, 0.01, 0.005, 10, 2),
+    "imagenet1k_conservative": ("16-mixed", 256, 1, 0.01, 0.005, 10, 2),
+    "imagenet1k_aggressive": ("16-mixed", 256, 1, 0.02, 0.01, 5, 2),
+    "imagenet1k_ultra": ("16-mixed", 256, 4, 0.015, 0.015, 3, 4),
 }
 SMALL = [name for name in ROWS if not name.startswith("imagenet")]
 LARGE = [name for name in ROWS if name.startswith("imagenet")]
@@ -60,10 +67,45 @@ def test_the_settings_are_those_that_the_original_names(name: str) -> None:
     )
     assert read == ROWS[name]
     assert rule["score"] == ("loss_entropy" if name in LARGE else "loss_intensity")
+    assert rule.get("fallback") == (None if name in LARGE else "random")
     ours = yaml.safe_load((FOLDER / f"{name}_recommended.yaml").read_text())
     assert ours["trainer"]["max_epochs"] == settings["trainer"]["max_epochs"]
     assert ours["data"] == settings["data"]
     assert ours["trainer"].get("accumulate_grad_batches") == settings["trainer"].get("accumulate_grad_batches")
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_the_settings_on_imagenet_are_those_of_its_scripts(name: str) -> None:
+    settings = yaml.safe_load((FOLDER / f"{name}_original.yaml").read_text())
+    trainer, model, data = settings["trainer"], settings["model"]["init_args"], settings["data"]["init_args"]
+    (saved,) = [each["init_args"] for each in trainer["callbacks"] if "every_n_epochs" in each.get("init_args", {})]
+    read = (
+        trainer.get("precision", "32-true"),
+        data["batch_size"],
+        trainer.get("accumulate_grad_batches", 1),
+        model["lr"],
+        model["second_lr"],
+        saved["every_n_epochs"],
+        data["prefetch_factor"],
+    )
+    assert read == IMAGENET[name]
+    assert (trainer["gradient_clip_val"], data["num_workers"], data["image_size"]) == (1.0, 8, 224)
+    assert (model["network"], model["weights"]) == ("resnet50", "IMAGENET1K_V1")
+    assert model["num_classes"] == (1000 if "1k" in name else 100)
+    assert model.get("fresh_head", False) == ("1k" in name)
+    (rule,) = [each["init_args"] for each in trainer["callbacks"] if each["class_path"].endswith("OriginalRule")]
+    assert rule.get("fallback", "largest") == "largest"
+
+
+def test_what_the_page_says_of_the_weights_is_what_torchvision_says() -> None:
+    from torchvision.models import ResNet50_Weights
+
+    page = (FOLDER.parent.parent / "docs" / "recipes" / "original-set-ups.md").read_text()
+    first, newest = (
+        ResNet50_Weights[name].meta["_metrics"]["ImageNet-1K"]["acc@1"] for name in ("IMAGENET1K_V1", "DEFAULT")
+    )
+    assert f"ResNet-50 have {first:.1f} % on ImageNet-1K" in page
+    assert f"weights with {newest:.1f} %" in " ".join(page.split())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -105,7 +147,7 @@ def test_a_large_set_up_runs_on_folders(
         "--model.init_args.num_classes=10",
         f"--data.init_args.root={folders}",
         "--data.init_args.image_size=32",
-        "--data.init_args.batch_size=16",
+        "--data.init_args.batch_size=32",
         "--data.init_args.num_workers=0",
         seed=0,
     )
@@ -117,12 +159,12 @@ def test_a_large_set_up_runs_on_folders(
                 each.warmup_epochs = warmup
     trainer.fit(model, datamodule=data)
     ledger = selection_of(trainer).ledger
-    assert ledger.stages["sparse"].offered == 16
+    assert ledger.stages["sparse"].offered == 32
     assert 0 < ledger.selected <= ledger.offered
     if form == "original":
         assert trainer.optimizers[0].param_groups[0]["lr"] == model.second_lr
     saved = {path.name.split("-")[0] for path in (tmp_path / "checkpoints").glob("*.ckpt")}
-    assert "best" in saved
+    assert saved == ({"best", "every"} if epochs % IMAGENET[name][5] == 0 else {"best"})
 
 
 @pytest.mark.parametrize("method", ["dense", "original_10", "ours"])

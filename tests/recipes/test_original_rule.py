@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from lightning_ast.demo import ImageData, SimpleCNN
 from lightning_ast.recipes import OriginalRule
@@ -27,9 +28,9 @@ class Kept(Callback):
         self.positions.append(kept.indices.tolist())
 
 
-def run(**settings: Any) -> tuple[OriginalRule, list[list[int]]]:
+def run(kind: type[OriginalRule] = OriginalRule, **settings: Any) -> tuple[OriginalRule, list[list[int]]]:
     pl.seed_everything(0, verbose=False)
-    rule = OriginalRule(**settings)
+    rule = kind(**settings)
     kept = Kept(rule)
     trainer = quiet_trainer(callbacks=[rule, kept], limit_val_batches=0)
     trainer.fit(SimpleCNN(1, image_size=8, width=4), datamodule=ImageData("digits", batch_size=32, train_limit=256))
@@ -37,16 +38,29 @@ def run(**settings: Any) -> tuple[OriginalRule, list[list[int]]]:
 
 
 def test_where_nothing_passes_two_random_samples_are_trained_on() -> None:
-    rule, first = run(initial_threshold=9.0, seed=1)
+    rule, first = run(initial_threshold=9.0, seed=1, fallback="random")
     assert [len(each) for each in first] == [2] * 8
     assert rule.ledger.selected == 16
     assert len({tuple(each) for each in first}) > 4, "not the same two each time"
-    assert run(initial_threshold=9.0, seed=1)[1] == first
-    assert run(initial_threshold=9.0, seed=2)[1] != first
+    assert run(initial_threshold=9.0, seed=1, fallback="random")[1] == first
+    assert run(initial_threshold=9.0, seed=2, fallback="random")[1] != first
+
+
+def test_where_too_few_pass_the_largest_tenth_is_trained_on() -> None:
+    scores: list[Tensor] = []
+
+    class Watched(OriginalRule):
+        def _scored(self, *inputs: Any) -> Tensor:
+            scores.append(super()._scored(*inputs))
+            return scores[-1]
+
+    rule, kept = run(Watched, initial_threshold=9.0)
+    assert rule.ledger.selected == 8 * 3, "3 of 32"
+    assert kept == [sorted(each.topk(3).indices.tolist()) for each in scores[-8:]]
 
 
 def test_where_some_pass_they_alone_are_trained_on() -> None:
-    _, kept = run(initial_threshold=1.0, score="loss_intensity")
+    _, kept = run(initial_threshold=1.0, score="loss_intensity", fallback="random")
     assert all(len(each) != 2 for each in kept[:4])
     assert 4 < len(kept[0]) < 28, "a relative score has the mean 1"
 
