@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["TracelessForward"]
 
-_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+# A tuple: with a set, torch.compile (of torch 2.6) breaks its graph at every function.
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 _ATTENTION_DROPOUT_POSITION = 4
 _SMALL = 2**16  # elements of a buffer that is cheap to copy in every pass
 

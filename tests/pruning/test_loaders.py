@@ -112,7 +112,8 @@ def test_the_loader_may_be_looked_into_at_any_time(hook: str, workers: int) -> N
     assert seen[0] == SIZE
     assert module.epochs() == epochs_by_hand(module)
     callback.session.epochs.history.fold()
-    assert torch.allclose(callback.session.epochs.history.significance(), history_by_hand(module, 4).significance())
+    remembered, by_hand = (h.significance() for h in (callback.session.epochs.history, history_by_hand(module, 4)))
+    assert torch.allclose(remembered, by_hand, atol=1e-6), "a softmax of one row may be rounded otherwise"
     assert sum(len(batch[0]) for batch in trainer.train_dataloader) == SIZE
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.core import BackwardFlops
 from tests.helpers.training import BATCH_MODES, MODES, assert_same_weights, quiet_trainer, weights
 from tests.selection.differentiating import BATCH, BATCHES, MODULES, Step, data, fresh
 
@@ -172,6 +173,16 @@ def test_a_counter_of_the_users_sees_the_same(mode: str) -> None:
             train("Custom", mode=mode, count_flops=count_flops)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+def test_an_op_without_tensors_is_not_taken_apart() -> None:
+    """Such as the marks for torch's profiler that an optimizer sets, which are composed ops in torch 2.6."""
+    library = torch.library.Library("marks", "DEF")
+    library.define("mark(str name) -> int")
+    library.impl("mark", len, "CompositeImplicitAutograd")
+    with FlopCounterMode(display=False), BackwardFlops() as flops:
+        assert torch.ops.marks.mark("step") == 4
+    assert flops.failure is None
 
 
 def test_a_profiler_around_changes_nothing() -> None:

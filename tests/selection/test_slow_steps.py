@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,31 +15,40 @@ from tests.helpers.modules import PlainNet, fresh
 from tests.helpers.training import fit
 
 
+class Clock:
+    """Goes by what steps are said to take: what they take on a busy machine is chance."""
+
+    seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+
+CLOCK = Clock()
+
+
 @pytest.fixture(autouse=True)
 def _judge_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_ast.selection.accounting.STEPS_TO_JUDGE", 8)
+    monkeypatch.setattr("lightning_ast.selection.accounting.time", CLOCK)
 
 
 class Delayed(PlainNet):
     """A network whose steps take longer in one of the two epochs."""
 
     slow_epoch = 1
-    each_seconds = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        time.sleep(0.05 if self.current_epoch == self.slow_epoch else self.each_seconds)
+        CLOCK.seconds += 0.06 if self.current_epoch == self.slow_epoch else 0.04
         loss: torch.Tensor = super().training_step(batch, batch_idx)
         return loss
 
 
-def train(
-    mode: str, *, slow_epoch: int, batches: int = 14, each_seconds: float = 0.0, watch: pl.Callback | None = None
-) -> None:
+def train(mode: str, *, slow_epoch: int, batches: int = 14, watch: pl.Callback | None = None) -> None:
     data = TensorDataset(torch.rand(8 * batches, 1, 8, 8), torch.randint(10, (8 * batches,)))
     selection = SparseSelectionCallback(mode=mode)  # type: ignore[arg-type]
     module = fresh(Delayed, batchnorm=False)
     module.slow_epoch = slow_epoch
-    module.each_seconds = each_seconds
     watches = [] if watch is None else [watch]
     fit(module, DataLoader(data, 8), selection, TwoStageScheduler(warmup_epochs=1), *watches, max_epochs=2)
 
@@ -75,10 +83,10 @@ def test_one_long_step_is_no_slow_mode(caplog: pytest.LogCaptureFixture) -> None
     class Pause(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
             if trainer.current_epoch == 1 and batch_idx == 8:
-                time.sleep(1.5)
+                CLOCK.seconds += 1.5
 
     with caplog.at_level("INFO"):
-        train("partial", slow_epoch=-1, each_seconds=0.05, watch=Pause())
+        train("partial", slow_epoch=-1, watch=Pause())
     assert not told(caplog)
 
 

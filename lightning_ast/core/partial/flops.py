@@ -152,7 +152,7 @@ def _is_composed(func: Operator, args: OpArgs, kwargs: OpKwargs) -> bool:
     if isinstance(func, HigherOrderOperator) or not has_kernel(func.name(), _COMPOSED):
         return False
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if any(_is_opaque(tensor) for tensor in tensors):
+    if not tensors or any(_is_opaque(tensor) for tensor in tensors):  # without a tensor there is nothing to compute
         return False
     excluded = torch._C._dispatch_tls_local_exclude_set()  # autocast's kernels, where it is off
     return not any(func.has_kernel_for_any_dispatch_key(torch._C._dispatch_keys(t) - excluded) for t in tensors)
