@@ -22,10 +22,9 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.mode_facts import MODE_FACTS
-from lightning_ast.monitoring.details import epoch_details, milestones
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
-from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selection_summary
+from lightning_ast.monitoring.progress import RunProgress, epoch_details, names_accuracy, selection_summary
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.saved_state import MONITOR_STATE
 from lightning_ast.monitoring.tensorboard import Writers
@@ -201,7 +200,7 @@ class SparseTrainingMonitor(Callback):
     @property
     def seconds(self) -> float:
         """Return the wall seconds of the finished epochs, validation included, as the closing summary shows them."""
-        return sum(sum(each) for each in self._progress.seconds.values())
+        return self._progress.finished_seconds
 
     @property
     def _ledger(self) -> Ledger | None:
@@ -251,17 +250,13 @@ class SparseTrainingMonitor(Callback):
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
         progress = self._progress
         energy = first_callback(trainer, EnergyMonitor)
-        accuracies = progress.accuracies
-        best = max(accuracies, key=lambda epoch: accuracies[epoch], default=None)
         costs = [] if energy is None else energy.epochs
         sections = ("loading", "scoring", "forward_backward", "validation", "other")
         return RunSummary(
             epochs=progress.epochs,
             seconds=self.seconds,
-            accuracy=list(accuracies.values())[-1] if accuracies else None,
-            best_accuracy=None if best is None else accuracies[best],
-            best_epoch=best,
-            milestones=milestones(accuracies) if self.details else {},
+            accuracies=progress.accuracies,
+            converges=self.details,
             sections={name: sum(getattr(c, f"{name}_seconds") for c in costs) for name in sections if costs},
             joules=None if energy is None else energy.joules,
             measured=() if energy is None else energy.names,

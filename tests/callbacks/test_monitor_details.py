@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from lightning_ast import SparseTrainingMonitor
 from lightning_ast.callbacks import ConfigurationError
 from lightning_ast.demo import ImageData, SimpleCNN
-from lightning_ast.monitoring.details import epoch_details, milestones
 from tests.helpers.training import quiet_trainer
 
 
@@ -45,8 +43,3 @@ def test_a_metric_that_is_not_logged_is_told_once() -> None:
 def test_metrics_must_be_a_list_of_names(metrics: object) -> None:
     with pytest.raises(ConfigurationError, match="metrics: expected a list of names of logged metrics"):
         fit(SparseTrainingMonitor(metrics=metrics))  # type: ignore[arg-type]
-
-
-def test_what_is_not_known_is_left_out() -> None:
-    assert milestones({}) == {}
-    assert epoch_details(["absent"], {}, seconds=None, device=torch.device("cpu")) == []
