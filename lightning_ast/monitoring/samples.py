@@ -70,9 +70,10 @@ class SampleWatcher(Watcher):
 
     def indices(self, batch_size: int) -> Tensor | None:
         """Return the dataset indices of the batch that arrives, or None."""
+        drawn = None
         with self._guard():
-            return self._indices(batch_size)
-        return None
+            drawn = self._indices(batch_size)
+        return drawn  # noqa: RET504 - not set where the guard ended the block
 
     def finish_batch(self, step: StepState) -> None:
         """Keep what the selection was made from."""

@@ -132,8 +132,8 @@ def format_summary(run: RunSummary) -> str:
     head = f"lightning-ast: {counted(run.epochs, 'epoch')} in {format_seconds(run.seconds)}"
     accuracies = run.accuracies
     if accuracies:
-        best = max(accuracies, key=lambda epoch: accuracies[epoch])
-        head += f" | Val Acc: {list(accuracies.values())[-1]:.2%}, best {accuracies[best]:.2%} in epoch {best}"
+        top = max(accuracies, key=lambda epoch: accuracies[epoch])
+        head += f" | Val Acc: {list(accuracies.values())[-1]:.2%}, best {accuracies[top]:.2%} in epoch {top}"
     lines = [head]
     if run.converges and accuracies:
         reached = [f"{share:.0%} of the best in epoch {epoch}" for share, epoch in milestones(accuracies).items()]
