@@ -54,13 +54,13 @@ def size_words(size: int) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Format a share as a percentage, one of absurd size with few characters.
+    """Format a share as a percentage.
 
     Example:
-        >>> percent(0.196), percent(-5e26)
-        ('19.6%', '-5e+28%')
+        >>> percent(0.196)
+        '19.6%'
     """
-    return f"{share:.{digits}%}" if abs(share) < 100 else f"{100 * share:.3g}%"
+    return f"{share:.{digits}%}"
 
 
 def readable(text: str) -> str:

@@ -22,10 +22,9 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.mode_facts import MODE_FACTS
-from lightning_ast.monitoring.details import epoch_details, milestones
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
-from lightning_ast.monitoring.progress import RunProgress, names_accuracy, selection_summary
+from lightning_ast.monitoring.progress import RunProgress, epoch_details, names_accuracy, selection_summary
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.saved_state import MONITOR_STATE
 from lightning_ast.monitoring.tensorboard import Writers
@@ -69,8 +68,8 @@ class SparseTrainingMonitor(Callback):
             it, and leaves the field out where there is none.
         images: The samples shown in each row of the grid; 0 loads none.
         metrics: The names of further logged metrics that the line shows, such as ``"val_top5"`` or ``"ast/threshold"``.
-        details: Whether the line also has the wall time of the epoch and the highest memory of the GPU so far, and the
-            summary the epochs in which 90, 95 and 99 % of the best accuracy were reached.
+        details: Whether the line also has the wall time of the epoch and the highest memory of the GPU so far. The
+            summary has them once more, with the epochs in which 90, 95 and 99 % of the best accuracy were reached.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class SparseTrainingMonitor(Callback):
         self._resumed = False
         self._guard = Guard("SparseTrainingMonitor")
         self._checked = False
+        self._last_details: list[str] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what is drawn, before the loader is started."""
@@ -168,6 +168,7 @@ class SparseTrainingMonitor(Callback):
             seconds = self._progress.last_seconds if self.details else None
             device = trainer.strategy.root_device
             details = epoch_details(self.metrics, trainer.callback_metrics, seconds=seconds, device=device)
+            self._last_details = details if self.details else []
             _say(trainer, format_epoch(**line, joules=joules, details=details))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -201,7 +202,7 @@ class SparseTrainingMonitor(Callback):
     @property
     def seconds(self) -> float:
         """Return the wall seconds of the finished epochs, validation included, as the closing summary shows them."""
-        return sum(sum(each) for each in self._progress.seconds.values())
+        return self._progress.finished_seconds
 
     @property
     def _ledger(self) -> Ledger | None:
@@ -251,17 +252,14 @@ class SparseTrainingMonitor(Callback):
     def _summary(self, trainer: pl.Trainer, *, closing_seconds: float) -> RunSummary:
         progress = self._progress
         energy = first_callback(trainer, EnergyMonitor)
-        accuracies = progress.accuracies
-        best = max(accuracies, key=lambda epoch: accuracies[epoch], default=None)
         costs = [] if energy is None else energy.epochs
         sections = ("loading", "scoring", "forward_backward", "validation", "other")
         return RunSummary(
             epochs=progress.epochs,
             seconds=self.seconds,
-            accuracy=list(accuracies.values())[-1] if accuracies else None,
-            best_accuracy=None if best is None else accuracies[best],
-            best_epoch=best,
-            milestones=milestones(accuracies) if self.details else {},
+            accuracies=progress.accuracies,
+            converges=self.details,
+            last_details=self._last_details,
             sections={name: sum(getattr(c, f"{name}_seconds") for c in costs) for name in sections if costs},
             joules=None if energy is None else energy.joules,
             measured=() if energy is None else energy.names,

@@ -66,22 +66,6 @@ class CommandLine(OpenCLI):
         files = [file for each in parsed for file in each.get("config") or [] if file is not None]
         self.save_config_kwargs.setdefault("inputs", [str(file.absolute) for file in files])
 
-    def read_checkpoint_arguments(self) -> None:
-        """Take the hyperparameters of ``ckpt_path``; refuse what is no checkpoint."""
-        try:
-            super().read_checkpoint_arguments()
-        except UsageError as error:
-            raise UsageError(f"ckpt_path: the checkpoint was saved with other hyperparameters: {error}") from error
-        except Exception as error:
-            raise UsageError(f"ckpt_path: expected a checkpoint of a Trainer, got {type(error).__name__}") from error
-
-    def set_seed(self) -> None:
-        """Set the seed; refuse what is none."""
-        try:
-            super().set_seed()
-        except ValueError as error:
-            raise UsageError(f"seed_everything: {error}") from error
-
     def instantiate_classes(self) -> None:
         """Make the objects; where a callback cannot be made, tell which."""
         from lightning_ast.commands.listed import named

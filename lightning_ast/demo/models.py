@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-__all__ = ["ImageClassifier", "ResNet9", "SimpleCNN"]
+__all__ = ["ImageClassifier", "ResNet9", "SimpleCNN", "one_cycle"]
 
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> nn.Sequential:
@@ -39,6 +39,32 @@ class _Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
+
+
+def one_cycle(
+    module: pl.LightningModule,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rises: float = 0.1,
+    anneal: Literal["cos", "linear"] = "cos",
+) -> Any:
+    """Return what ``configure_optimizers`` returns: one cycle of the learning rate that ends with the run.
+
+    Args:
+        module: The module, whose trainer knows the length of the run.
+        optimizer: The optimizer, with the highest learning rate of the cycle.
+        rises: The share of the steps in which the learning rate rises, in (0, 1).
+        anneal: The form of the rise and the fall.
+    """
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=rises if rises * steps > 1 else 0.0,  # torch divides by zero at one step
+        anneal_strategy=anneal,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class ImageClassifier(pl.LightningModule):
@@ -94,12 +120,7 @@ class ImageClassifier(pl.LightningModule):
         optimizer = torch.optim.SGD(
             self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        rises = self.warmup_share if self.warmup_share * steps > 1 else 0.0  # torch divides by zero at one step
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=steps, pct_start=rises, anneal_strategy="linear"
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle(self, optimizer, rises=self.warmup_share, anneal="linear")
 
 
 class SimpleCNN(ImageClassifier):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.lightning_internals.run_limits import run_length
-from lightning_ast.monitoring.text import best_flops_savings, seconds_left
+from lightning_ast.monitoring.text import best_flops_savings, format_seconds, seconds_left
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.session import Session
 
-__all__ = ["RunProgress", "names_accuracy", "selection_summary"]
+__all__ = ["RunProgress", "epoch_details", "names_accuracy", "selection_summary"]
 
 
 @dataclass
@@ -48,9 +49,14 @@ class RunProgress:
         return bool(self._began or self._carried or self.seconds)
 
     @property
+    def finished_seconds(self) -> float:
+        """Return the seconds of the finished epochs."""
+        return sum(sum(each) for each in self.seconds.values())
+
+    @property
     def elapsed(self) -> float:
         """Return the seconds of the finished epochs and of the running one."""
-        return sum(sum(each) for each in self.seconds.values()) + self._carried + time.perf_counter() - self._began
+        return self.finished_seconds + self._carried + time.perf_counter() - self._began
 
     def begin(self) -> None:
         """Start the time."""
@@ -155,6 +161,23 @@ def names_accuracy(name: str) -> bool:
     """
     words = set(re.split(r"[^a-z]+", name.lower()))
     return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})
+
+
+def epoch_details(
+    names: Iterable[str], metrics: Mapping[str, Tensor], *, seconds: float | None, device: torch.device
+) -> list[str]:
+    """Write further fields of an epoch's line: metrics that are logged, and the time (None: no time and no memory).
+
+    Example:
+        >>> epoch_details(["val_top5", "absent"], {"val_top5": 0.5}, seconds=75.0, device=torch.device("cpu"))
+        ['val_top5: 0.5', 'Time: 1m 15s']
+    """
+    fields = [f"{name}: {float(metrics[name]):.4g}" for name in names if name in metrics]
+    if seconds is not None:
+        fields.append(f"Time: {format_seconds(seconds)}")
+        if device.type == "cuda":
+            fields.append(f"GPU: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+    return fields
 
 
 def selection_summary(session: Session | None, *, measures_joules: bool) -> dict[str, Any]:

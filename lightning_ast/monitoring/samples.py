@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +48,6 @@ class SampleWatcher(Watcher):
         self._session = session
         self._indices = indices
         self._size = size
-        self.seconds = 0.0  # that watching took
         self._guard = Guard("watching the samples")
         self._stage: Stage = "warmup"
         self._labels = torch.empty(0, dtype=torch.long)
@@ -61,25 +59,26 @@ class SampleWatcher(Watcher):
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._thresholds: list[tuple[int, Tensor]] = []
 
+    @property
+    def seconds(self) -> float:
+        """Return the time that watching took."""
+        return self._guard.seconds
+
     def start_stage(self, stage: Stage) -> None:
         """Remember the stage: dense ones are not collected."""
         self._stage = stage
 
     def indices(self, batch_size: int) -> Tensor | None:
         """Return the dataset indices of the batch that arrives, or None."""
-        began = time.perf_counter()
         drawn = None
         with self._guard():
             drawn = self._indices(batch_size)
-        self.seconds += time.perf_counter() - began
-        return drawn
+        return drawn  # noqa: RET504 - not set where the guard ended the block
 
     def finish_batch(self, step: StepState) -> None:
         """Keep what the selection was made from."""
-        began = time.perf_counter()
         with self._guard():
             self._keep(step)
-        self.seconds += time.perf_counter() - began
 
     def _keep(self, step: StepState) -> None:
         self._batches += 1

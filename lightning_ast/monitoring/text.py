@@ -11,7 +11,17 @@ from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.schedule import Stage
 from lightning_ast.words import counted
 
-__all__ = ["RunSummary", "best_flops_savings", "format_epoch", "format_seconds", "format_summary", "seconds_left"]
+__all__ = [
+    "RunSummary",
+    "best_flops_savings",
+    "format_epoch",
+    "format_seconds",
+    "format_summary",
+    "milestones",
+    "seconds_left",
+]
+
+_SHARES = (0.9, 0.95, 0.99)
 
 
 def format_seconds(seconds: float) -> str:
@@ -94,10 +104,9 @@ class RunSummary:
 
     epochs: int
     seconds: float  # wall time, validation included
-    accuracy: float | None = None
-    best_accuracy: float | None = None
-    best_epoch: int | None = None
-    milestones: Mapping[float, int] = field(default_factory=dict)  # first epochs, by share of the best accuracy
+    accuracies: Mapping[int, float] = field(default_factory=dict)  # of the epochs that had a validation
+    converges: bool = False  # whether to show how soon the best accuracy was near
+    last_details: Sequence[str] = ()  # what the last epoch's line had beyond the usual
     mode: Mode | None = None  # None in a plain run
     activation_rate: float | None = None
     sparse_rate: float | None = None  # the same of the sparse stage alone
@@ -117,17 +126,21 @@ def format_summary(run: RunSummary) -> str:
     """Format the closing summary, several lines; what is not known is left out.
 
     Example:
-        >>> print(format_summary(RunSummary(2, 8.0, accuracy=0.5, best_accuracy=0.6, best_epoch=0)))
+        >>> print(format_summary(RunSummary(2, 8.0, accuracies={0: 0.6, 1: 0.5})))
         lightning-ast: 2 epochs in 8.0s | Val Acc: 50.00%, best 60.00% in epoch 0
           time         monitoring 0.00%
     """
     head = f"lightning-ast: {counted(run.epochs, 'epoch')} in {format_seconds(run.seconds)}"
-    if run.accuracy is not None and run.best_accuracy is not None:
-        head += f" | Val Acc: {run.accuracy:.2%}, best {run.best_accuracy:.2%} in epoch {run.best_epoch}"
+    accuracies = run.accuracies
+    if accuracies:
+        top = max(accuracies, key=lambda epoch: accuracies[epoch])
+        head += f" | Val Acc: {list(accuracies.values())[-1]:.2%}, best {accuracies[top]:.2%} in epoch {top}"
     lines = [head]
-    if run.milestones:
-        reached = [f"{share:.0%} of the best in epoch {epoch}" for share, epoch in run.milestones.items()]
+    if run.converges and accuracies:
+        reached = [f"{share:.0%} of the best in epoch {epoch}" for share, epoch in milestones(accuracies).items()]
         lines.append(_row("convergence", " | ".join(reached)))
+    if run.last_details:
+        lines.append(_row("last epoch", " | ".join(run.last_details)))
     if run.mode is not None and run.activation_rate is not None:
         rate = f"{run.activation_rate:.1%} of all samples"
         if run.sparse_rate is not None:
@@ -150,6 +163,17 @@ def format_summary(run: RunSummary) -> str:
     if run.quarantined:
         lines.append(_row("quarantined", _not_finite(run.quarantined)))
     return "\n".join(lines)
+
+
+def milestones(accuracies: Mapping[int, float]) -> dict[float, int]:
+    """Return the first epochs in which 90, 95 and 99 % of the best accuracy were reached.
+
+    Example:
+        >>> milestones({0: 0.5, 1: 0.75, 2: 0.79, 3: 0.8})
+        {0.9: 1, 0.95: 2, 0.99: 3}
+    """
+    best = max(accuracies.values())
+    return {share: min(e for e, reached in accuracies.items() if reached >= share * best) for share in _SHARES}
 
 
 def _not_finite(samples: int) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.demo.models import one_cycle
 
 __all__ = ["QUIET", "Comparison", "chance", "counting", "one_cycle", "work_share"]
 
@@ -55,25 +56,6 @@ def work_share(trainer: pl.Trainer, *, length: float = 1.0) -> float:
     selection = next(each for each in trainer.callbacks if isinstance(each, SparseSelectionCallback))  # type: ignore[attr-defined]
     saved = selection.savings["flops"]
     return float("nan") if saved is None else round((1 - saved) * length, 6)
-
-
-def one_cycle(module: pl.LightningModule, optimizer: torch.optim.Optimizer, *, rises: float = 0.1) -> Any:
-    """Return what ``configure_optimizers`` returns: one cycle of the learning rate that ends with the run.
-
-    Args:
-        module: The module, whose trainer knows the length of the run.
-        optimizer: The optimizer, with the highest learning rate of the cycle.
-        rises: The share of the steps in which the learning rate rises, in (0, 1).
-    """
-    steps = int(module.trainer.estimated_stepping_batches)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=steps,
-        pct_start=rises if rises * steps > 1 else 0.0,  # torch divides by zero at one step
-        anneal_strategy="cos",
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core.ledger import estimated_energy_savings
 from lightning_ast.extras import needs
-from lightning_ast.recipes.comparing import work_share
+from lightning_ast.recipes.comparing import counting, work_share
 
 __all__ = ["configured", "figures", "without_selection"]
 
@@ -56,9 +56,8 @@ def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
 def without_selection(trainer: pl.Trainer) -> None:
     """Make the run of a configuration the plain dense one, bitwise; its FLOPs are counted still."""
     callbacks = callbacks_of(trainer)
-    dense = SparseSelectionCallback(target_activation_rate=1.0)
     callbacks[:] = [
-        dense if isinstance(each, SparseSelectionCallback) else each
+        counting() if isinstance(each, SparseSelectionCallback) else each
         for each in callbacks
         if not isinstance(each, TwoStageScheduler)
     ]

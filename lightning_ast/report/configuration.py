@@ -13,7 +13,6 @@ from lightning_ast.report.files import UnreadableError, reading
 
 __all__ = ["configuration_among", "read_mode"]
 
-_MOST_BYTES = 2**17  # a saved configuration has a few thousand; PyYAML takes a second for so many
 _CALLBACK = "SparseSelectionCallback"
 _NAME = re.compile(r"config(?:_(\d{1,9}))?\.yaml")
 
@@ -31,29 +30,29 @@ def configuration_among(files: Sequence[Path]) -> Path | None:
 def _saved_at(path: Path) -> int | None:
     """Return when a run saved this file; None where no run did, or it cannot be read."""
     try:
-        with reading(path, most_bytes=_MOST_BYTES) as (file, size):
-            return os.fstat(file.fileno()).st_mtime_ns if is_written_by_a_run(file.read(size)) else None
+        with reading(path) as file:
+            return os.fstat(file.fileno()).st_mtime_ns if is_written_by_a_run(file.read()) else None
     except UnreadableError:
         return None
 
 
 def read_mode(path: Path) -> tuple[str | None, None]:
     """Return the mode of the first selection callback in a configuration file, and None: nothing is left out."""
-    with reading(path, most_bytes=_MOST_BYTES) as (file, size):
-        text = file.read(size).decode("utf-8", "replace")
+    with reading(path) as file:
+        text = file.read().decode("utf-8", "replace")
     if _CALLBACK not in text:  # it may be the file of another program
         return None, None
     import yaml
 
     try:
-        # every scalar a str, and no merging: neither can a value fail to be made, nor grow from references to others
+        # every scalar a str: no value can fail to be made
         callbacks = yaml.load(text, Loader=yaml.BaseLoader)["trainer"]["callbacks"]
         listed = callbacks if isinstance(callbacks, list) else [callbacks]
         own = (each for each in listed if each["class_path"].rsplit(".", 1)[-1] == _CALLBACK)
         mode = next((each["init_args"]["mode"] for each in own), None)
     except (KeyError, TypeError, AttributeError):
         return None, None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise UnreadableError("cannot be read as YAML, so that the mode is not known") from error
     if mode is not None and mode not in MODES:
         raise UnreadableError(f"names no mode that is known: expected one of {', '.join(MODES)}")

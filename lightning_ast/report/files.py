@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -11,19 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lightning_ast.errors import ReportError
-from lightning_ast.words import counted
 
 __all__ = ["CSV", "EVENTS", "UnreadableError", "find_runs", "reading", "run_names"]
 
 EVENTS = "events.out.tfevents.*"
 CSV = "metrics.csv"
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class UnreadableError(Exception):
@@ -31,18 +22,13 @@ class UnreadableError(Exception):
 
 
 @contextmanager
-def reading(path: Path, *, most_bytes: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file for reading; yield it and its size in bytes, beyond which it may grow but is not to be read."""
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; raise an :class:`UnreadableError` where it cannot be read."""
     try:
-        # opening a pipe waits for its writer, and reading a device may never end
-        status = path.stat()
-        kind = stat.S_IFMT(status.st_mode)
-        if kind != stat.S_IFREG:
-            raise UnreadableError(f"is {_KINDS.get(kind, 'something else')}, not a file")
-        if most_bytes is not None and status.st_size > most_bytes:
-            raise UnreadableError(f"has {counted(status.st_size, 'byte')}, of which a report reads {most_bytes:,}")
+        if path.exists() and not path.is_file():  # opening a pipe waits for its writer
+            raise UnreadableError("is not a file")
         with path.open("rb") as file:
-            yield file, status.st_size
+            yield file
     except OSError as error:
         raise UnreadableError(f"cannot be read ({error.strerror or error})") from error
 
@@ -69,45 +55,38 @@ def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
 
 
 def _absolute(root: Path, given: str | Path) -> Path:
-    try:
-        what = "a folder" if root.is_dir() else "a file" if root.exists() else "not there"
-        # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
-        absolute = root.resolve() if ".." in root.parts else root.absolute()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, up to Python 3.12
-        raise ReportError(f"cannot look into {given}: {getattr(error, 'strerror', error)}.") from error
-    if what != "a folder":
+    if not root.is_dir():
+        what = "a file" if root.exists() else "not there"
         raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
-    return absolute
+    # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
+    return root.resolve() if ".." in root.parts else root.absolute()
 
 
 def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
     """Find folders with logs, by their real paths, and a line for each that cannot be listed."""
-    # links to folders are followed, as TensorBoard does, but last: a run that is there without a link is found so
     found: dict[Path, Path] = {}
     lines: list[str] = []
     visited: set[Path] = set()
-    waiting = [root]
     top = root.resolve()
 
     def refused(error: OSError) -> None:
         lines.append(f"{error.filename}: cannot be listed ({error.strerror})")
 
-    for start in waiting:  # grows by the links that are found
-        for name, folders, files in os.walk(start, onerror=refused):
-            folder = Path(name)
-            real = folder.resolve()
-            if real in visited:  # a link into what was seen, or above itself
-                folders.clear()
-                continue
-            visited.add(real)
-            # a folder with the name of a log is no log, but it is reported as one that cannot be read
-            if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
-                found[real] = folder
-            folders.sort()
-            # Path.is_symlink raises an error in a folder that can be listed but not entered
-            links = [folder / below for below in folders if os.path.islink(folder / below)]  # noqa: PTH114
-            # never up and out of the folder that was given: a link to / would list the whole machine
-            waiting += [link for link in links if not top.is_relative_to(link.resolve())]
+    # links to folders are followed, as TensorBoard does
+    for name, folders, files in os.walk(root, onerror=refused, followlinks=True):
+        folder = Path(name)
+        real = folder.resolve()
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        # a folder with the name of a log is no log, but it is reported as one that cannot be read
+        if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
+            found[real] = folder
+        # never up and out of the folder that was given: a link to / would list the whole machine
+        below = [folder / entry for entry in folders if not top.is_relative_to((folder / entry).resolve())]
+        # links last: a run that is there without a link is found so
+        folders[:] = [path.name for path in sorted(below, key=lambda path: (os.path.islink(path), path))]  # noqa: PTH114
     return found, lines
 
 

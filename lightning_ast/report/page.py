@@ -193,11 +193,7 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
 
 
 def _times(value: float | None, base: float | None) -> str:
-    return f"<small>{_number(value / base, 2)}&times;</small>" if value is not None and base else ""
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    return f"{value:{sign},.{digits}f}" if abs(value) < 1e12 else f"{value:{sign}.3g}"
+    return f"<small>{value / base:,.2f}&times;</small>" if value is not None and base else ""
 
 
 def _share(value: float | None) -> str:
@@ -207,7 +203,7 @@ def _share(value: float | None) -> str:
 def _accuracy(value: float | None, base: float | None) -> str:
     if value is None or base is None:
         return _share(value)
-    return f"{_share(value)}<small>{_number(100 * (value - base), 1, '+')} points</small>"
+    return f"{_share(value)}<small>{100 * (value - base):+,.1f} points</small>"
 
 
 def _seconds(row: Summary, base: Summary | None) -> str:
@@ -216,11 +212,11 @@ def _seconds(row: Summary, base: Summary | None) -> str:
     alike = base is not None and row.seconds_measured == base.seconds_measured
     # wall times hold start-up too: set against measured seconds they would be no comparison
     mark = "" if row.seconds_measured else "*"
-    return f"{_number(row.seconds, 1)}{mark}{_times(row.seconds, base.seconds if base and alike else None)}"
+    return f"{row.seconds:,.1f}{mark}{_times(row.seconds, base.seconds if base and alike else None)}"
 
 
 def _joules(row: Summary, base: Summary | None) -> str:
-    return "" if row.joules is None else f"{_number(row.joules, 0)}{_times(row.joules, base.joules if base else None)}"
+    return "" if row.joules is None else f"{row.joules:,.0f}{_times(row.joules, base.joules if base else None)}"
 
 
 # a heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with

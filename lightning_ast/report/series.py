@@ -10,25 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Floats",
-    "Histogram",
-    "Ints",
-    "Run",
-    "Series",
-    "Source",
-    "is_point",
-    "keep_latest",
-    "rebin",
-    "tame",
-]
+__all__ = ["Floats", "Histogram", "Ints", "Run", "Series", "Source", "keep_latest", "rebin"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
 
-_MOST_STEPS = 2**53
-_MOST_EPOCHS = 10**7
 _LARGEST = 1e100  # what is above is as good as infinite: sums and the axes of a figure overflow not far from it
 
 
@@ -46,7 +33,9 @@ class Series:
         """Make a series from points in the order they were logged; of steps logged twice, the later counts."""
         kept = keep_latest(steps)
         clock = None if clock_seconds is None else np.asarray(clock_seconds, dtype=np.float64)[kept]
-        return cls(np.asarray(steps, dtype=np.int64)[kept], tame(np.asarray(values, dtype=np.float64)[kept]), clock)
+        drawn = np.asarray(values, dtype=np.float64)[kept]
+        drawn[np.abs(drawn) > _LARGEST] *= np.inf
+        return cls(np.asarray(steps, dtype=np.int64)[kept], drawn, clock)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -106,17 +95,6 @@ def keep_latest(steps: Sequence[int]) -> list[int]:
             kept.pop()
         kept.append(position)
     return kept
-
-
-def tame(values: Floats) -> Floats:
-    """Make values infinite that are too large to be added up or drawn."""
-    return np.where(np.abs(values) > _LARGEST, np.copysign(np.inf, values), values)
-
-
-def is_point(tag: str, value: float) -> bool:
-    """Tell whether a value can be what its tag says: any number for most; steps and epochs count from 0."""
-    most = {"step": _MOST_STEPS, "epoch": _MOST_EPOCHS}.get(tag)
-    return most is None or 0 <= value <= most
 
 
 def rebin(histogram: Histogram, edges: Floats) -> Floats:

@@ -21,7 +21,7 @@ from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
 from lightning_ast.report.series import Floats, Ints
 from lightning_ast.schedule import Stage
-from lightning_ast.words import percent, readable
+from lightning_ast.words import readable
 
 __all__ = [
     "COLOURS",
@@ -137,13 +137,6 @@ def label(text: str, *, width: int = 44) -> str:
     return text.replace("$", r"\$").replace("_", " _", 1) if text.startswith("_") else text.replace("$", r"\$")
 
 
-class _Percentages(PercentFormatter):
-    """Matplotlib's formatter, but without a hundred digits where a run has gone out of bounds."""
-
-    def format_pct(self, x: float, display_range: float) -> str:
-        return percent(x) if abs(x) >= 100 else str(super().format_pct(x, display_range))
-
-
 class Panel(Axes):
     """Axes of a report: curves, grey text, axes that count or show shares, and the stages behind the curves."""
 
@@ -172,7 +165,7 @@ class Panel(Axes):
 
     def percent_axis(self) -> None:
         """Show shares on the y axis as percentages."""
-        self.yaxis.set_major_formatter(_Percentages(xmax=1))
+        self.yaxis.set_major_formatter(PercentFormatter(xmax=1))
 
     def count_axis(self, name: str) -> None:
         """Show a number of things on the x axis: integers, thousands as k."""

@@ -4,67 +4,54 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_ast.report.files import UnreadableError, reading
-from lightning_ast.report.series import Series, is_point
+from lightning_ast.report.series import Series
 from lightning_ast.words import counted
 
 __all__ = ["read_table"]
 
-_MOST_BYTES = 2**28
+_MOST = {"step": 2.0**53, "epoch": 1e7}  # both count from 0
 
 
 def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
     """Return the columns of a table of metrics by tag; and what was left out as damaged, or None."""
-    with reading(path, most_bytes=_MOST_BYTES) as (file, size):
-        text = file.read(size).decode("utf-8-sig", "replace")
-    lines = io.StringIO(text, newline="").readlines()
-    if lines and "\0" in lines[0]:
-        raise UnreadableError("is not text in UTF-8")
+    with reading(path) as file:
+        lines = io.StringIO(file.read().decode("utf-8-sig", "replace"), newline="").readlines()
+    if not lines:
+        return {}, None  # a run that logged nothing
     # a crash leaves NUL bytes, or a last line without its end, whose last number may be cut off
     whole = [line for line in lines if "\0" not in line and line.endswith(("\n", "\r"))]
-    header, *rows = [_cells(line) for line in whole if line.strip("\r\n")] or [None]
-    if header is None and not lines:
-        return {}, None  # a run that logged nothing
-    if header is None or "step" not in header:
+    rows = csv.DictReader(whole)
+    if "step" not in (rows.fieldnames or ()):
         raise UnreadableError("has no column 'step', so CSVLogger did not write it")
-    columns, lost = _columns(header, rows)
-    lost += len(lines) - len(whole)
+    try:
+        read = [_values(row) for row in rows]
+    except csv.Error as error:
+        raise UnreadableError(f"cannot be read as a table ({error})") from error
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    for values in filter(None, read):
+        step = int(values.pop("step"))
+        for tag, value in values.items():
+            steps, logged = points.setdefault(tag, ([], []))
+            steps.append(step)
+            logged.append(value)
+    lost = len(lines) - len(whole) + read.count(None)
+    columns = {tag: Series.of(steps, logged) for tag, (steps, logged) in points.items()}
     return columns, f"{counted(lost, 'row')} of it, damaged or without a step" if lost else None
 
 
-def _cells(line: str) -> list[str] | None:
-    """Split a line into its cells; None where it cannot be split: CSVLogger writes a row a line."""
+def _values(row: dict[str | None, str | None]) -> dict[str, float] | None:
+    """Return the numbers of a row by tag; None where they are not those of a step."""
+    values = {tag: value for tag, cell in row.items() if tag and (value := _number(cell)) is not None}
+    is_whole = None not in row and "step" in values  # what is beyond the header stands under None
+    in_range = all(0 <= values[tag] <= most for tag, most in _MOST.items() if tag in values)
+    return values if is_whole and in_range else None
+
+
+def _number(cell: str | None) -> float | None:
     try:
-        return next(csv.reader([line], strict=True), None)
-    except csv.Error:
-        return None
-
-
-def _columns(header: Sequence[str], rows: Sequence[list[str] | None]) -> tuple[dict[str, Series], int]:
-    """Collect the points of each column, and count the rows that cannot be used."""
-    points: dict[str, tuple[list[int], list[float]]] = {}
-    at = header.index("step")
-    lost = 0
-    for row in rows:
-        step = None if row is None or not at < len(row) <= len(header) else _number(row[at])
-        if row is None or step is None or not is_point("step", step):
-            lost += 1
-            continue
-        cells = {tag: value for tag, cell in zip(header, row, strict=False) if (value := _number(cell)) is not None}
-        lost += not all(is_point(tag, value) for tag, value in cells.items())
-        for tag, value in cells.items():
-            if tag != "step" and is_point(tag, value):
-                steps, values = points.setdefault(tag, ([], []))
-                steps.append(int(step))
-                values.append(value)
-    return {tag: Series.of(steps, values) for tag, (steps, values) in points.items()}, lost
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
+        return None if cell is None else float(cell)
     except ValueError:  # empty, or text
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -207,21 +206,9 @@ def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, by
     files = {**pictures, page[0]: page[1]}
     _check_files(folder, files)
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _pictures_of(folder / page[0])  # asked before the page is replaced, which tells which were its own
     for name, content in files.items():
         write_whole(folder / name, content)
-    for path in earlier - {folder / name for name in pictures}:
-        path.unlink(missing_ok=True)
-
-
-def _pictures_of(page: Path) -> set[Path]:
-    """Find the files beside an earlier page that hold its pictures; any other file may be a person's."""
-    if not page.is_file():
-        return set()
-    shown = set(re.findall(rb'src="data:image/png;base64,([^"]*)"', page.read_bytes()))
-    return {
-        path
-        for kind in ("comparison", "dashboard-*", "samples-*", "costs-*")
-        for path in page.parent.glob(f"{kind}.png")
-        if _fault(path) is None and base64.b64encode(path.read_bytes()) in shown
-    }
+    for kind in ("comparison", "dashboard-*", "samples-*", "costs-*"):
+        for path in folder.glob(f"{kind}.png"):
+            if path.name not in pictures and _fault(path) is None:
+                path.unlink()

@@ -9,7 +9,7 @@ import torch
 from lightning_ast import SparseTrainingMonitor
 from lightning_ast.callbacks import ConfigurationError
 from lightning_ast.demo import ImageData, SimpleCNN
-from lightning_ast.monitoring.details import epoch_details, milestones
+from lightning_ast.monitoring.progress import epoch_details
 from tests.helpers.training import quiet_trainer
 
 
@@ -48,7 +48,6 @@ def test_metrics_must_be_a_list_of_names(metrics: object) -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    assert milestones({}) == {}
     assert epoch_details(["absent"], {}, seconds=None, device=torch.device("cpu")) == []
 
 

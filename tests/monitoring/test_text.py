@@ -12,7 +12,7 @@ from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format
 
 def test_the_closing_summary() -> None:
     run = RunSummary(
-        40, 7384.0, accuracy=0.9212, best_accuracy=0.93, best_epoch=38, mode="subset", activation_rate=0.46,
+        40, 7384.0, accuracies={38: 0.93, 39: 0.9212}, mode="subset", activation_rate=0.46,
         sparse_rate=0.4012, target=0.4, savings={"samples": 0.54, "flops": 0.21, "seconds": -0.031, "joules": None},
         best_savings=0.24, sections={"loading": 738.4, "scoring": 1476.8}, joules=3_600_000.0, measured=["NVIDIA H200 (NVML)"],
         quarantined=3, monitoring_seconds=7.384, closing_seconds=1.3,

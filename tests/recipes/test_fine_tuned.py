@@ -66,6 +66,9 @@ def test_the_line_and_the_report_hold_what_the_original_tracks(run: Any) -> None
     for name in ("Loss", "Val Acc", "Act", "Skipped", "FLOPs saved", "val_top5", "ast/coverage", "Time"):
         assert all(f"| {name}: " in line for line in epochs), f"{name} is not in {epochs}"
     assert any(line.startswith("  convergence  90% of the best in epoch ") for line in lines)
+    (last,) = [line for line in lines if line.startswith("  last epoch   ")]
+    assert all(f"{name}: " in last for name in ("val_top5", "ast/coverage", "Time"))
+    assert last.split("  last epoch   ")[1] in epochs[-1]
     (by_class,) = [line for line in lines if line.startswith("accuracy by class: ")]
     assert by_class.count("class_") == 10
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.compat.proto import event_pb2
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from lightning_ast.cli import main
@@ -67,14 +67,6 @@ def link(target: str) -> Any:
     return lambda path: path.symlink_to(target)
 
 
-def sparse(size: int) -> Any:
-    def make(path: Path) -> None:
-        path.touch()
-        os.truncate(path, size)
-
-    return make
-
-
 KINDS = {
     "pipe": os.mkfifo,
     "endless device": link("/dev/zero"),
@@ -82,7 +74,6 @@ KINDS = {
     "folder": Path.mkdir,
     "link to itself": lambda path: path.symlink_to(path.name),
     "link to nothing": link("/nowhere/at/all"),
-    "very large": sparse(2**40),
 }
 
 
@@ -109,51 +100,37 @@ def read(folder: Path, name: str, content: bytes) -> Logs:
     [
         (GOOD + record(b"\xff" * 40), "1 record of it, damaged"),
         (GOOD + record(b"\xff" * 40) * 2 + event(9, simple_value=0.5), "2 records of it"),
-        (GOOD + event(9, histo=HistogramProto(min=0, max=1)), "1 record"),
-        (GOOD + event(9, histo=HistogramProto(min=0, max=1, bucket_limit=[1.0], bucket=[1, 2])), "1 record"),
-        (GOOD + event(9, histo=HistogramProto(min=0, max=float("nan"), bucket_limit=[1.0], bucket=[1])), "1 record"),
-        (GOOD + event(9, histo=HistogramProto(min=0, max=1, bucket_limit=[1.0], bucket=[-1])), "1 record"),
-        (GOOD + event(-9, simple_value=0.5), "1 record"),
-        (GOOD + event(2**62, simple_value=0.5), "1 record"),
-        (GOOD + event(9, float("nan"), simple_value=0.5), "1 record"),
-        (GOOD + event(9, 1e300, simple_value=0.5), "1 record"),
         (GOOD + event(9, simple_value=0.5)[:-1], f"what follows byte {len(GOOD)} of"),
         (GOOD + bytes(1000), f"what follows byte {len(GOOD)} of"),
-        (GOOD + struct.pack("<QI", 2**60, masked_crc32c(struct.pack("<Q", 2**60))) + bytes(99), "what follows byte"),
         (GOOD + event(9, simple_value=0.5)[:-20] + b"\0" * 20, "1 record"),
     ],
-    ids=["message", "two", "no counts", "unequal", "nan", "negative", "step", "far", "no time", "late", "cut", "zeros", "long", "checksum"],
+    ids=["message", "two", "cut", "zeros", "checksum"],
 )  # fmt: skip
 def test_a_damaged_record_takes_no_other_with_it(folder: Path, content: bytes, words: str) -> None:
     (_, other), (line,) = read(folder, EVENTS, content)
     series = other.scalars["val_acc"]
     assert (series.steps[0], series.values[0]) == (7, 0.75)
     assert series.steps.tolist() == ([7, 9] if words.startswith("2") else [7])
-    assert not other.histograms
     assert line.startswith(f"{folder / 'other' / EVENTS}: ")
     assert words in line
 
 
 @pytest.mark.parametrize("epoch", [1e300, -1.0, float("nan"), 1e9, float("inf")])
-@pytest.mark.parametrize("name", ["metrics.csv", EVENTS])
-def test_an_absurd_epoch_is_left_out(folder: Path, name: str, epoch: float) -> None:
-    scalars = [event_pb2.Event(wall_time=1, step=9, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
-               for tag, value in (("epoch", min(epoch, 1e38)), ("val_acc", 0.5))]  # fmt: skip
-    table = f"epoch,step,val_acc\n0,7,0.75\n{epoch},9,0.5\n".encode()
-    content = table if name == "metrics.csv" else GOOD + b"".join(record(e.SerializeToString()) for e in scalars)
-    (_, other), (line,) = read(folder, name, content)
-    assert other.scalars["val_acc"].values.tolist() == [0.75, 0.5]
-    assert all(value == 0 for value in other.scalars["epoch"].values) if "epoch" in other.scalars else name == EVENTS
-    assert "1 r" in line
+def test_a_row_of_an_absurd_epoch_is_left_out(folder: Path, epoch: float) -> None:
+    (_, other), (line,) = read(folder, "metrics.csv", f"epoch,step,val_acc\n0,7,0.75\n{epoch},9,0.5\n".encode())
+    assert other.scalars["val_acc"].values.tolist() == [0.75]
+    assert "1 row of it" in line
+
+
+def test_a_file_that_is_no_table_of_metrics_is_named(folder: Path) -> None:
+    runs, (line,) = read(folder, "metrics.csv", b"step,val_acc\n1," + b"x" * 200_000 + b"\n")
+    assert [run.name for run in runs] == ["good"]
+    assert line.startswith(f"{folder}/other/metrics.csv: cannot be read as a table")
 
 
 @pytest.mark.parametrize(
     ("damage", "lost"),
     [
-        (b'0,8,"' + b"x" * 200_000 + b'"\n', 1),
-        (b"0,8," + b"x" * 200_000 + b"\n", 1),
-        (b'0,8,"' + b"x" * 200_000 + b"\n", 1),
-        (b'"' * 3 + b"\n", 1),
         (b"0,\0\0\0,0.1\n", 1),
         (bytes(5000) + b"\n", 1),
         (b"0,8,0.1,0.2,0.3\n", 1),
@@ -161,7 +138,7 @@ def test_an_absurd_epoch_is_left_out(folder: Path, name: str, epoch: float) -> N
         (b"epoch,step,val_acc\n", 1),
         (b"\r\n\n", 0),
     ],
-    ids=["quoted", "long", "open quote", "quotes", "NUL", "zeros", "too many", "binary", "header", "blank"],
+    ids=["NUL", "zeros", "too many", "binary", "header", "blank"],
 )
 def test_a_damaged_row_takes_no_other_with_it(folder: Path, damage: bytes, lost: int) -> None:
     (_, other), lines = read(
@@ -186,11 +163,7 @@ def test_a_table_in_another_encoding_is_read_or_named(folder: Path, encoding: st
     if encoding.startswith("utf-8") or encoding == "latin-1":
         assert (lines, runs[1].scalars["val_acc"].values.tolist()) == ([], [0.5])
     else:
-        assert lines == [f"{folder}/other/metrics.csv: is not text in UTF-8"]
-
-
-BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 9))
-ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+        assert lines == [f"{folder}/other/metrics.csv: has no column 'step', so CSVLogger did not write it"]
 
 
 @pytest.mark.parametrize(
@@ -200,19 +173,14 @@ ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         (CONFIG.format("{mode: 2001-99-99}"), None),
         (CONFIG.format("{mode: !!int abc}"), None),
         (CONFIG.format("{mode: [subset]}"), None),
-        (CONFIG.format("[" * 3000 + "]" * 3000), None),
-        (CONFIG.format("[" * 3000), None),
         (CONFIG.format("{mode: \x01}"), None),
         (CONFIG.format("{mode: subset, other: !!timestamp 2001-99-99, sum: !!int abc}"), "subset"),
-        (BOMB + CONFIG.format("{mode: mask}"), "mask"),
-        (ALIASES + CONFIG.format("{mode: *a11}"), None),
         (CONFIG.format("{mode: *missing}"), None),
         (CONFIG.format("{mode: prune}").replace("SparseSelection", "Other"), None),
         ("# SparseSelectionCallback\n", None),
         ("[SparseSelectionCallback]\n", None),
-        (CONFIG.format("{mode: prune}") + "#" * 300_000, None),
     ],
-    ids=["good", "date", "int", "list", "nested", "unclosed", "control", "others", "merges", "aliases", "missing", "foreign", "comment", "no mapping", "large"],
+    ids=["good", "date", "int", "list", "control", "others", "missing", "foreign", "comment", "no mapping"],
 )  # fmt: skip
 def test_a_configuration_that_cannot_be_read_costs_the_mode_alone(folder: Path, text: str, mode: str | None) -> None:
     (folder / "other" / "config.yaml").write_text(text)
@@ -236,7 +204,7 @@ def test_the_page_is_made_of_what_is_left(folder: Path, tmp_path: Path, capsys: 
     strange = os.fsdecode(b"caf\xe9\x1b[31m<b>")
     shutil.copytree(folder / "good", folder / strange)
     os.mkfifo(folder / "other" / "metrics.csv")
-    (folder / "other" / EVENTS).write_bytes(GOOD + event(9, histo=HistogramProto(min=0, max=1)))
+    (folder / "other" / EVENTS).write_bytes(GOOD + record(b"\xff" * 40))
     (folder / "other" / "config.yaml").write_text(CONFIG.format("{mode: 2001-99-99}"))
     out = tmp_path / os.fsdecode(b"\xff")
     assert main(["report", str(folder), "--out", str(out)]) == 0
