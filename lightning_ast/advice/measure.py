@@ -76,7 +76,7 @@ class Measurement:
             step = self._step_facts(probe, saved)
             own = self._run.own_coverage
             coverages = sorted({*COVERAGES, *([] if own is None else [own])})
-            settings = self._asked.settings
+            settings = self._asked.selection
             scores = probe.watcher.scores.values()
             coverage = coverage_facts(scores, coverages, settings.gate, trim=settings.trim)
             validation = self._validate() if self._validates else None
@@ -191,7 +191,7 @@ class Measurement:
             facts,
             cycles=probe.cycles,
             batchnorm_layers=self._batchnorm,
-            batchnorm=self._asked.settings.batchnorm,
+            batchnorm=self._asked.selection.batchnorm,
             compiled=self._compiled,
             memory=MemoryEstimate(static, saved.total or 0) if known else None,
         )

@@ -32,23 +32,17 @@ class RunFacts:
     batches_per_epoch: int  # of a dense epoch, ``limit_train_batches`` included
     batch_size: int
     samples_per_epoch: int  # a short last batch counted as it is
+    schedule: Schedule  # in epochs or shares of the run, not in steps
     drop_last: bool = False
     accumulate: dict[int, int] = field(default_factory=lambda: {0: 1})  # batches to a step, from which epoch on
     max_epochs: int | None = None
     max_steps: int | None = None
-    warmup_epochs: int | float = 0.1  # an int counts epochs, a float in (0, 1) is a share of the run
-    cooldown_epochs: int | float = 0.1
     min_selected: int | float = 2  # samples of a batch (in ``prune`` of an epoch), or a share in (0, 1)
     # what the Trainer's own callbacks ask for, None without one: a rate or a coverage, in (0, 1], but not both
     own_mode: Mode | None = None
     own_rate: float | None = None
     own_coverage: float | None = None
     prune_steps: PruneSteps = "replan"
-
-    @property
-    def schedule(self) -> Schedule:
-        """Return warmup and cooldown as a schedule."""
-        return Schedule(warmup_epochs=self.warmup_epochs, cooldown_epochs=self.cooldown_epochs)
 
 
 @dataclass(frozen=True)

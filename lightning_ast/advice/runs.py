@@ -63,51 +63,50 @@ def trainer_faults(trainer: pl.Trainer) -> list[str]:
 class Asked:
     """The wishes of the Trainer's own callbacks: of the first selection callback and the first schedule."""
 
-    selection: SparseSelectionCallback | None
-    schedule: TwoStageScheduler | None
+    selection: SparseSelectionCallback  # with the defaults where the Trainer has none
+    selects: bool  # whether the Trainer has one
+    scheduler: TwoStageScheduler | None
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Asked:
         """Read the wishes of a Trainer's callbacks, which may be faulty: then it raises a ConfigurationError."""
-        selection = first_callback(trainer, SparseSelectionCallback)
-        schedule = first_callback(trainer, TwoStageScheduler)
-        faults = [] if selection is None else setting_faults(SelectionSettings.of(selection))
-        if schedule is not None:
-            faults += schedule.faults(trainer, batches_known=False)
-            faults += [] if selection is None else two_target_faults(SelectionSettings.of(selection), [schedule])
+        given = first_callback(trainer, SparseSelectionCallback)
+        scheduler = first_callback(trainer, TwoStageScheduler)
+        selection = SparseSelectionCallback() if given is None else given
+        settings = SelectionSettings.of(selection)
+        faults = setting_faults(settings)
+        if scheduler is not None:
+            faults += scheduler.faults(trainer, batches_known=False) + two_target_faults(settings, [scheduler])
         if faults:
             raise ConfigurationError(faults)
-        return cls(selection, schedule)
+        return cls(selection, given is not None, scheduler)
 
     @property
     def rate(self) -> float | None:
         """Return the activation rate that is asked for, or None."""
-        own = None if self.selection is None else self.selection.target_activation_rate
-        own = None if callable(own) else own  # what a function of the metrics will give is not known beforehand
-        return getattr(self.schedule, "target_activation_rate", None) or own
+        if self.scheduler is not None and self.scheduler.target_activation_rate is not None:
+            return self.scheduler.target_activation_rate
+        own = self.selection.target_activation_rate
+        # what a function of the metrics will give is not known beforehand
+        return None if callable(own) or not self.selects else own
 
     @property
     def coverage(self) -> float | None:
         """Return the coverage that is asked for, or None."""
-        own = self.settings.target_coverage
+        own = self.selection.target_coverage
         return None if callable(own) else own
 
     @property
-    def settings(self) -> SparseSelectionCallback:
-        """Return the selection callback; without one it has the defaults."""
-        return SparseSelectionCallback() if self.selection is None else self.selection
-
-    @property
-    def stages(self) -> TwoStageScheduler:
-        """Return the schedule; without one every step of a selection is sparse, and without either it is assumed."""
-        if self.schedule is not None:
-            return self.schedule
-        part = ASSUMED_DENSE if self.selection is None else 0
-        return TwoStageScheduler(warmup_epochs=part, cooldown_epochs=part)
+    def schedule(self) -> Schedule:
+        """Return the stages; without a scheduler all steps of a selection are sparse, and without both it assumes."""
+        if self.scheduler is not None:
+            return self.scheduler.schedule
+        part = 0 if self.selects else ASSUMED_DENSE
+        return Schedule(warmup_epochs=part, cooldown_epochs=part)
 
     def probe(self, mode: Mode) -> SparseSelectionCallback:
         """Make a callback for this mode with the user's settings."""
-        own = self.settings
+        own = self.selection
         return SparseSelectionCallback(
             mode=mode,
             # a hard gate, which its controller moves slowly, becomes one that costs the same and has the rate at once
@@ -124,12 +123,11 @@ class Asked:
     def notes(self, trainer: pl.Trainer) -> list[str]:
         """List what a reader must know of the assumptions."""
         found = []
-        if self.schedule is None and self.selection is None:
+        if self.scheduler is None and not self.selects:
             found.append(f"Assumed: a dense warmup and a dense cooldown of {ASSUMED_DENSE:.0%} of the run each.")
-        elif self.schedule is None:
+        elif self.scheduler is None:
             found.append("The Trainer has no TwoStageScheduler: every step is sparse.")
-        own = self.settings
-        if callable(own.target_coverage) or callable(own.target_activation_rate):
+        if callable(self.selection.target_coverage) or callable(self.selection.target_activation_rate):
             found.append(
                 "The target is a function of the metrics: what it will give is not known, and what is called yours is "
                 "at the default rate."
@@ -162,7 +160,6 @@ def run_facts(
         notes.append(f"The run has no end: {ASSUMED_EPOCHS} epochs are assumed.")
     loader = _even_loader(combined)
     samples = batches * batch_size if loader is None else loader.offered
-    warmup, cooldown = _stage_lengths(asked.stages.schedule, epochs, RunLength(batches=batches, accumulate=factors))
     facts = RunFacts(
         epochs=epochs,
         batches_per_epoch=batches,
@@ -173,13 +170,12 @@ def run_facts(
         accumulate=factors,
         max_epochs=max_epochs,
         max_steps=max_steps,
-        warmup_epochs=warmup,
-        cooldown_epochs=cooldown,
-        min_selected=asked.settings.min_selected,
-        own_mode=None if asked.selection is None else asked.selection.mode,
+        schedule=_without_steps(asked.schedule, epochs, RunLength(batches=batches, accumulate=factors)),
+        min_selected=asked.selection.min_selected,
+        own_mode=asked.selection.mode if asked.selects else None,
         own_rate=asked.rate,
         own_coverage=asked.coverage,
-        prune_steps=SelectionSettings.of(asked.settings).steps_of_pruned_epochs,
+        prune_steps=SelectionSettings.of(asked.selection).steps_of_pruned_epochs,
     )
     return facts, notes
 
@@ -198,13 +194,12 @@ def _batches_per_epoch(trainer: pl.Trainer, max_steps: int | None, factors: dict
     return batches, [f"The training loader has no length: an epoch of {counted(batches, 'batch')} is assumed."]
 
 
-def _stage_lengths(schedule: Schedule, epochs: float, dense: RunLength) -> tuple[int | float, int | float]:
-    """Return warmup and cooldown as ints (epochs) or floats (shares of the run)."""
-    # a prediction knows no steps, whose number differs between modes: stages in steps become shares of the run
+def _without_steps(schedule: Schedule, epochs: float, dense: RunLength) -> Schedule:
+    """Turn stages in steps, whose number differs between modes, into shares of the run."""
     warmup, cooldown = schedule.dense_epochs(epochs, dense)
-    return (
-        warmup / epochs if schedule.warmup_epochs is None else schedule.warmup_epochs,
-        cooldown / epochs if schedule.cooldown_epochs is None else schedule.cooldown_epochs,
+    return Schedule(
+        warmup_epochs=warmup / epochs if schedule.warmup_epochs is None else schedule.warmup_epochs,
+        cooldown_epochs=cooldown / epochs if schedule.cooldown_epochs is None else schedule.cooldown_epochs,
     )
 
 
@@ -223,7 +218,7 @@ def prune_fault(
         plan = planned_run(
             trainer,
             loader,
-            schedule=asked.stages.schedule,
+            schedule=asked.schedule,
             accumulate=run.accumulate,
             rate=rate,
             min_selected=run.min_selected,

@@ -64,29 +64,32 @@ def _absolute(root: Path, given: str | Path) -> Path:
 
 def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
     """Find folders with logs, by their real paths, and a line for each that cannot be listed."""
+    # links to folders are followed, as TensorBoard does, but last: a run that is there without a link is found so
     found: dict[Path, Path] = {}
     lines: list[str] = []
     visited: set[Path] = set()
+    waiting = [root]
     top = root.resolve()
 
     def refused(error: OSError) -> None:
         lines.append(f"{error.filename}: cannot be listed ({error.strerror})")
 
-    # links to folders are followed, as TensorBoard does
-    for name, folders, files in os.walk(root, onerror=refused, followlinks=True):
-        folder = Path(name)
-        real = folder.resolve()
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        # a folder with the name of a log is no log, but it is reported as one that cannot be read
-        if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
-            found[real] = folder
-        # never up and out of the folder that was given: a link to / would list the whole machine
-        below = [folder / entry for entry in folders if not top.is_relative_to((folder / entry).resolve())]
-        # links last: a run that is there without a link is found so
-        folders[:] = [path.name for path in sorted(below, key=lambda path: (os.path.islink(path), path))]  # noqa: PTH114
+    for start in waiting:  # grows by the links that are found
+        for name, folders, files in os.walk(start, onerror=refused):
+            folder = Path(name)
+            real = folder.resolve()
+            if real in visited:  # a link into what was seen, or above itself
+                folders.clear()
+                continue
+            visited.add(real)
+            # a folder with the name of a log is no log, but it is reported as one that cannot be read
+            if any(entry == CSV or fnmatchcase(entry, EVENTS) for entry in (*files, *folders)):
+                found[real] = folder
+            folders.sort()
+            # Path.is_symlink raises an error in a folder that can be listed but not entered
+            links = [folder / below for below in folders if os.path.islink(folder / below)]  # noqa: PTH114
+            # never up and out of the folder that was given: a link to / would list the whole machine
+            waiting += [link for link in links if not top.is_relative_to(link.resolve())]
     return found, lines
 
 

@@ -23,13 +23,14 @@ def read_table(path: Path) -> tuple[dict[str, Series], str | None]:
         return {}, None  # a run that logged nothing
     # a crash leaves NUL bytes, or a last line without its end, whose last number may be cut off
     whole = [line for line in lines if "\0" not in line and line.endswith(("\n", "\r"))]
-    rows = csv.DictReader(whole)
-    if "step" not in (rows.fieldnames or ()):
-        raise UnreadableError("has no column 'step', so CSVLogger did not write it")
     try:
+        rows = csv.DictReader(whole)
+        header = rows.fieldnames or ()
         read = [_values(row) for row in rows]
     except csv.Error as error:
         raise UnreadableError(f"cannot be read as a table ({error})") from error
+    if "step" not in header:
+        raise UnreadableError("has no column 'step', so CSVLogger did not write it")
     points: dict[str, tuple[list[int], list[float]]] = {}
     for values in filter(None, read):
         step = int(values.pop("step"))

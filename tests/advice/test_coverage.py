@@ -25,6 +25,7 @@ from lightning_ast.cli import main
 from lightning_ast.core.threshold import rate_at_coverage
 from lightning_ast.demo import ResNet9
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.schedule import Schedule
 from lightning_ast.selection.step_state import BatchFacts, StepState
 from tests.advice.test_predict import facts
 from tests.helpers.data import Digits, loader
@@ -155,7 +156,13 @@ def test_a_pruned_run_that_keeps_its_steps_is_predicted_at_a_fixed_rate_too() ->
 
 
 def test_max_steps_end_a_run_that_keeps_its_steps_where_they_end_the_dense_one() -> None:
-    run = {"max_steps": 250, "max_epochs": None, "epochs": 2.5, "cooldown_epochs": 0, "prune_steps": "keep"}
+    run = {
+        "max_steps": 250,
+        "max_epochs": None,
+        "epochs": 2.5,
+        "schedule": Schedule(warmup_epochs=1),
+        "prune_steps": "keep",
+    }
     got = Predictions(facts(run=run, step={"parts": PARTS}))
     assert got.at("prune", 0.4).batches == got.dense.batches == 250
     assert "max_steps" not in " ".join(decide(got).reasons)

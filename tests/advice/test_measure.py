@@ -13,6 +13,7 @@ from lightning_ast.advice.measure import Measurement
 from lightning_ast.advice.measured import Facts, Phases, RunFacts
 from lightning_ast.advice.predict import Predictions
 from lightning_ast.advice.script import script
+from lightning_ast.schedule import Schedule
 from tests.advice.clock import BACKWARD, FORWARD, OPTIMIZER, TRANSFER, Clock, TimedNet
 from tests.helpers.data import loader
 from tests.helpers.training import quiet_trainer
@@ -77,8 +78,8 @@ def test_the_run_its_loader_and_its_validation(digits: tuple[Tensor, Tensor]) ->
         digits, SparseSelectionCallback(mode="prune"), schedule, Timer("00:01:00:00"), EarlyStopping("loss")
     )
     assert facts.run == RunFacts(
-        epochs=10, batches_per_epoch=8, batch_size=64, samples_per_epoch=512, max_epochs=10, warmup_epochs=2,
-        cooldown_epochs=0.1, own_mode="prune", own_rate=0.3,
+        epochs=10, batches_per_epoch=8, batch_size=64, samples_per_epoch=512, max_epochs=10,
+        schedule=Schedule(warmup_epochs=2, cooldown_epochs=0.1), own_mode="prune", own_rate=0.3,
     )  # fmt: skip
     assert facts.loading.batches == 8
     assert facts.loading.seconds_per_batch == 0
@@ -113,7 +114,8 @@ def test_a_small_budget_measures_two_rounds_and_says_what_it_took(digits: tuple[
     assert facts.seconds > 11
     assert "The budget of 10 s was exceeded" in facts.notes[-1]
     assert facts.notes[0] == "Assumed: a dense warmup and a dense cooldown of 10% of the run each."
-    assert (facts.run.warmup_epochs, facts.run.cooldown_epochs, facts.run.own_rate) == (0.1, 0.1, None)
+    assert facts.run.schedule == Schedule(warmup_epochs=0.1, cooldown_epochs=0.1)
+    assert facts.run.own_rate is None
 
 
 @pytest.mark.parametrize(

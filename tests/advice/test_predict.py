@@ -20,10 +20,11 @@ from lightning_ast.advice.measured import (
 )
 from lightning_ast.advice.predict import RATES, Predictions, at_rate, with_loading
 from lightning_ast.advice.verdict import decide
+from lightning_ast.schedule import Schedule
 
 RUN = RunFacts(
-    epochs=10, batches_per_epoch=100, batch_size=50, samples_per_epoch=5000, max_epochs=10, warmup_epochs=1,
-    cooldown_epochs=1,
+    epochs=10, batches_per_epoch=100, batch_size=50, samples_per_epoch=5000, max_epochs=10,
+    schedule=Schedule(warmup_epochs=1, cooldown_epochs=1),
 )  # fmt: skip
 STEP = StepFacts(
     dense=StepAt(1.0, 3.0),
@@ -125,11 +126,11 @@ def test_accumulation_shares_the_optimizer_among_its_batches() -> None:
 
 
 def test_prune_scores_every_batch_but_those_of_the_earlier_warmup_epochs() -> None:
-    predictions = Predictions(facts(run={"warmup_epochs": 3, "cooldown_epochs": 1}))
+    predictions = Predictions(facts(run={"schedule": Schedule(warmup_epochs=3, cooldown_epochs=1)}))
     assert run_lengths(predictions.facts.run, "prune", 0.4).unscored_batches == 200
     got = predictions.at("prune", 0.4)
     assert got.run_seconds == pytest.approx(200 * 3.5 + (200 + 6 * 40) * 3.6)
-    never = Predictions(facts(run={"warmup_epochs": 0, "cooldown_epochs": 0}))
+    never = Predictions(facts(run={"schedule": Schedule()}))
     assert never.at("prune", 0.4).run_seconds == pytest.approx(10 * 40 * 3.6)
 
 
@@ -145,12 +146,12 @@ def test_a_pruned_epoch_is_rounded_and_its_short_batch_is_counted_whole() -> Non
     short = run_lengths(run, "prune", 0.255)  # 1270 samples, 20 of them in the last batch
     assert (short.sparse_batches, short.sparse_missing) == (8 * 26, pytest.approx(8 * 0.6))
     assert run_lengths(run, "prune", 0.01).sparse_batches == 8
-    tiny = replace(RUN, batches_per_epoch=3, batch_size=512, samples_per_epoch=1437, warmup_epochs=0, cooldown_epochs=0)
+    tiny = replace(RUN, batches_per_epoch=3, batch_size=512, samples_per_epoch=1437, schedule=Schedule())
     assert run_lengths(tiny, "prune", 0.1).batches == 10, "ten epochs of one batch"
 
 
 def test_a_short_batch_takes_the_hosts_part_of_a_step_and_its_share_of_the_rest() -> None:
-    run = {"samples_per_epoch": 4980, "warmup_epochs": 0, "cooldown_epochs": 0}
+    run = {"samples_per_epoch": 4980, "schedule": Schedule()}
     got = Predictions(facts(run=run, step={"host_share": 0.5}))
     assert got.dense.batches == 1000
     short = 0.6 * 0.5 + (0.5 + 0.5 * 0.6) * 3.0  # it loads 30 of 50 samples
@@ -169,14 +170,14 @@ def test_no_fewer_samples_than_the_fallback_keeps() -> None:
 
 
 def test_shares_of_the_run_are_whole_epochs_in_prune_alone() -> None:
-    run = replace(RUN, warmup_epochs=0.12, cooldown_epochs=0.1)
+    run = replace(RUN, schedule=Schedule(warmup_epochs=0.12, cooldown_epochs=0.1))
     assert run_lengths(run, "partial", 0.4).sparse_batches == pytest.approx(780)
     assert run_lengths(run, "prune", 0.4).sparse_epochs == 8
     assert run_lengths(replace(run, epochs=1, max_epochs=1), "subset", 0.4).sparse_batches == pytest.approx(78)
 
 
 def test_max_steps_ends_the_run_and_prune_then_sees_more_epochs() -> None:
-    run = replace(RUN, epochs=2.5, max_epochs=None, max_steps=250, warmup_epochs=1, cooldown_epochs=0)
+    run = replace(RUN, epochs=2.5, max_epochs=None, max_steps=250, schedule=Schedule(warmup_epochs=1))
     assert run_lengths(run, "partial", 0.4).sparse_batches == pytest.approx(150)
     pruned = run_lengths(run, "prune", 0.4)
     assert pruned.batches == 250

@@ -10,6 +10,7 @@ from lightning_ast.advice.measured import DenseBackward, LoadingFacts, StepAt, V
 from lightning_ast.advice.predict import Predictions
 from lightning_ast.advice.report import Advice
 from lightning_ast.advice.verdict import Verdict, decide
+from lightning_ast.schedule import Schedule
 from tests.advice.test_predict import facts
 
 FLAT = {"partial": (StepAt(0.1, 2.95), StepAt(0.6, 3.0)), "subset": (StepAt(0.1, 3.1), StepAt(0.6, 3.3))}
@@ -117,7 +118,7 @@ def test_nothing_helps_and_nothing_can_run() -> None:
 
 
 def test_max_steps_and_prune() -> None:
-    run = {"max_steps": 250, "max_epochs": None, "epochs": 2.5, "cooldown_epochs": 0}
+    run = {"max_steps": 250, "max_epochs": None, "epochs": 2.5, "schedule": Schedule(warmup_epochs=1)}
     assert "max_steps ends the run" not in " ".join(verdict(run=run).reasons), "partial is faster there"
     assert verdict(run=run).mode == "partial"
     fixed = "max_steps fixes the number of steps: 'prune' saves no seconds; set max_epochs."

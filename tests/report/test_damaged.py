@@ -122,8 +122,9 @@ def test_a_row_of_an_absurd_epoch_is_left_out(folder: Path, epoch: float) -> Non
     assert "1 row of it" in line
 
 
-def test_a_file_that_is_no_table_of_metrics_is_named(folder: Path) -> None:
-    runs, (line,) = read(folder, "metrics.csv", b"step,val_acc\n1," + b"x" * 200_000 + b"\n")
+@pytest.mark.parametrize("content", [b"step,val_acc\n1,%b\n", b"%b,step\n1,2\n"], ids=["row", "header"])
+def test_a_file_that_is_no_table_of_metrics_is_named(folder: Path, content: bytes) -> None:
+    runs, (line,) = read(folder, "metrics.csv", content % (b"x" * 200_000))
     assert [run.name for run in runs] == ["good"]
     assert line.startswith(f"{folder}/other/metrics.csv: cannot be read as a table")
 

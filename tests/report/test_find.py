@@ -49,6 +49,10 @@ def test_links_to_folders_are_followed_once_and_without_end(tmp_path: Path) -> N
     (tmp_path / "logs" / "latest").symlink_to(near)
     (near / "up").symlink_to(tmp_path / "logs")
     assert find_runs([tmp_path / "logs"]) == ([tmp_path / "logs" / "again", near], [])
+    early = tmp_path / "logs" / "a" / "link"
+    early.parent.mkdir()
+    early.symlink_to(near)
+    assert near in find_runs([tmp_path / "logs"])[0]  # by its own path, though the link is listed first
     assert find_runs([tmp_path / "logs" / "dense"]) == ([tmp_path / "logs" / "dense"], [])
     assert find_runs([tmp_path / "logs" / "dense", tmp_path / "store"]) == ([far], [])  # the one without a link
 
