@@ -1,6 +1,3 @@
-"""Everything private of Lightning and of torchmetrics that this package reads or changes.
-
-``tests/lightning_internals/table.py`` lists it.
-"""
+"""Everything private of Lightning and of torchmetrics that this package reads or changes; :mod:`.table` lists it."""
 
 __all__: list[str] = []

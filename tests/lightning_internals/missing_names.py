@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.torch_version import TorchVersion
 
-from tests.lightning_internals.table import LIGHTNING, PRIVATE_NAMES, TORCH, TORCHMETRICS, PrivateName
+from lightning_ast.lightning_internals.table import LIGHTNING, PRIVATE_NAMES, TORCH, TORCHMETRICS, PrivateName
 
 OLDEST = {"lightning": LIGHTNING[0], "torchmetrics": TORCHMETRICS[0], "torch": TORCH[0]}
 ABSENT = object()

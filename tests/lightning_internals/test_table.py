@@ -12,8 +12,8 @@ from lightning.fabric.utilities import data
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import CombinedLoader
 
+from lightning_ast.lightning_internals.table import PRIVATE_NAMES, PrivateName
 from tests.lightning_internals.missing_names import missing_names
-from tests.lightning_internals.table import PRIVATE_NAMES, PrivateName
 
 NEWEST = "tests.lightning_internals.missing_names.version"
 

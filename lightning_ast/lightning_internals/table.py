@@ -1,6 +1,6 @@
-"""The private names that ``lightning_internals`` uses: why, and the versions that each was checked with.
+"""The private names of Lightning, torchmetrics and torch that this folder uses: why, and the versions checked with.
 
-When a new version of Lightning comes out, the tests tell which of them are gone. What the package's folder changes is
+When a new version of Lightning comes out, the tests tell which of them are gone. What the folder's files change is
 tested by the behaviour that they exist for; this table tells where to look first.
 """
 
