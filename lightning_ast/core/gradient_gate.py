@@ -184,7 +184,7 @@ class BatchGate:
             by_rows = False
         if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
             factors = spread(self._factors_of_all(kept), place).to(gradient)
-            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))  # NaN times 0 would stay NaN
+            return (gradient * factors).masked_fill_(factors == 0, 0)  # NaN times 0 would stay NaN
         rows = self._rows_of(kept)
         data = rows.gather(gradient, place.dim, place.pre, place.post)
         if kept.factors is not None:

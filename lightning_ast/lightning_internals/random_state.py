@@ -21,6 +21,7 @@ __all__ = [
     "GENERATOR_STATE",
     "RANDOM_STATES",
     "OtherGenerator",
+    "kept_host_state",
     "kept_random_state",
     "one_for_each",
     "random_state",
@@ -102,6 +103,18 @@ def kept_random_state() -> Iterator[None]:
         yield
     finally:  # left by hand: it has no `finally` of its own, so that an error would keep it from restoring
         isolation.__exit__(None, None, None)
+
+
+@contextmanager
+def kept_host_state() -> Iterator[None]:
+    """Put Python's and NumPy's global generators back at the end; torch's are left alone."""
+    python = random.getstate()
+    arrays = np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def _accepted(restore: Callable[..., object], *states: object) -> bool:
