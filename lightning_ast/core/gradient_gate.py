@@ -204,6 +204,8 @@ class BatchGate:
         if self._dense_factors is None:
             dtype = torch.float32 if kept.factors is None else kept.factors.dtype
             factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors
-            zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
-            self._dense_factors = zeros.index_add_(0, kept.indices, factors)
+            if kept.indices.numel() < self._batch_size:
+                zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
+                factors = zeros.index_add_(0, kept.indices, factors)
+            self._dense_factors = factors
         return self._dense_factors

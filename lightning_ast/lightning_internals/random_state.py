@@ -136,7 +136,7 @@ class HostGenerators:
 
 def _numpy_words() -> bytes | None:
     """Return the words of NumPy's global generator, where it is of the usual kind."""
-    bits = np.random.get_bit_generator()
+    bits = np.random.get_bit_generator()  # type: ignore[attr-defined]  # its stubs lack it
     return ctypes.string_at(bits.ctypes.state_address, _WORD_BYTES) if type(bits) is np.random.MT19937 else None
 
 
