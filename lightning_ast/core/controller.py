@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import GateName, keep_probability, lift_zeros
 
-__all__ = ["Average", "PIController", "averaged", "joint_threshold"]
+__all__ = ["Average", "PIController", "averaged", "joint_threshold", "scalar"]
 
 Average = Callable[[Tensor], Tensor]
 """Averages a tensor over the processes that train together."""
@@ -158,7 +158,7 @@ class PIController:
         """
         if not self.uses_feedforward:
             assert self._level is not None  # reset() set it, __init__ checked it
-            return _scalar(self._level)
+            return scalar(self._level)
         if solved is None:
             raise ValueError("feed-forward needs the batch's own threshold: pass solve_threshold(...) as `solved`.")
         own = float(solved)
@@ -166,10 +166,10 @@ class PIController:
         newest = math.log(own)
         self._level = newest if self._level is None or alone else self._follow(self._level, newest)
         if newest < _NOTHING:
-            return _scalar(own)  # all samples are alike: any of them
+            return scalar(own)  # all samples are alike: any of them
         low, high = self.threshold_bounds
         threshold = math.exp(self._level) * self._correction(target)
-        return _scalar(max(low, min(high, threshold)))
+        return scalar(max(low, min(high, threshold)))
 
     def aim(self, target: float) -> float:
         """Return the coverage to ask of a batch that is cut without a threshold, so that the running one is
@@ -246,7 +246,7 @@ class PIController:
             "activation_rate_ema": self.activation_rate_ema,
             "held_ema": self._held_ema,
             "integral": self._integral,
-            "level": None if self._level is None else _scalar(self._level),
+            "level": None if self._level is None else scalar(self._level),
             "feedforward": self.uses_feedforward,
             "integral_limit": float(self.integral_limit),
         }
@@ -263,14 +263,15 @@ class PIController:
         self._level = self._first_level() if level is None else float(level)  # saved before the first sparse step
 
 
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def scalar(value: float) -> Tensor:
+    """Make the tensor of a threshold."""
+    return torch.scalar_tensor(value, dtype=torch.float64)
 
 
-def averaged(average: Average, threshold: Tensor | None, expected: float, total: float) -> tuple[Tensor | None, float]:
+def averaged(average: Average, threshold: float | None, expected: float, total: float) -> tuple[Tensor | None, float]:
     """Average the thresholds that the batches of the processes would need, and the rates that are expected of them."""
     # The summed significance of a batch weighs its threshold, as it would in one large batch.
-    own = 0.0 if threshold is None else float(threshold.log())  # the controller works in logarithms
+    own = 0.0 if threshold is None else float(scalar(threshold).log())  # the controller works in logarithms
     mean = average(torch.tensor([own, expected, own * total, total], dtype=torch.float64))
     shared = mean[2] / mean[3] if mean[3] > 0 else mean[0]
     return (None if threshold is None else shared.exp()), float(mean[1])

@@ -184,7 +184,7 @@ class BatchGate:
             by_rows = False
         if nothing or not by_rows or torch.is_grad_enabled():  # a second derivative is wanted: an ordinary gradient
             factors = spread(self._factors_of_all(kept), place).to(gradient)
-            return (gradient * factors).where(factors != 0, gradient.new_zeros(()))  # NaN times 0 would stay NaN
+            return (gradient * factors).masked_fill_(factors == 0, 0)  # NaN times 0 would stay NaN
         rows = self._rows_of(kept)
         data = rows.gather(gradient, place.dim, place.pre, place.post)
         if kept.factors is not None:
@@ -204,6 +204,8 @@ class BatchGate:
         if self._dense_factors is None:
             dtype = torch.float32 if kept.factors is None else kept.factors.dtype
             factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors
-            zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
-            self._dense_factors = zeros.index_add_(0, kept.indices, factors)
+            if kept.indices.numel() < self._batch_size:
+                zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
+                factors = zeros.index_add_(0, kept.indices, factors)
+            self._dense_factors = factors
         return self._dense_factors

@@ -27,6 +27,7 @@ class SampleRecord:
 
     def __init__(self, size: int, *, epochs: int = 0, labels: bool = False) -> None:
         self._times = torch.zeros(size, dtype=torch.int16)
+        self._one = torch.ones(1, dtype=torch.int16)
         self._labels = torch.full((size,), _UNKNOWN, dtype=torch.int32) if labels else None
         self._most_epochs = epochs
         self._epochs: dict[int, Tensor] = {}
@@ -35,7 +36,7 @@ class SampleRecord:
     def count(self, indices: Tensor, *, epoch: int) -> None:
         """Count the samples of a batch, ``(B,)`` dataset indices on the CPU, as trained on in an epoch."""
         self._epoch = epoch
-        self._times.index_add_(0, indices, torch.ones(1, dtype=torch.int16).expand(indices.numel()))
+        self._times.index_add_(0, indices, self._one.expand(indices.numel()))
 
     @property
     def _all_times(self) -> Tensor:

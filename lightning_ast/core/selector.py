@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.class_floor import with_class_floor
-from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold
+from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold, scalar
 from lightning_ast.core.gate import (
     NEARLY_ALL,
     GateName,
@@ -216,23 +216,23 @@ class SampleSelector:
 
     def _threshold(self, solver: ThresholdSolver, expected: float | None, average: Average | None) -> Tensor:
         """Return the threshold of a batch, and set the rate that is expected of it over all processes."""
-        solved = None
-        if self.controller.uses_feedforward or self.gate == "topk":
-            solved = torch.tensor(solver.threshold(self._share), dtype=torch.float64)
-        shared = None if self.gate == "topk" else solved
+        by_rank = self.gate == "topk"
+        solved = solver.threshold(self._share) if by_rank or self.controller.uses_feedforward else None
+        own = None if by_rank else solved
+        shared: Tensor | float | None = own
         if average is not None and expected is not None:
             total = float(solver.significance.double().sum())
-            shared, expected = averaged(average, shared, expected, total)
+            shared, expected = averaged(average, own, expected, total)
             if shared is not None:
                 scores = solver.significance
                 floor = solver.floor
                 shared = joint_threshold(scores, self.target, self.gate, floor=floor, guess=shared, average=average)
-        elif average is not None and shared is not None:
-            shared = average(shared.log()).exp()  # the controller works in logarithms
+        elif average is not None and own is not None:
+            shared = average(scalar(own).log()).exp()  # the controller works in logarithms
         self.expected_rate = expected
-        if self.gate == "topk":
+        if by_rank:
             assert solved is not None
-            return solved
+            return scalar(solved)
         return self.controller.threshold(shared, target=self.target, alone=self.share_of == "significance")
 
     def _teach(self, significance: Tensor, selection: Selection, average: Average | None) -> None:

@@ -37,7 +37,10 @@ def drawn(probability: np.ndarray[Any, Any], generator: torch.Generator) -> np.n
 
 def on_host(values: Tensor) -> np.ndarray[Any, Any]:
     """Bring a batch's values to the host: there, many small operations take a tenth of a device's time."""
-    return values.detach().cpu().double().numpy()
+    values = values.detach().cpu()
+    if values.dtype is torch.bfloat16:  # which numpy does not know
+        values = values.float()
+    return values.numpy().astype(np.float64, copy=False)
 
 
 def generator_of(seed: int, rank: int, step: int) -> torch.Generator:

@@ -238,9 +238,9 @@ def draw(
     source = iter(sampler) if started is None else started
     try:
         # 8 bytes an index: a list of Python's numbers takes some 36 for each.
-        indices = array("q", (index.__index__() for index in islice(source, facts.draws)))
+        indices = array("q", islice(source, facts.draws))
         before = [generator.get_state() for generator in generators]
-        indices.extend(index.__index__() for index in islice(source, 1))
+        indices.extend(islice(source, 1))
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(
             [f"mode='prune' needs a sampler of integer dataset indices: {type(sampler).__name__} yields others."]

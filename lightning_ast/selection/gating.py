@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,7 @@ class Gating:
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
         self._losses: StepLosses | None = None
-        self._open = ExitStack()
+        self._open: ExitStack | None = None
         self._has_gated = False
         self._was_ungated = False
 
@@ -86,16 +86,23 @@ class Gating:
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)
-            self._open.enter_context(self._trace)
+            self._watch(self._trace)
             step.traced = True
         watches = self._decision.needs_losses or self.labels_wanted
         if watches and step.part is None and (step.is_gated or self._trace is not None):
             self._losses = StepLosses(self._module)
-            self._open.enter_context(self._losses)
+            self._watch(self._losses)
+
+    def _watch(self, watch: AbstractContextManager[Any]) -> None:
+        if self._open is None:  # most batches are not watched: a stack of nothing takes its time, too
+            self._open = ExitStack()
+        self._open.enter_context(watch)
 
     def leave_forward(self) -> None:
         """Stop watching. Safe to call twice."""
-        self._open.close()
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of a loss."""

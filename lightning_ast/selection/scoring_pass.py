@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
@@ -25,6 +24,7 @@ from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.class_patch import put_on
 from lightning_ast.lightning_internals.distributed import shards_parameters
 from lightning_ast.lightning_internals.fit_loop import wrapped_optimizers
+from lightning_ast.lightning_internals.random_state import HostGenerators
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.step_losses import StepLosses
@@ -55,6 +55,7 @@ class ScoringPass:
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._list_modules()
         self._metrics = StillMetrics(module)
+        self._generators = HostGenerators()
         self._passed = 0
         self._proved: Found | None = None
         # Sharded parameters are made whole by hooks of their modules, which need the graph and the parameters' flags.
@@ -77,8 +78,8 @@ class ScoringPass:
         # Lightning enters it around the training step: scores of another precision would rank samples otherwise.
         context = self._module.trainer.precision_plugin.forward_context()
         with (
-            # Python's and NumPy's states too. The next step must draw (augmentation, mixup) what it would draw without.
-            isolate_rng(include_cuda=False),
+            # Beside torch's states: the next step must draw (augmentation, mixup) what it would draw without.
+            self._generators.kept(),
             self._nothing_changed(frozen=read is not None),
             self._traceless(grad=True),
             self._metrics,

@@ -259,7 +259,7 @@ def test_the_threshold_of_processes_is_that_of_their_samples_in_one_batch(gate: 
     def solve(rank: int) -> torch.Tensor:
         own = solve_threshold(batches[rank], 0.8, gate, share_of="significance")
         average = ranks.average(rank)
-        guess, _ = averaged(average, own, 0.5, float(batches[rank].sum()))
+        guess, _ = averaged(average, float(own), 0.5, float(batches[rank].sum()))
         return joint_threshold(batches[rank], 0.8, gate, floor=FLOOR, guess=guess, average=average)
 
     with ThreadPoolExecutor(2) as pool:

@@ -37,6 +37,8 @@ def are_images(part: Any) -> bool:
 
 def children_of(part: Any) -> list[Any] | None:
     """List what a container holds; return None for an object that is no container."""
+    if type(part) in (list, tuple):  # the usual case, without a look at all the other kinds
+        return list(part)
     if isinstance(part, PackedSequence):
         # Its rows are sorted by time step: those of one sample do not lie along a dimension.
         raise BatchError(f"a PackedSequence has no batch dimension to index: {_REMEDY}")

@@ -168,7 +168,7 @@ def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
         shape = tuple(metadata[output_nr].shape)
     except (RuntimeError, AttributeError):
         return None
-    return shape if all(type(size) is int for size in shape) else None
+    return shape if set(map(type, shape)) <= {int} else None
 
 
 def _compare(real: Tensor, shadow: Tensor) -> Dependence:

@@ -253,8 +253,7 @@ def _follow(plan: _Plan, loss: Tensor, batch_size: int, assignments: Assignments
     entered: _Entered = {}
     for name, planned in plan.steps:
         node = pending.pop() if pending else None
-        following = () if node is None else node.next_functions
-        if node is None or name != form_of(node) or len(planned) != len(following):
+        if node is None or name != form_of(node) or len(planned) != len(following := node.next_functions):
             return None  # at the first difference the plan is of no use
         for position, (verdict, (child, output_nr)) in enumerate(zip(planned, following, strict=True)):
             if verdict == "pass":

@@ -126,7 +126,8 @@ class RowGradient(Tensor):
         kwargs = kwargs or {}
         rule = RULES.get(id(func))
         if rule is not None:
-            place = getattr(args[0], "place", None) if rule.on_rows else None  # None where it holds no rows alone
+            first = args[0]
+            place = first.place if rule.on_rows and type(first) is RowGradient else None  # None where it is dense
             if not rule.on_rows or (place is not None and rule.dim in (None, place.dim)):
                 result = rule.run(func, *args, **kwargs)
                 if result is not NotImplemented:  # which stands for: this call mixes samples
@@ -181,7 +182,7 @@ def go_dense(func: OpOverload, args: OpArgs, kwargs: OpKwargs) -> Any:
 
 def _remember(func: OpOverload, args: OpArgs, kwargs: OpKwargs, result: Any) -> None:
     """Record what the results of a view are views of."""
-    if isinstance(result, RowGradient):
+    if type(result) is RowGradient:
         result.origin = (args[0], func, args[1:], kwargs)
         return
     for position, part in enumerate(result):  # `at` holds the position of this part, not the loop's last

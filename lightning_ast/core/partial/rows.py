@@ -138,22 +138,26 @@ class Rows:
             inside = end * full.element_size() <= full.untyped_storage().nbytes()
             if start + plan.extent > stride or not inside:
                 return self._gather_by_dimension(full, dim, pre, post)
-        chunk = self._chunk(full, plan, offset - start)
+        chunk = self._chunk(full, plan, offset, start)
         if plan.is_direct and chunk.shape == plan.shape:
             return chunk
         return chunk.as_strided(plan.shape, plan.strides, start)
 
-    def _chunk(self, full: Tensor, plan: _Plan, begin: int | torch.SymInt) -> Tensor:
-        """Take the selected chunks of the memory behind ``full``, by one index_select or from the cache."""
+    def _chunk(self, full: Tensor, plan: _Plan, offset: int | torch.SymInt, start: int) -> Tensor:
+        """Take the selected chunks of the memory behind ``full``, by one index_select or from the cache.
+
+        The memory of ``full`` begins at an offset of its storage, ``start`` elements into the first chunk.
+        """
         version = None if full.is_inference() else full._version
-        address = full.data_ptr() - full.element_size() * (full.storage_offset() - begin)
-        key = (address, plan.source, full.dtype, full.device)
+        device = full.device
+        address = full.data_ptr() - (full.element_size() * start if start else 0)
+        key = (address, plan.source, full.dtype, device)
         hit = self._gathered.get(key)
         # The version tells whether the memory was written to since; meta tensors all have the same address.
-        if hit is not None and hit[2] == version and version is not None and full.device.type != "meta":
+        if hit is not None and hit[2] == version and version is not None and device.type != "meta":
             return hit[0]
-        source = full if plan.is_direct else full.as_strided(plan.source, (plan.source[1], 1), begin)
-        chunk = source.index_select(0, self.on(full.device))
+        source = full if plan.is_direct else full.as_strided(plan.source, (plan.source[1], 1), offset - start)
+        chunk = source.index_select(0, self.on(device))
         memory = full.untyped_storage()  # held, or it might be another tensor's next; not `full`, which holds its graph
         self._gathered[key] = (chunk, memory, version)
         if len(self._gathered) > self._kept:

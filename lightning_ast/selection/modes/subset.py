@@ -133,7 +133,7 @@ class SubsetMode(InBatchMode):
         # Among the selected samples, a tensor that is shared looks like their own where it has as many rows: so a part
         # of them is taken out of the whole batch
         take = partial(self._take_again, batch, step.batch_size, indices)
-        step.part = Part(self._taken(batch, step.batch_size, indices), scored.norms[indices], take)
+        step.part = Part(self._taken(batch, step.batch_size, indices), scored.norms.index_select(0, indices), take)
 
     def _take_again(self, batch: Any, size: int, indices: Tensor, _: Any, positions: Tensor) -> Any:
         return self._taken(batch, size, indices[positions.to(indices.device)])

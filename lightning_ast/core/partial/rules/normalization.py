@@ -99,19 +99,23 @@ def _selected(
     alike = saved.is_cuda or saved.dtype == mean.dtype
     unused: Any = (None, None) if alike else (torch.zeros_like(mean), torch.ones_like(mean))
     center, variance = torch.batch_norm_update_stats(saved, unused[0], unused[1], 0.0)  # faster than var_mean
-    spread = (variance + eps).rsqrt()
+    spread = variance.add_(eps).rsqrt_()
     # The derivative of the normalised value is the full batch's invstd: it enters through the weight.
-    scale = invstd / spread if weight is None else weight * (invstd / spread)
+    scale = invstd / spread if weight is None else (invstd / spread).mul_(weight)
     out, by_own, total = aten.native_batch_norm_backward(
-        rows, saved, scale.to(mean.dtype), None, None, center, spread, True, eps, [mask[0], True, True]
+        rows, saved, _of_type(scale, mean), None, None, center, spread, True, eps, [mask[0], True, True]
     )
     # The weight's own gradient is exact: sum(g * (x - mean) * invstd) over the rows that have a gradient.
-    weight_gradient = invstd * (by_own / spread + (center - mean) * total)
+    weight_gradient = by_own.div_(spread).add_((center - mean).mul_(total)).mul_(invstd)
     return (
         gradient.like(out) if mask[0] else None,
-        weight_gradient.to(weight.dtype) if mask[1] and weight is not None else None,
-        total.to(weight.dtype) if mask[2] and weight is not None else None,
+        _of_type(weight_gradient, weight) if mask[1] and weight is not None else None,
+        _of_type(total, weight) if mask[2] and weight is not None else None,
     )
+
+
+def _of_type(values: Tensor, other: Tensor) -> Tensor:
+    return values if values.dtype == other.dtype else values.to(other.dtype)
 
 
 def _instance_norm(gradient: HeldRows, value: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:

@@ -15,12 +15,12 @@ from lightning_ast.core.partial.registry import OpArgs, rule
 __all__ = []
 
 aten = torch.ops.aten
-_DIRECT: dict[OpOverload, Callable[..., Tensor]] = {
-    aten.mul.Tensor: torch.mul,
-    aten.add.Tensor: torch.add,
-    aten.div.Tensor: torch.div,
+_DIRECT: dict[int, Callable[..., Tensor]] = {
+    id(aten.mul.Tensor): torch.mul,
+    id(aten.add.Tensor): torch.add,
+    id(aten.div.Tensor): torch.div,
 }
-"""Python's own bindings, faster to call than the dispatcher's."""
+"""Python's own bindings, faster to call than the dispatcher's; by the identity of an op, as the rules are."""
 # Where each finds its reduction among its arguments. Reduced to one number, the gradient would be a scalar, and no row
 # of a sample.
 _REDUCTION_AT = {
@@ -68,11 +68,11 @@ def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
 )  # fmt: skip
 def _pointwise(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
-    first = next(a for a in args if type(a) is RowGradient)
+    first = args[0] if type(args[0]) is RowGradient else next(a for a in args if type(a) is RowGradient)
     operands = _operands(args, first) if holds_rows(first) else None
     if operands is None:
         return NotImplemented
-    run: Callable[..., Tensor] = _DIRECT.get(func, func)
+    run: Callable[..., Tensor] = _DIRECT.get(id(func), func)
     return first.like(run(*operands, **kwargs))
 
 
