@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 import random
@@ -21,16 +20,13 @@ from lightning_ast.core.state import Check, Faults
 __all__ = [
     "GENERATOR_STATE",
     "RANDOM_STATES",
-    "HostGenerators",
     "OtherGenerator",
+    "kept_host_state",
     "kept_random_state",
     "one_for_each",
     "random_state",
     "restore_random_state",
 ]
-
-_WORD_BYTES = 4 * 625
-"""Size of a Mersenne Twister: 624 words and the position in them."""
 
 
 def random_state() -> dict[str, Any]:
@@ -109,35 +105,16 @@ def kept_random_state() -> Iterator[None]:
         isolation.__exit__(None, None, None)
 
 
-class HostGenerators:
-    """The global generators of Python and NumPy, which :meth:`kept` puts back; torch's are left alone."""
-
-    def __init__(self) -> None:
-        self._words: bytes | None = None
-        self._numpy: Any = None
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put the generators back at the end of a block."""
-        # NumPy takes 0.05 ms to give its state, and as long to take it. Both are left out where nothing was drawn: a
-        # draw changes the words, but for that of a normal number which is held ready.
-        python = random.getstate()
-        words = _numpy_words()
-        if words is None or words != self._words or self._numpy["has_gauss"]:
-            self._numpy = np.random.get_state(legacy=False)
-            self._words = words
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            if words is None or words != _numpy_words() or self._numpy["has_gauss"]:
-                np.random.set_state(self._numpy)
-
-
-def _numpy_words() -> bytes | None:
-    """Return the words of NumPy's global generator, where it is of the usual kind."""
-    bits = np.random.get_bit_generator()  # type: ignore[attr-defined]  # its stubs lack it
-    return ctypes.string_at(bits.ctypes.state_address, _WORD_BYTES) if type(bits) is np.random.MT19937 else None
+@contextmanager
+def kept_host_state() -> Iterator[None]:
+    """Put Python's and NumPy's global generators back at the end; torch's are left alone."""
+    python = random.getstate()
+    arrays = np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def _accepted(restore: Callable[..., object], *states: object) -> bool:

@@ -24,7 +24,7 @@ from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.class_patch import put_on
 from lightning_ast.lightning_internals.distributed import shards_parameters
 from lightning_ast.lightning_internals.fit_loop import wrapped_optimizers
-from lightning_ast.lightning_internals.random_state import HostGenerators
+from lightning_ast.lightning_internals.random_state import kept_host_state
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
 from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.step_losses import StepLosses
@@ -55,7 +55,6 @@ class ScoringPass:
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._list_modules()
         self._metrics = StillMetrics(module)
-        self._generators = HostGenerators()
         self._passed = 0
         self._proved: Found | None = None
         # Sharded parameters are made whole by hooks of their modules, which need the graph and the parameters' flags.
@@ -79,7 +78,7 @@ class ScoringPass:
         context = self._module.trainer.precision_plugin.forward_context()
         with (
             # Beside torch's states: the next step must draw (augmentation, mixup) what it would draw without.
-            self._generators.kept(),
+            kept_host_state(),
             self._nothing_changed(frozen=read is not None),
             self._traceless(grad=True),
             self._metrics,
@@ -181,7 +180,8 @@ class ScoringPass:
         flags = [
             (name + leaf, parameter, parameter.requires_grad, parameter._version)
             for name, module in self._modules
-            for leaf, parameter in module.named_parameters(recurse=False)
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None
         ]
         with ExitStack() as undo:
             undo.callback(_require_gradients, flags)
