@@ -151,7 +151,7 @@ def gpu_plan() -> list[Run]:
         eighth = place.epochs // 8
         cooled = [_pruned("soft", "follow", coverage=each, cooldown=eighth) for each in (0.97, 0.9, 0.99)]
         runs += _runs([place], [DENSE, *cooled, ("dense", {"length": place.epochs // 2})], seeds=5)
-        runs += _runs([place], _short_settings("topk", 0.95, length), seeds=5)
+        runs += _runs([place], _short_settings("topk", 0.95, length)[1:], seeds=5)
         tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
         others = [_pruned("soft", "follow", coverage=0.99), _pruned("soft", "keep", coverage=0.97)]
         others += [_pruned("topk", "follow", rate=0.6), ("seta", {}), *tuned]

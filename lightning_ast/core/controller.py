@@ -265,7 +265,7 @@ class PIController:
 
 def scalar(value: float) -> Tensor:
     """Make the tensor of a threshold."""
-    return torch.tensor(value, dtype=torch.float64)
+    return torch.scalar_tensor(value, dtype=torch.float64)
 
 
 def averaged(average: Average, threshold: float | None, expected: float, total: float) -> tuple[Tensor | None, float]:

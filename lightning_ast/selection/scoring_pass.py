@@ -180,8 +180,7 @@ class ScoringPass:
         flags = [
             (name + leaf, parameter, parameter.requires_grad, parameter._version)
             for name, module in self._modules
-            for leaf, parameter in module._parameters.items()
-            if parameter is not None
+            for leaf, parameter in module.named_parameters(recurse=False)
         ]
         with ExitStack() as undo:
             undo.callback(_require_gradients, flags)
