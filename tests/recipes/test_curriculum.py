@@ -56,7 +56,7 @@ def recipe(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return script
 
 
-@pytest.mark.parametrize("method", ["shortened", "random", "margin"])
+@pytest.mark.parametrize("method", ["shortened", "random", "easiest", "hardest", "entropy", "margin", "diversity"])
 def test_methods_get_the_same_work(recipe: ModuleType, method: str) -> None:
     figures = recipe.train(method)
     assert figures["work"] == pytest.approx(recipe.WORK, abs=0.03)
