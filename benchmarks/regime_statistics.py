@@ -42,6 +42,11 @@ def _shared(record: Record) -> bool:
     return not _on_cpu(record) and record["runs_at_once"] > 1
 
 
+def _alone(record: Record) -> bool:
+    """Tell whether a run had a GPU for itself."""
+    return not _on_cpu(record) and not _shared(record)
+
+
 def _shared_alike(record: Record, other: Record) -> bool:
     """Tell whether two runs shared their GPU with as many others."""
     return _shared(record) and _shared(other) and bool(record["runs_at_once"] == other["runs_at_once"])
@@ -141,20 +146,20 @@ class Setting:
 
         None where there is no such run.
         """
-        on_gpu = [float(run["seconds"]) for run in self.runs.values() if not _on_cpu(run) and not _shared(run)]
+        on_gpu = [float(run["seconds"]) for run in self.runs.values() if _alone(run)]
         on_cpu = [float(run["cpu_seconds"]) for run in self.runs.values() if _on_cpu(run)]
         return statistics.mean(on_gpu or on_cpu) if on_gpu or on_cpu else None
 
     @property
     def joules(self) -> float | None:
         """Return the mean joules of the GPU in runs that had it for themselves; None where none was metered."""
-        found = [float(run["joules"]) for run in self.runs.values() if not _on_cpu(run) and run.get("joules")]
+        found = [float(run["joules"]) for run in self.runs.values() if _alone(run) and run.get("joules")]
         return statistics.mean(found) if found else None
 
     @property
     def timed_on(self) -> str:
         """Tell where :attr:`seconds` were taken."""
-        alone_on_gpu = any(not _on_cpu(run) and not _shared(run) for run in self.runs.values())
+        alone_on_gpu = any(_alone(run) for run in self.runs.values())
         return "alone on the GPU" if alone_on_gpu else "on one CPU thread"
 
     @property
@@ -182,7 +187,6 @@ def by_setting(records: Sequence[Record]) -> dict[str, Setting]:
     """Group the records of one place by their setting, seeds in ascending order."""
     groups: dict[str, dict[Key, Record]] = {}
     for record in sorted(records, key=lambda record: int(record["seed"])):
-        alone = not _on_cpu(record) and not _shared(record)
-        key = (int(record["seed"]), record["hardware"] + ", alone" * alone)
+        key = (int(record["seed"]), record["hardware"] + ", alone" * _alone(record))
         groups.setdefault(record["setting"], {})[key] = record
     return {name: Setting(runs, groups.get("dense", {})) for name, runs in groups.items()}
