@@ -44,6 +44,11 @@ def test_steps() -> None:
     assert f"A step of ResNet-50 on 0.4 of 256 images took {share:.2f} of the dense one in `prune`" in text_of(
         "README.md"
     )
+    assert "`partial` needs a step of more than a tenth of a second to be quicker there" in text_of("README.md")
+    for name in ("resnet50-256", "vit-b-128", "resnet50-768", "vit-b-512"):
+        record = json.loads((RECORDS / f"step-time-gpu-{name}.json").read_text())
+        dense_milliseconds = next(row["milliseconds"] for row in record["rows"] if row["mode"] == "dense")
+        assert (steps(name)["partial"]["share_of_dense"] < 1) == (dense_milliseconds > 100), name
     page = text_of("docs/modes/partial.md")
     slow = [f"{each['partial']['share_of_dense']:.1f}" for each in (resnet, vit)]
     assert f"took {' and '.join(slow)} times the dense ones" in page
