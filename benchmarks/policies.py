@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from regime_data import Chooser, RegimeData
-from regime_ideas import IDEAS, CountedAveragedScores, HigherRate, PartialInsideModule, histories
+from regime_ideas import IDEAS, CountedAveragedScores, HigherRate, PartialInsideModule, changes
 from regime_networks import ClassifierModule, ProgressModule
 from regime_run import Run
 from rules import InfoBatch, OrderDP, RandomShare, SeTa, composer_probabilities, composer_selects
@@ -94,7 +94,7 @@ def _prune(run: Run, data: RegimeData, records: Path) -> Parts:
         parts.callbacks.append(HigherRate(selection, float(run.option("rate"))))
     elif idea == "partial-inside":
         parts.module = PartialInsideModule
-    parts.changes = functools.partial(histories, run, data)
+    parts.changes = functools.partial(changes, run, data)
     return parts
 
 

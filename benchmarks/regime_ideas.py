@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import SampleSelector, SignificanceHistory, select_rows
+from lightning_ast.core import plan_rules as _plan_rules
+from lightning_ast.core import selector as _selector
 from lightning_ast.pruning import epochs as _pruned_epochs
 
 __all__ = [
@@ -32,7 +35,7 @@ __all__ = [
     "PartialInsideModule",
     "RandomBeside",
     "Smoothed",
-    "histories",
+    "changes",
 ]
 
 
@@ -159,16 +162,19 @@ _HISTORIES: dict[str, _Make] = {
     "smoothed": lambda run, data: Smoothed,
 }
 
-IDEAS = [*_HISTORIES, "averaged-model", "higher-rate", "partial-inside", "trimmed"]
+IDEAS = [*_HISTORIES, "averaged-model", "bounded", "higher-rate", "partial-inside", "trimmed"]
+
+_LEAST_PROBABILITY = 0.5
+"""That of the idea ``bounded``, as InfoBatch has it: with unbiased weights, none exceeds 2."""
 
 
 @contextmanager
-def histories(run: Run, data: RegimeData) -> Iterator[None]:
-    """Let the fits in this context remember significance as the idea of a run has it."""
-    before = _pruned_epochs.SignificanceHistory  # type: ignore[attr-defined]
-    make = _HISTORIES.get(run.option("idea", "plain"), _HISTORIES["plain"])
-    _pruned_epochs.SignificanceHistory = make(run, data)  # type: ignore[assignment, attr-defined]
-    try:
+def changes(run: Run, data: RegimeData) -> Iterator[None]:
+    """Let the fits in this context remember significance, and draw samples, as the idea of a run has it."""
+    idea = run.option("idea", "plain")
+    make = _HISTORIES.get(idea, _HISTORIES["plain"])
+    with ExitStack() as changed:
+        changed.enter_context(patch.object(_pruned_epochs, "SignificanceHistory", make(run, data)))
+        for module in (_plan_rules, _selector) if idea == "bounded" else ():
+            changed.enter_context(patch.object(module, "floor_for", lambda target: _LEAST_PROBABILITY))
         yield
-    finally:
-        _pruned_epochs.SignificanceHistory = before  # type: ignore[attr-defined]

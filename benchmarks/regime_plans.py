@@ -15,6 +15,8 @@ DENSE: Setting = ("dense", {})
 OURS = ("soft", "keep")
 """The gate and the way to count steps that the map is made with: the defaults with a coverage."""
 
+_FOLLOWING = "0.97, an eighth, schedules follow"
+
 _KEPT = "prune-rate0.4-gatetopk-stepskeep"
 
 
@@ -83,7 +85,7 @@ def map_settings(place: Regime) -> dict[str, Setting]:
     return {
         "coverage 0.97": _pruned(*OURS, coverage=0.97),
         "0.97, cooldown an eighth": _pruned(*OURS, coverage=0.97, cooldown=eighth),
-        "0.97, an eighth, schedules follow": _pruned("soft", "follow", coverage=0.97, cooldown=eighth),
+        _FOLLOWING: _pruned("soft", "follow", coverage=0.97, cooldown=eighth),
         "0.9, an eighth": _pruned(*OURS, coverage=0.9, cooldown=eighth),
     }
 
@@ -194,6 +196,23 @@ def coverage_plan() -> list[Run]:
     return _runs([CIFAR, FASHION], [DENSE, *covered, *shortened], seeds=5)
 
 
+_FITTED = (
+    replace(CIFAR, images=5_000, epochs=48),
+    replace(CIFAR, images=5_000, network="resnet9", width=16, epochs=64),
+)
+"""Places whose networks fit their data, as larger ones do."""
+
+
+def _bounded(place: Regime) -> list[Setting]:
+    """List coverages in which no sample is kept with a probability below 1/2, and their controls."""
+    changed: dict[str, Option] = {"weighting": "unbiased", "idea": "bounded"}
+    settings: list[Setting] = [DENSE, ("infobatch", {}), map_settings(place)[_FOLLOWING]]
+    for coverage in (0.97, 0.9):
+        policy, options = _pruned("soft", "follow", coverage=coverage, cooldown=place.epochs // 8)
+        settings.append((policy, options | changed))
+    return settings
+
+
 def ideas_plan() -> list[Run]:
     """List what was tried, each idea beside its control: the pruned run of the plan ``steps``, or the same coverage."""
     ideas: list[Setting] = [DENSE, _pruned("topk", "keep", rate=0.4)]
@@ -222,6 +241,8 @@ def ideas_plan() -> list[Run]:
         ("prune", {"coverage": 0.97, "gate": "topk", "steps": "keep", "trim": 0.2}),
     ]
     runs = _runs([FASHION, CIFAR], ideas, seeds=4)
+    for place in _FITTED:
+        runs += _runs([place], _bounded(place), seeds=3)
     runs += _runs([replace(base, noise=noise) for base in (FASHION, CIFAR) for noise in (0.2, 0.4)], remedies, seeds=3)
     return sorted(runs, key=lambda run: run.seed)
 

@@ -51,6 +51,7 @@ _IDEAS = {
     "smoothed": "the mean of the last score and of what was remembered before",
     "progress": "the change since the visit before added",
     "averaged-model": "scores of a weight-averaged model (its forward is counted)",
+    "bounded": "every sample kept with probability 1/2 at least",
     "higher-rate": "KAKURENBO's learning rate 1/(1 - F)",
     "partial-inside": "partial backward over 2/3 of each pruned batch",
 }

@@ -58,7 +58,7 @@ def test_a_history_is_put_in_its_place_and_taken_out_again(benchmark: Any, ideas
 
     runs = benchmark("regime_run")
     run = runs.Run(runs.Regime(), "prune", (("rate", 0.4), ("idea", "smoothed")))
-    with pytest.raises(KeyError), ideas.histories(run, None):
+    with pytest.raises(KeyError), ideas.changes(run, None):
         assert isinstance(epochs.SignificanceHistory(5), ideas.Smoothed)
         raise KeyError
     assert epochs.SignificanceHistory is SignificanceHistory
@@ -69,8 +69,8 @@ def train(benchmark: Any, tmp_path: Path) -> Any:
     runs = benchmark("regime_run")
     regime = runs.Regime(data="digits", images=256, width=2, epochs=4, batch_size=32)
 
-    def go(*options: tuple[str, Any]) -> dict[str, Any]:
-        settings = (("rate", 0.5), ("gate", "topk"), ("steps", "keep"), *options)
+    def go(*options: tuple[str, Any], gate: str = "topk", **target: float) -> dict[str, Any]:
+        settings = (*(target or {"rate": 0.5}).items(), ("gate", gate), ("steps", "keep"), *options)
         run = runs.Run(regime, "prune", settings)
         found: dict[str, Any] = benchmark("regime_train").train(run, root="", records=tmp_path, precision="32-true")
         return found
@@ -94,6 +94,14 @@ def test_a_higher_rate_changes_the_run_alone(train: Any) -> None:
     higher = train(("idea", "higher-rate"))
     assert higher["samples_backwarded"] == plain["samples_backwarded"]
     assert higher["lr"] == plain["lr"]
+
+
+def test_no_sample_is_kept_with_less_than_half_a_chance(train: Any) -> None:
+    plain = train(gate="soft", coverage=0.3)
+    assert min(plain["rate_by_epoch"]) < 0.45
+    bounded = train(("weighting", "unbiased"), ("idea", "bounded"), gate="soft", coverage=0.6)
+    assert 0.49 < min(bounded["rate_by_epoch"]) < 1
+    assert train(gate="soft", coverage=0.3)["rate_by_epoch"] == plain["rate_by_epoch"]
 
 
 def test_an_unknown_idea_is_refused(train: Any) -> None:
