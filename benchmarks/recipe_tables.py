@@ -42,20 +42,21 @@ def recipe_table(records: Sequence[Record]) -> str:
         methods.setdefault(record["method"], []).append(record)
     names = [name for name in first["figures"] if name != "work"]
     shares = {name for name in names if _is_share(name, records)}
-    heads = [_head(name, percent=name in shares) for name in names]
+    has_work = "work" in first["figures"]
+    heads = [_head(name, percent=name in shares) for name in names] + ["work"] * has_work + ["seconds", "seeds"]
+    work_text = "Work: counted FLOPs, scoring included, as a share of the dense run's. " if has_work else ""
     lines = [
-        f"Mean ± standard deviation over the seeds, {first['hardware']}, torch {first['versions']['torch']}. Work: "
-        "counted FLOPs, scoring included, as a share of the dense run's. Seconds: of the processor, with all "
-        "preparation.",
+        f"Mean ± standard deviation over the seeds, {first['hardware']}, torch {first['versions']['torch']}. "
+        f"{work_text}Seconds: of the processor, with all preparation.",
         "",
-        f"| method | {' | '.join(heads)} | work | seconds | seeds |",
-        "|---|" + "---|" * (len(names) + 3),
+        f"| method | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(heads),
     ]
     for method, runs in methods.items():
         cells = [_cell([run["figures"].get(name) for run in runs], percent=name in shares) for name in names]
-        work = [run["figures"].get("work") for run in runs]
-        seconds = statistics.mean(run["cpu_seconds"] for run in runs)
-        cells += [_cell(work, digits=2), f"{seconds:.0f}", str(len(runs))]
+        if has_work:
+            cells.append(_cell([run["figures"].get("work") for run in runs], digits=2))
+        cells += [f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}", str(len(runs))]
         lines.append(f"| {method.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

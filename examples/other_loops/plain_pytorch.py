@@ -1,42 +1,40 @@
 """Adaptive sparse training in a plain PyTorch loop, without Lightning: scikit-learn's digits, half a minute."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, TensorDataset
+from jsonargparse import auto_cli
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from lightning_ast.core import GradientGate, SampleSelector
+from lightning_ast.demo.data import load_images
 
-torch.manual_seed(0)
-digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-labels = torch.tensor(digits.target)
-train = (images[:1400], labels[:1400])
-test = (images[1400:], labels[1400:])
+Method = Literal["dense", "ours"]
+STEPS = 250
 
-model = torch.nn.Sequential(
-    torch.nn.Conv2d(1, 32, 3, padding=1),
-    torch.nn.BatchNorm2d(32),
-    torch.nn.ReLU(),
-    torch.nn.MaxPool2d(2),
-    torch.nn.Flatten(),
-    torch.nn.Linear(32 * 16, 10),
-)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-gate = GradientGate(SampleSelector(target_activation_rate=0.4))
 
-for epoch in range(10):
-    offered = selected = 0
-    for x, y in DataLoader(TensorDataset(*train), batch_size=64, shuffle=True):
-        with gate.trace((x, y)):  # follows one sample through the first forward: which rows are whose
-            loss = F.cross_entropy(model(x), y)
+def train(method: Method = "ours", *, seed: int = 0, max_steps: int = -1) -> dict[str, float]:
+    """Train once; return the test accuracy, and the share of the samples that the backward ran over."""
+    digits = load_images("digits")
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    data = TensorDataset(digits.train_images / 255, digits.train_labels)
+    drawn = RandomSampler(data, num_samples=64 * (STEPS if max_steps < 0 else max_steps))
+    gate = GradientGate(SampleSelector(target_coverage=0.9 if method == "ours" else 1.0))
+    selected = 0
+    for images, labels in DataLoader(data, batch_size=64, sampler=drawn):
+        with gate.trace((images, labels)):  # follows one sample through the first forward: which rows are whose
+            loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        gate.open(loss, batch_size=len(x))
-        loss.backward()  # computes over the selected rows only
+        gate.open(loss, batch_size=len(images))  # the one call
+        loss.backward()  # computes over the selected rows alone
         optimizer.step()
-        offered = offered + len(x)
-        selected = selected + len(gate.selection.indices)
-    model.eval()
-    accuracy = (model(test[0]).argmax(1) == test[1]).float().mean()
-    model.train()
-    print(f"epoch {epoch}: accuracy {accuracy:.2%}, trained on {selected / offered:.1%} of {offered} samples")
+        selected += len(gate.selection.indices)
+    accuracy = (model(digits.test_images / 255).argmax(1) == digits.test_labels).float().mean()
+    return {"test_accuracy": float(accuracy), "trained_on": selected / len(drawn)}
+
+
+if __name__ == "__main__":
+    print(auto_cli(train))
