@@ -56,7 +56,8 @@ def recipe_table(records: Sequence[Record]) -> str:
         cells = [_cell([run["figures"].get(name) for run in runs], percent=name in shares) for name in names]
         if has_work:
             cells.append(_cell([run["figures"].get("work") for run in runs], digits=2))
-        cells += [f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}", str(len(runs))]
+        seconds = statistics.mean(run["cpu_seconds"] for run in runs)
+        cells += [f"{seconds:.0f}" if seconds >= 5 else f"{seconds:.1f}", str(len(runs))]
         lines.append(f"| {method.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

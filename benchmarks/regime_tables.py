@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from regime_plans import headline_runs, map_settings, plan
+from regime_plans import headline_runs, plan
 from regime_run import Regime, Run
 from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
 
@@ -16,7 +16,6 @@ __all__ = [
     "curriculum_table",
     "headline_table",
     "ideas_table",
-    "map_table",
     "methods_table",
     "records_by_place",
     "seconds_cell",
@@ -26,7 +25,7 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).parent / "records" / "regimes"
-_NOTHING_YET = "Not recorded yet."
+NOTHING_YET = "Not recorded yet."
 _DATA = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
 _NETWORKS = {
     "resnet": "small ResNet of width",
@@ -190,7 +189,7 @@ def records_by_place(runs: Iterable[Run], folder: Path) -> dict[Regime, list[Rec
 def _tables(runs: Iterable[Run], folder: Path) -> str:
     """Make the table of each place of some runs, from those of them that are recorded."""
     places = records_by_place(runs, folder)
-    return "\n\n".join(methods_table(place, here) for place, here in places.items() if here) or _NOTHING_YET
+    return "\n\n".join(methods_table(place, here) for place, here in places.items() if here) or NOTHING_YET
 
 
 def headline_table(folder: Path = FOLDER) -> str:
@@ -263,65 +262,4 @@ def short_coverage_table(folder: Path = FOLDER) -> str:
             cells.append("-" if setting.shared_time is None else f"{setting.shared_time:.2f}")
             cells.append(f"{rates[0]:.2f} to {rates[-1]:.2f}" if rates else "1")
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 4 else _NOTHING_YET
-
-
-def map_table(folder: Path = FOLDER) -> str:
-    """Make the table of the places of the map: what ours lost with each setting, and what could be skipped."""
-    runs = plan("map")
-    wanted = {(run.regime, run.setting) for run in runs}
-    records = [one for one in load_regimes(folder) if (Regime(**one["regime"]), one["setting"]) in wanted]
-    rows = [
-        map_row(place, by_setting(here))
-        for place in dict.fromkeys(run.regime for run in runs)
-        if (here := [record for record in records if Regime(**record["regime"]) == place])
-    ]
-    if not rows:
-        return _NOTHING_YET
-    heads = list(map_settings(runs[0].regime))
-    lines = [
-        f"{machine(records)}. Dense: test accuracy (accuracy on training images). Others: difference to dense runs of "
-        f"the same seeds ± standard error, at what share of their work; a dash: fewer than {LEAST_SEEDS} seeds. "
-        f"Rates: of the pruned epochs at {heads[0]}, the first and the last. "
-        "Saved: the largest share of the work that one of ours saved with a mean difference of -0.1 or better, "
-        "which with this scatter is no proof that nothing is lost.",
-        "",
-        f"| place | dense % | dense, 2/3 of the epochs | {' | '.join(heads)} | rates | saved |",
-        "|---|---|---|" + "---|" * len(heads) + "---|---|",
-    ]
-    return "\n".join([*lines, *rows])
-
-
-def map_row(place: Regime, settings: dict[str, Setting]) -> str:
-    """Write the row of one place."""
-    dense = settings.get("dense")
-    cells = [place_name(place), "-" if dense is None else _dense_cell(dense)]
-    shortened = [one for one in settings.values() if one.first["policy"] == "dense" and one.first["options"]]
-    cells.append(_compared_cell(shortened[0]) if shortened else "-")
-    names = [Run(place, policy, tuple(options.items())).setting for policy, options in map_settings(place).values()]
-    ours = [settings.get(name) for name in names]
-    cells += ["-" if one is None else _compared_cell(one) for one in ours]
-    first = ours[0]
-    rates = [] if first is None else first.pruned_rates()
-    cells.append(f"{rates[0]:.2f}-{rates[-1]:.2f}" if rates else "whole" if first is not None else "-")
-    cells.append(skipped_cell([one for one in ours if one is not None]))
-    return "| " + " | ".join(cells) + " |"
-
-
-def _dense_cell(dense: Setting) -> str:
-    return f"{statistics.mean(dense.accuracies):.1f} ({100 * dense.mean('train_accuracy'):.1f})"
-
-
-def _compared_cell(setting: Setting) -> str:
-    found = setting.difference
-    share = setting.work_share
-    return "-" if found is None or share is None else f"{difference_cell(found)} at {share:.2f}"
-
-
-def skipped_cell(covered: Sequence[Setting]) -> str:
-    """Write the largest share of the work that was saved at no loss; a dash where seeds are missing."""
-    judged = [one for one in covered if one.difference is not None and one.work_share is not None]
-    if not judged:
-        return "-"
-    saved = [1 - (one.work_share or 1) for one in judged if one.difference is not None and one.difference.is_no_loss]
-    return f"{max(saved):.0%}" if saved and max(saved) > 0.005 else "nothing"
+    return "\n".join(lines) if len(lines) > 4 else NOTHING_YET

@@ -15,13 +15,13 @@ from typing import Any
 from recipe_tables import recipe_tables
 from regime_aims import aims_table, equal_work_table
 from regime_headline import draw, drawn_points, points, short_table
+from regime_map import map_table
 from regime_noise import noise_table
 from regime_tables import (
     coverage_table,
     curriculum_table,
     headline_table,
     ideas_table,
-    map_table,
     short_coverage_table,
     steps_table,
 )

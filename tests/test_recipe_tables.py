@@ -35,6 +35,13 @@ def test_the_table_shows_means_and_deviations_of_each_method(benchmark: Any) -> 
     ]
 
 
+def test_a_table_without_work_has_no_column_for_it(benchmark: Any) -> None:
+    table = benchmark("recipe_tables").recipe_table([record("dense", 0, accuracy=0.9)])
+    assert "Work" not in table
+    assert table.splitlines()[2] == "| method | accuracy % | seconds | seeds |"
+    assert table.splitlines()[4] == "| dense | 90.0 | 10 | 1 |"
+
+
 def test_a_run_is_recorded_once(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = benchmark("recipes")
     examples = tmp_path / "examples" / "small"

@@ -72,7 +72,7 @@ def test_the_map_tells_what_can_be_skipped_at_no_loss(benchmark: Any, tmp_path: 
     for setting, (loss, work) in losses.items():
         for run in pick(benchmark, "map", setting):
             write(tmp_path, run, 0.9 - loss, work, [1.0, 0.7, 0.5, 1.0])
-    _, _, row = rows(benchmark("regime_tables").map_table(tmp_path))
+    _, _, row = rows(benchmark("regime_map").map_table(tmp_path))
     assert row[1:] == [
         "90.0 (95.0)",
         "-0.50 ± 0.00 at 0.67",
@@ -85,9 +85,30 @@ def test_the_map_tells_what_can_be_skipped_at_no_loss(benchmark: Any, tmp_path: 
     ]
 
 
+def test_the_last_row_of_the_map_is_over_the_places_with_all_settings(benchmark: Any, tmp_path: Path) -> None:
+    losses = {8: [0.001, 0.002, 0.003, 0.004], 24: [0.003, 0.0, 0.001, 0.0], 64: [0.1]}
+    runs = [
+        run for run in benchmark("regime_plans").plan("map") if run.regime.name.startswith("fashion_mnist-n20000-r")
+    ]
+    for run in runs:
+        found = losses.get(run.regime.epochs, [])
+        settings = [
+            benchmark("regime_run").Run(run.regime, policy, tuple(options.items())).setting
+            for policy, options in benchmark("regime_plans").map_settings(run.regime).values()
+        ]
+        place = dict(zip(settings, found, strict=False)) | {"dense": 0.0}
+        plain = run.regime.network == "resnet" and run.regime.redundancy == 1 and run.regime.noise == 0
+        if plain and run.setting in place:
+            write(tmp_path, run, 0.9 - place[run.setting], float(run.regime.epochs))
+    *_, last = rows(benchmark("regime_map").map_table(tmp_path))
+    assert last[0] == "**2 places**"
+    assert last[3:7] == ["-0.20, worst -0.30", "-0.10, worst -0.20", "-0.20, worst -0.30", "-0.20, worst -0.40"]
+
+
 def test_tables_say_where_there_is_no_record(benchmark: Any, tmp_path: Path) -> None:
     tables = benchmark("regime_tables")
-    for table in (tables.headline_table, tables.map_table, tables.steps_table, tables.ideas_table):
+    of_map = benchmark("regime_map").map_table
+    for table in (tables.headline_table, of_map, tables.steps_table, tables.ideas_table):
         assert table(tmp_path) == "Not recorded yet."
 
 

@@ -75,7 +75,8 @@ def base_model(path, raw):
     """Load a model and its tokenizer, or train a tiny GPT-2 over bytes on the plain text."""
     if path:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        return transformers.AutoModelForCausalLM.from_pretrained(path), tokenizer.encode
+        model = transformers.AutoModelForCausalLM.from_pretrained(path)
+        return model.train(), tokenizer.encode  # loaded models are in evaluation mode, without dropout
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     size = {"vocab_size": 256, "n_positions": CONTEXT, "n_embd": 64, "n_layer": 2, "n_head": 4}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, **still, bos_token_id=0, eos_token_id=0))

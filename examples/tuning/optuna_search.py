@@ -5,13 +5,16 @@ much as the whole work of a dense run.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import lightning as L
 import optuna
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_ast import SparseSelectionCallback
+
+Method = Literal["dense", "search"]
 CONFIG = Path(__file__).parent / "digits.yaml"
 SELECTION = "--trainer.callbacks+=lightning_ast.SparseSelectionCallback"
 STAGES = "--trainer.callbacks+=lightning_ast.TwoStageScheduler"
@@ -45,47 +48,61 @@ def arguments(trial: optuna.Trial) -> list[str]:
     ]
 
 
-def search(trials: int, *, price: float = 0.02, config: Path = CONFIG, options: tuple[str, ...] = ()) -> optuna.Study:
+def run(arguments: list[str], *callbacks: L.Callback) -> tuple[float, float]:
+    """Train as `lightning-ast fit` does; return the accuracy, and the work as a share of a dense run's."""
+    cli = LightningCLI(args=arguments, run=False, save_config_callback=None)
+    cli.trainer.callbacks += callbacks
+    cli.trainer.fit(cli.model, cli.datamodule)
+    selection = next(each for each in cli.trainer.callbacks if isinstance(each, SparseSelectionCallback))
+    return float(cli.trainer.callback_metrics["val_acc"]), 1 - selection.ledger.savings()["flops"]
+
+
+def search(trials: int, *, price: float = 0.02, seed: int = 0, options: tuple[str, ...] = ()) -> optuna.Study:
     """Run a study and return it.
 
     Args:
         trials: The number of trials.
         price: The accuracy, in [0, 1], that the whole work of a dense run is worth.
-        config: The configuration of the run without its selection.
+        seed: The seed of the trials and of what is proposed for them.
         options: Further options of every trial.
     """
 
     def objective(trial: optuna.Trial) -> float:
-        given: dict[str, Any] = {"run": False, "save_config_callback": None}
-        cli = LightningCLI(args=[f"--config={config}", *options, *arguments(trial)], **given)
-        selection = next(each for each in cli.trainer.callbacks if type(each).__name__ == "SparseSelectionCallback")
-        cli.trainer.callbacks.append(StopPoorTrials(trial))
-        cli.trainer.fit(cli.model, cli.datamodule)
-        accuracy = float(cli.trainer.callback_metrics["val_acc"])
-        work = 1 - selection.ledger.savings()["flops"]
+        given = [f"--config={CONFIG}", f"--seed_everything={seed}", *options, *arguments(trial)]
+        accuracy, work = run(given, StopPoorTrials(trial))
         trial.set_user_attr("accuracy", accuracy)
         trial.set_user_attr("work", work)
         return accuracy - price * work
 
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=3)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0), pruner=pruner)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner)
     study.optimize(objective, n_trials=trials)
     return study
 
 
-def main(trials: int = 12, price: float = 0.02) -> None:
-    """Search, and print what was found.
+def train(
+    method: Method = "search", *, seed: int = 0, max_steps: int = -1, trials: int = 12, price: float = 0.02
+) -> dict[str, float]:
+    """Search, and return what the best trial reached and cost; or train the run without a selection once.
 
     Args:
+        method: "search", or "dense" for one run on all samples.
+        seed: The seed of all runs.
+        max_steps: The optimizer steps of a run; -1 is all of its epochs.
         trials: The number of trials.
         price: The accuracy, in [0, 1], that the whole work of a dense run is worth.
     """
-    study = search(trials, price=price)
-    stopped = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
-    print(f"{len(study.trials)} trials, {stopped} of them stopped early")
+    options = (f"--trainer.max_steps={max_steps}", "--trainer.logger=false")
+    if method == "dense":
+        everything = [SELECTION, "--trainer.callbacks.target_activation_rate=1.0"]
+        accuracy, work = run([f"--config={CONFIG}", f"--seed_everything={seed}", *options, *everything])
+        return {"accuracy": accuracy, "work": work}
+    study = search(trials, price=price, seed=seed, options=options)
     print(f"best: {study.best_params}")
-    print(f"accuracy {study.best_trial.user_attrs['accuracy']:.2%}, work {study.best_trial.user_attrs['work']:.2f}")
+    stopped = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
+    best = study.best_trial.user_attrs
+    return {"accuracy": best["accuracy"], "work": best["work"], "trials_stopped": stopped / len(study.trials)}
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    print(auto_cli(train))

@@ -58,6 +58,16 @@ def work_share(trainer: pl.Trainer, *, length: float = 1.0) -> float:
     return float("nan") if saved is None else round((1 - saved) * length, 6)
 
 
+class _StopAfter(pl.Callback):
+    """Ends a run after some optimizer steps, whose schedule is that of the whole run: `max_steps` would change it."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self._steps
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Runs that differ in the method alone: the same epochs, schedule of the learning rate and data.
@@ -78,16 +88,17 @@ class Comparison:
         Args:
             method: The method; "shortened" is dense training for fewer steps.
             batches: The batches of an epoch.
-            max_steps: The optimizer steps after which a run of another method than "shortened" ends; -1 is never.
+            max_steps: The optimizer steps after which the run is cut off, to see whether it works; -1 is never.
             options: Further options of the trainer.
         """
         callbacks: list[pl.Callback] = [counting()]
         if method in self.selections:
             stages = TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)
             callbacks = [SparseSelectionCallback(**self.selections[method]), stages]
-        if method == "shortened":
-            max_steps = round(self.shortened * self.epochs * batches)
-        return pl.Trainer(max_epochs=self.epochs, max_steps=max_steps, callbacks=callbacks, **QUIET, **options)
+        length = round(self.shortened * self.epochs * batches) if method == "shortened" else -1
+        if max_steps >= 0:
+            callbacks.append(_StopAfter(max_steps))
+        return pl.Trainer(max_epochs=self.epochs, max_steps=length, callbacks=callbacks, **QUIET, **options)
 
     def work(self, method: str, trainer: pl.Trainer) -> float:
         """Return the FLOPs of a finished run as a share of the dense run's, see ``work_share``."""

@@ -80,11 +80,25 @@ def detection(digits: Images, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("method", ["dense", "ours"])
+@pytest.mark.parametrize("method", ["dense", "random", "ours"])
 def test_detection_runs(detection: ModuleType, method: str) -> None:
     figures = detection.train(method)
     assert figures["work"] == 1 if method == "dense" else 0 < figures["work"] <= 1
     assert 0 <= figures["f1_at_half_overlap"] <= 1
+
+
+def test_a_run_can_be_cut_off_to_see_whether_it_works(detection: ModuleType) -> None:
+    steps = []
+    trainer_of = detection.RUNS.trainer
+
+    class Recording(type(detection.RUNS)):  # type: ignore[misc]
+        def trainer(self, *arguments: object, **options: object) -> object:
+            steps.append(trainer_of(*arguments, **options))
+            return steps[-1]
+
+    detection.RUNS = Recording(**vars(detection.RUNS))
+    detection.train("ours", max_steps=8)
+    assert [trainer.global_step for trainer in steps] == [8]
 
 
 def test_found_boxes_need_the_class_and_half_of_the_overlap(detection: ModuleType) -> None:

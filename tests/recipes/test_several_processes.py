@@ -72,10 +72,10 @@ def trained_with(logger: object) -> SparseSelectionCallback:
 def test_mlflow_keeps_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    logger = L.pytorch.loggers.MLFlowLogger(tracking_uri=f"file:{tmp_path}/mlruns")
+    [uri] = re.findall(r"tracking_uri: (\S+)", (ROOT / "docs" / "recipes" / "several-processes.md").read_text())
+    logger = L.pytorch.loggers.MLFlowLogger(tracking_uri=uri)
     selection = trained_with(logger)
-    client = mlflow.tracking.MlflowClient(tracking_uri=f"file:{tmp_path}/mlruns")
+    client = mlflow.tracking.MlflowClient(tracking_uri=uri)
     rates = [each.value for each in client.get_metric_history(logger.run_id, "ast/activation_rate")]
     assert rates[0] == 1
     assert rates[-1] == pytest.approx(selection.activation_rate)

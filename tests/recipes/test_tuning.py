@@ -41,6 +41,20 @@ def test_poor_trials_are_stopped(benchmark: Any, tmp_path: Path, monkeypatch: py
     assert len(study.trials[0].intermediate_values) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_best_trial_is_told_beside_a_dense_run(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    recipe = benchmark("recipes").load_recipe("tuning/optuna_search")
+    assert recipe.train("dense", max_steps=44)["work"] == 1
+    found = recipe.train("search", max_steps=120, trials=1)
+    assert found["trials_stopped"] == 0
+    assert 0 < found["work"] <= 1
+
+
 def test_a_sweep_ends_in_one_report(tmp_path: Path) -> None:
     for rate in ("0.4", "1.0"):
         run(

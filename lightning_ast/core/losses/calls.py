@@ -150,7 +150,8 @@ if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
 
 REMEDY = (
     "Use significance='gradient' (the default), which needs no torch loss function. Or define "
-    "`per_sample_loss(self, batch, batch_idx)` on your module and return the unreduced losses, shape (B,)."
+    "`per_sample_loss(self, batch, batch_idx)` on your module, return the unreduced losses, shape (B,), and call it in "
+    "training_step."
 )
 _PARAMETERS = {func: inspect.signature(func).parameters for func in RULES}
 _DEFAULTS = {
