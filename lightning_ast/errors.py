@@ -21,8 +21,6 @@ __all__ = [
     "WeightsNotFoundError",
 ]
 
-_SHOWN = 20  # faults of a checkpoint that are named one by one
-
 
 class ConfigurationError(ValueError):
     """Everything that is wrong with a set-up, each with what to do.
@@ -41,31 +39,24 @@ class ConfigurationError(ValueError):
 
 
 class CheckpointError(ValueError):
-    """The state in a checkpoint cannot be used; nothing of it was applied.
+    """The state of a callback in a checkpoint cannot be used.
 
     Attributes:
         owner: The callback whose state it is.
-        faults: One sentence for each field that is wrong.
+        reason: What is wrong with the state.
     """
 
-    def __init__(self, owner: str, faults: list[str]) -> None:
+    def __init__(self, owner: str, reason: str) -> None:
         self.owner = owner
-        self.faults = faults
-        more = len(faults) - _SHOWN
+        self.reason = reason
         super().__init__(
-            "\n".join(
-                [
-                    f"lightning-ast cannot use the state of {owner} in this checkpoint, and has applied none of it:",
-                    *(f"- {fault}" for fault in faults[:_SHOWN]),
-                    *([f"- and {more} more faults."] if more > 0 else []),
-                    f"Resume from another checkpoint. To begin anew with this part alone, remove {owner!r} from the "
-                    "checkpoint's 'callbacks'.",
-                ]
-            )
+            f"lightning-ast cannot use the state of {owner} in this checkpoint: {reason}.\n"
+            f"Resume from another checkpoint. To begin anew with this part alone, remove {owner!r} from the "
+            "checkpoint's 'callbacks'."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.owner, self.faults)
+        return type(self), (self.owner, self.reason)
 
 
 class QuarantineError(RuntimeError):

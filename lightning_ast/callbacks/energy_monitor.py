@@ -11,11 +11,10 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import running_session
-from lightning_ast.core.state import known_fields
+from lightning_ast.core.state import known_fields, reading, stamped
 from lightning_ast.energy.energy_ledger import EnergyBook
 from lightning_ast.energy.epoch_costs import EpochCosts, OpenEpoch
 from lightning_ast.energy.meters import EnergyMeter
-from lightning_ast.energy.saved_state import ENERGY_STATE
 from lightning_ast.energy.step_sections import clock_of
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
@@ -197,19 +196,19 @@ class EnergyMonitor(Callback):
         if not self._measured:
             return {}
         running = self._carried if self._epoch is None else self._epoch.state_dict()
-        return ENERGY_STATE.stamped({"epochs": [asdict(costs) for costs in self.epochs], "running": running})
+        return stamped({"epochs": [asdict(costs) for costs in self.epochs], "running": running})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add to what an interrupted run had cost.
 
         Raises:
-            CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
+            CheckpointError: The state is damaged, or a later release's.
         """
         if state_dict == {}:  # it was saved before the first epoch
             return
-        ENERGY_STATE.require(state_dict, owner=self.state_key)
-        self.epochs = [known_fields(EpochCosts, costs) for costs in state_dict["epochs"]]
-        self._carried = state_dict["running"]
+        with reading(state_dict, owner=self.state_key):
+            self.epochs = [known_fields(EpochCosts, costs) for costs in state_dict["epochs"]]
+            self._carried = state_dict["running"]
 
 
 def _is_meter(value: object) -> bool:

@@ -18,6 +18,7 @@ from lightning_ast.callbacks.energy_monitor import EnergyMonitor
 from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
+from lightning_ast.core.state import reading, stamped
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
@@ -26,7 +27,6 @@ from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
 from lightning_ast.monitoring.progress import RunProgress, epoch_details, names_accuracy, selection_summary
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
-from lightning_ast.monitoring.saved_state import MONITOR_STATE
 from lightning_ast.monitoring.tensorboard import Writers
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
 from lightning_ast.selection.faults import not_logged
@@ -289,20 +289,20 @@ class SparseTrainingMonitor(Callback):
         """Return the run so far, primitives and tensors alone; empty before it begins."""
         if not self._progress.begun:
             return {}
-        return MONITOR_STATE.stamped({"progress": self._progress.state_dict(), "history": self._history.state_dict()})
+        return stamped({"progress": self._progress.state_dict(), "history": self._history.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue in the epoch the checkpoint was written in.
 
         Raises:
-            CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
+            CheckpointError: The state is damaged, or a later release's.
         """
         if isinstance(state_dict, dict) and not {"progress", "history", "version"} & state_dict.keys():
             return  # an older release's: it only sums up an epoch
-        MONITOR_STATE.require(state_dict, owner=self.state_key)
+        with reading(state_dict, owner=self.state_key):
+            self._progress = RunProgress.from_state_dict(state_dict["progress"])
+            self._history = SampleHistory.from_state_dict(state_dict["history"])
         self._resumed = True
-        self._progress = RunProgress.from_state_dict(state_dict["progress"])
-        self._history = SampleHistory.from_state_dict(state_dict["history"])
 
 
 def _dataset_size(trainer: pl.Trainer) -> int | None:

@@ -298,7 +298,7 @@ class SparseSelectionCallback(SelectionReadings):
         """Continue where the checkpoint was written.
 
         Raises:
-            CheckpointError: The state is damaged, or a later release's; nothing of it was applied.
+            CheckpointError: The state is damaged, or a later release's.
         """
         foreign = self._loads_foreign
         self._loads_foreign = False

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from lightning_ast.core.state import reading
 from lightning_ast.errors import UsageError
 from lightning_ast.pruning.score_files import write_parts
-from lightning_ast.selection.saved_state import SELECTION_STATE
 from lightning_ast.words import counted
 
 __all__ = ["export_command"]
@@ -29,13 +29,14 @@ def export_command(checkpoint: Path, out: Path, *, trust: bool) -> int:
         The number of samples.
     """
     owner, state = _state_in(_loaded(checkpoint, trust=trust), checkpoint)
-    SELECTION_STATE.require(state, owner=owner)
-    epochs = state.get("epochs")
-    if epochs is None or epochs["history"] is None:
-        mode = state["rule"]["mode"]
-        raise UsageError(f"{checkpoint} is of a run in mode={mode!r}: only mode='prune' remembers samples")
+    with reading(state, owner=owner):
+        epochs = state.get("epochs")
+        if epochs is None or epochs["history"] is None:
+            mode = state["rule"]["mode"]
+            raise UsageError(f"{checkpoint} is of a run in mode={mode!r}: only mode='prune' remembers samples")
+        samples = sum(len(part["history"]["scores"]) for part in state.get("parts", [epochs]))
     write_parts(out, state)
-    return sum(len(part["history"]["scores"]) for part in state.get("parts", [epochs]))
+    return samples
 
 
 def _loaded(path: Path, *, trust: bool) -> Any:

@@ -1,11 +1,10 @@
-"""The states of random generators: read, restored, and checked where they come from a checkpoint."""
+"""The states of random generators: read, and restored."""
 
 from __future__ import annotations
 
-import functools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,19 +13,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_ast.core import state as check
-from lightning_ast.core.state import Check, Faults
-
-__all__ = [
-    "GENERATOR_STATE",
-    "RANDOM_STATES",
-    "OtherGenerator",
-    "kept_host_state",
-    "kept_random_state",
-    "one_for_each",
-    "random_state",
-    "restore_random_state",
-]
+__all__ = ["OtherGenerator", "kept_host_state", "kept_random_state", "random_state", "restore_random_state"]
 
 
 def random_state() -> dict[str, Any]:
@@ -115,68 +102,3 @@ def kept_host_state() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-
-
-def _accepted(restore: Callable[..., object], *states: object) -> bool:
-    """Tell whether a generator can be set to the state; the generator must be one that nobody else uses."""
-    try:
-        restore(*states)
-    except (RuntimeError, TypeError, ValueError, OverflowError, KeyError):
-        return False
-    return True
-
-
-def _bytes(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1 and value.device.type == "cpu"
-
-
-def _is_cuda_state(value: Any) -> bool:
-    return _bytes(value) and (not torch.cuda.is_available() or _accepted(torch.Generator("cuda").set_state, value))
-
-
-def _is_generator_state(value: Any) -> bool:
-    if not _bytes(value) or _accepted(torch.Generator().set_state, value):
-        return _bytes(value)
-    kinds = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-    others = [random.Random(), np.random.RandomState(), *(np.random.Generator(getattr(np.random, k)()) for k in kinds)]
-    return any(_accepted(OtherGenerator(generator).set_state, value) for generator in others)
-
-
-GENERATOR_STATE = Check("the state of a random generator", _is_generator_state)
-_cuda_state = Check("the state of a CUDA generator", _is_cuda_state)
-_words = functools.partial(
-    check.tensor, torch.int64, values="values in [0, 2**32)", allowed=lambda v: (v >= 0) & (v < 2**32)
-)
-_NUMPY = check.positional(
-    check.choice("MT19937"), _words(shape=(624,)), check.whole(0, 624), check.whole(0, 1), check.number()
-)
-_PYTHON = check.positional(
-    check.choice(random.Random().getstate()[0]), _words(shape=(625,)), check.maybe(check.number())
-)
-
-
-def _takes_numpy(state: dict[str, Any]) -> Faults:
-    """Try numpy's and Python's states on generators of our own."""
-    # Parts of the right types and sizes may still be refused, as an index behind the end of the state.
-    name, keys, *rest = state["numpy"]
-    if not _accepted(np.random.RandomState(0).set_state, (name, keys.numpy().astype(np.uint32), *rest)):
-        yield "numpy", "the state of numpy's generator", state["numpy"]
-    version, internal, gauss = state["python"]
-    if not _accepted(random.Random(0).setstate, (version, tuple(internal.tolist()), gauss)):
-        yield "python", "the state of Python's generator", state["python"]
-
-
-RANDOM_STATES = check.listing(
-    check.record(
-        {"torch": GENERATOR_STATE, "cuda": check.maybe(_cuda_state), "numpy": _NUMPY, "python": _PYTHON},
-        None,
-        _takes_numpy,
-    ),
-    least=1,
-)
-
-
-def one_for_each(states: list[Any], processes: int) -> Faults:
-    """Check that each process has a state; one that failed wrote its own alone."""
-    if len(states) not in (1, processes):
-        yield "random", f"1 state or {processes}, one for each process", states

@@ -194,3 +194,42 @@ def test_one_batch_of_another_scale_does_not_throw_it_off() -> None:
         selector.select(stream("exponential", 128, generator) * (1e6 if step == 30 else 1.0))
         observed.append(selector.activation_rate)
     assert sum(observed[31:51]) / 20 == pytest.approx(0.2, abs=0.05)
+
+
+def trained(controller: PIController) -> PIController:
+    for _ in range(60):
+        if controller.uses_feedforward:
+            controller.threshold(torch.tensor(0.5), target=0.3)
+        controller.update(0.9, target=0.3)
+    return controller
+
+
+def test_a_controller_of_another_kind_begins_anew() -> None:
+    """A logarithm is no threshold: only the running rate means the same."""
+    for one, other in [
+        (PIController(), PIController(preset="original")),
+        (PIController(preset="original"), PIController()),
+    ]:
+        state = trained(one).state_dict()
+        other.load_state_dict(state)
+        fresh = type(other)(preset="default" if other.uses_feedforward else "original").state_dict()
+        assert {**other.state_dict(), "activation_rate_ema": None, "held_ema": None} == fresh
+        assert other.activation_rate_ema == state["activation_rate_ema"]
+
+
+def test_a_smaller_limit_of_the_integral_holds_at_once() -> None:
+    other = PIController(integral_limit=5.0)
+    other.load_state_dict(trained(PIController()).state_dict())
+    assert other.state_dict()["integral"] == 5.0
+
+
+def test_a_controllers_first_state_can_be_loaded() -> None:
+    """That of the first release: neither its kind nor its limit was written."""
+    state = trained(PIController()).state_dict()
+    for name in ("feedforward", "integral_limit"):
+        del state[name]
+    other = PIController()
+    other.load_state_dict(state)
+    assert torch.equal(
+        other.threshold(torch.tensor(0.5), target=0.3), trained(PIController()).threshold(torch.tensor(0.5), target=0.3)
+    )
