@@ -1,4 +1,4 @@
-"""The dashboard of one run, which has the six panels of the original project, and the figure of its samples."""
+"""The dashboard of one run, which has the six panels of the original project."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.report.derive import accuracy, epoch_costs, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
+from lightning_ast.report.derive import accuracy, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
+from lightning_ast.report.details import draw_percentiles
 from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
 from lightning_ast.schedule import Stage
 from lightning_ast.words import percent
 
-__all__ = ["dashboard", "has_samples", "samples", "smooth"]
+__all__ = ["dashboard", "smooth"]
 
 _MARKERS: dict[Stage, tuple[str, str]] = {
     "warmup": ("o", COLOURS["orange"]),
@@ -26,11 +27,6 @@ _SAVINGS = {
     "flops": (COLOURS["blue"], "--", 1.6),
     "seconds": (COLOURS["green"], "-.", 1.6),
     "joules": (COLOURS["purple"], ":", 2.2),
-}
-_PERCENTILES = {
-    "ast/significance_p90": ("90th percentile", ":", "vermilion", "^"),
-    "ast/significance_p50": ("median", "-", "blue", "o"),
-    "ast/significance_p10": ("10th percentile", "--", "green", "v"),
 }
 _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trainer"
 
@@ -196,7 +192,7 @@ def _significance(axes: Panel, run: Run) -> None:
         _histograms(axes, everything, selected)
         return
     axes.set_title("Significance of the samples")
-    if not _percentiles(axes, run):
+    if not draw_percentiles(axes, run):
         axes.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return
     axes.note("the distributions themselves: add a TensorBoardLogger")
@@ -222,53 +218,3 @@ def _histograms(axes: Panel, everything: Histogram, selected: Histogram | None) 
     axes.corner_legend()
     if selected is None:
         axes.note("not logged: ast/significance_selected")
-
-
-def has_samples(run: Run) -> bool:
-    """Tell whether there is more to show than on the dashboard: its percentiles are there only without histograms."""
-    both = "ast/significance" in run.histograms and any(run.series(tag) is not None for tag in _PERCENTILES)
-    return both or "ast/times_selected" in run.histograms
-
-
-def samples(run: Run) -> Figure:
-    """Draw percentiles of the significance by epoch, and how often samples were selected."""
-    with drawing():
-        figure, (left, right) = new_figure(11, 3.6, columns=2)
-        left.set_title("Significance by epoch")
-        if not _percentiles(left, run):
-            left.missing("not logged: add SparseTrainingMonitor to the Trainer")
-        right.set_title("How often samples were selected")
-        times = run.histograms.get("ast/times_selected")
-        if times is None or times.counts.sum() == 0:
-            right.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
-        else:
-            _times_selected(right, times)
-    return figure
-
-
-def _percentiles(axes: Panel, run: Run) -> bool:
-    """Draw the significance's percentiles by epoch; return False where none was logged."""
-    known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
-    for tag, series in known.items():
-        name, style, colour, marker = _PERCENTILES[tag]
-        shape = marker if len(series.epochs) <= 40 else ""
-        axes.curve(*series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
-    if not known:
-        return False
-    axes.set_ylabel("significance")
-    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known.values()])))
-    axes.corner_legend()
-    return True
-
-
-def _times_selected(axes: Panel, times: Histogram) -> None:
-    # one bin a number of times, as long as about 40 bins can be told apart
-    most = max(0, int(np.ceil(times.edges[-1])))
-    width = -(-(most + 1) // 40)
-    # around whole numbers, so that no count lies on an edge
-    edges = np.arange(-0.5, most + 0.5 + width, width)
-    shares = rebin(times, edges) / times.counts.sum()
-    axes.stairs(shares, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"], linewidth=0.8)
-    axes.count_axis(f"times selected, up to step {times.step:,}")
-    axes.set_ylabel("share of all samples")
-    axes.percent_axis()

@@ -14,17 +14,13 @@ from numpy.typing import NDArray
 
 from lightning_ast.report.series import Floats, Ints, Run, Series
 from lightning_ast.schedule import STAGE_CODES, Stage
-from lightning_ast.words import counted
 
 __all__ = [
-    "EpochMeans",
     "EpochSeries",
     "Span",
     "accuracy",
     "accuracy_tag",
     "activation_rate_when_sparse",
-    "behind_each",
-    "by_epoch",
     "clip_to_training",
     "elapsed_joules",
     "elapsed_seconds",
@@ -133,13 +129,8 @@ def last_epoch(run: Run) -> int | None:
     return None if epoch is None or epoch.last is None else int(epoch.last)
 
 
-def by_epoch(run: Run, tag: str | None) -> EpochSeries | None:
-    """Return the last finite value of each epoch, or None where there is none."""
-    series = run.series(tag)
-    return None if series is None else _last_finite(series, epochs_at(run, series.steps))
-
-
 def _last_finite(series: Series, epochs: Ints) -> EpochSeries:
+    """Return the last finite value of each epoch."""
     finite = np.isfinite(series.values)
     return last_of_each(epochs[finite], series.values[finite])
 
@@ -153,9 +144,10 @@ def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
     """Return tag and values, in [0, 1], of the accuracy by epoch."""
     tag = accuracy_tag(tag for tag in run.scalars if run.series(tag) is not None)
-    found = by_epoch(run, tag)
-    if tag is None or found is None:
+    series = run.series(tag)
+    if tag is None or series is None:
         return None
+    found = _last_finite(series, epochs_at(run, series.steps))
     # percentages were logged where a value is above 1.5; a share may be above 1 by its rounding
     return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1.5 else 1))
 
@@ -194,65 +186,22 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
     return [Span(place, stop, stage) for (place, stage), stop in zip(starts, ends, strict=False)]
 
 
-class EpochMeans(NamedTuple):
-    """A value an epoch, and what it is the mean of."""
+def epoch_means(run: Run, tag: str | None) -> tuple[EpochSeries, bool] | None:
+    """Return the mean of each epoch, and whether it was logged as that, or is of the values logged in the epoch.
 
-    means: EpochSeries
-    logged: Ints | None  # (n,), how many logged values stand behind each; None where each is a whole epoch's mean
-    at_ends: bool  # whether each epoch has one value, at its last step: that step's, or the mean of the epoch
-
-
-def epoch_means(run: Run, tag: str | None) -> EpochMeans | None:
-    """Return the mean of each epoch, as logged or else of its logged steps; None where no value is finite."""
+    It is None where no value is finite.
+    """
     if tag is None:
         return None
-    # Lightning logs the mean of an epoch (`on_epoch=True`) at its last step: beside the steps under their name with
-    # `_epoch`, without them under the tag's own name.
-    for candidate in (f"{tag.removesuffix('_step')}_epoch", tag):
-        series = run.series(candidate)
-        if series is None:
-            continue
-        finite = np.isfinite(series.values)
-        epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
-        logged = np.bincount(position)
-        means = EpochSeries(epochs, np.bincount(position, series.values[finite]) / logged)
-        at_ends = bool((logged == 1).all()) and not _between_ends(run, series.steps[finite]).any()
-        if at_ends and (candidate.endswith("_epoch") or _steps_are_logged(run)):
-            return EpochMeans(means, None, at_ends)
-        if candidate == tag:
-            return EpochMeans(means, logged, at_ends)
-    return None
-
-
-def _between_ends(run: Run, steps: Ints) -> NDArray[np.bool_]:
-    """Find the steps that are not the last one of their epoch."""
-    epoch = run.series("epoch")
-    if epoch is None:
-        return np.ones(len(steps), dtype=np.bool_)
-    ends = last_of_each(epoch.values.astype(np.int64), epoch.steps.astype(np.float64)).values
-    between: NDArray[np.bool_] = ~np.isin(steps, ends) & (steps < ends.max())
-    return between
-
-
-def _steps_are_logged(run: Run) -> bool:
-    """Tell whether steps inside epochs were logged: a tag of steps then has values there, one of epochs has none."""
-    # Without such a step an epoch may be as long as the interval of logging. Only tags count that Lightning logs with
-    # the steps: a validation inside an epoch, or a user's own call of the logger, is no sign of one.
-    of_steps = [series for tag, series in run.scalars.items() if tag == "ast/stage" or tag.endswith("_step")]
-    return any(_between_ends(run, series.steps).any() for series in of_steps)
-
-
-def behind_each(found: EpochMeans) -> str | None:
-    """Describe what each value is the mean of, where that is not a whole epoch."""
-    if found.logged is None:
+    # Lightning logs the mean of an epoch (`on_epoch=True`) beside the steps, under their name with `_epoch`.
+    whole = run.series(f"{tag.removesuffix('_step')}_epoch")
+    series = whole or run.series(tag)
+    if series is None:
         return None
-    if found.at_ends:
-        return "one value an epoch, at its last step"
-    least = int(found.logged.min())
-    most = int(found.logged.max())
-    if least < most:
-        return f"mean of {least} to {most:,} logged steps an epoch"
-    return f"mean of {counted(most, 'logged step')} an epoch"
+    finite = np.isfinite(series.values)
+    epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
+    means = np.bincount(position, series.values[finite]) / np.bincount(position)
+    return EpochSeries(epochs, means), tag.endswith("_epoch") or whole is not None
 
 
 def epoch_costs(run: Run, tag: str) -> EpochSeries | None:

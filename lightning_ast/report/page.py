@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 
 from lightning_ast.report.derive import (
@@ -55,14 +54,9 @@ class Picture:
     """A figure of the page."""
 
     name: str  # of its PNG file
-    draw: Callable[[], bytes]  # draws the figure, and returns the content of the file
+    png: bytes  # the content of the file
     caption: str  # what is seen, and in what unit
     alt: str  # for those who cannot see it
-
-    @cached_property
-    def png(self) -> bytes:
-        """Return the content of the file."""
-        return self.draw()  # once: the page holds it, and so does a file beside the page
 
 
 @dataclass(frozen=True)
@@ -115,13 +109,9 @@ def reference(rows: Sequence[Summary]) -> Summary | None:
 
 
 def render(
-    rows: Sequence[Summary],
-    dense: Summary | None,
-    sections: Iterable[tuple[str, Sequence[Picture]]],
-    foot: str,
-    left_out: Sequence[str],
+    rows: Sequence[Summary], sections: Sequence[tuple[str, Sequence[Picture]]], foot: str, left_out: Sequence[str]
 ) -> str:
-    """Write the whole page as HTML: the table of runs, held against a dense one, and headings with their figures."""
+    """Write the whole page as HTML: the table of runs, and headings with their figures."""
     title = f"Training report: {rows[0].name if len(rows) == 1 else f'{len(rows)} runs'}"
     parts = [
         "<!DOCTYPE html>",
@@ -130,10 +120,9 @@ def render(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{_escaped(title)}</h1>",
-        table(rows, dense),
+        table(rows),
         *(f'<p class="note">Left out: {_escaped(line)}.</p>' for line in left_out),
     ]
-    # one by one: the caller shows how far the drawing, which takes the time, is
     for heading, pictures in sections:
         parts.append(f"<section><h2>{_escaped(heading)}</h2>")
         parts += [_figure(picture) for picture in pictures]
@@ -156,8 +145,9 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def table(rows: Sequence[Summary], dense: Summary | None) -> str:
+def table(rows: Sequence[Summary]) -> str:
     """Write the runs' table as HTML, held against a dense run if there is one; leave empty columns out."""
+    dense = reference(rows)
     columns = [(heading, [cell(row, None if row is dense else dense) for row in rows]) for heading, cell in _COLUMNS]
     shown = [(heading, cells) for heading, cells in columns if any(cells)]
     head = "".join(f'<th scope="col">{heading}</th>' for heading, _ in shown)

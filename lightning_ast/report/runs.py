@@ -1,37 +1,34 @@
-"""The runs below some folders, each read from its event files and its table."""
+"""The runs below some folders, each read from its event files, its table and the configuration beside them."""
 
 from __future__ import annotations
 
-import math
+import csv
+import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+import yaml
 from tqdm import tqdm
 
+from lightning_ast.config_mark import is_written_by_a_run
 from lightning_ast.errors import ReportError
-from lightning_ast.report.configuration import configuration_among, read_mode
-from lightning_ast.report.events import Point, Session, read_session
-from lightning_ast.report.files import CSV, EVENTS, UnreadableError, find_runs, run_names
-from lightning_ast.report.series import Histogram, Run, Series, Source
-from lightning_ast.report.table import read_table
-from lightning_ast.words import readable
+from lightning_ast.mode_facts import MODES
+from lightning_ast.report.events import join_sessions, read_session
+from lightning_ast.report.series import Run, Series, Source
+from lightning_ast.words import counted, readable
 
-__all__ = ["MANY_RUNS", "Logs", "read_logs", "read_runs", "session_offsets", "undone_from"]
+__all__ = ["MANY_RUNS", "find_runs", "read_logs", "read_runs", "run_names"]
 
 MANY_RUNS = 10  # from so many on, a report may show how far it is
+_EVENTS = "events.out.tfevents.*"
+_TABLE = "metrics.csv"
+_CONFIGURATION = re.compile(r"config(_\d+)?\.yaml")
 Content = TypeVar("Content")
-
-
-class Logs(NamedTuple):
-    """The runs by name, and a line for each log or folder that was left out."""
-
-    runs: list[Run]
-    left_out: list[str]
 
 
 def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
@@ -54,13 +51,15 @@ def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
-def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> Logs:
-    """Read runs as ``read_runs`` does, but return what was left out; ``progress`` shows a bar where there are many."""
+def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> tuple[list[Run], list[str]]:
+    """Read runs as ``read_runs`` does; return them, and a line for each log or folder that was left out.
+
+    With ``progress`` a bar is shown where there are many.
+    """
     folders, left_out = find_runs(log_dirs)
     read: dict[Path, Run] = {}
     for folder in tqdm(folders, "Reading", unit="run", disable=not progress or len(folders) < MANY_RUNS):
-        run, lines = _read(folder)
-        left_out += lines
+        run = _read(folder, left_out)
         if run is not None:
             read[folder] = run
     runs = {folder: run for folder, run in read.items() if not _is_part(run, read.get(folder.parent))}
@@ -71,7 +70,7 @@ def read_logs(log_dirs: Sequence[str | Path], *, progress: bool = False) -> Logs
     if not runs:
         raise ReportError(f"no log can be read: {'; '.join(left_out)}. Give the folders that a logger wrote to.")
     named = [replace(run, name=readable(name)) for run, name in zip(runs.values(), run_names(list(runs)), strict=True)]
-    return Logs(sorted(named, key=lambda run: run.name), left_out)
+    return sorted(named, key=lambda run: run.name), left_out
 
 
 def _is_part(run: Run, parent: Run | None) -> bool:
@@ -80,86 +79,134 @@ def _is_part(run: Run, parent: Run | None) -> bool:
     return beside and bool(run.scalars) and "epoch" not in run.scalars
 
 
-def session_offsets(sessions: Sequence[tuple[float, Sequence[int], Sequence[float]]]) -> list[float]:
-    """Find where the clock stands (seconds) as each process of a resumed run begins, less breaks and undone steps."""
-    # of each, in the order of time: when it began (seconds), its steps and when it logged them
-    offsets = [0.0] if sessions else []
-    for (start, steps, times), (_, later, _) in pairwise(sessions):
-        kept = [time for step, time in zip(steps, times, strict=True) if not later or step < min(later)]
-        offsets.append(offsets[-1] + (max(kept) - start if kept else 0.0))
-    return offsets
+def find_runs(log_dirs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Find folders at or below ``log_dirs`` that hold a log, each once; and a line for each that cannot be listed."""
+    if not log_dirs:
+        raise ReportError("expected at least one folder with logs, got none.")
+    found: dict[Path, Path] = {}
+    left_out: list[str] = []
+    for given in log_dirs:
+        root = Path(given).expanduser()
+        if not root.is_dir():
+            what = "a file" if root.exists() else "not there"
+            raise ReportError(f"expected a folder with logs, but {given} is {what}: give the folder a logger wrote to.")
+        # a link keeps its own name, which is the one the user gave; .. after a link must be resolved
+        logs, unreadable = _walk(root.resolve() if ".." in root.parts else root.absolute())
+        if not logs and not unreadable:
+            raise ReportError(
+                f"no logs in or below {given}: looked for {_EVENTS} (TensorBoardLogger) and {_TABLE} (CSVLogger). "
+                "Pass one of these loggers to the Trainer, and its save_dir to the report."
+            )
+        found = {**logs, **found}
+        left_out += unreadable
+    return sorted(found.values()), left_out
 
 
-def undone_from(sessions: Sequence[tuple[Sequence[int], bool]]) -> list[float]:
-    """Find the step from which on the points of each process of a resumed run were undone by a later one, or inf."""
-    # the earliest step of any later process: a second resume may go further back than the first. A test undoes nothing.
-    firsts = [float(min(steps)) if steps and trained else math.inf for steps, trained in sessions]
-    return [min(firsts[i + 1 :], default=math.inf) for i in range(len(firsts))]
+def _walk(root: Path) -> tuple[dict[Path, Path], list[str]]:
+    """Find folders with logs by their real paths, also behind links, and a line for each that cannot be listed."""
+    unreadable: list[str] = []
+
+    def refused(error: OSError) -> None:
+        unreadable.append(f"{error.filename}: cannot be listed ({error.strerror})")
+
+    top = root.resolve()
+    found: dict[Path, Path] = {}
+    visited: set[Path] = set()
+    for name, folders, files in os.walk(root, onerror=refused, followlinks=True):
+        real = Path(name).resolve()
+        if real in visited:  # by a link
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        if any(file == _TABLE or fnmatchcase(file, _EVENTS) for file in files):
+            # not the name of a link, such as "latest", to what is there under its own
+            found[real] = root / real.relative_to(top) if real.is_relative_to(top) else Path(name)
+    return found, unreadable
 
 
-def _read(folder: Path) -> tuple[Run | None, list[str]]:
-    """Read the run of a folder, None where no log in it can be read; and a line for each file that is left out."""
-    lines: list[str] = []
-    try:
-        files = sorted(folder.iterdir())  # links that lead nowhere are among them
-    except OSError as error:
-        return None, [f"{folder}: cannot be listed ({error.strerror})"]
-    events = [found for path in files if fnmatchcase(path.name, EVENTS) for found in _try(read_session, path, lines)]
-    tables = [found for path in files if path.name == CSV for found in _try(read_table, path, lines)]
-    if not events and not tables:
-        return None, lines
-    configuration = configuration_among(files)
-    modes = [] if configuration is None else _try(read_mode, configuration, lines)
-    scalars, histograms = _joined([session for session in events if session is not None])
-    source: Source = "CSV" if not events else "TensorBoard and CSV" if tables else "TensorBoard"
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Shorten names: the path from the common parent on, without the last parts that are the same for all runs."""
+    parents = [folder.parent for folder in folders]
+    common = Path(os.path.commonpath(folders if len(folders) > 1 else parents))
+    parts = [folder.relative_to(common).parts or (folder.name,) for folder in folders]
+    if len(set(parts)) < len(parts):  # dup and dup/dup: the parent tells them apart
+        parts = [folder.relative_to(common.parent).parts for folder in folders]
+    while min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]
+
+
+def _read(folder: Path, left_out: list[str]) -> Run | None:
+    """Read the run of a folder; None where no log in it can be read."""
+    files = sorted(folder.iterdir())
+    events = [path for path in files if fnmatchcase(path.name, _EVENTS)]
+    sessions = [session for path in events for session in _try(read_session, path, left_out)]
+    tables = [found for path in files if path.name == _TABLE for found in _try(_read_table, path, left_out)]
+    if not sessions and not tables:
+        return None
+    scalars, histograms = join_sessions(sessions)
+    source: Source = "CSV" if not sessions else "TensorBoard and CSV" if tables else "TensorBoard"
     # TensorBoard's values win: they come with wall times
     together = {tag: series for found in [*tables, scalars] for tag, series in found.items()}
-    return Run(folder.name, folder, source, together, histograms, modes[0] if modes else None), lines
+    return Run(folder.name, folder, source, together, histograms, _read_mode(files))
 
 
-def _try(read: Callable[[Path], tuple[Content, str | None]], path: Path, lines: list[str]) -> list[Content]:
-    """Read a file: one content, or none; add a line about what is left out of it."""
+def _try(read: Callable[[Path, list[str]], Content], path: Path, left_out: list[str]) -> list[Content]:
+    """Read a file: one content, or none and a line about it."""
     try:
-        content, left_out = read(path)
-    except UnreadableError as error:
-        lines.append(f"{path}: {error}")
+        return [read(path, left_out)]
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
+        left_out.append(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
         return []
-    if left_out:
-        lines.append(f"{path}: {left_out}")
-    return [content]
 
 
-def _joined(sessions: Sequence[Session]) -> tuple[dict[str, Series], dict[str, Histogram]]:
-    """Join what the processes of a run wrote: its series, and the last histogram of each tag."""
-    sessions = sorted((s for s in sessions if s.scalars or s.histograms), key=lambda session: session.began)
-    times = [_times(session) for session in sessions]
-    ends = undone_from([(steps, _trained(s, steps)) for s, (_, steps, _) in zip(sessions, times, strict=True)])
-    points: dict[str, list[Point]] = {}
-    histograms: dict[str, Histogram] = {}
-    for session, offset, end in zip(sessions, session_offsets(times), ends, strict=True):
-        for tag, logged in session.scalars.items():
-            points.setdefault(tag, []).extend(
-                Point(step, value, wall_time - session.began + offset)
-                for step, value, wall_time in logged
-                if _counts(tag, step, end)
-            )
-        for tag, found in session.histograms.items():
-            if kept := [histogram for histogram in found if _counts(tag, histogram.step, end)]:
-                histograms[tag] = kept[-1]
-    return {tag: Series.of(*zip(*logged, strict=True)) for tag, logged in points.items() if logged}, histograms
+def _read_table(path: Path, left_out: list[str]) -> dict[str, Series]:
+    """Read the columns by tag of the ``metrics.csv`` that Lightning's CSVLogger writes."""
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    lost = 0
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        # of a run that was killed, the last line may lack its end, so that its last number is cut off
+        rows = csv.DictReader(line for line in file if line.endswith("\n"))
+        header = rows.fieldnames
+        if header and "step" not in header:
+            raise ValueError("it has no column 'step', so CSVLogger did not write it")
+        for row in rows:
+            values = {tag: value for tag in header or () if (value := _number(row[tag])) is not None}
+            if "step" not in values:
+                lost += 1
+                continue
+            step = int(values.pop("step"))
+            for tag, value in values.items():
+                steps, logged = points.setdefault(tag, ([], []))
+                steps.append(step)
+                logged.append(value)
+    if lost:
+        left_out.append(f"{path}: {counted(lost, 'row')} of it, without a step")
+    return {tag: Series.of(steps, logged) for tag, (steps, logged) in points.items()}
 
 
-def _counts(tag: str, step: int, end: float) -> bool:
-    """Tell whether a step was not undone; callbacks log at the number of steps done, one further on."""
-    return step < end or (step == end and tag.startswith(("ast/", "energy/")))
+def _number(cell: str | None) -> float | None:
+    try:
+        return None if cell is None else float(cell)
+    except ValueError:  # empty, or text
+        return None
 
 
-def _trained(session: Session, steps: Sequence[int]) -> bool:
-    """Tell whether it trained: a test or a validation alone logs once, and no training loss."""
-    return len(set(steps)) > 1 or any("train" in tag or tag.startswith("ast/") for tag in session.scalars)
-
-
-def _times(session: Session) -> tuple[float, list[int], list[float]]:
-    """List the steps at which Lightning logged: it adds the epoch to all but what a logger writes when it is made."""
-    epochs = session.scalars.get("epoch", [])
-    return session.began, [point.step for point in epochs], [point.wall_time for point in epochs]
+def _read_mode(files: Sequence[Path]) -> str | None:
+    """Read the mode that ``lightning-ast fit`` saved beside a log; None where it is not known."""
+    try:
+        contents = {path: path.read_bytes() for path in files if _CONFIGURATION.fullmatch(path.name)}
+        # A run leaves a person's config.yaml alone, and takes config_1.yaml: only that holds what the command line
+        # changed. Of the same time, as after a copy, the highest number is the last one.
+        saved = [path for path, content in contents.items() if is_written_by_a_run(content)]
+        newest = max(saved, key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), default=None)
+        chosen = newest or next(path for path in contents if path.name == "config.yaml")
+        # every scalar a str: no value can fail to be made
+        callbacks = yaml.load(contents[chosen], Loader=yaml.BaseLoader)["trainer"]["callbacks"]
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        own = (each for each in listed if each["class_path"].rsplit(".", 1)[-1] == "SparseSelectionCallback")
+        mode = next(own)["init_args"]["mode"]
+    except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError, AttributeError):
+        return None  # no configuration, or another program's
+    return mode if mode in MODES else None

@@ -16,15 +16,13 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
 
-_LARGEST = 1e100  # what is above is as good as infinite: sums and the axes of a figure overflow not far from it
-
 
 @dataclass(frozen=True, eq=False)
 class Series:
     """A scalar over the steps of a run."""
 
     steps: Ints  # (n,), strictly increasing, from 0
-    values: Floats  # (n,); NaN where NaN was logged, infinite where the number is above any that can be drawn
+    values: Floats  # (n,); NaN where NaN was logged
     # (n,), since the run began, without the breaks of a resumed run; None where the log has no times (CSV).
     clock_seconds: Floats | None = None
 
@@ -33,9 +31,7 @@ class Series:
         """Make a series from points in the order they were logged; of steps logged twice, the later counts."""
         kept = keep_latest(steps)
         clock = None if clock_seconds is None else np.asarray(clock_seconds, dtype=np.float64)[kept]
-        drawn = np.asarray(values, dtype=np.float64)[kept]
-        drawn[np.abs(drawn) > _LARGEST] *= np.inf
-        return cls(np.asarray(steps, dtype=np.int64)[kept], drawn, clock)
+        return cls(np.asarray(steps, dtype=np.int64)[kept], np.asarray(values, dtype=np.float64)[kept], clock)
 
     def __len__(self) -> int:
         return len(self.steps)

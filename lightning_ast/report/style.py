@@ -14,8 +14,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from lightning_ast.report.derive import Span
 from lightning_ast.report.page import SOFTWARE
@@ -111,9 +110,7 @@ def png(figure: Figure) -> bytes:
     figure.set_dpi(_DPI)
     # not Figure.savefig, which would draw it twice, the first time for its layout alone
     with drawing():
-        canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())
-    imsave(file, pixels, format="png", origin="upper", dpi=_DPI, metadata={"Software": SOFTWARE})
+        canvas.print_png(file, metadata={"Software": SOFTWARE})
     return file.getvalue()
 
 
@@ -176,15 +173,9 @@ class Panel(Axes):
     def epoch_axis(self, epochs: Ints) -> None:
         """Show epochs, at least one and in order, on the x axis: from 0 as in Lightning's progress bar and the logs."""
         self.set_xlabel("epoch")
-        first = int(epochs[0])
-        last = int(epochs[-1])
-        self.set_xlim(first - 0.5, last + 0.5)
-        ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1).tick_values(first, last)
-        shown = sorted({int(tick) for tick in ticks if first <= tick <= last and tick == int(tick)} | {first})
-        if len(shown) > 2 and shown[0] + 0.6 * (shown[2] - shown[1]) > shown[1]:  # 1 beside 2 in 1, 2, 4, 6
-            shown = [tick for tick in shown if tick != shown[1]]
-        self.set_xticks(shown)
-        self.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:.0f}"))
+        self.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        self.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+        self.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
 
     def stage_bands(self, spans: Sequence[Span]) -> None:
         """Tint the stages behind the curves, with a dotted line where one ends, and name them where there is room."""

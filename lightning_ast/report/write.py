@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from lightning_ast import __version__
 from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, Summary, reference, render, summarize
+from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, Summary, render, summarize
 from lightning_ast.report.runs import MANY_RUNS, read_logs
 from lightning_ast.report.series import Run
 from lightning_ast.whole_file import write_whole
@@ -35,7 +32,7 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
 
     It reads the logs alone: TensorBoard's event files and CSVLogger's ``metrics.csv``. The page needs no other file.
     It names the logs that could not be read. The page and the pictures of an earlier report in ``out`` are replaced or
-    removed; no other file is, and none is written through a link.
+    removed; no other file is.
 
     Args:
         log_dirs: The folders with logs in them, at any depth.
@@ -58,21 +55,18 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
 
 def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> tuple[Path, list[str]]:
     """Write a report as ``write_report`` does; return the page, and a line for each log that was left out of it."""
-    folder = Path(out).expanduser()
+    page = Path(out).expanduser() / _PAGE
     with _errors(out):
-        _check_files(folder, [_PAGE])  # before what takes time
+        _refuse_foreign(page)  # before what takes time
     read, left_out = read_logs(log_dirs, progress=progress)
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
     with _errors(out):
-        sections = _sections(runs, rows)
-        pictures = [picture for _, own in sections for picture in own]
-        # the names of the pictures are known only now; drawing them is what takes the time
-        _check_files(folder, [picture.name for picture in pictures])
-        drawn = tqdm(sections, "Drawing", unit="run", disable=not progress or len(sections) < MANY_RUNS)
-        page = render(rows, reference(rows), drawn, _foot(log_dirs), left_out)
-        write_files(folder, {picture.name: picture.png for picture in pictures}, (_PAGE, page.encode("utf-8")))
-    return folder / _PAGE, left_out
+        sections = _sections(runs, rows, progress=progress)
+        text = render(rows, sections, _foot(log_dirs), left_out)
+        pictures = {picture.name: picture.png for _, own in sections for picture in own}
+        write_files(page.parent, {**pictures, _PAGE: text.encode("utf-8")})
+    return page, left_out
 
 
 @contextmanager
@@ -90,50 +84,46 @@ def _errors(out: str | Path) -> Iterator[None]:
 
 def file_stems(names: Sequence[str]) -> list[str]:
     """Make file names without an ending for the runs' figures: plain characters, no two the same."""
-    stems: list[str] = []
-    for name in names:
-        stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "run"
-        unique = stem
-        count = 1
-        # some file systems do not tell capitals from small letters
-        while unique.lower() in {taken.lower() for taken in stems}:
-            count += 1
-            unique = f"{stem}-{count}"
-        stems.append(unique)
-    return stems
+    stems = [re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "run" for name in names]
+    # some file systems do not tell capitals from small letters
+    lowered = [stem.lower() for stem in stems]
+    return [f"{stem}-{i}" if lowered.count(stem.lower()) > 1 else stem for i, stem in enumerate(stems)]
 
 
-def _sections(runs: Sequence[Run], rows: Sequence[Summary]) -> list[tuple[str, list[Picture]]]:
-    """Plan the sections of the page: a heading and its figures each, drawn when their PNGs are asked for."""
+def _sections(runs: Sequence[Run], rows: Sequence[Summary], *, progress: bool) -> list[tuple[str, list[Picture]]]:
+    """Draw the figures of the page, by sections: a heading and its figures each."""
     # matplotlib is an extra: without it, importing the package and reading runs must work
     from lightning_ast.report.comparison import comparison
-    from lightning_ast.report.costs import costs, has_costs
-    from lightning_ast.report.dashboard import dashboard, has_samples, samples
+    from lightning_ast.report.dashboard import dashboard
+    from lightning_ast.report.details import costs, samples
+    from lightning_ast.report.style import png
 
     sections: list[tuple[str, list[Picture]]] = []
-    if len(runs) > 1 and any(run.scalars for run in runs):
-        logged = [run for run in runs if run.scalars]
-        whole = Picture("comparison.png", partial(_drawn, comparison, logged), _COMPARISON, _alt_comparison(rows))
+    logged = [run for run in runs if run.scalars]
+    if len(runs) > 1 and logged:
+        whole = Picture("comparison.png", png(comparison(logged)), _COMPARISON, _alt_comparison(rows))
         sections.append(("The runs side by side", [whole]))
-    for run, row, stem in zip(runs, rows, file_stems([run.name for run in runs]), strict=True):
-        kinds = (
-            ("dashboard", dashboard, bool(run.scalars or run.histograms), _DASHBOARD, _alt_dashboard(row)),
-            ("samples", samples, has_samples(run), _SAMPLES, _ALT_SAMPLES.format(run.name)),
-            ("costs", costs, has_costs(run), _COSTS, _ALT_COSTS.format(run.name)),
+    stems = file_stems([run.name for run in runs])
+    bar = tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < MANY_RUNS)
+    for run, row, stem in zip(bar, rows, stems, strict=True):
+        figures = (
+            ("dashboard", dashboard(run) if run.scalars or run.histograms else None, _DASHBOARD, _alt_dashboard(row)),
+            ("samples", samples(run), _SAMPLES, _ALT_SAMPLES.format(run.name)),
+            ("costs", costs(run), _COSTS, _ALT_COSTS.format(run.name)),
         )
-        figures = [
-            Picture(f"{kind}-{stem}.png", partial(_drawn, figure, run), caption, alt)
-            for kind, figure, wanted, caption, alt in kinds
-            if wanted
+        pictures = [
+            Picture(f"{kind}-{stem}.png", png(figure), caption, alt)
+            for kind, figure, caption, alt in figures
+            if figure is not None
         ]
-        sections.append((run.name, figures))
+        sections.append((run.name, pictures))
     return sections
 
 
 _COMPARISON = (
     "Accuracy against epochs, and against seconds and (where measured) joules spent up to the end of each epoch; the "
-    "training loss by epoch: the mean of the whole epoch where that was logged (on_epoch=True), otherwise that of the "
-    "steps counted below the panel; in mode prune it is that of the loaded samples alone."
+    "training loss by epoch: the mean of the whole epoch where that was logged (on_epoch=True), otherwise that of what "
+    "was logged in it, for the runs named below the panel; in mode prune it is that of the loaded samples alone."
 )
 _DASHBOARD = (
     "Accuracy by epoch with its stages (tinted: warmup and cooldown, on all samples), loss and activation rate by "
@@ -147,12 +137,6 @@ _SAMPLES = (
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
 _ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often samples were selected."
 _ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
-
-
-def _drawn(draw: Callable[[Any], Any], shown: Run | Sequence[Run]) -> bytes:
-    from lightning_ast.report.style import png
-
-    return png(draw(shown))
 
 
 def _alt_dashboard(row: Summary) -> str:
@@ -175,40 +159,29 @@ def _foot(log_dirs: Sequence[str | Path]) -> str:
     return f"Written {when} by {', '.join(packages)} from {', '.join(str(given) for given in log_dirs)}."
 
 
-def _check_files(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to write where something stands that is not a report's own file; the folder need not be there."""
-    for path in (folder / name for name in names):
-        if what := _fault(path):
-            raise ReportError(
-                f"expected to write {path}, but it is {what}: move it away, or give another folder with --out."
-            )
+def _refuse_foreign(path: Path) -> None:
+    """Raise an error where a file stands that no report wrote."""
+    if path.exists() and not _is_own(path):
+        raise ReportError(
+            f"expected to write {path}, but it is a file that no report wrote: move it away, or give another folder "
+            "with --out."
+        )
 
 
-def _fault(path: Path) -> str | None:
-    """Describe what stands in the place of a report's own file, if anything does."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    # through a link a file elsewhere would be replaced, or would no longer be the same file
-    if stat.S_ISLNK(status.st_mode):
-        return "a link"
-    if not stat.S_ISREG(status.st_mode):
-        return "no file"
-    if status.st_nlink > 1:
-        return "a file with a second name (a hard link)"
+def _is_own(path: Path) -> bool:
+    """Tell whether a report wrote a file."""
     with path.open("rb") as file:
-        return None if _MARKS[path.suffix] in file.read(_HEAD_BYTES) else "a file that no report wrote"
+        return _MARKS[path.suffix] in file.read(_HEAD_BYTES)
 
 
-def write_files(folder: Path, pictures: Mapping[str, bytes], page: tuple[str, bytes]) -> None:
-    """Write a page (name and content) and its pictures (contents by name), and remove those of an earlier page."""
-    files = {**pictures, page[0]: page[1]}
-    _check_files(folder, files)
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a page and its pictures, by name, and remove the pictures of an earlier page."""
+    for name in files:
+        _refuse_foreign(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
     for kind in ("comparison", "dashboard-*", "samples-*", "costs-*"):
         for path in folder.glob(f"{kind}.png"):
-            if path.name not in pictures and _fault(path) is None:
+            if path.name not in files and _is_own(path):
                 path.unlink()

@@ -9,7 +9,6 @@ from lightning_ast.report.derive import (
     accuracy,
     accuracy_tag,
     activation_rate_when_sparse,
-    by_epoch,
     clip_to_training,
     elapsed_joules,
     elapsed_seconds,
@@ -69,18 +68,17 @@ def test_one_value_an_epoch_is_the_last_finite_one() -> None:
             "val_acc": [(1, 0.1), (2, 0.2), (5, 0.5), (8, NAN)],
         }
     )
-    found = by_epoch(run, "val_acc")
+    found = accuracy(run)
     assert found is not None
-    assert (found.epochs.tolist(), found.values.tolist()) == ([0, 1], [0.2, 0.5])
-    assert by_epoch(run, "nothing") is None
+    assert (found[1].epochs.tolist(), found[1].values.tolist()) == ([0, 1], [0.2, 0.5])
     assert last_epoch(run) == 2
 
 
 def test_without_epochs_each_value_is_one() -> None:
     run = made({"val_acc": [(10, 0.1), (20, 0.2)]})
-    found = by_epoch(run, "val_acc")
+    found = accuracy(run)
     assert found is not None
-    assert found.epochs.tolist() == [0, 1]
+    assert found[1].epochs.tolist() == [0, 1]
     assert last_epoch(run) is None
 
 

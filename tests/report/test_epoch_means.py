@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -12,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast.report import Run, read_runs
 from lightning_ast.report.comparison import comparison
-from lightning_ast.report.derive import EpochMeans, behind_each, clip_to_training, epoch_means, training_loss_tag
+from lightning_ast.report.derive import clip_to_training, epoch_means, training_loss_tag
 from lightning_ast.report.style import GREY
 from tests.helpers.modules import Trained
 from tests.helpers.training import quiet_trainer
@@ -52,61 +50,24 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return clip_to_training(read_runs([folder])[0])
 
 
-def only(run: Run, kind: str) -> EpochMeans:
+@pytest.mark.parametrize(
+    ("kind", "means", "whole"), [("both", [3.0, 10.0, 17.0], True), ("epochs", [3.0, 10.0, 17.0], False), ("steps", [4.0, 9.0, 16.5], False)]
+)  # fmt: skip
+def test_the_mean_of_the_whole_epoch_is_taken_where_it_was_logged(
+    run: Run, kind: str, means: list[float], whole: bool
+) -> None:
     tags = [tag for tag in run.scalars if tag.startswith(f"{kind}/")]
     found = epoch_means(run, training_loss_tag(tags))
     assert found is not None
-    assert found.means.epochs.tolist() == [0, 1, 2]
-    return found
-
-
-@pytest.mark.parametrize("kind", ["both", "epochs"])
-def test_the_mean_of_the_whole_epoch_is_taken_where_it_was_logged(run: Run, kind: str) -> None:
-    found = only(run, kind)
-    assert found.means.values.tolist() == [3.0, 10.0, 17.0]
-    assert found.logged is behind_each(found) is None
-
-
-def test_of_steps_alone_it_is_known_how_many_there_are(run: Run) -> None:
-    found = only(run, "steps")
-    assert found.means.values.tolist() == [4.0, 9.0, 16.5]
-    assert found.logged is not None
-    assert found.logged.tolist() == [1, 1, 2]
-    assert behind_each(found) == "mean of 1 to 2 logged steps an epoch"
-
-
-def test_what_is_logged_once_an_epoch_and_nothing_else_may_be_a_step() -> None:
-    ends = [(2, 4.0), (5, 2.0), (8, 1.0)]
-    found = epoch_means(made({"epoch": [(2, 0), (5, 1), (8, 2)], "train_loss": ends}), "train_loss")
-    assert found is not None
-    assert behind_each(found) == "one value an epoch, at its last step"
-    with_steps = epoch_means(
-        made({"epoch": EPOCH, "ast/stage": [(s, 1) for s, _ in EPOCH], "train_loss": ends}), "train_loss"
-    )
-    assert with_steps is not None
-    assert behind_each(with_steps) is None
-    # the last values that a callback writes when the run ends are no steps inside an epoch
-    closed = made(
-        {"epoch": [(2, 0), (5, 1), (8, 2)], "ast/stage": [(2, 1), (5, 1), (8, 1), (9, 1)], "train_loss": ends}
-    )
-    found = epoch_means(closed, "train_loss")
-    assert found is not None
-    assert found.logged is not None
-
-
-def test_a_validation_inside_the_epoch_does_not_make_a_step_a_mean() -> None:
-    run = made({"epoch": EPOCH, "val_loss": [(1, 0.1), (4, 0.1)], "train_loss": [(2, 4.0), (5, 2.0), (8, 1.0)]})
-    found = epoch_means(run, "train_loss")
-    assert found is not None
-    assert behind_each(found) == "one value an epoch, at its last step"
+    assert found[0].epochs.tolist() == [0, 1, 2]
+    assert (found[0].values.tolist(), found[1]) == (means, whole)
 
 
 def test_values_that_are_not_finite_are_not_behind_a_mean() -> None:
     run = made({"epoch": EPOCH, "loss": [(0, 1), (1, 2), (2, float("nan")), (4, 7)]})
     found = epoch_means(run, "loss")
     assert found is not None
-    assert found.logged is not None
-    assert (found.means.values.tolist(), found.logged.tolist()) == ([1.5, 7.0], [2, 1])
+    assert found[0].values.tolist() == [1.5, 7.0]
     assert epoch_means(run, None) is epoch_means(run, "nothing") is None
 
 
@@ -121,21 +82,9 @@ def test_the_comparison_says_what_stands_behind_its_points() -> None:
     whole = made(
         {"epoch": EPOCH, "train_loss_step": steps, "train_loss_epoch": [(2, 4.0), (5, 2.0), (8, 1.0)]}, name="whole"
     )
-    three = made({"epoch": EPOCH, "train_loss": steps}, name="three")
-    varies = made({"epoch": EPOCH, "train_loss": steps[:4]}, name="varies")
     without = made({"epoch": EPOCH, "val_loss": steps}, name="without")
+    logged = [made({"epoch": EPOCH, "train_loss": steps}, name=str(n)) for n in range(4)]
     assert loss_panel(whole, whole) == ("Training loss by epoch (means)", "")
-    title, below = loss_panel(whole, three, varies, without)
+    title, below = loss_panel(whole, *logged, without)
     assert title == "Training loss by epoch"
-    for words in (
-        "mean of 3 logged steps an epoch: three",
-        "mean of 1 to 3 logged steps an epoch: varies",
-        "not known of without",
-    ):
-        assert words in below
-    assert "whole" not in below
-    many = [
-        replace(varies, name=str(n), scalars={**varies.scalars, "train_loss": made({"a": steps[: n + 1]}).scalars["a"]})
-        for n in range(4)
-    ]
-    assert "not of whole epochs, but of the steps that were logged: 0, 1, 2 and 1 more" in loss_panel(*many)[1]
+    assert below == "not known of without; mean of what was logged in an epoch: 0, 1, 2 and 1 more"
