@@ -51,7 +51,7 @@ class CheckpointError(ValueError):
         self.reason = reason
         super().__init__(
             f"lightning-ast cannot use the state of {owner} in this checkpoint: {reason}.\n"
-            f"Resume from another checkpoint. To begin anew with this part alone, remove {owner!r} from the "
+            f"Or resume from another checkpoint; to begin anew with this part alone, remove {owner!r} from the "
             "checkpoint's 'callbacks'."
         )
 

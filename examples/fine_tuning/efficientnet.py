@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.demo import ImageData
-from lightning_ast.recipes import QUIET, FineTunedClassifier, counting, figures
+from lightning_ast.recipes import QUIET, FineTunedClassifier, StopAfter, counting, figures
 
 Method = Literal["dense", "shortened", "original", "ours"]
 EPOCHS = 5
@@ -81,20 +81,19 @@ def train(
     """Train by one method; return its test accuracy, and what it cost as shares of the dense run."""
     L.seed_everything(seed, verbose=False)
     length = SHORTENED if method == "shortened" else 1
-    if method == "shortened":
-        max_steps = round(length * EPOCHS * (images // BATCH_SIZE))
+    cut = [StopAfter(max_steps)] if max_steps >= 0 else []
     module = Enlarging(pretrained(), weights=None, num_classes=10, lr=lr)
     data = ImageData("cifar10", root=root, batch_size=BATCH_SIZE, train_limit=images)
     trainer = L.Trainer(
         max_epochs=EPOCHS,
-        max_steps=max_steps,
+        max_steps=round(length * EPOCHS * (images // BATCH_SIZE)) if length < 1 else -1,
         limit_val_batches=max(1, test_images // 1000),  # in batches of 1,000
         check_val_every_n_epoch=EPOCHS,
-        callbacks=[*selection(method, seed), SparseTrainingMonitor()],
+        callbacks=[*selection(method, seed), *cut, SparseTrainingMonitor()],
         **QUIET,
     )
     trainer.fit(module, datamodule=data)
-    if max_steps > 0:  # the run may have ended before its validation
+    if "val_acc" not in trainer.callback_metrics:  # the run may have ended before its validation
         trainer.validate(module, datamodule=data, verbose=False)
     return figures(trainer, length=length) | {"top_5": float(trainer.callback_metrics["val_top5"])}
 

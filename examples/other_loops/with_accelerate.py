@@ -1,9 +1,9 @@
 """Adaptive sparse training with Hugging Face's accelerate: scikit-learn's digits, half a minute.
 
-python examples/other_loops/with_accelerate.py
-accelerate launch --cpu --num_processes 2 examples/other_loops/with_accelerate.py
+    python examples/other_loops/with_accelerate.py
+    torchrun --nproc_per_node 2 examples/other_loops/with_accelerate.py
 
-Several processes select as one, from one large batch.
+Several processes select as one, from one large batch; each prints its own share.
 """
 
 from typing import Literal

@@ -1,7 +1,9 @@
-"""Adaptive sparse training with Fabric: scikit-learn's digits, half a minute. Several processes are one batch.
+"""Adaptive sparse training with Fabric: scikit-learn's digits, half a minute.
 
-python examples/other_loops/with_fabric.py
-fabric run --accelerator cpu --devices 2 examples/other_loops/with_fabric.py
+    python examples/other_loops/with_fabric.py
+    python examples/other_loops/with_fabric.py --devices 2
+
+Several processes select as one, from one large batch; each prints its own share.
 """
 
 from typing import Literal

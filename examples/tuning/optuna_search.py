@@ -88,7 +88,7 @@ def train(
     Args:
         method: "search", or "dense" for one run on all samples.
         seed: The seed of all runs.
-        max_steps: The optimizer steps of a run; -1 is all of its epochs.
+        max_steps: The optimizer steps of a run, enough for its stages and a validation; -1 is all of its epochs.
         trials: The number of trials.
         price: The accuracy, in [0, 1], that the whole work of a dense run is worth.
     """

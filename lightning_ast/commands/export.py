@@ -34,9 +34,8 @@ def export_command(checkpoint: Path, out: Path, *, trust: bool) -> int:
         if epochs is None or epochs["history"] is None:
             mode = state["rule"]["mode"]
             raise UsageError(f"{checkpoint} is of a run in mode={mode!r}: only mode='prune' remembers samples")
-        samples = sum(len(part["history"]["scores"]) for part in state.get("parts", [epochs]))
-    write_parts(out, state)
-    return samples
+        write_parts(out, state)
+        return sum(len(part["history"]["scores"]) for part in state.get("parts", [epochs]))
 
 
 def _loaded(path: Path, *, trust: bool) -> Any:
@@ -54,7 +53,7 @@ def _loaded(path: Path, *, trust: bool) -> Any:
 
 def _state_in(checkpoint: Any, path: Path) -> tuple[str, dict[str, Any]]:
     """Find the state of the selection callback, which may be of a subclass with another name."""
-    states = checkpoint.get("callbacks", {}) if isinstance(checkpoint, dict) else {}
+    states = (checkpoint.get("callbacks") or {}) if isinstance(checkpoint, dict) else {}
     found = [(str(key), s) for key, s in states.items() if isinstance(s, dict) and {"rule", "selector"} <= s.keys()]
     if len(found) != 1:
         raise UsageError(

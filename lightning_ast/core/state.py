@@ -40,7 +40,7 @@ def reading(state: Any, *, owner: str) -> Iterator[None]:
         yield
     except (CheckpointError, ConfigurationError):  # they tell what is wrong themselves
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"it is damaged, or not one of lightning-ast's ({type(error).__name__}: {error})"
         raise CheckpointError(owner, reason) from error
 

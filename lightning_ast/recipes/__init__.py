@@ -1,6 +1,6 @@
 """What the recipes in ``examples/`` share, and a configuration imports by its class path."""
 
-from lightning_ast.recipes.comparing import QUIET, Comparison, chance, counting, one_cycle, work_share
+from lightning_ast.recipes.comparing import QUIET, Comparison, StopAfter, chance, counting, one_cycle, work_share
 from lightning_ast.recipes.configured import configured, figures, without_selection
 from lightning_ast.recipes.curriculum import diversity, easiest, entropy, hardest, margin
 from lightning_ast.recipes.fine_tuned import FineTunedClassifier, with_new_head
@@ -19,6 +19,7 @@ __all__ = [
     "ImageFolderDataModule",
     "OriginalRule",
     "Scene",
+    "StopAfter",
     "ViT",
     "chance",
     "configured",

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.demo.models import one_cycle
 
-__all__ = ["QUIET", "Comparison", "chance", "counting", "one_cycle", "work_share"]
+__all__ = ["QUIET", "Comparison", "StopAfter", "chance", "counting", "one_cycle", "work_share"]
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -58,13 +58,20 @@ def work_share(trainer: pl.Trainer, *, length: float = 1.0) -> float:
     return float("nan") if saved is None else round((1 - saved) * length, 6)
 
 
-class _StopAfter(pl.Callback):
-    """Ends a run after some optimizer steps, whose schedule is that of the whole run: `max_steps` would change it."""
+class StopAfter(pl.Callback):
+    """Ends a run after some optimizer steps, to see whether it works.
+
+    The Trainer's ``max_steps`` would do so with a learning-rate schedule of that length.
+
+    Args:
+        steps: The number of optimizer steps, at least 1.
+    """
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Ask the Trainer to stop once the steps are done."""
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self._steps
 
 
@@ -97,7 +104,7 @@ class Comparison:
             callbacks = [SparseSelectionCallback(**self.selections[method]), stages]
         length = round(self.shortened * self.epochs * batches) if method == "shortened" else -1
         if max_steps >= 0:
-            callbacks.append(_StopAfter(max_steps))
+            callbacks.append(StopAfter(max_steps))
         return pl.Trainer(max_epochs=self.epochs, max_steps=length, callbacks=callbacks, **QUIET, **options)
 
     def work(self, method: str, trainer: pl.Trainer) -> float:

@@ -80,7 +80,11 @@ class SessionState:
             # A tuner puts a state of this very fit back, which resumes nothing; older Lightnings do not tell.
             if state.get("fit") == self._token and tells_resumption(self._parts.trainer):
                 return
-            self._check_mode(state["rule"]["mode"] if state else self._mode.name, checkpoint)
+            mode: Mode = state["rule"]["mode"] if state else self._mode.name
+            plans = MODE_FACTS[mode].plans_epochs
+            if state and ("epochs" if plans else "resumption") not in state:
+                raise KeyError("epochs" if plans else "resumption")
+        self._check_mode(mode, checkpoint)
         self._mode.expect_resume()
 
     def _check_mode(self, mode: Mode, checkpoint: dict[str, Any]) -> None:

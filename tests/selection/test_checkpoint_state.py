@@ -107,6 +107,16 @@ def test_a_fit_from_a_checkpoint_that_cannot_be_read(run: Any, position: int, ch
     assert type(trainer.fit_loop).__module__.startswith("lightning.")
 
 
+def test_a_state_without_its_place_in_the_run_is_refused(run: Any) -> None:
+    callbacks, checkpoint, path = run
+    part = "epochs" if callbacks[0].mode == "prune" else "resumption"
+    damaged = copy.deepcopy(checkpoint)
+    del damaged["callbacks"][callbacks[0].state_key][part]
+    torch.save(damaged, path.with_name("lacking.ckpt"))
+    with pytest.raises(CheckpointError, match=f"KeyError: '{part}'"):
+        train(callbacks[0].mode, path.parent, ckpt_path=path.with_name("lacking.ckpt"))
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using")
 def test_a_damaged_checkpoint_can_be_tested(run: Any) -> None:
     """To test a model nothing of the selection is read."""
