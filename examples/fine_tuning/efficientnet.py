@@ -89,6 +89,7 @@ def train(
         max_steps=round(length * EPOCHS * (images // BATCH_SIZE)) if length < 1 else -1,
         limit_val_batches=max(1, test_images // 1000),  # in batches of 1,000
         check_val_every_n_epoch=EPOCHS,
+        gradient_clip_val=1.0 if method == "original" else None,  # as its package does
         callbacks=[*selection(method, seed), *cut, SparseTrainingMonitor()],
         **QUIET,
     )
