@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def printed_by_two_processes(*command: str, **environment: str) -> list[dict[str
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [ast.literal_eval(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    # two processes that print at once may put both on one line
+    return [ast.literal_eval(printed) for printed in re.findall(r"\{.*?\}", done.stdout)]
 
 
 def check_they_are_one(first: dict[str, float], second: dict[str, float]) -> None:
