@@ -19,15 +19,13 @@ def map_table(folder: Path = FOLDER) -> str:
     runs = plan("map")
     wanted = {(run.regime, run.setting) for run in runs}
     records = [one for one in load_regimes(folder) if (Regime(**one["regime"]), one["setting"]) in wanted]
-    rows = [
-        map_row(place, by_setting(here))
-        for place in dict.fromkeys(run.regime for run in runs)
-        if (here := [record for record in records if Regime(**record["regime"]) == place])
-    ]
-    if not rows:
+    at_places: dict[Regime, list[Record]] = {run.regime: [] for run in runs}
+    for one in records:
+        at_places[Regime(**one["regime"])].append(one)
+    settings = {place: by_setting(here) for place, here in at_places.items() if here}
+    if not settings:
         return NOTHING_YET
     heads = list(map_settings(runs[0].regime))
-    everywhere = _everywhere(list(dict.fromkeys(run.regime for run in runs)), records)
     lines = [
         f"{machine(records)}. Dense: test accuracy (accuracy on training images). Others: difference to dense runs of "
         f"the same seeds ± standard error, at what share of their work; a dash: fewer than {LEAST_SEEDS} seeds. "
@@ -39,24 +37,23 @@ def map_table(folder: Path = FOLDER) -> str:
         f"| place | dense % | dense, 2/3 of the epochs | {' | '.join(heads)} | rates | saved |",
         "|---|---|---|" + "---|" * len(heads) + "---|---|",
     ]
-    return "\n".join([*lines, *rows, *everywhere])
+    rows = [map_row(place, here) for place, here in settings.items()]
+    return "\n".join([*lines, *rows, *_everywhere([_ours(place, here) for place, here in settings.items()])])
 
 
-def _compared(place: Regime, records: Sequence[Record]) -> list[Setting | None]:
-    """Return the settings of ours at a place, in the order of the columns."""
-    settings = by_setting([record for record in records if Regime(**record["regime"]) == place])
-    return [settings.get(name) for name in _names(place)]
+def _ours(place: Regime, settings: dict[str, Setting]) -> list[Setting | None]:
+    """Return the settings of ours at a place, in the order of the columns; None for one that has no record."""
+    return [
+        settings.get(Run(place, policy, tuple(options.items())).setting)
+        for policy, options in map_settings(place).values()
+    ]
 
 
-def _names(place: Regime) -> list[str]:
-    return [Run(place, policy, tuple(options.items())).setting for policy, options in map_settings(place).values()]
-
-
-def _everywhere(places: Sequence[Regime], records: Sequence[Record]) -> list[str]:
-    """Write the row of all places: the mean and the worst of their differences."""
+def _everywhere(places: Sequence[Sequence[Setting | None]]) -> list[str]:
+    """Write the row of all places where every setting of ours has its seeds: the mean and the worst difference."""
     found: list[list[float]] = []
-    for place in places:
-        differences = [None if one is None else one.difference for one in _compared(place, records)]
+    for ours in places:
+        differences = [None if one is None else one.difference for one in ours]
         means = [one.mean for one in differences if one is not None]
         if len(means) == len(differences):
             found.append(means)
@@ -72,7 +69,7 @@ def map_row(place: Regime, settings: dict[str, Setting]) -> str:
     cells = [place_name(place), "-" if dense is None else _dense_cell(dense)]
     shortened = [one for one in settings.values() if one.first["policy"] == "dense" and one.first["options"]]
     cells.append(_compared_cell(shortened[0]) if shortened else "-")
-    ours = [settings.get(name) for name in _names(place)]
+    ours = _ours(place, settings)
     cells += ["-" if one is None else _compared_cell(one) for one in ours]
     first = ours[0]
     rates = [] if first is None else first.pruned_rates()

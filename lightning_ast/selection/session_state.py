@@ -81,9 +81,9 @@ class SessionState:
             if state.get("fit") == self._token and tells_resumption(self._parts.trainer):
                 return
             mode: Mode = state["rule"]["mode"] if state else self._mode.name
-            plans = MODE_FACTS[mode].plans_epochs
-            if state and ("epochs" if plans else "resumption") not in state:
-                raise KeyError("epochs" if plans else "resumption")
+            place = "epochs" if MODE_FACTS[mode].plans_epochs else "resumption"
+            if state and place not in state:
+                raise KeyError(place)
         self._check_mode(mode, checkpoint)
         self._mode.expect_resume()
 
