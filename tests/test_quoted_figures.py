@@ -156,3 +156,10 @@ def test_the_rates_that_readme_quotes_are_those_of_the_pruned_epochs() -> None:
         pruned = [rate for rate in map(statistics.mean, by_epoch) if rate < 1]
         said.append(f"from {pruned[0]:.2f} to {pruned[-1]:.2f} on")
     assert f"{said[0]} CIFAR-10, and {said[1]} the easier Fashion-MNIST" in text
+
+
+def test_the_host_costs_that_are_quoted_are_on_record() -> None:
+    record = json.loads((RECORDS / "overhead-cpu.json").read_text())
+    share = {row["variant"]: f"{row['share_of_plain']:.2f}" for row in record["rows"]}
+    assert f"took {share['mask']} times as long" in text_of("modes/mask.md")
+    assert f"took {share['prune']} (`prune`) to {share['subset']} (`subset`) times" in text_of("which-mode.md")
