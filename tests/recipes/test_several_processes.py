@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import get_args
 
 import lightning as L
 import pytest
@@ -46,6 +48,17 @@ def test_two_processes(launcher: tuple[str, ...], tmp_path: Path) -> None:
     assert done.stdout.count("Epoch 3/3 |") == 1, "one process tells"
     [saved] = tmp_path.glob("logs/lightning_logs/version_0/config.yaml")
     assert yaml.safe_load(saved.read_text())["trainer"]["devices"] == 2
+
+
+@pytest.mark.parametrize("method", ["dense_1", pytest.param("ours_2", marks=pytest.mark.slow)])
+def test_the_comparison(recipe: Callable[[str], ModuleType], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    script = recipe("several_processes/digits")
+    assert method in get_args(script.Method)
+    figures = script.train(method, max_steps=6)
+    assert 0 < figures["test_accuracy"] < 1
+    assert figures["work"] == 1 if method == "dense_1" else 0.5 < figures["work"] < 1
 
 
 def trained_with(logger: object) -> SparseSelectionCallback:
