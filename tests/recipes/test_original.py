@@ -187,7 +187,7 @@ def test_shortened_runs_cost_their_share(recipe: Callable[[str], ModuleType], ti
     assert script.train("tenth", **options)["work"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("method", ["original_3", "ours_3", "ours_10"])
+@pytest.mark.parametrize("method", ["original_3", "ours_3", "ours_10", "shortened_10"])
 def test_the_laptop_script_trains_by_each_method(
     recipe: Callable[[str], ModuleType], method: str, tiny_cifar10: Path
 ) -> None:
