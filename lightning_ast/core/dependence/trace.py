@@ -17,7 +17,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
-from lightning_ast.core.dependence.records import Dependence, GraphNode, Record, Records, changed_places
+from lightning_ast.core.dependence.records import Dependence, GraphNode, Record, Records
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
@@ -133,11 +133,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.failure is not None:
             return None
         with quiet():
-            inner = _inner(tensor)
-            kind = self._shadows.kind(inner)
-            if kind is Kind.SHADOW:
-                return bool(changed_places(inner.detach(), self._shadows.of(inner)).any())
-        return False if kind in (Kind.PLAIN, Kind.UNSEEN) else None
+            found = self._record(tensor).dependence()
+        return None if found is None else not found.independent
 
     def release(self) -> None:
         """Drop every tensor held; what was not asked for yet is unknown from now on."""
