@@ -74,7 +74,13 @@ class Shadows:
         if storage is None:
             shadow: Tensor = self._objects[tensor]
             return shadow
-        return _view(self._entries[storage._cdata], tensor)
+        view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        made = self._entries[storage._cdata].shadow
+        assert made is not None
+        view.set_(made, tensor.storage_offset(), tensor.size(), tensor.stride())
+        if tensor.is_conj():
+            view = view.conj()
+        return torch._neg_view(view) if tensor.is_neg() else view
 
     def add(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Add the tensors of a batch with their changed copies; several of them may share one storage."""
@@ -151,15 +157,6 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return None
     return tensor.untyped_storage()
-
-
-def _view(entry: _Entry, tensor: Tensor) -> Tensor:
-    assert entry.shadow is not None
-    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    view.set_(entry.shadow, tensor.storage_offset(), tensor.size(), tensor.stride())
-    if tensor.is_conj():
-        view = view.conj()
-    return torch._neg_view(view) if tensor.is_neg() else view
 
 
 def _write(view: Tensor, values: Tensor) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import BatchError
 
-__all__ = ["SampleTrace", "uncompiled"]
+__all__ = ["SampleTrace", "SeveralTrace", "uncompiled"]
 
 _SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
 _stance_lock = threading.Lock()
@@ -208,7 +209,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with quiet():
                 follow(self._shadows, call, results)
-                made = call.facts is None or call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
+                made = call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
                 if number is not None and made:
                     # By the number of their node: they may be used where the trace does not see it.
                     tensors = tensors_in(results)
@@ -239,6 +240,25 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind is Kind.UNSEEN and node is not None and node._sequence_nr() >= self._first_number:
             kind = Kind.UNKNOWN  # made during the trace, by a kernel that it has not seen
         return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))
+
+
+class SeveralTrace(SampleTrace):  # type: ignore[no-untyped-call]
+    """Follows one sample of each of several loaders' batches; the samples of all are counted in one row.
+
+    Their positions within the batches differ, and every batch has as many, so that rows show it where they mix samples
+    of several. Each of the ``sizes`` is larger than the number of batches.
+    """
+
+    def __init__(self, parts: Sequence[Any], sizes: Sequence[int]) -> None:
+        last = min(sizes) - 1
+        self._places = list(zip(sizes, range(last, last - len(sizes), -1), strict=True))
+        super().__init__(parts, sum(sizes))
+        starts = accumulate(sizes, initial=0)
+        self.sample = tuple(start + place for start, (_, place) in zip(starts, self._places, strict=False))
+
+    def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
+        parts = zip(batch, self._places, strict=True)
+        return [pair for part, (size, place) in parts for pair in perturbed(part, size, place)]
 
 
 @contextmanager
