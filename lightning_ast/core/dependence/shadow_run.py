@@ -73,17 +73,16 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
     real = tensors_in(results)
     if call.kind is not Kind.SHADOW or not _is_followed(shadows, call, real):
         _settle(shadows, call, real, Kind.UNKNOWN if call.kind is Kind.SHADOW else call.kind)
-    if call.kind is not Kind.PLAIN:
-        _pass_picks_on(shadows, call.facts, tensors_in((call.args, call.kwargs)), real)
-
-
-def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
-    """Remember rows that were picked one by one, and results that have as many rows."""
-    # Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
-    by_mask = facts.name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
+    if call.kind is Kind.PLAIN:
+        return
+    # The number of rows that were picked one by one is a multiple of the batch size by chance alone: they are no blocks
+    # of one size for each sample, and nor are the rows of results that have as many.
+    given = tensors_in((call.args, call.kwargs))
+    name = call.facts.name
+    by_mask = name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
-        if tensor.dim() > 0 and (by_mask or facts.name in BY_VALUES or tensor.shape[0] in rows):
+        if tensor.dim() > 0 and (by_mask or name in BY_VALUES or tensor.shape[0] in rows):
             shadows.set_picked(tensor)
 
 
