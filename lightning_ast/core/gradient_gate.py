@@ -202,10 +202,8 @@ class BatchGate:
     def _factors_of_all(self, kept: Kept) -> Tensor:
         """Return the factors of all samples, ``(B,)``: 0 for those that are not selected."""
         if self._dense_factors is None:
-            dtype = torch.float32 if kept.factors is None else kept.factors.dtype
-            factors = torch.ones_like(kept.indices, dtype=dtype) if kept.factors is None else kept.factors
+            factors = torch.ones_like(kept.indices, dtype=torch.float32) if kept.factors is None else kept.factors
             if kept.indices.numel() < self._batch_size:
-                zeros = torch.zeros(self._batch_size, dtype=dtype, device=kept.indices.device)
-                factors = zeros.index_add_(0, kept.indices, factors)
+                factors = factors.new_zeros(self._batch_size).index_add_(0, kept.indices, factors)
             self._dense_factors = factors
         return self._dense_factors

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lightning_ast.core.batch.containers import children_of
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
-from lightning_ast.core.dependence.several_loaders import SeveralTrace
-from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.dependence.trace import SampleTrace, SeveralTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.core.entries.node_facts import runs_compiled
 from lightning_ast.errors import EntryError

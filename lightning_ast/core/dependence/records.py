@@ -6,7 +6,7 @@ finds where the two differ, as a profile along each dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["Dependence", "GraphNode", "Record", "Records", "changed_places", "shape_of"]
+__all__ = ["Dependence", "GraphNode", "Record", "Records", "shape_of"]
 
 _MAX_ELEMENTS = 64 * 10**6
 _RELATIVE_NOISE = 1e-6  # of the largest value: kernels may round differently
@@ -62,15 +62,11 @@ class Record:
     def dependence(self) -> Dependence | None:
         """Compare the output with its shadow, once; return None where nothing is known."""
         if self.pair is not None:
-            real, shadow = self.pair
-            found = replace(_compare(real, shadow), picked=self.picked)
-            hidden = found.independent and not bool(real.isfinite().all())  # NaN or infinity in both hides the rest
-            self.found = None if hidden else found
-            self.known = not hidden
+            self.found = _compare(*self.pair, picked=self.picked)
+            self.known = self.found is not None
             self.pair = None  # from now on the profiles stand for the tensors, which are much larger
         elif self.found is None and self.known:
-            profiles = tuple(torch.zeros(size, dtype=torch.float64) for size in self.shape)
-            self.found = Dependence(self.shape, profiles, independent=True, touched=False)
+            self.found = Dependence(self.shape, _flat(self.shape), independent=True, touched=False)
         return self.found
 
 
@@ -171,34 +167,39 @@ def shape_of(node: Node, output_nr: int) -> tuple[int, ...] | None:
     return shape if set(map(type, shape)) <= {int} else None
 
 
-def _compare(real: Tensor, shadow: Tensor) -> Dependence:
-    """Measure where a tensor and its shadow differ."""
+def _compare(real: Tensor, shadow: Tensor, *, picked: bool) -> Dependence | None:
+    """Measure where a tensor and its shadow differ; return None where NaN or infinity in both hides it."""
     shape = tuple(real.shape)
+    profiles = _flat(shape)
+    if real.is_complex():  # with a dimension more, which is summed over
+        real, shadow = (torch.view_as_real(tensor.resolve_conj()) for tensor in (real, shadow))
+    independent = True
     box = _box(real != shadow)  # the rest of a large tensor need not be looked at
-    profiles = [torch.zeros(size, dtype=torch.float64) for size in shape]
-    if box is None:
-        return Dependence(shape, tuple(profiles), independent=True)
-    difference = changed_places(real[box], shadow[box], largest=_scale(real, real[box], shadow[box]))
-    for d, profile in enumerate(profiles):
-        others = [e for e in range(len(shape)) if e != d]
+    if box is not None:
+        difference = _difference(real[box], shadow[box], largest=_scale(real, real[box], shadow[box]))
         summed = difference.double() if difference.device.type != "mps" else difference  # which has no float64
-        profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
-    hidden = bool(real[box].isnan().any())  # as in the mean of losses of which another sample's is NaN
-    return Dependence(shape, tuple(profiles), independent=not hidden and not bool(difference.any()))
+        for d, profile in enumerate(profiles):
+            others = [e for e in range(real.dim()) if e != d]
+            profile[box[d]] = (summed.sum(others) if others else summed).cpu().double()
+        # NaN in a part that differs hides it, as in the mean of losses of which another sample's is NaN.
+        independent = not bool(real[box].isnan().any() or difference.any())
+    if independent and not bool(real.isfinite().all()):
+        return None
+    return Dependence(shape, profiles, independent, picked=picked)
 
 
-def changed_places(real: Tensor, shadow: Tensor, *, largest: Tensor | None = None) -> Tensor:
-    """Return the absolute differences of (a part of) a tensor and its shadow, without those that may be rounding.
+def _flat(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Make the profiles of a tensor in which nothing changes."""
+    return tuple(torch.zeros(size, dtype=torch.float64) for size in shape)
 
-    ``largest`` is the largest absolute value of the whole tensor, apart from masks; None computes it.
+
+def _difference(real: Tensor, shadow: Tensor, *, largest: Tensor) -> Tensor:
+    """Return the absolute differences of a part of a tensor and its shadow, without those that may be rounding.
+
+    ``largest`` is the largest absolute value of the whole tensor, apart from masks.
     """
-    if not (real.is_floating_point() or real.is_complex()):
+    if not real.is_floating_point():
         return (real != shadow).float()
-    if largest is None:
-        largest = _scale(real, real, shadow)
-    if real.is_complex():
-        parts = zip(*(torch.view_as_real(t.resolve_conj()).unbind(-1) for t in (real, shadow)), strict=True)
-        return torch.stack([changed_places(*part, largest=largest) for part in parts]).sum(0)
     unit = torch.finfo(real.dtype).eps
     wide = real.dtype if real.dtype is torch.float64 else torch.float32
     real = real.to(wide)
@@ -236,8 +237,6 @@ def _scale(tensor: Tensor, part: Tensor, shadow: Tensor) -> Tensor:
 
 def _largest(tensor: Tensor) -> Tensor:
     """Return the largest finite absolute value of a tensor."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
     if not tensor.numel():
         return torch.zeros((), device=tensor.device)
     if not tensor.is_floating_point():

@@ -37,7 +37,7 @@ class OpClass(Enum):
     AGAIN = auto()  # run once more on the shadows
     PLAIN = auto()  # its results count as independent of its arguments
     EMPTY = auto()  # it allocates without writing
-    CHOICE = auto()  # its results are positions, whose order or length changes as a whole
+    CHOICE = auto()  # its results are positions, whose order or length changes as a whole, or anything
     SORT = auto()  # it returns values and their positions
     SELECT = auto()  # a mask among its arguments decides how many rows there are
     ONE_OF_MANY = auto()  # it chooses one place of a row; all but argmax and argmin return its value too
@@ -89,13 +89,12 @@ class Facts:
 
 
 @cache
-def facts_of(func: Any) -> Facts | None:
-    """Read the facts of an operation from its schema and tags; None for an operator that takes functions."""
-    if not isinstance(func, torch._ops.OpOverload):
+def facts_of(func: Any) -> Facts:
+    """Read the facts of an operation from its schema and tags."""
+    if not isinstance(func, torch._ops.OpOverload):  # an operator that takes functions, which may do anything
         name = str(func)
-        if name not in _PURE_OPERATORS:
-            return None
-        return Facts(name, OpClass.AGAIN, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
+        op_class = OpClass.AGAIN if name in _PURE_OPERATORS else OpClass.CHOICE
+        return Facts(name, op_class, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
     # In a schema, an argument that is written to has an alias that is marked so.

@@ -42,7 +42,7 @@ class Call:
     func: Operator
     args: OpArgs
     kwargs: OpKwargs
-    facts: Facts | None = None  # None for an operator that takes functions, which may do anything
+    facts: Facts
     kind: Kind = Kind.PLAIN  # SHADOW where it is to be run again; otherwise what its results become
     written: list[Tensor] = field(default_factory=list)  # the arguments that it changes
     has_numbers: bool = False  # whether numbers, not ids alone, among the arguments depend on the sample
@@ -53,12 +53,7 @@ class Call:
 
 def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
     """Decide before an operation what to do after it, and save what it is going to change."""
-    call = Call(func, args, kwargs, with_grad=with_grad)
-    call.facts = facts_of(func)
-    if call.facts is None:
-        touched = any(shadows.kind(tensor) not in (Kind.PLAIN, Kind.UNSEEN) for tensor in tensors_in((args, kwargs)))
-        call.kind = Kind.UNKNOWN if touched else Kind.PLAIN
-        return call
+    call = Call(func, args, kwargs, facts_of(func), with_grad=with_grad)
     read: list[Tensor] = []
     for name, value in named(call.facts, args, kwargs):
         (call.written if name in call.facts.writes else read).extend(tensors_in(value))
@@ -76,25 +71,23 @@ def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *,
 def follow(shadows: Shadows, call: Call, results: Any) -> None:
     """Run an operation again on the shadows, after it has been run; results that do not fit count as unknown."""
     real = tensors_in(results)
-    _follow(shadows, call, real)
-    if call.facts is not None and call.kind is not Kind.PLAIN:
-        _pass_picks_on(shadows, call.facts, tensors_in((call.args, call.kwargs)), real)
-
-
-def _pass_picks_on(shadows: Shadows, facts: Facts, given: list[Tensor], real: list[Tensor]) -> None:
-    """Remember rows that were picked one by one, and results that have as many rows."""
-    # Their number is a multiple of the batch size by chance alone: they are no blocks of one size for each sample.
-    by_mask = facts.name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
+    if call.kind is not Kind.SHADOW or not _is_followed(shadows, call, real):
+        _settle(shadows, call, real, Kind.UNKNOWN if call.kind is Kind.SHADOW else call.kind)
+    if call.kind is Kind.PLAIN:
+        return
+    # The number of rows that were picked one by one is a multiple of the batch size by chance alone: they are no blocks
+    # of one size for each sample, and nor are the rows of results that have as many.
+    given = tensors_in((call.args, call.kwargs))
+    name = call.facts.name
+    by_mask = name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
-        if tensor.dim() > 0 and (by_mask or facts.name in BY_VALUES or tensor.shape[0] in rows):
+        if tensor.dim() > 0 and (by_mask or name in BY_VALUES or tensor.shape[0] in rows):
             shadows.set_picked(tensor)
 
 
-def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
-    if call.kind is not Kind.SHADOW or call.facts is None:
-        _settle(shadows, call, real, call.kind)
-        return
+def _is_followed(shadows: Shadows, call: Call, real: list[Tensor]) -> bool:
+    """Run an operation on the shadows; tell whether the results fit."""
     for keep in _attempts(shadows, call):
         try:
             made = _made(shadows, call, real, keep)
@@ -108,8 +101,8 @@ def _follow(shadows: Shadows, call: Call, real: list[Tensor]) -> None:
                 shadows.adopt(tensor, shadow)
             if call.facts.op_class is OpClass.SORT:
                 shadows.mark(real[1], Kind.UNKNOWN)
-            return
-    _settle(shadows, call, real, Kind.UNKNOWN)
+            return True
+    return False
 
 
 def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
@@ -165,7 +158,7 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
     if not call.has_numbers:
         yield ()
         return
-    selects = call.facts is not None and call.facts.op_class is OpClass.SELECT
+    selects = call.facts.op_class is OpClass.SELECT
     yield (torch.bool, torch.uint8) if selects else ()
     discrete = [t for t in tensors_in((call.args, call.kwargs)) if not is_real_valued(t)]
     if any(shadows.kind(tensor) is Kind.SHADOW for tensor in discrete):
@@ -186,7 +179,6 @@ def _run(
         return shadows.of(tensor)
 
     facts = call.facts
-    assert facts is not None
     given = dict(named(facts, call.args, call.kwargs))
     if facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
@@ -204,7 +196,7 @@ def _run(
 
 def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
     """Choose another place where the largest or smallest value of a changed row is where it was."""
-    if call.facts is None or call.facts.op_class is not OpClass.ONE_OF_MANY:
+    if call.facts.op_class is not OpClass.ONE_OF_MANY:
         return made
     given = dict(named(call.facts, call.args, call.kwargs))
     if given.get("dim") is None:
@@ -226,7 +218,7 @@ def _fit(real: list[Tensor], made: list[Tensor]) -> bool:
 
 def _settle(shadows: Shadows, call: Call, real: list[Tensor], kind: Kind) -> None:
     """Remember what is known about the results of an operation that has not been run again."""
-    is_collective = call.facts is not None and call.facts.name == "collective"
+    is_collective = call.facts.name == "collective"
     # The schemas of some collectives do not tell that they fill a buffer, as FSDP2 does to gather its parameters.
     filled = tensors_in((call.args, call.kwargs)) if is_collective else []
     for tensor in (*call.written, *(tensor for tensor in filled if shadows.kind(tensor) is Kind.EMPTY)):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,19 +18,16 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ast.core.dependence.perturbed import Pair, Take, is_real_valued, perturbed
-from lightning_ast.core.dependence.records import Dependence, GraphNode, Record, Records, changed_places
+from lightning_ast.core.dependence.records import Dependence, GraphNode, Record, Records
 from lightning_ast.core.dependence.shadow_ops import OpClass, quiet, tensors_in
 from lightning_ast.core.dependence.shadow_run import Call, Operator, follow, prepare
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import BatchError
 
-__all__ = ["SampleTrace", "uncompiled"]
+__all__ = ["SampleTrace", "SeveralTrace", "uncompiled"]
 
 _SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
-_stance_lock = threading.Lock()
-_stances: list[None] = []  # one element for each that is inside `uncompiled`
-_stance_restored = ExitStack()
 
 
 class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -133,11 +131,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.failure is not None:
             return None
         with quiet():
-            inner = _inner(tensor)
-            kind = self._shadows.kind(inner)
-            if kind is Kind.SHADOW:
-                return bool(changed_places(inner.detach(), self._shadows.of(inner)).any())
-        return False if kind in (Kind.PLAIN, Kind.UNSEEN) else None
+            found = self._record(tensor).dependence()
+        return None if found is None else not found.independent
 
     def release(self) -> None:
         """Drop every tensor held; what was not asked for yet is unknown from now on."""
@@ -211,7 +206,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with quiet():
                 follow(self._shadows, call, results)
-                made = call.facts is None or call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
+                made = call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
                 if number is not None and made:
                     # By the number of their node: they may be used where the trace does not see it.
                     tensors = tensors_in(results)
@@ -244,23 +239,32 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Record(shape, known=kind in (Kind.PLAIN, Kind.UNSEEN))
 
 
+class SeveralTrace(SampleTrace):  # type: ignore[no-untyped-call]
+    """Follows one sample of each of several loaders' batches; the samples of all are counted in one row.
+
+    Their positions within the batches differ, and every batch has as many, so that rows show it where they mix samples
+    of several. Each of the ``sizes`` is larger than the number of batches.
+    """
+
+    def __init__(self, parts: Sequence[Any], sizes: Sequence[int]) -> None:
+        last = min(sizes) - 1
+        self._places = list(zip(sizes, range(last, last - len(sizes), -1), strict=True))
+        super().__init__(parts, sum(sizes))
+        starts = accumulate(sizes, initial=0)
+        self.sample = tuple(start + place for start, (_, place) in zip(starts, self._places, strict=False))
+
+    def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
+        parts = zip(batch, self._places, strict=True)
+        return [pair for part, (size, place) in parts for pair in perturbed(part, size, place)]
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run functions of ``torch.compile`` uncompiled: under a dispatch mode torch would refuse to, or raise an error."""
-    # Torch has one stance for all threads: the first to come sets it and the last to go restores it, so that fits in
-    # several threads may be inside at once.
-    with _stance_lock:
-        # Importing torch._dynamo takes seconds, and without it nothing is compiled.
-        if not _stances and "torch._dynamo" in sys.modules:
-            _stance_restored.enter_context(torch.compiler.set_stance("force_eager"))
-        _stances.append(None)
-    try:
+    # Importing torch._dynamo takes seconds, and without it nothing is compiled.
+    is_loaded = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if is_loaded else nullcontext():
         yield
-    finally:
-        with _stance_lock:
-            _stances.pop()
-            if not _stances:
-                _stance_restored.close()
 
 
 def _last_node_number() -> int:

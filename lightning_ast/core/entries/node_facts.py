@@ -6,7 +6,7 @@ Nothing is run to find this out, and no device is waited for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ __all__ = [
     "PRODUCTS",
     "RESHAPING",
     "Edge",
-    "RowOrder",
     "below_ddp",
     "each_once",
     "edges_of",
@@ -28,8 +27,8 @@ __all__ = [
     "is_layer",
     "is_leaf",
     "nodes_below",
-    "row_order",
     "rows_are_picked",
+    "rows_in_order",
     "runs_compiled",
     "settled",
 ]
@@ -60,7 +59,6 @@ _DDP_SINK = "_DDPSinkBackward"
 
 Edge = tuple[Node, int]
 """A node, and the position of one of its outputs."""
-RowOrder = Literal["samples", "picked", "joined"]
 
 
 def edges_of(node: Node) -> list[Edge]:
@@ -134,12 +132,11 @@ def nodes_below(roots: list[Node]) -> Iterator[Node]:
         pending += [child for child, _ in edges_of(node)]
 
 
-def row_order(values: Tensor, batch_size: int) -> RowOrder:
-    """Tell how the rows ``(N, ...)`` that a loss is given came from B samples, as far as the graph shows it.
+def rows_in_order(values: Tensor, batch_size: int) -> bool:
+    """Tell whether the rows ``(N, ...)`` that a loss is given lie with the samples outermost, as the graph shows it.
 
-    Returns:
-        ``"samples"``: samples outermost, as ``view(-1, C)`` of ``(B, T, C)`` gives; ``"picked"``: by an index or mask;
-        ``"joined"``: several tensors along the batch, or flattened with another dimension first (time, ensembles).
+    ``view(-1, C)`` of ``(B, T, C)`` gives such rows. An index, a mask, a join along the batch, or flattening with
+    another dimension first (time, ensembles) does not.
     """
     # The rows are followed back to where there was one a sample. Rows that are flattened from the first layer on, and
     # values without a graph, are taken to lie with the samples outermost.
@@ -147,17 +144,17 @@ def row_order(values: Tensor, batch_size: int) -> RowOrder:
     pending = [] if values.grad_fn is None else [values.grad_fn]
     for node in each_once(pending):
         if _picks_rows(node):
-            return "picked"
+            return False
         if _row_count(node) == batch_size:  # one row a sample, of which all rows above were made in order
             continue
         if node.name().startswith(_JOINING) and getattr(node, "_saved_dim", None) == 0:
-            return "joined"
+            return False
         parents = [parent for parent, _ in edges_of(node) if parent.next_functions]
         if node.name().startswith(_VIEWS) and any(_row_count(p) not in (None, 1, rows, batch_size) for p in parents):
-            return "joined"
+            return False
         # Parents with another number of rows say nothing of these: weights, or constants that are broadcast.
         pending += [parent for parent in parents if _row_count(parent) in (rows, batch_size)]
-    return "samples"
+    return True
 
 
 def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, int], bool]) -> bool:

@@ -115,10 +115,8 @@ class TracedView(SizedView):
     def layout(self, node: Node, output_nr: int) -> Layout | None:
         """Find where the samples lie in a node's output; return None where that cannot be proved."""
         dependence = self._trace.dependence(node, output_nr)
-        if dependence is None:
+        if dependence is None or dependence.independent:
             return None
-        if dependence.independent:
-            return self._inherited(node, output_nr)
         layout = prove_layout(
             dependence.shape,
             dependence.profiles,
@@ -130,30 +128,6 @@ class TracedView(SizedView):
         if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
             return None
         return self._unless_picked(node, output_nr, layout)
-
-    def _inherited(self, node: Node, output_nr: int) -> Layout | None:
-        """Find where the samples lie in an output that is flat at the sample, by the rows that it was computed from."""
-        # The outputs of a straight-through estimator are flat: they are equal for samples of one code.
-        shape = shape_of(node, output_nr)
-        if not shape:
-            return None
-        pending = [node]
-        for current in facts.each_once(pending):
-            # Behind these, the same number of rows may be those of other samples, or nothing may be known of them.
-            if current.name().startswith((*facts.RESHAPING, *facts.PICKING, *facts.OPAQUE)):
-                continue
-            for edge in facts.edges_of(current):
-                rows = None if facts.is_leaf(edge[0]) or self.is_pure(*edge) else shape_of(*edge)
-                if not rows or rows[0] != shape[0]:
-                    continue
-                dependence = self._trace.dependence(*edge)
-                if dependence is None or dependence.independent:
-                    pending.append(edge[0])
-                    continue
-                layout = self.layout(*edge)
-                if layout is not None and layout.dim == 0:
-                    return replace(layout, ndim=len(shape))
-        return None
 
 
 def owns_parameters(node: Node, view: SizedView) -> bool:

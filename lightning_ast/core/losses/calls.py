@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from lightning_ast.core.entries.node_facts import RowOrder, row_order
+from lightning_ast.core.entries.node_facts import rows_in_order
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 from lightning_ast.errors import LossCaptureError
 
@@ -226,7 +226,12 @@ class WatchedCall:
         # Several rows a sample, as of tokens: how they lie cannot be told from their number.
         if elements.values.ndim > 0 and elements.logits is not None and elements.values.shape[0] != batch_size:
             given = next(iter(self.arguments.values()))
-            _check_order(row_order(given, batch_size), self.name)
+            if not rows_in_order(given, batch_size):
+                raise LossCaptureError(
+                    f"the several rows a sample that `{self.name}` is given were picked by an index or a mask, or do "
+                    "not lie together (views joined along the batch, time first, ensembles, chunks). Keep all rows and "
+                    f"use `ignore_index`; flatten with the samples outermost, `(B, T, C)` to `(B * T, C)`. Or: {REMEDY}"
+                )
         return elements
 
     def divisor(self, elements: Elements) -> Tensor | int:
@@ -259,19 +264,6 @@ def class_labels(targets: Tensor, ignore_index: int | None, batch_size: int) -> 
     if ignore_index is None:
         return targets
     return targets.where(targets != ignore_index, torch.full_like(targets, -1))
-
-
-def _check_order(order: RowOrder, name: str) -> None:
-    if order == "picked":
-        raise LossCaptureError(
-            f"the rows that `{name}` is given were picked by an index or a mask, so which sample each belongs to is "
-            f"not known: keep all rows and use `ignore_index`. Or: {REMEDY}"
-        )
-    if order == "joined":
-        raise LossCaptureError(
-            f"`{name}` is given several rows a sample that do not lie together (views joined along the batch, time "
-            f"first, ensembles, chunks): flatten with the samples outermost, `(B, T, C)` to `(B * T, C)`. Or: {REMEDY}"
-        )
 
 
 def _versions(args: OpArgs, kwargs: OpKwargs) -> tuple[int, ...]:
