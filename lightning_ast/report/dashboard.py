@@ -8,8 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.report.derive import accuracy, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
-from lightning_ast.report.details import draw_percentiles
+from lightning_ast.report.derive import (
+    accuracy,
+    epoch_costs,
+    loss_tag,
+    stage_of_epochs,
+    stage_spans,
+    training_loss_tag,
+)
 from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
 from lightning_ast.schedule import Stage
@@ -27,6 +33,11 @@ _SAVINGS = {
     "flops": (COLOURS["blue"], "--", 1.6),
     "seconds": (COLOURS["green"], "-.", 1.6),
     "joules": (COLOURS["purple"], ":", 2.2),
+}
+_PERCENTILES = {
+    "ast/significance_p90": ("90th percentile", ":", "vermilion", "^"),
+    "ast/significance_p50": ("median", "-", "blue", "o"),
+    "ast/significance_p10": ("10th percentile", "--", "green", "v"),
 }
 _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trainer"
 
@@ -123,22 +134,18 @@ def _activation(axes: Panel, run: Run) -> None:
     holds_coverage = run.series("ast/target_coverage") is not None
     if holds_coverage and coverage is not None:
         axes.curve(coverage.steps, coverage.values, color=COLOURS["green"], linewidth=0.8, marker="", label="coverage")
-    lacking = []
-    for tag, name, style, colour in (
-        ("ast/activation_rate_ema", "moving average", "-", "blue"),
-        ("ast/target_coverage", "target coverage", "--", "vermilion")
-        if holds_coverage
-        else ("ast/target_activation_rate", "target", "--", "vermilion"),
-    ):
-        series = run.series(tag)
-        if series is None:
-            lacking.append(f"{name} ({tag})")
-        else:
+    target = "target coverage" if holds_coverage else "target"
+    drawn = {
+        "ast/activation_rate_ema": ("moving average", "-", "blue"),
+        "ast/target_coverage" if holds_coverage else "ast/target_activation_rate": (target, "--", "vermilion"),
+    }
+    for tag, (name, style, colour) in drawn.items():
+        if (series := run.series(tag)) is not None:
             axes.curve(series.steps, series.values, linestyle=style, color=COLOURS[colour], marker="", label=name)
     axes.set_ylim(0, 1.05)
     _steps(axes, run, rate)
     axes.corner_legend()
-    if lacking:
+    if lacking := [f"{name} ({tag})" for tag, (name, *_) in drawn.items() if run.series(tag) is None]:
         axes.note(f"not logged: {', '.join(lacking)}; SparseSelectionCallback logs it")
 
 
@@ -192,9 +199,17 @@ def _significance(axes: Panel, run: Run) -> None:
         _histograms(axes, everything, selected)
         return
     axes.set_title("Significance of the samples")
-    if not draw_percentiles(axes, run):
+    known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
+    if not known:
         axes.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return
+    for tag, series in known.items():
+        name, style, colour, marker = _PERCENTILES[tag]
+        shape = marker if len(series.epochs) <= 40 else ""
+        axes.curve(*series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
+    axes.set_ylabel("significance")
+    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known.values()])))
+    axes.corner_legend()
     axes.note("the distributions themselves: add a TensorBoardLogger")
 
 

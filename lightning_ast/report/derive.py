@@ -22,14 +22,12 @@ __all__ = [
     "accuracy_tag",
     "activation_rate_when_sparse",
     "clip_to_training",
-    "elapsed_joules",
-    "elapsed_seconds",
+    "elapsed",
     "epoch_costs",
     "epoch_means",
     "epochs_at",
     "is_dense",
     "last_epoch",
-    "last_of_each",
     "loss_tag",
     "stage_of_epochs",
     "stage_spans",
@@ -102,16 +100,13 @@ def clip_to_training(run: Run) -> Run:
     trained = training is not None and last in training.steps
     if trained or last != before + 1 or steps_an_epoch == 1:
         return run
-    scalars = {tag: _head(series, last) for tag, series in run.scalars.items() if series.steps[0] < last}
-    # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
-    scalars.update({tag: series for tag, series in run.scalars.items() if tag.startswith(("ast/", "energy/"))})
+    scalars = {}
+    for tag, series in run.scalars.items():
+        # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
+        kept = (series.steps < last) | tag.startswith(("ast/", "energy/"))
+        if kept.any():
+            scalars[tag] = Series(series.steps[kept], series.values[kept])
     return replace(run, scalars=scalars)
-
-
-def _head(series: Series, end: int) -> Series:
-    kept = series.steps < end
-    clock = series.clock_seconds
-    return Series(series.steps[kept], series.values[kept], None if clock is None else clock[kept])
 
 
 def epochs_at(run: Run, steps: Ints) -> Ints:
@@ -130,15 +125,10 @@ def last_epoch(run: Run) -> int | None:
 
 
 def _last_finite(series: Series, epochs: Ints) -> EpochSeries:
-    """Return the last finite value of each epoch."""
+    """Return the last finite value of each epoch; the epochs of a damaged log need not rise."""
     finite = np.isfinite(series.values)
-    return last_of_each(epochs[finite], series.values[finite])
-
-
-def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
-    """Return the last value of each epoch; the epochs of a damaged log need not rise."""
-    found, from_the_end = np.unique(epochs[::-1], return_index=True)
-    return EpochSeries(found, values[::-1][from_the_end])
+    found, from_the_end = np.unique(epochs[finite][::-1], return_index=True)
+    return EpochSeries(found, series.values[finite][::-1][from_the_end])
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
@@ -217,23 +207,8 @@ def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
     return _last_finite(series, epochs)
 
 
-def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
-    """Return seconds from the start to the end of each epoch, and whether they were measured or are wall times."""
-    total = _measured(run, "seconds")
-    if total is not None:
-        return total, True
-    epoch = run.series("epoch")
-    if epoch is None or epoch.clock_seconds is None:
-        return None
-    return last_of_each(epoch.values.astype(np.int64), epoch.clock_seconds), False
-
-
-def elapsed_joules(run: Run) -> EpochSeries | None:
-    """Return joules from the start to the end of each epoch, or None where they were not measured."""
-    return _measured(run, "joules")
-
-
-def _measured(run: Run, unit: str) -> EpochSeries | None:
+def elapsed(run: Run, unit: str) -> EpochSeries | None:
+    """Return the ``"seconds"`` or ``"joules"`` from the start to the end of each epoch; None where not measured."""
     total = epoch_costs(run, f"energy/total_{unit}")
     if total is None and (each := epoch_costs(run, f"energy/epoch_{unit}")) is not None:
         return EpochSeries(each.epochs, np.cumsum(each.values))

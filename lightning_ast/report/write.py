@@ -15,7 +15,7 @@ from lightning_ast import __version__
 from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
 from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, Summary, render, summarize
-from lightning_ast.report.runs import MANY_RUNS, read_logs
+from lightning_ast.report.runs import read_logs
 from lightning_ast.report.series import Run
 from lightning_ast.whole_file import write_whole
 from lightning_ast.words import percent
@@ -25,6 +25,7 @@ __all__ = ["file_stems", "make_report", "write_files", "write_report"]
 _PAGE = "report.html"
 _MARKS = {".html": GENERATOR.encode(), ".png": b"Software\0" + SOFTWARE.encode()}
 _HEAD_BYTES = 1024
+_MANY_RUNS = 10  # from so many on, the command shows how far it is
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
@@ -58,7 +59,7 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     page = Path(out).expanduser() / _PAGE
     with _errors(out):
         _refuse_foreign(page)  # before what takes time
-    read, left_out = read_logs(log_dirs, progress=progress)
+    read, left_out = read_logs(log_dirs)
     runs = [clip_to_training(run) for run in read]
     rows = [summarize(run) for run in runs]
     with _errors(out):
@@ -94,8 +95,8 @@ def _sections(runs: Sequence[Run], rows: Sequence[Summary], *, progress: bool) -
     """Draw the figures of the page, by sections: a heading and its figures each."""
     # matplotlib is an extra: without it, importing the package and reading runs must work
     from lightning_ast.report.comparison import comparison
+    from lightning_ast.report.costs import costs
     from lightning_ast.report.dashboard import dashboard
-    from lightning_ast.report.details import costs, samples
     from lightning_ast.report.style import png
 
     sections: list[tuple[str, list[Picture]]] = []
@@ -104,11 +105,10 @@ def _sections(runs: Sequence[Run], rows: Sequence[Summary], *, progress: bool) -
         whole = Picture("comparison.png", png(comparison(logged)), _COMPARISON, _alt_comparison(rows))
         sections.append(("The runs side by side", [whole]))
     stems = file_stems([run.name for run in runs])
-    bar = tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < MANY_RUNS)
+    bar = tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < _MANY_RUNS)
     for run, row, stem in zip(bar, rows, stems, strict=True):
         figures = (
             ("dashboard", dashboard(run) if run.scalars or run.histograms else None, _DASHBOARD, _alt_dashboard(row)),
-            ("samples", samples(run), _SAMPLES, _ALT_SAMPLES.format(run.name)),
             ("costs", costs(run), _COSTS, _ALT_COSTS.format(run.name)),
         )
         pictures = [
@@ -130,12 +130,7 @@ _DASHBOARD = (
     "step, savings so far as shares of a dense run (the share of samples skipped is not compute saved), the gate's "
     "threshold, and how significance was spread when last logged."
 )
-_SAMPLES = (
-    "Significance of the samples by epoch, which is the score that the gate compares with its threshold, and how many "
-    "times samples were selected, as shares of all samples."
-)
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
-_ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often samples were selected."
 _ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
 
 
@@ -181,7 +176,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
-    for kind in ("comparison", "dashboard-*", "samples-*", "costs-*"):
+    for kind in ("comparison", "dashboard-*", "costs-*"):
         for path in folder.glob(f"{kind}.png"):
             if path.name not in files and _is_own(path):
                 path.unlink()

@@ -39,8 +39,6 @@ class Costs(Callback):
                 significance = torch.linspace(0, 1 + epoch, 101)
                 logger.experiment.add_histogram("ast/significance", significance, trainer.global_step)
                 logger.experiment.add_histogram("ast/significance_selected", significance[60:], trainer.global_step)
-                times = torch.tensor([0.0] * 50 + [1.0] * 30 + [3.0] * 20)
-                logger.experiment.add_histogram("ast/times_selected", times, trainer.global_step)
 
 
 def train(loggers: Any, *callbacks: Callback, epochs: int = EPOCHS, **options: Any) -> pl.Trainer:
@@ -73,14 +71,9 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def made(scalars: dict[str, Sequence[tuple[int, float]]], *, name: str = "made", clock: float | None = None) -> Run:
-    """A run from points ``(step, value)`` by tag; ``clock``: seconds a step."""
-    series = {}
-    for tag, points in scalars.items():
-        steps = [step for step, _ in points]
-        seconds = None if clock is None else [clock * (step + 1) for step in steps]
-        series[tag] = Series.of(steps, [value for _, value in points], seconds)
-    return Run(name, Path("/logs") / name, "CSV" if clock is None else "TensorBoard", series)
+def made(scalars: dict[str, Sequence[tuple[int, float]]], *, name: str = "made") -> Run:
+    """A run from points ``(step, value)`` by tag."""
+    return Run(name, Path("/logs") / name, "CSV", {tag: Series.of(points) for tag, points in scalars.items()})
 
 
 def long_run(epochs: int, steps_an_epoch: int, *, name: str = "long") -> Run:

@@ -10,8 +10,7 @@ from lightning_ast.report.derive import (
     accuracy_tag,
     activation_rate_when_sparse,
     clip_to_training,
-    elapsed_joules,
-    elapsed_seconds,
+    elapsed,
     epoch_costs,
     is_dense,
     last_epoch,
@@ -136,28 +135,17 @@ def test_costs_belong_to_the_epoch_that_ended(steps: tuple[int, ...]) -> None:
     found = epoch_costs(run, "energy/epoch_seconds")
     assert found is not None
     assert (found.epochs.tolist(), found.values.tolist()) == ([0, 1, 2], [10.0, 20.0, 30.0])
-    elapsed = elapsed_seconds(run)
-    assert elapsed is not None
-    assert (elapsed[0].values.tolist(), elapsed[1]) == ([10.0, 30.0, 60.0], True)
+    total = elapsed(run, "seconds")
+    assert total is not None
+    assert total.values.tolist() == [10.0, 30.0, 60.0]
 
 
-def test_seconds_come_from_the_best_source_there_is() -> None:
-    joules = [(2, 5.0), (5, 6.0), (8, 7.0)]
-    run = made(
-        {"epoch": EPOCH, "energy/total_seconds": [(2, 11.0), (5, 12.0), (8, 13.0)], "energy/epoch_joules": joules},
-        clock=2,
-    )
-    elapsed = elapsed_seconds(run)
-    assert elapsed is not None
-    assert (elapsed[0].values.tolist(), elapsed[1]) == ([11.0, 12.0, 13.0], True)
-    found = elapsed_joules(run)
+def test_a_total_that_was_logged_is_taken_as_it_is() -> None:
+    run = made({"epoch": EPOCH, "energy/total_seconds": [(2, 11.0), (5, 12.0), (8, 13.0)]})
+    found = elapsed(run, "seconds")
     assert found is not None
-    assert found.values.tolist() == [5.0, 11.0, 18.0]
-    elapsed = elapsed_seconds(made({"epoch": EPOCH}, clock=2))
-    assert elapsed is not None
-    assert (elapsed[0].epochs.tolist(), elapsed[0].values.tolist(), elapsed[1]) == ([0, 1, 2], [6.0, 12.0, 18.0], False)
-    assert elapsed_seconds(made({"epoch": EPOCH})) is None  # a CSV has no times
-    assert elapsed_joules(made({"epoch": EPOCH})) is None
+    assert found.values.tolist() == [11.0, 12.0, 13.0]
+    assert elapsed(run, "joules") is None
 
 
 def test_dense_is_what_always_trains_on_everything() -> None:
@@ -176,9 +164,9 @@ def test_the_activation_rate_is_that_of_sparse_steps() -> None:
 
 
 def test_a_series_knows_its_last_finite_value() -> None:
-    assert Series.of([1, 2], [3.0, NAN]).last == 3.0
-    assert Series.of([1], [NAN]).last is None
-    assert Series.of([1, 2], [NAN, 3.0]).closing == 3.0
-    assert Series.of([1, 2], [3.0, NAN]).closing is None, "not known any more"
+    assert Series.of([(1, 3.0), (2, NAN)]).last == 3.0
+    assert Series.of([(1, NAN)]).last is None
+    assert Series.of([(1, NAN), (2, 3.0)]).closing == 3.0
+    assert Series.of([(1, 3.0), (2, NAN)]).closing is None, "not known any more"
     assert made({"a": [(1, NAN)]}).series("a") is None
     assert long_run(2, 3).series("val_acc") is not None
