@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import EpochSeries, accuracy, elapsed, epoch_means, training_loss_tag
+from lightning_ast.report.derive import EpochSeries, accuracy, epoch_means, epoch_values, training_loss_tag
 from lightning_ast.report.series import Floats, Ints, Run
 from lightning_ast.report.style import COLOURS, Panel, drawing, label, new_figure, unit_of
 
@@ -22,7 +22,7 @@ _MARKERS = "osD^vP*X<>"
 def comparison(runs: Sequence[Run]) -> Figure:
     """Draw at least two runs side by side, with a panel of joules where one has them; name below what a run lacks."""
     accuracies = [None if (found := accuracy(run)) is None else found[1] for run in runs]
-    joules = [elapsed(run, "joules") for run in runs]
+    joules = [epoch_values(run, "energy/total_joules") for run in runs]
     measured = any(spent is not None and spent.values.max() > 0 for spent in joules)
     with drawing():
         legend_inches = 0.22 * -(-len(runs) // 3)
@@ -30,7 +30,7 @@ def comparison(runs: Sequence[Run]) -> Figure:
         figure, panels = new_figure(11, (5.9 if measured else 3.6) + legend_inches, *grid)
         _accuracy(panels[0], runs, accuracies)
         panels[1].set_title("Accuracy by training seconds")
-        _by_cost(panels[1], runs, "seconds", [elapsed(run, "seconds") for run in runs], accuracies)
+        _by_cost(panels[1], runs, "seconds", [epoch_values(run, "energy/total_seconds") for run in runs], accuracies)
         if measured:
             panels[2].set_title("Accuracy by joules")
             _by_cost(panels[2], runs, "joules", joules, accuracies)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import EpochSeries, epoch_costs
+from lightning_ast.report.derive import EpochSeries, epoch_values
 from lightning_ast.report.series import Floats, Run
 from lightning_ast.report.style import COLOURS, Panel, drawing, new_figure, unit_of
 
@@ -30,10 +30,6 @@ _PARTS = {
         _Part("energy/other_seconds", "other", "grey", ""),
     ),
     "joules": (_Part("energy/gpu_joules", "GPUs", "green", ""), _Part("energy/cpu_joules", "CPUs", "orange", "////")),
-}
-_WHOLE = {
-    "seconds": _Part("energy/epoch_seconds", "epoch", "sky", ""),
-    "joules": _Part("energy/epoch_joules", "together", "green", ""),
 }
 
 
@@ -59,12 +55,10 @@ def costs(run: Run) -> Figure | None:
 
 
 def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
-    """Find the parts that were logged, else the whole."""
+    """Find the parts that were logged."""
     found = {}
     for name, parts in _PARTS.items():
-        logged = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
-        if not logged and (series := epoch_costs(run, _WHOLE[name].tag)) is not None:
-            logged = [(_WHOLE[name], series)]
+        logged = [(part, series) for part in parts if (series := epoch_values(run, part.tag)) is not None]
         if any(np.any(series.values > 0) for _, series in logged):  # a chart of zeros would be empty
             found[name] = logged
     return found

@@ -10,24 +10,17 @@ from matplotlib.ticker import StrMethodFormatter
 
 from lightning_ast.report.derive import (
     accuracy,
-    epoch_costs,
-    loss_tag,
+    epoch_values,
     stage_of_epochs,
     stage_spans,
     training_loss_tag,
 )
 from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
-from lightning_ast.schedule import Stage
 from lightning_ast.words import percent
 
 __all__ = ["dashboard", "smooth"]
 
-_MARKERS: dict[Stage, tuple[str, str]] = {
-    "warmup": ("o", COLOURS["orange"]),
-    "sparse": ("s", COLOURS["blue"]),
-    "cooldown": ("^", COLOURS["sky"]),
-}
 _SAVINGS = {
     "samples": (COLOURS["orange"], "-", 3.0),
     "flops": (COLOURS["blue"], "--", 1.6),
@@ -65,20 +58,8 @@ def _accuracy(axes: Panel, run: Run) -> None:
     stages = stage_of_epochs(run)
     axes.epoch_axis(np.append(epochs, max(epochs[-1], *stages, 0)))
     axes.percent_axis()
-    axes.curve(epochs, values, color=COLOURS["black"], linewidth=1.1, marker="")
-    for stage, (marker, colour) in _MARKERS.items():
-        inside = np.array([stages.get(int(epoch)) == stage for epoch in epochs], dtype=bool)
-        if inside.any():
-            every = max(1, int(np.ceil(len(epochs) / 40)))
-            edge: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
-            x = epochs[inside][::every]
-            axes.plot(x, values[inside][::every], marker, label=stage, color=colour, markersize=5, **edge)
-    if not stages:
-        axes.plot(epochs, values, "o", color=COLOURS["black"], markersize=4 if len(epochs) <= 40 else 0)
-        return
+    axes.curve(epochs, values, color=COLOURS["blue"], marker="o" if len(epochs) <= 40 else "")
     axes.stage_bands(stage_spans(run, axis="epochs"))
-    if len(set(stages.values())) > 1:
-        axes.corner_legend()
 
 
 def _steps(axes: Panel, run: Run, series: Series) -> None:
@@ -106,14 +87,13 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
 
 
 def _loss(axes: Panel, run: Run) -> None:
-    tag = loss_tag(run.scalars)
+    tag = training_loss_tag(run.scalars)
     series = run.series(tag)
     if tag is None or series is None:
         axes.set_title("Training loss")
         axes.missing('not logged: self.log("train_loss", loss) in training_step')
         return
-    what = "Training loss" if tag == training_loss_tag(run.scalars) else "Loss"
-    axes.set_title(f"{what}: {label(tag, width=20)}")
+    axes.set_title(f"Training loss: {label(tag, width=20)}")
     axes.set_ylabel("loss")
     faint: dict[str, Any] = {"color": COLOURS["grey"], "alpha": 0.7, "linewidth": 0.7, "marker": ""}
     axes.curve(series.steps, series.values, **faint, label="as logged")
@@ -199,7 +179,7 @@ def _significance(axes: Panel, run: Run) -> None:
         _histograms(axes, everything, selected)
         return
     axes.set_title("Significance of the samples")
-    known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
+    known = {tag: series for tag in _PERCENTILES if (series := epoch_values(run, tag)) is not None}
     if not known:
         axes.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return

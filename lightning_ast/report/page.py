@@ -10,7 +10,7 @@ from html import escape
 from lightning_ast.report.derive import (
     accuracy,
     activation_rate_when_sparse,
-    elapsed,
+    epoch_values,
     is_dense,
     last_epoch,
 )
@@ -78,8 +78,8 @@ class Summary:
 def summarize(run: Run) -> Summary:
     """Make the row of a run."""
     found = accuracy(run)
-    seconds = elapsed(run, "seconds")
-    joules = elapsed(run, "joules")
+    seconds = epoch_values(run, "energy/total_seconds")
+    joules = epoch_values(run, "energy/total_joules")
     last = last_epoch(run)
     saved = {name: run.series(f"ast/savings_{name}") for name in ("samples", "flops", "seconds", "joules")}
     return Summary(

@@ -65,10 +65,7 @@ def test_every_panel_of_a_sparse_run_is_drawn(runs: dict[str, Run]) -> None:
 def test_the_panels_show_the_logged_values(runs: dict[str, Run]) -> None:
     run = runs["partial"]
     accuracy, loss, activation, savings, threshold, _ = dashboard(run).axes
-    shown = lines(accuracy)
-    assert shown["warmup"].tolist() == run.scalars["val_acc"].values[:1].tolist()
-    assert shown["sparse"].tolist() == run.scalars["val_acc"].values[1:3].tolist()
-    assert shown["cooldown"].tolist() == run.scalars["val_acc"].values[3:].tolist()
+    assert accuracy.lines[0].get_ydata().tolist() == run.scalars["val_acc"].values.tolist()
     assert lines(loss)["as logged"].tolist() == run.scalars["train_loss"].values.tolist()
     assert lines(activation)["moving average"].tolist() == run.scalars["ast/activation_rate_ema"].values.tolist()
     samples = next(values for name, values in lines(savings).items() if name.startswith("skipped"))
@@ -186,7 +183,7 @@ def test_costs_are_stacked_by_epoch(runs: dict[str, Run]) -> None:
         3.0,
         3.0,
         3.0,
-    ]  # the epochs' seconds, not their parts
+    ]
     assert "joules not measured" in grey_lines(alone.axes[0])[0]
 
 

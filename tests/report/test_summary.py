@@ -18,7 +18,7 @@ def test_a_row_holds_what_the_log_tells() -> None:
                 "ast/stage": [(0, 0), (3, 1)],
                 "ast/savings_samples": [(0, 0.0), (3, 0.3)],
                 "ast/savings_seconds": [(3, -0.2), (4, float("nan"))],
-                "energy/epoch_seconds": [(1, 2.0), (3, 3.0)],
+                "energy/total_seconds": [(1, 2.0), (3, 5.0)],
                 "energy/total_joules": [(1, 20.0), (3, 50.0)],
             }
         )
