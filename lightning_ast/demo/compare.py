@@ -134,17 +134,20 @@ def run_demo(
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
     images.setup("fit")
 
-    # it is bitwise the plain run, and counts what a dense run does
-    counting = partial(SparseSelectionCallback, target_activation_rate=1.0)
     run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
     target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
-    results = [run("dense", epochs, counting()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
+    results = [run("dense", epochs, _keeping_books()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:
-        results.append(run("dense, shortened", shortened, counting()))
+        results.append(run("dense, shortened", shortened, _keeping_books()))
     print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
+
+
+def _keeping_books() -> SparseSelectionCallback:
+    """Make a callback that counts what a dense run does, and is bitwise the plain run."""
+    return SparseSelectionCallback(target_activation_rate=1.0)
 
 
 def _range_faults(name: str, value: int | None, least: int, most: int | None) -> list[str]:
