@@ -32,11 +32,11 @@ def test_the_table(shown: Done) -> None:
 
 
 def test_the_shortened_run_has_the_work_of_the_sparse_run_to_half_an_epoch(shown: Done) -> None:
-    epochs = [int(row[1]) for row in ROW.findall(shown.out)]
-    against = re.search(r"baseline to beat: .*\n?.*\((\S+) against (\S+) GFLOPs\)", shown.out)
-    assert against
-    dense, sparse = map(float, against.groups())
-    assert abs(dense - sparse) <= dense / epochs[2] / 2
+    rows = ROW.findall(shown.out)
+    epochs = [int(row[1]) for row in rows]
+    _, sparse, dense = (float(row[5].replace(",", "")) for row in rows)
+    assert abs(dense - sparse) <= dense / epochs[2] / 2 + 1  # the table has whole GFLOPs
+    assert "baseline to beat" in shown.out
     assert f"dense, shortened: {epochs[2]} epochs" in shown.out
 
 

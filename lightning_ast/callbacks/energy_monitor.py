@@ -18,12 +18,8 @@ from lightning_ast.energy.meters import EnergyMeter
 from lightning_ast.energy.step_sections import clock_of
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
-from lightning_ast.lightning_internals.fit_loop import logged_step
-from lightning_ast.lightning_internals.logger_connector import error_told, write
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
-
-_WHY_ONE = "each would log the same names"
 
 
 class EnergyMonitor(Callback):
@@ -59,7 +55,6 @@ class EnergyMonitor(Callback):
         self.names: list[str] = []
         self._epoch: OpenEpoch | None = None
         self._carried: dict[str, Any] = {}
-        self._logged: dict[str, float] = {}
 
     @property
     def joules(self) -> float | None:
@@ -76,9 +71,10 @@ class EnergyMonitor(Callback):
         """Refuse a second monitor, and a second fit at the same time."""
         if stage != "fit":
             return
-        faults = duplicate_faults(trainer, EnergyMonitor, _WHY_ONE)
+        faults = duplicate_faults(trainer, EnergyMonitor)
         meters: object = self.meters
-        if meters is not None and not (isinstance(meters, (list, tuple)) and all(map(_is_meter, meters))):
+        listed = meters if isinstance(meters, (list, tuple)) else [meters]
+        if meters is not None and not all(isinstance(meter, EnergyMeter) for meter in listed):
             faults.append(f"meters: expected a list of EnergyMeter objects or None, got {meters!r}.")
         if faults:
             raise ConfigurationError(faults)
@@ -153,28 +149,18 @@ class EnergyMonitor(Callback):
         values = {name: value for name, value in asdict(costs).items() if name != "epoch"}
         values |= {"epoch_joules": costs.epoch_joules, "total_seconds": self.seconds, "total_joules": self.joules}
         logged = {f"energy/{name}": value for name, value in values.items() if value is not None}
-        self._logged = dict(logged)
         if (saved := self._epoch.savings) is not None:
             logged["ast/savings_joules"] = saved
         pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Log an epoch that was added up, where another callback failed before Lightning could write it.
-
-        What the running epoch cost so far can still be saved; another fit may use this object from now on.
-        """
-        if not end_use(self, trainer):
-            return
-        if self._logged and self.epochs[-1].epoch == trainer.current_epoch:
-            with error_told():
-                write(trainer, self._logged, step=logged_step(trainer.fit_loop), epoch=trainer.current_epoch)
-        self._logged = {}
+        """Let another fit use this object; what the running epoch cost so far can still be saved."""
+        end_use(self, trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and the counters."""
         if stage == "fit" and end_use(self, trainer):
             self._epoch = None
-            self._logged = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which measures nothing yet."""
@@ -185,7 +171,7 @@ class EnergyMonitor(Callback):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
         key = super().state_key
-        return key if self._measured else SoleKey(self, key, _WHY_ONE)
+        return key if self._measured else SoleKey(key)
 
     @property
     def _measured(self) -> bool:
@@ -209,7 +195,3 @@ class EnergyMonitor(Callback):
         with reading(state_dict, owner=self.state_key):
             self.epochs = [known_fields(EpochCosts, costs) for costs in state_dict["epochs"]]
             self._carried = state_dict["running"]
-
-
-def _is_meter(value: object) -> bool:
-    return all(hasattr(value, name) for name in ("kind", "name", "identity", "longest_interval_seconds", "read_joules"))

@@ -18,7 +18,7 @@ from lightning_ast.callbacks.energy_monitor import EnergyMonitor
 from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.core.state import reading, stamped
+from lightning_ast.core.state import known_fields, reading, stamped
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
 from lightning_ast.lightning_internals.run_limits import first_callback
@@ -36,7 +36,6 @@ __all__ = ["SparseTrainingMonitor"]
 
 _SHARE = 0.01  # of the run's time, for pictures while it goes on
 _FIRST_PICTURE_SECONDS = 1.0
-_WHY_ONE = "each would print every line and draw every picture again"
 _PERCENTILES = (10, 50, 90)
 
 
@@ -97,7 +96,7 @@ class SparseTrainingMonitor(Callback):
         """Listen to what is drawn, before the loader is started."""
         if stage != "fit":
             return
-        faults = duplicate_faults(trainer, SparseTrainingMonitor, _WHY_ONE)
+        faults = duplicate_faults(trainer, SparseTrainingMonitor)
         accuracy: object = self.accuracy
         if accuracy is not None and not isinstance(accuracy, str):
             faults.append(f"accuracy: expected the name of a logged metric or None, got {accuracy!r}.")
@@ -283,7 +282,7 @@ class SparseTrainingMonitor(Callback):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
         key = super().state_key
-        return key if self._progress.begun else SoleKey(self, key, _WHY_ONE)
+        return key if self._progress.begun else SoleKey(key)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run so far, primitives and tensors alone; empty before it begins."""
@@ -301,7 +300,7 @@ class SparseTrainingMonitor(Callback):
             return  # an older release's: it only sums up an epoch
         with reading(state_dict, owner=self.state_key):
             self._progress = RunProgress.from_state_dict(state_dict["progress"])
-            self._history = SampleHistory.from_state_dict(state_dict["history"])
+            self._history = known_fields(SampleHistory, state_dict["history"])
         self._resumed = True
 
 

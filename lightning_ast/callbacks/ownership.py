@@ -56,10 +56,10 @@ def end_use(part: object, trainer: pl.Trainer) -> bool:
         return own
 
 
-def duplicate_faults(trainer: pl.Trainer, kind: type[Callback], reason: str) -> list[str]:
+def duplicate_faults(trainer: pl.Trainer, kind: type[Callback]) -> list[str]:
     """Find more than one callback of a kind, its subclasses included."""
     count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    return [f"expected one {kind.__name__}, got {count}: {reason}."] if count > 1 else []
+    return [f"expected one {kind.__name__}, got {count}."] if count > 1 else []
 
 
 class SoleKey(str):
@@ -70,23 +70,12 @@ class SoleKey(str):
     names the mistake. A callback with a state must give the plain key: it is pickled into checkpoints.
     """
 
-    __slots__ = ("_owner", "_reason")
-    _owner: Callback
-    _reason: str
-
-    def __new__(cls, owner: Callback, key: str, reason: str) -> SoleKey:
-        """Make the key that Lightning would make; the reason tells what two of these callbacks would do."""
-        made = super().__new__(cls, key)
-        made._owner = owner
-        made._reason = reason
-        return made
+    __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         equal = str.__eq__(self, other) is True
         if equal and isinstance(other, SoleKey) and other is not self:  # the same callback listed twice, too
-            raise ConfigurationError(
-                [f"expected one {type(self._owner).__name__} in a Trainer, got several: {self._reason}."]
-            )
+            raise ConfigurationError([f"expected one {self!s} in a Trainer, got several."])
         return equal
 
     def __ne__(self, other: object) -> bool:

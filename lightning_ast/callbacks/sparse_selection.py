@@ -33,8 +33,6 @@ from lightning_ast.streams import SampleFilter
 
 __all__ = ["SparseSelectionCallback", "running_session"]
 
-_WHY_ONE = "each would select from the other's"
-
 
 class SparseSelectionCallback(SelectionReadings):
     """Trains each batch on the samples that teach most; everything else stays the user's and Lightning's.
@@ -190,7 +188,7 @@ class SparseSelectionCallback(SelectionReadings):
             return
         schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
         settings = SelectionSettings.of(self, next(iter(schedulers), None))
-        faults = duplicate_faults(trainer, SparseSelectionCallback, _WHY_ONE)
+        faults = duplicate_faults(trainer, SparseSelectionCallback)
         if faults := faults + configuration_faults(settings, trainer, pl_module, schedulers):
             raise ConfigurationError(faults)
         begin_use(trainer, self, self.controller)
@@ -280,7 +278,7 @@ class SparseSelectionCallback(SelectionReadings):
     def state_key(self) -> str:
         """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
         key = super().state_key
-        return SoleKey(self, key, _WHY_ONE) if self._session is None else key
+        return SoleKey(key) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the ledger and is outside the fit that runs."""

@@ -166,11 +166,8 @@ class TwoStageScheduler(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn of a run that ended before its sparse stage."""
         stages = self._stages(trainer)
-        cools_down = self.cooldown_epochs or self.cooldown_steps
         if stages and "sparse" not in stages and not self._warned:
             self._warn(f"the run ended after {counted(trainer.global_step, 'optimizer step')} without a sparse one")
-        elif "sparse" in stages and "cooldown" not in stages and cools_down and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_info("lightning-ast: the run ended before its cooldown began.")
 
     def _warn(self, fact: str) -> None:
         self._warned = True

@@ -188,20 +188,11 @@ def print_table(results: list[RunResult], title: str) -> None:
     console.print(table)
     console.print(
         "seconds: of the epochs, validation included. samples: those trained on. GFLOPs: forward, backward and\n"
-        f"scoring, counted. Savings: against the dense run; samples skipped are not compute saved.{_baseline(results)}"
+        "scoring, counted. Savings: against the dense run; samples skipped are not compute saved."
     )
+    if len(results) > 2:
+        console.print("The shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch.")
 
 
 def _saved(value: float | None, of: float | None) -> str:
     return "-" if value is None or not of else f"{1 - value / of:.1%}"
-
-
-def _baseline(results: list[RunResult]) -> str:
-    """Tell what to compare the sparse run with, and how equal the two are."""
-    gigaflops = [result.flops / 1e9 for result in results if result.flops is not None]
-    if len(gigaflops) < 3:
-        return ""
-    return (
-        "\nThe shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch\n"
-        f"({gigaflops[2]:,.4g} against {gigaflops[1]:,.4g} GFLOPs)."
-    )

@@ -62,7 +62,7 @@ class EpochCosts:
 class OpenEpoch(Watcher):
     """The epoch that is being measured; its session is that of the selection callback, None where nobody selects."""
 
-    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock[Any], session: Session | None) -> None:
+    def __init__(self, trainer: pl.Trainer, book: EnergyBook, clock: Clock, session: Session | None) -> None:
         self._book = book
         self._clock = clock
         self.number = trainer.current_epoch

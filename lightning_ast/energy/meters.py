@@ -6,7 +6,7 @@ import math
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MOST_WATTS = 1000.0  # a CPU package or its memory draws less: how soon a RAPL counter can come round
 
 
+@runtime_checkable
 class EnergyMeter(Protocol):
     """A counter that :class:`~lightning_ast.EnergyMonitor` reads; anything that counts joules can be one.
 

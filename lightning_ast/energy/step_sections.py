@@ -6,43 +6,32 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import torch
 
 __all__ = ["Clock", "Section", "StepSections", "clock_of"]
 
 Section = Literal["loading", "scoring", "forward_backward"]
-Mark = TypeVar("Mark")
 
 
-class Clock(Protocol[Mark]):
-    """A clock that marks moments, and tells later how far apart they were."""
+class Clock:
+    """A clock that marks moments, and tells later how far apart they were: here the wall time of this process."""
 
-    def mark(self) -> Mark:
+    def mark(self) -> Any:
         """Mark this moment."""
+        return time.perf_counter()
 
-    def seconds(self, start: Mark, end: Mark) -> float | None:
+    def seconds(self, start: Any, end: Any) -> float | None:
         """Return the time from one mark to a later one; None where it is not known yet."""
+        passed: float = end - start
+        return passed
 
     def wait(self) -> None:
         """Wait until every mark is known."""
 
 
-class _HostClock:
-    """The wall time of this process."""
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
-
-    def wait(self) -> None:
-        pass
-
-
-class _CudaClock:
+class _CudaClock(Clock):
     """The time of a CUDA device: a mark is an event in its stream, reached when what was enqueued before it is done."""
 
     # Loading is then what the device waited for, not what went on beside it.
@@ -62,22 +51,22 @@ class _CudaClock:
         torch.cuda.synchronize(self._device)
 
 
-def clock_of(device: torch.device) -> Clock[Any]:
+def clock_of(device: torch.device) -> Clock:
     """Choose the clock for what runs on a device."""
-    return _CudaClock(device) if device.type == "cuda" else _HostClock()
+    return _CudaClock(device) if device.type == "cuda" else Clock()
 
 
-class StepSections(Generic[Mark]):
+class StepSections:
     """The sections of training steps, added up; what is in none of them is the caller's to name."""
 
-    def __init__(self, clock: Clock[Mark]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.seconds: dict[Section, float] = {}  # without what the clock does not know yet
-        self._pending: deque[tuple[Section, Mark, Mark]] = deque()
-        self._idle: Mark | None = None
-        self._start: Mark | None = None
-        self._ready: Mark | None = None
-        self._backward: Mark | None = None
+        self._pending: deque[tuple[Section, Any, Any]] = deque()
+        self._idle: Any = None
+        self._start: Any = None
+        self._ready: Any = None
+        self._backward: Any = None
 
     def restart(self) -> None:
         """Begin to load a batch now, after something else than training."""
@@ -123,7 +112,7 @@ class StepSections(Generic[Mark]):
         self._clock.wait()
         self._collect()
 
-    def _add(self, section: Section, start: Mark | None, end: Mark) -> None:
+    def _add(self, section: Section, start: Any, end: Any) -> None:
         if start is not None:
             self._pending.append((section, start, end))
 

@@ -191,16 +191,4 @@ class SampleHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as primitives and tensors."""
-        return {
-            "classes": dict(self.classes),
-            "thresholds": dict(self.thresholds),
-            "offered": self.offered,
-            "selected": self.selected,
-            "worth": self.worth,
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> SampleHistory:
-        """Make what :meth:`state_dict` was called on."""
-        rows = (state["offered"], state["selected"], state["worth"])
-        return cls(dict(state["classes"]), dict(state["thresholds"]), *rows)
+        return {**vars(self), "classes": dict(self.classes), "thresholds": dict(self.thresholds)}

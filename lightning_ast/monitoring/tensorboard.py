@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_ast.monitoring.figures import Image, class_heatmap, sample_grid, threshold_heatmap
+from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory
 from lightning_ast.selection.quarantine import QuarantinedSample
 
@@ -56,36 +56,24 @@ class Writers:
         loggers = trainer.loggers if trainer.is_global_zero else []  # the others' experiments are dummies
         experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
-        self._draws = bool(self._with("add_image")) and _has_matplotlib()
+        self._draws = any(hasattr(each, "add_image") for each in self._all) and _has_matplotlib()
         self._told = False
-        self._refused: list[object] = []
+        self._guard = Guard("writing pages and pictures to a logger")
 
     def __bool__(self) -> bool:
         """Tell whether there is such a logger."""
         return bool(self._all)
 
-    def _with(self, method: str) -> list[Callable[..., None]]:
-        found = [getattr(experiment, method) for experiment in self._all if hasattr(experiment, method)]
-        return [functools.partial(self._asked, experiment_method) for experiment_method in found]
-
-    def _asked(self, method: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Ask a logger; one that has the name, but not what TensorBoard means by it, does not end the training."""
-        owner = getattr(method, "__self__", None)
-        if any(owner is refused for refused in self._refused):
-            return
-        try:
-            method(*arguments, **options)
-        except Exception as error:
-            self._refused.append(owner)
-            rank_zero_warn(
-                f"lightning-ast: {type(owner).__name__}.{method.__name__} failed and is not asked again: "
-                f"{type(error).__name__}: {error}"
-            )
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Ask the loggers that have a method; what one does that means something else by the name is guarded."""
+        for experiment in self._all:
+            if hasattr(experiment, method):
+                with self._guard():
+                    getattr(experiment, method)(*arguments, **options)
 
     def lay_out(self) -> None:
         """Arrange the scalars on a page."""
-        for add in self._with("add_custom_scalars"):
-            add(LAYOUT)
+        self._ask("add_custom_scalars", LAYOUT)
 
     def histograms(self, samples: EpochSamples, history: SampleHistory, step: int) -> None:
         """Write histograms of the significance of all and of the selected, and of how often each was selected."""
@@ -96,9 +84,8 @@ class Writers:
         if offered.any():
             shown["ast/times_selected"] = history.selected[offered]
             shown["ast/selected_share"] = history.selected[offered] / history.offered[offered]
-        for add in self._with("add_histogram"):
-            for tag, values in shown.items():
-                add(tag, values.float(), step)
+        for tag, values in shown.items():
+            self._ask("add_histogram", tag, values.float(), step)
 
     def pictures(self, history: SampleHistory, step: int) -> None:
         """Write heatmaps, and the samples that were selected most and least."""
@@ -112,9 +99,8 @@ class Writers:
         grid = self._sample_grid(history) if self._images and len(history.offered) else None
         if grid is not None:
             shown["ast/most_and_least_selected"] = grid
-        for add in self._with("add_image"):
-            for tag, picture in shown.items():
-                add(tag, picture, step, dataformats="HWC")
+        for tag, picture in shown.items():
+            self._ask("add_image", tag, picture, step, dataformats="HWC")
 
     def quarantined(self, samples: Sequence[QuarantinedSample], step: int) -> None:
         """Name the samples that were left out."""
@@ -122,8 +108,7 @@ class Writers:
         if len(samples) > _LISTED:
             rows.append(f"\nand {len(samples) - _LISTED} more")
         table = "\n".join(["| epoch | batch | position | dataset index |", "|---|---|---|---|", *rows])
-        for add in self._with("add_text"):
-            add("ast/quarantined_samples", table, step)
+        self._ask("add_text", "ast/quarantined_samples", table, step)
 
     def _sample_grid(self, history: SampleHistory) -> Image | None:
         most, least = history.extremes(self._images)

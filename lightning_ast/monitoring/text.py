@@ -161,7 +161,8 @@ def format_summary(run: RunSummary) -> str:
     if run.joules is not None:
         lines.append(_row("energy", f"{_format_joules(run.joules)} ({', '.join(run.measured)})"))
     if run.quarantined:
-        lines.append(_row("quarantined", _not_finite(run.quarantined)))
+        verb = "is" if run.quarantined == 1 else "are"
+        lines.append(_row("quarantined", f"{counted(run.quarantined, 'sample')} that {verb} not finite"))
     return "\n".join(lines)
 
 
@@ -174,10 +175,6 @@ def milestones(accuracies: Mapping[int, float]) -> dict[float, int]:
     """
     best = max(accuracies.values())
     return {share: min(e for e, reached in accuracies.items() if reached >= share * best) for share in _SHARES}
-
-
-def _not_finite(samples: int) -> str:
-    return f"{counted(samples, 'sample')} that {'is' if samples == 1 else 'are'} not finite"
 
 
 def _row(name: str, text: str) -> str:

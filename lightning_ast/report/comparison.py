@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import (
-    EpochSeries,
-    accuracy,
-    elapsed_joules,
-    elapsed_seconds,
-    epoch_means,
-    training_loss_tag,
-)
+from lightning_ast.report.derive import EpochSeries, accuracy, epoch_means, epoch_values, training_loss_tag
 from lightning_ast.report.series import Floats, Ints, Run
 from lightning_ast.report.style import COLOURS, Panel, drawing, label, new_figure, unit_of
 
@@ -29,14 +22,15 @@ _MARKERS = "osD^vP*X<>"
 def comparison(runs: Sequence[Run]) -> Figure:
     """Draw at least two runs side by side, with a panel of joules where one has them; name below what a run lacks."""
     accuracies = [None if (found := accuracy(run)) is None else found[1] for run in runs]
-    joules = [elapsed_joules(run) for run in runs]
+    joules = [epoch_values(run, "energy/total_joules") for run in runs]
     measured = any(spent is not None and spent.values.max() > 0 for spent in joules)
     with drawing():
         legend_inches = 0.22 * -(-len(runs) // 3)
         grid = (2, 2) if measured else (1, 3)
         figure, panels = new_figure(11, (5.9 if measured else 3.6) + legend_inches, *grid)
         _accuracy(panels[0], runs, accuracies)
-        _seconds(panels[1], runs, accuracies)
+        panels[1].set_title("Accuracy by training seconds")
+        _by_cost(panels[1], runs, "seconds", [epoch_values(run, "energy/total_seconds") for run in runs], accuracies)
         if measured:
             panels[2].set_title("Accuracy by joules")
             _by_cost(panels[2], runs, "joules", joules, accuracies)
@@ -78,15 +72,6 @@ def _loss(axes: Panel, runs: Sequence[Run]) -> None:
     _by_epoch(axes, runs, [None if means is None else means[0] for means in found], remark)
 
 
-def _seconds(axes: Panel, runs: Sequence[Run], accuracies: Sequence[EpochSeries | None]) -> None:
-    axes.set_title("Accuracy by training seconds")
-    found = [elapsed_seconds(run) for run in runs]
-    # wall times hold start-up and what went on between epochs: a reader must not take them for training alone
-    measured = all(each is None or each[1] for each in found)
-    remark = "" if measured else "where EnergyMonitor is missing, from wall times of the event file"
-    _by_cost(axes, runs, "seconds", [None if each is None else each[0] for each in found], accuracies, remark)
-
-
 def _by_epoch(axes: Panel, runs: Sequence[Run], found: Sequence[EpochSeries | None], remark: str = "") -> None:
     axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in found if series is not None])))
     _draw(axes, runs, found, remark)
@@ -98,7 +83,6 @@ def _by_cost(
     base_unit: str,
     costs: Sequence[EpochSeries | None],
     accuracies: Sequence[EpochSeries | None],
-    remark: str = "",
 ) -> None:
     points = [
         None if spent is None or values is None else _at_epochs(spent, values)
@@ -112,7 +96,7 @@ def _by_cost(
     axes.set_xlabel(unit)
     axes.set_ylabel("accuracy")
     axes.percent_axis()
-    _draw(axes, runs, [each and (each[0] / size, each[1]) for each in points], remark)
+    _draw(axes, runs, [each and (each[0] / size, each[1]) for each in points])
     axes.set_xlim(left=0)
 
 
@@ -122,7 +106,9 @@ def _at_epochs(cost: EpochSeries, values: EpochSeries) -> tuple[Floats, Floats]:
     return cost.values[left], values.values[right]
 
 
-def _draw(axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats | Ints, Floats] | None], remark: str) -> None:
+def _draw(
+    axes: Panel, runs: Sequence[Run], found: Sequence[tuple[Floats | Ints, Floats] | None], remark: str = ""
+) -> None:
     """Draw the curve of each run that has one; name the others below the panel, before a remark."""
     for i, points in enumerate(found):
         if points is not None:

@@ -8,25 +8,29 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.report.derive import accuracy, loss_tag, stage_of_epochs, stage_spans, training_loss_tag
-from lightning_ast.report.details import draw_percentiles
+from lightning_ast.report.derive import (
+    accuracy,
+    epoch_values,
+    stage_of_epochs,
+    stage_spans,
+    training_loss_tag,
+)
 from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
-from lightning_ast.schedule import Stage
 from lightning_ast.words import percent
 
 __all__ = ["dashboard", "smooth"]
 
-_MARKERS: dict[Stage, tuple[str, str]] = {
-    "warmup": ("o", COLOURS["orange"]),
-    "sparse": ("s", COLOURS["blue"]),
-    "cooldown": ("^", COLOURS["sky"]),
-}
 _SAVINGS = {
     "samples": (COLOURS["orange"], "-", 3.0),
     "flops": (COLOURS["blue"], "--", 1.6),
     "seconds": (COLOURS["green"], "-.", 1.6),
     "joules": (COLOURS["purple"], ":", 2.2),
+}
+_PERCENTILES = {
+    "ast/significance_p90": ("90th percentile", ":", "vermilion", "^"),
+    "ast/significance_p50": ("median", "-", "blue", "o"),
+    "ast/significance_p10": ("10th percentile", "--", "green", "v"),
 }
 _DENSE_OR = "not logged: a dense run, or add SparseSelectionCallback to the Trainer"
 
@@ -54,20 +58,8 @@ def _accuracy(axes: Panel, run: Run) -> None:
     stages = stage_of_epochs(run)
     axes.epoch_axis(np.append(epochs, max(epochs[-1], *stages, 0)))
     axes.percent_axis()
-    axes.curve(epochs, values, color=COLOURS["black"], linewidth=1.1, marker="")
-    for stage, (marker, colour) in _MARKERS.items():
-        inside = np.array([stages.get(int(epoch)) == stage for epoch in epochs], dtype=bool)
-        if inside.any():
-            every = max(1, int(np.ceil(len(epochs) / 40)))
-            edge: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
-            x = epochs[inside][::every]
-            axes.plot(x, values[inside][::every], marker, label=stage, color=colour, markersize=5, **edge)
-    if not stages:
-        axes.plot(epochs, values, "o", color=COLOURS["black"], markersize=4 if len(epochs) <= 40 else 0)
-        return
+    axes.curve(epochs, values, color=COLOURS["blue"], marker="o" if len(epochs) <= 40 else "")
     axes.stage_bands(stage_spans(run, axis="epochs"))
-    if len(set(stages.values())) > 1:
-        axes.corner_legend()
 
 
 def _steps(axes: Panel, run: Run, series: Series) -> None:
@@ -95,14 +87,13 @@ def smooth(values: Floats, *, span: int | None = None) -> Floats:
 
 
 def _loss(axes: Panel, run: Run) -> None:
-    tag = loss_tag(run.scalars)
+    tag = training_loss_tag(run.scalars)
     series = run.series(tag)
     if tag is None or series is None:
         axes.set_title("Training loss")
         axes.missing('not logged: self.log("train_loss", loss) in training_step')
         return
-    what = "Training loss" if tag == training_loss_tag(run.scalars) else "Loss"
-    axes.set_title(f"{what}: {label(tag, width=20)}")
+    axes.set_title(f"Training loss: {label(tag, width=20)}")
     axes.set_ylabel("loss")
     faint: dict[str, Any] = {"color": COLOURS["grey"], "alpha": 0.7, "linewidth": 0.7, "marker": ""}
     axes.curve(series.steps, series.values, **faint, label="as logged")
@@ -123,22 +114,18 @@ def _activation(axes: Panel, run: Run) -> None:
     holds_coverage = run.series("ast/target_coverage") is not None
     if holds_coverage and coverage is not None:
         axes.curve(coverage.steps, coverage.values, color=COLOURS["green"], linewidth=0.8, marker="", label="coverage")
-    lacking = []
-    for tag, name, style, colour in (
-        ("ast/activation_rate_ema", "moving average", "-", "blue"),
-        ("ast/target_coverage", "target coverage", "--", "vermilion")
-        if holds_coverage
-        else ("ast/target_activation_rate", "target", "--", "vermilion"),
-    ):
-        series = run.series(tag)
-        if series is None:
-            lacking.append(f"{name} ({tag})")
-        else:
+    target = "target coverage" if holds_coverage else "target"
+    drawn = {
+        "ast/activation_rate_ema": ("moving average", "-", "blue"),
+        "ast/target_coverage" if holds_coverage else "ast/target_activation_rate": (target, "--", "vermilion"),
+    }
+    for tag, (name, style, colour) in drawn.items():
+        if (series := run.series(tag)) is not None:
             axes.curve(series.steps, series.values, linestyle=style, color=COLOURS[colour], marker="", label=name)
     axes.set_ylim(0, 1.05)
     _steps(axes, run, rate)
     axes.corner_legend()
-    if lacking:
+    if lacking := [f"{name} ({tag})" for tag, (name, *_) in drawn.items() if run.series(tag) is None]:
         axes.note(f"not logged: {', '.join(lacking)}; SparseSelectionCallback logs it")
 
 
@@ -192,9 +179,17 @@ def _significance(axes: Panel, run: Run) -> None:
         _histograms(axes, everything, selected)
         return
     axes.set_title("Significance of the samples")
-    if not draw_percentiles(axes, run):
+    known = {tag: series for tag in _PERCENTILES if (series := epoch_values(run, tag)) is not None}
+    if not known:
         axes.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
         return
+    for tag, series in known.items():
+        name, style, colour, marker = _PERCENTILES[tag]
+        shape = marker if len(series.epochs) <= 40 else ""
+        axes.curve(*series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
+    axes.set_ylabel("significance")
+    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known.values()])))
+    axes.corner_legend()
     axes.note("the distributions themselves: add a TensorBoardLogger")
 
 

@@ -10,7 +10,6 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_ast.report.series import Floats, Ints, Run, Series
 from lightning_ast.schedule import STAGE_CODES, Stage
@@ -22,15 +21,11 @@ __all__ = [
     "accuracy_tag",
     "activation_rate_when_sparse",
     "clip_to_training",
-    "elapsed_joules",
-    "elapsed_seconds",
-    "epoch_costs",
     "epoch_means",
+    "epoch_values",
     "epochs_at",
     "is_dense",
     "last_epoch",
-    "last_of_each",
-    "loss_tag",
     "stage_of_epochs",
     "stage_spans",
     "training_loss_tag",
@@ -53,23 +48,20 @@ class Span(NamedTuple):
     stage: Stage
 
 
-def loss_tag(tags: Iterable[str]) -> str | None:
-    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that."""
-    losses = [tag for tag in _own(tags) if "loss" in tag.lower()]
+def training_loss_tag(tags: Iterable[str]) -> str | None:
+    """Find the training loss: a tag with ``loss`` and ``train``, not an epoch's mean; else the nearest to that.
 
-    def distance(tag: str) -> tuple[bool, bool, bool, str]:
+    It is never that of a validation or a test.
+    """
+    others = {"val", "valid", "validation", "eval", "test"}
+    losses = [tag for tag in _own(tags) if "loss" in tag.lower()]
+    losses = [tag for tag in losses if "train" in tag.lower() or not _words(tag) & others]
+
+    def distance(tag: str) -> tuple[bool, bool, str]:
         name = tag.lower()
-        return "train" not in name, "val" in name or "test" in name, "_epoch" in name or "epoch/" in name, tag
+        return "train" not in name, "_epoch" in name or "epoch/" in name, tag
 
     return min(losses, key=distance, default=None)
-
-
-def training_loss_tag(tags: Iterable[str]) -> str | None:
-    """Find a loss as ``loss_tag`` does, but never that of a validation or a test."""
-    tag = loss_tag(tags)
-    if tag is None or "train" in tag.lower():
-        return tag
-    return None if _words(tag) & {"val", "valid", "validation", "eval", "test"} else tag
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
@@ -102,16 +94,13 @@ def clip_to_training(run: Run) -> Run:
     trained = training is not None and last in training.steps
     if trained or last != before + 1 or steps_an_epoch == 1:
         return run
-    scalars = {tag: _head(series, last) for tag, series in run.scalars.items() if series.steps[0] < last}
-    # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
-    scalars.update({tag: series for tag, series in run.scalars.items() if tag.startswith(("ast/", "energy/"))})
+    scalars = {}
+    for tag, series in run.scalars.items():
+        # what callbacks write to the logger themselves at the end of the last epoch stands at this step too
+        kept = (series.steps < last) | tag.startswith(("ast/", "energy/"))
+        if kept.any():
+            scalars[tag] = Series(series.steps[kept], series.values[kept])
     return replace(run, scalars=scalars)
-
-
-def _head(series: Series, end: int) -> Series:
-    kept = series.steps < end
-    clock = series.clock_seconds
-    return Series(series.steps[kept], series.values[kept], None if clock is None else clock[kept])
 
 
 def epochs_at(run: Run, steps: Ints) -> Ints:
@@ -129,44 +118,34 @@ def last_epoch(run: Run) -> int | None:
     return None if epoch is None or epoch.last is None else int(epoch.last)
 
 
-def _last_finite(series: Series, epochs: Ints) -> EpochSeries:
-    """Return the last finite value of each epoch."""
+def epoch_values(run: Run, tag: str | None) -> EpochSeries | None:
+    """Return the last finite value of each epoch; None where there is none."""
+    series = run.series(tag)
+    if series is None:
+        return None
     finite = np.isfinite(series.values)
-    return last_of_each(epochs[finite], series.values[finite])
-
-
-def last_of_each(epochs: Ints, values: Floats) -> EpochSeries:
-    """Return the last value of each epoch; the epochs of a damaged log need not rise."""
-    found, from_the_end = np.unique(epochs[::-1], return_index=True)
-    return EpochSeries(found, values[::-1][from_the_end])
+    # the epochs of a damaged log need not rise
+    epochs, from_the_end = np.unique(epochs_at(run, series.steps)[finite][::-1], return_index=True)
+    return EpochSeries(epochs, series.values[finite][::-1][from_the_end])
 
 
 def accuracy(run: Run) -> tuple[str, EpochSeries] | None:
     """Return tag and values, in [0, 1], of the accuracy by epoch."""
     tag = accuracy_tag(tag for tag in run.scalars if run.series(tag) is not None)
-    series = run.series(tag)
-    if tag is None or series is None:
+    found = epoch_values(run, tag)
+    if tag is None or found is None:
         return None
-    found = _last_finite(series, epochs_at(run, series.steps))
     # percentages were logged where a value is above 1.5; a share may be above 1 by its rounding
     return tag, EpochSeries(found.epochs, found.values / (100 if found.values.max() > 1.5 else 1))
 
 
 def stage_of_epochs(run: Run) -> dict[int, Stage]:
-    """Find the stage of each epoch: that of most of its logged steps, the later one of two equals."""
-    series = run.series("ast/stage")
-    if series is None:
+    """Find the stage in which each epoch ended."""
+    found = epoch_values(run, "ast/stage")
+    if found is None:
         return {}
-    known = _is_stage(series)
-    epochs, position = np.unique(epochs_at(run, series.steps)[known], return_inverse=True)
-    counts = np.zeros((len(epochs), max(_STAGES) + 1), dtype=np.int64)
-    np.add.at(counts, (position, series.values[known].astype(np.int64)), 1)
-    latest = counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)
-    return {epoch: _STAGES[code] for epoch, code in zip(epochs.tolist(), latest.tolist(), strict=True)}
-
-
-def _is_stage(series: Series) -> NDArray[np.bool_]:
-    return np.isin(series.values, list(_STAGES))
+    codes = zip(found.epochs.tolist(), found.values.tolist(), strict=True)
+    return {epoch: _STAGES[int(code)] for epoch, code in codes if code in _STAGES}
 
 
 def stage_spans(run: Run, *, axis: str) -> list[Span]:
@@ -175,7 +154,7 @@ def stage_spans(run: Run, *, axis: str) -> list[Span]:
         marks = [(epoch - 0.5, stage) for epoch, stage in sorted(stage_of_epochs(run).items())]
         end = marks[-1][0] + 1 if marks else 0.0
     elif (series := run.series("ast/stage")) is not None:
-        known = _is_stage(series)
+        known = np.isin(series.values, list(_STAGES))
         points = zip(series.steps[known].tolist(), series.values[known].tolist(), strict=True)
         marks = [(step, _STAGES[int(code)]) for step, code in points]
         end = float(series.steps[-1])
@@ -202,42 +181,6 @@ def epoch_means(run: Run, tag: str | None) -> tuple[EpochSeries, bool] | None:
     epochs, position = np.unique(epochs_at(run, series.steps)[finite], return_inverse=True)
     means = np.bincount(position, series.values[finite]) / np.bincount(position)
     return EpochSeries(epochs, means), tag.endswith("_epoch") or whole is not None
-
-
-def epoch_costs(run: Run, tag: str) -> EpochSeries | None:
-    """Return a series of which each epoch's end logs one value."""
-    series = run.series(tag)
-    if series is None:
-        return None
-    # A callback that logs through the logger itself does so at the number of steps done, which is the first step of the
-    # next epoch. Where two values fall into one epoch for that reason, each is taken for the step before.
-    epochs = epochs_at(run, series.steps)
-    if np.any(np.diff(epochs) == 0):
-        epochs = epochs_at(run, series.steps - 1)
-    return _last_finite(series, epochs)
-
-
-def elapsed_seconds(run: Run) -> tuple[EpochSeries, bool] | None:
-    """Return seconds from the start to the end of each epoch, and whether they were measured or are wall times."""
-    total = _measured(run, "seconds")
-    if total is not None:
-        return total, True
-    epoch = run.series("epoch")
-    if epoch is None or epoch.clock_seconds is None:
-        return None
-    return last_of_each(epoch.values.astype(np.int64), epoch.clock_seconds), False
-
-
-def elapsed_joules(run: Run) -> EpochSeries | None:
-    """Return joules from the start to the end of each epoch, or None where they were not measured."""
-    return _measured(run, "joules")
-
-
-def _measured(run: Run, unit: str) -> EpochSeries | None:
-    total = epoch_costs(run, f"energy/total_{unit}")
-    if total is None and (each := epoch_costs(run, f"energy/epoch_{unit}")) is not None:
-        return EpochSeries(each.epochs, np.cumsum(each.values))
-    return total
 
 
 def is_dense(run: Run) -> bool:

@@ -10,8 +10,7 @@ from html import escape
 from lightning_ast.report.derive import (
     accuracy,
     activation_rate_when_sparse,
-    elapsed_joules,
-    elapsed_seconds,
+    epoch_values,
     is_dense,
     last_epoch,
 )
@@ -73,15 +72,14 @@ class Summary:
     activation_rate: float | None  # the mean of the sparse steps, in [0, 1]
     savings: Mapping[str, float | None]  # shares by what was saved: at most 1, negative where it cost more
     seconds: float | None
-    seconds_measured: bool  # by EnergyMonitor; else they are the event file's wall times
     joules: float | None
 
 
 def summarize(run: Run) -> Summary:
     """Make the row of a run."""
     found = accuracy(run)
-    seconds = elapsed_seconds(run)
-    joules = elapsed_joules(run)
+    seconds = epoch_values(run, "energy/total_seconds")
+    joules = epoch_values(run, "energy/total_joules")
     last = last_epoch(run)
     saved = {name: run.series(f"ast/savings_{name}") for name in ("samples", "flops", "seconds", "joules")}
     return Summary(
@@ -94,8 +92,7 @@ def summarize(run: Run) -> Summary:
         best_accuracy=None if found is None else float(found[1].values.max()),
         activation_rate=activation_rate_when_sparse(run),
         savings={name: None if series is None else series.closing for name, series in saved.items()},
-        seconds=None if seconds is None else float(seconds[0].values[-1]),
-        seconds_measured=seconds is not None and seconds[1],
+        seconds=None if seconds is None else float(seconds.values[-1]),
         joules=None if joules is None else float(joules.values[-1]),
     )
 
@@ -175,15 +172,13 @@ def _legend(rows: Sequence[Summary], dense: Summary | None) -> str:
             f'Small print: against the dense run "{_escaped(dense.name)}", accuracy in points, seconds and joules as '
             "multiples."
         )
-    if any(row.seconds is not None and not row.seconds_measured for row in rows):
-        text.append(
-            "Seconds marked * are from wall times of the event file, start-up included, and not compared with others."
-        )
     return " ".join([*text, f"{_GONE} stands for what is not in the log."])
 
 
-def _times(value: float | None, base: float | None) -> str:
-    return f"<small>{value / base:,.2f}&times;</small>" if value is not None and base else ""
+def _cost(value: float | None, base: float | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.{digits}f}" + (f"<small>{value / base:,.2f}&times;</small>" if base else "")
 
 
 def _share(value: float | None) -> str:
@@ -194,19 +189,6 @@ def _accuracy(value: float | None, base: float | None) -> str:
     if value is None or base is None:
         return _share(value)
     return f"{_share(value)}<small>{100 * (value - base):+,.1f} points</small>"
-
-
-def _seconds(row: Summary, base: Summary | None) -> str:
-    if row.seconds is None:
-        return ""
-    alike = base is not None and row.seconds_measured == base.seconds_measured
-    # wall times hold start-up too: set against measured seconds they would be no comparison
-    mark = "" if row.seconds_measured else "*"
-    return f"{row.seconds:,.1f}{mark}{_times(row.seconds, base.seconds if base and alike else None)}"
-
-
-def _joules(row: Summary, base: Summary | None) -> str:
-    return "" if row.joules is None else f"{row.joules:,.0f}{_times(row.joules, base.joules if base else None)}"
 
 
 # a heading each, and the text of a cell from its run and, unless it is this one, the run to compare it with
@@ -220,6 +202,6 @@ _COLUMNS: list[tuple[str, Callable[[Summary, Summary | None], str]]] = [
     ("saved: FLOPs", lambda row, _: _share(row.savings["flops"])),
     ("saved: seconds", lambda row, _: _share(row.savings["seconds"])),
     ("saved: joules", lambda row, _: _share(row.savings["joules"])),
-    ("seconds", _seconds),
-    ("joules", _joules),
+    ("seconds", lambda row, base: _cost(row.seconds, base.seconds if base else None, 1)),
+    ("joules", lambda row, base: _cost(row.joules, base.joules if base else None, 0)),
 ]

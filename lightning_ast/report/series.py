@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "Histogram", "Ints", "Run", "Series", "Source", "keep_latest", "rebin"]
+__all__ = ["Floats", "Histogram", "Ints", "Points", "Run", "Series", "Source", "rebin"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Points = dict[str, list[tuple[int, float]]]  # steps and values as they were logged, by tag
 Source = Literal["TensorBoard", "CSV", "TensorBoard and CSV"]
 
 
@@ -23,15 +24,20 @@ class Series:
 
     steps: Ints  # (n,), strictly increasing, from 0
     values: Floats  # (n,); NaN where NaN was logged
-    # (n,), since the run began, without the breaks of a resumed run; None where the log has no times (CSV).
-    clock_seconds: Floats | None = None
 
     @classmethod
-    def of(cls, steps: Sequence[int], values: Sequence[float], clock_seconds: Sequence[float] | None = None) -> Series:
-        """Make a series from points in the order they were logged; of steps logged twice, the later counts."""
-        kept = keep_latest(steps)
-        clock = None if clock_seconds is None else np.asarray(clock_seconds, dtype=np.float64)[kept]
-        return cls(np.asarray(steps, dtype=np.int64)[kept], np.asarray(values, dtype=np.float64)[kept], clock)
+    def of(cls, points: Sequence[tuple[int, float]]) -> Series:
+        """Make a series from steps and values in the order they were logged.
+
+        A run that goes back to an earlier step undoes what came after it.
+        """
+        kept: list[tuple[int, float]] = []
+        for step, value in points:
+            while kept and kept[-1][0] >= step:
+                kept.pop()
+            kept.append((step, value))
+        steps, values = zip(*kept, strict=True) if kept else ((), ())
+        return cls(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -81,16 +87,6 @@ class Run:
         """Return the series of a tag, or None where it has no finite value."""
         found = None if tag is None else self.scalars.get(tag)
         return None if found is None or found.last is None else found
-
-
-def keep_latest(steps: Sequence[int]) -> list[int]:
-    """Find the positions of the steps that count: a run that goes back to an earlier one undoes what came after it."""
-    kept: list[int] = []
-    for position, step in enumerate(steps):
-        while kept and steps[kept[-1]] >= step:
-            kept.pop()
-        kept.append(position)
-    return kept
 
 
 def rebin(histogram: Histogram, edges: Floats) -> Floats:

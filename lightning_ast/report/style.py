@@ -30,7 +30,6 @@ __all__ = [
     "label",
     "new_figure",
     "png",
-    "thin",
     "unit_of",
 ]
 
@@ -114,18 +113,6 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def thin(x: Floats | Ints, y: Floats, *, limit: int = 2000) -> tuple[Floats, Floats]:
-    """Keep at most ``limit`` finite points ``(n,)``: the lowest and highest of each stretch, so no spike is lost."""
-    finite = np.isfinite(y)
-    x = x[finite].astype(np.float64)
-    y = y[finite]
-    if len(y) <= limit:
-        return x, y
-    stretches = np.array_split(np.arange(len(y)), limit // 2)
-    kept = sorted({int(i) for part in stretches for i in (part[y[part].argmin()], part[y[part].argmax()])})
-    return x[kept], y[kept]
-
-
 def label(text: str, *, width: int = 44) -> str:
     """Change a run's name so that it can be drawn: no formulas, no leading underscore (legends leave it out), short."""
     text = readable(text)
@@ -138,8 +125,10 @@ class Panel(Axes):
     """Axes of a report: curves, grey text, axes that count or show shares, and the stages behind the curves."""
 
     def curve(self, x: Floats | Ints, y: Floats, **look: Any) -> None:
-        """Draw a line through the points, thinned out; where they are few, the points themselves too."""
-        x, y = thin(x, y)
+        """Draw a line through the finite points; where they are few, the points themselves too."""
+        finite = np.isfinite(y)
+        x = x[finite]
+        y = y[finite]
         look = {"marker": "o" if len(y) < 10 else "", "markersize": 4, **look}
         self.plot(x, y, **look)
 

@@ -14,17 +14,17 @@ from tqdm import tqdm
 from lightning_ast import __version__
 from lightning_ast.errors import ReportError
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, Summary, render, summarize
-from lightning_ast.report.runs import MANY_RUNS, read_logs
+from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, render, summarize
+from lightning_ast.report.runs import read_logs
 from lightning_ast.report.series import Run
 from lightning_ast.whole_file import write_whole
-from lightning_ast.words import percent
 
 __all__ = ["file_stems", "make_report", "write_files", "write_report"]
 
 _PAGE = "report.html"
 _MARKS = {".html": GENERATOR.encode(), ".png": b"Software\0" + SOFTWARE.encode()}
 _HEAD_BYTES = 1024
+_MANY_RUNS = 10  # from so many on, the command shows how far it is
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
@@ -58,12 +58,11 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     page = Path(out).expanduser() / _PAGE
     with _errors(out):
         _refuse_foreign(page)  # before what takes time
-    read, left_out = read_logs(log_dirs, progress=progress)
+    read, left_out = read_logs(log_dirs)
     runs = [clip_to_training(run) for run in read]
-    rows = [summarize(run) for run in runs]
     with _errors(out):
-        sections = _sections(runs, rows, progress=progress)
-        text = render(rows, sections, _foot(log_dirs), left_out)
+        sections = _sections(runs, progress=progress)
+        text = render([summarize(run) for run in runs], sections, _foot(log_dirs), left_out)
         pictures = {picture.name: picture.png for _, own in sections for picture in own}
         write_files(page.parent, {**pictures, _PAGE: text.encode("utf-8")})
     return page, left_out
@@ -90,29 +89,26 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return [f"{stem}-{i}" if lowered.count(stem.lower()) > 1 else stem for i, stem in enumerate(stems)]
 
 
-def _sections(runs: Sequence[Run], rows: Sequence[Summary], *, progress: bool) -> list[tuple[str, list[Picture]]]:
+def _sections(runs: Sequence[Run], *, progress: bool) -> list[tuple[str, list[Picture]]]:
     """Draw the figures of the page, by sections: a heading and its figures each."""
     # matplotlib is an extra: without it, importing the package and reading runs must work
     from lightning_ast.report.comparison import comparison
+    from lightning_ast.report.costs import costs
     from lightning_ast.report.dashboard import dashboard
-    from lightning_ast.report.details import costs, samples
     from lightning_ast.report.style import png
 
     sections: list[tuple[str, list[Picture]]] = []
     logged = [run for run in runs if run.scalars]
     if len(runs) > 1 and logged:
-        whole = Picture("comparison.png", png(comparison(logged)), _COMPARISON, _alt_comparison(rows))
+        whole = Picture("comparison.png", png(comparison(logged)), _COMPARISON, _ALT_COMPARISON)
         sections.append(("The runs side by side", [whole]))
     stems = file_stems([run.name for run in runs])
-    bar = tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < MANY_RUNS)
-    for run, row, stem in zip(bar, rows, stems, strict=True):
-        figures = (
-            ("dashboard", dashboard(run) if run.scalars or run.histograms else None, _DASHBOARD, _alt_dashboard(row)),
-            ("samples", samples(run), _SAMPLES, _ALT_SAMPLES.format(run.name)),
-            ("costs", costs(run), _COSTS, _ALT_COSTS.format(run.name)),
-        )
+    bar = tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < _MANY_RUNS)
+    for run, stem in zip(bar, stems, strict=True):
+        overview = dashboard(run) if run.scalars or run.histograms else None
+        figures = (("dashboard", overview, _DASHBOARD, _ALT_DASHBOARD), ("costs", costs(run), _COSTS, _ALT_COSTS))
         pictures = [
-            Picture(f"{kind}-{stem}.png", png(figure), caption, alt)
+            Picture(f"{kind}-{stem}.png", png(figure), caption, alt.format(run.name))
             for kind, figure, caption, alt in figures
             if figure is not None
         ]
@@ -130,27 +126,10 @@ _DASHBOARD = (
     "step, savings so far as shares of a dense run (the share of samples skipped is not compute saved), the gate's "
     "threshold, and how significance was spread when last logged."
 )
-_SAMPLES = (
-    "Significance of the samples by epoch, which is the score that the gate compares with its threshold, and how many "
-    "times samples were selected, as shares of all samples."
-)
 _COSTS = "What each epoch cost: wall seconds by what they went into, and joules where there was a counter to read."
-_ALT_SAMPLES = "Two panels about {}: significance by epoch, and how often samples were selected."
+_ALT_COMPARISON = "Panels that compare the runs: accuracy by epochs, by seconds and by joules, and the training loss."
+_ALT_DASHBOARD = "Six panels about {}: accuracy, loss, activation, savings, threshold, significance."
 _ALT_COSTS = "What {} cost: seconds of each epoch, by what they went into, and joules, where measured."
-
-
-def _alt_dashboard(row: Summary) -> str:
-    accuracy = row.final_accuracy
-    facts = ["no accuracy was logged" if accuracy is None else f"accuracy ends at {percent(accuracy)}"]
-    known = {name: percent(share) for name, share in row.savings.items() if share is not None}
-    facts += [f"{name} {'skipped' if name == 'samples' else 'saved'} {share}" for name, share in known.items()]
-    panels = "accuracy, loss, activation, savings, threshold, significance"
-    return f"Six panels about {row.name}: {panels}; {', '.join(facts)}"
-
-
-def _alt_comparison(rows: Sequence[Summary]) -> str:
-    ends = [f"{row.name} {percent(row.final_accuracy)}" for row in rows if row.final_accuracy is not None]
-    return "Panels that compare the runs; final accuracies: " + (", ".join(ends) or "none logged")
 
 
 def _foot(log_dirs: Sequence[str | Path]) -> str:
@@ -181,7 +160,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
-    for kind in ("comparison", "dashboard-*", "samples-*", "costs-*"):
+    for kind in ("comparison", "dashboard-*", "costs-*"):
         for path in folder.glob(f"{kind}.png"):
             if path.name not in files and _is_own(path):
                 path.unlink()

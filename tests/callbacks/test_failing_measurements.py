@@ -122,11 +122,10 @@ def test_a_writer_that_fails(
 ) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     monkeypatch.setattr(logger.experiment, method, full_disk)
-    full_disk.__name__ = method
     trained, said = train(few, SparseTrainingMonitor(), logger=logger)
     assert_same_weights(plain, trained)
     assert len(said) == 1
-    assert f"{method} failed and is not asked again: OSError: [Errno 28] No space left on device" in said[0]
+    assert "to a logger failed, and training goes on without it: OSError: [Errno 28] No space left on" in said[0]
     assert "ast/activation_rate" in scalars(tmp_path)
 
 

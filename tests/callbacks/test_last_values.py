@@ -220,15 +220,6 @@ def test_flops_that_are_not_known_any_more_are_not_shown_as_known(digits: Digits
 # ---------------------------------------------------------------------- joules and energy
 
 
-def test_an_epoch_whose_end_failed_is_in_the_energy_series_too(digits: Digits, tmp_path: Path) -> None:
-    run = train(digits, tmp_path, Stop("on_train_epoch_end", StoppedError()))
-    assert len(run.energy.epochs) == 2
-    for points in run.logs:
-        for name, value in (("joules", run.energy.joules), ("seconds", run.energy.seconds)):
-            assert points[f"energy/total_{name}"][-1] == (39, pytest.approx(value, rel=1e-6))
-            assert [step for step, _ in points[f"energy/epoch_{name}"]] == [19, 39]
-
-
 def test_a_second_run_that_fails_early_logs_nothing_of_the_first(digits: Digits, tmp_path: Path) -> None:
     energy = train(digits, tmp_path / "first", max_epochs=3).energy
     logger = CSVLogger(tmp_path, name="", version="second")

@@ -20,6 +20,7 @@ from lightning_ast import (
     SparseLossMixin,
     SparseTrainingMonitor,
 )
+from lightning_ast.core.state import known_fields
 from lightning_ast.monitoring.samples import BINS, EpochSamples, SampleHistory
 from tests.helpers.data import Digits, loader
 from tests.helpers.modules import PlainNet
@@ -29,7 +30,7 @@ from tests.monitoring.monitored_run import EPOCHS, WARMUP, Net, Numbered, Spy, c
 
 def history_of(monitor: SparseTrainingMonitor) -> SampleHistory:
     """What a monitor knows of the samples, as it is saved."""
-    return SampleHistory.from_state_dict(monitor.state_dict()["history"])
+    return known_fields(SampleHistory, monitor.state_dict()["history"])
 
 
 DROPPED: dict[str, Any] = {"batch_size": 60, "drop_last": True}
@@ -85,7 +86,7 @@ def test_extremes_are_ordered_by_share_and_then_by_significance() -> None:
     assert most.tolist() == [2, 7]  # 2 of 2; 7 and 3 were 1 of 2, and 7 was worth more
     assert least.tolist() == [5, 3]
     assert history.offered.tolist() == [0, 0, 2, 2, 0, 2, 0, 2]
-    again = SampleHistory.from_state_dict(history.state_dict())
+    again = known_fields(SampleHistory, history.state_dict())
     assert [each.tolist() for each in again.extremes(4)] == [each.tolist() for each in history.extremes(4)]
 
 

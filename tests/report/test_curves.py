@@ -1,4 +1,4 @@
-"""Smoothing, thinning and rebinning, against slow oracles and by hand."""
+"""Smoothing and rebinning, against slow oracles and by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 
 from lightning_ast.report.dashboard import smooth
 from lightning_ast.report.series import Histogram, rebin
-from lightning_ast.report.style import thin
 
 NAN = float("nan")
 
@@ -22,18 +21,6 @@ def test_smoothing_has_no_bias_at_the_start_and_passes_over_nan() -> None:
         for i in range(3)
     ]
     assert smooth(np.array([4.0, 2.0, 8.0]), span=3).tolist() == pytest.approx(oracle)
-
-
-def test_thinning_keeps_every_spike_and_both_ends_of_the_range() -> None:
-    y = np.zeros(100_000)
-    y[[123, 45_678, 99_999]] = [5.0, -7.0, 2.0]
-    y[50] = NAN
-    x, kept = thin(np.arange(100_000), y)
-    assert len(x) <= 2000
-    assert (np.diff(x) > 0).all()
-    assert {(123.0, 5.0), (45_678.0, -7.0), (99_999.0, 2.0)} <= set(zip(x.tolist(), kept.tolist()))
-    few = thin(np.array([1, 2, 3]), np.array([1.0, NAN, 3.0]))
-    assert [a.tolist() for a in few] == [[1.0, 3.0], [1.0, 3.0]]
 
 
 def test_rebinning_keeps_the_samples() -> None:

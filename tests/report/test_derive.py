@@ -10,14 +10,12 @@ from lightning_ast.report.derive import (
     accuracy_tag,
     activation_rate_when_sparse,
     clip_to_training,
-    elapsed_joules,
-    elapsed_seconds,
-    epoch_costs,
+    epoch_values,
     is_dense,
     last_epoch,
-    loss_tag,
     stage_of_epochs,
     stage_spans,
+    training_loss_tag,
 )
 from lightning_ast.report.series import Series
 from tests.report.conftest import long_run, made
@@ -33,12 +31,12 @@ EPOCH = [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2)]
         (["train/loss_epoch", "train/loss_step", "loss"], "train/loss_step"),
         (["train_loss_epoch", "val_loss"], "train_loss_epoch"),
         (["val_loss", "loss"], "loss"),
-        (["val_loss"], "val_loss"),
+        (["val_loss", "test/loss"], None),
         (["ast/loss", "accuracy"], None),
     ],
 )
 def test_the_training_loss_is_found_by_name(tags: list[str], loss: str | None) -> None:
-    assert loss_tag(tags) == loss
+    assert training_loss_tag(tags) == loss
 
 
 def test_the_accuracy_is_found_by_name() -> None:
@@ -95,15 +93,11 @@ def test_an_accuracy_that_is_never_finite_is_passed_over() -> None:
     assert found[0] == "train_acc"
 
 
-def test_an_epoch_has_the_stage_of_most_of_its_steps() -> None:
+def test_an_epoch_has_the_stage_in_which_it_ended() -> None:
     stages = [(0, 0), (1, 0), (2, 1), (3, 1), (4, NAN), (5, 1), (6, 1), (7, 2)]
     run = made({"epoch": EPOCH, "ast/stage": stages})
-    assert stage_of_epochs(run) == {0: "warmup", 1: "sparse", 2: "cooldown"}  # 1 to 1: the later
-    assert stage_spans(run, axis="epochs") == [
-        Span(-0.5, 0.5, "warmup"),
-        Span(0.5, 1.5, "sparse"),
-        Span(1.5, 2.5, "cooldown"),
-    ]
+    assert stage_of_epochs(run) == {0: "sparse", 1: "sparse", 2: "cooldown"}
+    assert stage_spans(run, axis="epochs") == [Span(-0.5, 1.5, "sparse"), Span(1.5, 2.5, "cooldown")]
     assert stage_spans(run, axis="steps") == [Span(0, 2, "warmup"), Span(2, 7, "sparse"), Span(7, 7, "cooldown")]
     assert stage_spans(made({"epoch": EPOCH}), axis="steps") == stage_spans(made({"epoch": EPOCH}), axis="epochs") == []
 
@@ -130,34 +124,11 @@ def test_what_was_validated_after_the_fit_is_no_epoch() -> None:
     assert clip_to_training(rare) is rare  # only ends of epochs were logged
 
 
-@pytest.mark.parametrize("steps", [(2, 5, 8), (3, 6, 9)], ids=["last step", "steps done"])
-def test_costs_belong_to_the_epoch_that_ended(steps: tuple[int, ...]) -> None:
-    run = made({"epoch": EPOCH, "energy/epoch_seconds": [(step, 10.0 * (i + 1)) for i, step in enumerate(steps)]})
-    found = epoch_costs(run, "energy/epoch_seconds")
+def test_costs_belong_to_the_epoch_that_ended() -> None:
+    run = made({"epoch": EPOCH, "energy/epoch_seconds": [(2, 10.0), (5, 20.0), (8, 30.0)]})
+    found = epoch_values(run, "energy/epoch_seconds")
     assert found is not None
     assert (found.epochs.tolist(), found.values.tolist()) == ([0, 1, 2], [10.0, 20.0, 30.0])
-    elapsed = elapsed_seconds(run)
-    assert elapsed is not None
-    assert (elapsed[0].values.tolist(), elapsed[1]) == ([10.0, 30.0, 60.0], True)
-
-
-def test_seconds_come_from_the_best_source_there_is() -> None:
-    joules = [(2, 5.0), (5, 6.0), (8, 7.0)]
-    run = made(
-        {"epoch": EPOCH, "energy/total_seconds": [(2, 11.0), (5, 12.0), (8, 13.0)], "energy/epoch_joules": joules},
-        clock=2,
-    )
-    elapsed = elapsed_seconds(run)
-    assert elapsed is not None
-    assert (elapsed[0].values.tolist(), elapsed[1]) == ([11.0, 12.0, 13.0], True)
-    found = elapsed_joules(run)
-    assert found is not None
-    assert found.values.tolist() == [5.0, 11.0, 18.0]
-    elapsed = elapsed_seconds(made({"epoch": EPOCH}, clock=2))
-    assert elapsed is not None
-    assert (elapsed[0].epochs.tolist(), elapsed[0].values.tolist(), elapsed[1]) == ([0, 1, 2], [6.0, 12.0, 18.0], False)
-    assert elapsed_seconds(made({"epoch": EPOCH})) is None  # a CSV has no times
-    assert elapsed_joules(made({"epoch": EPOCH})) is None
 
 
 def test_dense_is_what_always_trains_on_everything() -> None:
@@ -176,9 +147,9 @@ def test_the_activation_rate_is_that_of_sparse_steps() -> None:
 
 
 def test_a_series_knows_its_last_finite_value() -> None:
-    assert Series.of([1, 2], [3.0, NAN]).last == 3.0
-    assert Series.of([1], [NAN]).last is None
-    assert Series.of([1, 2], [NAN, 3.0]).closing == 3.0
-    assert Series.of([1, 2], [3.0, NAN]).closing is None, "not known any more"
+    assert Series.of([(1, 3.0), (2, NAN)]).last == 3.0
+    assert Series.of([(1, NAN)]).last is None
+    assert Series.of([(1, NAN), (2, 3.0)]).closing == 3.0
+    assert Series.of([(1, 3.0), (2, NAN)]).closing is None, "not known any more"
     assert made({"a": [(1, NAN)]}).series("a") is None
     assert long_run(2, 3).series("val_acc") is not None

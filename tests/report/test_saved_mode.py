@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from lightning_ast.config_mark import marked
 from lightning_ast.report import read_runs
 from tests.helpers.command import run
 
@@ -50,11 +48,6 @@ trainer:
 """
 
 
-def saved(path: Path, mode: str, *, at: int) -> None:
-    path.write_text(marked(CONFIG.format(mode)))
-    os.utime(path, (at, at))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "metrics.csv").write_text("epoch,step,train_loss\n0,0,1.0\n0,1,0.5\n")
@@ -79,24 +72,12 @@ def test_an_option_of_the_command_line_wins_over_the_users_file(tmp_path: Path) 
     assert mode_of(tmp_path) == "subset"
 
 
-def test_the_newest_file_that_a_run_saved(folder: Path) -> None:
-    saved(folder / "config.yaml", "mask", at=2_000)
-    saved(folder / "config_1.yaml", "subset", at=3_000)
-    saved(folder / "config_2.yaml", "partial", at=1_000)
-    assert mode_of(folder) == "subset"
-    for number in (2, 10, 9):
-        saved(folder / f"config_{number}.yaml", "prune" if number == 10 else "mask", at=3_000)
-    assert mode_of(folder) == "prune", "of the same time, as after a copy: the highest number, which is the last one"
-
-
-def test_files_that_no_run_saved(folder: Path) -> None:
-    (folder / "config_1.yaml").write_text(CONFIG.format("mask"))
-    assert mode_of(folder) is None
+def test_the_highest_number_is_that_of_the_last_run(folder: Path) -> None:
     (folder / "config.yaml").write_text(CONFIG.format("partial"))
     assert mode_of(folder) == "partial"
-    (folder / "config_2.yaml").write_text(marked(CONFIG.format("mask")) + "# changed\n")
-    saved(folder / "config_old.yaml", "mask", at=9_000)
-    (folder / "config_6.yaml").write_bytes(bytes(range(256)) * 1_000)
-    assert mode_of(folder) == "partial"
-    saved(folder / "config_7.yaml", "subset", at=1_000)
-    assert mode_of(folder) == "subset"
+    for number, mode in ((1, "mask"), (10, "prune"), (9, "subset")):
+        (folder / f"config_{number}.yaml").write_text(CONFIG.format(mode))
+    (folder / "config_old.yaml").write_text(CONFIG.format("mask"))
+    assert mode_of(folder) == "prune"
+    (folder / "config_11.yaml").write_bytes(bytes(range(256)) * 1_000)
+    assert mode_of(folder) is None

@@ -1,4 +1,4 @@
-"""The further figures of one run, beside its dashboard: its samples, and what its epochs cost."""
+"""The figure of what the epochs of one run cost."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ast.report.derive import EpochSeries, epoch_costs
-from lightning_ast.report.series import Floats, Histogram, Run, rebin
+from lightning_ast.report.derive import EpochSeries, epoch_values
+from lightning_ast.report.series import Floats, Run
 from lightning_ast.report.style import COLOURS, Panel, drawing, new_figure, unit_of
 
-__all__ = ["costs", "draw_percentiles", "samples"]
+__all__ = ["costs"]
 
 
 class _Part(NamedTuple):
@@ -31,64 +31,6 @@ _PARTS = {
     ),
     "joules": (_Part("energy/gpu_joules", "GPUs", "green", ""), _Part("energy/cpu_joules", "CPUs", "orange", "////")),
 }
-_WHOLE = {
-    "seconds": _Part("energy/epoch_seconds", "epoch", "sky", ""),
-    "joules": _Part("energy/epoch_joules", "together", "green", ""),
-}
-_PERCENTILES = {
-    "ast/significance_p90": ("90th percentile", ":", "vermilion", "^"),
-    "ast/significance_p50": ("median", "-", "blue", "o"),
-    "ast/significance_p10": ("10th percentile", "--", "green", "v"),
-}
-
-
-def samples(run: Run) -> Figure | None:
-    """Draw percentiles of the significance by epoch, and how often samples were selected; None without either.
-
-    Percentiles alone are no reason for it: the dashboard shows them where there are no histograms.
-    """
-    times = run.histograms.get("ast/times_selected")
-    if times is None and ("ast/significance" not in run.histograms or not any(map(run.series, _PERCENTILES))):
-        return None
-    with drawing():
-        figure, (left, right) = new_figure(11, 3.6, columns=2)
-        left.set_title("Significance by epoch")
-        if not draw_percentiles(left, run):
-            left.missing("not logged: add SparseTrainingMonitor to the Trainer")
-        right.set_title("How often samples were selected")
-        if times is None or times.counts.sum() == 0:
-            right.missing("not logged: add SparseTrainingMonitor and a TensorBoardLogger to the Trainer")
-        else:
-            _times_selected(right, times)
-    return figure
-
-
-def draw_percentiles(axes: Panel, run: Run) -> bool:
-    """Draw the significance's percentiles by epoch; return False where none was logged."""
-    known = {tag: series for tag in _PERCENTILES if (series := epoch_costs(run, tag)) is not None}
-    for tag, series in known.items():
-        name, style, colour, marker = _PERCENTILES[tag]
-        shape = marker if len(series.epochs) <= 40 else ""
-        axes.curve(*series, linestyle=style, marker=shape, color=COLOURS[colour], label=name)
-    if not known:
-        return False
-    axes.set_ylabel("significance")
-    axes.epoch_axis(np.unique(np.concatenate([series.epochs for series in known.values()])))
-    axes.corner_legend()
-    return True
-
-
-def _times_selected(axes: Panel, times: Histogram) -> None:
-    # one bin a number of times, as long as about 40 bins can be told apart
-    most = max(0, int(np.ceil(times.edges[-1])))
-    width = -(-(most + 1) // 40)
-    # around whole numbers, so that no count lies on an edge
-    edges = np.arange(-0.5, most + 0.5 + width, width)
-    shares = rebin(times, edges) / times.counts.sum()
-    axes.stairs(shares, edges, fill=True, facecolor=COLOURS["sky"], edgecolor=COLOURS["blue"], linewidth=0.8)
-    axes.count_axis(f"times selected, up to step {times.step:,}")
-    axes.set_ylabel("share of all samples")
-    axes.percent_axis()
 
 
 def costs(run: Run) -> Figure | None:
@@ -113,12 +55,10 @@ def costs(run: Run) -> Figure | None:
 
 
 def _found(run: Run) -> dict[str, list[tuple[_Part, EpochSeries]]]:
-    """Find the parts that were logged, else the whole."""
+    """Find the parts that were logged."""
     found = {}
     for name, parts in _PARTS.items():
-        logged = [(part, series) for part in parts if (series := epoch_costs(run, part.tag)) is not None]
-        if not logged and (series := epoch_costs(run, _WHOLE[name].tag)) is not None:
-            logged = [(_WHOLE[name], series)]
+        logged = [(part, series) for part in parts if (series := epoch_values(run, part.tag)) is not None]
         if any(np.any(series.values > 0) for _, series in logged):  # a chart of zeros would be empty
             found[name] = logged
     return found
