@@ -22,10 +22,7 @@ def advise_command(arguments: list[str]) -> None:
     options, configuration = parser.parse_known_args(arguments)
     budget_seconds = _seconds(options.budget_seconds)
     cli = _configured(configuration)
-    try:
-        advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
-    except ConfigurationError as error:
-        raise cli.with_owners(error) from error
+    advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
     if cli.remark is not None:
         sys.stdout.write(f"{cli.remark}\n")
     render(advice)

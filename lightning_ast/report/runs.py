@@ -15,7 +15,6 @@ from typing import TypeVar
 import yaml
 from tqdm import tqdm
 
-from lightning_ast.config_mark import is_written_by_a_run
 from lightning_ast.errors import ReportError
 from lightning_ast.mode_facts import MODES
 from lightning_ast.report.events import join_sessions, read_session
@@ -196,17 +195,15 @@ def _number(cell: str | None) -> float | None:
 def _read_mode(files: Sequence[Path]) -> str | None:
     """Read the mode that ``lightning-ast fit`` saved beside a log; None where it is not known."""
     try:
-        contents = {path: path.read_bytes() for path in files if _CONFIGURATION.fullmatch(path.name)}
-        # A run leaves a person's config.yaml alone, and takes config_1.yaml: only that holds what the command line
+        # A run leaves a config.yaml that is there alone, and takes config_1.yaml: only that holds what the command line
         # changed. Of the same time, as after a copy, the highest number is the last one.
-        saved = [path for path, content in contents.items() if is_written_by_a_run(content)]
-        newest = max(saved, key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), default=None)
-        chosen = newest or next(path for path in contents if path.name == "config.yaml")
+        found = (path for path in files if _CONFIGURATION.fullmatch(path.name))
+        newest = max(found, key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name))
         # every scalar a str: no value can fail to be made
-        callbacks = yaml.load(contents[chosen], Loader=yaml.BaseLoader)["trainer"]["callbacks"]
+        callbacks = yaml.load(newest.read_bytes(), Loader=yaml.BaseLoader)["trainer"]["callbacks"]
         listed = callbacks if isinstance(callbacks, list) else [callbacks]
         own = (each for each in listed if each["class_path"].rsplit(".", 1)[-1] == "SparseSelectionCallback")
         mode = next(own)["init_args"]["mode"]
-    except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, StopIteration, KeyError, TypeError, AttributeError):
         return None  # no configuration, or another program's
     return mode if mode in MODES else None
