@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,6 @@ from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
-from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
@@ -205,8 +204,6 @@ class Measurement:
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
         if "val_dataloaders" in twin.data:
             data["dataloaders"] = twin.data["val_dataloaders"]
-        loop = trainer.validate_loop
-        loop.reset = timer.timed(loop.reset)  # there the loaders start their workers
         ended = False
         try:
             trainer.validate(twin.module, verbose=False, **data)
@@ -222,8 +219,7 @@ class Measurement:
             self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
         if not batches or timer.seconds_per_batch is None:
             return None
-        due = due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
-        return replace(due, start_seconds=timer.start_seconds)
+        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
 
 
 class _ValidationTimer(Callback):
@@ -234,26 +230,7 @@ class _ValidationTimer(Callback):
         self._seconds = seconds
         self._clock = clock
         self.ends: list[float] = []
-        self._reset_seconds = 0.0
-        self._starts_workers = False
         self.batches: list[float] = []
-
-    @property
-    def start_seconds(self) -> float:
-        """Return the time that workers take to start and bring a first batch; 0 where none start anew each time."""
-        if not self._starts_workers or len(self.ends) < 2:
-            return 0.0
-        return self._reset_seconds + max(0.0, self.ends[1] - self.ends[0] - (self.seconds_per_batch or 0.0))
-
-    def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
-        """Wrap the loop's ``reset``, to record its seconds."""
-
-        def timed_reset() -> None:
-            begin = self._clock()
-            reset()
-            self._reset_seconds = self._clock() - begin
-
-        return timed_reset
 
     @property
     def seconds_per_batch(self) -> float | None:
@@ -264,10 +241,6 @@ class _ValidationTimer(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.batches = list(trainer.num_val_batches)
-        self._starts_workers = any(
-            getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
-            for each in loaders(trainer.validate_loop)
-        )
         self._wait = synchronizer(trainer.strategy.root_device)
         self.ends.append(self._clock())
 

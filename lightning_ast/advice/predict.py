@@ -174,12 +174,6 @@ class Predictions:
         """Return the time of a dense step in memory, the optimizer's part shared among accumulated batches."""
         return self._accumulated(self.facts.step.dense.seconds)
 
-    @property
-    def _host_seconds(self) -> float:
-        """Return the time of a batch that missing samples do not save; none where loading sets the pace."""
-        hidden = self.facts.loading.workers > 0 and self.facts.loading.seconds_per_batch >= self.compute_seconds
-        return 0.0 if hidden else (self.facts.step.host_share or 0.0) * self.compute_seconds
-
     def _accumulated(self, seconds: float) -> float:
         phases = self.facts.step.phases
         factors = self.facts.run.accumulate
@@ -244,10 +238,6 @@ class Predictions:
         loading = self.facts.loading
         plain = with_loading(self.compute_seconds, loading)
         scored = with_loading(self._accumulated(self._scored.seconds), loading)
-        unscored = lengths.unscored_batches / lengths.dense_batches if lengths.dense_batches else 1.0
-        dense_seconds = unscored * plain + (1 - unscored) * scored
-        training = (lengths.dense_batches - lengths.dense_missing) * dense_seconds
-        training += (lengths.sparse_batches - lengths.sparse_missing) * step_seconds
-        # a short batch spares its missing samples, but not what a step costs whatever its size
-        training += (lengths.dense_missing + lengths.sparse_missing) * self._host_seconds
+        training = lengths.unscored_batches * plain + (lengths.dense_batches - lengths.unscored_batches) * scored
+        training += lengths.sparse_batches * step_seconds
         return training + (lengths.epochs if loading.restarts else 1) * loading.start_seconds

@@ -121,26 +121,6 @@ def test_arguments_that_cannot_be_used(arguments: tuple[str, ...], told: str, fi
     assert told in done.err, done.err
 
 
-@pytest.mark.parametrize("option", ["max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"])
-def test_huge_numbers_in_advise(option: str, files: Path) -> None:
-    """They are measured, or refused in a line."""
-    number = f"--trainer.{option}={10**30}"
-    advise = (
-        "advise",
-        "--seed_everything=1",
-        "--model.class_path",
-        BORING,
-        "--trainer.accelerator=cpu",
-        "--budget_seconds=0.1",
-        number,
-    )
-    try:
-        run(*advise, cwd=files)
-    except AssertionError:
-        done = run(*advise, cwd=files, status=2)
-        assert done.last.startswith("lightning-ast: ")
-
-
 MODULES = {
     "syntax": ("def x(:\n", SyntaxError),
     "name": ("nosuch\n", NameError),
