@@ -15,7 +15,6 @@ LAYERS = [
     "words",
     "errors",
     "mode_facts",
-    "whole_file",
     "core",
     "__about__",
     "extras",

@@ -15,16 +15,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ast.advice.coverage import COVERAGES, coverage_facts
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
-from lightning_ast.advice.predict import wanted_rates
+from lightning_ast.advice.predict import COVERAGES, coverage_facts, wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts, trainer_faults
 from lightning_ast.advice.script import Block, Timing, script, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.partial import compiled_parts
+from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
@@ -168,7 +168,9 @@ class Measurement:
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
         if "prune" not in self._refused and (
-            fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=max(wanted_rates(self._run)))
+            fault := prune_fault(
+                trainer, self._combined, self._asked, self._run, rate=self._run.own_rate or DEFAULT_RATE
+            )
         ):
             self._refused["prune"] = fault
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0

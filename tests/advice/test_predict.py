@@ -19,7 +19,6 @@ from lightning_ast.advice.measured import (
     ValidationFacts,
 )
 from lightning_ast.advice.predict import RATES, Predictions, at_rate, with_loading
-from lightning_ast.advice.verdict import decide
 from lightning_ast.schedule import Schedule
 
 RUN = RunFacts(
@@ -192,12 +191,6 @@ def test_how_often_a_run_is_validated(when: dict[str, Any], mode: Any, count: fl
     due = ValidationFacts(4, 2.5, **when)
     assert due.seconds == 10
     assert validations(due, RUN, run_lengths(RUN, mode, 0.4), 3500.0) == pytest.approx(count)
-
-
-def test_a_rate_whose_epochs_are_never_validated_is_left_out() -> None:
-    predictions = Predictions(facts(validation=ValidationFacts(4, 2.5, every_epochs=1, every_batches_of_epoch=45)))
-    assert [p.rate for p in predictions.table if p.mode == "prune"] == [0.5, 0.6]
-    assert "'prune' cannot run at 0.4" in decide(predictions).reasons[-1]
 
 
 def test_validation_is_part_of_the_run() -> None:
