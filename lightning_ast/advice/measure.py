@@ -17,14 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
-from lightning_ast.advice.predict import COVERAGES, coverage_facts, wanted_rates
+from lightning_ast.advice.predict import COVERAGES, RATES, coverage_facts, wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts, trainer_faults
 from lightning_ast.advice.script import Block, Timing, script, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.partial import compiled_parts
-from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
@@ -167,12 +166,9 @@ class Measurement:
         self._batchnorm = sum(isinstance(m, _BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
-        if "prune" not in self._refused and (
-            fault := prune_fault(
-                trainer, self._combined, self._asked, self._run, rate=self._run.own_rate or DEFAULT_RATE
-            )
-        ):
-            self._refused["prune"] = fault
+        rate = self._run.own_rate or max(RATES)
+        if fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=rate):
+            self._refused.setdefault("prune", fault)
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
         return script(
             self._probed,
