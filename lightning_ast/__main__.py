@@ -55,42 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: An option of a command is wrong (status 2), or help was asked for (status 0).
         Exception: Any other failure, a programming error in the user's own module above all.
     """
-    _open_closed_streams()
-    try:
-        try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
-        finally:
-            sys.stdout.flush()  # else a closed output is found only when the interpreter ends
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (Exception, SystemExit) as error:
-        if fault := _output_fault(error):
-            return _refuse(f"the output could not be written: {fault}")
-        if isinstance(error, SystemExit):
-            raise
-        return _explain(error)
-
-
-def _open_closed_streams() -> None:
-    """Send what is printed to a closed stream to nowhere; let no character that the output cannot show be an error."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
-
-
-def _output_fault(error: BaseException) -> str | None:
-    """Tell why nothing more can be written to the standard output, or return None where it can."""
+        reconfigure(errors="backslashreplace")  # a character that the output cannot show is no error
     try:
-        sys.stdout.flush()  # what could not be written is still in the buffer
-    except OSError as fault:
-        with suppress(OSError):  # the interpreter flushes once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return fault.strerror
-    cause = error.__context__  # Rich raises SystemExit for a closed pipe
-    return cause.strerror if isinstance(error, SystemExit) and isinstance(cause, BrokenPipeError) else None
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _explain(error)
 
 
 def _refuse(line: str) -> int:

@@ -15,8 +15,6 @@ LAYERS = [
     "words",
     "errors",
     "mode_facts",
-    "config_mark",
-    "whole_file",
     "core",
     "__about__",
     "extras",

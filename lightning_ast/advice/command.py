@@ -22,10 +22,7 @@ def advise_command(arguments: list[str]) -> None:
     options, configuration = parser.parse_known_args(arguments)
     budget_seconds = _seconds(options.budget_seconds)
     cli = _configured(configuration)
-    try:
-        advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
-    except ConfigurationError as error:
-        raise cli.with_owners(error) from error
+    advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
     if cli.remark is not None:
         sys.stdout.write(f"{cli.remark}\n")
     render(advice)
@@ -44,7 +41,9 @@ def _configured(arguments: list[str]) -> Any:
             """Ask for one device: what is measured is one process."""
             trainer = self.config["fit"]["trainer"]
             asked = {name: trainer[name] for name in ("devices", "num_nodes", "strategy")}
-            if _several(asked["devices"]) or (asked["num_nodes"] or 1) > 1:
+            by_machine = asked["devices"] == "auto"
+            several = torch.accelerator.device_count() > 1 if by_machine else asked["devices"] not in (None, 1, "1")
+            if several or (asked["num_nodes"] or 1) > 1:
                 self.remark = (
                     f"The configuration asks for devices={asked['devices']!r}, num_nodes={asked['num_nodes']!r}: what "
                     "follows is for one device, with the whole training data."
@@ -77,12 +76,3 @@ def _seconds(text: str) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ConfigurationError([f"budget_seconds: expected a number of seconds above 0, got {text!r}."])
     return seconds
-
-
-def _several(devices: Any) -> bool:
-    """Tell whether a Trainer's ``devices`` are more than one here."""
-    if devices in ("auto", "-1", -1):
-        return torch.accelerator.device_count() > 1
-    if isinstance(devices, str):
-        return "," in devices.strip(",") or (devices.isdigit() and int(devices) > 1)
-    return len(devices) > 1 if isinstance(devices, (list, tuple)) else (devices or 1) > 1

@@ -22,9 +22,6 @@ class Lengths:
     sparse_batches: float
     sparse_epochs: float
     sparse_batches_per_epoch: int
-    # what short batches lack to full ones, in batches, >= 0
-    dense_missing: float
-    sparse_missing: float
     # dense batches; in ``prune`` those before the last warmup epoch, whose scores the first plan is made of
     unscored_batches: float
     sparse_share: float = 1.0  # samples of a sparse batch over a full one's; < 1 in ``prune`` that keeps its steps
@@ -37,9 +34,8 @@ class Lengths:
 
 def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
     """Count the batches and epochs of a run at an activation rate in (0, 1]; no mode is dense training."""
-    missing = run.batches_per_epoch - run.samples_per_epoch / run.batch_size  # 0 but for a short last batch
     if mode == "prune":
-        return _pruned_lengths(run, rate, missing)
+        return _pruned_lengths(run, rate)
     dense = sum(run.schedule.dense_epochs(run.epochs))
     sparse = 0.0 if mode is None else max(0.0, run.epochs - dense)
     dense = run.epochs - sparse
@@ -50,13 +46,11 @@ def run_lengths(run: RunFacts, mode: Mode | None, rate: float) -> Lengths:
         sparse_batches=sparse * batches,
         sparse_epochs=sparse,
         sparse_batches_per_epoch=batches,
-        dense_missing=dense * missing,
-        sparse_missing=sparse * missing,
         unscored_batches=dense * batches,
     )
 
 
-def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
+def _pruned_lengths(run: RunFacts, rate: float) -> Lengths:
     """Count whole epochs, the sparse ones of fewer batches, of which ``max_steps`` makes more, or of smaller ones."""
     samples = run.samples_per_epoch
     loader = LoaderFacts(samples, samples, run.batch_size, run.drop_last, run.batches_per_epoch)
@@ -77,13 +71,11 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
     warmup, _ = plan.sparse_range(epochs)
     dense_batches = (epochs - sparse) * run.batches_per_epoch
     sparse_batches = sparse * batches
-    kept = 1.0
     # ``max_steps`` ends the last epoch early: that is a cooldown epoch, if there is any epoch but sparse ones
     if run.max_steps is not None:
         most = run.max_steps * run.accumulate[max(run.accumulate)]
         cut = max(0, dense_batches + sparse_batches - most)
         from_dense = min(cut, dense_batches if epochs > sparse else 0)
-        kept = 1 - cut / max(1, dense_batches + sparse_batches)
         dense_batches -= from_dense
         sparse_batches -= cut - from_dense
     return Lengths(
@@ -92,8 +84,6 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
         sparse_batches=sparse_batches,
         sparse_epochs=sparse,
         sparse_batches_per_epoch=batches,
-        dense_missing=kept * (epochs - sparse) * missing,
-        sparse_missing=kept * sparse * (batches - pruned.samples / run.batch_size / share),
         unscored_batches=min(dense_batches, max(0, warmup - 1) * run.batches_per_epoch),
         sparse_share=share,
     )

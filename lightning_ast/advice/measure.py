@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,10 +15,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ast.advice.coverage import COVERAGES, coverage_facts
 from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
 from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
-from lightning_ast.advice.predict import wanted_rates
+from lightning_ast.advice.predict import COVERAGES, RATES, coverage_facts, wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts, trainer_faults
 from lightning_ast.advice.script import Block, Timing, script, summarize
@@ -26,7 +25,6 @@ from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
-from lightning_ast.lightning_internals.fit_loop import loaders
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
@@ -168,10 +166,9 @@ class Measurement:
         self._batchnorm = sum(isinstance(m, _BatchNorm) and m.training for m in module.modules())
         self._compiled = compiled_parts(module)
         self._validates = trainer.enable_validation
-        if "prune" not in self._refused and (
-            fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=max(wanted_rates(self._run)))
-        ):
-            self._refused["prune"] = fault
+        rate = self._run.own_rate or max(RATES)
+        if fault := prune_fault(trainer, self._combined, self._asked, self._run, rate=rate):
+            self._refused.setdefault("prune", fault)
         reserved = self._budget * _VALIDATION_SHARE if self._validates else 0.0
         return script(
             self._probed,
@@ -205,8 +202,6 @@ class Measurement:
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
         if "val_dataloaders" in twin.data:
             data["dataloaders"] = twin.data["val_dataloaders"]
-        loop = trainer.validate_loop
-        loop.reset = timer.timed(loop.reset)  # there the loaders start their workers
         ended = False
         try:
             trainer.validate(twin.module, verbose=False, **data)
@@ -222,8 +217,7 @@ class Measurement:
             self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
         if not batches or timer.seconds_per_batch is None:
             return None
-        due = due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
-        return replace(due, start_seconds=timer.start_seconds)
+        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
 
 
 class _ValidationTimer(Callback):
@@ -234,26 +228,7 @@ class _ValidationTimer(Callback):
         self._seconds = seconds
         self._clock = clock
         self.ends: list[float] = []
-        self._reset_seconds = 0.0
-        self._starts_workers = False
         self.batches: list[float] = []
-
-    @property
-    def start_seconds(self) -> float:
-        """Return the time that workers take to start and bring a first batch; 0 where none start anew each time."""
-        if not self._starts_workers or len(self.ends) < 2:
-            return 0.0
-        return self._reset_seconds + max(0.0, self.ends[1] - self.ends[0] - (self.seconds_per_batch or 0.0))
-
-    def timed(self, reset: Callable[[], None]) -> Callable[[], None]:
-        """Wrap the loop's ``reset``, to record its seconds."""
-
-        def timed_reset() -> None:
-            begin = self._clock()
-            reset()
-            self._reset_seconds = self._clock() - begin
-
-        return timed_reset
 
     @property
     def seconds_per_batch(self) -> float | None:
@@ -264,10 +239,6 @@ class _ValidationTimer(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.batches = list(trainer.num_val_batches)
-        self._starts_workers = any(
-            getattr(each, "num_workers", 0) and not getattr(each, "persistent_workers", False)
-            for each in loaders(trainer.validate_loop)
-        )
         self._wait = synchronizer(trainer.strategy.root_device)
         self.ends.append(self._clock())
 

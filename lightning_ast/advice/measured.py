@@ -133,12 +133,11 @@ class ValidationFacts:
     every_batches_of_epoch: int | None = None
     every_batches: int | None = None  # counted over the run
     every_seconds: float | None = None
-    start_seconds: float = 0.0  # besides the batches: workers that start
 
     @property
     def seconds(self) -> float:
         """Return the time of one validation."""
-        return self.start_seconds + self.batches * self.seconds_per_batch
+        return self.batches * self.seconds_per_batch
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,39 @@
-"""The prediction of steps, memory and runs from measured facts: arithmetic alone, no model and no clock."""
+"""The prediction of rates, steps, memory and runs from what was measured: arithmetic alone, no model and no clock."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from lightning_ast.advice.coverage import is_nothing_to_skip
+import torch
+from torch import Tensor
+
 from lightning_ast.advice.lengths import Lengths, run_lengths, validations
-from lightning_ast.advice.measured import Curve, Facts, LoadingFacts, RunFacts, StepAt
-from lightning_ast.core.gate import NEARLY_ALL, minimum_count
+from lightning_ast.advice.measured import CoverageFacts, Curve, Facts, LoadingFacts, RunFacts, StepAt
+from lightning_ast.core.gate import NEARLY_ALL, GateName, floor_for, minimum_count, trimmed
 from lightning_ast.core.selector import DEFAULT_RATE
+from lightning_ast.core.threshold import rate_at_coverage
 from lightning_ast.mode_facts import MODES, Mode, cost_share
 
-__all__ = ["RATES", "Prediction", "Predictions", "at_rate", "wanted_rates", "with_loading"]
+__all__ = [
+    "COVERAGES",
+    "RATES",
+    "Prediction",
+    "Predictions",
+    "at_rate",
+    "coverage_facts",
+    "is_nothing_to_skip",
+    "wanted_rates",
+    "with_loading",
+]
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 """Activation rates that are predicted."""
+COVERAGES = (0.9, 0.95, 0.97, 0.99)
+"""Coverages that are predicted."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,26 @@ class Prediction:
         if self.coverage is None:
             return f"{self.rate:g}"
         return f"a coverage of {self.coverage:g} (a rate of {self.rate:.3g} now)"
+
+
+def coverage_facts(
+    scores: Iterable[Tensor], coverages: Sequence[float], gate: GateName, *, trim: float = 0.0
+) -> CoverageFacts | None:
+    """Find the activation rates that coverages need over all samples of ``(B,)`` scores; None without a finite one."""
+    pooled = torch.cat([torch.empty(0), *(each.detach().cpu().float().flatten() for each in scores)])
+    pooled = pooled[pooled.isfinite()]
+    if pooled.numel() == 0:
+        return None
+    pooled = trimmed(pooled, trim)
+    # the floor is that of the selector of a run, whose least probability stays below its target
+    rates = {c: rate_at_coverage(pooled, c, gate, floor=floor_for(c)) for c in coverages}
+    return CoverageFacts(pooled.numel(), rates)
+
+
+def is_nothing_to_skip(coverage: float, rate: float) -> bool:
+    """Tell whether a coverage needs about as large a share of the samples, and any would do as well as those chosen."""
+    # a coverage of 1 asks for the dense run, whatever the scores
+    return coverage < 1 and rate >= NEARLY_ALL * coverage
 
 
 def at_rate(curve: Curve, rate: float, dense: StepAt | None = None) -> StepAt:
@@ -126,7 +162,7 @@ class Predictions:
         rates = wanted_rates(self.facts.run)
 
         def of_mode(mode: Mode) -> list[Prediction]:
-            found = [self._prediction(mode, rate) for rate in rates if self._is_predicted(mode, rate, self.facts.run)]
+            found = [self._prediction(mode, rate) for rate in rates if self._is_predicted(mode, self.facts.run)]
             return sorted([*found, *(p for p in covering if p.mode == mode)], key=lambda p: p.rate)
 
         return tuple(p for mode in self.modes for p in of_mode(mode))
@@ -142,7 +178,7 @@ class Predictions:
         rate = self.rate_of(coverage)
         if rate is None:
             return ()
-        modes = (mode for mode in self.modes if self._is_predicted(mode, rate, self._covering_run))
+        modes = (mode for mode in self.modes if self._is_predicted(mode, self._covering_run))
         return tuple(self._prediction(mode, rate, coverage=coverage) for mode in modes)
 
     @property
@@ -159,26 +195,14 @@ class Predictions:
         """Return the prediction of a mode at the user's coverage or one of the usual ones; None where it is refused."""
         return next((p for p in self.covering(coverage) if p.mode == mode), None)
 
-    def _is_predicted(self, mode: Mode, rate: float, run: RunFacts) -> bool:
-        """Tell whether ``prune`` can be predicted; all others can."""
-        if mode != "prune":
-            return True
-        if run.prune_steps == "keep" and self.facts.step.parts is None:
-            return False  # its smaller batches were not measured
-        # Lightning refuses an interval of batches that is longer than an epoch
-        interval = None if self.facts.validation is None else self.facts.validation.every_batches_of_epoch
-        return interval is None or run_lengths(run, mode, rate).sparse_batches_per_epoch >= interval
+    def _is_predicted(self, mode: Mode, run: RunFacts) -> bool:
+        """Tell whether a mode can be predicted; the smaller batches of ``prune`` may not be measured."""
+        return mode != "prune" or run.prune_steps != "keep" or self.facts.step.parts is not None
 
     @property
     def compute_seconds(self) -> float:
         """Return the time of a dense step in memory, the optimizer's part shared among accumulated batches."""
         return self._accumulated(self.facts.step.dense.seconds)
-
-    @property
-    def _host_seconds(self) -> float:
-        """Return the time of a batch that missing samples do not save; none where loading sets the pace."""
-        hidden = self.facts.loading.workers > 0 and self.facts.loading.seconds_per_batch >= self.compute_seconds
-        return 0.0 if hidden else (self.facts.step.host_share or 0.0) * self.compute_seconds
 
     def _accumulated(self, seconds: float) -> float:
         phases = self.facts.step.phases
@@ -244,10 +268,6 @@ class Predictions:
         loading = self.facts.loading
         plain = with_loading(self.compute_seconds, loading)
         scored = with_loading(self._accumulated(self._scored.seconds), loading)
-        unscored = lengths.unscored_batches / lengths.dense_batches if lengths.dense_batches else 1.0
-        dense_seconds = unscored * plain + (1 - unscored) * scored
-        training = (lengths.dense_batches - lengths.dense_missing) * dense_seconds
-        training += (lengths.sparse_batches - lengths.sparse_missing) * step_seconds
-        # a short batch spares its missing samples, but not what a step costs whatever its size
-        training += (lengths.dense_missing + lengths.sparse_missing) * self._host_seconds
+        training = lengths.unscored_batches * plain + (lengths.dense_batches - lengths.unscored_batches) * scored
+        training += lengths.sparse_batches * step_seconds
         return training + (lengths.epochs if loading.restarts else 1) * loading.start_seconds

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import LBFGS, Optimizer
 
-from lightning_ast.advice.coverage import ScoreWatcher
 from lightning_ast.advice.loading import ENDLESS, CachedBatches, Clock
 from lightning_ast.advice.measured import Phases
 from lightning_ast.advice.script import Block, Sample, Timing
@@ -24,8 +23,10 @@ from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_
 from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.modes.subset import SubsetMode
 from lightning_ast.selection.session import Session
+from lightning_ast.selection.step_state import StepState
+from lightning_ast.selection.watcher import Watcher
 
-__all__ = ["Enough", "Probe", "SavedBytes", "static_bytes", "synchronizer"]
+__all__ = ["Enough", "Probe", "SavedBytes", "ScoreWatcher", "static_bytes", "synchronizer"]
 
 _FROZEN = 1e-6  # of a learning rate: nothing diverges on a few batches, but the optimizer does its work
 _PHASES = ("gap", "forward", "backward", "rest")
@@ -88,6 +89,25 @@ def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) ->
     parameters = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in module.parameters())
     states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
     return parameters + sum(v.numel() * v.element_size() for v in states)
+
+
+class ScoreWatcher(Watcher):
+    """A collection of the significance of the probed samples, those of each batch once."""
+
+    def __init__(self, position: Callable[[], int]) -> None:
+        self._position = position  # returns which of the batches that are trained on in turns was given last
+        self.scores: dict[int, Tensor] = {}  # (B,) by the number of the batch, NaN where a sample is not finite
+
+    def finish_batch(self, step: StepState) -> None:
+        """Keep the scores of a batch that has none yet."""
+        position = self._position()
+        if step.significance is None or position in self.scores:
+            return
+        # no .cpu() here: it would wait for the device within a step that is being timed
+        scores = step.significance.detach().float()
+        if step.bad is not None:
+            scores = scores.masked_fill(step.bad.to(scores.device), torch.nan)
+        self.scores[position] = scores
 
 
 class Probe(Callback):

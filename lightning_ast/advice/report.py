@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TextIO
 
-from lightning_ast.advice.coverage import is_nothing_to_skip
-from lightning_ast.advice.predict import Prediction, Predictions
+from lightning_ast.advice.predict import Prediction, Predictions, is_nothing_to_skip
 from lightning_ast.advice.verdict import Verdict, decide
 from lightning_ast.words import counted, size_words, time_words
 

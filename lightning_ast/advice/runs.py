@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,18 +32,12 @@ __all__ = ["Asked", "due_validations", "prune_fault", "run_facts", "trainer_faul
 ASSUMED_EPOCHS = 10
 ASSUMED_BATCHES = 1000
 ASSUMED_DENSE = 0.1
-_LIMITS = ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "accumulate_grad_batches")
 
 
 def trainer_faults(trainer: pl.Trainer) -> list[str]:
     """Find why nothing can be measured."""
     settings: Any = trainer
-    values = {name: getattr(trainer, name, None) for name in _LIMITS}
-    found = [
-        f"{name}: expected at most {sys.maxsize}, got {value}."  # a range of so many numbers has no length in Python
-        for name, value in values.items()
-        if isinstance(value, int) and value > sys.maxsize
-    ]
+    found = []
     if trainer.world_size > 1:
         found.append(
             f"the Trainer trains with {trainer.world_size} processes, and advise measures one: give it a "

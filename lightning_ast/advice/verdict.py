@@ -52,7 +52,7 @@ def decide(predictions: Predictions) -> Verdict:
     saving = None if best is None else 1 - best.run_share
     is_worth_it = saving is not None and saving >= LEAST_SAVING and not predictions.has_nothing_to_skip
     mode = best.mode if best is not None and is_worth_it else None
-    reasons = [*_held_back(predictions, best), *_of_modes(predictions, mode), *_refusals(predictions)]
+    reasons = [*_held_back(predictions), *_of_modes(predictions, mode), *_refusals(predictions)]
     return Verdict(
         mode=mode,
         rate=predictions.rate,
@@ -86,24 +86,22 @@ def _headline(predictions: Predictions, mode: Mode | None, best: Prediction | No
     )
 
 
-def _held_back(predictions: Predictions, best: Prediction | None) -> list[str]:
+def _held_back(predictions: Predictions) -> list[str]:
     facts = predictions.facts
     dense = predictions.dense
     found = []
     validation = dense.validation_seconds / dense.run_seconds
     if validation >= _MUCH:
-        shorter = best is not None and best.validation_seconds < (1 - LEAST_SAVING) * dense.validation_seconds
-        how = f"of which {best.mode!r} needs less" if best is not None and shorter else "which no mode shortens"
         found.append(
-            f"{validation:.0%} of the run is validation, {how}: validate less often (check_val_every_n_epoch), or on "
-            "less (limit_val_batches)."
+            f"{validation:.0%} of the run is validation: validate less often (check_val_every_n_epoch), or on less "
+            "(limit_val_batches)."
         )
     loading = facts.loading.seconds_per_batch
     compute = predictions.compute_seconds
     if loading >= compute:
         found.append(
             f"Loader-bound: a batch takes {time_words(loading)} to load and {time_words(compute)} to train on. "
-            f"{_remedy(predictions)} (num_workers is {facts.loading.workers})."
+            f"Only 'prune' loads less; or load faster (num_workers is {facts.loading.workers})."
         )
     host = facts.step.host_share
     few = facts.step.few_samples
@@ -120,15 +118,6 @@ def _own(predictions: Predictions, *modes: Mode) -> list[Prediction]:
     return [p for p in predictions.own if p.mode in modes]
 
 
-def _remedy(predictions: Predictions) -> str:
-    """Advise what to do against a loader that sets the pace."""
-    if not any(p.run_share <= 1 - LEAST_SAVING for p in _own(predictions, "prune")):
-        return "Load faster"
-    others = any(p.run_share <= 1 - LEAST_SAVING for p in _own(predictions, "partial", "subset"))
-    only = "'prune' loads less" if others else "Only 'prune' helps, which loads less"
-    return f"{only}; or load faster"
-
-
 def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
     step = predictions.facts.step
     found = []
@@ -141,9 +130,7 @@ def _of_modes(predictions: Predictions, mode: Mode | None) -> list[str]:
         found.append(f"{counted(step.batchnorm_layers, 'BatchNorm layer')} in training mode: in {mode!r} {how}.")
     run = predictions.facts.run
     limited = run.max_steps is not None and run.prune_steps == "replan"  # else its steps stand for a dense run's
-    if mode == "prune" and limited:
-        found.append("max_steps ends the run: 'prune' then sees more epochs in the same steps.")
-    elif limited and any(p.batches >= predictions.dense.batches for p in _own(predictions, "prune")):
+    if limited and mode != "prune" and any(p.batches >= predictions.dense.batches for p in _own(predictions, "prune")):
         found.append("max_steps fixes the number of steps: 'prune' saves no seconds; set max_epochs.")
     return found
 
@@ -175,9 +162,6 @@ def _dense_backward(step: StepFacts, rate: float) -> list[str]:
 def _refusals(predictions: Predictions) -> list[str]:
     refused = predictions.facts.step.refused
     found = [f"{mode!r} cannot run here: {reason}" for mode, reason in refused.items()]
-    if "prune" in refused or predictions.rate is None or _own(predictions, "prune"):
-        return found
-    if predictions.facts.run.prune_steps == "keep":
-        return [*found, "'prune' is not measured: 'subset', which tells the time of smaller batches, cannot run here."]
-    at = f"{predictions.rate:.3g}"
-    return [*found, f"'prune' cannot run at {at}: val_check_interval is more than the batches of a pruned epoch."]
+    if "prune" not in refused and predictions.rate is not None and not _own(predictions, "prune"):
+        found.append("'prune' is not measured: 'subset', which tells the time of smaller batches, cannot run here.")
+    return found

@@ -1,5 +1,3 @@
-"""The shared parts of the commands: LightningCLI with errors of one line, and its saved configuration."""
+"""The shared parts of the commands: LightningCLI with errors of one line."""
 
-from lightning_ast.errors import UsageError
-
-__all__ = ["UsageError"]
+__all__: list[str] = []

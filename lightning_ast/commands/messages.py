@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import re
 import sysconfig
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_ast.callbacks import ConfigurationError
-from lightning_ast.errors import UsageError
+from lightning_ast.errors import ConfigurationError, UsageError
 
 __all__ = ["condensed", "plain_lines", "users_error"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
-_LONGEST_VALUE = 60
-# what jsonargparse writes, and what a user understands
+# the lines of jsonargparse that repeat the types of a parameter, or the value of a list or mapping
+_REPEATED = re.compile(
+    r"\s*(- )?(Does not validate against|Subtypes: |Errors:$|Expected a <class 'NoneType'>|Expected a path but |"
+    r"Given value type: |Given value: ([\[{]|\w+\()|Not a valid subclass of \w+$|Subclass types |a class path |"
+    r"a dict with)"
+)
 _WORDS = {
+    r'Parser key "(.*?)":': r"\1:",
+    r"Problem with given class_path '(.*?)':": r"\1:",
+    r": (?:- )?Expected a ": ": expected ",
+    r" - Expected a ": " or ",
+    r": - ": ": ",
     r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
-    r"\ba typing\.Literal\[(.*?)\]": r"one of \1",
-    r"\. Got value: ": ", got ",
-    r"(: | or )Expected ": r"\1expected ",
-    r"\ba (?=int\b|object\b|Iterable\b)": "an ",
-    r"Not a valid subclass of (\w+).*?implicit class_path\)": r"expected the class path of a \1",
-    r"(?:E|e)xpected a dot import path string: (\S+?)(?:, got .*)?$": (
-        r"no class \1 is known: give its full path, such as package.module.\1"
-    ),
+    r"typing\.Literal\[(.*?)\]": r"one of \1",
+    r"\.? (?:Given|Got) value:": ", got",
 }
+
+
+def condensed(message: str) -> str:
+    """Put an error message of jsonargparse into one line, without what it says twice."""
+    lines = dict.fromkeys(line.strip() for line in message.splitlines() if not _REPEATED.match(line))
+    text = " ".join(filter(None, lines))
+    for pattern, words in _WORDS.items():
+        text = re.sub(pattern, words, text)
+    return text
 
 
 def plain_lines(error: Exception) -> list[str] | None:
@@ -87,45 +97,3 @@ def _is_users(file: str) -> bool:
     path = path.resolve()
     installed = {"site-packages", "dist-packages"} & set(path.parts)
     return not installed and not path.is_relative_to(_STANDARD_LIBRARY) and not path.is_relative_to(_PACKAGE)
-
-
-def condensed(message: str) -> str:
-    r"""Put an error message of jsonargparse, which lists what each alternative type expects, into one line."""
-    text = " ".join(_condense(message).split())
-    for pattern, words in _WORDS.items():
-        text = re.sub(pattern, words, text)
-    return text
-
-
-def _condense(text: str) -> str:
-    if match := re.match(r"""(?:Parser key "([^"]*)"|Problem with given class_path '([^']*)'):\s*""", text):
-        return f"{match[1] or match[2] or ''}: {_condense(_dedented(text[match.end() :]))}"
-    _, union, alternatives = text.partition("Does not validate against any of the Union subtypes")
-    if not union:
-        return text
-    errors, _, value = alternatives.partition("Errors:\n")[2].rpartition("Given value type:")
-    told = _telling([_condense(_dedented(item)) for item in re.split(r"(?m)^- ", textwrap.dedent(errors))[1:]])
-    given = value.partition("Given value: ")[2].strip()
-    if not told or "got" in told.lower() or len(given) > _LONGEST_VALUE or re.match(r"[\[{]|\w+\(", given):
-        return told or text
-    # a reason may name the value already: as its class path, or in quotes (which types have too: <class 'int'>)
-    is_named = told.startswith(f"{given}: ") or (f"'{given}'" in told and not told.startswith("Expected "))
-    return told if is_named else f"{told}, got {given}"
-
-
-def _dedented(text: str) -> str:
-    """Take the indentation off all lines but the first, which has none."""
-    first, _, rest = text.partition("\n")
-    return f"{first}\n{textwrap.dedent(rest)}"
-
-
-def _telling(reasons: list[str]) -> str:
-    """Join the reasons of the alternatives; leave out those that only name a type that nobody meant."""
-    empty = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a path", "Expected a dot import")
-    meant = [reason for reason in reasons if not reason.startswith(empty)] or reasons[:1]
-    about_class = [reason for reason in meant if re.match(r"[\w.]+\.\w+: ", reason)]
-    told = list(dict.fromkeys(reason.strip() for reason in about_class[:1] or meant))
-    types = [reason for reason in told if reason.startswith("Expected ")]
-    others = [reason for reason in told if reason not in types]
-    expected = [" or ".join([*types[:1], *(reason.removeprefix("Expected ") for reason in types[1:])])] if types else []
-    return " or ".join([*others, *expected])

@@ -153,7 +153,7 @@ def _number(cell: str | None) -> float | None:
 
 def _read_mode(files: Sequence[Path]) -> str | None:
     """Read the mode that ``lightning-ast fit`` saved beside a log; None where it is not known."""
-    # A run leaves a person's config.yaml alone, and takes config_1.yaml and so on: only that holds what the command
+    # A run leaves a config.yaml that is there alone, and takes config_1.yaml and so on: only that holds what the command
     # line changed, and the highest number is the last one.
     saved = [path for path in files if _CONFIGURATION.fullmatch(path.name)]
     newest = max(saved, key=lambda path: (len(path.name), path.name), default=None)
@@ -165,6 +165,6 @@ def _read_mode(files: Sequence[Path]) -> str | None:
         listed = callbacks if isinstance(callbacks, list) else [callbacks]
         own = (each for each in listed if each["class_path"].rsplit(".", 1)[-1] == "SparseSelectionCallback")
         mode = next(own)["init_args"]["mode"]
-    except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, StopIteration, KeyError, TypeError, AttributeError):
         return None  # another program's configuration
     return mode if mode in MODES else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +18,6 @@ from lightning_ast.report.derive import clip_to_training
 from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, render, summarize
 from lightning_ast.report.runs import read_logs
 from lightning_ast.report.series import Run
-from lightning_ast.whole_file import write_whole
 
 __all__ = ["file_stems", "make_report", "write_files", "write_report"]
 
@@ -159,8 +159,23 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         _refuse_foreign(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_whole(folder / name, content)
+        _write_whole(folder / name, content)
     for kind in ("comparison", "dashboard-*", "costs-*"):
         for path in folder.glob(f"{kind}.png"):
             if path.name not in files and _is_own(path):
                 path.unlink()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write to a second file and rename it: even on a full disk, the old file or the new one is there as a whole.
+
+    A hard link to the file that was there keeps the old content.
+    """
+    # In the same folder: a rename is one step within a file system alone.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -76,20 +76,6 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: lightning-ast advise --config FILE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("devices", "several"),
-    [("auto", False), (1, False), ("1", False), (2, True), ("2", True), ("0,1", True), ("3,", False), ([0], False),
-     ([0, 1], True), (None, False)],
-)  # fmt: skip
-def test_devices_in_every_notation(devices: Any, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_ast.advice import command
-
-    monkeypatch.setattr(command.torch.accelerator, "device_count", lambda: 0)
-    assert command._several(devices) is several
-    monkeypatch.setattr(command.torch.accelerator, "device_count", lambda: 4)
-    assert command._several("auto")
-
-
 def test_the_rendered_report_is_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     advice = Advice(facts())
     file = io.StringIO()

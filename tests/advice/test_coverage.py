@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.advice import Advice, advise, render
-from lightning_ast.advice.coverage import COVERAGES, ScoreWatcher, coverage_facts, is_nothing_to_skip
 from lightning_ast.advice.measured import CoverageFacts, LoadingFacts, Phases, StepAt
-from lightning_ast.advice.predict import Predictions
+from lightning_ast.advice.predict import COVERAGES, Predictions, coverage_facts, is_nothing_to_skip
+from lightning_ast.advice.probe import ScoreWatcher
 from lightning_ast.advice.script import Block, Timing, summarize
 from lightning_ast.advice.verdict import decide
 from lightning_ast.cli import main

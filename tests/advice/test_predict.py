@@ -19,7 +19,6 @@ from lightning_ast.advice.measured import (
     ValidationFacts,
 )
 from lightning_ast.advice.predict import RATES, Predictions, at_rate, with_loading
-from lightning_ast.advice.verdict import decide
 from lightning_ast.schedule import Schedule
 
 RUN = RunFacts(
@@ -136,28 +135,15 @@ def test_prune_scores_every_batch_but_those_of_the_earlier_warmup_epochs() -> No
 
 def test_a_pruned_epoch_is_rounded_and_its_short_batch_is_counted_whole() -> None:
     run = replace(RUN, samples_per_epoch=4980)  # the last batch holds 30
-    dense = run_lengths(run, None, 1.0)
-    assert (dense.batches, dense.dense_missing) == (1000, pytest.approx(10 * 0.4))
+    assert run_lengths(run, None, 1.0).batches == 1000
     pruned = run_lengths(run, "prune", 0.25)
     assert pruned.sparse_batches == 8 * 25, "25 whole batches are within half a per cent"
     assert pruned.sparse_batches_per_epoch == 25
-    assert pruned.sparse_missing == 0
-    assert (pruned.dense_batches, pruned.dense_missing) == (200, pytest.approx(2 * 0.4))
-    short = run_lengths(run, "prune", 0.255)  # 1270 samples, 20 of them in the last batch
-    assert (short.sparse_batches, short.sparse_missing) == (8 * 26, pytest.approx(8 * 0.6))
+    assert pruned.dense_batches == 200
+    assert run_lengths(run, "prune", 0.255).sparse_batches == 8 * 26, "1270 samples, 20 of them in the last batch"
     assert run_lengths(run, "prune", 0.01).sparse_batches == 8
     tiny = replace(RUN, batches_per_epoch=3, batch_size=512, samples_per_epoch=1437, schedule=Schedule())
     assert run_lengths(tiny, "prune", 0.1).batches == 10, "ten epochs of one batch"
-
-
-def test_a_short_batch_takes_the_hosts_part_of_a_step_and_its_share_of_the_rest() -> None:
-    run = {"samples_per_epoch": 4980, "schedule": Schedule()}
-    got = Predictions(facts(run=run, step={"host_share": 0.5}))
-    assert got.dense.batches == 1000
-    short = 0.6 * 0.5 + (0.5 + 0.5 * 0.6) * 3.0  # it loads 30 of 50 samples
-    assert got.dense.run_seconds == pytest.approx(990 * 3.5 + 10 * short)
-    hidden = Predictions(facts(run=run, step={"host_share": 0.5}, loading=LoadingFacts(4.0, workers=2)))
-    assert hidden.dense.run_seconds == pytest.approx((990 + 10 * 0.6) * 4.0), "loading sets the pace"
 
 
 def test_no_fewer_samples_than_the_fallback_keeps() -> None:
@@ -205,17 +191,6 @@ def test_how_often_a_run_is_validated(when: dict[str, Any], mode: Any, count: fl
     due = ValidationFacts(4, 2.5, **when)
     assert due.seconds == 10
     assert validations(due, RUN, run_lengths(RUN, mode, 0.4), 3500.0) == pytest.approx(count)
-
-
-def test_a_rate_whose_epochs_are_never_validated_is_left_out() -> None:
-    predictions = Predictions(facts(validation=ValidationFacts(4, 2.5, every_epochs=1, every_batches_of_epoch=45)))
-    assert [p.rate for p in predictions.table if p.mode == "prune"] == [0.5, 0.6]
-    assert "'prune' cannot run at 0.4" in decide(predictions).reasons[-1]
-
-
-def test_workers_of_a_validation_start_each_time() -> None:
-    due = ValidationFacts(4, 2.5, every_epochs=1, share=1.0, start_seconds=1.5)
-    assert Predictions(facts(validation=due)).dense.validation_seconds == 10 * (1.5 + 4 * 2.5)
 
 
 def test_validation_is_part_of_the_run() -> None:

