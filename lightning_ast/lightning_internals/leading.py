@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ast.lightning_internals.class_patch import change_class
 
-__all__ = ["copied_loader", "copy_combined", "dealt_sampler", "lead", "lend_iterator", "make_iterator", "same_mode"]
+__all__ = ["StandInLoader", "copied_loader", "copy_combined", "dealt_sampler", "lead", "make_iterator", "same_mode"]
 
 
 _Load = Callable[[CombinedLoader], CombinedLoader]
@@ -90,13 +90,9 @@ def _follow(loop: _FitLoop, leaders: _Leaders) -> Callable[[], None]:
             begin(epoch)
         own.on_advance_start(self)
 
-    parts = {"_data_fetcher": property(_fetcher, set_fetcher), "on_advance_start": on_advance_start}
-    return change_class(loop, {**parts, **_placeless(own, leaders)})
-
-
-def _fetcher(loop: _FitLoop) -> _DataFetcher | None:
-    found: _DataFetcher | None = loop.__dict__["_data_fetcher"]
-    return found
+    fetcher = property(lambda loop: loop.__dict__["_data_fetcher"], set_fetcher)
+    parts = {"_data_fetcher": fetcher, "on_advance_start": on_advance_start, **_placeless(own, leaders)}
+    return change_class(loop, parts)
 
 
 def _placeless(own: type[_FitLoop], leaders: _Leaders) -> dict[str, Any]:
@@ -151,10 +147,25 @@ def same_mode(given: CombinedLoader) -> Any:
     return given._mode
 
 
-def lend_iterator(given: CombinedLoader, running: CombinedLoader | None) -> None:
-    """Let the user's loader have the iterator of the one that runs in its place; with None it has no iterator."""
-    # Lightning asks the user's loader for the length of an epoch, which needs an iterator to tell.
-    given._iterator = None if running is None else running._iterator
+class StandInLoader(CombinedLoader):
+    """Loaders in the place of the user's, which are left alone with all that they hold."""
+
+    def __init__(self, given: CombinedLoader, loaders: list[Any]) -> None:
+        # `trainer.train_dataloader` gives what is passed here: the user's own loader.
+        super().__init__(given.iterables, same_mode(given))
+        self.given = given
+        self.flattened = loaders
+
+    def __iter__(self) -> StandInLoader:
+        """Start the loaders, and lend their iterator to the user's, which Lightning asks for the length of an epoch."""
+        super().__iter__()
+        self.given._iterator = self._iterator
+        return self
+
+    def reset(self) -> None:
+        """Stop the workers."""
+        super().reset()
+        self.given._iterator = None
 
 
 def make_iterator(given: CombinedLoader) -> None:
