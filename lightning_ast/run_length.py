@@ -103,11 +103,8 @@ class RunLength:
         return self.accumulate[max(start for start in self.accumulate if start <= max(0, epoch))]
 
     def __str__(self) -> str:
-        epochs = self.epochs
-        steps = self.steps
-        known = [None if epochs is None else counted(epochs, "epoch")]
-        known.append(None if steps is None else counted(steps, "optimizer step"))
-        return " and ".join(words for words in known if words)
+        known = ((self.epochs, "epoch"), (self.steps, "optimizer step"))
+        return " and ".join(counted(number, noun) for number, noun in known if number is not None)
 
 
 def _least(one: N | None, other: N | None) -> N | None:

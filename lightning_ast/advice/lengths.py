@@ -73,8 +73,8 @@ def _pruned_lengths(run: RunFacts, rate: float, missing: float) -> Lengths:
         follows=run.prune_steps == "follow",
     )
     epochs = plan.total_epochs or 0
-    sparse = plan.sparse_epochs() or 0
-    warmup, _ = plan.sparse_range(epochs)
+    warmup, cooldown = plan.sparse_range(epochs)
+    sparse = cooldown - warmup
     dense_batches = (epochs - sparse) * run.batches_per_epoch
     sparse_batches = sparse * batches
     kept = 1.0

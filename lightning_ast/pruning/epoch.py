@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.history import EpochPlan, SignificanceHistory
+from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
@@ -30,19 +30,10 @@ class PlannedBatch:
     weights: Tensor | None  # (B,) importance weights, or None where all are 1
     stands_for: int  # samples of a dense epoch
 
-    is_ready: bool = False  # the dataset made it: its samples have one index together
-
     def repeated(self, size: int) -> PlannedBatch:
         """Give each sample of a ready batch what the plan says of the batch."""
         weights = None if self.weights is None else self.weights.repeat(size)
-        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size, is_ready=True)
-
-    def remember(self, history: SignificanceHistory, significance: Tensor) -> None:
-        """Have the significance ``(B,)`` of the samples remembered, or their mean where they have one index."""
-        if self.is_ready:
-            history.observe(self.indices[:1], mean_significance(significance))
-        else:
-            history.observe(self.indices, significance)
+        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size)
 
 
 @dataclass
@@ -125,18 +116,10 @@ class RunningEpoch:
         sizes = state.get("sizes")
         if sizes is not None:
             lengths = EpochLengths.of_batches(sizes[rank].tolist())
-        return cls(
-            plan.epoch,
-            state["stage"],
-            bool(state["sparse"]),
-            lengths,
-            plan,
-            sizes,
-            resumed_at=batches_done,
-            batch=batches_done,
-            replays=True,
-            drained=state["drained"],
-        )
+        epoch = cls(plan.epoch, state["stage"], bool(state["sparse"]), lengths, plan, sizes, drained=state["drained"])
+        epoch.resumed_at = epoch.batch = batches_done
+        epoch.replays = True
+        return epoch
 
 
 def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:

@@ -27,8 +27,8 @@ from lightning_ast.lightning_internals.resuming import (
     restart_loader,
 )
 from lightning_ast.lightning_internals.run_limits import epochs_done
-from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps
-from lightning_ast.pruning.followed_steps import FollowedSteps
+from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps, mean_significance
+from lightning_ast.pruning.followed_steps import advance_schedulers
 from lightning_ast.pruning.loader import (
     LoaderFacts,
     PrunedBatches,
@@ -58,7 +58,7 @@ class PrunedEpochs:
         self._parts = planner.parts
         self._processes = planner.parts.sharing
         self._steps = planner.steps
-        self._followed: FollowedSteps | None = None
+        self._advance: Callable[[int], None] | None = None
         self._pruned: StandInLoader | None = None
         self._resumes = False
         self._observes = True
@@ -90,7 +90,7 @@ class PrunedEpochs:
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
-            self._planner.forget_loader()  # a tuner's trial: it trains without callbacks, on the plain loader
+            self._planner.knows_loader = False  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
         sharing = sharing_faults(combined.flattened) if self._parts.are_own else []
         self._refuse(sharing + self._faults_of(combined))
@@ -181,10 +181,15 @@ class PrunedEpochs:
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
         is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
         self._observes = self._planner.samples.keep_scores > 0 or not is_early
-        self._followed = None
+        self._advance = None
         if epoch.sparse and run.follows:
-            factor = run.dense_run.factor(epoch.number)
-            self._followed = FollowedSteps(run.dense, epoch.lengths, accumulate=factor, done=epoch.batch)
+            self._advance = functools.partial(
+                advance_schedulers,
+                self._trainer,
+                dense=run.dense.batches,
+                pruned=epoch.lengths.batches,
+                accumulate=run.dense_run.factor(epoch.number),
+            )
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
@@ -207,7 +212,7 @@ class PrunedEpochs:
         if self._resumes or not is_unknown or (epoch.plan is not None and not anew):
             return
         (loader,) = loaders(self._trainer.fit_loop)
-        sampler = source_of(loader)
+        _, sampler = source_of(loader)
         if callable(set_epoch := getattr(sampler, "set_epoch", None)):
             # Lightning leaves it to the user's own hook, on_train_epoch_start, which comes later.
             set_epoch(epoch.number)
@@ -239,13 +244,18 @@ class PrunedEpochs:
 
     def finish_batch(self) -> None:
         """Advance schedules by the dense steps that the batch stands for beside its own."""
-        if self._followed is not None:
-            self._followed.advance(self._trainer, self.epoch.batch)
+        if self._advance is not None:
+            self._advance(self.epoch.batch)
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        assert self.history is not None
-        return functools.partial(planned.remember, self.history) if self._observes else None
+        history = self.history
+        assert history is not None
+        if not self._observes:
+            return None
+        if self.batches_are_samples:
+            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
+        return functools.partial(history.observe, planned.indices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""

@@ -25,7 +25,6 @@ __all__ = [
     "Batching",
     "LoaderFacts",
     "PrunedBatches",
-    "batching_of",
     "draw",
     "faults_of_loader",
     "loader_faults",
@@ -49,22 +48,15 @@ def _batches_of(loader: DataLoader[Any]) -> Any:
     return loader.sampler if any(isinstance(sampler, BatchSampler) for sampler in samplers) else None
 
 
-def batching_of(loader: DataLoader[Any]) -> Batching:
-    """Tell who makes the batches of a loader."""
+def source_of(loader: DataLoader[Any]) -> tuple[Batching, Any]:
+    """Tell who makes the batches of a loader, and what it draws from: indices, or batches of the user's own sampler."""
     batches = _batches_of(loader)
     if batches is None:
-        return "ready"
+        return "ready", loader.sampler
     # torchdata's loader has a BatchSampler of its own, which makes the same batches
-    is_plain = type(batches) is BatchSampler or type(batches).__module__.startswith(_TORCHDATA)
-    return "plain" if is_plain else "own"
-
-
-def source_of(loader: DataLoader[Any]) -> Any:
-    """Return what the user's loader draws from: indices, or whole batches of them from a batch sampler of their own."""
-    batches = _batches_of(loader)
-    if batches is None:
-        return loader.sampler
-    return getattr(batches, "sampler", None) if batching_of(loader) == "plain" else batches
+    if type(batches) is BatchSampler or type(batches).__module__.startswith(_TORCHDATA):
+        return "plain", getattr(batches, "sampler", None)
+    return "own", batches
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
@@ -97,8 +89,8 @@ def _stream_fault(loader: DataLoader[Any]) -> str:
 def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
     kind = type(loader).__name__
     own_iter = type(loader).__iter__
-    is_own = batching_of(loader) == "own"
-    source = source_of(loader)
+    batching, source = source_of(loader)
+    is_own = batching == "own"
     possible = [
         (
             own_iter is not DataLoader.__iter__ and not own_iter.__module__.startswith(_TORCHDATA),
@@ -152,12 +144,12 @@ class LoaderFacts:
     @classmethod
     def of_loader(cls, loader: DataLoader[Any], limit: float = math.inf) -> LoaderFacts:
         """Read the lengths from one of several loaders; a limit of the run leaves some batches out."""
-        batching = batching_of(loader)
+        batching, source = source_of(loader)
         batches = int(min(len(loader), limit))
         size = len(loader.dataset)  # type: ignore[arg-type]
         if batching == "own":  # how many samples a batch holds is known when it is drawn: until then it counts as one
             return cls(size, batches, 1, False, batches, batching)
-        draws = len(source_of(loader))
+        draws = len(source)
         if batching == "ready":
             return cls(size, draws, 1, False, batches, batching)
         sampler = _batches_of(loader)
@@ -185,9 +177,9 @@ class PrunedBatches(Sampler[Any]):
         batches: Callable[[Any, Iterator[Any] | None], Iterator[list[int]]],
         count: Callable[[], int],
     ) -> None:
-        self._source = source_of(given)
+        batching, self._source = source_of(given)
         self._is_lazy = type(_batches_of(given)) is BatchSampler
-        self._is_ready = batching_of(given) == "ready"
+        self._is_ready = batching == "ready"
         self._batches = batches
         self._count = count
 

@@ -35,6 +35,9 @@ _EXCESS = 0.1  # the share by which more samples than the target needs may be lo
 class EpochPlanner:
     """Plans epochs from the remembered significance; every process plans the same."""
 
+    facts: LoaderFacts  # the lengths of an epoch, which all processes keep
+    _own: LoaderFacts  # those of this process's loader, which has more where its part is larger
+
     def __init__(
         self,
         trainer: pl.Trainer,
@@ -56,21 +59,9 @@ class EpochPlanner:
         self.begin_target = begin_target  # asks for the target of an epoch, where it is not the same in all
         self._accumulate = accumulation(trainer)  # once: a scheduler callback changes the trainer's own in the run
         self.history: SignificanceHistory | None = None
-        self._facts: LoaderFacts | None = None
-        self._own: LoaderFacts | None = None  # those of this process's loader, which has more where its part is larger
+        self.knows_loader = False  # there are facts of it
         self.filters = False  # a stream, in which a filter stands
         self._has_warned = False
-
-    @property
-    def knows_loader(self) -> bool:
-        """Tell whether the lengths of an epoch are known."""
-        return self._facts is not None
-
-    @property
-    def facts(self) -> LoaderFacts:
-        """Return the lengths of an epoch, which all processes keep."""
-        assert self._facts is not None
-        return self._facts
 
     @property
     def run(self) -> PlannedRun:
@@ -107,11 +98,8 @@ class EpochPlanner:
     def take(self, facts: LoaderFacts) -> None:
         """Plan from now on for a loader of these lengths."""
         self._own = facts
-        self._facts = self.parts.agree(facts)
-
-    def forget_loader(self) -> None:
-        """Let the lengths be those of the next loader."""
-        self._facts = None
+        self.facts = self.parts.agree(facts)
+        self.knows_loader = True
 
     def begin_history(self, state: dict[str, Any] | None, *, resumes: bool) -> None:
         """Remember nothing of the samples but what a state holds; one of another data set is an error in a resume."""
@@ -145,7 +133,6 @@ class EpochPlanner:
     ) -> EpochPlan:
         """Draw from the user's sampler in every process, and plan the epoch from all that was drawn."""
         assert self.history is not None
-        assert self._own is not None
         for loader in loaders(self._trainer.fit_loop):
             if faults := size_faults(len(self.history), len(loader.dataset)):
                 raise ConfigurationError(faults)
@@ -163,7 +150,6 @@ class EpochPlanner:
     def plan(self, epoch: RunningEpoch, draws: Tensor) -> EpochPlan:
         """Choose the samples of an epoch from the ``(n,)`` dataset indices that all processes drew, in turn."""
         # Where the rate depends on what is offered, the length is made right here.
-        assert self._own is not None
         history = self.fold()
         processes = self._processes.count
         if not epoch.sparse:
@@ -223,7 +209,7 @@ class EpochPlanner:
 
     def split(self, *, sparse: bool) -> dict[str, Any] | None:
         """Return the settings that decide how a plan is dealt out and weighted; None before they are known."""
-        if self._facts is None:
+        if not self.knows_loader:
             return None
         return {
             "batch_size": self.facts.batch_size,
@@ -236,7 +222,6 @@ class EpochPlanner:
 
     def _rate_to_cover(self, history: SignificanceHistory, samples: Tensor) -> float:
         """Return the rate at which the coverage is met among some samples, a mask or dataset indices."""
-        assert self._own is not None
         always = history.rules.always_among(samples)
         significance = history.significance(trim=self._selector.trim)[samples]
         target = self._selector.target

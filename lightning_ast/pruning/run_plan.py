@@ -102,14 +102,6 @@ class PlannedRun:
         total = self.total_epochs
         return None if total is None else [self._stage(number, total) for number in range(epoch, total)]
 
-    def sparse_epochs(self) -> int | None:
-        """Count the epochs that are pruned; None where nothing limits the run."""
-        total = self.total_epochs
-        if total is None:
-            return None
-        first, end = self.sparse_range(total)
-        return end - first
-
     def _steps(self, total: int) -> int:
         first, end = self.sparse_range(total)
         # by stretches of epochs alike: a run may be planned for a million epochs, and this is asked often
@@ -222,10 +214,12 @@ def size_faults(then: int, now: int) -> list[str]:
 def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts) -> list[str]:
     """Find what is wrong with the lengths of the run and of its epochs."""
     found = []
-    if run.sparse_epochs() == 0 and run.prunes:
+    total = run.total_epochs
+    first, end = (0, 1) if total is None else run.sparse_range(total)
+    if first == end and run.prunes:
         found.append(
             "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
-            f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
+            f"{total} for the sparse stage. Shorten them, or train longer."
         )
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     batches = run.pruned.batches

@@ -163,10 +163,5 @@ class SeveralEpochs(PrunedEpochs):
             return
         parts = [self._plans[number] for number in range(len(self.sizes))]
         numbered = [self._arranged(part.indices + self._starts[k]) for k, part in enumerate(parts)]
-        weights = [self._arranged(part.weights) for part in parts if part.weights is not None]
-        self.epoch.plan = EpochPlan(
-            self.epoch.number,
-            torch.cat(numbered, dim=1).flatten(),
-            sum(part.offered for part in parts),
-            torch.cat(weights, dim=1).flatten() if weights else None,
-        )
+        indices = torch.cat(numbered, dim=1).flatten()
+        self.epoch.plan = EpochPlan(self.epoch.number, indices, sum(part.offered for part in parts))

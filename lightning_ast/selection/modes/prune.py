@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
+from lightning_ast.pruning.followed_steps import following_faults
 from lightning_ast.pruning.own_parts import DataParts
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
@@ -69,9 +70,13 @@ class PruneMode(SelectionMode):
                 "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
                 "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
             )
+        follows = self._parts.settings.steps_of_pruned_epochs == "follow"
+        faults = following_faults(self._parts.trainer) if follows else []
         if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
-            return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
-        return []
+            faults.append(
+                "class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."
+            )
+        return faults
 
     def stage(self, batch_idx: int) -> Stage:
         """Return the stage of the running epoch."""
