@@ -37,7 +37,6 @@ from lightning_ast.pruning.loader import (
     set_states,
     source_of,
 )
-from lightning_ast.pruning.own_batches import batching_faults
 from lightning_ast.pruning.own_parts import sharing_faults
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps, size_faults
@@ -99,7 +98,12 @@ class PrunedEpochs:
         self.batches_are_samples = facts.batching == "ready"
         faults = [] if self.history is None else size_faults(len(self.history), facts.dataset_size)
         faults += length_faults(self.run, self._trainer, self._planner.facts)
-        self._refuse(faults + batching_faults(facts, self._trainer, self._steps))
+        if self.batches_are_samples and self._steps == "keep":
+            faults.append(
+                "prune_steps='keep' keeps the number of batches, and with batch_size=None it is whole batches that are "
+                "left out: use prune_steps='follow'."
+            )
+        self._refuse(faults)
         if self.history is None:
             self._refuse(self._begin_history())
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
@@ -183,13 +187,9 @@ class PrunedEpochs:
         self._observes = self._planner.samples.keep_scores > 0 or not is_early
         self._advance = None
         if epoch.sparse and run.follows:
-            self._advance = functools.partial(
-                advance_schedulers,
-                self._trainer,
-                dense=run.dense.batches,
-                pruned=epoch.lengths.batches,
-                accumulate=run.dense_run.factor(epoch.number),
-            )
+            factor = run.dense_run.factor(epoch.number)
+            lengths = {"dense": run.dense.batches, "pruned": epoch.lengths.batches, "accumulate": factor}
+            self._advance = functools.partial(advance_schedulers, self._trainer, **lengths)
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""

@@ -11,18 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_positions
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.mode_facts import PruneSteps
-from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.words import counted
 
-__all__ = ["DrawnBatches", "batching_faults", "plan_batches", "sample_groups"]
+__all__ = ["DrawnBatches", "plan_batches", "sample_groups"]
 
 _LEAST = 2  # samples in a batch of a pruned epoch: BatchNorm cannot train on one
 
@@ -50,22 +47,6 @@ class DrawnBatches:
                 "DistributedSampler under the batch sampler or by its rank."
             )
         return cls(torch.cat([indices for indices, _ in parts]), torch.stack([sizes for _, sizes in parts]))
-
-
-def batching_faults(facts: LoaderFacts, trainer: pl.Trainer, steps: PruneSteps) -> list[str]:
-    """Find what a way of making batches does not allow."""
-    if facts.batching == "ready" and steps == "keep":
-        return [
-            "prune_steps='keep' keeps the number of batches, and with batch_size=None it is whole batches that are "
-            "left out: use prune_steps='follow'."
-        ]
-    interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
-    if facts.batching == "own" and steps == "follow" and type(interval) is int and trainer.check_val_every_n_epoch:
-        return [
-            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
-            "beforehand with prune_steps='follow' and a batch sampler: use a share (a float), or prune_steps='keep'."
-        ]
-    return []
 
 
 def sample_groups(sampler: object, dataset_size: int) -> Tensor | None:

@@ -229,6 +229,11 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts) -> l
             f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
             "would never be validated: use a share (a float), or check_val_every_n_epoch=None."
         )
+    if type(interval) is int and by_epoch and facts.batching == "own" and run.follows:
+        found.append(
+            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
+            "beforehand with prune_steps='follow' and a batch sampler: use a share (a float), or prune_steps='keep'."
+        )
     return found
 
 

@@ -114,7 +114,7 @@ def read_scores(name: str, source: ScoreSource, size: int) -> tuple[Tensor, Tens
     if not isinstance(source, (str, Path)):
         values = _tensor(name, source)
         return _checked(name, values, torch.ones_like(values, dtype=torch.bool), size), None
-    table = _read(name, source, ("significance",), ("index", "label"))
+    table = _read(name, source, "significance")
     given = torch.tensor([value is not None for value in table["significance"]], dtype=torch.bool)
     indices = _indices_of(name, table["index"], size) if "index" in table else None
     scores = _checked(name, _numbers(name, table["significance"]), given, size if indices is None else len(indices))
@@ -147,7 +147,7 @@ def _checked(name: str, values: Tensor, given: Tensor, size: int) -> Tensor:
 def read_indices(name: str, source: IndexSet, size: int) -> Tensor:
     """Read a set of dataset indices as ``(N,)`` bool; ``name`` is the setting that it was given as."""
     if isinstance(source, (str, Path)):
-        values = _read(name, source, ("index",), ())["index"]
+        values = _read(name, source, "index")["index"]
     else:
         given = _tensor(name, source)
         if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.dtype == torch.bool)):
@@ -182,8 +182,8 @@ def _numbers(name: str, values: list[Any]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def _read(name: str, path: str | Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Read columns of a table; what is not known is None."""
+def _read(name: str, path: str | Path, needed: str) -> dict[str, list[Any]]:
+    """Read the columns of a table, one of which is needed; what is not known is None."""
     path = Path(path)
     try:
         table = (_read_parquet if path.suffix == ".parquet" else _read_csv)(path)
@@ -191,10 +191,10 @@ def _read(name: str, path: str | Path, needed: tuple[str, ...], wanted: tuple[st
         raise _fault(name, f"expected a file that can be read at {path}", str(error.strerror or error)) from error
     except (ValueError, csv.Error) as error:  # bytes of another format
         raise _fault(name, f"expected a CSV file, or one that ends with .parquet, at {path}", str(error)) from error
-    if missing := [column for column in needed if column not in table]:
+    if needed not in table:
         found = ", ".join(map(repr, table)) or "none"
-        raise _fault(name, f"expected the column {missing[0]!r} in {path}", f"the columns {found}")
-    return {column: table[column] for column in (*needed, *wanted) if column in table}
+        raise _fault(name, f"expected the column {needed!r} in {path}", f"the columns {found}")
+    return table
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
