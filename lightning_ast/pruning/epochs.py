@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +16,7 @@ from torch import Tensor
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
-from lightning_ast.lightning_internals.leading import StandInLoader, copied_loader, lead
+from lightning_ast.lightning_internals.leading import StandInLoader, lead
 from lightning_ast.lightning_internals.resuming import (
     batches_done,
     begin_new_epoch,
@@ -31,9 +32,9 @@ from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split,
 from lightning_ast.pruning.followed_steps import advance_schedulers
 from lightning_ast.pruning.loader import (
     LoaderFacts,
-    PrunedBatches,
     loader_faults,
     loader_generators,
+    pruned_loader,
     set_states,
     source_of,
 )
@@ -62,21 +63,23 @@ class PrunedEpochs:
         self._resumes = False
         self._observes = True
         self._loaded: dict[str, Any] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
 
     def attach(self) -> None:
         """Prune every training loader that Lightning sets up from here on."""
-        self._undo = [
-            lead(self._trainer.fit_loop, load=self._load, begin=self._begin, keeps_place=True),
-            promise_steps(self._trainer, self.planned_steps),
-        ]
+        self._undo.callback(lead(self._trainer.fit_loop, load=self._load, begin=self._begin, keeps_place=True))
+        self._undo.callback(promise_steps(self._trainer, self.planned_steps))
 
     def detach(self) -> None:
         """Leave the trainer as it was; the user's loader was never touched. Safe to call twice."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         self._pruned = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes of a copy, which leads no fit loop."""
+        # A module that is copied brings its trainer; what undoes a change of it must not be done by the copy as well.
+        return {**vars(self), "_undo": ExitStack()}
 
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
@@ -135,13 +138,14 @@ class PrunedEpochs:
         return LoaderFacts.of(combined)
 
     def _loader_for(self, combined: CombinedLoader) -> StandInLoader:
-        stand_ins = []
-        for number, loader in enumerate(combined.flattened):
-            draws = functools.partial(self._batches, number)
-            batches = PrunedBatches(loader, batches=draws, count=lambda: len(self.epoch.lengths.starts) - 1)
-            name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-            stand_ins.append(copied_loader(loader, **{name: batches}))
+        stand_ins = [
+            pruned_loader(loader, batches=functools.partial(self._batches, number), count=self._count_batches)
+            for number, loader in enumerate(combined.flattened)
+        ]
         return StandInLoader(combined, stand_ins)
+
+    def _count_batches(self) -> int:
+        return len(self.epoch.lengths.starts) - 1
 
     @property
     def _batches_ahead(self) -> int | float:
@@ -250,8 +254,7 @@ class PrunedEpochs:
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
         history = self.history
-        assert history is not None
-        if not self._observes:
+        if history is None or not self._observes:
             return None
         if self.batches_are_samples:
             return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))

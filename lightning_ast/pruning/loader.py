@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.leading import dealt_sampler
+from lightning_ast.lightning_internals.leading import copied_loader, dealt_sampler
 from lightning_ast.lightning_internals.random_state import OtherGenerator
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.streams import IndexedStream
@@ -24,11 +24,11 @@ from lightning_ast.words import counted
 __all__ = [
     "Batching",
     "LoaderFacts",
-    "PrunedBatches",
     "draw",
     "faults_of_loader",
     "loader_faults",
     "loader_generators",
+    "pruned_loader",
     "set_states",
     "source_of",
 ]
@@ -167,16 +167,19 @@ class LoaderFacts:
         return min(self.draws, self.batches * self.batch_size)
 
 
-class PrunedBatches(Sampler[Any]):
+_Batches = Callable[[Any, Iterator[Any] | None], Iterator[list[int]]]
+
+
+def pruned_loader(given: DataLoader[Any], *, batches: _Batches, count: Callable[[], int]) -> DataLoader[Any]:
+    """Copy a loader, with other ``batches`` of what it draws from and, where that runs already, of its iterator."""
+    name = "sampler" if given.batch_sampler is None else "batch_sampler"
+    return copied_loader(given, **{name: _PrunedBatches(given, batches, count)})
+
+
+class _PrunedBatches(Sampler[Any]):
     """A stand-in for what makes the batches of the user's loader; what it yields is decided elsewhere."""
 
-    def __init__(
-        self,
-        given: DataLoader[Any],
-        *,
-        batches: Callable[[Any, Iterator[Any] | None], Iterator[list[int]]],
-        count: Callable[[], int],
-    ) -> None:
+    def __init__(self, given: DataLoader[Any], batches: _Batches, count: Callable[[], int]) -> None:
         batching, self._source = source_of(given)
         self._is_lazy = type(_batches_of(given)) is BatchSampler
         self._is_ready = batching == "ready"
