@@ -29,9 +29,10 @@ class ConfigurationError(ValueError):
         faults: A sentence for each fault.
     """
 
-    def __init__(self, faults: list[str]) -> None:
-        self.faults = faults
-        super().__init__("\n".join(["lightning-ast cannot run with this configuration:", *(f"- {f}" for f in faults)]))
+    def __init__(self, faults: str | list[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else faults
+        shown = "\n".join(f"- {fault}" for fault in self.faults)
+        super().__init__(f"lightning-ast cannot run with this configuration:\n{shown}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Python makes a pickled exception anew from its message alone, as where it comes from another process.

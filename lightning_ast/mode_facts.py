@@ -43,10 +43,7 @@ class ModeFacts:
     def passes(self, offered: float, selected: float, *, dense_share: float = 0.0) -> tuple[float, float]:
         """Count the forwards and the backwards of one sample that a batch takes.
 
-        Args:
-            offered: The number of samples offered.
-            selected: The number of samples selected.
-            dense_share: The share of the backward that runs over every sample for want of a rule, in [0, 1].
+        ``dense_share`` is the share of the backward that runs over every sample for want of a rule, in [0, 1].
         """
         forwards = offered * self.forwards_all + selected * self.forwards_selected
         spared = offered - selected if self.spares_backward else 0

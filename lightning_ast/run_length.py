@@ -55,7 +55,7 @@ class RunLength:
         steps = 0
         for start, stop in zip(starts, [*starts[1:], math.inf], strict=True):
             steps += int(max(0, min(stop, whole) - start)) * math.ceil(self.batches / self.accumulate[start])
-        return steps + round((epochs - whole) * self.batches) // self._factor(whole)
+        return steps + round((epochs - whole) * self.batches) // self.factor(whole)
 
     def epochs_at(self, steps: int) -> float | None:
         """Convert optimizer steps to the epochs that they make; None where the length of an epoch is not known."""
@@ -95,18 +95,16 @@ class RunLength:
     def steps_per_epoch(self, epoch: int) -> int:
         """Count the optimizer steps of one epoch, whose length must be known."""
         assert self.batches is not None
-        return math.ceil(self.batches / self._factor(epoch))
+        return math.ceil(self.batches / self.factor(epoch))
 
-    def _factor(self, epoch: int) -> int:
+    def factor(self, epoch: int) -> int:
+        """Return the batches to an optimizer step in an epoch, which must be known."""
         assert self.accumulate is not None
         return self.accumulate[max(start for start in self.accumulate if start <= max(0, epoch))]
 
     def __str__(self) -> str:
-        epochs = self.epochs
-        steps = self.steps
-        known = [None if epochs is None else counted(epochs, "epoch")]
-        known.append(None if steps is None else counted(steps, "optimizer step"))
-        return " and ".join(words for words in known if words)
+        known = ((self.epochs, "epoch"), (self.steps, "optimizer step"))
+        return " and ".join(counted(number, noun) for number, noun in known if number is not None)
 
 
 def _least(one: N | None, other: N | None) -> N | None:

@@ -112,7 +112,8 @@ class Schedule:
                     f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one of them, got both: leave one "
                     "out."
                 )
-            if epochs is not None and not _is_length(epochs):
+            is_share = isinstance(epochs, float) and 0 <= epochs < 1
+            if epochs is not None and not is_share and not _is_count(epochs):
                 whole = isinstance(epochs, float) and epochs >= 1 and epochs.is_integer()
                 hint = f" Did you mean {int(epochs)} (epochs)?" if whole else ""
                 found.append(f"{stage}_epochs: expected an int >= 0 or a float in [0, 1), got {epochs!r}.{hint}")
@@ -224,7 +225,3 @@ def _is_share(part: int | float | None) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_length(value: object) -> bool:
-    return _is_count(value) or (isinstance(value, float) and 0 <= value < 1)

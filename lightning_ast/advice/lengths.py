@@ -67,8 +67,8 @@ def _pruned_lengths(run: RunFacts, rate: float) -> Lengths:
         follows=run.prune_steps == "follow",
     )
     epochs = plan.total_epochs or 0
-    sparse = plan.sparse_epochs() or 0
-    warmup, _ = plan.sparse_range(epochs)
+    warmup, cooldown = plan.sparse_range(epochs)
+    sparse = cooldown - warmup
     dense_batches = (epochs - sparse) * run.batches_per_epoch
     sparse_batches = sparse * batches
     # ``max_steps`` ends the last epoch early: that is a cooldown epoch, if there is any epoch but sparse ones

@@ -218,7 +218,7 @@ def prune_fault(
             processes=1,
             steps=run.prune_steps,
         )
-        faults = length_faults(plan, trainer, loader, remembered=None)
+        faults = length_faults(plan, trainer, loader)
     return faults[0] if faults else None
 
 

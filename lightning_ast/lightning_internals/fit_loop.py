@@ -16,7 +16,6 @@ __all__ = [
     "announce_batches",
     "batches_handed",
     "count_batches_anew",
-    "ends_epoch",
     "lift_step_limit",
     "loaded_samples",
     "loaders",
@@ -56,20 +55,15 @@ def loaded_samples(trainer: pl.Trainer) -> int | None:
 
 
 def _loaded_by(loader: Any, trainer: pl.Trainer) -> int | None:
-    size = getattr(loader, "batch_size", None)
-    sampler = getattr(loader, "sampler", None)
-    drops_last = getattr(loader, "drop_last", False)
     batches = getattr(loader, "batch_sampler", None)
-    if size is None and isinstance(batches, BatchSampler):  # made by the user
-        size = batches.batch_size
-        sampler = batches.sampler
-        drops_last = batches.drop_last
+    source: Any = batches if isinstance(batches, BatchSampler) else loader
+    size = getattr(source, "batch_size", None)
     if not isinstance(size, int):
         return None
     try:
-        left = len(sampler) - trainer.fit_loop.epoch_loop.batch_idx * size  # type: ignore[arg-type]
-    except TypeError:  # an iterable dataset, whose last batch may be shorter
-        return None if trainer.is_last_batch and not drops_last else size
+        left = len(source.sampler) - trainer.fit_loop.epoch_loop.batch_idx * size
+    except (AttributeError, TypeError):  # an iterable dataset, whose last batch may be shorter
+        return None if trainer.is_last_batch and not getattr(source, "drop_last", False) else size
     return min(size, left) if left > 0 else None
 
 
@@ -85,11 +79,6 @@ def batches_handed(loop: _FitLoop) -> int:
     # `fetched` runs ahead of the loop: the fetcher holds a batch back to know whether it is the last.
     fetcher: Any = loop._data_fetcher
     return int(fetcher.fetched) - len(getattr(fetcher, "batches", ()))
-
-
-def ends_epoch(trainer: pl.Trainer) -> bool:
-    """Tell whether the running batch is the last one that the loaders give in this epoch."""
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def logged_step(loop: _FitLoop) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.loops.fetchers import _DataFetcher
@@ -16,46 +15,40 @@ from torch.utils.data import DataLoader
 
 from lightning_ast.lightning_internals.class_patch import change_class
 
-__all__ = ["copied_loader", "copy_combined", "dealt_sampler", "lead", "lend_iterator", "make_iterator", "same_mode"]
+__all__ = ["StandInLoader", "copied_loader", "copy_combined", "dealt_sampler", "lead", "make_iterator", "same_mode"]
 
 
 _Load = Callable[[CombinedLoader], CombinedLoader]
 _Begin = Callable[[int], None]
 _Leaders = list[tuple[_Load, _Begin, bool]]
-_led: WeakKeyDictionary[_FitLoop, tuple[_Leaders, Callable[[], None]]] = WeakKeyDictionary()
-"""By loop: those that lead it, the first one first, and what puts its class back."""
 
 
 def lead(loop: _FitLoop, *, load: _Load, begin: _Begin, keeps_place: bool = False) -> Callable[[], None]:
     """Choose what the fit loop fetches its batches from, and hear of each epoch before every callback does.
 
+    ``load`` takes the user's loaders whenever they are set up, and returns those to fetch from. ``begin`` gets the
+    number of the epoch that is about to run, when its loaders are set up. A leader that ``keeps_place`` saves and
+    restores the place in the epoch, in place of loaders that do so.
+
     Several may lead a loop: each fetches from what those before it made, and they may be undone in any order, each by
     the function that is returned.
-
-    Args:
-        loop: The fit loop of the trainer.
-        load: Takes the user's loaders whenever they are set up, and returns those to fetch from.
-        begin: Gets the number of the epoch that is about to run, when its loaders are set up.
-        keeps_place: Whether the leader saves and restores the place in the epoch, in place of loaders that do so.
     """
-    if loop not in _led:
-        leaders: _Leaders = []
-        _led[loop] = leaders, _follow(loop, leaders)
-    leaders, put_back = _led[loop]
+    if not hasattr(type(loop), "leaders"):
+        _follow(loop, [])
+    led: Any = type(loop)
     leader = load, begin, keeps_place
-    leaders.append(leader)
+    led.leaders.append(leader)
 
     def undo() -> None:
-        leaders.remove(leader)
-        if not leaders:
-            put_back()
-            del _led[loop]
+        led.leaders.remove(leader)
+        if not led.leaders:
+            loop.__class__ = led.__base__
 
     return undo
 
 
-def _follow(loop: _FitLoop, leaders: _Leaders) -> Callable[[], None]:
-    """Give the loop a class that asks the leaders; return what takes it away again."""
+def _follow(loop: _FitLoop, leaders: _Leaders) -> None:
+    """Give the loop a class that asks the leaders, which it holds: copies of the loop have none."""
     own = type(loop)
 
     # Lightning gives its data fetcher the user's loaders after the samplers are final and before an index is drawn or a
@@ -90,13 +83,9 @@ def _follow(loop: _FitLoop, leaders: _Leaders) -> Callable[[], None]:
             begin(epoch)
         own.on_advance_start(self)
 
-    parts = {"_data_fetcher": property(_fetcher, set_fetcher), "on_advance_start": on_advance_start}
-    return change_class(loop, {**parts, **_placeless(own, leaders)})
-
-
-def _fetcher(loop: _FitLoop) -> _DataFetcher | None:
-    found: _DataFetcher | None = loop.__dict__["_data_fetcher"]
-    return found
+    fetcher = property(lambda loop: loop.__dict__["_data_fetcher"], set_fetcher)
+    parts = {"_data_fetcher": fetcher, "on_advance_start": on_advance_start, **_placeless(own, leaders)}
+    change_class(loop, {"leaders": leaders, **parts})
 
 
 def _placeless(own: type[_FitLoop], leaders: _Leaders) -> dict[str, Any]:
@@ -151,10 +140,25 @@ def same_mode(given: CombinedLoader) -> Any:
     return given._mode
 
 
-def lend_iterator(given: CombinedLoader, running: CombinedLoader | None) -> None:
-    """Let the user's loader have the iterator of the one that runs in its place; with None it has no iterator."""
-    # Lightning asks the user's loader for the length of an epoch, which needs an iterator to tell.
-    given._iterator = None if running is None else running._iterator
+class StandInLoader(CombinedLoader):
+    """Loaders in the place of the user's, which are left alone with all that they hold."""
+
+    def __init__(self, given: CombinedLoader, loaders: list[Any]) -> None:
+        # `trainer.train_dataloader` gives what is passed here: the user's own loader.
+        super().__init__(given.iterables, same_mode(given))
+        self.given = given
+        self.flattened = loaders
+
+    def __iter__(self) -> StandInLoader:
+        """Start the loaders, and lend their iterator to the user's, which Lightning asks for the length of an epoch."""
+        super().__iter__()
+        self.given._iterator = self._iterator
+        return self
+
+    def reset(self) -> None:
+        """Stop the workers."""
+        super().reset()
+        self.given._iterator = None
 
 
 def make_iterator(given: CombinedLoader) -> None:

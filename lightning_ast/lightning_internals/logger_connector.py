@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "last_logged",
     "logs_this_step",
     "remove_shown",
-    "repaint",
     "running_step",
     "show",
     "will_write",
@@ -78,15 +76,6 @@ def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
     """Take values out of the progress bar."""
     for name in names:
         trainer._logger_connector._progress_bar_metrics.pop(name, None)
-
-
-def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Make a progress bar that stopped within an epoch show the values as they are now."""
-    # At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
-    bar = trainer.progress_bar_callback
-    within_epoch = trainer._logger_connector._first_loop_iter is not None
-    if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
-        bar.on_train_epoch_end(trainer, module)
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:

@@ -41,11 +41,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 class OtherGenerator:
-    """A generator of Python or numpy, with the methods of a ``torch.Generator``.
-
-    Args:
-        generator: A ``random.Random``, ``numpy.random.Generator`` or ``numpy.random.RandomState``.
-    """
+    """A generator of Python or numpy, with the methods of a ``torch.Generator``."""
 
     def __init__(self, generator: Any) -> None:
         self.generator = generator

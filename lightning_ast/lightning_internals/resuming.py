@@ -134,9 +134,7 @@ def reload_validation_as_due(loop: _FitLoop, last: int | None) -> None:
 
 
 def reload_as_due(loop: _FitLoop, last: int | None, *, new_epoch: bool) -> None:
-    """Set the loaders up at the epochs where the uninterrupted run would; ``last`` is ``reloaded`` of its
-    checkpoint.
-    """
+    """Set the loaders up in the epochs where the uninterrupted run would; ``last`` is its ``reloaded``."""
     if last is not None:
         loop._last_train_dl_reload_epoch = last
         if new_epoch:  # a reload may be due, which draws from the generators

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -28,17 +29,18 @@ class StillMetrics:
         self._groups = [child for child in module.modules() if isinstance(child, MetricCollection)]
         self._in_loss: set[int] = set()  # ids: a metric's hash changes with its states
         self._is_first = True
-        self._states: list[tuple[Metric, dict[str, Any]]] = []
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
 
     def __enter__(self) -> None:
         # The first block finds out which is which: in it all are computed and restored. Later the others answer 0.
-        kept = [metric for metric in self._metrics if self._is_first or id(metric) in self._in_loss]
-        self._states = [(metric, state_of(metric)) for metric in kept]
+        for metric in self._metrics:
+            if self._is_first or id(metric) in self._in_loss:
+                self._undo.callback(metric.__dict__.update, state_of(metric))
         if self._is_first:
             for metric in self._metrics:
                 for name in _ANSWERS:
-                    self._undo.append(put_on(metric, name, partial(self._watched, metric, getattr(metric, name))))
+                    answer = partial(self._watched, metric, getattr(metric, name))
+                    self._undo.callback(put_on(metric, name, answer))
             return
         for metric in self._metrics:
             if id(metric) not in self._in_loss:
@@ -48,13 +50,7 @@ class StillMetrics:
                 self._silence(group, dict.fromkeys(group.keys(), 0.0))
 
     def __exit__(self, *error: Any) -> None:
-        for take_off in reversed(self._undo):
-            take_off()
-        for metric, state in self._states:
-            for name, value in state.items():
-                object.__setattr__(metric, name, value)
-        self._undo.clear()
-        self._states.clear()
+        self._undo.close()
         self._is_first = False
 
     def _watched(self, metric: Metric, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -66,8 +62,8 @@ class StillMetrics:
 
     def _silence(self, metric: nn.Module, value: Any) -> None:
         for name in _ANSWERS:
-            self._undo.append(put_on(metric, name, lambda *_, **__: value))
-        self._undo.append(put_on(metric, "update", lambda *_, **__: None))
+            self._undo.callback(put_on(metric, name, lambda *_, **__: value))
+        self._undo.callback(put_on(metric, "update", lambda *_, **__: None))
 
 
 def state_of(metric: Metric) -> dict[str, Any]:

@@ -21,10 +21,7 @@ __all__ = ["copied_trainer", "fresh_loops"]
 def copied_trainer(trainer: pl.Trainer, module: pl.LightningModule, logger: Callable[[], Logger]) -> pl.Trainer:
     """Copy a Trainer, which stays as it is, without its callbacks, its profiler, and what an earlier fit left in it.
 
-    Args:
-        trainer: The Trainer.
-        module: The module that the copy holds where an earlier fit left one.
-        logger: Makes a logger for each of the Trainer's.
+    The copy holds ``module`` where an earlier fit left one; ``logger`` makes a logger for each of the Trainer's.
     """
     strategy: Any = trainer.strategy
     settings: Any = trainer

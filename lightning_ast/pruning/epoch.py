@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.history import EpochPlan, SignificanceHistory
+from lightning_ast.core.history import EpochPlan
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mode_facts import PruneSteps
@@ -30,19 +30,10 @@ class PlannedBatch:
     weights: Tensor | None  # (B,) importance weights, or None where all are 1
     stands_for: int  # samples of a dense epoch
 
-    is_ready: bool = False  # the dataset made it: its samples have one index together
-
     def repeated(self, size: int) -> PlannedBatch:
         """Give each sample of a ready batch what the plan says of the batch."""
         weights = None if self.weights is None else self.weights.repeat(size)
-        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size, is_ready=True)
-
-    def remember(self, history: SignificanceHistory, significance: Tensor) -> None:
-        """Have the significance ``(B,)`` of the samples remembered, or their mean where they have one index."""
-        if self.is_ready:
-            history.observe(self.indices[:1], mean_significance(significance))
-        else:
-            history.observe(self.indices, significance)
+        return PlannedBatch(self.indices.repeat(size), weights, self.stands_for * size)
 
 
 @dataclass
@@ -63,16 +54,6 @@ class RunningEpoch:
     # BatchSampler asks: some samplers draw once more then, and a plain run would go on from there.
     drained: list[Tensor] = field(default_factory=list)
 
-    @property
-    def is_whole(self) -> bool:
-        """Tell whether it is a sparse epoch that is loaded whole."""
-        return self.stage == "sparse" and not self.sparse
-
-    @property
-    def activation_rate(self) -> float:
-        """Return planned / offered, in (0, 1]."""
-        return self.plan.activation_rate if self.plan is not None and self.sparse else 1.0
-
     def share(self, values: Tensor, processes: Processes) -> Tensor:
         """Take this process's part of what the plan holds for all."""
         if self.sizes is None:
@@ -80,14 +61,12 @@ class RunningEpoch:
         start = int(self.sizes[: processes.rank].sum())
         return values[start : start + int(self.sizes[processes.rank].sum())]
 
-    def deal(
-        self, processes: Processes, *, drop_last: bool, generators: Callable[[], list[Any]]
-    ) -> Iterator[list[int]]:
+    def deal(self, processes: Processes, generators: Callable[[], list[Any]]) -> Iterator[list[int]]:
         """Yield this process's batches from the next one on, and put the sampler's generators at its end."""
         assert self.plan is not None
         share = self.share(self.plan.indices, processes)
         drained = False
-        for start, stop in pairwise(self.lengths.cuts(self.resumed_at, drop_last=drop_last)):
+        for start, stop in pairwise(self.lengths.starts[self.resumed_at :]):
             if stop - start < (self.lengths.batch_size or 0):  # torch's sampler meets its end while it fills this one
                 set_states(generators(), self.drained)
                 drained = True
@@ -98,18 +77,22 @@ class RunningEpoch:
     def next_batch(self, batch_size: int, own: Tensor | None, processes: Processes) -> PlannedBatch:
         """Return the next batch's part of the plan; ``own`` are its dataset indices, where the module can tell."""
         assert self.plan is not None
-        start = self.lengths.start(self.batch)
-        stop = self.lengths.start(self.batch + 1)
+        start, stop = self.lengths.starts[self.batch : self.batch + 2]
         indices = self.share(self.plan.indices, processes)[start:stop]
         weights = None if self.plan.weights is None else self.share(self.plan.weights, processes)[start:stop]
         order = _order(self.batch, indices, batch_size, own)
         self.batch += 1
+        if order is not None:
+            indices = indices[order]
+            weights = None if weights is None else weights[order]
+        return PlannedBatch(indices, weights, self.stands_for(start, stop))
+
+    def stands_for(self, start: int, stop: int) -> int:
+        """Count the samples of a dense epoch that these samples of the plan stand for."""
+        assert self.plan is not None
         # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
         scale = self.plan.offered / self.plan.indices.numel() if self.sparse else 1.0
-        stands_for = round(stop * scale) - round(start * scale)
-        if order is None:
-            return PlannedBatch(indices, weights, stands_for)
-        return PlannedBatch(indices[order], None if weights is None else weights[order], stands_for)
+        return round(stop * scale) - round(start * scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan and the lengths as primitives and tensors."""
@@ -128,23 +111,15 @@ class RunningEpoch:
         """Make the rest of the epoch that a state was made from, with the stage and lengths that it began with."""
         plan = EpochPlan.from_state_dict(state["plan"])
         size = None if state.get("spread") else state["split"]["batch_size"]
-        (samples, batches) = state["lengths"]
-        lengths = EpochLengths(samples, batches, size)
+        samples, batches = state["lengths"]
+        lengths = EpochLengths(samples, batches, size, bool(state["split"]["drop_last"]))
         sizes = state.get("sizes")
         if sizes is not None:
             lengths = EpochLengths.of_batches(sizes[rank].tolist())
-        return cls(
-            plan.epoch,
-            state["stage"],
-            bool(state["sparse"]),
-            lengths,
-            plan,
-            sizes,
-            resumed_at=batches_done,
-            batch=batches_done,
-            replays=True,
-            drained=state["drained"],
-        )
+        epoch = cls(plan.epoch, state["stage"], bool(state["sparse"]), lengths, plan, sizes, drained=state["drained"])
+        epoch.resumed_at = epoch.batch = batches_done
+        epoch.replays = True
+        return epoch
 
 
 def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
@@ -152,10 +127,8 @@ def check_split(saved: dict[str, Any], now: dict[str, Any] | None) -> None:
     # A checkpoint without the entry is of a release that knew no filter.
     if changed := changes({"sample_filter": 0, "own_parts": 0, **saved}, now or {}):
         raise ConfigurationError(
-            [
-                f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "
-                "epoch's plan cannot be dealt out anew: use the same settings, or a checkpoint from an epoch's end."
-            ]
+            f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The rest of the "
+            "epoch's plan cannot be dealt out anew: use the same settings, or a checkpoint from an epoch's end."
         )
 
 
@@ -163,11 +136,9 @@ def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
     """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way."""
     if (saved == "replan") != (now == "replan"):
         raise ConfigurationError(
-            [
-                f"this checkpoint was trained with prune_steps={saved!r}, and its learning-rate scheduler goes on "
-                f"counting those steps; prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} "
-                "('keep' and 'follow' with target_coverage), or load the weights into a new run."
-            ]
+            f"this checkpoint was trained with prune_steps={saved!r}, and its learning-rate scheduler goes on "
+            f"counting those steps; prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} "
+            "('keep' and 'follow' with target_coverage), or load the weights into a new run."
         )
 
 
@@ -175,12 +146,10 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
     """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``, or None for the plan's."""
     if batch_size != len(drawn):
         raise ConfigurationError(
-            [
-                f"batch {number} holds {counted(batch_size, 'sample')} where {len(drawn)} were drawn for it: "
-                "mode='prune' cannot tell which samples these are. Use a collate_fn that neither drops nor "
-                "adds samples (filter the dataset instead); where the first dimension does not count samples, override "
-                "SparseLossMixin.count_samples; or use mode='partial'."
-            ]
+            f"batch {number} holds {counted(batch_size, 'sample')} where {len(drawn)} were drawn for it: "
+            "mode='prune' cannot tell which samples these are. Use a collate_fn that neither drops nor "
+            "adds samples (filter the dataset instead); where the first dimension does not count samples, override "
+            "SparseLossMixin.count_samples; or use mode='partial'."
         )
     if own is None:
         return None
@@ -188,10 +157,8 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
     (own, here) = own.detach().cpu().long().sort(stable=True)
     if not torch.equal(drawn, own):
         raise ConfigurationError(
-            [
-                f"sample_indices of batch {number} are not those of the samples that were drawn for it: return each "
-                "sample's index in the dataset, shape (B,), and load what the sampler draws."
-            ]
+            f"sample_indices of batch {number} are not those of the samples that were drawn for it: return each "
+            "sample's index in the dataset, shape (B,), and load what the sampler draws."
         )
     # Both sorted alike, the k-th smallest of the batch is the k-th smallest of the plan, repeated indices included.
     return torch.empty_like(there).index_copy_(0, here, there)
@@ -200,7 +167,5 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
 def mean_significance(significance: Tensor) -> Tensor:
     """Return the significance ``(1,)`` of a ready batch: the mean of its samples that are finite, else infinity."""
     finite = significance.isfinite()
-    total = significance.where(finite, torch.zeros_like(significance)).sum()
-    count = finite.sum()
-    mean = total / count.clamp(min=1)
-    return torch.where(count > 0, mean, torch.full_like(mean, torch.inf)).view(1)
+    mean = significance.where(finite, 0).sum() / finite.sum().clamp(min=1)
+    return mean.where(finite.any(), torch.inf).view(1)

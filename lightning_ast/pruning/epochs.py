@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
-from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.leading import StandInLoader, lead
 from lightning_ast.lightning_internals.resuming import (
     batches_done,
     begin_new_epoch,
@@ -29,21 +28,19 @@ from lightning_ast.lightning_internals.resuming import (
     restart_loader,
 )
 from lightning_ast.lightning_internals.run_limits import epochs_done
-from lightning_ast.mode_facts import PruneSteps
-from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps
-from lightning_ast.pruning.followed_steps import FollowedSteps
+from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps, mean_significance
+from lightning_ast.pruning.followed_steps import advance_schedulers
 from lightning_ast.pruning.loader import (
     LoaderFacts,
-    PrunedBatches,
-    PrunedLoader,
     loader_faults,
     loader_generators,
+    pruned_loader,
     set_states,
+    source_of,
 )
-from lightning_ast.pruning.own_batches import batching_faults
-from lightning_ast.pruning.own_parts import OwnParts, sharing_faults
+from lightning_ast.pruning.own_parts import sharing_faults
 from lightning_ast.pruning.planner import EpochPlanner
-from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps
+from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, length_faults, promise_steps, size_faults
 
 __all__ = ["PrunedEpochs"]
 
@@ -52,54 +49,42 @@ class PrunedEpochs:
     """The plans of the epochs, with the loader, Lightning's counters and the checkpoint kept in step with them."""
 
     sizes: tuple[int, ...] = ()  # of the batches of several loaders
+    batches_are_samples = False  # the dataset makes the batches, each of which the plan takes for one sample
 
-    def __init__(
-        self,
-        owner: Callback,
-        trainer: pl.Trainer,
-        planner: EpochPlanner,
-        processes: Processes,
-        steps: PruneSteps,
-        *,
-        own_parts: OwnParts | None = None,
-    ) -> None:
+    def __init__(self, owner: Callback, trainer: pl.Trainer, planner: EpochPlanner) -> None:
         self._owner = owner
         self._trainer = trainer
-        self._processes = processes  # those that share one data set
-        self._everyone = processes if own_parts is None else own_parts.processes
-        self._own_parts = own_parts
         self._planner = planner
-        self._steps: PruneSteps = steps
-        self._followed: FollowedSteps | None = None
-        self._pruned: PrunedLoader | None = None
+        self._parts = planner.parts
+        self._processes = planner.parts.sharing
+        self._steps = planner.steps
+        self._advance: Callable[[int], None] | None = None
+        self._pruned: StandInLoader | None = None
         self._resumes = False
         self._observes = True
         self._loaded: dict[str, Any] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         self.epoch = RunningEpoch(0, "warmup", sparse=False, lengths=EpochLengths(0, 0))
 
     def attach(self) -> None:
         """Prune every training loader that Lightning sets up from here on."""
-        self._undo = [
-            lead(self._trainer.fit_loop, load=self._load, begin=self._begin, keeps_place=True),
-            promise_steps(self._trainer, self.planned_steps),
-        ]
+        self._undo.callback(lead(self._trainer.fit_loop, load=self._load, begin=self._begin, keeps_place=True))
+        self._undo.callback(promise_steps(self._trainer, self.planned_steps))
 
     def detach(self) -> None:
         """Leave the trainer as it was; the user's loader was never touched. Safe to call twice."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
         self._pruned = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes of a copy, which leads no fit loop."""
-        # A tuner copies the callbacks; what undoes a change of this trainer must not be done by the copy as well.
-        return {**vars(self), "_undo": []}
+        # A module that is copied brings its trainer; what undoes a change of it must not be done by the copy as well.
+        return {**vars(self), "_undo": ExitStack()}
 
     def ensure_installed(self) -> None:
         """Set the loader up anew where a tuner did so, which takes the callbacks out of the trainer for its trials."""
         loop = self._trainer.fit_loop
-        if self._planner.facts is None:
+        if not self._planner.knows_loader:
             set_up_loaders(loop, anew=True)
         if self._resumes and self._loaded is not None:
             hold_reload(loop)
@@ -107,21 +92,23 @@ class PrunedEpochs:
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         if self._owner not in self._trainer.callbacks:  # type: ignore[attr-defined]
-            self._planner.facts = None  # a tuner's trial: it trains without callbacks, on the plain loader
+            self._planner.knows_loader = False  # a tuner's trial: it trains without callbacks, on the plain loader
             return combined
-        sharing = [] if self._own_parts is None else sharing_faults(combined.flattened)
-        faults = self._all_faults(sharing + self._faults_of(combined))
-        if not faults:
-            self._planner.take(self._facts_of(combined))
-            assert self._planner.facts is not None
-            remembered = None if self.history is None else len(self.history)
-            faults = length_faults(self.run, self._trainer, self._planner.facts, remembered=remembered)
-            faults = self._all_faults(faults + batching_faults(self._planner.facts, self._trainer, self._steps))
-        if faults:
-            raise ConfigurationError(faults)
-        assert self._planner.facts is not None  # as there are no faults
-        if self.history is None and (faults := self._all_faults(self._begin_history())):
-            raise ConfigurationError(faults)
+        sharing = sharing_faults(combined.flattened) if self._parts.are_own else []
+        self._refuse(sharing + self._faults_of(combined))
+        facts = self._facts_of(combined)
+        self._planner.take(facts)
+        self.batches_are_samples = facts.batching == "ready"
+        faults = [] if self.history is None else size_faults(len(self.history), facts.dataset_size)
+        faults += length_faults(self.run, self._trainer, self._planner.facts)
+        if self.batches_are_samples and self._steps == "keep":
+            faults.append(
+                "prune_steps='keep' keeps the number of batches, and with batch_size=None it is whole batches that are "
+                "left out: use prune_steps='follow'."
+            )
+        self._refuse(faults)
+        if self.history is None:
+            self._refuse(self._begin_history())
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:
@@ -139,20 +126,26 @@ class PrunedEpochs:
             return error.faults
         return []
 
+    def _refuse(self, faults: list[str]) -> None:
+        """Refuse what any process has found to be wrong."""
+        if found := self._parts.all_faults(faults):
+            raise ConfigurationError(found)
+
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
         return loader_faults(combined, processes=self._processes.count)
-
-    def _all_faults(self, faults: list[str]) -> list[str]:
-        return faults if self._own_parts is None else self._own_parts.all_faults(faults)
 
     def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
         return LoaderFacts.of(combined)
 
-    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
-        def make(number: int, loader: DataLoader[Any]) -> PrunedBatches:
-            return PrunedBatches(loader, batches=functools.partial(self._batches, number), count=self._count_batches)
+    def _loader_for(self, combined: CombinedLoader) -> StandInLoader:
+        stand_ins = [
+            pruned_loader(loader, batches=functools.partial(self._batches, number), count=self._count_batches)
+            for number, loader in enumerate(combined.flattened)
+        ]
+        return StandInLoader(combined, stand_ins)
 
-        return PrunedLoader(combined, make)
+    def _count_batches(self) -> int:
+        return len(self.epoch.lengths.starts) - 1
 
     @property
     def _batches_ahead(self) -> int | float:
@@ -171,16 +164,9 @@ class PrunedEpochs:
 
     def planned_steps(self) -> float:
         """Count the optimizer steps of the whole run; set the loader up where that was not done yet."""
-        if self._planner.facts is None:
+        if not self._planner.knows_loader:
             set_up_loaders(self._trainer.fit_loop)
-        return math.inf if self._planner.facts is None else self.run.steps
-
-    def _count_batches(self) -> int:
-        return self.epoch.lengths.count(drop_last=self._drops_last)
-
-    @property
-    def _drops_last(self) -> bool:
-        return self._planner.facts is not None and self._planner.facts.drop_last
+        return self.run.steps if self._planner.knows_loader else math.inf
 
     def _announce(self) -> None:
         """Tell Lightning, and what it fetches from, how many batches the running epoch has."""
@@ -189,7 +175,7 @@ class PrunedEpochs:
             announce_batches(self._trainer, self._batches_ahead)
 
     def _start(self, epoch: int) -> None:
-        if not self._resumes:
+        if self._planner.begin_target is not None and not self._resumes:
             self._planner.begin_target(epoch)
         run = self.run
         stage = run.stage(epoch)
@@ -202,15 +188,16 @@ class PrunedEpochs:
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
         is_early = epoch.stage == run.stage(epoch.number + 1) == "warmup"
-        self._observes = self._planner.samples.settings.keep_scores > 0 or not is_early
-        self._followed = None
+        self._observes = self._planner.samples.keep_scores > 0 or not is_early
+        self._advance = None
         if epoch.sparse and run.follows:
-            factor = run.factor(epoch.number)
-            self._followed = FollowedSteps(run.dense, epoch.lengths, accumulate=factor, done=epoch.batch)
+            factor = run.dense_run.factor(epoch.number)
+            lengths = {"dense": run.dense.batches, "pruned": epoch.lengths.batches, "accumulate": factor}
+            self._advance = functools.partial(advance_schedulers, self._trainer, **lengths)
 
     def _begin(self, epoch: int) -> None:
         """Prepare the epoch that Lightning is about to run; the first one's loader has already started."""
-        if self._planner.facts is None or self._pruned is None:
+        if self._pruned is None or not self._planner.knows_loader:
             return
         if self._resumes:
             self._resumes = False
@@ -223,9 +210,19 @@ class PrunedEpochs:
         self._announce()
 
     def _plan_ahead(self, *, anew: bool = False) -> None:
-        """Draw and plan the epoch where nothing else tells how many batches it has."""
-        if not self._resumes and self._planner.draw_ahead(self.epoch, self._generators(), anew=anew):
-            self._enter(self.epoch)
+        """Draw and plan the epoch where nothing else tells how many batches it has; ``anew`` also one with a plan."""
+        epoch = self.epoch
+        is_unknown = self._planner.draws_batches and self._steps == "follow" and epoch.sparse
+        if self._resumes or not is_unknown or (epoch.plan is not None and not anew):
+            return
+        (loader,) = loaders(self._trainer.fit_loop)
+        _, sampler = source_of(loader)
+        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+            # Lightning leaves it to the user's own hook, on_train_epoch_start, which comes later.
+            set_epoch(epoch.number)
+        epoch.plan = self._planner.draw(epoch, sampler, self._generators())
+        epoch.replays = True
+        self._enter(epoch)
 
     def _batches(self, number: int, sampler: Any, started: Iterator[Any] | None) -> Iterator[list[int]]:
         """Yield the dataset indices of the epoch's batches for this process, from the batch on that comes next."""
@@ -237,7 +234,7 @@ class PrunedEpochs:
         if not epoch.replays or epoch.plan is None:
             epoch.plan = self._planner.draw(epoch, sampler, self._generators(), started=started)
         epoch.replays = False  # a loader that is started twice draws twice, as without this callback
-        yield from epoch.deal(self._processes, drop_last=self._drops_last, generators=self._generators)
+        yield from epoch.deal(self._processes, self._generators)
 
     def sizes_of(self, batch: Any) -> tuple[int, ...]:
         """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
@@ -249,33 +246,35 @@ class PrunedEpochs:
             return self.epoch.next_batch(1, None, self._processes).repeated(batch_size)
         return self.epoch.next_batch(batch_size, own, self._processes)
 
-    @property
-    def batches_are_samples(self) -> bool:
-        """Tell whether the dataset makes the batches, each of which the plan takes for one sample."""
-        return self._planner.facts is not None and self._planner.facts.batching == "ready"
-
     def finish_batch(self) -> None:
         """Advance schedules by the dense steps that the batch stands for beside its own."""
-        if self._followed is not None:
-            self._followed.advance(self._trainer, self.epoch.batch)
+        if self._advance is not None:
+            self._advance(self.epoch.batch)
 
     def observer_of(self, planned: PlannedBatch) -> Callable[[Tensor], None] | None:
         """Return what remembers the significance ``(B,)`` of a batch; None where its epoch is not remembered."""
-        assert self.history is not None
-        return functools.partial(planned.remember, self.history) if self._observes else None
+        history = self.history
+        if history is None or not self._observes:
+            return None
+        if self.batches_are_samples:
+            return lambda significance: history.observe(planned.indices[:1], mean_significance(significance))
+        return functools.partial(history.observe, planned.indices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, the plan and the random state of all processes; every process must ask for it."""
         # A process that fails saves what it has observed itself: the others may never come to a collective call.
-        maximum = self._processes.maximum if self._processes.count > 1 and not self._processes.failing else None
+        maximum = None if self._processes.failing else self._processes.maximum
+        total = None if self._processes.failing else self._processes.total
+        history = self.history
+        record = None if history is None else history.record
         return {
-            "history": None if self.history is None else self.history.state_dict(maximum),
-            "samples": self._planner.samples.state_dict(self.history),
+            "history": None if history is None else history.state_dict(maximum),
+            "samples": None if record is None else record.state_dict(total, maximum),
             **self.epoch.state_dict(),
             "steps": self._steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
             **last_reloads(self._trainer.fit_loop),
-            "random": self._everyone.random_states(),
+            "random": self._parts.everyone.random_states(),
             "generators": [generator.get_state() for generator in self._generators()],
         }
 
@@ -295,6 +294,7 @@ class PrunedEpochs:
 
     def _resume(self, epoch: int) -> None:
         """Continue in ``epoch``: with the rest of its plan, or with a new one where it has not begun."""
+        assert self._pruned is not None
         loop = self._trainer.fit_loop
         state = self._loaded or {}
         reload_validation_as_due(loop, state.get("validation_reloaded"))
@@ -307,7 +307,7 @@ class PrunedEpochs:
             self._enter(RunningEpoch.resumed(state, batches_done(loop), rank=self._processes.rank))
             rank_zero_info(f"lightning-ast: resuming epoch {epoch} behind batch {self.epoch.batch}, with its plan.")
         else:
-            self._planner.count_anew(None if self._pruned is None else self._pruned.given)
+            self._planner.count_anew(self._pruned.given)
             self._start(epoch)
             self.epoch.resumed_at = self.epoch.batch = batches_done(loop)
             self._restore_random_state()
@@ -326,5 +326,5 @@ class PrunedEpochs:
 
     def _restore_random_state(self) -> None:
         if self._loaded is not None:
-            self._everyone.restore_random_states(self._loaded["random"])
+            self._parts.everyone.restore_random_states(self._loaded["random"])
             set_states(self._generators(), self._loaded["generators"])

@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
-import math
-
 import lightning.pytorch as pl
 
-from lightning_ast.pruning.run_plan import EpochLengths
-
-__all__ = ["FollowedSteps"]
+__all__ = ["advance_schedulers", "following_faults", "steps_due"]
 
 
-class FollowedSteps:
-    """Advances learning-rate schedulers by the dense steps that Lightning does not take in a pruned epoch."""
+def steps_due(done: int, *, dense: int, pruned: int, accumulate: int) -> int:
+    """Count the steps that schedulers take beside Lightning's own, after ``done`` batches of a pruned epoch.
 
-    def __init__(self, dense: EpochLengths, pruned: EpochLengths, *, accumulate: int, done: int = 0) -> None:
-        self._dense = dense.batches
-        self._pruned = pruned.batches
-        self._accumulate = accumulate
-        self._taken: dict[int, int] = {}  # by the frequency of a scheduler
-        self._begun_at = done
+    ``dense`` and ``pruned`` are the batches of the two kinds of epochs.
+    """
+    if done % accumulate != 0 and done != pruned:  # between optimizer steps no rate may change
+        return 0
 
-    def behind(self, done: int, frequency: int) -> int:
-        """Count the steps that Lightning is behind a dense run, after a number of batches of this epoch."""
-        # Lightning advances a scheduler of interval "step" after each optimizer step. It is advanced once more for each
-        # step that a dense epoch would have taken up to the same share of its batches: schedules end where they end in
-        # a dense run.
-        reached = round(done * self._dense / self._pruned)
-        behind = self._steps(reached, self._dense, frequency) - self._steps(done, self._pruned, frequency)
-        # With a frequency above 1 Lightning may catch up by itself: no more than what is missing at the epoch's end.
-        missing = self._steps(self._dense, self._dense, frequency) - self._steps(self._pruned, self._pruned, frequency)
-        return max(0, min(behind, missing))
-
-    def _steps(self, batches: int, in_epoch: int, frequency: int) -> int:
-        """Count how often Lightning advances a scheduler in the first batches of an epoch of ``in_epoch``."""
-        steps = batches // math.lcm(self._accumulate, frequency)
+    def steps(batches: int, in_epoch: int) -> int:
         # the last batch of an epoch ends an optimizer step, wherever accumulation stands
-        return steps + (batches == in_epoch and in_epoch % self._accumulate != 0 and in_epoch % frequency == 0)
+        return batches // accumulate + (batches == in_epoch and in_epoch % accumulate != 0)
 
-    def _ends_step(self, done: int) -> bool:
-        """Tell whether an optimizer step follows a batch: between steps no rate may change."""
-        return done % self._accumulate == 0 or done == self._pruned
+    def behind(batches: int) -> int:
+        # Lightning advances a scheduler after each optimizer step. It is advanced once more for each step that a dense
+        # epoch would have taken up to the same share of its batches: schedules end where they end in a dense run.
+        return steps(round(batches * dense / pruned), dense) - steps(batches, pruned)
 
-    def due(self, done: int, frequency: int) -> int:
-        """Count the steps to take after a batch, ``done`` with it included, which then count as taken."""
-        if frequency not in self._taken:
-            # Where a run is resumed in mid-epoch, the checkpoint's scheduler has taken these already.
-            before = filter(self._ends_step, range(1, self._begun_at + 1))
-            self._taken[frequency] = max([0, *(self.behind(number, frequency) for number in before)])
-        if not self._ends_step(done):
-            return 0
-        due = max(0, self.behind(done, frequency) - self._taken[frequency])
-        self._taken[frequency] += due
-        return due
+    before = (done - 1) // accumulate * accumulate  # where the optimizer step before this one ended
+    return behind(done) - behind(before)
 
-    def advance(self, trainer: pl.Trainer, done: int) -> None:
-        """Advance the schedulers of a trainer after a batch, by the module's own ``lr_scheduler_step``."""
-        configs = trainer.lr_scheduler_configs
-        by_step = [config for config in configs if config.interval == "step" and not config.reduce_on_plateau]
-        # schedulers of one frequency are due together
-        due = {frequency: self.due(done, frequency) for frequency in {config.frequency for config in by_step}}
-        for config in by_step:
-            for _ in range(due[config.frequency]):
+
+def advance_schedulers(trainer: pl.Trainer, done: int, *, dense: int, pruned: int, accumulate: int) -> None:
+    """Advance the schedulers of a trainer after a batch, by the module's own ``lr_scheduler_step``."""
+    due = steps_due(done, dense=dense, pruned=pruned, accumulate=accumulate)
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "step" and not config.reduce_on_plateau:
+            for _ in range(due):
                 # The hook that Lightning calls: modules override it for schedulers that are not torch's.
                 trainer.lightning_module.lr_scheduler_step(config.scheduler, None)
+
+
+def following_faults(trainer: pl.Trainer) -> list[str]:
+    """Find schedulers that cannot keep the pace of a dense run."""
+    by_step = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
+    if any(config.frequency != 1 and not config.reduce_on_plateau for config in by_step):
+        return [
+            "prune_steps='follow' advances schedulers with interval='step' after every optimizer step: set their "
+            "frequency to 1, or use prune_steps='keep'."
+        ]
+    return []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.leading import copied_loader, dealt_sampler, lend_iterator, same_mode
+from lightning_ast.lightning_internals.leading import copied_loader, dealt_sampler
 from lightning_ast.lightning_internals.random_state import OtherGenerator
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.streams import IndexedStream
@@ -23,21 +23,15 @@ from lightning_ast.words import counted
 
 __all__ = [
     "Batching",
-    "Drawn",
     "LoaderFacts",
-    "PrunedBatches",
-    "PrunedLoader",
-    "batching_of",
-    "check_range",
     "draw",
     "faults_of_loader",
     "loader_faults",
     "loader_generators",
+    "pruned_loader",
     "set_states",
     "source_of",
 ]
-
-Drawn: TypeAlias = Iterable[SupportsIndex]  # a sampler as the user has it: it may yield numbers of numpy or torch
 
 Batching = Literal["plain", "own", "ready"]
 """Who makes the batches: torch's BatchSampler, a batch sampler of the user's own, or the dataset, sample by sample."""
@@ -54,22 +48,15 @@ def _batches_of(loader: DataLoader[Any]) -> Any:
     return loader.sampler if any(isinstance(sampler, BatchSampler) for sampler in samplers) else None
 
 
-def batching_of(loader: DataLoader[Any]) -> Batching:
-    """Tell who makes the batches of a loader."""
+def source_of(loader: DataLoader[Any]) -> tuple[Batching, Any]:
+    """Tell who makes the batches of a loader, and what it draws from: indices, or batches of the user's own sampler."""
     batches = _batches_of(loader)
     if batches is None:
-        return "ready"
+        return "ready", loader.sampler
     # torchdata's loader has a BatchSampler of its own, which makes the same batches
-    is_plain = type(batches) is BatchSampler or type(batches).__module__.startswith(_TORCHDATA)
-    return "plain" if is_plain else "own"
-
-
-def source_of(loader: DataLoader[Any]) -> Any:
-    """Return what the user's loader draws from: indices, or whole batches of them from a batch sampler of their own."""
-    batches = _batches_of(loader)
-    if batches is None:
-        return loader.sampler
-    return getattr(batches, "sampler", None) if batching_of(loader) == "plain" else batches
+    if type(batches) is BatchSampler or type(batches).__module__.startswith(_TORCHDATA):
+        return "plain", getattr(batches, "sampler", None)
+    return "own", batches
 
 
 def loader_faults(combined: CombinedLoader, *, processes: int) -> list[str]:
@@ -84,14 +71,14 @@ def faults_of_loader(loader: Any, *, processes: int) -> list[str]:
     if not isinstance(loader, DataLoader):
         return [f"mode='prune' needs a torch DataLoader, got {type(loader).__name__}: nothing tells what it will load."]
     if isinstance(loader.dataset, IterableDataset):
-        return [_stream_fault(loader.dataset)]
+        return [_stream_fault(loader)]
     return _sampling_faults(loader, processes)
 
 
-def _stream_fault(stream: IterableDataset[Any]) -> str:
-    name = type(stream).__name__
+def _stream_fault(loader: DataLoader[Any]) -> str:
+    name = type(loader.dataset).__name__
     found = "mode='prune' has to skip a sample before it is loaded, and a stream has no order that is known: "
-    if IndexedStream.fits(stream):
+    if IndexedStream.fits(loader.dataset):
         return f"{found}{name} has an index: wrap it, IndexedStream(dataset) of lightning_ast.streams."
     return (
         f"{found}where each sample of {name} has a number of its own, put a SampleFilter of lightning_ast.streams in "
@@ -100,34 +87,41 @@ def _stream_fault(stream: IterableDataset[Any]) -> str:
 
 
 def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
-    found = []
-    batching = batching_of(loader)
-    source = source_of(loader)
-    own = type(loader).__iter__
-    if own is not DataLoader.__iter__ and not own.__module__.startswith(_TORCHDATA):
-        found.append(
-            f"{type(loader).__name__} iterates in a way of its own, which may change the order of the batches: "
-            "mode='prune' needs torch's DataLoader.__iter__."
-        )
-    if not getattr(loader, "in_order", True):
-        found.append("mode='prune' needs in_order=True: else batches arrive in an order that nobody knows.")
-    if knows_its_place(loader) and knows_its_place(loader.dataset):
-        found.append(
-            f"{type(loader).__name__} saves the state of the dataset with its own, and mode='prune', which restores "
-            "the place in the epoch itself, does not: save it in a LightningDataModule and use torch's DataLoader, or "
-            "take state_dict out of the dataset."
-        )
-    named = "batch sampler" if batching == "own" else "sampler"
-    for name, part in (("dataset", loader.dataset), (named, source)):
-        if not hasattr(part, "__len__"):
-            found.append(f"mode='prune' needs to know how many samples there are: the {name} has no __len__.")
-    # A batch sampler of the user's own shares the samples out itself, or by the sampler that Lightning gives it.
-    if processes > 1 and batching != "own" and not isinstance(source, DistributedSampler):
-        found.append(
-            "mode='prune' with several processes needs a DistributedSampler, so that an index means the same sample in "
-            "all of them: leave Trainer(use_distributed_sampler=True), or pass one."
-        )
-    return found
+    kind = type(loader).__name__
+    own_iter = type(loader).__iter__
+    batching, source = source_of(loader)
+    is_own = batching == "own"
+    possible = [
+        (
+            own_iter is not DataLoader.__iter__ and not own_iter.__module__.startswith(_TORCHDATA),
+            f"needs torch's DataLoader.__iter__: {kind} iterates in a way of its own, which may change the order of "
+            "the batches",
+        ),
+        (
+            not getattr(loader, "in_order", True),
+            "needs in_order=True: else batches arrive in an order that nobody knows",
+        ),
+        (
+            knows_its_place(loader) and knows_its_place(loader.dataset),
+            f"restores the place in the epoch itself, and {kind} saves the state of the dataset with its own: save it "
+            "in a LightningDataModule and use torch's DataLoader, or take state_dict out of the dataset",
+        ),
+        (
+            not hasattr(loader.dataset, "__len__"),
+            "needs to know how many samples there are: the dataset has no __len__",
+        ),
+        (
+            not hasattr(source, "__len__"),
+            f"needs to know how many samples there are: the {'batch ' * is_own}sampler has no __len__",
+        ),
+        (
+            # A batch sampler of the user's own shares the samples out itself, or by the sampler of Lightning's.
+            processes > 1 and not is_own and not isinstance(source, DistributedSampler),
+            "with several processes needs a DistributedSampler, so that an index means the same sample in all of "
+            "them: leave Trainer(use_distributed_sampler=True), or pass one",
+        ),
+    ]
+    return [f"mode='prune' {fault}." for is_wrong, fault in possible if is_wrong]
 
 
 @dataclass(frozen=True)
@@ -150,12 +144,12 @@ class LoaderFacts:
     @classmethod
     def of_loader(cls, loader: DataLoader[Any], limit: float = math.inf) -> LoaderFacts:
         """Read the lengths from one of several loaders; a limit of the run leaves some batches out."""
-        batching = batching_of(loader)
+        batching, source = source_of(loader)
         batches = int(min(len(loader), limit))
         size = len(loader.dataset)  # type: ignore[arg-type]
         if batching == "own":  # how many samples a batch holds is known when it is drawn: until then it counts as one
             return cls(size, batches, 1, False, batches, batching)
-        draws = len(source_of(loader))
+        draws = len(source)
         if batching == "ready":
             return cls(size, draws, 1, False, batches, batching)
         sampler = _batches_of(loader)
@@ -173,19 +167,22 @@ class LoaderFacts:
         return min(self.draws, self.batches * self.batch_size)
 
 
-class PrunedBatches(Sampler[Any]):
+_Batches = Callable[[Any, Iterator[Any] | None], Iterator[list[int]]]
+
+
+def pruned_loader(given: DataLoader[Any], *, batches: _Batches, count: Callable[[], int]) -> DataLoader[Any]:
+    """Copy a loader, with other ``batches`` of what it draws from and, where that runs already, of its iterator."""
+    name = "sampler" if given.batch_sampler is None else "batch_sampler"
+    return copied_loader(given, **{name: _PrunedBatches(given, batches, count)})
+
+
+class _PrunedBatches(Sampler[Any]):
     """A stand-in for what makes the batches of the user's loader; what it yields is decided elsewhere."""
 
-    def __init__(
-        self,
-        given: DataLoader[Any],
-        *,
-        batches: Callable[[Any, Iterator[Any] | None], Iterator[list[int]]],
-        count: Callable[[], int],
-    ) -> None:
-        self._source = source_of(given)
+    def __init__(self, given: DataLoader[Any], batches: _Batches, count: Callable[[], int]) -> None:
+        batching, self._source = source_of(given)
         self._is_lazy = type(_batches_of(given)) is BatchSampler
-        self._is_ready = batching_of(given) == "ready"
+        self._is_ready = batching == "ready"
         self._batches = batches
         self._count = count
 
@@ -200,72 +197,52 @@ class PrunedBatches(Sampler[Any]):
         return self._count()
 
 
-class PrunedLoader(CombinedLoader):
-    """The user's loader with another sampler under its batches; theirs is left alone, with all that it holds."""
-
-    def __init__(self, given: CombinedLoader, make: Callable[[int, DataLoader[Any]], PrunedBatches]) -> None:
-        # `trainer.train_dataloader` gives what is passed here: the user's own loader.
-        super().__init__(given.iterables, same_mode(given))
-        self.given = given
-        self.flattened = [
-            copied_loader(
-                loader, **{"sampler" if loader.batch_sampler is None else "batch_sampler": make(number, loader)}
-            )
-            for number, loader in enumerate(given.flattened)
-        ]
-
-    def __iter__(self) -> PrunedLoader:
-        """Start the loader, and lend its iterator to the user's, which Lightning asks for the length of an epoch."""
-        super().__iter__()
-        lend_iterator(self.given, self)
-        return self
-
-    def reset(self) -> None:
-        """Stop the workers."""
-        super().reset()
-        lend_iterator(self.given, None)
-
-
 def draw(
-    sampler: Drawn, facts: LoaderFacts, generators: list[Any], *, started: Iterator[Any] | None = None
-) -> tuple[Tensor, list[Tensor]]:
-    """Draw one epoch's indices ``(draws,)``, and the generators' states after the sampler was asked once more.
+    sampler: Any, facts: LoaderFacts, generators: list[Any], *, started: Iterator[Any] | None = None
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Draw one epoch from a sampler, or from a batch sampler of the user's own; ``started`` is one that runs already.
 
-    ``started`` is the sampler's iterator where it runs already.
+    The generators are left where the last index has put them.
+
+    Returns:
+        The indices ``(n,)``, the sizes ``(batches,)`` of a batch sampler's batches, and the generators' states after
+        the sampler was asked once more.
     """
-    # A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more then:
-    # torch's RandomSampler does. So it is asked, and the generators are put back.
+    own = facts.batching == "own"
     source = iter(sampler) if started is None else started
+    indices = array("q")  # 8 bytes an index: a list of Python's numbers takes some 36 for each
+    ends = array("q", [0])
     try:
-        # 8 bytes an index: a list of Python's numbers takes some 36 for each.
-        indices = array("q", islice(source, facts.draws))
+        if own:
+            for batch in islice(source, facts.draws):
+                indices.extend(iter(batch))
+                ends.append(len(indices))
+        else:
+            indices.extend(islice(source, facts.draws))
         before = [generator.get_state() for generator in generators]
-        indices.extend(islice(source, 1))
-    except (AttributeError, TypeError) as error:
+        # A loader asks its sampler for one index more than there are, or does not, and some samplers draw once more
+        # then: torch's RandomSampler does. So it is asked, and the generators are put back.
+        has_more = next(source, None) is not None
+    except TypeError as error:
+        kind = "a batch sampler of lists of" if own else "a sampler of integer"
         raise ConfigurationError(
-            [f"mode='prune' needs a sampler of integer dataset indices: {type(sampler).__name__} yields others."]
+            f"mode='prune' needs {kind} dataset indices: {type(sampler).__name__} yields others."
         ) from error
-    draws = torch.frombuffer(indices, dtype=torch.int64) if indices else torch.empty(0, dtype=torch.int64)
-    if len(draws) != facts.draws:
-        raise ConfigurationError(
-            [
-                f"{type(sampler).__name__} drew {'more than ' * (len(draws) > facts.draws)}"
-                f"{counted(min(len(draws), facts.draws), 'sample')} where its length was {facts.draws}: "
-                "mode='prune' needs a sampler whose __len__ is true and stays the same."
-            ]
-        )
-    check_range(draws, sampler, facts)
     after = [generator.get_state() for generator in generators]
     set_states(generators, before, strict=True)
-    return draws, after
-
-
-def check_range(draws: Tensor, sampler: object, facts: LoaderFacts) -> None:
-    """Refuse indices that the dataset does not have."""
+    drawn = len(ends) - 1 if own else len(indices)
+    if drawn < facts.draws or (has_more and not own):  # a limit of the run may leave batches out
+        raise ConfigurationError(
+            f"{type(sampler).__name__} drew {'more than ' * (drawn == facts.draws)}"
+            f"{counted(drawn, 'batch' if own else 'sample')} where its length was {facts.draws}: mode='prune' "
+            "needs a sampler whose __len__ is true when an epoch begins."
+        )
+    draws = torch.frombuffer(indices, dtype=torch.int64) if indices else torch.empty(0, dtype=torch.int64)
     if len(draws) and not 0 <= int(draws.min()) <= int(draws.max()) < facts.dataset_size:
         raise ConfigurationError(
-            [f"{type(sampler).__name__} drew indices outside [0, {facts.dataset_size}), the range of the dataset."]
+            f"{type(sampler).__name__} drew indices outside [0, {facts.dataset_size}), the range of the dataset."
         )
+    return draws, torch.tensor(ends).diff(), after
 
 
 def set_states(generators: list[Any], states: list[Tensor], *, strict: bool = False) -> None:

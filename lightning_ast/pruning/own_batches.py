@@ -7,30 +7,19 @@ of one group may take each other's places.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_positions
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.mode_facts import PruneSteps
-from lightning_ast.pruning.loader import LoaderFacts, check_range, set_states
 from lightning_ast.words import counted
 
-__all__ = [
-    "DrawnBatches",
-    "batching_faults",
-    "draw_batches",
-    "plan_batches",
-    "sample_groups",
-]
+__all__ = ["DrawnBatches", "plan_batches", "sample_groups"]
 
 _LEAST = 2  # samples in a batch of a pruned epoch: BatchNorm cannot train on one
 
@@ -48,75 +37,16 @@ class DrawnBatches:
         lengths = [sizes.numel() for _, sizes in parts]
         if len(set(lengths)) > 1:
             raise ConfigurationError(
-                [
-                    f"the batch samplers of the processes drew {lengths} batches, by rank: mode='prune' needs as many "
-                    "in each process, as DDP does. Let the batch sampler leave out or repeat a batch."
-                ]
+                f"the batch samplers of the processes drew {lengths} batches, by rank: mode='prune' needs as many "
+                "in each process, as DDP does. Let the batch sampler leave out or repeat a batch."
             )
         first = parts[0][0]
         if len(parts) > 1 and len(first) and all(torch.equal(first, indices) for indices, _ in parts):
             raise ConfigurationError(
-                [
-                    "the batch samplers of all processes drew the same samples: let each draw its own part, by a "
-                    "DistributedSampler under the batch sampler or by its rank."
-                ]
+                "the batch samplers of all processes drew the same samples: let each draw its own part, by a "
+                "DistributedSampler under the batch sampler or by its rank."
             )
         return cls(torch.cat([indices for indices, _ in parts]), torch.stack([sizes for _, sizes in parts]))
-
-
-def batching_faults(facts: LoaderFacts, trainer: pl.Trainer, steps: PruneSteps) -> list[str]:
-    """Find what a way of making batches does not allow."""
-    if facts.batching == "ready" and steps == "keep":
-        return [
-            "prune_steps='keep' keeps the number of batches, and with batch_size=None it is whole batches that are "
-            "left out: use prune_steps='follow'."
-        ]
-    interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
-    if facts.batching == "own" and steps == "follow" and type(interval) is int and trainer.check_val_every_n_epoch:
-        return [
-            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
-            "beforehand with prune_steps='follow' and a batch sampler: use a share (a float), or prune_steps='keep'."
-        ]
-    return []
-
-
-def draw_batches(
-    sampler: Iterable[Iterable[Any]],
-    facts: LoaderFacts,
-    generators: list[Any],
-    *,
-    started: Iterator[Any] | None = None,
-) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    """Draw an epoch's batches: indices ``(n,)`` and sizes ``(batches,)``; and the generators' states behind them.
-
-    ``started`` is the sampler's iterator where it runs already.
-    """
-    source = iter(sampler) if started is None else started
-    indices = array("q")
-    ends = array("q", [0])
-    try:
-        for batch in islice(source, facts.batches):
-            indices.extend(index.__index__() for index in batch)
-            ends.append(len(indices))
-        before = [generator.get_state() for generator in generators]
-        next(source, None)  # a loader may ask for one more, and some samplers draw then
-    except (AttributeError, TypeError) as error:
-        raise ConfigurationError(
-            [f"mode='prune' needs a batch sampler of lists of dataset indices: {type(sampler).__name__} yields others."]
-        ) from error
-    sizes = torch.tensor(ends).diff()
-    if len(sizes) < facts.batches:
-        raise ConfigurationError(
-            [
-                f"{type(sampler).__name__} drew {counted(len(sizes), 'batch')} where {facts.batches} were announced: "
-                "mode='prune' needs a batch sampler whose __len__ is true when an epoch begins."
-            ]
-        )
-    draws = torch.tensor(indices, dtype=torch.int64)
-    check_range(draws, sampler, facts)
-    drained = [generator.get_state() for generator in generators]
-    set_states(generators, before, strict=True)
-    return (draws, sizes), drained
 
 
 def sample_groups(sampler: object, dataset_size: int) -> Tensor | None:
@@ -126,10 +56,8 @@ def sample_groups(sampler: object, dataset_size: int) -> Tensor | None:
         return None
     if len(ids) != dataset_size:
         raise ConfigurationError(
-            [
-                f"{type(sampler).__name__}.group_ids names the groups of {counted(len(ids), 'sample')}, and the "
-                f"dataset has {dataset_size}: it must hold the group of each sample, by its index in the dataset."
-            ]
+            f"{type(sampler).__name__}.group_ids names the groups of {counted(len(ids), 'sample')}, and the "
+            f"dataset has {dataset_size}: it must hold the group of each sample, by its index in the dataset."
         )
     numbers: dict[Any, int] = {}
     names = ids.tolist() if isinstance(ids, Tensor) else ids
@@ -145,22 +73,14 @@ def plan_batches(
     count: int,
     selector: SampleSelector,
     refills: bool,
-    most: Callable[[int], int] | None = None,
+    most: Callable[[int], int] = int,
 ) -> tuple[EpochPlan, Tensor]:
-    """Choose the samples of an epoch, and put them into the batches that were drawn.
+    """Choose ``count`` samples of an epoch, and put them into the batches that were drawn in all processes.
 
-    Args:
-        history: The remembered significance, folded.
-        drawn: The batches of all processes.
-        groups: ``(N,)`` the group of each sample of the dataset; a sample may take the place of another one of its
-            group and process. With None it stays in its batch.
-        epoch: The number of the epoch, from 0.
-        count: The number of samples to choose; a batch that would be left with one gets another one back.
-        selector: The selector with gate, weighting and seed.
-        refills: Whether the first batches are filled up and the last ones left out. Else every batch is kept, with
-            its share of the samples.
-        most: A function that takes the largest of a number over processes that plan by themselves; None where all plan
-            together.
+    A sample may take the place of another one of its process and its group, of which ``groups (N,)`` tells; without
+    groups it stays in its batch. With ``refills`` the first batches are filled up and the last ones left out, else
+    every batch is kept, with its share of the samples. A batch that would be left with one gets another one back.
+    ``most`` takes the largest of a number over processes that plan by themselves.
 
     Returns:
         The plan, in the order of ``drawn``, and the sizes ``(processes, batches)`` of its batches.
@@ -207,11 +127,10 @@ def _seated(kept: Tensor, kind: Tensor, *, refills: bool) -> Tensor:
     return seats
 
 
-def _opened(sizes: Tensor, drawn: Tensor, agree: Callable[[int], int] | None) -> Tensor:
+def _opened(sizes: Tensor, drawn: Tensor, agree: Callable[[int], int]) -> Tensor:
     """Tell which batches an epoch has: those with samples, and in each process as many as in the one with the most."""
     opened = sizes > 0
-    most = int(opened.sum(1).max())
-    most = most if agree is None else agree(most)
+    most = agree(int(opened.sum(1).max()))
     for own, full in zip(opened, drawn, strict=True):
         empty = (~own & (full > 0)).nonzero().squeeze(1)
         own[empty[: most - int(own.sum())]] = True

@@ -12,32 +12,48 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.pruning.loader import LoaderFacts
 
-__all__ = ["OwnParts", "part_in", "sharing_faults"]
+__all__ = ["DataParts", "sharing_faults"]
 
 _OF_PART = ("history", "samples", "plan", "lengths", "drained", "sizes", "generators", "trained")
 """The fields of the epochs' state that differ from part to part."""
 
 
-class OwnParts:
-    """The processes of a run, each with a part of the data set; every method is called by all of them."""
+class DataParts:
+    """How the processes of a run divide the data: all of them share one data set, or each has a part of its own.
 
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
+    Every method is called by all of them. Where they share one data set they know the same, and exchange nothing here.
+
+    Attributes:
+        are_own: Whether each process has a part of its own.
+        everyone: The processes of the run.
+        sharing: Those among them that share a data set and its plan: everyone, or this process alone.
+        owners: Those that own a part: everyone, or this process alone where all share one data set.
+    """
+
+    def __init__(self, processes: Processes, *, own: bool) -> None:
+        self.are_own = own and processes.count > 1
+        self.everyone = processes
+        self.sharing = processes.alone() if self.are_own else processes
+        self.owners = processes if self.are_own else processes.alone()
         self._has_warned = False
+
+    @property
+    def count(self) -> int:
+        """Count the parts; 0 where all share one data set."""
+        return self.owners.count if self.are_own else 0
 
     def all_faults(self, faults: list[str]) -> list[str]:
         """Return the faults that any process has found, so that none waits for one that has given up.
 
         Those that not all have found name their process.
         """
-        everyone = self.processes.gathered(faults)
+        everyone = self.owners.gathered(faults)
         named: dict[str, None] = {}
         for rank, found in enumerate(everyone):
             for fault in found:
@@ -47,15 +63,13 @@ class OwnParts:
 
     def agree(self, own: LoaderFacts) -> LoaderFacts:
         """Return the lengths of an epoch that all processes keep: those of the smallest part."""
-        everyone = self.processes.gathered(own)
+        everyone = self.owners.gathered(own)
         kinds = {(facts.batch_size, facts.drop_last, facts.batching) for facts in everyone}
         if len(kinds) > 1:
             sizes = [facts.batch_size for facts in everyone]
             raise ConfigurationError(
-                [
-                    "own_parts=True needs loaders of one kind in all processes, with the same batch_size and "
-                    f"drop_last; got batch_size {sizes} and drop_last {[f.drop_last for f in everyone]}, by rank."
-                ]
+                "own_parts=True needs loaders of one kind in all processes, with the same batch_size and "
+                f"drop_last; got batch_size {sizes} and drop_last {[f.drop_last for f in everyone]}, by rank."
             )
         agreed = replace(own, draws=min(f.draws for f in everyone), batches=min(f.batches for f in everyone))
         offered = [facts.offered for facts in everyone]
@@ -70,41 +84,32 @@ class OwnParts:
 
     def any(self, value: bool) -> bool:
         """Tell whether a value is true in any process."""
-        return bool(self.processes.maximum(torch.tensor(float(value))) > 0)
+        return bool(self.owners.maximum(torch.tensor(float(value))) > 0)
 
     def most(self, count: int) -> int:
         """Return the largest of a count over the processes."""
-        return int(self.processes.maximum(torch.tensor(count)))
-
-    def total(self, values: Tensor) -> Tensor:
-        """Return the element-wise sum over the processes."""
-        return self.processes.total(values)
+        return int(self.owners.maximum(torch.tensor(count)))
 
     def state_dict(self, own: dict[str, Any]) -> dict[str, Any]:
         """Return what a checkpoint holds beside the state of rank 0: in rank 0 every part, in others only their own."""
-        if self.processes.failing:  # the others may never come to the exchange
+        if not self.are_own or self.everyone.failing:  # the others may never come to the exchange
             return {}
         part = {name: own[name] for name in _OF_PART if name in own}
-        return {"parts": self.processes.collected(part)}
+        return {"parts": self.everyone.collected(part)}
 
-
-def part_in(state: dict[str, Any], own_parts: OwnParts | None) -> dict[str, Any]:
-    """Return a process's own state of the epochs; where parts were divided in another way, nothing of the samples."""
-    epochs: dict[str, Any] = state["epochs"]
-    held = len(state.get("parts", ()))
-    now = 0 if own_parts is None else own_parts.processes.count
-    if epochs["split"] is not None:
-        epochs = {**epochs, "split": {**epochs["split"], "own_parts": held}}
-    if held != now:
-        rank_zero_warn(
-            f"lightning-ast: this checkpoint holds the samples of {held or 'no'} process(es) with parts of their own, "
-            f"and the run has {now or 'none'}: what was remembered of the samples is forgotten."
-        )
-        return {**epochs, "history": None, "samples": None, "generators": []}
-    if own_parts is None:
-        return epochs
-    part: dict[str, Any] = state["parts"][own_parts.processes.rank]
-    return {**epochs, **part}
+    def part_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return this process's state of the epochs; where parts were divided differently, nothing of the samples."""
+        epochs: dict[str, Any] = state["epochs"]
+        held = len(state.get("parts", ()))
+        if epochs["split"] is not None:
+            epochs = {**epochs, "split": {**epochs["split"], "own_parts": held}}
+        if held != self.count:
+            rank_zero_warn(
+                f"lightning-ast: this checkpoint holds the samples of {held or 'no'} process(es) with parts of their "
+                f"own, and the run has {self.count or 'none'}: what was remembered of the samples is forgotten."
+            )
+            return {**epochs, "history": None, "samples": None, "generators": []}
+        return {**epochs, **state["parts"][self.everyone.rank]} if held else epochs
 
 
 def sharing_faults(loaders: Iterable[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from bisect import bisect_left
@@ -36,37 +37,25 @@ class EpochLengths:
     """Length of an epoch in one process."""
 
     samples: int
-    batches: int
+    batches: int  # that are trained on: a limit of the run may leave some out
     batch_size: int | None = None  # None spreads the samples evenly over the batches, which differ by one at most
-    starts: tuple[int, ...] | None = None  # where each batch begins, and the last ends, where a batch sampler decides
+    drop_last: bool = False
+    sizes: tuple[int, ...] | None = None  # of the batches, where a batch sampler decides
 
     @classmethod
     def of_batches(cls, sizes: list[int]) -> EpochLengths:
         """Make the length of an epoch whose batches have these numbers of samples."""
-        starts = (0, *itertools.accumulate(sizes))
-        return cls(starts[-1], len(sizes), starts=starts)
+        return cls(sum(sizes), len(sizes), sizes=tuple(sizes))
 
-    def start(self, batch: int) -> int:
-        """Return where a batch begins among the samples of the epoch, and so where the one before it ends."""
-        if self.starts is not None:
-            return self.starts[min(batch, self.batches)]
+    @functools.cached_property
+    def starts(self) -> list[int]:
+        """List where each batch that can be loaded begins among the samples of the epoch, and where the last ends."""
+        if self.sizes is not None:
+            return [0, *itertools.accumulate(self.sizes)]
         if self.batch_size is None:  # whole numbers throughout: every process must cut at the same places
-            return min(batch, self.batches) * self.samples // max(1, self.batches)
-        return min(batch * self.batch_size, self.samples)
-
-    def count(self, *, drop_last: bool = False) -> int:
-        """Count the batches that can be loaded; a limit of the run may leave some out."""
-        if self.batch_size is None:
-            return self.batches
-        return self.samples // self.batch_size if drop_last else math.ceil(self.samples / self.batch_size)
-
-    def cuts(self, first: int = 0, *, drop_last: bool = False) -> list[int]:
-        """List where each batch that can be loaded begins, from one on, and where the last ends."""
-        if self.batch_size is None:
-            return [self.start(batch) for batch in range(first, self.batches + 1)]
-        begin = self.start(first)
-        whole = list(range(begin, self.samples + 1, self.batch_size))  # ``batches`` may be fewer: a limit of the run
-        return whole if drop_last or whole[-1] == self.samples else [*whole, self.samples]
+            return [batch * self.samples // max(1, self.batches) for batch in range(self.batches + 1)]
+        whole = list(range(0, self.samples + 1, self.batch_size))
+        return whole if self.drop_last or whole[-1] == self.samples else [*whole, self.samples]
 
 
 @dataclass(frozen=True)
@@ -113,14 +102,6 @@ class PlannedRun:
         total = self.total_epochs
         return None if total is None else [self._stage(number, total) for number in range(epoch, total)]
 
-    def sparse_epochs(self) -> int | None:
-        """Count the epochs that are pruned; None where nothing limits the run."""
-        total = self.total_epochs
-        if total is None:
-            return None
-        first, end = self.sparse_range(total)
-        return end - first
-
     def _steps(self, total: int) -> int:
         first, end = self.sparse_range(total)
         # by stretches of epochs alike: a run may be planned for a million epochs, and this is asked often
@@ -128,12 +109,8 @@ class PlannedRun:
         steps = 0
         for start, stop in zip(starts, [*starts[1:], total], strict=True):
             lengths = self.pruned if first <= start < end and not self.follows else self.dense
-            steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / self.factor(start))
+            steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / self.dense_run.factor(start))
         return steps
-
-    def factor(self, epoch: int) -> int:
-        """Return the batches to an optimizer step in an epoch."""
-        return self.accumulate[max(start for start in self.accumulate if start <= epoch)]
 
     def sparse_range(self, total: int) -> tuple[int, int]:
         """Return the first sparse epoch of a run of ``total`` epochs, and the first behind the last sparse one."""
@@ -175,7 +152,8 @@ def pruned_lengths(
         min_selected=min_selected,
         at_least=at_least,
     )
-    return EpochLengths(count // processes, facts.batches_of(count // processes), size)
+    each = count // processes
+    return EpochLengths(each, facts.batches_of(each), size, facts.drop_last)
 
 
 def planned_run(
@@ -190,7 +168,8 @@ def planned_run(
     steps: PruneSteps = "replan",
 ) -> PlannedRun:
     """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own length."""
-    dense = EpochLengths(facts.draws, facts.batches, None if facts.batching == "own" else facts.batch_size)
+    size = None if facts.batching == "own" else facts.batch_size
+    dense = EpochLengths(facts.draws, facts.batches, size, facts.drop_last)
     pruned = dense
     if rate is not None and rate < 1:
         pruned = pruned_lengths(facts, rate, steps=steps, min_selected=min_selected, processes=processes)
@@ -207,7 +186,7 @@ def planned_run(
 
 
 def rounded_stages(run: PlannedRun) -> str | None:
-    """Plan the run that a trainer's limits and its loader make; without a rate each sparse epoch has its own."""
+    """Tell where whole epochs make other stages than those that were asked for."""
     total = run.total_epochs
     if total is None:
         return None
@@ -232,13 +211,15 @@ def size_faults(then: int, now: int) -> list[str]:
     ]
 
 
-def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, remembered: int | None) -> list[str]:
+def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts) -> list[str]:
     """Find what is wrong with the lengths of the run and of its epochs."""
-    found = [] if remembered is None else size_faults(remembered, facts.dataset_size)
-    if run.sparse_epochs() == 0 and run.prunes:
+    found = []
+    total = run.total_epochs
+    first, end = (0, 1) if total is None else run.sparse_range(total)
+    if first == end and run.prunes:
         found.append(
             "no epoch would be pruned: mode='prune' rounds warmup and cooldown to whole epochs, which leaves none of "
-            f"{run.total_epochs} for the sparse stage. Shorten them, or train longer."
+            f"{total} for the sparse stage. Shorten them, or train longer."
         )
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     batches = run.pruned.batches
@@ -247,6 +228,11 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts, *, r
         found.append(
             f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
             "would never be validated: use a share (a float), or check_val_every_n_epoch=None."
+        )
+    if type(interval) is int and by_epoch and facts.batching == "own" and run.follows:
+        found.append(
+            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
+            "beforehand with prune_steps='follow' and a batch sampler: use a share (a float), or prune_steps='keep'."
         )
     return found
 

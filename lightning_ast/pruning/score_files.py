@@ -6,8 +6,7 @@ CSV needs no package; a file whose name ends with ``.parquet`` is written and re
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,55 +18,43 @@ from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
 from lightning_ast.words import counted
 
-__all__ = ["IndexSet", "ScoreSource", "read_indices", "read_scores", "write_parts", "write_scores"]
+__all__ = ["IndexSet", "ScoreSource", "read_indices", "read_scores", "write_parts"]
 
 ScoreSource: TypeAlias = str | Path | Tensor | np.ndarray[Any, Any] | Sequence[float]
 """A file with the columns ``index`` (may be left out) and ``significance``, or one number for each sample."""
 IndexSet: TypeAlias = str | Path | Tensor | np.ndarray[Any, Any] | Sequence[int]
 """A file with the column ``index``, or dataset indices."""
 
-_ROWS = 1 << 18  # written at once
 _Column: TypeAlias = Any  # a masked array of numpy: what is masked is not known
-_Write: TypeAlias = Callable[[list[_Column]], None]
 
 
-def write_scores(path: str | Path, epochs: dict[str, Any]) -> None:
-    """Write a table of the samples from what a checkpoint holds of them; a file that is there stays until it is whole.
+def write_parts(path: str | Path, state: dict[str, Any]) -> None:
+    """Write the samples in the state of a selection callback; a file that is there stays until the new one is whole.
 
     Args:
         path: The file; with the ending ``.parquet`` it is a Parquet file, else CSV. Its columns are ``index``,
             ``label``, ``times_selected``, ``significance`` (the last one) and ``significance_epoch_E`` for each epoch
-            that was kept. What is not known is empty, a significance that was not finite too.
-        epochs: The ``"epochs"`` of the state of a selection callback in mode ``prune``.
-    """
-    path = Path(path)
-    columns = _columns(epochs)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with (_parquet if path.suffix == ".parquet" else _csv)(beside, list(columns)) as write:
-            for start in range(0, len(columns["index"]), _ROWS):
-                write([column[start : start + _ROWS] for column in columns.values()])
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_parts(path: str | Path, state: dict[str, Any]) -> list[Path]:
-    """Write the samples in the state of a selection callback; where each process has a part of its own, a file of each.
-
-    Returns:
-        The files: ``path`` itself, or beside it ``NAME-partR.SUFFIX`` for each process of rank R.
+            that was kept. What is not known is empty, a significance that was not finite too. Where each process has a
+            part of its own, there is a file ``NAME-partR.SUFFIX`` beside it for each process of rank R.
+        state: The state, in mode ``prune``.
     """
     path = Path(path)
     parts = state.get("parts")
     if parts is None:
-        write_scores(path, state["epochs"])
-        return [path]
-    written = []
-    for rank, part in enumerate(parts):
-        written.append(path.with_name(f"{path.stem}-part{rank}{path.suffix}"))
-        write_scores(written[-1], part)
-    return written
+        _write(path, state["epochs"])
+    else:
+        for rank, part in enumerate(parts):
+            _write(path.with_name(f"{path.stem}-part{rank}{path.suffix}"), part)
+
+
+def _write(path: Path, epochs: dict[str, Any]) -> None:
+    columns = _columns(epochs)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        (_write_parquet if path.suffix == ".parquet" else _write_csv)(beside, columns)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _columns(epochs: dict[str, Any]) -> dict[str, _Column]:
@@ -76,17 +63,18 @@ def _columns(epochs: dict[str, Any]) -> dict[str, _Column]:
     last = torch.where(recent >= 0, recent, history["scores"])
     columns = {"index": np.ma.arange(len(last))}
     samples = epochs.get("samples")  # a checkpoint of an older release has none
-    by_epoch: dict[int, Tensor] = {}
-    if samples is not None:
-        if samples["labels"] is not None:
-            columns["label"] = np.ma.masked_less(samples["labels"].numpy(), 0)
-        columns["times_selected"] = np.ma.array(samples["times"].numpy())
-        by_epoch = dict(samples["epochs"])
-        if samples["keeps_epochs"] and bool((recent >= 0).any()):
-            by_epoch[samples["epoch"]] = recent.bfloat16()
+    if samples is None:
+        return {**columns, "significance": _known(last)}
+    if samples["labels"] is not None:
+        columns["label"] = np.ma.masked_less(samples["labels"].numpy(), 0)
+    columns["times_selected"] = np.ma.array(samples["times"].numpy())
     columns["significance"] = _known(last)
-    latest = sorted(by_epoch)[-samples["keeps_epochs"] :] if by_epoch and samples else []
-    return columns | {f"significance_epoch_{epoch}": _known(by_epoch[epoch]) for epoch in latest}
+    by_epoch = dict(samples["epochs"])
+    if samples["keeps_epochs"] and bool((recent >= 0).any()):
+        by_epoch[samples["epoch"]] = recent.bfloat16()
+    for epoch in sorted(by_epoch)[-samples["keeps_epochs"] :]:
+        columns[f"significance_epoch_{epoch}"] = _known(by_epoch[epoch])
+    return columns
 
 
 def _known(scores: Tensor) -> _Column:
@@ -94,103 +82,86 @@ def _known(scores: Tensor) -> _Column:
     return np.ma.masked_where(~np.isfinite(values) | (values < 0), values)
 
 
-@contextmanager
-def _csv(path: Path, names: list[str]) -> Iterator[_Write]:
+def _write_csv(path: Path, columns: dict[str, _Column]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(names)
-        yield lambda columns: rows.writerows(zip(*map(_texts, columns), strict=True))
+        rows.writerow(columns)
+        rows.writerows(zip(*map(_texts, columns.values()), strict=True))
 
 
-def _texts(column: _Column) -> list[str]:
+def _texts(column: _Column) -> Iterator[str]:
     # The shortest text that reads as the same number in its own precision.
-    return ["" if hidden else str(value) for value, hidden in zip(column.data, np.ma.getmaskarray(column), strict=True)]
+    for value, hidden in zip(column.data, np.ma.getmaskarray(column), strict=True):
+        yield "" if hidden else str(value)
 
 
-@contextmanager
-def _parquet(path: Path, names: list[str]) -> Iterator[_Write]:
+def _write_parquet(path: Path, columns: dict[str, _Column]) -> None:
     with needs("parquet", "pyarrow"):
         import pyarrow
         import pyarrow.parquet
-    opened: list[Any] = []
-
-    def write(columns: list[_Column]) -> None:
-        table = pyarrow.table([pyarrow.array(c.data, mask=np.ma.getmaskarray(c)) for c in columns], names=names)
-        if not opened:  # the types are known now
-            opened.append(pyarrow.parquet.ParquetWriter(path, table.schema))
-        opened[0].write_table(table)
-
-    try:
-        yield write
-    finally:
-        for writer in opened:
-            writer.close()
+    arrays = {name: pyarrow.array(c.data, mask=np.ma.getmaskarray(c)) for name, c in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
 
 
-def read_scores(source: ScoreSource, size: int) -> tuple[Tensor, Tensor | None]:
-    """Read the scores that a run begins with.
+def read_scores(name: str, source: ScoreSource, size: int) -> tuple[Tensor, Tensor | None]:
+    """Read the scores that a run begins with; ``name`` is the setting that they were given as.
 
-    Args:
-        source: One number for each sample, or a file as :func:`write_scores` writes it. In a file with an ``index``
-            samples may be left out, and a significance may be empty: such samples have no score.
-        size: The number of samples in the data set.
+    In a file with an ``index`` samples may be left out, and a significance may be empty: such samples have no score.
 
     Returns:
         ``(N,)`` float32 scores, -1 where there is none, and ``(N,)`` int64 classes, -1 where not known, or None.
     """
-    name = "initial_scores"
     if not isinstance(source, (str, Path)):
-        return _checked(name, _tensor(name, source), size, None), None
-    table = _read(name, source, ("significance",), ("index", "label"))
-    values = torch.tensor([-1.0 if value is None else _number(name, value) for value in table["significance"]])
+        values = _tensor(name, source)
+        return _checked(name, values, torch.ones_like(values, dtype=torch.bool), size), None
+    table = _read(name, source, "significance")
     given = torch.tensor([value is not None for value in table["significance"]], dtype=torch.bool)
     indices = _indices_of(name, table["index"], size) if "index" in table else None
-    scores = _checked(name, values, size, indices, given=given)
-    if "label" not in table:
-        return scores, None
-    labels = torch.tensor([-1.0 if value is None else _number(name, value) for value in table["label"]])
-    labels = labels.nan_to_num(-1.0, -1.0, -1.0).long()
-    return scores, labels if indices is None else torch.full((size,), -1).index_copy_(0, indices, labels)
+    scores = _checked(name, _numbers(name, table["significance"]), given, size if indices is None else len(indices))
+    labels = None
+    if "label" in table:
+        labels = _numbers(name, table["label"]).nan_to_num(-1.0, -1.0, -1.0).long()
+    if indices is None:
+        return scores, labels
+    twice = (indices.bincount() > 1).nonzero()
+    if twice.numel():
+        raise _fault(name, "expected each index once", f"index {int(twice[0])} several times")
+    scores = torch.full((size,), -1.0).index_copy_(0, indices, scores)
+    return scores, None if labels is None else torch.full((size,), -1).index_copy_(0, indices, labels)
+
+
+def _checked(name: str, values: Tensor, given: Tensor, size: int) -> Tensor:
+    """Return the scores as float32; refuse another number of them, and values of those given that are no scores."""
+    values = values.detach().to("cpu", torch.float32)
+    if values.shape != (size,):
+        expected = f"expected the significance of {counted(size, 'sample')}, as many as the data set has"
+        raise _fault(name, expected, f"shape {tuple(values.shape)}")
+    wrong = (given.cpu() & ~(values.isfinite() & (values >= 0))).nonzero()
+    if wrong.numel():
+        row = int(wrong[0])
+        where = f"{counted(len(wrong), 'value')} that are not, such as {values[row]:g} in row {row}"
+        raise _fault(name, "expected finite numbers of at least 0, larger ones for samples that matter more", where)
+    return values
 
 
 def read_indices(name: str, source: IndexSet, size: int) -> Tensor:
     """Read a set of dataset indices as ``(N,)`` bool; ``name`` is the setting that it was given as."""
     if isinstance(source, (str, Path)):
-        indices = _indices_of(name, _read(name, source, ("index",), ())["index"], size)
+        values = _read(name, source, "index")["index"]
     else:
         given = _tensor(name, source)
         if given.ndim != 1 or (given.numel() and (given.is_floating_point() or given.dtype == torch.bool)):
             raise _fault(name, "expected dataset indices, a list of ints", f"{given.dtype} of {tuple(given.shape)}")
-        indices = _indices_of(name, given.tolist(), size)
-    return torch.zeros(size, dtype=torch.bool).index_fill_(0, indices, True)
-
-
-def _checked(name: str, values: Tensor, size: int, indices: Tensor | None, *, given: Tensor | None = None) -> Tensor:
-    values = values.detach().to("cpu", torch.float32)
-    expected = f"expected the significance of {counted(size, 'sample')}, as many as the data set has"
-    if indices is None and values.shape != (size,):
-        raise _fault(name, expected, f"shape {tuple(values.shape)}")
-    given = torch.ones_like(values, dtype=torch.bool) if given is None else given
-    wrong = (given & ~(values.isfinite() & (values >= 0))).nonzero()
-    if wrong.numel():
-        row = int(wrong[0])
-        where = f"{counted(len(wrong), 'value')} that are not, such as {values[row]:g} in row {row}"
-        raise _fault(name, "expected finite numbers of at least 0, larger ones for samples that matter more", where)
-    if indices is None:
-        return values
-    ordered = indices.sort().values
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if twice.numel():
-        raise _fault(name, "expected each index once", f"index {int(twice[0])} several times")
-    return torch.full((size,), -1.0).index_copy_(0, indices, values)
+        values = given.tolist()
+    return torch.zeros(size, dtype=torch.bool).index_fill_(0, _indices_of(name, values, size), True)
 
 
 def _indices_of(name: str, values: list[Any], size: int) -> Tensor:
-    numbers = [_number(name, value) for value in values]
-    wrong = next((number for number in numbers if not (0 <= number < size and number == int(number))), None)
-    if wrong is not None:
-        raise _fault(name, f"expected dataset indices in [0, {size})", f"{wrong:g}")
-    return torch.tensor([int(number) for number in numbers], dtype=torch.int64)
+    numbers = _numbers(name, values)
+    wrong = numbers[~((numbers >= 0) & (numbers < size) & (numbers == numbers.floor()))]
+    if wrong.numel():
+        raise _fault(name, f"expected dataset indices in [0, {size})", f"{wrong[0]:g}")
+    return numbers.long()
 
 
 def _tensor(name: str, values: Any) -> Tensor:
@@ -200,15 +171,19 @@ def _tensor(name: str, values: Any) -> Tensor:
         raise _fault(name, "expected a tensor, a list of numbers, or a file", type(values).__name__) from None
 
 
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise _fault(name, "expected numbers", repr(value)) from None
+def _numbers(name: str, values: list[Any]) -> Tensor:
+    """Return the numbers of a column as float64; -1 where one is not known."""
+    numbers = []
+    for value in values:
+        try:
+            numbers.append(-1.0 if value is None else float(value))
+        except (TypeError, ValueError):
+            raise _fault(name, "expected numbers", repr(value)) from None
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
-def _read(name: str, path: str | Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Read columns of a table; what is not known is None."""
+def _read(name: str, path: str | Path, needed: str) -> dict[str, list[Any]]:
+    """Read the columns of a table, one of which is needed; what is not known is None."""
     path = Path(path)
     try:
         table = (_read_parquet if path.suffix == ".parquet" else _read_csv)(path)
@@ -216,10 +191,10 @@ def _read(name: str, path: str | Path, needed: tuple[str, ...], wanted: tuple[st
         raise _fault(name, f"expected a file that can be read at {path}", str(error.strerror or error)) from error
     except (ValueError, csv.Error) as error:  # bytes of another format
         raise _fault(name, f"expected a CSV file, or one that ends with .parquet, at {path}", str(error)) from error
-    if missing := [column for column in needed if column not in table]:
+    if needed not in table:
         found = ", ".join(map(repr, table)) or "none"
-        raise _fault(name, f"expected the column {missing[0]!r} in {path}", f"the columns {found}")
-    return {column: table[column] for column in (*needed, *wanted) if column in table}
+        raise _fault(name, f"expected the column {needed!r} in {path}", f"the columns {found}")
+    return table
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
@@ -239,4 +214,4 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
 
 def _fault(name: str, expected: str, got: str) -> ConfigurationError:
-    return ConfigurationError([f"{name}: {expected}; got {got}."])
+    return ConfigurationError(f"{name}: {expected}; got {got}.")

@@ -34,12 +34,8 @@ class SeveralEpochs(PrunedEpochs):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._facts: list[LoaderFacts] = []  # of each loader; only where there are several
-        self._parts: dict[int, EpochPlan] = {}  # the running epoch's plan of each loader that has started
-
-    @property
-    def _ends(self) -> list[int]:
-        """Return where the numbers of each loader's samples end."""
-        return list(accumulate(facts.dataset_size for facts in self._facts))
+        self._starts: list[int] = []  # where the numbers of each loader's samples begin, and those of the last end
+        self._plans: dict[int, EpochPlan] = {}  # the running epoch's plan of each loader that has started
 
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
         if len(combined.flattened) == 1:
@@ -53,45 +49,42 @@ class SeveralEpochs(PrunedEpochs):
 
     def _several_faults(self, combined: CombinedLoader) -> list[str]:
         """Find why loaders that can be pruned one by one cannot be together."""
-        found = []
         given = [LoaderFacts.of_loader(loader) for loader in combined.flattened]
         batches = {facts.batches for facts in given}
-        mode = same_mode(combined)
-        if mode != "min_size" and not (mode == "max_size_cycle" and len(batches) == 1):
-            found.append(
-                f"mode='prune' with several dataloaders needs one batch of each in every step, and with {mode!r} "
-                "loaders of different lengths begin again or end early: use CombinedLoader(loaders, 'min_size')."
-            )
-        children = children_of(combined.iterables) or []
-        if [*map(id, children)] != [*map(id, combined.flattened)] and len(children) != len(given):
-            found.append("mode='prune' needs several dataloaders in a flat list or dict, not nested.")
-        if any(facts.draws < min(batches) * facts.batch_size for facts in given):
-            found.append(
-                "mode='prune' with several dataloaders needs full batches, or a last short one of one loader would "
-                "weigh its samples differently: set drop_last=True."
-            )
-        if any(facts.batching != "plain" for facts in given):
-            found.append("mode='prune' with several dataloaders needs batch_size in each, and no batch sampler.")
         sizes = [facts.batch_size for facts in given]
-        if min(sizes) <= len(sizes) or len(set(sizes)) < len(sizes):
-            found.append(
-                "mode='prune' with several dataloaders tells by their sizes whose samples the rows of a tensor are, "
-                f"got batch_size {', '.join(map(str, sizes))}: each needs another one, above {len(sizes)} (such as 32 "
-                "and 31)."
-            )
-        asked = self._planner.samples.settings
+        mode = same_mode(combined)
+        children = children_of(combined.iterables) or []
+        asked = self._planner.samples
         named = any(value is not None for value in (asked.initial_scores, asked.always, asked.never))
-        if named or asked.keep_scores or asked.class_floor:
-            found.append(
-                "mode='prune' with several dataloaders has no dataset index that names one sample: leave out always, "
-                "never, class_floor, initial_scores and keep_scores."
-            )
-        if self._steps == "keep" or self._planner.covers or self._planner.weighs:
-            found.append(
-                "mode='prune' with several dataloaders needs batches that keep their sizes and count each sample "
-                "alike: use target_activation_rate, prune_steps='replan' or 'follow', and no weighting."
-            )
-        return found
+        needs = [
+            (
+                mode == "min_size" or (mode == "max_size_cycle" and len(batches) == 1),
+                f"one batch of each in every step, and with {mode!r} loaders of different lengths begin again or end "
+                "early: use CombinedLoader(loaders, 'min_size')",
+            ),
+            (len(children) == len(given), "them in a flat list or dict, not nested"),
+            (
+                all(facts.draws >= min(batches) * facts.batch_size for facts in given),
+                "full batches, or a last short one would weigh its samples differently: set drop_last=True",
+            ),
+            (all(facts.batching == "plain" for facts in given), "batch_size in each, and no batch sampler"),
+            (
+                min(sizes) > len(sizes) and len(set(sizes)) == len(sizes),
+                "another batch_size in each, above their number (such as 32 and 31), which tells whose samples the "
+                f"rows of a tensor are; got {', '.join(map(str, sizes))}",
+            ),
+            (
+                not (named or asked.keep_scores or asked.class_floor),
+                "settings without always, never, class_floor, initial_scores and keep_scores: no dataset index names "
+                "one sample",
+            ),
+            (
+                self._steps != "keep" and self._planner.counts_alike,
+                "batches that keep their sizes and count each sample alike: use target_activation_rate, "
+                "prune_steps='replan' or 'follow', and no weighting",
+            ),
+        ]
+        return [f"mode='prune' with several dataloaders needs {need}." for holds, need in needs if not holds]
 
     def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
         self._facts = []
@@ -100,10 +93,11 @@ class SeveralEpochs(PrunedEpochs):
             return super()._facts_of(combined)
         limits = combined.limits or [torch.inf]
         self._facts = [LoaderFacts.of_loader(loader) for loader in combined.flattened]
+        self._starts = [0, *accumulate(facts.dataset_size for facts in self._facts)]
         batches = int(min(*limits, *(facts.batches for facts in self._facts)))
         self.sizes = tuple(facts.batch_size for facts in self._facts)
         size = sum(self.sizes)
-        return LoaderFacts(self._ends[-1], batches * size, size, drop_last=True, batches=batches)
+        return LoaderFacts(self._starts[-1], batches * size, size, drop_last=True, batches=batches)
 
     def sizes_of(self, batch: Any) -> tuple[int, ...]:
         """Return the number of samples that each of several loaders puts into a batch; nothing for one loader."""
@@ -111,11 +105,9 @@ class SeveralEpochs(PrunedEpochs):
             found = tuple(batch_size_of(part) for part in children_of(batch) or ())
             if found != self.sizes:
                 raise ConfigurationError(
-                    [
-                        f"batch {self.epoch.batch} holds {', '.join(map(str, found))} samples of the dataloaders where "
-                        f"{', '.join(map(str, self.sizes))} were drawn for it: mode='prune' cannot tell which these "
-                        "are. Use a collate_fn that neither drops nor adds samples."
-                    ]
+                    f"batch {self.epoch.batch} holds {', '.join(map(str, found))} samples of the dataloaders where "
+                    f"{', '.join(map(str, self.sizes))} were drawn for it: mode='prune' cannot tell which these "
+                    "are. Use a collate_fn that neither drops nor adds samples."
                 )
         return self.sizes
 
@@ -123,10 +115,8 @@ class SeveralEpochs(PrunedEpochs):
         """Return the next batch's part of the plan; with several loaders it is in the order of the draws."""
         if self.sizes and own is not None:
             raise ConfigurationError(
-                [
-                    "mode='prune' with several dataloaders takes the order of a batch from the order of its samples' "
-                    "draws, and not from sample_indices: return None there, and keep the order in the collate_fn."
-                ]
+                "mode='prune' with several dataloaders takes the order of a batch from the order of its samples' "
+                "draws, and not from sample_indices: return None there, and keep the order in the collate_fn."
             )
         return super().next_batch(batch_size, own)
 
@@ -136,17 +126,17 @@ class SeveralEpochs(PrunedEpochs):
             return
         epoch = self.epoch
         if number == 0:
-            self._parts = {}
+            self._plans = {}
             if not epoch.replays:
                 epoch.plan = None
         if epoch.plan is None:
-            self._parts[number] = self._plan_of(number, sampler, started)
+            self._plans[number] = self._plan_of(number, sampler, started)
             self._assemble()
-            own = self._parts[number].indices
+            own = self._plans[number].indices
         else:  # a checkpoint's
             first = sum(self.sizes[:number])
             own = self._arranged(epoch.plan.indices).narrow(1, first, self.sizes[number]).flatten()
-            own = own - self._start_of(number)
+            own = own - self._starts[number]
         if number == len(self.sizes) - 1:
             epoch.replays = False
         yield from self._processes.share(own).view(-1, self.sizes[number])[epoch.resumed_at :].tolist()
@@ -157,15 +147,11 @@ class SeveralEpochs(PrunedEpochs):
         facts = self._facts[number]
         if faults := size_faults(facts.dataset_size, len(loader.dataset)):
             raise ConfigurationError(faults)
-        drawn, _ = draw(sampler, facts, loader_generators(loader), started=started)
-        start = self._start_of(number)
+        drawn, _, _ = draw(sampler, facts, loader_generators(loader), started=started)
         size = self.sizes[number]
         offered = self._processes.interleaved(drawn[: self.run.dense.batches * size])
         count = self.epoch.lengths.batches * size * self._processes.count
-        return self._planner.plan_part(self.epoch, offered, range(start, start + facts.dataset_size), count=count)
-
-    def _start_of(self, number: int) -> int:
-        return self._ends[number] - self._facts[number].dataset_size
+        return self._planner.plan_part(self.epoch, offered, range(*self._starts[number : number + 2]), count=count)
 
     def _arranged(self, values: Tensor) -> Tensor:
         """View what a plan holds as ``(batches, samples of a batch, processes)``."""
@@ -173,14 +159,9 @@ class SeveralEpochs(PrunedEpochs):
 
     def _assemble(self) -> None:
         """Make one plan of those of all loaders, batch by batch, once all have started."""
-        if len(self._parts) < len(self.sizes):
+        if len(self._plans) < len(self.sizes):
             return
-        parts = [self._parts[number] for number in range(len(self.sizes))]
-        numbered = [self._arranged(part.indices + self._start_of(k)) for k, part in enumerate(parts)]
-        weights = [self._arranged(part.weights) for part in parts if part.weights is not None]
-        self.epoch.plan = EpochPlan(
-            self.epoch.number,
-            torch.cat(numbered, dim=1).flatten(),
-            sum(part.offered for part in parts),
-            torch.cat(weights, dim=1).flatten() if weights else None,
-        )
+        parts = [self._plans[number] for number in range(len(self.sizes))]
+        numbered = [self._arranged(part.indices + self._starts[k]) for k, part in enumerate(parts)]
+        indices = torch.cat(numbered, dim=1).flatten()
+        self.epoch.plan = EpochPlan(self.epoch.number, indices, sum(part.offered for part in parts))

@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import ends_epoch
-from lightning_ast.lightning_internals.leading import copied_loader, same_mode
+from lightning_ast.lightning_internals.leading import StandInLoader, copied_loader
 from lightning_ast.lightning_internals.resuming import knows_its_place
 from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.pruning.epoch import PlannedBatch
 from lightning_ast.pruning.epochs import PrunedEpochs
-from lightning_ast.pruning.loader import LoaderFacts, PrunedLoader
+from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.streams import SampleFilter
 from lightning_ast.words import counted
 
@@ -35,7 +34,7 @@ class StreamedEpochs(PrunedEpochs):
         super().__init__(*args, **options)
         self._filter = sample_filter
         self._planner.filters = True
-        if self._own_parts is not None:  # a process that was forked shares the memory of the others' filters
+        if self._parts.are_own:  # a process that was forked shares the memory of the others' filters
             sample_filter.unshare()
         self._left = torch.zeros(sample_filter.size, dtype=torch.bool)  # what the running epoch has yet to train on
         self._weights: Tensor | None = None  # by sample; None where all are 1
@@ -49,29 +48,29 @@ class StreamedEpochs(PrunedEpochs):
 
     def _load(self, combined: CombinedLoader) -> CombinedLoader:
         loaded = super()._load(combined)
-        if self._planner.facts is None:  # a tuner's trial, on the whole stream
+        if not self._planner.knows_loader:  # a tuner's trial, on the whole stream
             self._filter.allow(None)
         return loaded
 
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
-        return _stream_faults(combined, self._trainer, parted=self._own_parts is not None)
+        return _stream_faults(combined, self._trainer, parted=self._parts.are_own)
 
     def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
         loader = combined.flattened[0]
         size = self._filter.size
         # Several processes end an epoch behind the batches that each has for certain: only the last may be short.
-        ends = max(1, loader.num_workers) if self._own_parts is None else 1
+        ends = 1 if self._parts.are_own else max(1, loader.num_workers)
         facts = LoaderFacts(size, size, loader.batch_size, loader.drop_last, batches=0, short_ends=ends)
         return replace(facts, batches=facts.batches_of(size))
 
-    def _loader_for(self, combined: CombinedLoader) -> PrunedLoader:
+    def _loader_for(self, combined: CombinedLoader) -> StandInLoader:
         return _StreamedLoader(combined, self)
 
     @property
     def _batches_ahead(self) -> float:
         # Each worker ends with a short batch of its own: the number is known when the stream ends. Processes need as
         # many each.
-        return math.inf if self._own_parts is None else self.epoch.lengths.batches
+        return self.epoch.lengths.batches if self._parts.are_own else math.inf
 
     def open(self) -> bool:
         """Let the samples of the running epoch pass; False where nothing may be loaded yet."""
@@ -98,22 +97,16 @@ class StreamedEpochs(PrunedEpochs):
     def next_batch(self, batch_size: int, own: Tensor | None) -> PlannedBatch:
         """Return what the plan says of the samples that the module names."""
         epoch = self.epoch
-        assert epoch.plan is not None
         if own is None:
             raise ConfigurationError(
-                [
-                    "mode='prune' with a sample_filter has to know the samples of a batch: override "
-                    "SparseLossMixin.sample_indices(batch) to return their numbers, as the filter's key gives them."
-                ]
+                "mode='prune' with a sample_filter has to know the samples of a batch: override "
+                "SparseLossMixin.sample_indices(batch) to return their numbers, as the filter's key gives them."
             )
         indices = own.detach().cpu().long()
         self._check(indices)
         self._left[indices] = False
-        start = self._samples_done
+        stands_for = epoch.stands_for(self._samples_done, self._samples_done + len(indices))
         self._samples_done += len(indices)
-        # differences of rounded sums, so that the batches of an epoch add up to exactly the samples offered
-        scale = epoch.plan.offered / epoch.plan.indices.numel() if epoch.sparse else 1.0
-        stands_for = round(self._samples_done * scale) - round(start * scale)
         epoch.batch += 1
         return PlannedBatch(indices, None if self._weights is None else self._weights[indices], stands_for)
 
@@ -125,18 +118,17 @@ class StreamedEpochs(PrunedEpochs):
             return
         found = wrong if wrong.numel() else indices
         raise ConfigurationError(
-            [
-                f"batch {self.epoch.batch} of epoch {self.epoch.number} holds samples that the epoch does not train "
-                f"on, or a second time, such as number {int(found[0])}: every sample must pass the SampleFilter once "
-                "an epoch, and sample_indices must return the same number as the filter's key. With several workers "
-                "each must read its own part of the stream."
-            ]
+            f"batch {self.epoch.batch} of epoch {self.epoch.number} holds samples that the epoch does not train "
+            f"on, or a second time, such as number {int(found[0])}: every sample must pass the SampleFilter once "
+            "an epoch, and sample_indices must return the same number as the filter's key. With several workers "
+            "each must read its own part of the stream."
         )
 
     def finish_batch(self) -> None:
         """Advance schedules; warn where the stream ended without some of the samples."""
         super().finish_batch()
-        if not ends_epoch(self._trainer) or self._has_warned or self._drops_last or self._own_parts is not None:
+        drops_last = self._planner.facts.drop_last
+        if not self._trainer.is_last_batch or self._has_warned or drops_last or self._parts.are_own:
             return
         if missing := int(self._left.sum()):
             self._has_warned = True
@@ -149,14 +141,12 @@ class StreamedEpochs(PrunedEpochs):
 
     def check_end(self) -> None:
         """Refuse a stream that ends before those of the other processes, which would wait for ever."""
-        if self._own_parts is not None and not self._resumes and self.epoch.batch < self.epoch.lengths.batches:
+        due = self.epoch.lengths.batches
+        if self._parts.are_own and not self._resumes and self.epoch.batch < due:
             raise ConfigurationError(
-                [
-                    f"the stream of process {self._everyone.rank} ended after {counted(self.epoch.batch, 'batch')} of "
-                    f"epoch {self.epoch.number} where its plan has {self.epoch.lengths.batches}: samples were dropped "
-                    f"behind the filter, or SampleFilter(size={self._filter.size}) counts more than the part of this "
-                    "process has."
-                ]
+                f"the stream of process {self._parts.everyone.rank} ended after {counted(self.epoch.batch, 'batch')} "
+                f"of epoch {self.epoch.number} where its plan has {due}: samples were dropped behind the filter, or "
+                f"SampleFilter(size={self._filter.size}) counts more than the part of this process has."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,32 +157,26 @@ class StreamedEpochs(PrunedEpochs):
         return {**super().state_dict(), "trained": trained & ~self._left}
 
 
-class _StreamedLoader(PrunedLoader):
+class _StreamedLoader(StandInLoader):
     """The user's loader, whose filter is set when it starts."""
 
     def __init__(self, given: CombinedLoader, epochs: StreamedEpochs) -> None:
-        CombinedLoader.__init__(self, given.iterables, same_mode(given))
-        self.given = given
+        super().__init__(given, [copied_loader(given.flattened[0])])
         self._epochs = epochs
-        self._own = copied_loader(given.flattened[0])
         self._resumed: _ResumedStream | None = None
 
     def __iter__(self) -> _StreamedLoader:
         """Start the loader with the plan of the epoch."""
         is_open = self._epochs.open()
-        if not is_open and self._resumed is None and self._own.num_workers > 0:
-            self._resumed = _ResumedStream(self._own.dataset, self._own.batch_size)
-            collate = partial(_collate, self._own.collate_fn)
-            self._own = copied_loader(self._own, dataset=self._resumed, collate_fn=collate)
-        if self._resumed is None:
-            self.flattened = [self._own] if is_open else [iter(())]
-            super().__iter__()
-            return self
+        (own,) = self.flattened
+        if not is_open and self._resumed is None:
+            self._resumed = _ResumedStream(own.dataset, own.batch_size)
+            collate = partial(_collate, own.collate_fn)
+            self.flattened = [copied_loader(own, dataset=self._resumed, collate_fn=collate)]
         ahead = 0
-        if is_open:
-            ahead = self._epochs.epoch.batch % self._own.num_workers
+        if is_open and self._resumed is not None:
+            ahead = self._epochs.epoch.batch % max(1, own.num_workers)
             self._resumed.begin(ahead)
-        self.flattened = [self._own]
         super().__iter__()
         for _ in range(ahead):
             next(self)
@@ -206,8 +190,7 @@ class _StreamedLoader(PrunedLoader):
             raise
 
 
-class _Nothing:
-    """A sample that a worker puts into a batch of nothing."""
+_NOTHING = object()  # in place of a sample, in a batch of nothing
 
 
 class _ResumedStream(IterableDataset[Any]):
@@ -217,24 +200,20 @@ class _ResumedStream(IterableDataset[Any]):
     # before it begin with a batch of nothing, which is thrown away: the batches come as they would have.
 
     _stream: Any
-    _nothing: list[_Nothing]
+    _batch_size: int
     _ahead: Tensor
 
-    def __init__(self, stream: Any, batch_size: int | None) -> None:
+    def __init__(self, stream: Any, batch_size: int) -> None:
         ahead = torch.full((1,), -1)  # workers to whom this applies; -1 closes the stream
         ahead.share_memory_()  # type: ignore[no-untyped-call]
-        vars(self).update(
-            _stream=stream,
-            _nothing=[_Nothing()] * (batch_size or 1),
-            _ahead=ahead,
-        )
+        vars(self).update(_stream=stream, _batch_size=batch_size, _ahead=ahead)
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         ahead = int(self._ahead)
         if ahead >= 0:
             if worker is not None and worker.id < ahead:
-                yield from self._nothing
+                yield from [_NOTHING] * self._batch_size
             yield from self._stream
 
     def begin(self, ahead: int) -> None:
@@ -254,7 +233,7 @@ class _ResumedStream(IterableDataset[Any]):
 
 
 def _collate(own: Callable[[Any], Any], samples: list[Any]) -> Any:
-    return None if isinstance(samples[0], _Nothing) else own(samples)
+    return None if samples[0] is _NOTHING else own(samples)
 
 
 def filter_faults(given: object, mode: Mode, steps: PruneSteps) -> list[str]:
@@ -276,34 +255,36 @@ def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer, *, parted: boo
     loader = combined.flattened[0]
     if len(combined.flattened) != 1 or not isinstance(loader, DataLoader):
         return ["a sample_filter needs one training dataloader, a torch DataLoader."]
-    found = []
-    if not isinstance(loader.dataset, IterableDataset):
-        found.append(
-            "a sample_filter is for an IterableDataset: leave it out, mode='prune' knows the samples of a map-style "
-            "dataset by their index."
-        )
-    if loader.batch_size is None:
-        found.append("a sample_filter needs batch_size: with batch_size=None the stream makes the batches.")
-    if trainer.world_size > 1 and not parted:
-        found.append(
-            "a sample_filter with several processes needs own_parts=True: let each process read a part of the stream "
-            "of its own, and give it a SampleFilter that numbers the samples of that part."
-        )
-    if parted and loader.drop_last and loader.num_workers > 1:
-        found.append(
-            "own_parts=True with a sample_filter and several workers needs drop_last=False: each worker would drop a "
-            "last batch of its own, and the processes would end after different numbers of batches."
-        )
-    if knows_its_place(loader):
-        found.append(
-            f"{type(loader).__name__} restores its own position when a run is resumed, and mode='prune' does so too: "
-            "use torch's DataLoader."
-        )
-    if trainer.limit_train_batches != 1.0:  # which overfit_batches changes too
-        found.append("a sample_filter needs whole epochs: leave limit_train_batches and overfit_batches out.")
-    if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
-        found.append(
-            f"val_check_interval={trainer.val_check_interval:g} is a share of an epoch, and how many batches a stream "
-            "gives is not known before it ends: use 1.0, or a number of batches."
-        )
-    return found
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
+    needs = [
+        (
+            isinstance(loader.dataset, IterableDataset),
+            "an IterableDataset: leave it out, mode='prune' knows the samples of a map-style dataset by their index",
+        ),
+        (loader.batch_size is not None, "batch_size: with batch_size=None the stream makes the batches"),
+        (
+            parted or trainer.world_size == 1,
+            "own_parts=True with several processes: let each process read a part of the stream of its own, and give "
+            "it a SampleFilter that numbers the samples of that part",
+        ),
+        (
+            not (parted and loader.drop_last and loader.num_workers > 1),
+            "drop_last=False with own_parts=True and several workers: each worker would drop a last batch of its own, "
+            "and the processes would end after different numbers of batches",
+        ),
+        (
+            not knows_its_place(loader),
+            f"torch's DataLoader: {type(loader).__name__} restores its own position when a run is resumed, and "
+            "mode='prune' does so too",
+        ),
+        (
+            trainer.limit_train_batches == 1.0,  # which overfit_batches changes too
+            "whole epochs: leave limit_train_batches and overfit_batches out",
+        ),
+        (
+            not isinstance(interval, float) or interval == 1.0,
+            f"val_check_interval=1.0, or a number of batches: {interval} is a share of an epoch, and how many batches "
+            "a stream gives is not known before it ends",
+        ),
+    ]
+    return [f"a sample_filter needs {need}." for holds, need in needs if not holds]

@@ -338,7 +338,7 @@ class Named(Lengths):
 
 
 REFUSED = [
-    (Shorter, {}, r"Shorter drew 30 batches where 31 were announced"),
+    (Shorter, {}, r"Shorter drew 30 batches where its length was 31"),
     (lambda: iter([[0, 1]] * 4), {}, "the batch sampler has no __len__"),
     (lambda: [[0, 1], ["2", "3"]], {}, "a batch sampler of lists of dataset indices: list yields others"),
     (lambda: [0, 1, 2, 3], {}, "a batch sampler of lists of dataset indices: list yields others"),

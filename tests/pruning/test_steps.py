@@ -12,8 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, O
 
 from lightning_ast.core import even_count
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.pruning.followed_steps import FollowedSteps
-from lightning_ast.pruning.run_plan import EpochLengths
+from lightning_ast.pruning.followed_steps import steps_due
 from tests.helpers.training import SaveAt, assert_same_weights, quiet_trainer, weights
 from tests.pruning.prune_by_hand import SIZE, Witness, fit, fresh, loader, plan_by_hand, pruned
 
@@ -128,7 +127,7 @@ def ends(rates: list[list[float]]) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "milestones", "linear warmup"])
-@pytest.mark.parametrize("options", [{}, {"frequency": 3}, {"accumulate_grad_batches": 4}, {"scheduled": {1: 4, 2: 2}}])
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 4}, {"scheduled": {1: 4, 2: 2}}])
 def test_followed_schedules_are_where_the_dense_run_is(schedule: str, options: dict[str, Any]) -> None:
     module, trainer = train("follow", schedule=schedule, **options)
     reference, dense_trainer = dense(schedule=schedule, **options)
@@ -182,21 +181,21 @@ def test_a_module_steps_its_schedulers_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("dense_batches", [1, 7, 10, 100])
-@pytest.mark.parametrize("frequency", [1, 2, 5])
 @pytest.mark.parametrize("accumulate", [1, 3, 4])
-def test_followed_steps_add_up(dense_batches: int, frequency: int, accumulate: int) -> None:
+def test_followed_steps_add_up(dense_batches: int, accumulate: int) -> None:
     for batches in range(1, dense_batches + 1):
-        whole, part = EpochLengths(0, dense_batches), EpochLengths(0, batches)
+        lengths = {"dense": dense_batches, "pruned": batches, "accumulate": accumulate}
+        extra = [steps_due(done, **lengths) for done in range(1, batches + 1)]
+        assert min(extra) >= 0
+        ends = [n % accumulate == 0 or n == batches for n in range(1, batches + 1)]
+        assert not any(due for due, is_end in zip(extra, ends) if not is_end), "between steps no rate may change"
+        assert sum(ends) + sum(extra) == -(-dense_batches // accumulate)
 
-        def taken(count: int, accumulate: int = accumulate) -> int:
-            return sum((n % accumulate == 0 or n == count) and n % frequency == 0 for n in range(1, count + 1))
 
-        follow = FollowedSteps(whole, part, accumulate=accumulate)
-        extra = [follow.due(done, frequency) for done in range(1, batches + 1)]
-        assert taken(batches) + sum(extra) == max(taken(dense_batches), taken(batches))
-        half = batches // 2
-        resumed = FollowedSteps(whole, part, accumulate=accumulate, done=half)
-        assert [resumed.due(done, frequency) for done in range(half + 1, batches + 1)] == extra[half:]
+def test_a_scheduler_that_leaves_steps_out_cannot_follow() -> None:
+    with pytest.raises(ConfigurationError, match="set their frequency to 1"):
+        train("follow", frequency=3)
+    train("keep", frequency=3)
 
 
 # ---------------------------------------------------------------------- both

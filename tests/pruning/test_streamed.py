@@ -233,7 +233,13 @@ REFUSED = [
     (loaded(Files), {"prune_steps": "keep"}, {}, Told, "use prune_steps='follow' with a sample_filter"),
     (loaded(Files), {"sample_filter": 3}, {}, Told, "sample_filter: expected a SampleFilter"),
     (loaded(Files), {}, {"limit_train_batches": 3}, Told, "needs whole epochs"),
-    (loaded(Files), {}, {"val_check_interval": 0.5}, Told, "val_check_interval=0.5 is a share of an epoch"),
+    (
+        loaded(Files),
+        {},
+        {"val_check_interval": 0.5},
+        Told,
+        "needs val_check_interval=1.0, .*: 0.5 is a share of an epoch",
+    ),
 ]
 
 

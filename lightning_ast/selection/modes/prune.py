@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from lightning_ast.core.gate import Selection
 from lightning_ast.pruning.epochs import PrunedEpochs
-from lightning_ast.pruning.own_parts import OwnParts, part_in
+from lightning_ast.pruning.followed_steps import following_faults
+from lightning_ast.pruning.own_parts import DataParts
 from lightning_ast.pruning.planner import EpochPlanner
 from lightning_ast.pruning.run_plan import rounded_stages
-from lightning_ast.pruning.sample_book import SampleBook
 from lightning_ast.pruning.several_loaders import SeveralEpochs
 from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
@@ -35,32 +36,21 @@ class PruneMode(SelectionMode):
 
     def __init__(self, parts: FitParts) -> None:
         super().__init__(parts)
-        own_parts = None
-        processes = parts.processes
-        if parts.settings.samples.own_parts and processes.count > 1:
-            own_parts = OwnParts(processes)
-            processes = processes.alone()
-        self._own_parts = own_parts
-        sample_filter = parts.settings.sample_filter
-        planned = SeveralEpochs if sample_filter is None else partial(StreamedEpochs, sample_filter=sample_filter)
+        settings = parts.settings
+        self._data_parts = DataParts(parts.processes, own=settings.samples.own_parts)
         planner = EpochPlanner(
             parts.trainer,
             parts.selector,
-            parts.settings.schedule_of(parts.trainer),
-            processes,
-            parts.settings.steps_of_pruned_epochs,
-            samples=SampleBook(parts.settings.samples, processes),
-            own_parts=own_parts,
+            settings.schedule_of(parts.trainer),
+            self._data_parts,
+            settings.steps_of_pruned_epochs,
+            samples=settings.samples,
             begin_target=None if parts.target is None else parts.target.begin,
         )
-        self.epochs: PrunedEpochs = planned(
-            parts.owner,
-            parts.trainer,
-            planner,
-            processes,
-            parts.settings.steps_of_pruned_epochs,
-            own_parts=own_parts,
-        )
+        planned: Callable[..., PrunedEpochs] = SeveralEpochs
+        if settings.sample_filter is not None:
+            planned = partial(StreamedEpochs, sample_filter=settings.sample_filter)
+        self.epochs = planned(parts.owner, parts.trainer, planner)
 
     def attach(self) -> None:
         """Let Lightning's fit loop load the planned samples alone."""
@@ -80,9 +70,13 @@ class PruneMode(SelectionMode):
                 "lightning-ast: initial_scores has no effect, because the warmup scores every sample anew before an "
                 "epoch is planned: use TwoStageScheduler(warmup_epochs=0)."
             )
+        follows = self._parts.settings.steps_of_pruned_epochs == "follow"
+        faults = following_faults(self._parts.trainer) if follows else []
         if self.epochs.batches_are_samples and self._parts.settings.samples.class_floor > 0:
-            return ["class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."]
-        return []
+            faults.append(
+                "class_floor counts samples, and with batch_size=None whole batches are chosen: leave it out."
+            )
+        return faults
 
     def stage(self, batch_idx: int) -> Stage:
         """Return the stage of the running epoch."""
@@ -90,6 +84,7 @@ class PruneMode(SelectionMode):
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
         """Return what the epoch's plan says of the batch: train on all of it, with the weights of the plan."""
+        epoch = self.epochs.epoch
         planned = self.epochs.next_batch(size, indices)
         observe = self.epochs.observer_of(planned)
         facts = BatchFacts(
@@ -98,8 +93,8 @@ class PruneMode(SelectionMode):
             indices=planned.indices,
             stands_for=planned.stands_for,
             observe=observe,
-            is_planned=self.epochs.epoch.sparse,
-            is_of_whole_epoch=self.epochs.epoch.is_whole and self._parts.selector.selects,
+            is_planned=epoch.sparse,
+            is_of_whole_epoch=epoch.stage == "sparse" and not epoch.sparse and self._parts.selector.selects,
         )
         if planned.weights is not None:
             step = StepState(facts, Treatment.SELECTED, Selection(torch.arange(size), planned.weights))
@@ -139,7 +134,8 @@ class PruneMode(SelectionMode):
 
     def activation_rate(self, step: StepState) -> float:
         """Return planned / offered of the running epoch, in (0, 1]."""
-        return self.epochs.epoch.activation_rate
+        epoch = self.epochs.epoch
+        return epoch.plan.activation_rate if epoch.plan is not None and epoch.sparse else 1.0
 
     def stages_ahead(self, epoch: int) -> list[Stage] | None:
         """List the stages of the epochs from this one on."""
@@ -148,13 +144,13 @@ class PruneMode(SelectionMode):
     def state_dict(self) -> dict[str, Any]:
         """Return scores, plan and random state of all processes."""
         epochs = self.epochs.state_dict()
-        return {"epochs": epochs, **({} if self._own_parts is None else self._own_parts.state_dict(epochs))}
+        return {"epochs": epochs, **self._data_parts.state_dict(epochs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in the plan that a state holds; that of another mode is passed over."""
         if "epochs" not in state:
             return
-        epochs = part_in(state, self._own_parts)
+        epochs = self._data_parts.part_of(state)
         if state["rule"]["significance"] != self._parts.settings.rule["significance"]:
             epochs = {**epochs, "history": None}  # scores of two kinds cannot be compared
         self.epochs.load_state_dict(epochs)
