@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_ast.core.class_floor import with_class_floor
-from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for
+from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, with_class_floor
 from lightning_ast.core.large_plan import MANY, carried_at, histogram_of, rate_of_many
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.threshold import rate_at_coverage

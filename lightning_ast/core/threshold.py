@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import FLOOR, GateName, keep_probability, lifted, soft_probability
-from lightning_ast.core.systematic import on_host
 
 __all__ = [
     "ShareOf",
@@ -80,7 +79,7 @@ class ThresholdSolver:
         self.floor = floor
         self._gate: GateName = gate
         self._of_samples = share_of == "samples"
-        self._raw = on_host(significance)
+        self._raw = _on_host(significance)
         self._scores = lifted(self._raw)
         self._scale = 1.0 if self._of_samples else self._scores.max()
         self._sums: SoftSums | None = None
@@ -118,6 +117,14 @@ class ThresholdSolver:
             return min(size, max(1, round(target * size)))
         carried = np.sort(_shares(self._raw))[::-1].cumsum()
         return min(size, int(carried.searchsorted(target * (1 - _ROUNDING))) + 1)
+
+
+def _on_host(values: Tensor) -> _Array:
+    # There, many small operations take a tenth of a device's time.
+    values = values.detach().cpu()
+    if values.dtype is torch.bfloat16:  # which numpy does not know
+        values = values.float()
+    return values.numpy().astype(np.float64, copy=False)
 
 
 def _shares(raw: _Array) -> _Array:
