@@ -173,21 +173,8 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
 def few_counts(solver: ThresholdSolver, threshold: float, generator: torch.Generator) -> float:
     """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
 
-    The expected count is rounded down or up at random, so that its mean stays the same.
-
-    Args:
-        solver: The solver of the batch, for shares of the samples; its scores are on the CPU.
-        threshold: The threshold to move.
-        generator: The CPU generator of the draw.
-
-    Example:
-        >>> s = torch.linspace(0.1, 1, 100)
-        >>> solver = ThresholdSolver(s, "soft", floor=FLOOR, share_of="samples")
-        >>> moved = few_counts(solver, 1.0, torch.Generator().manual_seed(0))
-        >>> round(float(keep_probability(s, 1.0, "soft").sum()), 2)
-        55.0
-        >>> round(float(keep_probability(s, moved, "soft").sum()), 2)
-        56.0
+    The expected count is rounded down or up at random, so that its mean stays the same. The solver is one for shares of
+    the samples, whose scores are on the CPU.
     """
     scores = solver.significance.numpy()
     size = len(scores)  # a GPU prepares its kernels anew for each, which may cost more than the step
