@@ -39,9 +39,9 @@ _CLASSES = 2**16
 _Array = np.ndarray[Any, Any]
 
 
-def _least(scores: Tensor) -> np.float32:
+def _least(scores: Tensor) -> float:
     """Return what scores below are lifted to: samples learned stay eligible."""
-    return np.float32(float(scores.max()) * _LEAST + 1e-30)
+    return float(np.float32(float(scores.max()) * _LEAST + 1e-30))
 
 
 def _blocks(scores: Tensor) -> Iterator[_Array]:
