@@ -34,10 +34,7 @@ _FEWEST_COUNTS = 12  # in each octave of counts; smaller batches keep any number
 class SoftSums:
     """What the soft gate is expected to keep at each threshold: sorted once for all shares that are asked for.
 
-    Args:
-        scores: ``(n,)``, positive.
-        values: ``(n,)``, what keeping each counts; None where all count alike.
-        floor: The least probability.
+    ``scores``, ``(n,)``, are positive; ``values``, ``(n,)``, are what keeping each counts, None where all count alike.
     """
 
     def __init__(self, scores: _Array, values: _Array | None, floor: float) -> None:
