@@ -229,12 +229,11 @@ class PIController:
     def _step_original(self, error: float) -> None:
         assert self._level is not None
         low, high = self.threshold_bounds
-        level = self._level
-        if low < level < high:
+        if low < self._level < high:
             self._integrate(error)
         else:
             self._integral *= 0.9  # as in the original: at a bound, what piled up would keep it there
-        self._level = min(high, max(low, level + self.kp * error + self.ki * self._integral))
+        self._level = min(high, max(low, self._level + self.kp * error + self.ki * self._integral))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""
