@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ast.core import GradientGate, SampleSelector, keep_rows
-from lightning_ast.core.gate import FLOOR, GateName, Weighting, coverage_of, keep_probability, select
+from lightning_ast.core.gate import FLOOR, GateName, Weighting, coverage_of, drawn, keep_probability, select
 from lightning_ast.core.significance import el2n
-from lightning_ast.core.systematic import systematic_sample
 from lightning_ast.core.threshold import rate_at_coverage, solve_threshold
 
 PAGE = (Path(__file__).parent.parent / "docs" / "theory.md").read_text()
@@ -165,7 +164,7 @@ def test_the_variance_of_the_systematic_draw() -> None:
     g, rng = gradients(40), generator()
     p = soft(g.norm(dim=1), 0.5, floor=0.05)
     w = g / p[:, None] / 40
-    errors = torch.stack([w[systematic_sample(p, rng)].sum(0) - g.mean(0) for _ in range(8000)])
+    errors = torch.stack([w[drawn(p.numpy(), rng)].sum(0) - g.mean(0) for _ in range(8000)])
     ratio = g / p[:, None]
     common = ((p * (1 - p))[:, None] * ratio).sum(0) / (p * (1 - p)).sum()
     formula = float((p * (1 - p) * (ratio - common).square().sum(1)).sum()) / 40**2
@@ -176,7 +175,7 @@ def test_the_variance_of_the_systematic_draw() -> None:
 
 def test_the_count_of_the_systematic_draw() -> None:
     p, rng = soft(gradients(30).norm(dim=1), 0.4), generator()
-    counts = [len(systematic_sample(p, rng)) for _ in range(500)]
+    counts = [len(drawn(p.numpy(), rng)) for _ in range(500)]
     assert max(abs(count - float(p.sum())) for count in counts) < 1
 
 

@@ -136,13 +136,9 @@ class PIController:
         self.activation_rate_ema: float | None = None
         self._held_ema: float | None = None  # of the rate or of the coverage, whichever has a target
         self._integral = 0.0
-        self._level = self._first_level()
-
-    def _first_level(self) -> float | None:
-        if self.initial_threshold is None:
-            return None
-        start = float(self.initial_threshold)
-        return math.log(start) if self.uses_feedforward else start
+        self._level = None if self.initial_threshold is None else float(self.initial_threshold)
+        if self._level is not None and self.uses_feedforward:
+            self._level = math.log(self._level)
 
     def threshold(self, solved: Tensor | float | None, *, target: float, alone: bool = False) -> Tensor:
         """Return the threshold to gate this batch with, a scalar tensor on the CPU.
@@ -233,12 +229,11 @@ class PIController:
     def _step_original(self, error: float) -> None:
         assert self._level is not None
         low, high = self.threshold_bounds
-        level = self._level
-        if low < level < high:
+        if low < self._level < high:
             self._integrate(error)
         else:
             self._integral *= 0.9  # as in the original: at a bound, what piled up would keep it there
-        self._level = min(high, max(low, level + self.kp * error + self.ki * self._integral))
+        self._level = min(high, max(low, self._level + self.kp * error + self.ki * self._integral))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""
@@ -259,8 +254,8 @@ class PIController:
         if state.get("feedforward", self.uses_feedforward) != self.uses_feedforward:
             return  # a logarithm is no threshold, and relative errors are not absolute ones
         self._integral = max(-self.integral_limit, min(self.integral_limit, state["integral"]))
-        level = state["level"]
-        self._level = self._first_level() if level is None else float(level)  # saved before the first sparse step
+        if state["level"] is not None:  # it is saved before the first sparse step, too
+            self._level = float(state["level"])
 
 
 def scalar(value: float) -> Tensor:

@@ -6,6 +6,7 @@ the threshold, ``topk`` the largest. The threshold is found in :mod:`lightning_a
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-
-from lightning_ast.core.systematic import drawn
 
 __all__ = [
     "EXPONENTS",
@@ -25,7 +24,9 @@ __all__ = [
     "Weighting",
     "carried_by",
     "coverage_of",
+    "drawn",
     "floor_for",
+    "generator_of",
     "keep_probability",
     "lift_zeros",
     "lifted",
@@ -33,6 +34,7 @@ __all__ = [
     "select",
     "soft_probability",
     "trimmed",
+    "with_class_floor",
 ]
 
 GateName = Literal["soft", "threshold", "topk"]
@@ -46,6 +48,8 @@ FLOOR = 0.01
 
 NEARLY_ALL = 0.95
 """Activation rate from which on, with a coverage for a target, selection costs more than it saves."""
+
+_ROUNDING = 1e-9
 
 EXPONENTS: dict[Weighting, float] = {"none": 0.0, "sqrt": 0.5, "unbiased": 1.0}
 
@@ -160,6 +164,31 @@ def minimum_count(batch_size: int, min_selected: int | float) -> int:
     return min(batch_size, wanted)
 
 
+def drawn(probability: _Array, generator: torch.Generator) -> _Array:
+    """Draw samples with the inclusion probabilities ``(n,)``, at ascending positions ``(k,)``.
+
+    Each sample is kept with exactly its probability; the count differs from the sum of the probabilities by less than
+    1, where independent draws would scatter by its square root.
+    Source: W. G. Madow, On the theory of systematic sampling, II, Ann. Math. Statist. 20 (1949) 333-354.
+    """
+    # The samples are laid end to end in random order, each as long as its probability; a comb of unit spacing with a
+    # random offset picks those it hits. Drawn on the CPU, they are the same for every device.
+    noise = torch.rand(len(probability) + 1, generator=generator, dtype=torch.float64).numpy()
+    order = noise[:-1].argsort()
+    ends = np.zeros(len(noise))
+    np.floor(probability[order].cumsum(dtype=np.float64) + noise[-1], out=ends[1:])
+    kept: _Array = order[ends[1:] > ends[:-1]]
+    kept.sort()
+    return kept
+
+
+def generator_of(seed: int, rank: int, step: int) -> torch.Generator:
+    """Make the generator of one step alone: there is nothing to save, and every process draws its own."""
+    # A hash makes one seed of three numbers, and keeps neighbouring steps from drawing alike.
+    digest = hashlib.blake2b(f"{seed}/{rank}/{step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # to fit into 63 bits
+
+
 def select(
     significance: Tensor,
     threshold: Tensor | float,
@@ -215,3 +244,64 @@ def select(
         return Selection(indices).among(eligible)
     weights = torch.from_numpy(probability[indices.cpu().numpy()]).pow(-exponent)
     return Selection(indices, weights.to(significance.device)).among(eligible)
+
+
+def with_class_floor(
+    selection: Selection,
+    significance: Tensor,
+    classes: Tensor,
+    floor: float,
+    *,
+    eligible: Tensor | None = None,
+    fixed: Tensor | None = None,
+) -> Selection:
+    """Add the most significant samples of each class of which too few were selected.
+
+    Args:
+        selection: The samples that the gate selected among n.
+        significance: ``(n,)``, on the CPU like all that follows.
+        classes: ``(n,)`` class indices; a negative one is not known and has no floor.
+        floor: The share of each class that is kept, rounded up to whole samples; in [0, 1].
+        eligible: ``(n,)`` bool, the samples that may be selected at all; None for all.
+        fixed: ``(n,)`` bool, the selected samples that must stay. Where it is given, as many of the others are left out
+            as are added: the least significant ones that their classes can spare.
+    """
+    kept = torch.zeros(significance.numel(), dtype=torch.bool).index_fill_(0, selection.indices, True)
+    known = classes >= 0
+    kinds = int(classes.max()) + 1 if classes.numel() else 0
+    if kinds <= 0:
+        return selection
+    sizes = classes[known].bincount(minlength=kinds)
+    held = classes[known & kept].bincount(minlength=kinds)
+    needed = (floor * sizes.double() - _ROUNDING).ceil().long().clamp_min(0)
+    open_to_choice = ~kept & known if eligible is None else ~kept & known & eligible
+    added = _best_of_each(open_to_choice, significance, classes, (needed - held).clamp_min(0))
+    if added.numel() == 0:
+        return selection
+    removed = added[:0]
+    if fixed is not None:
+        spare = _best_of_each(kept & known & ~fixed, -significance, classes, (held - needed).clamp_min(0))
+        spare = torch.cat([spare, (kept & ~known & ~fixed).nonzero().squeeze(1)])
+        added = added[significance[added].argsort(descending=True)][: spare.numel()]
+        removed = spare[significance[spare].argsort()][: added.numel()]
+    return _exchanged(selection, added, removed, significance.numel())
+
+
+def _best_of_each(among: Tensor, values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Return the positions of the largest values of each class, so many as ``counts`` has for it."""
+    positions = among.nonzero().squeeze(1)
+    positions = positions[values[positions].argsort(descending=True, stable=True)]
+    own, order = classes[positions].sort(stable=True)
+    first = torch.searchsorted(own, torch.arange(counts.numel(), dtype=own.dtype))
+    rank = torch.arange(own.numel()) - first[own.long()]
+    return positions[order[rank < counts[own.long()]]]
+
+
+def _exchanged(selection: Selection, added: Tensor, removed: Tensor, size: int) -> Selection:
+    """Add samples, which are kept for certain and so have weight 1, and leave others out."""
+    stays = ~torch.zeros(size, dtype=torch.bool).index_fill_(0, removed, True)[selection.indices]
+    indices, order = torch.cat([selection.indices[stays], added]).sort()
+    if selection.weights is None:
+        return Selection(indices)
+    weights = torch.cat([selection.weights[stays], selection.weights.new_ones(added.numel())])
+    return Selection(indices, weights[order])

@@ -101,7 +101,7 @@ class SignificanceHistory:
         ``maximum`` takes the element-wise maximum of a tensor over the processes that train together, so that all
         remember the same; None for a single process.
         """
-        recent = self._merged(maximum)
+        recent = (self._recent if maximum is None else maximum(self._recent)).cpu()
         if self.record is not None:
             self.record.fold(recent, maximum)
         if self._is_foreign and bool((recent >= 0).any()):
@@ -109,9 +109,6 @@ class SignificanceHistory:
             self._is_foreign = False
         self._scores = torch.where(recent >= 0, recent, self._scores)
         self._recent.fill_(_UNSEEN)
-
-    def _merged(self, maximum: Callable[[Tensor], Tensor] | None) -> Tensor:
-        return (self._recent if maximum is None else maximum(self._recent)).cpu()
 
     def significance(self, *, trim: float = 0.0) -> Tensor:
         """Return ``(N,)`` on the CPU, as of the last fold.
@@ -142,10 +139,10 @@ class SignificanceHistory:
 
         The third tells whether what is remembered was made elsewhere.
         """
-        recent = self._merged(maximum)
+        recent = self._recent.clone() if maximum is None else maximum(self._recent)
         return {
             "scores": self._scores.clone(),
-            "recent": recent.clone() if recent is self._recent else recent,
+            "recent": recent.cpu(),
             "is_foreign": int(self._is_foreign),
         }
 

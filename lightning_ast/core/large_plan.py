@@ -39,11 +39,16 @@ _CLASSES = 2**16
 _Array = np.ndarray[Any, Any]
 
 
+def _least(scores: Tensor) -> float:
+    """Return what scores below are lifted to: samples learned stay eligible."""
+    return float(np.float32(float(scores.max()) * _LEAST + 1e-30))
+
+
 def _blocks(scores: Tensor) -> Iterator[_Array]:
-    """Yield consecutive parts of float32 scores ``(n,)``, in which 0 is no score: samples learned stay eligible."""
-    least = float(scores.max()) * _LEAST + 1e-30
+    """Yield consecutive parts of float32 scores ``(n,)``, lifted."""
+    least = _least(scores)
     for part in torch.split(scores, _BLOCK):
-        yield np.maximum(part.numpy(), np.float32(least))
+        yield np.maximum(part.numpy(), least)
 
 
 def histogram_of(scores: Tensor) -> _Array:
@@ -121,43 +126,24 @@ def planned(
     return kept, torch.tensor(threshold, dtype=torch.float64), coverage
 
 
-def _cut(scores: Tensor, count: int) -> tuple[int, int]:
-    """Find the bits of the score with which the largest ``count`` end, and how many of its equals are among them."""
-    # Non-negative floats are in the order of their bits. The first histogram finds the class, the second the score.
-    counts = np.zeros(_CLASSES, dtype=np.int64)
-    for part in _blocks(scores):
-        counts += np.bincount(part.view(np.int32) >> _SHIFT, minlength=_CLASSES)
-    above = counts[::-1].cumsum()
-    top = int(above.searchsorted(count))
-    left = count - int(above[top] - counts[::-1][top])
-    chosen = _CLASSES - 1 - top
-    fine = np.zeros(2**_SHIFT, dtype=np.int64)
-    for part in _blocks(scores):
-        bits = part.view(np.int32)
-        fine += np.bincount(bits[bits >> _SHIFT == chosen] & (2**_SHIFT - 1), minlength=2**_SHIFT)
-    above = fine[::-1].cumsum()
-    last = int(above.searchsorted(left))
-    return (chosen << _SHIFT) + 2**_SHIFT - 1 - last, left - int(above[last] - fine[::-1][last])
-
-
 def largest(scores: Tensor, count: int) -> tuple[Tensor, float]:
     """Return the ascending positions of the ``count`` largest of many scores, and the least of these.
 
     Of equal scores at the cut those are taken that spread evenly over the data set.
     """
-    bits, needed = _cut(scores, count)
-    equals = sum(int((part.view(np.int32) == bits).sum()) for part in _blocks(scores))
+    cut = max(np.partition(scores.numpy(), -count)[-count], _least(scores))
+    needed = count - sum(int((part > cut).sum()) for part in _blocks(scores))
+    equals = sum(int((part == cut).sum()) for part in _blocks(scores))
     found = []
     met = 0
     for number, part in enumerate(_blocks(scores)):
-        values = part.view(np.int32)
-        keep = values > bits
-        ties = (values == bits).nonzero()[0]
+        keep = part > cut
+        ties = (part == cut).nonzero()[0]
         turns = (met + np.arange(len(ties) + 1)) * needed // equals  # the k-th is taken where this steps up
         keep[ties[turns[1:] > turns[:-1]]] = True
         met += len(ties)
         found.append(torch.from_numpy(keep.nonzero()[0] + number * _BLOCK))
-    return torch.cat(found), float(np.int32(bits).view(np.float32))
+    return torch.cat(found), float(cut)
 
 
 def sampled(
@@ -165,16 +151,8 @@ def sampled(
 ) -> tuple[Selection, float]:
     """Draw exactly ``count`` of many samples, each with its probability by the soft gate, block by block.
 
-    Args:
-        scores: ``(n,)`` float32, non-negative.
-        count: The number of samples to draw, below n.
-        threshold: The threshold at which about so many are expected.
-        floor: The least probability.
-        exponent: The weights are ``p**-exponent``; 0 gives none.
-        generator: The CPU generator of the draw.
-
-    Returns:
-        The selection, at ascending positions, and the threshold that was used: at it no fewer are expected.
+    About so many are expected at the threshold. The weights are ``p**-exponent``; 0 gives none. Return the selection,
+    at ascending positions, and the threshold that was used: at it no fewer are expected.
     """
     expected = _expected(scores, threshold, floor)
     while expected < count:  # a comb wider than 1 cannot hit a sample twice

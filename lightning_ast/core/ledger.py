@@ -60,10 +60,9 @@ class StageTotals:
     """Counts of one stage.
 
     Forwards and backwards are those of one sample: scoring and zeroed losses included, a partial backward with the
-    share
-    that ran over all rows. Joules are those of all processes, ``joules_offered`` the samples of this one meanwhile.
-    ``dense_steps`` are batches of the sparse stage trained on whole, because a selection would have cost more than it
-    saved.
+    share that ran over all rows. Joules are those of all processes, ``joules_offered`` the samples of this one
+    meanwhile. ``dense_steps`` are batches of the sparse stage trained on whole, because a selection would have cost
+    more than it saved.
     """
 
     steps: int = 0
@@ -110,8 +109,7 @@ class Ledger:
 
         Args:
             stage: ``"warmup"``, ``"sparse"`` or ``"cooldown"``.
-            mode: How the selection was executed, see :data:`lightning_ast.mode_facts.MODE_FACTS`; None for a dense
-        step.
+            mode: How the selection was executed (:data:`lightning_ast.mode_facts.MODE_FACTS`); None for a dense step.
             offered: The number of samples of the batch; in ``prune`` those that it stands for in a dense epoch.
             selected: The number of samples trained on.
             dense_share: The share of the backward's FLOPs that a partial backward spent on every row, in [0, 1]: ops

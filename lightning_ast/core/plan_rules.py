@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_ast.core.class_floor import with_class_floor
-from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for
+from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, with_class_floor
 from lightning_ast.core.large_plan import MANY, carried_at, histogram_of, rate_of_many
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.threshold import rate_at_coverage
@@ -50,15 +49,9 @@ def plan_by_rules(
 ) -> Selection:
     """Choose exactly ``count`` samples of an epoch as :meth:`SampleSelector.plan` does, and keep to the rules.
 
-    Args:
-        selector: The selector with gate, weighting and seed.
-        significance: ``(n,)`` of the samples on offer, non-negative and finite, on the CPU.
-        count: The number of samples to keep, in [1, n].
-        epoch: The number of the epoch.
-        always: ``(n,)`` bool, the samples that are kept for certain; with more of them than ``count`` the most
-            significant. None for none.
-        classes: ``(n,)`` class indices, negative where not known; None where none is.
-        class_floor: The share of each class that is kept, as far as ``count`` allows.
+    The samples ``always``, ``(n,)`` bool, are kept for certain; with more of them than ``count`` the most significant.
+    Of the ``classes``, ``(n,)`` indices that are negative where not known, each keeps a share as far as ``count``
+    allows.
     """
     if always is None and (classes is None or class_floor == 0):
         return selector.plan(significance, count=count, epoch=epoch)  # which tells rate and coverage itself
@@ -95,11 +88,6 @@ def rate_to_cover(significance: Tensor, coverage: float, gate: GateName, *, alwa
         coverage: The share of the summed significance that the plan is to carry, in (0, 1].
         gate: The gate. A hard cut over a whole data set keeps the largest scores, as ``topk`` does.
         always: ``(n,)`` bool, the samples that are kept for certain; None for none.
-
-    Example:
-        >>> s = torch.tensor([5.0, 2.0, 2.0, 1.0])
-        >>> rate_to_cover(s, 0.7, "topk"), rate_to_cover(s, 0.7, "topk", always=s == 1)
-        (0.5, 0.75)
     """
     rule: GateName = gate if gate == "soft" else "topk"
     solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
@@ -126,19 +114,9 @@ def common_rate(
 ) -> float:
     """Return the least rate at which the parts of a data set carry a coverage together, each pruned at that rate.
 
-    Every process calls it with its own part, and all get the same rate.
-
-    Args:
-        significance: ``(n,)`` of this part, non-negative and finite.
-        coverage: The share of the summed significance of all parts, in (0, 1].
-        gate: The gate. A hard cut over a whole data set keeps the largest scores, as ``topk`` does.
-        total: A function that sums a tensor over the processes.
-        share: The share of this part's samples that are trained on at a rate of 1.
-        always: ``(n,)`` bool, the samples that are kept for certain; None for none.
-
-    Example:
-        >>> round(common_rate(torch.ones(4), 0.75, "topk", total=lambda values: values), 4)
-        0.75
+    Every process calls it with its own part, and all get the same rate. The arguments are those of
+    :func:`rate_to_cover`, and ``total``, a function that sums a tensor over the processes; ``share`` is the share of
+    this part's samples that are trained on at a rate of 1.
     """
     rule: GateName = gate if gate == "soft" else "topk"
     others = significance if always is None else significance[~always]

@@ -38,11 +38,6 @@ class SampleRecord:
         self._epoch = epoch
         self._times.index_add_(0, indices, self._one.expand(indices.numel()))
 
-    @property
-    def _all_times(self) -> Tensor:
-        # A count above the largest int16 has become negative; to find it here spares each batch a second look.
-        return self._times.int().where(self._times >= 0, _MOST)
-
     def tell(self, indices: Tensor, labels: Tensor | None) -> None:
         """Keep the classes ``(B,)`` of the samples of a batch; a negative one, or None, is not known."""
         if self._labels is None or labels is None:
@@ -73,7 +68,9 @@ class SampleRecord:
         maximum: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Any]:
         """Return primitives and tensors alone; ``total`` and ``maximum`` are those over the processes."""
-        times = self._all_times if total is None else total(self._all_times)
+        # A count above the largest int16 has become negative; to find it here spares each batch a second look.
+        times = self._times.int().where(self._times >= 0, _MOST)
+        times = times if total is None else total(times)
         labels = self._all_labels(maximum)
         return {
             "times": times.clamp_max(_MOST),

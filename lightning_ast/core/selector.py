@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.class_floor import with_class_floor
 from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold, scalar
 from lightning_ast.core.gate import (
     NEARLY_ALL,
@@ -17,13 +16,14 @@ from lightning_ast.core.gate import (
     carried_by,
     coverage_of,
     floor_for,
+    generator_of,
     lift_zeros,
     minimum_count,
     select,
     trimmed,
+    with_class_floor,
 )
 from lightning_ast.core.large_plan import MANY, planned
-from lightning_ast.core.systematic import generator_of
 from lightning_ast.core.threshold import ShareOf, ThresholdSolver, few_counts, rate_at_coverage, solve_threshold
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import FLOOR, GateName, keep_probability, lifted, soft_probability
-from lightning_ast.core.systematic import on_host
 
 __all__ = [
     "ShareOf",
@@ -35,10 +34,7 @@ _FEWEST_COUNTS = 12  # in each octave of counts; smaller batches keep any number
 class SoftSums:
     """What the soft gate is expected to keep at each threshold: sorted once for all shares that are asked for.
 
-    Args:
-        scores: ``(n,)``, positive.
-        values: ``(n,)``, what keeping each counts; None where all count alike.
-        floor: The least probability.
+    ``scores``, ``(n,)``, are positive; ``values``, ``(n,)``, are what keeping each counts, None where all count alike.
     """
 
     def __init__(self, scores: _Array, values: _Array | None, floor: float) -> None:
@@ -80,7 +76,7 @@ class ThresholdSolver:
         self.floor = floor
         self._gate: GateName = gate
         self._of_samples = share_of == "samples"
-        self._raw = on_host(significance)
+        self._raw = _on_host(significance)
         self._scores = lifted(self._raw)
         self._scale = 1.0 if self._of_samples else self._scores.max()
         self._sums: SoftSums | None = None
@@ -118,6 +114,14 @@ class ThresholdSolver:
             return min(size, max(1, round(target * size)))
         carried = np.sort(_shares(self._raw))[::-1].cumsum()
         return min(size, int(carried.searchsorted(target * (1 - _ROUNDING))) + 1)
+
+
+def _on_host(values: Tensor) -> _Array:
+    # There, many small operations take a tenth of a device's time.
+    values = values.detach().cpu()
+    if values.dtype is torch.bfloat16:  # which numpy does not know
+        values = values.float()
+    return values.numpy().astype(np.float64, copy=False)
 
 
 def _shares(raw: _Array) -> _Array:
@@ -166,21 +170,8 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
 def few_counts(solver: ThresholdSolver, threshold: float, generator: torch.Generator) -> float:
     """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
 
-    The expected count is rounded down or up at random, so that its mean stays the same.
-
-    Args:
-        solver: The solver of the batch, for shares of the samples; its scores are on the CPU.
-        threshold: The threshold to move.
-        generator: The CPU generator of the draw.
-
-    Example:
-        >>> s = torch.linspace(0.1, 1, 100)
-        >>> solver = ThresholdSolver(s, "soft", floor=FLOOR, share_of="samples")
-        >>> moved = few_counts(solver, 1.0, torch.Generator().manual_seed(0))
-        >>> round(float(keep_probability(s, 1.0, "soft").sum()), 2)
-        55.0
-        >>> round(float(keep_probability(s, moved, "soft").sum()), 2)
-        56.0
+    The expected count is rounded down or up at random, so that its mean stays the same. The solver is one for shares of
+    the samples, whose scores are on the CPU.
     """
     scores = solver.significance.numpy()
     size = len(scores)  # a GPU prepares its kernels anew for each, which may cost more than the step

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_ast.core import SampleSelector, Selection
-from lightning_ast.core.class_floor import with_class_floor
+from lightning_ast.core.gate import with_class_floor
 from lightning_ast.core.plan_rules import plan_by_rules, rate_to_cover
 
 

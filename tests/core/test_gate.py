@@ -7,8 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ast.core.gate import FLOOR, keep_probability, lift_zeros, minimum_count, select, soft_probability
-from lightning_ast.core.systematic import systematic_sample
+from lightning_ast.core.gate import (
+    FLOOR,
+    drawn,
+    keep_probability,
+    lift_zeros,
+    minimum_count,
+    select,
+    soft_probability,
+)
 from lightning_ast.core.threshold import ThresholdSolver, few_counts, solve_threshold
 
 
@@ -42,16 +49,16 @@ def test_solve_threshold_of_hard_gates() -> None:
     assert keep_probability(s, solve_threshold(s, 0.25, "topk"), "topk").tolist() == [1, 0, 0, 0]
 
 
-def test_systematic_sample_keeps_each_with_its_probability() -> None:
+def test_the_draw_keeps_each_with_its_probability() -> None:
     p = torch.tensor([0.05, 0.9, 0.3, 1.0, 0.5, 0.25])
     draws = 20_000
     counts = torch.zeros(6)
     sizes = set()
     g = generator(1)
     for _ in range(draws):
-        kept = systematic_sample(p, g)
+        kept = drawn(p.numpy(), g)
         counts[kept] += 1
-        sizes.add(kept.numel())
+        sizes.add(len(kept))
     assert sizes == {3}, "the probabilities sum to 3: the count never varies"
     for share, probability in zip((counts / draws).tolist(), p.tolist()):
         bound = 4.5 * math.sqrt(max(probability * (1 - probability), 1e-12) / draws)  # 4.5 standard errors
@@ -59,10 +66,10 @@ def test_systematic_sample_keeps_each_with_its_probability() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80), st.integers(0, 1000))
-def test_systematic_sample_count_and_certainty(probabilities: list[float], seed: int) -> None:
+def test_the_count_of_a_draw_and_certainty(probabilities: list[float], seed: int) -> None:
     p = torch.tensor(probabilities, dtype=torch.float64)
-    kept = systematic_sample(p, generator(seed))
-    assert abs(kept.numel() - p.sum().item()) < 1 + 1e-9
+    kept = drawn(p.numpy(), generator(seed))
+    assert abs(len(kept) - p.sum().item()) < 1 + 1e-9
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert set((p == 1).nonzero().flatten().tolist()) <= set(kept.tolist()), "certain samples are always kept"
     assert not set((p == 0).nonzero().flatten().tolist()) & set(kept.tolist()), "impossible ones never"
@@ -93,9 +100,9 @@ def test_fallback_adds_the_most_significant() -> None:
     assert select(s, 5.0, **options(gate="threshold", min_selected=0.4)).indices.tolist() == [1, 2, 3, 5]
     assert select(torch.zeros(4), 1.0, **options(gate="threshold")).indices.numel() == 2
     probability = keep_probability(s, 1e9, "soft")
-    drawn = systematic_sample(probability, generator()).tolist()
+    hit = drawn(probability.numpy(), generator()).tolist()
     filled = select(s, 1e9, **options(min_selected=4)).indices.tolist()
-    expected = set(drawn) | set([i for i in (1, 3, 2, 5, 4, 0) if i not in drawn][: 4 - len(drawn)])
+    expected = set(hit) | set([i for i in (1, 3, 2, 5, 4, 0) if i not in hit][: 4 - len(hit)])
     assert set(filled) == expected, "what was drawn, and the most significant of the rest"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_ast.core import EpochPlan, SampleSelector, SignificanceHistory, plan_epoch, planned_count
-from lightning_ast.core.systematic import generator_of
+from lightning_ast.core.gate import generator_of
 
 
 def remembered(scores: Tensor) -> SignificanceHistory:

@@ -102,23 +102,19 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if alone and composed:
             with self:
                 return func._op_dk(_COMPOSED, *args, **kwargs)
-        if alone and rows:
-            result = self._run_rows(func, types, args, kwargs)
+        if alone and rows:  # the rules get the row gradients, and the ops that they run come here too
+            self._in_rows += 1
+            try:
+                with self:
+                    result = types[0].__torch_dispatch__(func, types, args, kwargs)
+            finally:
+                self._in_rows -= 1
         else:
             result = func(*args, **kwargs)
         if composed or (types and not rows):
             self.failure = self.failure or f"{func} under another dispatch mode"
         self._add(self._flops_of(func, args, kwargs, result), rows=rows, alone=alone)
         return result
-
-    def _run_rows(self, func: Operator, types: Sequence[Any], args: OpArgs, kwargs: OpKwargs) -> Any:
-        """Hand row gradients to their rules, and see the ops that these run."""
-        self._in_rows += 1
-        try:
-            with self:
-                return types[0].__torch_dispatch__(func, types, args, kwargs)
-        finally:
-            self._in_rows -= 1
 
     def _add(self, flops: int, *, rows: bool, alone: bool) -> None:
         if not self._in_rows:  # the ops inside a rule stand for the one at full shape, which was added

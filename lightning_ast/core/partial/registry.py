@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["RULES", "OpArgs", "OpKwargs", "RowRule", "has_rule", "is_view", "rule", "runs_by_parts"]
+__all__ = ["RULES", "OpArgs", "OpKwargs", "RowRule", "has_rule", "is_view", "positional", "rule", "runs_by_parts"]
 
 # Where an op may be any, its arguments may be anything: tensors, numbers, lists, types. Its rule alone knows them.
 OpArgs: TypeAlias = tuple[Any, ...]
@@ -65,6 +65,12 @@ def is_view(op: OpOverload) -> bool:
     """Tell whether what the op returns shares memory with its first argument, without having written to it."""
     returned = [r.alias_info for r in op._schema.returns]
     return not op._schema.is_mutable and any(alias is not None for alias in returned)
+
+
+@lru_cache(maxsize=64)
+def positional(op: OpOverload) -> list[str]:
+    """Name the arguments of an op that are given by their position."""
+    return [argument.name for argument in op._schema.arguments if not argument.kwarg_only]
 
 
 @lru_cache(maxsize=1024)

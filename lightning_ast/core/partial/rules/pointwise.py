@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from lightning_ast.core.partial.gradient import HeldRows, RowGradient, holds_rows, in_accumulate_grad, in_formula
-from lightning_ast.core.partial.registry import OpArgs, rule
+from lightning_ast.core.partial.registry import OpArgs, positional, rule
 
 __all__ = []
 
@@ -19,23 +19,10 @@ _DIRECT: dict[int, Callable[..., Tensor]] = {
     id(aten.mul.Tensor): torch.mul,
     id(aten.add.Tensor): torch.add,
     id(aten.div.Tensor): torch.div,
+    # Carried out: below the level of this dispatch nobody looks at the lazy bit.
+    id(aten._conj.default): torch.conj_physical,
 }
-"""Python's own bindings, faster to call than the dispatcher's; by the identity of an op, as the rules are."""
-# Where each finds its reduction among its arguments. Reduced to one number, the gradient would be a scalar, and no row
-# of a sample.
-_REDUCTION_AT = {
-    "mse_loss_backward": 3,
-    "smooth_l1_loss_backward": 3,
-    "huber_loss_backward": 3,
-    "soft_margin_loss_backward": 3,
-    "binary_cross_entropy_backward": 4,
-}
-_CLASS_REDUCTION_AT = {
-    "nll_loss_backward": 4,
-    "nll_loss2d_backward": 4,
-    "multi_margin_loss_backward": 6,
-    "multilabel_margin_loss_backward": 3,
-}
+"""What is called in place of some ops, by their identity: Python's own bindings are faster than the dispatcher's."""
 
 
 def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
@@ -65,6 +52,7 @@ def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
     "gelu_backward", "silu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
     "hardswish_backward", "hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "softplus_backward",
     "mish_backward", "log_sigmoid_backward", "logit_backward", "rrelu_with_noise_backward", "native_dropout_backward",
+    "_conj", "isnan", "isinf",  # by the last two anomaly detection asks; the zeros of the other rows are neither
 )  # fmt: skip
 def _pointwise(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Run an elementwise op, broadcasting included, on the rows of all its tensors."""
@@ -84,19 +72,19 @@ def _product(func: OpOverload, a: Any, b: Any) -> Any:
     return _pointwise(func, a, b)
 
 
-@rule("add.Tensor", "sub.Tensor", "add_.Tensor", "sub_.Tensor")
-def _add(func: OpOverload, a: Any, b: Any, **kwargs: Any) -> Any:
+@rule("add.Tensor", "sub.Tensor", "add_.Tensor", "sub_.Tensor", "copy_")
+def _combine(func: OpOverload, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
     if type(a) is not RowGradient or type(b) is not RowGradient or not a.lies_as(b):
-        return NotImplemented  # what is added to the other rows must not be lost
+        return NotImplemented  # what other rows are given must not be lost
     if func._schema.is_mutable:
         if not a.shares_memory():
             return NotImplemented
-        func(a.data_rows, b.data_rows, **kwargs)
+        func(a.data_rows, b.data_rows, *args, **kwargs)
         return a
     return _pointwise(func, a, b, **kwargs)
 
 
-@rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_", on_rows=True)
+@rule("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "neg_", "zero_", on_rows=True)
 def _scale_in_place(func: OpOverload, gradient: HeldRows, *others: Any) -> Any:
     operands = None if RowGradient in map(type, others) else _operands((gradient, *others), gradient)
     if operands is None or not gradient.shares_memory():
@@ -140,35 +128,6 @@ def _copy(func: OpOverload, gradient: HeldRows, **kwargs: Any) -> Any:
     return gradient.like(func(gradient.data_rows, **kwargs))
 
 
-@rule("_conj", on_rows=True)
-def _conjugate(func: OpOverload, gradient: HeldRows) -> Any:
-    """Carry the conjugation out: below the level of this dispatch nobody looks at the lazy bit."""
-    return gradient.like(torch.conj_physical(gradient.data_rows))
-
-
-@rule("zero_", on_rows=True)
-def _zero(func: OpOverload, gradient: HeldRows) -> Any:
-    if not gradient.shares_memory():
-        return NotImplemented
-    gradient.data_rows.zero_()
-    return gradient
-
-
-@rule("copy_")
-def _copy_rows(func: OpOverload, target: Any, source: Any, non_blocking: bool = False) -> Any:
-    both = type(target) is RowGradient and type(source) is RowGradient
-    if not both or not target.lies_as(source) or target.shape != source.shape or not target.shares_memory():
-        return NotImplemented
-    target.data_rows.copy_(source.data_rows)
-    return target
-
-
-@rule("isnan", "isinf", on_rows=True)
-def _not_finite(func: OpOverload, gradient: HeldRows) -> Any:
-    """Answer anomaly detection; the zeros of the other rows are neither."""
-    return gradient.like(func(gradient.data_rows))
-
-
 @rule("_is_any_true", on_rows=True)
 def _any(func: OpOverload, gradient: HeldRows) -> Any:
     return func(gradient.data_rows)
@@ -207,18 +166,28 @@ def _new(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> 
     return func(gradient.data_rows, *args, **kwargs)
 
 
-@rule(*_REDUCTION_AT)
+def _is_reduced(func: OpOverload, args: OpArgs) -> bool:
+    """Tell whether a loss was reduced to one number, so that its gradient is a scalar, and no row of a sample."""
+    at = positional(func).index("reduction")
+    return len(args) <= at or args[at] != 0  # the last argument of some, with the mean as its default
+
+
+@rule(
+    "mse_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward", "soft_margin_loss_backward",
+    "binary_cross_entropy_backward",
+)  # fmt: skip
 def _elementwise(func: OpOverload, *args: Any) -> Any:
-    at = _REDUCTION_AT[func._schema.name.removeprefix("aten::")]
-    return _pointwise(func, *args) if len(args) > at and args[at] == 0 else NotImplemented
+    return NotImplemented if _is_reduced(func, args) else _pointwise(func, *args)
 
 
-@rule(*_CLASS_REDUCTION_AT, on_rows=True, dim=0)
+@rule(
+    "nll_loss_backward", "nll_loss2d_backward", "multi_margin_loss_backward", "multilabel_margin_loss_backward",
+    on_rows=True, dim=0,
+)  # fmt: skip
 def _by_class(func: OpOverload, gradient: HeldRows, *args: Any) -> Any:
-    name = func._schema.name.removeprefix("aten::")
-    if args[_CLASS_REDUCTION_AT[name] - 1] != 0:
+    if _is_reduced(func, (gradient, *args)):
         return NotImplemented
     # The scores and the target have a row for each sample; so has what marks the targets of a multilabel margin.
-    whole = (0, 1, 3) if name == "multilabel_margin_loss_backward" else (0, 1)
+    whole = (0, 1, 3) if func._schema.name == "aten::multilabel_margin_loss_backward" else (0, 1)
     saved = [gradient.rows_of(arg, 0) if position in whole else arg for position, arg in enumerate(args)]
     return gradient.moved(func(gradient.packed(), *saved), 0)

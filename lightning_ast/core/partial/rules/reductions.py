@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from lightning_ast.core.partial.gradient import HeldRows, RowGradient, holds_rows
-from lightning_ast.core.partial.registry import rule
+from lightning_ast.core.partial.registry import positional, rule
 
 __all__ = []
 
@@ -78,11 +77,6 @@ def _matvec(func: OpOverload, other: Tensor, gradient: Tensor) -> Any:
     return func(gradient.rows_of(other, other.dim() - 1), gradient.data_rows)
 
 
-@lru_cache(maxsize=64)
-def _positional(func: OpOverload) -> list[str]:
-    return [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
-
-
 @rule(
     "_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward",
     "_scaled_dot_product_cudnn_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -92,7 +86,7 @@ def _attention(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Run a fused attention's backward; the written-out form is made of matrix products and a softmax."""
     gradient: HeldRows = args[0]
     # The backends give their arguments in different orders, and some have arguments that others lack.
-    names = _positional(func)
+    names = positional(func)
     call = {**dict(zip(names, args, strict=False)), **kwargs}
     # Heads lie behind the samples or before them. Dropout draws its mask anew, by the row's position in the batch.
     at = gradient.place.dim
@@ -110,7 +104,7 @@ def _attention(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
         elif name in _SAVED:
             return NotImplemented
     call[names[0]] = gradient.packed()
-    positional = [call.pop(name) for name in names if name in call]
-    outs = func(*positional, **call)
+    in_order = [call.pop(name) for name in names if name in call]
+    outs = func(*in_order, **call)
     rows = 3 + mask_has_rows  # gradients of query, key, value and, of a mask with a row for each sample, its own
     return tuple(gradient.moved(o, at) if isinstance(o, Tensor) and i < rows else o for i, o in enumerate(outs))

@@ -90,26 +90,16 @@ def _expand(func: OpOverload, gradient: HeldRows, size: Sequence[int], *, implic
 
 @rule("unsqueeze", on_rows=True)
 def _unsqueeze(func: OpOverload, gradient: HeldRows, dim: int) -> Any:
-    dim %= gradient.dim() + 1
-    at = gradient.place.dim
-    return gradient.moved(gradient.data_rows.unsqueeze(dim), at + (dim <= at))
+    shape = [*gradient.place.shape]
+    shape.insert(dim % (gradient.dim() + 1), 1)
+    return _view(func, gradient, shape)
 
 
 @rule("squeeze", "squeeze.dim", "squeeze.dims", on_rows=True)
 def _squeeze(func: OpOverload, gradient: HeldRows, dim: int | Sequence[int] | None = None) -> Any:
     given = range(gradient.dim()) if dim is None else dim
-    gone, at = _squeezed(gradient.place, (given,) if isinstance(given, int) else tuple(given))
-    return gradient.moved(gradient.data_rows.squeeze(gone), at)
-
-
-@lru_cache(maxsize=8192)
-def _squeezed(place: Place, dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """List the dimensions that go, and tell where the samples lie afterwards."""
-    # The samples' dimension stays even where the full tensor has a size of 1 there: the rows would lose their place.
-    ndim = len(place.shape)
-    at = place.dim
-    gone = sorted({d for d in (d % ndim for d in dims) if place.shape[d] == 1 and d != at})
-    return tuple(gone), at - sum(d < at for d in gone)
+    dims = [d % gradient.dim() for d in ([given] if isinstance(given, int) else given)]
+    return _view(func, gradient, [n for d, n in enumerate(gradient.place.shape) if n != 1 or d not in dims])
 
 
 @rule("select.int", on_rows=True)
@@ -141,8 +131,6 @@ def _slice(
     if dim % gradient.dim() != gradient.place.dim:
         return gradient.like(func(gradient.data_rows, dim, start, end, step))
     start, end, step = slice(start, end, step).indices(gradient.place.size)
-    if (start, end, step) == (0, gradient.place.size, 1):
-        return gradient.like(gradient.data_rows)
     groups = _groups(gradient, start, end) if step == 1 else None  # a step would leave samples out
     return NotImplemented if groups is None else groups
 
