@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.commands.messages import condensed
-from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 
 __all__ = ["faulty_file", "faulty_item", "named", "with_owner"]
