@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, deque
+from collections import deque
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, saves_too_little
 from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.schedule import Stage
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.flop_count import DenseOps, FlopCount
 from lightning_ast.selection.step_state import StepState
 
@@ -27,32 +28,29 @@ _SLOW = 1.25  # times a dense step
 class Books:
     """Writes a fit's batches into its ledger; ``flops`` counts those of a step as it runs, ``clock`` its time."""
 
-    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
-        self._mode = mode
-        self._ledger = ledger
-        self._dense_ops = dense_ops
-        self._count_flops = count_flops
+    def __init__(self, parts: FitParts) -> None:
+        self._parts = parts
+        self._mode = parts.settings.mode
+        self._ledger = parts.ledger
         self.clock = StepClock()
         self._named_ops = set[str]()
-        self._module = nn.Module()
-        self.flops = FlopCount(self._module, enabled=False)  # until the layers are all there
+        self.flops = FlopCount(nn.Module(), enabled=False)  # until the layers are all there
         self._dense_share = 0.0
         self._is_judged = False
         self._is_slow = False
         self._trained: list[bool] | None = None
 
-    def open(self, module: nn.Module) -> None:
+    def open(self) -> None:
         """Prepare to count FLOPs: the layers are all there."""
         # A resumed run that did not know the cost of its earlier batches cannot learn it from a later one.
         lost = self._ledger.offered > 0 and self._ledger.flops is None
-        self.flops = FlopCount(module, enabled=self._count_flops and not lost)
-        self._module = module
+        self.flops = FlopCount(self._parts.module, enabled=self._parts.settings.count_flops and not lost)
 
     def start_batch(self, batch_idx: int) -> None:
         """Give the FLOPs up where an epoch begins to train other parameters than those that were counted."""
         if batch_idx > 0:  # parameters are frozen between epochs; asking in every batch would cost time
             return
-        trained = [parameter.requires_grad for parameter in self._module.parameters()]
+        trained = [parameter.requires_grad for parameter in self._parts.module.parameters()]
         if self._trained not in (None, trained) and self._ledger.flops is not None:
             self._ledger.flops = None
             rank_zero_warn(
@@ -74,7 +72,7 @@ class Books:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
         # There is no target rate where a coverage is held, or where a function gives it: the rate follows.
         mode = self._mode_of(step)
-        dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
+        dense_ops = self.flops.finish_batch(self._ledger, step, self._parts.dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
         # The measured share decides what a mode is worth, so the verdict waits until it is final.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import children_of
@@ -17,50 +16,32 @@ from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.core.entries.node_facts import runs_compiled
 from lightning_ast.errors import EntryError
+from lightning_ast.mixin import overrides
+from lightning_ast.mode_facts import MODE_FACTS
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.other_dimension import DoubtfulTrace
-from lightning_ast.selection.sample_count import SampleCount
 
-__all__ = ["EntrySearch", "WarnOnce"]
+__all__ = ["EntrySearch"]
 
 _MOST = 8  # forwards that are traced for graphs of a new form, and for a first proof, at most
 
 
-class WarnOnce:
-    """Warns of each kind of problem once; the first words of a message tell its kind."""
-
-    def __init__(self) -> None:
-        self._kinds: set[str] = set()
-
-    def __call__(self, message: str) -> None:
-        """Warn, unless there was a warning of this kind before."""
-        kind = message[:20]  # behind it a message may name sizes, which differ from batch to batch
-        if kind not in self._kinds:
-            self._kinds.add(kind)
-            rank_zero_warn(f"lightning-ast: {message}")
-
-
 class EntrySearch:
-    """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes.
+    """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes."""
 
-    ``take`` is the user's own way to take samples, ``(batch, indices) -> batch``.
-    """
-
-    def __init__(
-        self,
-        finder: EntryFinder,
-        *,
-        samples: SampleCount,
-        take: Callable[[Any, Tensor], Any] | None,
-        enabled: bool,
-        module: pl.LightningModule,
-        warn: WarnOnce,
-    ) -> None:
+    def __init__(self, parts: FitParts, finder: EntryFinder, warnings: WarningCache) -> None:
+        module: Any = parts.module
         self._finder = finder
-        self._samples = samples
-        self._take = take
+        self._samples = parts.samples
+        self._take = module.select_batch if overrides(module, "select_batch") else None
         self._module = module
-        self._warn = warn
-        self._wants_trace = enabled
+        self._warnings = warnings
+        self._wants_trace = (
+            MODE_FACTS[parts.settings.mode].plans_epochs
+            or parts.selector.selects
+            or parts.target is not None
+            or overrides(module, "sample_weights")
+        )
         self._started = 0
         self._is_counted = False
         self._has_proved = False
@@ -147,7 +128,9 @@ class EntrySearch:
         if trace.failure is not None and self.sizes:
             raise self._several_error(trace.failure)
         if trace.failure is not None:
-            self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
+            self._warnings.warn(
+                f"lightning-ast: which rows belong to which sample is taken from the sizes of tensors: {trace.failure}."
+            )
             return self._finder.guess(loss, batch_size, assignments=self._assignments)
         # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
@@ -164,15 +147,15 @@ class EntrySearch:
             if self._was_last(trace) and (found.unclear or self._module.automatic_optimization):
                 raise entry_error(self._unclear, batch_size)
         if found.entries and found.unclear:
-            self._warn(
-                f"the gradient enters {', '.join(found.unclear)} by rows that are not one or several a sample of "
-                f"the {batch_size}: there it stays that of all samples. What lies before it is trained on the selected "
-                "ones."
+            self._warnings.warn(
+                f"lightning-ast: the gradient enters {', '.join(found.unclear)} by rows that are not one or several a "
+                f"sample of the {batch_size}: there it stays that of all samples. What lies before it is trained on "
+                "the selected ones."
             )
         if any(not entry.exact for entry in found.entries):
-            self._warn(
-                "the network mixes the samples of a batch before its last layer, so the rows of a sample depend on the "
-                "others too: the selection is of rows of the gradient."
+            self._warnings.warn(
+                "lightning-ast: the network mixes the samples of a batch before its last layer, so the rows of a "
+                "sample depend on the others too: the selection is of rows of the gradient."
             )
         return found
 
