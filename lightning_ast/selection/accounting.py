@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import deque
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, saves_too_little
@@ -16,13 +14,9 @@ from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.flop_count import DenseOps, FlopCount
 from lightning_ast.selection.step_state import StepState
 
-__all__ = ["SETTLE_STEPS", "STEPS_TO_JUDGE", "Books", "StepClock"]
+__all__ = ["SETTLE_STEPS", "Books", "StepClock"]
 
 SETTLE_STEPS = 3  # first steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted
-
-
-STEPS_TO_JUDGE = 50  # timed ones of the warmup, and of the sparse stage: fewer may be chance
-_SLOW = 1.25  # times a dense step
 
 
 class Books:
@@ -37,7 +31,6 @@ class Books:
         self.flops = FlopCount(nn.Module(), enabled=False)  # until the layers are all there
         self._dense_share = 0.0
         self._is_judged = False
-        self._is_slow = False
         self._trained: list[bool] | None = None
 
     def open(self) -> None:
@@ -97,22 +90,6 @@ class Books:
             whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
         self.clock.finish_batch(self._ledger, stage, offered=step.offered)
-        if stage == "sparse" and self.clock.timed(stage) == STEPS_TO_JUDGE:
-            self.judge_time()
-
-    def judge_time(self) -> None:
-        """Inform once of a mode that saves FLOPs and takes longer than dense training."""
-        if self._is_slow or self._mode not in ("partial", "subset") or self.clock.timed("sparse") < STEPS_TO_JUDGE:
-            return
-        slowdown = self.clock.slowdown(self._ledger)
-        if slowdown is not None and slowdown > _SLOW and self.clock.timed("warmup") >= STEPS_TO_JUDGE:
-            self._is_slow = True
-            rank_zero_info(  # no warning: it is so in every run of a toy
-                f"lightning-ast: a sparse step took {slowdown:.1f} times as long as a dense one of the warmup. The "
-                f"host that launches the work, and not the device, is the limit of mode={self._mode!r} here: use "
-                "mode='prune', larger batches or a larger network, or train without the callback. `lightning-ast "
-                "advise` measures the modes."
-            )
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
@@ -167,19 +144,6 @@ class StepClock:
     def __init__(self) -> None:
         self._last: float | None = None
         self._steps: dict[str, int] = {}
-        self._latest = deque[float](maxlen=STEPS_TO_JUDGE)
-
-    def slowdown(self, ledger: Ledger) -> float | None:
-        """Return the time of a sample offered in the latest sparse steps, in times that of the warmup."""
-        warmup = ledger.stages.get("warmup")
-        if not self._latest or warmup is None or warmup.timed_seconds == 0:
-            return None
-        # The median: a step for which a GPU prepares its kernels takes as long as many others.
-        return statistics.median(self._latest) * warmup.timed_offered / warmup.timed_seconds
-
-    def timed(self, stage: Stage) -> int:
-        """Count the steps of a stage that came after those which are not timed."""
-        return max(0, self._steps.get(stage, 0) - SETTLE_STEPS)
 
     def interrupt(self) -> None:
         """Leave the running step out: something else than training happens now."""
@@ -192,6 +156,4 @@ class StepClock:
         self._steps[stage] = self._steps.get(stage, 0) + 1
         if self._last is not None and self._steps[stage] > SETTLE_STEPS:
             ledger.record_seconds(stage, seconds=now - self._last, offered=offered)
-            if stage == "sparse":
-                self._latest.append((now - self._last) / offered)
         self._last = now

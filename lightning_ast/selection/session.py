@@ -216,7 +216,6 @@ class Session:
         """Give the loggers the last values, which need not be those of the last step that was logged."""
         self._log.close()
         self._gating.finish_fit()
-        self._books.judge_time()
 
     def interrupt(self) -> None:
         """Pause the timers until the next batch."""
