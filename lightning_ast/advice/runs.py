@@ -23,7 +23,8 @@ from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import Schedule
-from lightning_ast.selection.faults import setting_faults, two_target_faults
+from lightning_ast.selection.faults import two_target_faults
+from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
 

@@ -26,6 +26,7 @@ from lightning_ast.lightning_internals.run_limits import epochs_done, first_call
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleOptions, SampleSettings
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.moving_target import TargetFn
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.settings import SelectionSettings
@@ -203,7 +204,8 @@ class SparseSelectionCallback(SelectionReadings):
             self.controller.reset()
         self.ledger = Ledger()
         self.dense_ops.clear()
-        self._session = Session(settings, trainer, pl_module, owner=self, ledger=self.ledger, dense_ops=self.dense_ops)
+        parts = FitParts(self, trainer, pl_module, settings, ledger=self.ledger, dense_ops=self.dense_ops)
+        self._session = Session(parts)
         self._session.attach()
         self.load_state_dict(before)  # Lightning restores a checkpoint behind this, which then counts
 

@@ -15,7 +15,7 @@ from lightning_ast.lightning_internals.run_limits import first_callback, run_len
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.run_length import Point
 from lightning_ast.schedule import Schedule, Stage
-from lightning_ast.selection.value_faults import rate_faults
+from lightning_ast.selection.setting_faults import rate_faults
 from lightning_ast.words import counted
 
 __all__ = ["TwoStageScheduler"]

@@ -17,7 +17,7 @@ from lightning_ast.demo.models import ResNet9
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.extras import needs
 from lightning_ast.mode_facts import Mode
-from lightning_ast.selection.faults import setting_faults
+from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
 

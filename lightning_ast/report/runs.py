@@ -153,7 +153,7 @@ def _number(cell: str | None) -> float | None:
 
 def _read_mode(files: Sequence[Path]) -> str | None:
     """Read the mode that ``lightning-ast fit`` saved beside a log; None where it is not known."""
-    # A run leaves a config.yaml that is there alone, and takes config_1.yaml and so on: only that holds what the command
+    # A run leaves a config.yaml that is there alone, and takes config_1.yaml and so on: that holds what the command
     # line changed, and the highest number is the last one.
     saved = [path for path in files if _CONFIGURATION.fullmatch(path.name)]
     newest = max(saved, key=lambda path: (len(path.name), path.name), default=None)

@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import Counter, deque
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, saves_too_little
 from lightning_ast.mode_facts import Mode, cost_share
 from lightning_ast.schedule import Stage
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.flop_count import DenseOps, FlopCount
 from lightning_ast.selection.step_state import StepState
 
-__all__ = ["SETTLE_STEPS", "STEPS_TO_JUDGE", "Books", "StepClock"]
+__all__ = ["SETTLE_STEPS", "Books", "StepClock"]
 
 SETTLE_STEPS = 3  # first steps of each stage that are not timed: caches, compilation, the step whose FLOPs are counted
-
-
-STEPS_TO_JUDGE = 50  # timed ones of the warmup, and of the sparse stage: fewer may be chance
-_SLOW = 1.25  # times a dense step
 
 
 class Books:
     """Writes a fit's batches into its ledger; ``flops`` counts those of a step as it runs, ``clock`` its time."""
 
-    def __init__(self, mode: Mode, ledger: Ledger, dense_ops: Counter[str], *, count_flops: bool = True) -> None:
-        self._mode = mode
-        self._ledger = ledger
-        self._dense_ops = dense_ops
-        self._count_flops = count_flops
+    def __init__(self, parts: FitParts) -> None:
+        self._parts = parts
+        self._mode = parts.settings.mode
+        self._ledger = parts.ledger
         self.clock = StepClock()
         self._named_ops = set[str]()
-        self._module = nn.Module()
-        self.flops = FlopCount(self._module, enabled=False)  # until the layers are all there
+        self.flops = FlopCount(nn.Module(), enabled=False)  # until the layers are all there
         self._dense_share = 0.0
         self._is_judged = False
-        self._is_slow = False
         self._trained: list[bool] | None = None
 
-    def open(self, module: nn.Module) -> None:
+    def open(self) -> None:
         """Prepare to count FLOPs: the layers are all there."""
         # A resumed run that did not know the cost of its earlier batches cannot learn it from a later one.
         lost = self._ledger.offered > 0 and self._ledger.flops is None
-        self.flops = FlopCount(module, enabled=self._count_flops and not lost)
-        self._module = module
+        self.flops = FlopCount(self._parts.module, enabled=self._parts.settings.count_flops and not lost)
 
     def start_batch(self, batch_idx: int) -> None:
         """Give the FLOPs up where an epoch begins to train other parameters than those that were counted."""
         if batch_idx > 0:  # parameters are frozen between epochs; asking in every batch would cost time
             return
-        trained = [parameter.requires_grad for parameter in self._module.parameters()]
+        trained = [parameter.requires_grad for parameter in self._parts.module.parameters()]
         if self._trained not in (None, trained) and self._ledger.flops is not None:
             self._ledger.flops = None
             rank_zero_warn(
@@ -74,7 +65,7 @@ class Books:
         """Count a batch that was trained on; warn once where sparse ones save next to nothing."""
         # There is no target rate where a coverage is held, or where a function gives it: the rate follows.
         mode = self._mode_of(step)
-        dense_ops = self.flops.finish_batch(self._ledger, step, self._dense_ops)
+        dense_ops = self.flops.finish_batch(self._ledger, step, self._parts.dense_ops)
         self._dense_share = dense_ops.at_most
         advice = None
         # The measured share decides what a mode is worth, so the verdict waits until it is final.
@@ -99,22 +90,6 @@ class Books:
             whole=step.is_whole or step.facts.is_of_whole_epoch,
         )
         self.clock.finish_batch(self._ledger, stage, offered=step.offered)
-        if stage == "sparse" and self.clock.timed(stage) == STEPS_TO_JUDGE:
-            self.judge_time()
-
-    def judge_time(self) -> None:
-        """Inform once of a mode that saves FLOPs and takes longer than dense training."""
-        if self._is_slow or self._mode not in ("partial", "subset") or self.clock.timed("sparse") < STEPS_TO_JUDGE:
-            return
-        slowdown = self.clock.slowdown(self._ledger)
-        if slowdown is not None and slowdown > _SLOW and self.clock.timed("warmup") >= STEPS_TO_JUDGE:
-            self._is_slow = True
-            rank_zero_info(  # no warning: it is so in every run of a toy
-                f"lightning-ast: a sparse step took {slowdown:.1f} times as long as a dense one of the warmup. The "
-                f"host that launches the work, and not the device, is the limit of mode={self._mode!r} here: use "
-                "mode='prune', larger batches or a larger network, or train without the callback. `lightning-ast "
-                "advise` measures the modes."
-            )
 
     def _mode_of(self, step: StepState) -> Mode | None:
         """Return the mode whose passes a batch had; None for a dense step."""
@@ -169,19 +144,6 @@ class StepClock:
     def __init__(self) -> None:
         self._last: float | None = None
         self._steps: dict[str, int] = {}
-        self._latest = deque[float](maxlen=STEPS_TO_JUDGE)
-
-    def slowdown(self, ledger: Ledger) -> float | None:
-        """Return the time of a sample offered in the latest sparse steps, in times that of the warmup."""
-        warmup = ledger.stages.get("warmup")
-        if not self._latest or warmup is None or warmup.timed_seconds == 0:
-            return None
-        # The median: a step for which a GPU prepares its kernels takes as long as many others.
-        return statistics.median(self._latest) * warmup.timed_offered / warmup.timed_seconds
-
-    def timed(self, stage: Stage) -> int:
-        """Count the steps of a stage that came after those which are not timed."""
-        return max(0, self._steps.get(stage, 0) - SETTLE_STEPS)
 
     def interrupt(self) -> None:
         """Leave the running step out: something else than training happens now."""
@@ -194,6 +156,4 @@ class StepClock:
         self._steps[stage] = self._steps.get(stage, 0) + 1
         if self._last is not None and self._steps[stage] > SETTLE_STEPS:
             ledger.record_seconds(stage, seconds=now - self._last, offered=offered)
-            if stage == "sparse":
-                self._latest.append((now - self._last) / offered)
         self._last = now

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
 from lightning_ast.core.batch.rows import to_host
@@ -16,11 +16,10 @@ from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.significance import SignificanceFn, SignificanceName, compute_significance
+from lightning_ast.core.significance import compute_significance
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mixin import SparseLossMixin, overrides
-from lightning_ast.selection.quarantine import Quarantine
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
 from lightning_ast.words import counted
@@ -34,37 +33,27 @@ _FEW = 2  # samples that may well carry a coverage on their own, in one batch of
 class Decision:
     """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's."""
 
-    def __init__(
-        self,
-        module: pl.LightningModule,
-        significance: SignificanceName | SignificanceFn,
-        *,
-        selector: SampleSelector,
-        processes: Processes,
-        quarantine: Quarantine,
-        weights: RowWeights,
-    ) -> None:
-        own = module.significance if isinstance(module, SparseLossMixin) else None
-        self._significance = own if own is not None and overrides(module, "significance") else significance
+    def __init__(self, parts: FitParts) -> None:
+        module = parts.module
+        self._significance = parts.settings.significance
+        if isinstance(module, SparseLossMixin) and overrides(module, "significance"):
+            self._significance = module.significance
         self.needs_losses = self._significance != "gradient"
-        self.is_shared = processes.count > 1
-        self._selector = selector
-        self._average = processes.mean if processes.count > 1 else None
-        self._quarantine = quarantine
-        self.weights = weights
-        self._has_scored = False
+        self.is_shared = parts.processes.count > 1
+        self._selector = parts.selector
+        self._average = parts.processes.mean if self.is_shared else None
+        self._quarantine = parts.quarantine
+        self.weights = RowWeights(parts)
+        self._told = WarningCache()
         self._has_checked = False
         self._has_warned = False
         self._has_selected = False
 
     def scores(self, step: StepState, batch: Any, record: LossRecord) -> Tensor:
         """Score a batch by the values of its losses: ``(B,)``, finite and non-negative."""
-        if not self._has_scored:
-            self._has_scored = True
-            if self._significance == "el2n" and record.kind == "regression":
-                rank_zero_info(
-                    f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance."
-                )
+        if self._significance == "el2n" and record.kind == "regression":
+            message = f"lightning-ast: EL2N is not defined for {record.name}: the loss itself is the significance."
+            self._told.info(message)  # once
         # The checks of a user's own score must not blame it for samples that have no finite loss.
         bad = ~record.losses.isfinite()
         if step.bad is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -16,8 +15,10 @@ from lightning_ast.core.dependence.trace import SampleTrace, SeveralTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.core.entries.node_facts import runs_compiled
 from lightning_ast.errors import EntryError
+from lightning_ast.mixin import overrides
+from lightning_ast.mode_facts import MODE_FACTS
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.other_dimension import DoubtfulTrace
-from lightning_ast.selection.sample_count import SampleCount
 
 __all__ = ["EntrySearch", "WarnOnce"]
 
@@ -32,34 +33,28 @@ class WarnOnce:
 
     def __call__(self, message: str) -> None:
         """Warn, unless there was a warning of this kind before."""
-        kind = message[:20]  # behind it a message may name sizes, which differ from batch to batch
+        kind = message[:35]  # behind it a message may name sizes, which differ from batch to batch
         if kind not in self._kinds:
             self._kinds.add(kind)
-            rank_zero_warn(f"lightning-ast: {message}")
+            rank_zero_warn(message)
 
 
 class EntrySearch:
-    """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes.
+    """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes."""
 
-    ``take`` is the user's own way to take samples, ``(batch, indices) -> batch``.
-    """
-
-    def __init__(
-        self,
-        finder: EntryFinder,
-        *,
-        samples: SampleCount,
-        take: Callable[[Any, Tensor], Any] | None,
-        enabled: bool,
-        module: pl.LightningModule,
-        warn: WarnOnce,
-    ) -> None:
+    def __init__(self, parts: FitParts, finder: EntryFinder, warn: WarnOnce) -> None:
+        module: Any = parts.module
         self._finder = finder
-        self._samples = samples
-        self._take = take
+        self._samples = parts.samples
+        self._take = module.select_batch if overrides(module, "select_batch") else None
         self._module = module
         self._warn = warn
-        self._wants_trace = enabled
+        self._wants_trace = (
+            MODE_FACTS[parts.settings.mode].plans_epochs
+            or parts.selector.selects
+            or parts.target is not None
+            or overrides(module, "sample_weights")
+        )
         self._started = 0
         self._is_counted = False
         self._has_proved = False
@@ -146,7 +141,9 @@ class EntrySearch:
         if trace.failure is not None and self.sizes:
             raise self._several_error(trace.failure)
         if trace.failure is not None:
-            self._warn(f"which rows belong to which sample is taken from the sizes of tensors: {trace.failure}.")
+            self._warn(
+                f"lightning-ast: which rows belong to which sample is taken from the sizes of tensors: {trace.failure}."
+            )
             return self._finder.guess(loss, batch_size, assignments=self._assignments)
         # A step that runs its own backwards may have a loss apart from the samples, such as that of a generator.
         apart = not self._module.automatic_optimization
@@ -164,14 +161,14 @@ class EntrySearch:
                 raise entry_error(self._unclear, batch_size)
         if found.entries and found.unclear:
             self._warn(
-                f"the gradient enters {', '.join(found.unclear)} by rows that are not one or several a sample of "
-                f"the {batch_size}: there it stays that of all samples. What lies before it is trained on the selected "
-                "ones."
+                f"lightning-ast: the gradient enters {', '.join(found.unclear)} by rows that are not one or several a "
+                f"sample of the {batch_size}: there it stays that of all samples. What lies before it is trained on "
+                "the selected ones."
             )
         if any(not entry.exact for entry in found.entries):
             self._warn(
-                "the network mixes the samples of a batch before its last layer, so the rows of a sample depend on the "
-                "others too: the selection is of rows of the gradient."
+                "lightning-ast: the network mixes the samples of a batch before its last layer, so the rows of a "
+                "sample depend on the others too: the selection is of rows of the gradient."
             )
         return found
 

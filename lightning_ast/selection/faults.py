@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
 
-from lightning_ast.core.controller import PIController
-from lightning_ast.core.gate import GateName, Weighting
-from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
-from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.lightning_internals.run_limits import accumulation
 from lightning_ast.mixin import overrides
-from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
-from lightning_ast.pruning.streamed import filter_faults
-from lightning_ast.selection.sample_faults import sample_faults
+from lightning_ast.mode_facts import MODE_FACTS, Mode
+from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings, StageSource
-from lightning_ast.selection.strategy_faults import strategy_faults
-from lightning_ast.selection.value_faults import is_number, percent_hint, rate_faults
 
 __all__ = [
     "configuration_faults",
     "doubtful_settings",
     "not_logged",
-    "setting_faults",
+    "strategy_faults",
     "training_faults",
+    "two_target_faults",
 ]
 
 
@@ -46,22 +40,21 @@ def doubtful_settings(
     settings: SelectionSettings, schedulers: Sequence[StageSource], module: pl.LightningModule
 ) -> list[str]:
     """Find settings that have no effect in this set-up, each with what counts in its place."""
-    found = []
     mode = settings.mode
     own = settings.target_activation_rate
-    if mode != "partial" and settings.batchnorm != "selected":
-        found.append(
-            f"batchnorm={settings.batchnorm!r} has no effect in mode={mode!r}: it is a setting of mode='partial'."
-        )
-    for name, value in (
-        (f"prune_steps={settings.prune_steps!r}", settings.prune_steps),
-        ("sample_filter", settings.sample_filter),
-        ("own_parts", settings.samples.own_parts or None),
-        ("initial_scores", settings.samples.initial_scores),
-        ("keep_scores", settings.samples.keep_scores or None),
-    ):
-        if mode != "prune" and value is not None:
-            found.append(f"{name} has no effect in mode={mode!r}: it is a setting of mode='prune'.")
+    without_effect = {
+        f"batchnorm={settings.batchnorm!r}": ("partial", settings.batchnorm != "selected"),
+        f"prune_steps={settings.prune_steps!r}": ("prune", settings.prune_steps is not None),
+        "sample_filter": ("prune", settings.sample_filter is not None),
+        "own_parts": ("prune", settings.samples.own_parts),
+        "initial_scores": ("prune", settings.samples.initial_scores is not None),
+        "keep_scores": ("prune", settings.samples.keep_scores > 0),
+    }
+    found = [
+        f"{name} has no effect in mode={mode!r}: it is a setting of mode={other!r}."
+        for name, (other, is_given) in without_effect.items()
+        if is_given and mode != other
+    ]
     controller = settings.controller
     holds = settings.target_coverage is not None and controller is not None and controller.uses_feedforward
     if settings.gate == "topk" and controller is not None and not holds:
@@ -80,19 +73,11 @@ def doubtful_settings(
     return found
 
 
-def _one_of(name: str, value: object, choices: tuple[Any, ...]) -> list[str]:
-    if value in choices:
-        return []
-    similar = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    hint = f" Did you mean {similar[0]!r}?" if similar else ""
-    return [f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.{hint}"]
-
-
 def configuration_faults(
     settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: Sequence[StageSource]
 ) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there."""
-    faults = setting_faults(settings) + _use_faults(module) + _follow_faults(settings, trainer, module)
+    faults = setting_faults(settings) + _step_faults(module) + _follow_faults(settings, trainer, module)
     faults += strategy_faults(trainer)
     if len(schedulers) > 1:
         faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
@@ -105,11 +90,12 @@ def configuration_faults(
 def two_target_faults(settings: SelectionSettings, schedulers: Sequence[StageSource]) -> list[str]:
     """Find schedules that ask for a rate where the selection callback is given a coverage."""
     coverage = settings.target_coverage
-    rates = [s.target_activation_rate for s in schedulers if s.target_activation_rate is not None]
+    rates = [scheduler.target_activation_rate for scheduler in schedulers]
     return [
         f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
         f"TwoStageScheduler(target_activation_rate={rate!r}): give one of them."
-        for rate in (rates if coverage is not None else [])
+        for rate in rates
+        if coverage is not None and rate is not None
     ]
 
 
@@ -137,124 +123,39 @@ def _follow_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.
     return found
 
 
-def setting_faults(settings: SelectionSettings) -> list[str]:
-    """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
-    mode = settings.mode
-    gate = settings.gate
-    weighting = settings.weighting
-    found = _target_faults(settings)
-    found += _one_of("mode", mode, get_args(Mode))
-    found += _one_of("gate", gate, get_args(GateName))
-    found += _significance_faults(settings.significance)
-    if weighting is not None:
-        found += _one_of("weighting", weighting, get_args(Weighting))
-        if weighting in ("sqrt", "unbiased") and gate in ("threshold", "topk"):
-            found.append(
-                f"weighting={weighting!r} needs keep-probabilities, which gate={gate!r} does not have: use "
-                "gate='soft', or weighting=None."
-            )
-    found += _least_faults(settings.min_selected) + _trim_faults(settings) + _prune_steps_faults(settings)
-    found += sample_faults(settings) + filter_faults(settings.sample_filter, mode, settings.steps_of_pruned_epochs)
-    seed: object = settings.seed
-    if not isinstance(seed, int):
-        found.append(f"seed: expected an int, got {seed!r}.")
-    controller: object = settings.controller
-    if controller is not None and not isinstance(controller, PIController):
-        found.append(f"controller: expected a PIController or None, got {controller!r}.")
-    elif controller is not None and mode == "prune":
-        found.append(
-            "mode='prune' solves its threshold over the whole data set, exactly: a controller would have nothing to "
-            "correct, leave controller=None."
-        )
-    found += _one_of("batchnorm", settings.batchnorm, get_args(BatchNormBackward))
-    count_flops: object = settings.count_flops
-    if not isinstance(count_flops, bool):
-        found.append(f"count_flops: expected True or False, got {count_flops!r}.")
-    limit = settings.quarantine_limit
-    if limit is not None and not (is_number(limit) and 0 <= limit <= 1):
-        hint = percent_hint(limit)
-        found.append(
-            f"quarantine_limit: expected a share of an epoch's samples in [0, 1] or None, got {limit!r}.{hint}"
-        )
-    return found
-
-
-def _prune_steps_faults(settings: SelectionSettings) -> list[str]:
-    if (settings.mode, settings.prune_steps) == ("prune", "replan") and settings.has_moving_rate:
-        reason = "target_coverage" if settings.target_coverage is not None else "a function for the rate"
-        return [
-            f"prune_steps='replan' needs to know the number of steps beforehand, and with {reason} each epoch "
-            "has its own: use 'keep' or 'follow', or a fixed target_activation_rate."
-        ]
-    return [] if settings.prune_steps is None else _one_of("prune_steps", settings.prune_steps, get_args(PruneSteps))
-
-
-def _least_faults(least: object) -> list[str]:
-    whole = isinstance(least, int) and not isinstance(least, bool) and least >= 1
-    if whole or (isinstance(least, float) and 0 < least < 1):
-        return []
-    hint = f" Did you mean {int(least)}?" if isinstance(least, float) and least >= 1 and least.is_integer() else ""
-    return [f"min_selected: expected an int >= 1 or a share of the batch in (0, 1), got {least!r}.{hint}"]
-
-
-def _trim_faults(settings: SelectionSettings) -> list[str]:
-    trim: object = settings.trim
-    if not (is_number(trim) and 0 <= trim < 1):
-        return [f"trim: expected a share of the samples in [0, 1), got {trim!r}.{percent_hint(trim)}"]
-    rate = settings.target_activation_rate
-    if trim > 0 and is_number(rate) and rate < 1 and rate + trim > 1:
-        return [
-            f"trim={trim:g} leaves out what target_activation_rate={rate:g} asks for: together they may be 1 at most."
-        ]
+def _step_faults(module: pl.LightningModule) -> list[str]:
+    names = inspect.signature(module.training_step).parameters
+    if "dataloader_iter" in names:
+        return ["training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead."]
+    if not names:
+        return ["training_step takes no batch: define `training_step(self, batch, batch_idx)`."]
     return []
 
 
-def _significance_faults(significance: object) -> list[str]:
-    if callable(significance):
-        four = _takes(significance, 4)
-        return [] if four else ["significance: a callable must take (losses, logits, inputs, targets), four arguments."]
-    faults = _one_of("significance", significance, ("gradient", *SIGNIFICANCE))
-    return [fault.replace(", got", ", or a callable, got", 1) for fault in faults]
-
-
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Tell whether so many positional arguments may be given, as far as can be told."""
-    try:
-        inspect.signature(function).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:  # built in, without a signature
-        return True
-    return True
-
-
-def _target_faults(settings: SelectionSettings) -> list[str]:
-    rate = settings.target_activation_rate
-    coverage = settings.target_coverage
+def strategy_faults(trainer: pl.Trainer) -> list[str]:
+    """Find what is wrong with how the trainer spreads a step over its processes."""
+    strategy = trainer.strategy
     found = []
-    for name, value, kind in (("target_coverage", coverage, "coverage"), ("target_activation_rate", rate, "rate")):
-        if callable(value):
-            takes = _takes(value, 2)
-            found += [] if takes else [f"{name}: a function must take (epoch, metrics), two arguments."]
-        elif value is not None:
-            found += rate_faults(name, value, kind=kind)
-    if rate is not None and coverage is not None:
-        found.append(
-            f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "
-            "the samples is held, or the share of their significance. Leave one of them None."
-        )
-    return found
-
-
-def _use_faults(module: pl.LightningModule) -> list[str]:
-    """Find what is wrong with the module for this mode."""
-    found = []
-    step: Callable[..., Any] = module.training_step
-    names = list(inspect.signature(step).parameters)
-    if "dataloader_iter" in names:
-        found.append("training_step(dataloader_iter) fetches its own batches: take `batch` and `batch_idx` instead.")
-    elif not names:
-        found.append("training_step takes no batch: define `training_step(self, batch, batch_idx)`.")
+    if isinstance(strategy, ParallelStrategy) and trainer.world_size > 1:
+        parts = strategy.distributed_sampler_kwargs["num_replicas"]
+        if parts != trainer.world_size:
+            found.append(
+                f"{type(strategy).__name__} splits layers over processes (tensor parallelism): {trainer.world_size} "
+                f"processes share {parts} part(s) of the data, and those with the same samples would each select "
+                f"others. Set data_parallel_size={trainer.world_size} and tensor_parallel_size=1, and shard the "
+                "parameters with fully_shard."
+            )
+    if isinstance(strategy, DeepSpeedStrategy):
+        if strategy.zero_stage_3:
+            found.append(
+                "DeepSpeed's stage 3 gathers the parameters within the forward, by a way that no test here can run: "
+                "use stage=1 or 2, or ModelParallelStrategy with fully_shard, which shards the parameters too."
+            )
+        if max(accumulation(trainer).values()) > 1:
+            found.append(
+                "DeepSpeed accumulates gradients out of sight, so micro-batches that keep different numbers of samples "
+                "cannot be weighted alike: set accumulate_grad_batches=1, or use DDP or FSDP2."
+            )
     return found
 
 
@@ -268,9 +169,8 @@ def training_faults(trainer: pl.Trainer, *, mode: Mode) -> list[str]:
             "the whole batch and its gradient that of the selection: set line_search_fn=None, or use mode='subset' or "
             "'prune'."
         )
-    if max(accumulation(trainer).values()) == 1:
-        return found
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+    accumulates = max(accumulation(trainer).values()) > 1
+    if accumulates and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         found.append(
             "LBFGS evaluates a batch several times, and Lightning adds up the gradients of all evaluations when it "
             "accumulates: set accumulate_grad_batches=1."

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -48,7 +47,6 @@ class FlopCount:
         self._wants_dense = self._counts
         self._wants_share = self._counts
         self._open = ExitStack()
-        self._forward_open = ExitStack()
         self._in_forward = False
         self._tries = _TRIES
         self._counter = BackwardFlops()
@@ -70,31 +68,30 @@ class FlopCount:
         self._in_forward = self._wants_dense and self._forward is None
         self._expects_backward = self._in_forward
         if self._in_forward:
-            self._forward_open.enter_context(self._counting())
+            self._start()
 
     def stop_forward(self) -> None:
         """End the forward's count. Safe to call twice."""
         if self._in_forward:
             self._in_forward = False
-            self._forward_open.close()
+            self._stop()
             self._forward = self._counter.full - self._backward_full
 
-    @contextmanager
-    def _counting(self) -> Iterator[None]:
-        self._counting_now = self._has_counted = True
-        try:
-            with self._counter:
-                yield
-        finally:
-            self._counting_now = False
+    def _start(self) -> None:
+        if not self._counting_now:
+            self._open.enter_context(self._counter)
+            self._counting_now = self._has_counted = True
+
+    def _stop(self) -> None:
+        self._counting_now = False
+        self._open.close()
 
     def start_backward(self, step: StepState | None, loss: Tensor) -> None:
         """Begin to count a backward, if that of this batch is to be counted."""
         partial = step is not None and step.may_spare_rows
         if not ((self._wants_dense and self._expects_backward) or (partial and self._wants_share)):
             return
-        if not self._counting_now:
-            self._open.enter_context(self._counting())
+        self._start()
         self._backward_began = self._counter.full
         if runs_compiled(loss):
             self._counter.failure = "the step calls a function that torch.compile made"
@@ -105,7 +102,8 @@ class FlopCount:
             return
         full = self._counter.full - self._backward_began
         self._backward_began = None
-        self._open.close()
+        if not self._in_forward:
+            self._stop()
         self._backward_full += full
         if self._wants_dense and self._expects_backward:
             self._backward = full + (self._backward or 0)
@@ -173,6 +171,4 @@ class FlopCount:
     def close(self) -> None:
         """Stop counting wherever an exception left it."""
         self._in_forward = False
-        if self._counting_now:
-            self._open.close()
-            self._forward_open.close()
+        self._stop()

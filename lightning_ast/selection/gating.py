@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import Entry, EntryFinder, Found, entry_error
-from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
+from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.losses.capture import LossRecord
-from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
-from lightning_ast.mixin import overrides
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.entry_search import EntrySearch, WarnOnce
-from lightning_ast.selection.quarantine import Quarantine
-from lightning_ast.selection.sample_count import SampleCount
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
 
@@ -38,33 +33,14 @@ _COMPILED_LOSS = (
 class Gating:
     """Puts the gate of a batch where the gradient of each of its losses enters the network."""
 
-    def __init__(
-        self,
-        module: pl.LightningModule,
-        decision: Decision,
-        quarantine: Quarantine,
-        *,
-        samples: SampleCount,
-        execution: Execution,
-        batchnorm: BatchNormBackward,
-        dense_ops: Counter[str],
-        enabled: bool,
-    ) -> None:
-        self._module = module
-        self._decision = decision
-        self._quarantine = quarantine
-        self._execution: Execution = execution
-        self._batchnorm: BatchNormBackward = batchnorm
-        self._dense_ops = dense_ops
+    def __init__(self, parts: FitParts, decision: Decision) -> None:
+        self.decision = decision
+        self._parts = parts
+        self._module = parts.module
         self._finder = EntryFinder()  # shared: what one kind of forward has proved of a graph holds in the other
         self._warn = WarnOnce()
-        mixed: Any = module
-        take = mixed.select_batch if overrides(module, "select_batch") else None
-        make_search = partial(
-            EntrySearch, self._finder, samples=samples, take=take, enabled=enabled, module=module, warn=self._warn
-        )
-        self.search = make_search()
-        self.scoring_search = make_search()
+        self.search = EntrySearch(parts, self._finder, self._warn)
+        self.scoring_search = EntrySearch(parts, self._finder, self._warn)
         self.labels_wanted = False
         self._step: StepState | None = None
         self._batch: Any = None
@@ -88,7 +64,7 @@ class Gating:
             self._trace = self.search.start_trace(step.forwarded, take=take)
             self._watch(self._trace)
             step.traced = True
-        watches = self._decision.needs_losses or self.labels_wanted
+        watches = self.decision.needs_losses or self.labels_wanted
         if watches and step.part is None and (step.is_gated or self._trace is not None):
             self._losses = StepLosses(self._module)
             self._watch(self._losses)
@@ -114,7 +90,7 @@ class Gating:
         step = self._step
         if step is None or loss.grad_fn is None:
             return
-        if not step.is_gated and self._quarantine.lost(loss):
+        if not step.is_gated and self._parts.quarantine.lost(loss):
             step.treatment = Treatment.CLEANED
         traced = self._trace is not None
         if not traced and not step.is_gated:
@@ -122,10 +98,10 @@ class Gating:
         found = self._found(step, loss)
         if not found.entries:
             weighs = step.counts_as_one_batch or (step.selects and step.part is not None)
-            if weighs and self._decision.is_shared:
+            if weighs and self.decision.is_shared:
                 self._take_part(step, loss)
             return
-        if traced and self._decision.needs_losses and not step.is_gated:
+        if traced and self.decision.needs_losses and not step.is_gated:
             self._scores(step, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
         if step.is_gated:
             self._has_gated = True  # a batch may have several losses; only one without any is a dense step
@@ -146,9 +122,9 @@ class Gating:
             self._gate = BatchGate(
                 step.forwarded,
                 partial(self._decide, step),
-                execution=self._execution,
-                batchnorm=self._batchnorm,
-                dense_ops=self._dense_ops,
+                execution=step.facts.execution,
+                batchnorm=self._parts.settings.batchnorm,
+                dense_ops=self._parts.dense_ops,
             )
         return self._gate
 
@@ -156,31 +132,31 @@ class Gating:
         # The other processes wait, in their backward, to agree on a denominator with this one
         gate = self._gate_of(step)
         if not gate.decided:
-            gate.settle(self._decision.weights.of_step(step, loss.device))
+            gate.settle(self.decision.weights.of_step(step, loss.device))
 
     def _place_gate(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
         gate = self._gate_of(step)
-        by_losses = self._decision.needs_losses and step.part is None and self._losses is not None
+        by_losses = self.decision.needs_losses and step.part is None and self._losses is not None
         if by_losses and not gate.decided:  # the values are known before the backward
             scores, record = self._scores(step, loss, entries)
             with torch.no_grad():
-                gate.settle(self._decision.decide(step, scores, record.losses, record.labels))
+                gate.settle(self.decision.decide(step, scores, record.losses, record.labels))
         gate.open(loss, entries)
 
     def _scores(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> tuple[Tensor, LossRecord]:
         assert self._losses is not None
         _check_order(entries, step.batch_size)
         record = self._losses.record(loss, step.batch_size, scale=1 / self._score_scale(1))
-        return self._decision.scores(step, self._batch, record), record
+        return self.decision.scores(step, self._batch, record), record
 
     def _decide(self, step: StepState, norms: Tensor) -> Kept | None:
         if loss_scale(self._module.trainer) is not None:
             norms = _without_overflow(norms)
         comparable = norms * self._score_scale(step.forwarded)
         if step.part is not None:
-            return self._decision.kept_of_part(step, step.part, comparable)
+            return self.decision.kept_of_part(step, step.part, comparable)
         labels = None if self._losses is None else self._losses.labels(step.batch_size)
-        return self._decision.decide(step, comparable, norms, labels)
+        return self.decision.decide(step, comparable, norms, labels)
 
     def _score_scale(self, batch_size: int) -> Any:
         """Return the factor that makes a norm comparable with those of other batches."""
@@ -214,8 +190,9 @@ class Gating:
         """Warn of a fit that ended before it came to the error that says why nothing can be selected."""
         if self._was_ungated and self.search.attempts and not self._finder.proved:
             self._warn(
-                "every batch was a dense one: the run ended before it could be proved which rows of the gradient "
-                "belong to which sample. A longer run selects, or stops with an error that tells what to change."
+                "lightning-ast: every batch was a dense one: the run ended before it could be proved which rows of the "
+                "gradient belong to which sample. A longer run selects, or stops with an error that tells what to "
+                "change."
             )
 
     def count_ungated(self, step: StepState) -> None:
@@ -230,7 +207,7 @@ class Gating:
         if is_known and not step.facts.sizes and runs_backward(self._module.trainer):
             result = "so it was a dense one" if step.part is None else "so the selected samples weigh alike"
             self._warn(
-                f"a training step had no loss whose gradient could be selected from, {result}: it calls "
+                f"lightning-ast: a training step had no loss whose gradient could be selected from, {result}: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "
                 "depend on the samples of the batch."
             )

@@ -26,7 +26,7 @@ from lightning_ast.lightning_internals.distributed import shards_parameters
 from lightning_ast.lightning_internals.fit_loop import wrapped_optimizers
 from lightning_ast.lightning_internals.random_state import kept_host_state
 from lightning_ast.lightning_internals.still_metrics import StillMetrics
-from lightning_ast.selection.entry_search import EntrySearch
+from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.taps import Taps
 
@@ -45,13 +45,12 @@ class Scored:
 class ScoringPass:
     """Scores a batch by one run of the training step without a trace."""
 
-    def __init__(
-        self, module: pl.LightningModule, *, training_step: Callable[..., Any], search: EntrySearch, needs_losses: bool
-    ) -> None:
+    def __init__(self, module: pl.LightningModule, training_step: Callable[..., Any], gating: Gating) -> None:
         self._module = module
         self._training_step = training_step
-        self._search = search
-        self._needs_losses = needs_losses
+        self._gating = gating
+        self._search = gating.scoring_search
+        self._needs_losses = gating.decision.needs_losses
         self._takes_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         self._list_modules()
         self._metrics = StillMetrics(module)
@@ -61,11 +60,8 @@ class ScoringPass:
         is_plain = not (compiled_parts(module) or shards_parameters(module.trainer))
         self._taps: Taps | None = Taps(module) if is_plain else None
 
-    def __call__(self, batch: Any, batch_idx: int, batch_size: int, *, labels: bool) -> Scored | None:
-        """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step.
-
-        The classes of the samples are looked for where ``labels`` is true.
-        """
+    def __call__(self, batch: Any, batch_idx: int, batch_size: int) -> Scored | None:
+        """Score a batch; None where the step computes no loss that depends on the samples: it is a dense step."""
         if batch_idx == 0 and len(list(self._module.modules())) != len(self._modules):
             self._list_modules()  # a network may grow between epochs
         search = self._search
@@ -84,7 +80,7 @@ class ScoringPass:
             self._metrics,
             context,
         ):
-            scored = self._scored(batch, batch_idx, batch_size, trace, read=read, labels=labels)
+            scored = self._scored(batch, batch_idx, batch_size, trace, read=read)
         if trace is not None:
             search.end_trace(trace)
         search.batch = None
@@ -96,7 +92,7 @@ class ScoringPass:
         self._traceless = TracelessForward(self._module)
 
     def _scored(
-        self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None, *, read: Taps | None, labels: bool
+        self, batch: Any, batch_idx: int, size: int, trace: SampleTrace | None, *, read: Taps | None
     ) -> Scored | None:
         losses = StepLosses(self._module)
         taps = self._taps
@@ -107,7 +103,7 @@ class ScoringPass:
                 stack.enter_context(taps.finding())
             if trace is not None:
                 stack.enter_context(trace)
-            if labels or self._needs_losses:
+            if self._gating.labels_wanted or self._needs_losses:
                 stack.enter_context(losses)
             loss = self._loss_of(batch, batch_idx, lambda loss, number: self._passes(loss, number, size, trace))
         if loss is None:
@@ -115,7 +111,7 @@ class ScoringPass:
         norms = self._norms(loss, size, trace) if read is None else read.norms(loss, size)
         if norms is None and read is not None:  # the step took another way than in the first pass
             self._taps = None
-            return self._scored(batch, batch_idx, size, trace, read=None, labels=labels)
+            return self._scored(batch, batch_idx, size, trace, read=None)
         if norms is None:
             return None
         record = losses.record(loss, size) if self._needs_losses else None

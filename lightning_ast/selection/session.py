@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_ast.core.gate import Selection
-from lightning_ast.core.ledger import Ledger
 from lightning_ast.errors import ConfigurationError, EmptyBatchError
 from lightning_ast.lightning_internals.compiled_step import open_compiled_step
-from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.mixin import overrides
-from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.pruning.epochs import PrunedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.accounting import Books
-from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.gating import Gating
 from lightning_ast.selection.mixin_answers import told_indices, told_labels, told_weights, warn_of_unused_methods
-from lightning_ast.selection.modes.base import FitParts
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
-from lightning_ast.selection.moving_target import MovingTarget
-from lightning_ast.selection.quarantine import Quarantine
-from lightning_ast.selection.sample_count import SampleCount
 from lightning_ast.selection.session_state import SessionState
-from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment
 from lightning_ast.selection.watcher import Watcher
-from lightning_ast.selection.weights import RowWeights
 
 __all__ = ["Session"]
 
@@ -46,87 +33,30 @@ _FLOPS = "flops_per_batch"
 class Session:
     """What a :class:`~lightning_ast.SparseSelectionCallback` does in one fit; what can be read is of the last batch."""
 
-    def __init__(
-        self,
-        settings: SelectionSettings,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        *,
-        owner: Callback,
-        ledger: Ledger,
-        dense_ops: Counter[str],
-    ) -> None:
-        self.ledger = ledger
+    def __init__(self, parts: FitParts) -> None:
+        module = parts.module
+        settings = parts.settings
+        self._close_step = open_compiled_step(module)  # ahead of the parts that take the step from the module
+        self.ledger = parts.ledger
+        self.selector = parts.selector
+        self.quarantine = parts.quarantine
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.coverage: float | None = None
-        self.watchers: list[Watcher] = []
+        self.watchers = parts.watchers
         self.step: StepState | None = None
-        self.selector = settings.selector(trainer.global_rank)
-        rule = settings.target_rule
-        self._target = None if rule is None else MovingTarget(rule, self.selector, trainer)
-        self._weighs = overrides(module, "sample_weights")
-        self._wants_labels = settings.samples.wants_labels
-        self._trainer = trainer
+        self._parts = parts
+        self._trainer = parts.trainer
         self._module = module
-        self._close_step = open_compiled_step(module)  # ahead of the parts that take the step from the module
-        self._processes = Processes(trainer)
-        self.quarantine = Quarantine(settings.quarantine_limit, self._processes)
-        self._window = AccumulationWindow()
-        self._decision = self._decision_of(settings)
-        self._count_samples = SampleCount(trainer, module)
-        self._gating = self._gating_of(settings, dense_ops)
-        parts = self._parts_of(settings, owner)
-        self.mode = MODE_CLASSES[settings.mode](parts)
-        self.state = SessionState(parts, self.mode, ledger, self.quarantine)
-        self._books = Books(settings.mode, ledger, dense_ops, count_flops=settings.count_flops)
+        self._gating = Gating(parts, Decision(parts))
+        self.mode = MODE_CLASSES[settings.mode](parts, self._gating)
+        self.state = SessionState(parts, self.mode)
+        self._books = Books(parts)
+        self._log = StepLog(parts)
+        self._wants_labels = settings.samples.wants_labels
+        self._weighs = overrides(module, "sample_weights")
         self._last: tuple[Selection | None, int] | None = None
         self._offers_flops = not hasattr(module, _FLOPS)
-        self._log = StepLog(self, trainer, module)
-
-    def _decision_of(self, settings: SelectionSettings) -> Decision:
-        def divisor(own: float, samples: float) -> float:
-            return self._window.divisor(*self._processes.mean_of(own, samples))
-
-        return Decision(
-            self._module,
-            settings.significance,
-            selector=self.selector,
-            processes=self._processes,
-            quarantine=self.quarantine,
-            weights=RowWeights(self.selector.weighting, divisor),
-        )
-
-    def _gating_of(self, settings: SelectionSettings, dense_ops: Counter[str]) -> Gating:
-        return Gating(
-            self._module,
-            self._decision,
-            self.quarantine,
-            samples=self._count_samples,
-            execution=MODE_CLASSES[settings.mode].execution,
-            batchnorm=settings.batchnorm,
-            dense_ops=dense_ops,
-            enabled=(
-                MODE_FACTS[settings.mode].plans_epochs
-                or self.selector.selects
-                or self._target is not None
-                or self._weighs
-            ),
-        )
-
-    def _parts_of(self, settings: SelectionSettings, owner: Callback) -> FitParts:
-        return FitParts(
-            owner=owner,
-            trainer=self._trainer,
-            module=self._module,
-            settings=settings,
-            selector=self.selector,
-            processes=self._processes,
-            watchers=self.watchers,
-            decision=self._decision,
-            gating=self._gating,
-            target=self._target,
-        )
 
     @property
     def last_selection(self) -> Selection | None:
@@ -164,7 +94,7 @@ class Session:
 
     def start_training(self) -> None:
         """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now."""
-        self._books.open(self._module)
+        self._books.open()
         faults = training_faults(self._trainer, mode=self.mode.name)
         faults += self.mode.start_training()
         if faults:
@@ -174,10 +104,10 @@ class Session:
         """Decide what is done with this batch; in ``subset`` score it and take the selected samples."""
         if self.step is not None:  # its step failed and was caught, or another callback skipped the batch
             self.abandon_batch()
-        self._window.start_batch(self._trainer, batch_idx)
+        self._parts.window.start_batch(self._trainer, batch_idx)
         self._books.start_batch(batch_idx)
-        if self._target is not None:
-            self._target.begin(self._trainer.current_epoch)
+        if self._parts.target is not None:
+            self._parts.target.begin(self._trainer.current_epoch)
         self._enter_stage(self.mode.stage(batch_idx))
         size = self._size(batch)
         if size == 0:  # the step is the user's own, as in a plain run
@@ -208,8 +138,8 @@ class Session:
 
     def _size(self, batch: object) -> int:
         of_several = 0 if self.epochs is None else sum(self.epochs.sizes_of(batch))
-        size = of_several or self._count_samples(batch)
-        if size == 0 and (self.stage == "sparse" or self._weighs) and self._processes.count > 1:
+        size = of_several or self._parts.samples(batch)
+        if size == 0 and (self.stage == "sparse" or self._weighs) and self._parts.processes.count > 1:
             raise EmptyBatchError(
                 "expected at least one sample in every batch of the sparse stage, where the processes weigh their "
                 "samples together; got an empty batch. Let the collate_fn keep a sample, or filter the dataset."
@@ -240,7 +170,7 @@ class Session:
 
     def start_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh accumulated micro-batches as one large batch."""
-        self._window.rescale(optimizer)
+        self._parts.window.rescale(optimizer)
 
     def finish_batch(self, batch_idx: int) -> None:
         """Keep the books, let go of the batch, log it."""
@@ -248,12 +178,12 @@ class Session:
         self.step = None  # at once: what fails below must not be finished a second time
         if step is None:  # an empty batch; or the loader gave None, where Lightning calls this hook alone
             self.mode.close_batch(None)
-            self._log.finish_batch(batch_idx, trained=False)
+            self._log.settle()
             return
         try:
             self._finish_step(step, batch_idx)
         finally:  # a batch is in the ledger before the quarantine ends the run with it
-            self._log.finish_batch(batch_idx, trained=True)
+            self._log.finish_batch(batch_idx, self.stage, activation_rate=self.activation_rate, coverage=self.coverage)
 
     def _finish_step(self, step: StepState, batch_idx: int) -> None:
         self._books.flops.stop_forward()
@@ -263,7 +193,7 @@ class Session:
         self._last = None if step.is_void else (step.selection, step.batch_size)
         self.activation_rate = self.mode.activation_rate(step)
         self.coverage = self.mode.coverage(step)
-        held = self.selector.target_activation_rate if self._target is None else None
+        held = self.selector.target_activation_rate if self._parts.target is None else None
         self._books.finish_batch(step, self.stage, rate=self.activation_rate, target_rate=held)
         self.quarantine.finish_batch(step, self._trainer, batch_idx)
         for watcher in self.watchers:
@@ -286,7 +216,6 @@ class Session:
         """Give the loggers the last values, which need not be those of the last step that was logged."""
         self._log.close()
         self._gating.finish_fit()
-        self._books.judge_time()
 
     def interrupt(self) -> None:
         """Pause the timers until the next batch."""

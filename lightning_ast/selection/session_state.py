@@ -8,13 +8,12 @@ from typing import Any
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.state import reading, stamped
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.resuming import tells_resumption, written_within
 from lightning_ast.mode_facts import MODE_FACTS, Mode
-from lightning_ast.selection.modes.base import FitParts, SelectionMode
-from lightning_ast.selection.quarantine import Quarantine
+from lightning_ast.selection.fit_parts import FitParts
+from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.words import changes
 
 __all__ = ["SessionState"]
@@ -23,11 +22,9 @@ __all__ = ["SessionState"]
 class SessionState:
     """Saves and restores the parts of a fit."""
 
-    def __init__(self, parts: FitParts, mode: SelectionMode, ledger: Ledger, quarantine: Quarantine) -> None:
+    def __init__(self, parts: FitParts, mode: SelectionMode) -> None:
         self._parts = parts
         self._mode = mode
-        self._ledger = ledger
-        self._quarantine = quarantine
         # A state that holds this text is this run's own. All processes have the same one: each compares its own with
         # that in the checkpoint, which rank 0 wrote.
         self._token = parts.trainer.strategy.broadcast(uuid.uuid4().hex)
@@ -40,8 +37,8 @@ class SessionState:
                 "fit": self._token,
                 "rule": self._parts.settings.rule,
                 "selector": self._parts.selector.state_dict(),
-                "ledger": self._ledger.state_dict(),
-                "quarantine": self._quarantine.state_dict(),
+                "ledger": self._parts.ledger.state_dict(),
+                "quarantine": self._parts.quarantine.state_dict(),
                 **self._mode.state_dict(),
                 **({} if target is None else {"target": target.state_dict()}),
             }
@@ -59,8 +56,8 @@ class SessionState:
                 self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        self._ledger.load_state_dict(state["ledger"])
-        self._quarantine.load_state_dict(state["quarantine"])
+        self._parts.ledger.load_state_dict(state["ledger"])
+        self._parts.quarantine.load_state_dict(state["quarantine"])
         changed = changes({"target": "activation rate", **state["rule"]}, self._parts.settings.rule, repr)
         if changed:
             rank_zero_info(

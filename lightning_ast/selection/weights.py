@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_ast.core.gate import Weighting
 from lightning_ast.core.gradient_gate import Kept
+from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.step_state import Part, StepState, Treatment
 
-__all__ = ["RowWeights", "SumDetector"]
+__all__ = ["RowWeights"]
 
 _NEAR = 0.2  # distance from the ratio of a sum, as a share of that ratio's distance from 1 (in logarithms)
 _MOST = 0.5  # share of the samples that must be near it
@@ -23,16 +22,13 @@ _LARGEST_SHARE = 0.75
 
 
 class RowWeights:
-    """Weighs the selection of a batch as a part of one large batch.
+    """Weighs the selection of a batch as a part of one large batch: of all processes and micro-batches together."""
 
-    ``divisor`` makes, of the denominator and the samples of a batch, the one that all processes and all batches of an
-    optimizer step share.
-    """
-
-    def __init__(self, weighting: Weighting, divisor: Callable[[float, float], float]) -> None:
-        self._weighting = weighting
-        self._divisor = divisor
-        self._sums = SumDetector()
+    def __init__(self, parts: FitParts) -> None:
+        self._weighting = parts.selector.weighting
+        self._window = parts.window
+        self._processes = parts.processes
+        self._sums: bool | None = None  # whether the training step sums its losses, once that is clear
 
     def of_step(self, step: StepState, device: torch.device, finite: Tensor | None = None) -> Kept:
         """Weigh the rows of a step."""
@@ -72,7 +68,9 @@ class RowWeights:
             everyone = torch.ones(step.batch_size) if user is None else user
             own = float((everyone if step.bad is None else everyone[~step.bad.cpu()]).sum())
         # No other process knows of a dense step that leaves samples out
-        shared = own if cleaned else self._divisor(own, float(step.batch_size))
+        shared = own
+        if not cleaned:
+            shared = self._window.divisor(*self._processes.mean_of(own, float(step.batch_size)))
         factors = weights * (step.forwarded / shared) if shared > 0 else weights
         return Kept(indices, factors, rows_only=cleaned or step.known_bad or finite is not None)
 
@@ -80,10 +78,32 @@ class RowWeights:
         """Weigh the rows of a step that saw the selected samples alone, by their norms ``(k,)`` in it, times k."""
         kept = self.of_step(step, norms.device, finite)
         share = step.forwarded / step.batch_size
-        if not self._sums.found_in(norms, part.norms, share):
+        if not self._is_sum(norms, part.norms, share):
             return kept
         assert kept.factors is not None
         return replace(kept, factors=kept.factors * (step.batch_size / step.forwarded))
+
+    def _is_sum(self, norms: Tensor, scored: Tensor, share: float) -> bool:
+        """Tell whether the step sums its losses, by norms ``(k,)`` in it, times k, and in the scoring pass, times B."""
+        if self._sums is not None:
+            return self._sums
+        # A mean over k samples in place of B gives each a gradient that is B / k times as large: a ratio of 1. A sum,
+        # or a mean over a fixed number, gives the same gradient, so that the step would be too small: a ratio of k / B.
+        ratios = norms / scored.to(norms)
+        ratios = ratios[ratios.isfinite() & (ratios > 0)]
+        if ratios.numel() == 0:
+            return False
+        near = (ratios / share).log().abs() < _NEAR * abs(math.log(share))  # others' partners may change a norm as well
+        sums = float(near.double().mean()) > _MOST
+        if share <= _LARGEST_SHARE:
+            self._sums = sums
+            if sums:
+                rank_zero_info(
+                    "lightning-ast: the training step sums its losses or divides them by a fixed number: in "
+                    "mode='subset' the gradient of the selected samples is multiplied by the samples of the batch for "
+                    "each selected one."
+                )
+        return sums
 
 
 def _brought(kept: Kept, device: torch.device) -> Kept:
@@ -94,32 +114,3 @@ def _brought(kept: Kept, device: torch.device) -> Kept:
     return replace(
         kept, indices=kept.indices.to(device, non_blocking=True), factors=factors.to(device, non_blocking=True)
     )
-
-
-class SumDetector:
-    """Tells whether a training step sums its losses, by the gradient of the selected samples in two passes."""
-
-    def __init__(self) -> None:
-        self._answer: bool | None = None
-
-    def found_in(self, norms: Tensor, scored: Tensor, share: float) -> bool:
-        """Tell whether the step sums its losses, by norms ``(k,)`` in it, times k, and in the scoring pass, times B."""
-        if self._answer is not None:
-            return self._answer
-        # A mean over k samples in place of B gives each a gradient that is B / k times as large: a ratio of 1. A sum,
-        # or a mean over a fixed number, gives the same gradient, so that the step would be too small: a ratio of k / B.
-        ratios = norms / scored.to(norms)
-        ratios = ratios[ratios.isfinite() & (ratios > 0)]
-        if ratios.numel() == 0:
-            return False
-        near = (ratios / share).log().abs() < _NEAR * abs(math.log(share))  # others' partners may change a norm as well
-        sums = float(near.double().mean()) > _MOST
-        if share <= _LARGEST_SHARE:
-            self._answer = sums
-            if sums:
-                rank_zero_info(
-                    "lightning-ast: the training step sums its losses or divides them by a fixed number: in "
-                    "mode='subset' the gradient of the selected samples is multiplied by the samples of the batch for "
-                    "each selected one."
-                )
-        return sums

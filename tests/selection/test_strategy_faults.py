@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 
-from lightning_ast.selection.strategy_faults import strategy_faults
+from lightning_ast.selection.faults import strategy_faults
 
 
 @pytest.mark.slow

@@ -5,12 +5,12 @@ It saves nothing and is here for comparison: it is what the original does.
 
 from __future__ import annotations
 
-from lightning_ast.selection.modes.in_batch import InBatchMode
+from lightning_ast.selection.modes.base import SelectionMode
 
 __all__ = ["MaskMode"]
 
 
-class MaskMode(InBatchMode):
+class MaskMode(SelectionMode):
     """Trains on the selected rows by zeros in the gradient of the others."""
 
     name = "mask"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ast.core.partial import compiled_parts
-from lightning_ast.selection.modes.in_batch import InBatchMode
+from lightning_ast.selection.modes.base import SelectionMode
 
 __all__ = ["PartialMode"]
 
 
-class PartialMode(InBatchMode):
+class PartialMode(SelectionMode):
     """Trains on the selected rows by a gradient that holds no others."""
 
     name = "partial"

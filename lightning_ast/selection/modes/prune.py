@@ -23,7 +23,9 @@ from lightning_ast.pruning.several_loaders import SeveralEpochs
 from lightning_ast.pruning.streamed import StreamedEpochs
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.decision import check_labels
-from lightning_ast.selection.modes.base import FitParts, SelectionMode
+from lightning_ast.selection.fit_parts import FitParts
+from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.selection.step_state import BatchFacts, StepState, Treatment
 
 __all__ = ["PruneMode"]
@@ -34,8 +36,8 @@ class PruneMode(SelectionMode):
 
     name = "prune"
 
-    def __init__(self, parts: FitParts) -> None:
-        super().__init__(parts)
+    def __init__(self, parts: FitParts, gating: Gating) -> None:
+        super().__init__(parts, gating)
         settings = parts.settings
         self._data_parts = DataParts(parts.processes, own=settings.samples.own_parts)
         planner = EpochPlanner(

@@ -20,8 +20,9 @@ from lightning_ast.lightning_internals.class_patch import method_of, put_on
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import cost_share
 from lightning_ast.schedule import Stage
-from lightning_ast.selection.modes.base import FitParts
-from lightning_ast.selection.modes.in_batch import InBatchMode
+from lightning_ast.selection.fit_parts import FitParts
+from lightning_ast.selection.gating import Gating
+from lightning_ast.selection.modes.base import SelectionMode
 from lightning_ast.selection.scoring_pass import Scored, ScoringPass
 from lightning_ast.selection.step_state import Part, StepState, Treatment
 from lightning_ast.words import counted
@@ -31,21 +32,20 @@ __all__ = ["SubsetMode"]
 _SCORED_EVERY = 16  # sparse batches of which one is scored while scoring does not pay
 
 
-class SubsetMode(InBatchMode):
+class SubsetMode(SelectionMode):
     """Trains on the selected samples by a step that sees no others; it is the one mode that wraps the training step."""
 
     name = "subset"
 
-    def __init__(self, parts: FitParts) -> None:
-        super().__init__(parts)
+    def __init__(self, parts: FitParts, gating: Gating) -> None:
+        super().__init__(parts, gating)
         self._module = parts.module
         self._training_step = parts.module.training_step
         self._unwrap: Callable[[], None] | None = None
         self._has_sliced = False
         self._part: Part | None = None
         self._score: ScoringPass | None = None
-        self._gating = parts.gating
-        self._decision = parts.decision
+        self._decision = gating.decision
 
     def attach(self) -> None:
         """Wrap the training step."""
@@ -80,12 +80,7 @@ class SubsetMode(InBatchMode):
 
     def start_training(self) -> list[str]:
         """Prepare the scoring pass: the layers all exist now."""
-        self._score = ScoringPass(
-            self._module,
-            training_step=self._training_step,
-            search=self._gating.scoring_search,
-            needs_losses=self._decision.needs_losses,
-        )
+        self._score = ScoringPass(self._module, self._training_step, self._gating)
         return super().start_training()
 
     def open_batch(self, stage: Stage, size: int, indices: Tensor | None) -> StepState:
@@ -109,7 +104,7 @@ class SubsetMode(InBatchMode):
         with ExitStack() as sections:
             for watcher in self._parts.watchers:
                 sections.enter_context(watcher.scoring())
-            scored = self._score(batch, batch_idx, step.batch_size, labels=self._gating.labels_wanted)
+            scored = self._score(batch, batch_idx, step.batch_size)
         if not step.selects:
             return
         if scored is None:
