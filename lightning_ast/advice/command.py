@@ -41,8 +41,11 @@ def _configured(arguments: list[str]) -> Any:
             """Ask for one device: what is measured is one process."""
             trainer = self.config["fit"]["trainer"]
             asked = {name: trainer[name] for name in ("devices", "num_nodes", "strategy")}
-            by_machine = asked["devices"] == "auto"
-            several = torch.accelerator.device_count() > 1 if by_machine else asked["devices"] not in (None, 1, "1")
+            devices = asked["devices"]
+            if devices in ("auto", "-1", -1):
+                several = torch.accelerator.device_count() > 1
+            else:
+                several = len(devices) > 1 if isinstance(devices, list) else devices not in (None, 1, "1")
             if several or (asked["num_nodes"] or 1) > 1:
                 self.remark = (
                     f"The configuration asks for devices={asked['devices']!r}, num_nodes={asked['num_nodes']!r}: what "

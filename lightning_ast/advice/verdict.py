@@ -99,9 +99,10 @@ def _held_back(predictions: Predictions) -> list[str]:
     loading = facts.loading.seconds_per_batch
     compute = predictions.compute_seconds
     if loading >= compute:
+        faster = "Load faster" if "prune" in facts.step.refused else "Only 'prune' loads less; or load faster"
         found.append(
             f"Loader-bound: a batch takes {time_words(loading)} to load and {time_words(compute)} to train on. "
-            f"Only 'prune' loads less; or load faster (num_workers is {facts.loading.workers})."
+            f"{faster} (num_workers is {facts.loading.workers})."
         )
     host = facts.step.host_share
     few = facts.step.few_samples

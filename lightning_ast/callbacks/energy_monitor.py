@@ -18,6 +18,7 @@ from lightning_ast.energy.meters import EnergyMeter
 from lightning_ast.energy.step_sections import clock_of
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import Processes
+from lightning_ast.lightning_internals.logger_connector import log_of_rank_zero
 
 __all__ = ["EnergyMonitor", "EpochCosts"]
 
@@ -151,7 +152,7 @@ class EnergyMonitor(Callback):
         logged = {f"energy/{name}": value for name, value in values.items() if value is not None}
         if (saved := self._epoch.savings) is not None:
             logged["ast/savings_joules"] = saved
-        pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        log_of_rank_zero(pl_module, logged)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Let another fit use this object; what the running epoch cost so far can still be saved."""

@@ -21,6 +21,7 @@ from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.state import known_fields, reading, stamped
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import logged_step
+from lightning_ast.lightning_internals.logger_connector import log_of_rank_zero
 from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.monitoring.guard import Guard
@@ -213,7 +214,7 @@ class SparseTrainingMonitor(Callback):
         values = samples.significance.float().sort().values  # torch.quantile takes no more than 16 million
         values = values[((len(values) - 1) * points).round().long()]
         logged = {f"ast/significance_p{p}": value for p, value in zip(_PERCENTILES, values, strict=True)}
-        module.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        log_of_rank_zero(module, logged)
         if not self._writers:
             return
         step = logged_step(trainer.fit_loop)

@@ -59,7 +59,7 @@ def end_use(part: object, trainer: pl.Trainer) -> bool:
 def duplicate_faults(trainer: pl.Trainer, kind: type[Callback]) -> list[str]:
     """Find more than one callback of a kind, its subclasses included."""
     count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    return [f"expected one {kind.__name__}, got {count}."] if count > 1 else []
+    return [f"expected one {kind.__name__}, got {count}: keep one."] if count > 1 else []
 
 
 class SoleKey(str):
@@ -75,7 +75,7 @@ class SoleKey(str):
     def __eq__(self, other: object) -> bool:
         equal = str.__eq__(self, other) is True
         if equal and isinstance(other, SoleKey) and other is not self:  # the same callback listed twice, too
-            raise ConfigurationError([f"expected one {self!s} in a Trainer, got several."])
+            raise ConfigurationError([f"expected one {self!s} in a Trainer, got several: keep one."])
         return equal
 
     def __ne__(self, other: object) -> bool:

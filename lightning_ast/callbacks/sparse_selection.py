@@ -21,7 +21,7 @@ from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.logger_connector import error_told
+from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleOptions, SampleSettings
@@ -261,6 +261,7 @@ class SparseSelectionCallback(SelectionReadings):
         if self._session is not None and serves(self, trainer):
             with error_told():
                 self._session.close_log()
+                repaint(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -31,13 +31,26 @@ _WORDS = {
     r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
     r"typing\.Literal\[(.*?)\]": r"one of \1",
     r"\.? (?:Given|Got) value:": ", got",
+    r" or dot import path string: [^,\s]+|dot import path string: [^,\s]+ or ": "",  # that a class is possible, too
+    r"expected dot import path string: ([^,\s]+)(, got .*)?": (
+        r"no class \1 is known: give its full path, such as package.module.\1"
+    ),
+    r" - lightning\.Callback:( Option '\w+' is not accepted)?$": "",
+    r"lightning\.Callback: (Option '\w+' is not accepted)": (
+        r"\1: the settings of a callback stand below its init_args, and as options behind --trainer.callbacks+=CLASS"
+    ),
 }
 
 
 def condensed(message: str) -> str:
     """Put an error message of jsonargparse into one line, without what it says twice."""
-    lines = dict.fromkeys(line.strip() for line in message.splitlines() if not _REPEATED.match(line))
-    text = " ".join(filter(None, lines))
+    lines: list[str] = []
+    for line in message.splitlines():
+        told = line.strip()
+        is_new = told not in lines or told.startswith("Parser key")  # a key may hold another one of its name
+        if told and is_new and not _REPEATED.match(line):
+            lines.append(told)
+    text = " ".join(lines)
     for pattern, words in _WORDS.items():
         text = re.sub(pattern, words, text)
     return text

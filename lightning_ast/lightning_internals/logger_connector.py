@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 __all__ = [
@@ -14,8 +16,10 @@ __all__ = [
     "error_told",
     "forget_step_values",
     "last_logged",
+    "log_of_rank_zero",
     "logs_this_step",
     "remove_shown",
+    "repaint",
     "running_step",
     "show",
     "will_write",
@@ -63,6 +67,13 @@ def last_logged(trainer: pl.Trainer, name: str) -> float | None:
     return None if value is None else float(value)
 
 
+def log_of_rank_zero(module: pl.LightningModule, values: Mapping[str, float | torch.Tensor]) -> None:
+    """Log values of an epoch, which rank 0 alone has."""
+    # Lightning recommends sync_dist=True for each of them, and that would reduce them over the processes.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(ast|energy)/")
+    module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+
+
 def show(trainer: pl.Trainer, logged: Mapping[str, float], *, bar: Mapping[str, float]) -> None:
     """Put values where callbacks, users and the progress bar read them, when it is too late for ``module.log``."""
     connector = trainer._logger_connector
@@ -76,6 +87,15 @@ def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
     """Take values out of the progress bar."""
     for name in names:
         trainer._logger_connector._progress_bar_metrics.pop(name, None)
+
+
+def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Make a progress bar that stopped within an epoch show the values as they are now."""
+    # At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
+    bar = trainer.progress_bar_callback
+    within_epoch = trainer._logger_connector._first_loop_iter is not None
+    if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
+        bar.on_train_epoch_end(trainer, module)
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:

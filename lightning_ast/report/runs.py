@@ -52,11 +52,22 @@ def read_logs(log_dirs: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     """Read runs as ``read_runs`` does; return them, and a line for each log that was left out."""
     left_out: list[str] = []
     read = [run for folder in find_runs(log_dirs) if (run := _read(folder, left_out)) is not None]
+    by_folder = {run.folder: run for run in read}
+    if parts := [run for run in read if _is_part(run, by_folder.get(run.folder.parent))]:
+        read = [run for run in read if run not in parts]
+        folders = ", ".join(str(run.folder) for run in parts)
+        left_out.append(f"{folders}: no epochs, in the folder of a run, as SummaryWriter.add_scalars writes its curves")
     if not read:
         raise ReportError(f"no log can be read: {'; '.join(left_out)}. Give the folders that a logger wrote to.")
     names = run_names([run.folder for run in read])
     named = [replace(run, name=readable(name)) for run, name in zip(read, names, strict=True)]
     return sorted(named, key=lambda run: run.name), left_out
+
+
+def _is_part(run: Run, parent: Run | None) -> bool:
+    """Tell whether it is not a run of its own, but curves that were written beside those of the run it stands in."""
+    beside = parent is not None and parent.source != "CSV" and run.source == "TensorBoard"
+    return beside and bool(run.scalars) and "epoch" not in run.scalars
 
 
 def find_runs(log_dirs: Sequence[str | Path]) -> list[Path]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_ast.errors import ReportError
 from lightning_ast.report import Run, read_runs
@@ -70,6 +71,24 @@ def test_a_run_that_was_killed_and_resumed_is_one_run_and_the_later_steps_count(
     undone = steps >= 10
     assert np.array_equal(loss[~undone], first.scalars["train_loss"].values[~undone])
     assert not np.array_equal(loss[undone], first.scalars["train_loss"].values[undone])  # other samples in each batch
+
+
+def test_what_add_scalars_writes_beside_a_run_is_no_run(tmp_path: Path) -> None:
+    for folder, accuracy in ((tmp_path / "run", 0.5), (tmp_path / "run" / "nested", 0.7)):
+        writer = SummaryWriter(folder)
+        writer.add_scalar("epoch", 0, 1)
+        writer.add_scalar("val_acc", accuracy, 1)
+        if folder.name == "run":
+            writer.add_scalars("loss", {"train": 0.2, "val": 0.3}, 1)
+        writer.close()
+    runs, (line,) = read_logs([tmp_path])
+    assert [(run.name, run.scalars["val_acc"].last) for run in runs] == [
+        ("nested", pytest.approx(0.7)),
+        ("run", 0.5),
+    ]
+    assert all(part in line for part in ("loss_train", "loss_val", "add_scalars"))
+    alone = read_logs([tmp_path / "run" / "loss_val"])  # asked for, it is shown
+    assert ([run.name for run in alone[0]], alone[1]) == (["loss_val"], [])
 
 
 def test_a_log_that_cannot_be_read_is_left_out_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
