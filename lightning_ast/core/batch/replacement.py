@@ -37,13 +37,7 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
 
 def replace_in_batch(batch: Any, finite: Tensor) -> Any:
     """Put the first finite sample in the place of those that are not; without one, NaN and infinity become 0."""
-    listings = listings_of(batch, finite.numel())
-    # Positions in lists and arrays are needed on the host. On an accelerator nothing waits for that: lists beside
-    # tensors stay as they are. A batch of lists alone has nothing else to replace, and waits.
-    waits = finite.is_cpu or bool(listings)
-    if waits and not bool(finite.any()):
-        return _Cleaner().take(batch)
-    return _Replacer(batch, finite, listings, waits=waits).take(batch)
+    return _Replacer(batch, finite, listings_of(batch, finite.numel())).take(batch)
 
 
 def _finite_entries(samples: list[Any]) -> Tensor | None:
@@ -64,12 +58,14 @@ def _finite_entries(samples: list[Any]) -> Tensor | None:
 class _Replacer(Slicer):
     """Puts the first finite sample in the place of those that are not; it leaves alone what it cannot index."""
 
-    def __init__(self, batch: Any, finite: Tensor, listings: frozenset[int], *, waits: bool) -> None:
+    def __init__(self, batch: Any, finite: Tensor, listings: frozenset[int]) -> None:
         places = torch.arange(finite.numel(), device=finite.device)
         first = finite.to(torch.uint8).argmax()
         super().__init__(batch, finite.numel(), places.where(finite, first), listings)
         self._finite = finite
-        self._waits = waits
+        # Positions in lists and arrays are needed on the host. On an accelerator nothing waits for that: lists beside
+        # tensors stay as they are. A batch of lists alone has nothing else to replace, and waits.
+        self._waits = finite.is_cpu or bool(listings)
 
     def tensor(self, tensor: Tensor) -> Tensor:
         if is_plain(tensor):
@@ -80,16 +76,21 @@ class _Replacer(Slicer):
             return tensor
 
     def array(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return super().array(array) if self._waits else array
+        taken: np.ndarray[Any, Any] = self._cleaned(super().array(array)) if self._waits else array
+        return taken
 
     def entries(self, part: Any) -> list[Any]:
-        return super().entries(part) if self._waits else list(part)
+        return [self._cleaned(entry) for entry in super().entries(part)] if self._waits else list(part)
 
     def unknown(self, part: Any) -> Any:
         return part  # it may hold NaN still, but the gate leaves the sample out in any case
 
     def _tensordict(self, part: Any) -> Any:
-        return part.apply(self.take)
+        some = self._finite.any()
+        return super()._tensordict(part).apply(lambda t: t if not t.is_floating_point() else t.where(some, _zeroed(t)))
+
+    def _cleaned(self, entry: Any) -> Any:
+        return entry if bool(self._finite.any()) else _Cleaner().take(entry)
 
 
 class _Cleaner(Slicer):
@@ -100,7 +101,7 @@ class _Cleaner(Slicer):
 
     def take(self, part: Any) -> Any:
         if isinstance(part, Tensor):
-            return part.nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() and is_plain(part) else part
+            return _zeroed(part) if part.is_floating_point() and is_plain(part) else part
         if isinstance(part, np.ndarray):
             return np.nan_to_num(part, posinf=0.0, neginf=0.0) if holds_floats(part) else part
         return super().take(part)
@@ -108,5 +109,6 @@ class _Cleaner(Slicer):
     def unknown(self, part: Any) -> Any:
         return part
 
-    def _tensordict(self, part: Any) -> Any:
-        return part.apply(self.take)
+
+def _zeroed(tensor: Tensor) -> Tensor:
+    return tensor.nan_to_num(0.0, 0.0, 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -28,6 +28,9 @@ from lightning_ast.errors import BatchError
 __all__ = ["SampleTrace", "SeveralTrace", "uncompiled"]
 
 _SWEEP_OPERATIONS = 32  # shadows of freed tensors stay for so many operations at most
+_stance_lock = threading.Lock()
+_stances: list[None] = []  # one element for each that is inside `uncompiled`
+_stance_restored = ExitStack()
 
 
 class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -261,10 +264,20 @@ class SeveralTrace(SampleTrace):  # type: ignore[no-untyped-call]
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run functions of ``torch.compile`` uncompiled: under a dispatch mode torch would refuse to, or raise an error."""
-    # Importing torch._dynamo takes seconds, and without it nothing is compiled.
-    is_loaded = "torch._dynamo" in sys.modules
-    with torch.compiler.set_stance("force_eager") if is_loaded else nullcontext():
+    # Torch has one stance for all threads: the first to come sets it and the last to go restores it, so that fits in
+    # several threads may be inside at once.
+    with _stance_lock:
+        # Importing torch._dynamo takes seconds, and without it nothing is compiled.
+        if not _stances and "torch._dynamo" in sys.modules:
+            _stance_restored.enter_context(torch.compiler.set_stance("force_eager"))
+        _stances.append(None)
+    try:
         yield
+    finally:
+        with _stance_lock:
+            _stances.pop()
+            if not _stances:
+                _stance_restored.close()
 
 
 def _last_node_number() -> int:
