@@ -54,15 +54,19 @@ class _Swap:
         self._size = batch_size
         self._sample = sample
         self._take: Take = take or partial(select_batch, batch_size=batch_size)
+        self._own_take = take is not None
         self._leaves = list(_tensors(batch))
         self._every = torch.arange(batch_size, device=self._leaves[0].device if self._leaves else "cpu")
 
     def pairs(self) -> list[Pair]:
         """Pair each tensor that can be changed with its changed copy; masks only where nothing else can be."""
         every = range(len(self._leaves))
-        masks = [k for k in every if _is_mask(self._leaves[k])]
-        # A mask decides which rows take part, so what changes with it is not the sample alone.
-        changed = self._changed([k for k in every if k not in masks]) or self._changed(masks)
+        if self._own_take and not self._can_repeat():
+            changed = {k: self._without_repeats(k) for k in every}
+        else:
+            masks = [k for k in every if _is_mask(self._leaves[k])]
+            # A mask decides which rows take part, so what changes with it is not the sample alone.
+            changed = self._changed([k for k in every if k not in masks]) or self._changed(masks)
         return [(_plain(self._leaves[k]), shadow) for k, shadow in sorted(changed.items()) if shadow is not None]
 
     def _changed(self, wanted: list[int]) -> dict[int, Tensor | None]:
@@ -86,67 +90,75 @@ class _Swap:
     def _taken(self, indices: Tensor) -> list[Tensor]:
         return list(_tensors(self._take(self._batch, indices)))
 
-    @cached_property
-    def _without(self) -> list[Tensor]:
-        """Take the batch without the sample."""
-        return self._taken(self._every[self._every != self._sample])
+    def _can_repeat(self) -> bool:
+        """Tell whether a sample that is asked for twice is given twice; a way to take by masks cannot."""
+        index = self._every[self._sample :][:1]
+        try:
+            once, twice = ([t.shape for t in self._taken(indices)] for indices in (index, index.repeat(2)))
+        except Exception:  # it takes whole batches alone; what follows fails by itself where that is a fault
+            return True
+        return once != twice
+
+    def _without_repeats(self, k: int) -> Tensor | None:
+        """Change the rows of a tensor that the batch has with the sample, and has not without it."""
+        leaf = self._leaves[k]
+        parts = [self._one_less, self._taken(self._every[: self._sample])]
+        if not is_real_valued(leaf) or _rows(leaf) is None or any(len(part) != len(self._leaves) for part in parts):
+            return None
+        shorter, before = (part[k] for part in parts)
+        missing = leaf.shape[0] - (_rows(shorter) or 0)
+        if leaf.shape[1:] != shorter.shape[1:] or missing < 1:
+            return None
+        shadow = _copy(leaf)
+        start = _rows(before) or 0
+        return _changed_at(shadow, shadow[start : start + missing])
 
     @cached_property
-    def _before(self) -> list[Tensor]:
-        """Take the samples before it."""
-        return self._taken(self._every[: self._sample])
+    def _one_less(self) -> list[Tensor]:
+        """Take the batch without the sample."""
+        return self._taken(self._every[self._every != self._sample])
 
     def _tweaked(self, k: int, taken: list[Tensor]) -> Tensor | None:
         """Change a sample's own values, where swapping it for another has changed nothing."""
         leaf = self._leaves[k]
-        if leaf.is_nested and not _is_jagged(leaf):
-            rows = [row.detach() for row in leaf.unbind()]
-            values = _other_values(rows[self._sample])
-            if values is None:
-                return None
-            rows[self._sample] = values
-            return torch.nested.nested_tensor(rows)
-        shadow = _copy(leaf)
-        part = self._own_part(k, shadow, taken)
-        values = None if part is None else _other_values(part)
-        if part is None or values is None:
-            return None
-        part.copy_(values)
-        return shadow
-
-    def _own_part(self, k: int, shadow: Tensor, taken: list[Tensor]) -> Tensor | None:
-        """Find the part of a tensor's copy that is the sample's own, a view of it; None where it is not known."""
-        leaf = self._leaves[k]
-        if _is_jagged(leaf):
-            offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
-            return shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])]
+        if leaf.is_nested:
+            return self._tweaked_nested(leaf)
         # A tensor that comes back as the same object was not indexed: it is shared, or another sample's own.
         if leaf.layout is not torch.strided or any(leaf is kept for kept in taken):
             return None
-        count = len(self._leaves)
-        if len(taken) != count:  # of a list whose entries hold several tensors each
-            return shadow.select(0, self._sample) if leaf.dim() and leaf.shape[0] == self._size else shadow
-        is_repeated = taken[k].shape == leaf.shape
-        if len(self._without) == count:
-            return self._own_rows(k, shadow, is_repeated=is_repeated)
-        # An entry of a list that holds this sample alone: another stood in its place.
-        return shadow if not is_repeated or any(taken[k] is other for other in self._leaves) else None
+        aligned = len(taken) == len(self._leaves)
+        # An entry of a list that holds this sample alone: another sample's stood in its place, or its shape differs.
+        entry = aligned and (taken[k].shape != leaf.shape or any(taken[k] is other for other in self._leaves))
+        if entry or (not aligned and not (leaf.dim() and leaf.shape[0] == self._size)):
+            return _other_values(_copy(leaf))
+        dim = self._batch_dim(k) if aligned else 0
+        if dim is None:
+            return None
+        shadow = _copy(leaf)
+        return _changed_at(shadow, shadow.select(dim, self._sample))
 
-    def _own_rows(self, k: int, shadow: Tensor, *, is_repeated: bool) -> Tensor | None:
-        """Find the rows that the batch has with the sample, and has not without it."""
-        whole = shadow.shape
-        less = self._without[k].shape
-        shorter = [dim for dim in range(len(whole)) if len(less) == len(whole) and less[dim] != whole[dim]]
-        if len(shorter) != 1:
+    def _tweaked_nested(self, leaf: Tensor) -> Tensor | None:
+        if _is_jagged(leaf):
+            offsets: Tensor = leaf.offsets()  # type: ignore[attr-defined]  # of NestedTensor
+            shadow = _copy(leaf)
+            return _changed_at(shadow, shadow[int(offsets[self._sample]) : int(offsets[self._sample + 1])])
+        rows = [row.detach() for row in leaf.unbind()]
+        values = _other_values(rows[self._sample])
+        if values is None:
             return None
-        dim = shorter[0]
-        missing = whole[dim] - less[dim]
-        if is_repeated:
-            return shadow.narrow(dim, self._sample, 1) if (missing, whole[dim]) == (1, self._size) else None
-        # A way to take by masks gives a sample once that is asked for twice. Ids may be those of the rows' samples.
-        if missing < 1 or not is_real_valued(shadow):
+        rows[self._sample] = values
+        return torch.nested.nested_tensor(rows)
+
+    def _batch_dim(self, k: int) -> int | None:
+        """Find the dimension of a tensor that becomes shorter when the batch has a sample less."""
+        if len(self._one_less) != len(self._leaves) or self._one_less[k].dim() != self._leaves[k].dim():
             return None
-        return shadow.narrow(dim, self._before[k].shape[dim], missing)
+        sizes = zip(self._leaves[k].shape, self._one_less[k].shape, strict=True)
+        return next((dim for dim, pair in enumerate(sizes) if pair == (self._size, self._size - 1)), None)
+
+
+def _rows(tensor: Tensor) -> int | None:
+    return tensor.shape[0] if tensor.dim() and tensor.layout is torch.strided and not tensor.is_nested else None
 
 
 def _tensors(part: Any) -> Iterator[Tensor]:
@@ -177,6 +189,15 @@ def _other_values(part: Tensor) -> Tensor | None:
     # The same id throughout, as the label of a sample among others of its class: the one below it is valid too.
     is_id = part.dtype in _IDS and part.numel() > 0 and bool((part > 0).all())
     return part - 1 if is_id else None
+
+
+def _changed_at(shadow: Tensor, part: Tensor) -> Tensor | None:
+    """Write other valid values into a part of a shadow, a view of it; return None where nothing changes."""
+    values = _other_values(part)
+    if values is None:
+        return None
+    part.copy_(values)
+    return shadow
 
 
 def _copy(tensor: Tensor) -> Tensor:
