@@ -79,8 +79,8 @@ def _file_fault(arguments: Sequence[str]) -> str | None:
         if option not in ("-c", "--config") or not Path(name).is_file():  # a pipe can be read only once
             continue
         try:
-            content = yaml.safe_load(Path(name).read_bytes())
-        except (yaml.YAMLError, RecursionError) as error:
+            content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             return f"{name}: expected a YAML file, got: {' '.join(str(error).split())}"
         except ValueError:  # a date that does not exist, which jsonargparse takes as text
             continue

@@ -139,10 +139,10 @@ class SignificanceHistory:
 
         The third tells whether what is remembered was made elsewhere.
         """
-        recent = self._recent.clone() if maximum is None else maximum(self._recent)
+        recent = self._recent if maximum is None else maximum(self._recent)
         return {
             "scores": self._scores.clone(),
-            "recent": recent.cpu(),
+            "recent": recent.cpu().clone(),  # one process gives the scores themselves, and they go on changing
             "is_foreign": int(self._is_foreign),
         }
 

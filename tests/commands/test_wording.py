@@ -15,7 +15,7 @@ MISSING = "module 'wording_module' has no attribute 'Nett'"
     ("arguments", "told"),
     [
         ((*boring(), "--trainer.limit_train_batches=abc"), "trainer.limit_train_batches: expected int or float, got abc"),
-        ((*boring(), "--trainer.logger=3"), "trainer.logger: expected dot import path string: 3 or Iterable or bool, got 3"),
+        ((*boring(), "--trainer.logger=3"), "trainer.logger: expected Iterable or bool, got 3"),
         ((*boring(), "--trainer.max_epochs=int"), "trainer.max_epochs: expected int, got int"),
         (("fit", "--seed_everything=1", "--model", "wording_module.Nett"), f"model: wording_module.Nett: {MISSING}"),
         (("fit", "--seed_everything=1", "--model", "wording_modul.Net"), "model: wording_modul.Net: No module named 'wording_modul'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -164,6 +165,17 @@ def test_state_survives_and_another_data_set_is_refused() -> None:
     assert torch.equal(history.significance(), other.significance())
     with pytest.raises(ValueError, match="expected the remembered significance of 11 samples, got that of 10"):
         SignificanceHistory(11).load_state_dict(history.state_dict())
+
+
+@pytest.mark.parametrize("maximum", [None, lambda mine: mine], ids=["none", "one process"])
+def test_a_state_stays_as_it_was_taken(maximum: Callable[[Tensor], Tensor] | None) -> None:
+    history = remembered(learned(10))
+    history.observe(torch.tensor([2]), torch.tensor([9.0]))
+    saved = history.state_dict(maximum)
+    before = {name: torch.as_tensor(value).clone() for name, value in saved.items()}
+    history.observe(torch.tensor([3]), torch.tensor([8.0]))
+    history.fold()
+    assert all(torch.equal(torch.as_tensor(saved[name]), value) for name, value in before.items())
 
 
 def test_four_bytes_a_sample_and_four_for_the_running_epoch() -> None:

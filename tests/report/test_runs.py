@@ -83,8 +83,8 @@ def test_what_add_scalars_writes_beside_a_run_is_no_run(tmp_path: Path) -> None:
         writer.close()
     runs, (line,) = read_logs([tmp_path])
     assert [(run.name, run.scalars["val_acc"].last) for run in runs] == [
-        ("nested", pytest.approx(0.7)),
         ("run", 0.5),
+        ("run/nested", pytest.approx(0.7)),
     ]
     assert all(part in line for part in ("loss_train", "loss_val", "add_scalars"))
     alone = read_logs([tmp_path / "run" / "loss_val"])  # asked for, it is shown

@@ -113,3 +113,35 @@ def test_arrays_that_belong_to_others_are_not_written_to() -> None:
     assert not memory.any()
     assert not frozen.any()
     stand_ins.restore()
+
+
+class Ragged(torch.utils.data.Dataset[Any]):
+    """Samples of two to four rows, one of them with NaN."""
+
+    def __len__(self) -> int:
+        return 4 * BATCH
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        x = np.random.default_rng(index).standard_normal((2 + index % 3, 64)).astype("float32")
+        if index == BAD:
+            x[0, 0] = np.nan
+        return x, index % 10
+
+
+class MeanOfRows(PlainNet):
+    """Classifies the mean of the rows of each sample."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        rows, labels = batch
+        images = torch.stack([torch.from_numpy(each).mean(0) for each in rows])
+        return F.cross_entropy(self(images.view(-1, 1, 8, 8)), torch.tensor(labels))
+
+
+@pytest.mark.parametrize("mode", ["mask", "partial", "prune"])
+def test_arrays_of_different_shapes(mode: Any) -> None:
+    selection = SparseSelectionCallback(mode=mode, target_activation_rate=0.5, quarantine_limit=0.2)
+    trainer = quiet_trainer(max_epochs=3, callbacks=[selection, TwoStageScheduler(warmup_epochs=1)])
+    module = MeanOfRows(batchnorm=False)
+    trainer.fit(module, DataLoader(Ragged(), batch_size=BATCH, collate_fn=lambda rows: tuple(zip(*rows))))
+    assert {sample.position for sample in selection.quarantined} == {BAD}
+    assert all(bool(w.isfinite().all()) for w in module.parameters())
