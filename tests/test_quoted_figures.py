@@ -163,3 +163,25 @@ def test_the_host_costs_that_are_quoted_are_on_record() -> None:
     share = {row["variant"]: f"{row['share_of_plain']:.2f}" for row in record["rows"]}
     assert f"took {share['mask']} times as long" in text_of("modes/mask.md")
     assert f"took {share['prune']} (`prune`) to {share['subset']} (`subset`) times" in text_of("which-mode.md")
+
+
+def test_what_is_said_of_the_laptop_set_ups_is_on_record() -> None:
+    runs_of: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((RECORDS / "recipes").glob("original-laptop-*.json")):
+        record = json.loads(path.read_text())
+        runs_of.setdefault(record["method"], []).append(record)
+    assert {len(records) for records in runs_of.values()} == {3}
+    seconds = {name: statistics.mean(each["cpu_seconds"] for each in records) for name, records in runs_of.items()}
+    accuracy, activation = (
+        {name: 100 * statistics.mean(each["figures"][kind] for each in records) for name, records in runs_of.items()}
+        for kind in ("accuracy", "activation")
+    )
+    text = " ".join(text_of("original.md").split())
+    shown = {name: f"{value:.1f} %" for name, value in accuracy.items()}
+    assert f"{shown['original_10']} where that has {shown['dense_adam_10']} after 10" in text
+    assert f"{shown['original_3']} where it has {shown['dense_adam_3']} after 3" in text
+    assert f"{seconds['original_10']:.0f} s where dense training takes {seconds['dense_adam_10']:.0f}" in text
+    assert f"end {accuracy['dense_adam_3'] - accuracy['original_10']:.0f} points above ten of the rule" in text
+    assert f"{activation['original_10']:.1f} % of the samples in 10 epochs and {activation['original_3']:.1f} %" in text
+    assert f"{accuracy['shortened_10'] - accuracy['ours_10']:.1f} points below a shortened dense run" in text
+    assert f"{accuracy['dense_10'] - accuracy['ours_10']:.1f} points below the whole one" in text

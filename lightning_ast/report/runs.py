@@ -53,9 +53,9 @@ def read_logs(log_dirs: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     left_out: list[str] = []
     read = [run for folder in find_runs(log_dirs) if (run := _read(folder, left_out)) is not None]
     by_folder = {run.folder: run for run in read}
-    if parts := [run for run in read if _is_part(run, by_folder.get(run.folder.parent))]:
-        read = [run for run in read if run not in parts]
-        folders = ", ".join(str(run.folder) for run in parts)
+    if parts := [folder for folder, run in by_folder.items() if _is_part(run, by_folder.get(folder.parent))]:
+        read = [run for run in read if run.folder not in parts]
+        folders = ", ".join(map(str, parts))
         left_out.append(f"{folders}: no epochs, in the folder of a run, as SummaryWriter.add_scalars writes its curves")
     if not read:
         raise ReportError(f"no log can be read: {'; '.join(left_out)}. Give the folders that a logger wrote to.")
