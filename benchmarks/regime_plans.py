@@ -154,6 +154,7 @@ def gpu_plan() -> list[Run]:
         length = round(0.66 * place.epochs)
         eighth = place.epochs // 8
         cooled = [_pruned("soft", "follow", coverage=each, cooldown=eighth) for each in (0.97, 0.9, 0.99)]
+        cooled += [_pruned("soft", "keep", coverage=0.97, cooldown=eighth), _bounded(0.97, eighth)]
         runs += _runs([place], [DENSE, *cooled, ("dense", {"length": place.epochs // 2})], seeds=5)
         runs += _runs([place], _short_settings("topk", 0.95, length)[1:], seeds=5)
         tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
@@ -202,15 +203,17 @@ _FITTED = replace(CIFAR, images=5_000, epochs=48)
 """A place whose network fits its data, as larger ones do."""
 
 
-def _bounded() -> list[Setting]:
+def _bounded(coverage: float, cooldown: int) -> Setting:
+    """Return a coverage in which no sample is kept with a probability below 1/2."""
+    policy, options = _pruned("soft", "follow", coverage=coverage, cooldown=cooldown)
+    return policy, options | {"weighting": "unbiased", "idea": "bounded"}
+
+
+def _bounded_and_controls() -> list[Setting]:
     """List coverages in which no sample is kept with a probability below 1/2, and their controls."""
-    changed: dict[str, Option] = {"weighting": "unbiased", "idea": "bounded"}
     kept = map_settings(_FITTED)["0.97, cooldown an eighth"]
-    settings: list[Setting] = [DENSE, ("infobatch", {}), map_settings(_FITTED)[_FOLLOWING], kept]
-    for coverage in (0.97, 0.9):
-        policy, options = _pruned("soft", "follow", coverage=coverage, cooldown=_FITTED.epochs // 8)
-        settings.append((policy, options | changed))
-    return settings
+    controls: list[Setting] = [DENSE, ("infobatch", {}), map_settings(_FITTED)[_FOLLOWING], kept]
+    return [*controls, *(_bounded(coverage, _FITTED.epochs // 8) for coverage in (0.97, 0.9))]
 
 
 def ideas_plan() -> list[Run]:
@@ -241,7 +244,7 @@ def ideas_plan() -> list[Run]:
         ("prune", {"coverage": 0.97, "gate": "topk", "steps": "keep", "trim": 0.2}),
     ]
     runs = _runs([FASHION, CIFAR], ideas, seeds=4)
-    runs += _runs([_FITTED], _bounded(), seeds=3)
+    runs += _runs([_FITTED], _bounded_and_controls(), seeds=3)
     runs += _runs([replace(base, noise=noise) for base in (FASHION, CIFAR) for noise in (0.2, 0.4)], remedies, seeds=3)
     return sorted(runs, key=lambda run: run.seed)
 
