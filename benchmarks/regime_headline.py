@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,16 +22,16 @@ LEAST_SEEDS = 5
 
 _SHORTENED = "dense, shortened, its learning rate tuned"
 _METHODS = {
-    _SHORTENED: "dense-length",
-    "a random share of the size of ours at 0.95": "random-likeprune-coverage0.95",
+    _SHORTENED: "dense-length*",
+    "a random share of the size of ours at 0.95": "random-likeprune-coverage0.95-*",
     "InfoBatch's rule": "infobatch",
     "SeTa's rule": "seta",
-    "the original's package, with its own optimizer": "original",
-    "**ours**, coverage 0.97, soft gate": "prune-coverage0.97-gatesoft-stepskeep",
-    "**ours**, coverage 0.95, hard cut": "prune-coverage0.95-gatetopk-stepskeep",
-    "**ours**, the same, fewer steps": "prune-coverage0.95-gatetopk-stepsfollow",
+    "the original's package, with its own optimizer": "original-*",
+    "**ours**, coverage 0.97": "prune-coverage0.97-gatesoft-stepskeep",
+    "**ours**, coverage 0.97, fewer steps, the last eighth dense": "prune-coverage0.97-gatesoft-stepsfollow-cooldown*",
+    "**ours**, coverage 0.95, fewer steps, hard cut": "prune-coverage0.95-gatetopk-stepsfollow",
 }
-"""The rows of the short table, each with the beginning of its setting."""
+"""The rows of the short table, each with a pattern of its setting."""
 
 
 def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
@@ -44,7 +45,7 @@ def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
     if "dense" in settings:
         rows["dense"] = settings["dense"]
     for name, setting in settings.items():
-        row = next((row for row, begin in _METHODS.items() if name.startswith(begin)), None)
+        row = next((row for row, pattern in _METHODS.items() if fnmatchcase(name, pattern)), None)
         if row is None or (row == _SHORTENED and setting.first["epochs"] not in tuned):
             continue
         if row not in rows or statistics.mean(rows[row].accuracies) < statistics.mean(setting.accuracies):

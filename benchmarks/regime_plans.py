@@ -119,6 +119,7 @@ def headline_plan() -> list[Run]:
         settings += [_pruned("soft", "follow", coverage=0.97)]
         settings += [_pruned("topk", "follow", coverage=each) for each in (0.95, 0.9)]
         settings += [_pruned("soft", steps, coverage=0.97, cooldown=2) for steps in ("keep", "follow")]
+        settings += [_pruned("topk", "follow", coverage=0.95, cooldown=2)]
         settings += [("dense", {"length": length}) for length in lengths]
         settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.05, 0.1, 0.4)]
         settings.append(("dense", {"lr": 0.1}))
