@@ -6,6 +6,7 @@ statistics of BatchNorm above all) sees it. That the copy is not trained on is t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import Slicer, leaves_of
-from lightning_ast.core.batch.rows import all_finite, finite_rows, holds_floats, is_plain, replace_samples
+from lightning_ast.core.batch.rows import holds_floats, is_plain
 from lightning_ast.core.batch.samples import first_floats, listings_of, samples_of
 from lightning_ast.errors import BatchError
 
-__all__ = ["find_finite", "replace_in_batch"]
+__all__ = ["all_finite", "find_finite", "replace_in_batch"]
 
 
 def find_finite(batch: Any, batch_size: int) -> Tensor | None:
@@ -31,8 +32,14 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
         return _finite_entries(samples)
     if leaf is None or (isinstance(leaf, Tensor) and leaf.is_cpu and is_plain(leaf) and all_finite(leaf)):
         return None
-    finite = finite_rows(leaf)
+    finite = _finite_rows(leaf)
     return None if finite is None or (finite.is_cpu and bool(finite.all())) else finite
+
+
+def all_finite(values: Tensor) -> bool:
+    """Tell whether every value is finite, in one pass where it is so; wait for the device."""
+    total = values if values.ndim == 0 else values.sum()
+    return math.isfinite(total.item()) or bool(values.isfinite().all())  # the sum of finite values may overflow
 
 
 def replace_in_batch(batch: Any, finite: Tensor) -> Any:
@@ -46,8 +53,7 @@ def _finite_entries(samples: list[Any]) -> Tensor | None:
         leaf = next((leaf for leaf in leaves_of(sample) if holds_floats(leaf)), None)
         if leaf is None:  # a sample without numbers cannot be looked at, and so none can be compared with it
             return None
-        leaf = leaf if isinstance(leaf, Tensor) else torch.tensor(leaf)
-        rows = finite_rows(leaf[None] if leaf.ndim == 0 else leaf)
+        rows = _finite_rows(leaf[None] if leaf.ndim == 0 else leaf)
         if rows is None:
             return None
         found.append(rows.all())
@@ -55,25 +61,51 @@ def _finite_entries(samples: list[Any]) -> Tensor | None:
     return None if finite.is_cpu and bool(finite.all()) else finite
 
 
+def _finite_rows(leaf: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
+    """Find the rows of floating-point numbers ``(B, ...)`` that hold finite values alone, ``(B,)`` bool.
+
+    No device is waited for. Return None where torch cannot look into the layout.
+    """
+    values = leaf if isinstance(leaf, Tensor) else torch.tensor(leaf)
+    if is_plain(values):
+        return _finite_samples(values)
+    try:
+        if values.is_nested:
+            return torch.stack([row.isfinite().all() for row in values.unbind()])
+        sparse = values.to_sparse(layout=torch.sparse_coo).coalesce()  # what is not stored is zero, and so finite
+        bad = sparse.indices()[0][~_finite_samples(sparse.values())]
+        return torch.ones(values.shape[0], dtype=torch.bool, device=values.device).index_fill(0, bad, value=False)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _finite_samples(values: Tensor) -> Tensor:
+    return values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
+
+
 class _Replacer(Slicer):
     """Puts the first finite sample in the place of those that are not; it leaves alone what it cannot index."""
 
     def __init__(self, batch: Any, finite: Tensor, listings: frozenset[int]) -> None:
         places = torch.arange(finite.numel(), device=finite.device)
-        first = finite.to(torch.uint8).argmax()
-        super().__init__(batch, finite.numel(), places.where(finite, first), listings)
+        self._first = finite.to(torch.uint8).argmax().reshape(1)  # as a tensor: no device is waited for to read it
+        super().__init__(batch, finite.numel(), places.where(finite, self._first), listings)
         self._finite = finite
         # Positions in lists and arrays are needed on the host. On an accelerator nothing waits for that: lists beside
         # tensors stay as they are. A batch of lists alone has nothing else to replace, and waits.
         self._waits = finite.is_cpu or bool(listings)
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        if is_plain(tensor):
-            return replace_samples(tensor, self._finite)
-        try:
-            return super().tensor(tensor)
-        except BatchError:
-            return tensor
+        if not is_plain(tensor):
+            try:
+                return super().tensor(tensor)
+            except BatchError:
+                return tensor
+        first = tensor.index_select(0, self._first.to(tensor.device))
+        if first.is_floating_point():  # where no sample is finite, the first of them becomes zeros
+            first = _zeroed(first)
+        finite = self._finite.to(tensor.device)
+        return torch.where(finite.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, first)
 
     def array(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         taken: np.ndarray[Any, Any] = self._cleaned(super().array(array)) if self._waits else array
