@@ -16,19 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
-__all__ = [
-    "BY_VALUES",
-    "Facts",
-    "OpClass",
-    "batch_norm_shadow",
-    "facts_of",
-    "generators_of",
-    "named",
-    "quiet",
-    "random_states",
-    "restored",
-    "tensors_in",
-]
+__all__ = ["BY_VALUES", "Facts", "OpClass", "facts_of", "named", "quiet", "random_states", "restored", "tensors_in"]
 
 
 class OpClass(Enum):
@@ -137,24 +125,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def generators_of(args: OpArgs, kwargs: OpKwargs) -> list[Generator]:
-    """Find the random generators that an operation may draw from."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Generator)]
-    if given:  # a generator of the caller's own is the only one that is drawn from
-        return given
-    generators = {t.device: _default_generator(t.device) for t in tensors_in((*args, *kwargs.values()))}
-    return [generator for generator in generators.values() if generator is not None]
-
-
-def random_states(generators: list[Generator]) -> list[tuple[Generator, Tensor]]:
-    """Remember the states of random generators."""
+def random_states(args: OpArgs, kwargs: OpKwargs) -> list[tuple[Generator, Tensor]]:
+    """Remember the states of the random generators that an operation may draw from."""
+    generators = [value for value in (*args, *kwargs.values()) if isinstance(value, Generator)]
+    if not generators:  # a generator of the caller's own is the only one that is drawn from
+        devices = {tensor.device for tensor in tensors_in((*args, *kwargs.values()))}
+        generators = [generator for generator in map(_default_generator, devices) if generator is not None]
     return [(generator, generator.get_state()) for generator in generators]
 
 
 @contextmanager
 def restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
     """Run a block from remembered random states; the states of now are there again afterwards."""
-    now = random_states([generator for generator, _ in states])
+    now = [(generator, generator.get_state()) for generator, _ in states]
     for generator, state in states:
         generator.set_state(state)
     try:
@@ -174,22 +157,3 @@ def _default_generator(device: torch.device) -> Generator | None:
     generators = getattr(module, "default_generators", ())
     index = torch.get_device_module(device).current_device() if device.index is None else device.index
     return generators[index] if index < len(generators) else None
-
-
-def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
-    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
-    real = given["input"]
-    output = results[0]
-    wide = torch.promote_types(real.dtype, torch.float32)
-    if len(results) > 2 and results[2].numel():
-        inverse = results[2]
-    else:  # cuDNN's kernel and some others keep their statistics to themselves
-        dims = [d for d in range(real.dim()) if d != 1]
-        inverse = (real.to(wide).var(dims, unbiased=False) + given["eps"]).rsqrt()
-    weight = given.get("weight")
-    scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
-    scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
-    # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
-    # change is added to the real output, so that the rows of other samples stay equal to the last bit.
-    change = (shadow.to(wide) - real.to(wide)) * scale
-    return [(output.to(wide) + change).to(output.dtype), *results[1:]]

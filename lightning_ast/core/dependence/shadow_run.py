@@ -15,9 +15,7 @@ from lightning_ast.core.dependence.shadow_ops import (
     BY_VALUES,
     Facts,
     OpClass,
-    batch_norm_shadow,
     facts_of,
-    generators_of,
     named,
     random_states,
     restored,
@@ -64,7 +62,7 @@ def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *,
         for tensor in call.written:  # while the shadow still equals it: the operation is about to change it
             shadows.start(tensor)
         if call.facts.is_random:
-            call.states = random_states(generators_of(args, kwargs))
+            call.states = random_states(args, kwargs)
     return call
 
 
@@ -107,17 +105,14 @@ def _is_followed(shadows: Shadows, call: Call, real: list[Tensor]) -> bool:
 
 def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
     """Compute the results on the shadows."""
-    with restored(call.states):
-        made = _run(shadows, call, real, keep, {})
+    made = _run(shadows, call, real, keep, {})
     # Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
     # the sample. In their place stand others, and what changes there is added to the real results.
     silent = _silent(shadows, call)
     if made is None or not silent or call.written or not _fit(real, made):
         return made
-    with restored(call.states):
-        loud = _run(shadows, call, real, keep, silent)
-    with restored(call.states):
-        plain = _run(shadows, call, real, None, silent, on_shadows=False)
+    loud = _run(shadows, call, real, keep, silent)
+    plain = _run(shadows, call, real, None, silent, on_shadows=False)
     if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
         return made
     return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
@@ -185,13 +180,32 @@ def _run(
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
             return None  # a weight that is made of the samples: the formula below does not hold
         given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
-        return batch_norm_shadow(given, shadow_of(given["input"]), real)
+        return _batch_norm(given, shadow_of(given["input"]), real)
     # In the order that the real run found: a gradient takes the same way.
     if facts.op_class is OpClass.SORT:
         return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
     args, kwargs = tree_map_only(Tensor, shadow_of, (call.args, call.kwargs))
-    with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
+    with restored(call.states), torch.set_grad_enabled(call.with_grad):  # autograd is above, and makes no node here
         return tensors_in(call.func(*args, **kwargs))
+
+
+def _batch_norm(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
+    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
+    real = given["input"]
+    output = results[0]
+    wide = torch.promote_types(real.dtype, torch.float32)
+    if len(results) > 2 and results[2].numel():
+        inverse = results[2]
+    else:  # cuDNN's kernel and some others keep their statistics to themselves
+        dims = [d for d in range(real.dim()) if d != 1]
+        inverse = (real.to(wide).var(dims, unbiased=False) + given["eps"]).rsqrt()
+    weight = given.get("weight")
+    scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
+    scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
+    # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
+    # change is added to the real output, so that the rows of other samples stay equal to the last bit.
+    change = (shadow.to(wide) - real.to(wide)) * scale
+    return [(output.to(wide) + change).to(output.dtype), *results[1:]]
 
 
 def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:

@@ -87,7 +87,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._first_number = self._last_number + 1  # nodes below it were made before the trace
         self._operations = 0
         self._uncompiled: list[AbstractContextManager[None]] = []  # one for each time that it was entered
-        pairs = self._perturbed(batch, batch_size, take)
+        pairs: list[Pair] = []
+        try:
+            pairs = self._changed(batch, batch_size, take)
+        except BatchError as error:
+            self.failure = str(error)
+        except Exception as error:  # an override of the user's own, which is not called otherwise in most modes
+            self.failure = f"a sample of the batch could not be changed: {type(error).__name__}: {error}"
         pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
         self.parts = sum(not _is_label(real) for real, _ in pairs) or len(pairs)
         if not pairs and self.failure is None and batch_size > 1:
@@ -165,15 +171,6 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
         """Pair the tensors of the batch with changed copies."""
         return perturbed(batch, batch_size, self._followed, take)
-
-    def _perturbed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
-        try:
-            return self._changed(batch, batch_size, take)
-        except BatchError as error:
-            self.failure = str(error)
-        except Exception as error:  # an override of the user's own, which is not called otherwise in most modes
-            self.failure = f"a sample of the batch could not be changed: {type(error).__name__}: {error}"
-        return []
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
