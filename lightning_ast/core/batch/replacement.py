@@ -27,12 +27,9 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
     Return None where the host knows that all is finite, or where there is nothing to look at.
     """
     leaf = first_floats(batch, batch_size)
-    samples = None if leaf is not None else samples_of(batch, batch_size)
-    if samples is not None:
-        return _finite_entries(samples)
-    if leaf is None or (isinstance(leaf, Tensor) and leaf.is_cpu and is_plain(leaf) and all_finite(leaf)):
+    if isinstance(leaf, Tensor) and leaf.is_cpu and is_plain(leaf) and all_finite(leaf):
         return None
-    finite = _finite_rows(leaf)
+    finite = _finite_entries(samples_of(batch, batch_size) or []) if leaf is None else _finite_rows(leaf)
     return None if finite is None or (finite.is_cpu and bool(finite.all())) else finite
 
 
@@ -51,14 +48,11 @@ def _finite_entries(samples: list[Any]) -> Tensor | None:
     found = []
     for sample in samples:
         leaf = next((leaf for leaf in leaves_of(sample) if holds_floats(leaf)), None)
-        if leaf is None:  # a sample without numbers cannot be looked at, and so none can be compared with it
-            return None
-        rows = _finite_rows(leaf[None] if leaf.ndim == 0 else leaf)
-        if rows is None:
+        rows = None if leaf is None else _finite_rows(leaf[None] if leaf.ndim == 0 else leaf)
+        if rows is None:  # a sample without numbers cannot be looked at, and so none can be compared with it
             return None
         found.append(rows.all())
-    finite = torch.stack(found)
-    return None if finite.is_cpu and bool(finite.all()) else finite
+    return torch.stack(found) if found else None
 
 
 def _finite_rows(leaf: Tensor | np.ndarray[Any, Any]) -> Tensor | None:

@@ -45,9 +45,23 @@ class SizedView:
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
         """Tell whether a node's output does not depend on the samples."""
-        return facts.settled((node, output_nr), self._pure, self._pure_of)
+        root = node, output_nr
+        pending = [] if root in self._pure else [root]  # a stack of our own: a graph may be deeper than Python's
+        while pending:
+            edge = pending[-1]
+            pure = self._pure_of(edge)  # asked again once one of its children is known
+            if isinstance(pure, list):
+                unknown = [child for child in pure if child not in self._pure]
+                pure = all(self._pure[child] for child in pure if child in self._pure)
+                if pure and unknown:
+                    pending.append(unknown[0])
+                    continue
+            self._pure[edge] = pure
+            pending.pop()
+        return self._pure[root]
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
+        """Tell whether an output is pure, or list the outputs that must all be pure for it."""
         node = edge[0]
         # Without a trace, only what is made of parameters by all its edges is known not to depend on the samples.
         if facts.is_leaf(node):
@@ -86,12 +100,14 @@ class SizedView:
             fitting = [layout for layout in fitting if kin == {layout}]
         return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
 
-    def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
+    def _unless_picked(
+        self, node: Node, output_nr: int, layout: Layout | None, *, picked: bool = False
+    ) -> Layout | None:
         """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
         # Values pick along the first dimension, and one row a sample is no multiple.
         if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
-        return None if facts.rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
+        return None if picked or facts.rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
 
 
 class TracedView(SizedView):
@@ -124,10 +140,7 @@ class TracedView(SizedView):
             sample=self._trace.sample,
             assignments=self.assignments,
         )
-        # Rows that values picked are a multiple of the batch size by chance alone.
-        if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
-            return None
-        return self._unless_picked(node, output_nr, layout)
+        return self._unless_picked(node, output_nr, layout, picked=dependence.picked)
 
 
 def owns_parameters(node: Node, view: SizedView) -> bool:

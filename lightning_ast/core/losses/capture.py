@@ -173,9 +173,7 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Return the losses that a function of the user's own gives, if they are ``(B,)``; raise LossCaptureError if
-    not.
-    """
+    """Return the losses that a user's function gives, if they are ``(B,)``; raise LossCaptureError if not."""
     if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
         got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
         raise LossCaptureError(
