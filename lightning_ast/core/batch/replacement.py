@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch.containers import Slicer, leaves_of
-from lightning_ast.core.batch.rows import holds_floats, is_plain
+from lightning_ast.core.batch.containers import Slicer, holds_floats, is_plain, leaves_of
 from lightning_ast.core.batch.samples import first_floats, listings_of, samples_of
 from lightning_ast.errors import BatchError
 

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_ast.core.batch.containers import Slicer, are_images, children_of, is_listing, leaves_of
+from lightning_ast.core.batch.containers import (
+    Slicer,
+    are_images,
+    children_of,
+    holds_floats,
+    is_listing,
+    is_plain,
+    leaves_of,
+    row_count,
+)
 from lightning_ast.core.batch.graphs import graph_count, graphs_in
-from lightning_ast.core.batch.rows import holds_floats, is_plain, row_count
 from lightning_ast.errors import BatchError, EmptyBatchError
 
 __all__ = [
