@@ -219,15 +219,15 @@ def _difference(real: Tensor, shadow: Tensor, *, whole: Tensor) -> Tensor:
 
 def _box(changed: Tensor) -> tuple[slice, ...] | None:
     """Find the smallest box around the places that differ; None where there are none."""
+    if not bool(changed.any()):
+        return None
     box = []
     for d in range(changed.dim()):
         others = [e for e in range(changed.dim()) if e != d]
         places = (changed.any(others) if others else changed).nonzero().flatten()
-        if not len(places):
-            return None
         box.append(slice(int(places[0]), int(places[-1]) + 1))
         changed = changed.narrow(d, box[-1].start, box[-1].stop - box[-1].start)
-    return tuple(box) if bool(changed.any()) else None
+    return tuple(box)
 
 
 def _largest(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -116,12 +116,9 @@ def tensors_in(value: Any) -> list[Tensor]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Run operations of the trace's own: out of sight of modes and of autograd."""
-    with ExitStack() as stack:
-        # Neither modes of the user's nor a LossCapture around the step may see the trace's second runs.
-        stack.enter_context(torch._C.DisableTorchFunction())
-        stack.enter_context(torch.no_grad())
-        if torch._C._len_torch_dispatch_stack() > 0:
-            stack.enter_context(_disable_current_modes())
+    # Neither modes of the user's nor a LossCapture around the step may see the trace's second runs.
+    without_modes = _disable_current_modes() if torch._C._len_torch_dispatch_stack() > 0 else nullcontext()
+    with torch._C.DisableTorchFunction(), torch.no_grad(), without_modes:
         yield
 
 

@@ -28,8 +28,8 @@ __all__ = ["Call", "Operator", "follow", "prepare"]
 
 Operator = Callable[..., Any]
 """An OpOverload, or an operator that takes functions."""
-_Keep = tuple[torch.dtype, ...] | None
-"""Types of the arguments that stay real; None for all that are no real numbers."""
+_Keep = Callable[[Tensor], bool]
+"""Tells which arguments stay real."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
 
 
@@ -112,7 +112,7 @@ def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list
     if made is None or not silent or call.written or not _fit(real, made):
         return made
     loud = _run(shadows, call, real, keep, silent)
-    plain = _run(shadows, call, real, None, silent, on_shadows=False)
+    plain = _run(shadows, call, real, lambda _: True, silent)
     if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
         return made
     return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
@@ -147,31 +147,26 @@ def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[
 
 
 def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
-    """Yield what is kept real: nothing, the masks, or all masks and positions."""
+    """Yield what tells that an argument stays real: nothing does, the masks do, or all masks and positions do."""
     # A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
     # the real ones, so that they are used wherever numbers that depend on the sample are moved by them.
     if not call.has_numbers:
-        yield ()
+        yield lambda _: False
         return
     selects = call.facts.op_class is OpClass.SELECT
-    yield (torch.bool, torch.uint8) if selects else ()
+    yield lambda tensor: selects and tensor.dtype in (torch.bool, torch.uint8)
     discrete = [t for t in tensors_in((call.args, call.kwargs)) if not is_real_valued(t)]
     if any(shadows.kind(tensor) is Kind.SHADOW for tensor in discrete):
-        yield None
+        yield lambda tensor: not is_real_valued(tensor)
 
 
-def _run(
-    shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor], *, on_shadows: bool = True
-) -> list[Tensor] | None:
+def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor]) -> list[Tensor] | None:
     written = {id(tensor) for tensor in call.written}
 
     def shadow_of(tensor: Tensor) -> Tensor:
         tensor = swap.get(id(tensor), tensor)
-        if not on_shadows or shadows.kind(tensor) is not Kind.SHADOW:
-            return tensor
-        if id(tensor) not in written and (tensor.dtype in keep if keep is not None else not is_real_valued(tensor)):
-            return tensor
-        return shadows.of(tensor)
+        stays = shadows.kind(tensor) is not Kind.SHADOW or (keep(tensor) and id(tensor) not in written)
+        return tensor if stays else shadows.of(tensor)
 
     facts = call.facts
     given = dict(named(facts, call.args, call.kwargs))
@@ -213,15 +208,14 @@ def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[T
     if call.facts.op_class is not OpClass.ONE_OF_MANY:
         return made
     given = dict(named(call.facts, call.args, call.kwargs))
-    if given.get("dim") is None:
-        return made
     values = given["self"]
-    chosen = real[-1]
-    keep = bool(given.get("keepdim", False))
-    if values.dim() == 0 or values.shape[given["dim"]] < 2:
+    dim = given.get("dim")
+    if dim is None or values.dim() == 0 or values.shape[dim] < 2:
         return made
+    chosen = real[-1]
     # Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
-    same = (values != shadows.of(values)).any(given["dim"], keepdim=keep) & (made[-1] == chosen)
+    differs = (values != shadows.of(values)).any(dim, keepdim=bool(given.get("keepdim", False)))
+    same = differs & (made[-1] == chosen)
     return [*made[:-1], torch.where(same, torch.where(chosen > 0, chosen - 1, chosen + 1), made[-1])]
 
 
