@@ -73,7 +73,6 @@ class Facts:
     arguments: tuple[str, ...]  # names of positional arguments
     is_random: bool
     moves_views_only: bool  # transpose_ and the like: the values stay where they are
-    returns_tensors: bool
 
 
 @cache
@@ -82,13 +81,14 @@ def facts_of(func: Any) -> Facts:
     if not isinstance(func, torch._ops.OpOverload):  # an operator that takes functions, which may do anything
         name = str(func)
         op_class = OpClass.AGAIN if name in _PURE_OPERATORS else OpClass.CHOICE
-        return Facts(name, op_class, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
+        return Facts(name, op_class, frozenset(), _ANY_ARGUMENTS, is_random=False, moves_views_only=False)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
     # In a schema, an argument that is written to has an alias that is marked so.
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
-    op_class = _CLASSES.get(name, OpClass.AGAIN)
+    returns_tensors = bool(writes) or any("Tensor" in str(r.type) for r in schema.returns)
+    op_class = _CLASSES.get(name, OpClass.AGAIN) if returns_tensors else OpClass.PLAIN
     view_only = torch.Tag.inplace_view in func.tags
     changes_values = op_class is not OpClass.BATCH_NORM and not view_only
     return Facts(
@@ -98,7 +98,6 @@ def facts_of(func: Any) -> Facts:
         arguments=tuple(a.name for a in schema.arguments if not a.kwarg_only),
         is_random=torch.Tag.nondeterministic_seeded in func.tags or bool(_UNDECLARED_WRITES.get(name)),
         moves_views_only=view_only,
-        returns_tensors=bool(writes) or any("Tensor" in str(r.type) for r in schema.returns),
     )
 
 

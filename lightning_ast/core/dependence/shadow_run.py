@@ -47,6 +47,7 @@ class Call:
     # The states of the random generators before the first run.
     states: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
     with_grad: bool = True  # whether the step records gradients here: some kernels return more then
+    number: int | None = None  # of the autograd node that makes its results
 
 
 def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
@@ -133,7 +134,7 @@ def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
-    if facts.op_class is OpClass.PLAIN or facts.moves_views_only or not facts.returns_tensors:
+    if facts.op_class is OpClass.PLAIN or facts.moves_views_only:
         return Kind.PLAIN
     if facts.op_class is OpClass.EMPTY:
         return Kind.EMPTY

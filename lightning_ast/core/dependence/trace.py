@@ -154,7 +154,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         # Results of the user's operation are returned as they came; everything of the trace's own is caught.
         wrapped = any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types)
-        call, number = (None, None) if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
+        call = None if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
         if wrapped:
             return NotImplemented  # a tensor class of its own: it calls the operations that it is made of
         try:
@@ -165,7 +165,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._give_up(error)  # the shadows took the memory
             return func(*args, **kwargs)
         if call is not None:
-            self._leave(call, results, number)
+            self._leave(call, results)
         return results
 
     def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
@@ -176,10 +176,8 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
         self.release()
 
-    def _arrive(
-        self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
-    ) -> tuple[Call | None, int | None]:
-        """Prepare the second run of an operation; return it and the number of its results' node, if it has one."""
+    def _arrive(self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool) -> Call | None:
+        """Prepare the second run of an operation."""
         try:
             number = _last_node_number()
             with_grad = torch.is_grad_enabled()
@@ -191,27 +189,28 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for tensor in tensors:
                     self._record_node(tensor, fresh)
                 if wrapped:
-                    return None, None
+                    return None
                 call = prepare(self._shadows, func, args, kwargs, with_grad=with_grad)
                 for tensor in call.written:
                     self._records.before_write(self._shadows.key(tensor))
-            makes_node = fresh and with_grad and any(tensor.requires_grad for tensor in tensors)
-            return call, number if makes_node else None
+            if fresh and with_grad and any(tensor.requires_grad for tensor in tensors):
+                call.number = number
+            return call
         except Exception as error:  # the trace must never fail the run
             self._give_up(error)
-            return None, None
+            return None
 
-    def _leave(self, call: Call, results: Any, number: int | None) -> None:
+    def _leave(self, call: Call, results: Any) -> None:
         """Run the operation again on the shadows, and record its results."""
         try:
             with quiet():
                 follow(self._shadows, call, results)
                 made = call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
-                if number is not None and made:
+                if call.number is not None and made:
                     # By the number of their node: they may be used where the trace does not see it.
                     tensors = tensors_in(results)
                     records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in tensors]
-                    self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in tensors])
+                    self._records.add_unused(call.number, records, [self._shadows.key(tensor) for tensor in tensors])
                 self._operations += 1
                 if self._operations % _SWEEP_OPERATIONS == 0:
                     self._shadows.sweep()

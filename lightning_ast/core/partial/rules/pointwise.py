@@ -128,11 +128,6 @@ def _copy(func: OpOverload, gradient: HeldRows, **kwargs: Any) -> Any:
     return gradient.like(func(gradient.data_rows, **kwargs))
 
 
-@rule("_is_any_true", on_rows=True)
-def _any(func: OpOverload, gradient: HeldRows) -> Any:
-    return func(gradient.data_rows)
-
-
 @rule("_prelu_kernel_backward", on_rows=True)
 def _prelu(func: OpOverload, gradient: HeldRows, *saved: Tensor) -> Any:
     operands = _operands((gradient, *saved), gradient)
@@ -161,8 +156,8 @@ def _new_like(func: OpOverload, gradient: RowGradient, **kwargs: Any) -> Any:
     return empty.fill_(1) if func._schema.name == "aten::ones_like" else empty
 
 
-@rule("new_empty", "new_ones", "new_full")
-def _new(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> Any:
+@rule("new_empty", "new_ones", "new_full", "_is_any_true")
+def _no_gradient(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> Any:
     return func(gradient.data_rows, *args, **kwargs)
 
 
