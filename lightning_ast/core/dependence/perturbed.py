@@ -25,10 +25,8 @@ _CANDIDATES = 8  # other samples that are tried until one differs in every tenso
 def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None) -> list[Pair]:
     """Pair the tensors of a batch with copies in which one sample is another; the batch itself is not changed.
 
-    Tensors that all samples share are left out. Where B is 1 there are no pairs.
-
-    Raises:
-        BatchError: The batch cannot be indexed.
+    Tensors that all samples share are left out. Where B is 1 there are no pairs. Raise BatchError if the batch cannot
+    be indexed.
     """
     if batch_size < 2:
         return []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.records import Dependence
 from lightning_ast.core.partial.rows import Place, UnequalPlace, place_of
 
 __all__ = ["Layout", "layouts_by_assignment", "layouts_by_size", "prove_layout", "row_norms", "spread"]
@@ -82,21 +83,13 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
 
 
 def prove_layout(
-    shape: tuple[int, ...],
-    profiles: tuple[Tensor, ...],
-    *,
-    batch_size: int,
-    sample: int | tuple[int, ...],
-    assignments: Assignments = (),
+    dependence: Dependence, batch_size: int, sample: int | tuple[int, ...], assignments: Assignments = ()
 ) -> Layout | None:
-    """Find the layout that alone explains which rows changed with ``sample``; None where none or several do.
-
-    ``profiles`` tell for each dimension how much its entries change with the sample, ``(shape[dim],)``.
-    """
+    """Find the layout that alone explains which rows changed with ``sample``; None where none or several do."""
     found: list[tuple[float, Layout]] = []
-    for layout, own in _candidates(shape, batch_size, torch.tensor(sample), assignments):
+    for layout, own in _candidates(dependence.shape, batch_size, torch.tensor(sample), assignments):
         # Summed over the other dimensions a change stays a change, so that one profile a dimension is enough.
-        profile = profiles[layout.dim].double()
+        profile = dependence.profiles[layout.dim].double()
         inside = profile[own]
         outside = profile[~own]
         change = float(inside.sum())

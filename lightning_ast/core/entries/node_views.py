@@ -133,13 +133,7 @@ class TracedView(SizedView):
         dependence = self._trace.dependence(node, output_nr)
         if dependence is None or dependence.independent:
             return None
-        layout = prove_layout(
-            dependence.shape,
-            dependence.profiles,
-            batch_size=self._batch_size,
-            sample=self._trace.sample,
-            assignments=self.assignments,
-        )
+        layout = prove_layout(dependence, self._batch_size, self._trace.sample, self.assignments)
         return self._unless_picked(node, output_nr, layout, picked=dependence.picked)
 
 

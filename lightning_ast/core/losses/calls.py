@@ -198,8 +198,7 @@ class WatchedCall:
     def take_apart(self, batch_size: int) -> Elements:
         """Compute the elements that the call reduced, in at least 32 bits; with a graph where gradients are enabled.
 
-        Raises:
-            LossCaptureError: They cannot be had, or which of the ``batch_size`` samples each belongs to is not known.
+        Raise LossCaptureError if they cannot be had, or if it is not known which sample each belongs to.
         """
         if self.arguments.get("size_average") is not None or self.arguments.get("reduce") is not None:
             raise LossCaptureError(
