@@ -32,7 +32,7 @@ class SizedView:
     def __init__(
         self, batch_size: int, known: dict[tuple[str, int], Layout], mixed: set[OutputForm], assignments: Assignments
     ) -> None:
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.assignments = assignments
         self._known = known  # the layouts that were proved, by the name of the node and its number of dimensions
         self._mixed = mixed  # the forms of outputs that were found to hold no rows of samples
@@ -75,7 +75,7 @@ class SizedView:
     def add_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = shape_of(node, output_nr)
-        if shape is not None and math.prod(shape) < self._batch_size and not facts.is_layer(node.name()):
+        if shape is not None and math.prod(shape) < self.batch_size and not facts.is_layer(node.name()):
             return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
@@ -87,14 +87,14 @@ class SizedView:
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
         known = self._known.get((facts.form_of(node), len(shape)))  # what was proved of such a node elsewhere
-        if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
+        if known is not None and known.place(shape, self.batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
         # With a single sample nothing can be told apart, nor has it to be: every row is the sample's.
-        if self._batch_size == 1 and shape:
+        if self.batch_size == 1 and shape:
             return Layout(len(shape), 0, 1, shape[0])
         # In a batch of graphs a number of rows that is a multiple of the graphs' is so by chance.
         by_assignment = list(layouts_by_assignment(shape, self.assignments))
-        fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
+        fitting = by_assignment or list(layouts_by_size(shape, self.batch_size))
         if len(fitting) > 1:  # as in the other tensors of this network, if these agree
             kin = {replace(layout, exact=True) for (_, ndim), layout in self._known.items() if ndim == len(shape)}
             fitting = [layout for layout in fitting if kin == {layout}]
@@ -133,7 +133,7 @@ class TracedView(SizedView):
         dependence = self._trace.dependence(node, output_nr)
         if dependence is None or dependence.independent:
             return None
-        layout = prove_layout(dependence, self._batch_size, self._trace.sample, self.assignments)
+        layout = prove_layout(dependence, self.batch_size, self._trace.sample, self.assignments)
         return self._unless_picked(node, output_nr, layout, picked=dependence.picked)
 
 

@@ -36,12 +36,9 @@ def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
             operands.append(a.data_rows)
         # What has no dimension of the samples, or one of size 1, broadcasts against any number of rows.
         elif isinstance(a, Tensor) and a.dim() >= -place.from_end and (size := a.shape[place.from_end]) != 1:
-            if size != place.size:
-                if a.numel() == 0:  # a buffer that this device does without
-                    operands.append(a)
-                    continue
+            if size != place.size and a.numel() > 0:  # an empty one is a buffer that this device does without
                 return None
-            operands.append(first.rows_of(a, a.dim() + place.from_end))
+            operands.append(first.rows_of(a, a.dim() + place.from_end) if size == place.size else a)
         else:
             operands.append(a)
     return operands
@@ -121,10 +118,6 @@ def _is_zero(value: Any) -> bool:
 def _copy(func: OpOverload, gradient: HeldRows, **kwargs: Any) -> Any:
     if in_accumulate_grad(gradient.rows):
         return NotImplemented  # a leaf's .grad is an ordinary tensor
-    needed: dict[Any, int] = {torch.channels_last: 4, torch.channels_last_3d: 5}
-    dimensions = needed.get(kwargs.get("memory_format"))
-    if dimensions is not None and gradient.data_rows.dim() != dimensions:
-        kwargs = {**kwargs, "memory_format": torch.preserve_format}
     return gradient.like(func(gradient.data_rows, **kwargs))
 
 
