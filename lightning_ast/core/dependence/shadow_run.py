@@ -93,8 +93,8 @@ def _is_followed(shadows: Shadows, call: Call, real: list[Tensor]) -> bool:
         except torch.OutOfMemoryError:  # the trace gives up as a whole, and lets go of the memory
             raise
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
-            made = None
-        if made is not None and _fit(real, made):
+            continue
+        if _fit(real, made):
             made = _other_choice(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
@@ -104,17 +104,16 @@ def _is_followed(shadows: Shadows, call: Call, real: list[Tensor]) -> bool:
     return False
 
 
-def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
-    """Compute the results on the shadows."""
+def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor]:
     made = _run(shadows, call, real, keep, {})
     # Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
     # the sample. In their place stand others, and what changes there is added to the real results.
     silent = _silent(shadows, call)
-    if made is None or not silent or call.written or not _fit(real, made):
+    if not silent or call.written or not _fit(real, made):
         return made
     loud = _run(shadows, call, real, keep, silent)
     plain = _run(shadows, call, real, lambda _: True, silent)
-    if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
+    if not (_fit(real, loud) and _fit(real, plain)):
         return made
     return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
 
@@ -161,7 +160,7 @@ def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
         yield lambda tensor: not is_real_valued(tensor)
 
 
-def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor]) -> list[Tensor] | None:
+def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor]) -> list[Tensor]:
     written = {id(tensor) for tensor in call.written}
 
     def shadow_of(tensor: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: di
     if facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
         affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
         if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
-            return None  # a weight that is made of the samples: the formula below does not hold
+            raise ValueError("the formula for BatchNorm does not hold for a weight that is made of the samples")
         given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
         return _batch_norm(given, shadow_of(given["input"]), real)
     # In the order that the real run found: a gradient takes the same way.
