@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
-__all__ = ["BY_VALUES", "Facts", "OpClass", "facts_of", "named", "quiet", "random_states", "restored", "tensors_in"]
+__all__ = ["BY_VALUES", "Facts", "OpClass", "facts_of", "quiet", "random_states", "restored", "tensors_in"]
 
 
 class OpClass(Enum):
@@ -99,12 +99,6 @@ def facts_of(func: Any) -> Facts:
         is_random=torch.Tag.nondeterministic_seeded in func.tags or bool(_UNDECLARED_WRITES.get(name)),
         moves_views_only=view_only,
     )
-
-
-def named(facts: Facts, args: OpArgs, kwargs: OpKwargs) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each given argument."""
-    yield from zip(facts.arguments, args, strict=False)
-    yield from kwargs.items()
 
 
 def tensors_in(value: Any) -> list[Tensor]:

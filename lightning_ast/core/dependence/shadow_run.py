@@ -16,7 +16,6 @@ from lightning_ast.core.dependence.shadow_ops import (
     Facts,
     OpClass,
     facts_of,
-    named,
     random_states,
     restored,
     tensors_in,
@@ -41,6 +40,7 @@ class Call:
     args: OpArgs
     kwargs: OpKwargs
     facts: Facts
+    given: OpKwargs  # all that is in args and kwargs, by name
     kind: Kind = Kind.PLAIN  # SHADOW where it is to be run again; otherwise what its results become
     written: list[Tensor] = field(default_factory=list)  # the arguments that it changes
     has_numbers: bool = False  # whether numbers, not ids alone, among the arguments depend on the sample
@@ -52,17 +52,19 @@ class Call:
 
 def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
     """Decide before an operation what to do after it, and save what it is going to change."""
-    call = Call(func, args, kwargs, facts_of(func), with_grad=with_grad)
+    facts = facts_of(func)
+    given = {**dict(zip(facts.arguments, args, strict=False)), **kwargs}
+    call = Call(func, args, kwargs, facts, given, with_grad=with_grad)
     read: list[Tensor] = []
-    for name, value in named(call.facts, args, kwargs):
-        (call.written if name in call.facts.writes else read).extend(tensors_in(value))
+    for name, value in given.items():
+        (call.written if name in facts.writes else read).extend(tensors_in(value))
     known = [(tensor, shadows.kind(tensor)) for tensor in (*read, *call.written)]
-    call.kind = _outlook(call.facts, known[: len(read)], known[len(read) :])
+    call.kind = _outlook(facts, known[: len(read)], known[len(read) :])
     call.has_numbers = any(kind is Kind.SHADOW and is_real_valued(tensor) for tensor, kind in known)
     if call.kind is Kind.SHADOW:
         for tensor in call.written:  # while the shadow still equals it: the operation is about to change it
             shadows.start(tensor)
-        if call.facts.is_random:
+        if facts.is_random:
             call.states = random_states(args, kwargs)
     return call
 
@@ -168,23 +170,21 @@ def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: di
         stays = shadows.kind(tensor) is not Kind.SHADOW or (keep(tensor) and id(tensor) not in written)
         return tensor if stays else shadows.of(tensor)
 
-    facts = call.facts
-    given = dict(named(facts, call.args, call.kwargs))
-    if facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
-        affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
-        if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
+    given = call.given
+    if call.facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
+        affine = [given.get("weight"), given.get("bias")]
+        if any(tensor is not None and shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
             raise ValueError("the formula for BatchNorm does not hold for a weight that is made of the samples")
-        given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
-        return _batch_norm(given, shadow_of(given["input"]), real)
+        return _batch_norm(given, shadow_of(given["input"]), swap.get(id(affine[0]), affine[0]), real)
     # In the order that the real run found: a gradient takes the same way.
-    if facts.op_class is OpClass.SORT:
+    if call.facts.op_class is OpClass.SORT:
         return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
     args, kwargs = tree_map_only(Tensor, shadow_of, (call.args, call.kwargs))
     with restored(call.states), torch.set_grad_enabled(call.with_grad):  # autograd is above, and makes no node here
         return tensors_in(call.func(*args, **kwargs))
 
 
-def _batch_norm(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
+def _batch_norm(given: OpKwargs, shadow: Tensor, weight: Tensor | None, results: list[Tensor]) -> list[Tensor]:
     """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
     real = given["input"]
     output = results[0]
@@ -194,7 +194,6 @@ def _batch_norm(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[
     else:  # cuDNN's kernel and some others keep their statistics to themselves
         dims = [d for d in range(real.dim()) if d != 1]
         inverse = (real.to(wide).var(dims, unbiased=False) + given["eps"]).rsqrt()
-    weight = given.get("weight")
     scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
     scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
     # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
@@ -207,14 +206,13 @@ def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[T
     """Choose another place where the largest or smallest value of a changed row is where it was."""
     if call.facts.op_class is not OpClass.ONE_OF_MANY:
         return made
-    given = dict(named(call.facts, call.args, call.kwargs))
-    values = given["self"]
-    dim = given.get("dim")
+    values = call.given["self"]
+    dim = call.given.get("dim")
     if dim is None or values.dim() == 0 or values.shape[dim] < 2:
         return made
     chosen = real[-1]
     # Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
-    differs = (values != shadows.of(values)).any(dim, keepdim=bool(given.get("keepdim", False)))
+    differs = (values != shadows.of(values)).any(dim, keepdim=bool(call.given.get("keepdim", False)))
     same = differs & (made[-1] == chosen)
     return [*made[:-1], torch.where(same, torch.where(chosen > 0, chosen - 1, chosen + 1), made[-1])]
 
