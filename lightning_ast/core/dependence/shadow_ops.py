@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
-__all__ = ["BY_VALUES", "Facts", "OpClass", "facts_of", "quiet", "random_states", "restored", "tensors_in"]
+__all__ = ["Facts", "OpClass", "facts_of", "quiet", "random_states", "restored", "tensors_in"]
 
 
 class OpClass(Enum):
@@ -54,8 +54,6 @@ _OPERATIONS = {
     "_batch_norm_with_update_functional cudnn_batch_norm miopen_batch_norm": OpClass.BATCH_NORM,
 }
 _CLASSES = {name: op_class for names, op_class in _OPERATIONS.items() for name in names.split()}
-BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
-"""Operations whose number of rows depends on values."""
 # The operators that take functions, and are known to write nothing; they have no schema to read names from.
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
 _ANY_ARGUMENTS = tuple(str(position) for position in range(32))

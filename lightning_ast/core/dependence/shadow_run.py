@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_ast.core.dependence.perturbed import is_real_valued
-from lightning_ast.core.dependence.shadow_ops import (
-    BY_VALUES,
-    Facts,
-    OpClass,
-    facts_of,
-    random_states,
-    restored,
-    tensors_in,
-)
+from lightning_ast.core.dependence.shadow_ops import Facts, OpClass, facts_of, random_states, restored, tensors_in
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
@@ -30,6 +22,8 @@ Operator = Callable[..., Any]
 _Keep = Callable[[Tensor], bool]
 """Tells which arguments stay real."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
+_BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
+"""Operations whose number of rows depends on values."""
 
 
 @dataclass
@@ -83,7 +77,7 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
     by_mask = name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
-        if tensor.dim() > 0 and (by_mask or name in BY_VALUES or tensor.shape[0] in rows):
+        if tensor.dim() > 0 and (by_mask or name in _BY_VALUES or tensor.shape[0] in rows):
             shadows.set_picked(tensor)
 
 
