@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
-from lightning_ast.core.batch.samples import first_input
+from lightning_ast.core.batch.inputs import first_input
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses.capture import LossRecord

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_ast.core.batch.replacement import all_finite, find_finite, replace_in_batch
+from lightning_ast.core.batch.inputs import all_finite, find_finite, replace_in_batch
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection import quarantine as _quarantine

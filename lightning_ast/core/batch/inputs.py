@@ -1,4 +1,4 @@
-"""Step 1 for a batch with NaN or infinity: find the samples that are not finite, and put others in their place.
+"""Step 1 for the input of a batch: find it, find the samples that are not finite, and put others in their place.
 
 What stands in such a sample's place is a copy of a sample of the same batch, so that nothing that mixes samples (the
 statistics of BatchNorm above all) sees it. That the copy is not trained on is the gate's part.
@@ -13,11 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch.containers import Slicer, holds_floats, is_plain, leaves_of
-from lightning_ast.core.batch.samples import first_floats, listings_of, samples_of
+from lightning_ast.core.batch.containers import Slicer, children_of, holds_floats, is_plain, leaves_of, row_count
+from lightning_ast.core.batch.samples import listings_of, samples_of
 from lightning_ast.errors import BatchError
 
-__all__ = ["all_finite", "find_finite", "replace_in_batch"]
+__all__ = ["all_finite", "find_finite", "first_input", "replace_in_batch"]
+
+
+def first_input(batch: Any, batch_size: int) -> Tensor | None:
+    """Find the first floating-point tensor with leading dimension ``batch_size``, e.g. the images; None without one."""
+    leaf = _first_floats(batch, batch_size)
+    return leaf if isinstance(leaf, Tensor) and is_plain(leaf) else None
 
 
 def find_finite(batch: Any, batch_size: int) -> Tensor | None:
@@ -25,7 +31,7 @@ def find_finite(batch: Any, batch_size: int) -> Tensor | None:
 
     Return None where the host knows that all is finite, or where there is nothing to look at.
     """
-    leaf = first_floats(batch, batch_size)
+    leaf = _first_floats(batch, batch_size)
     if isinstance(leaf, Tensor) and leaf.is_cpu and is_plain(leaf) and all_finite(leaf):
         return None
     finite = _finite_entries(samples_of(batch, batch_size) or []) if leaf is None else _finite_rows(leaf)
@@ -41,6 +47,21 @@ def all_finite(values: Tensor) -> bool:
 def replace_in_batch(batch: Any, finite: Tensor) -> Any:
     """Put the first finite sample in the place of those that are not; without one, NaN and infinity become 0."""
     return _Replacer(batch, finite, listings_of(batch, finite.numel())).take(batch)
+
+
+def _first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
+    """Find the first floating-point tensor or array whose rows are the samples; None where there is none."""
+    try:
+        for part in [batch] if isinstance(batch, (Tensor, np.ndarray)) else children_of(batch) or ():
+            if not isinstance(part, (Tensor, np.ndarray)):
+                break
+            if row_count(part) == size and holds_floats(part):  # rows beside which nothing lists the samples
+                return part
+        if samples_of(batch, size) is not None:
+            return None
+        return next((leaf for leaf in leaves_of(batch) if row_count(leaf) == size and holds_floats(leaf)), None)
+    except BatchError:
+        return None
 
 
 def _finite_entries(samples: list[Any]) -> Tensor | None:
