@@ -138,10 +138,9 @@ def restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
 def _default_generator(device: torch.device) -> Generator | None:
     if device.type == "cpu":
         return torch.default_generator
-    module = getattr(torch, device.type, None)
     if device.type == "mps":
         generator: Generator = torch.mps._get_default_mps_generator()
         return generator
-    generators = getattr(module, "default_generators", ())
-    index = torch.get_device_module(device).current_device() if device.index is None else device.index
-    return generators[index] if index < len(generators) else None
+    generators = getattr(getattr(torch, device.type, None), "default_generators", ())
+    index = device.index  # that of an accelerator's tensor is always known
+    return None if index is None or index >= len(generators) else generators[index]
