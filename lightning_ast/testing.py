@@ -19,14 +19,9 @@ from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
-from lightning_ast.core.partial import (
-    FEWEST_VALUES,
-    BackwardFlops,
-    BatchNormBackward,
-    compiled_parts,
-    is_batchnorm,
-    uncounted,
-)
+from lightning_ast.core.partial.flops import BackwardFlops, compiled_parts, uncounted
+from lightning_ast.core.partial.rows import BatchNormBackward
+from lightning_ast.core.partial.rules.normalization import FEWEST_VALUES, is_batchnorm
 from lightning_ast.lightning_internals.still_metrics import state_of
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.words import counted

@@ -23,7 +23,7 @@ from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_f
 from lightning_ast.advice.script import Block, Timing, script, summarize
 from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
-from lightning_ast.core.partial import compiled_parts
+from lightning_ast.core.partial.flops import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.schedule import Schedule
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lightning_ast.advice.measured import StepFacts
 from lightning_ast.advice.predict import Prediction, Predictions
-from lightning_ast.core.partial import FEWEST_VALUES, has_rule, is_batchnorm
+from lightning_ast.core.partial.registry import has_rule
+from lightning_ast.core.partial.rules.normalization import FEWEST_VALUES, is_batchnorm
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.mode_facts import Mode
 from lightning_ast.words import counted, time_words

@@ -17,7 +17,7 @@ from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError

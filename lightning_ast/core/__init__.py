@@ -25,7 +25,10 @@ from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
 from lightning_ast.core.ledger import FlopsPerSample, Ledger, estimated_energy_savings
 from lightning_ast.core.losses.capture import LossCapture, LossRecord
-from lightning_ast.core.partial import BackwardFlops, RowGradient, RowOps, densify, keep_rows, select_rows
+from lightning_ast.core.partial.flops import BackwardFlops, RowOps
+from lightning_ast.core.partial.gradient import RowGradient
+from lightning_ast.core.partial.memory import densify
+from lightning_ast.core.partial.selection import keep_rows, select_rows
 from lightning_ast.core.plain_loop import GradientGate
 from lightning_ast.core.plan_rules import PlanRules
 from lightning_ast.core.plan_sampler import SignificanceSampler

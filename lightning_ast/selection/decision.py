@@ -10,8 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
-from lightning_ast.core.batch.rows import to_host
-from lightning_ast.core.batch.samples import first_input
+from lightning_ast.core.batch.inputs import first_input
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import Kept
 from lightning_ast.core.losses.capture import LossRecord
@@ -149,7 +148,9 @@ def _on_host(scores: Tensor, finite: Tensor, bad: Tensor | None) -> tuple[Tensor
     """Return what is known of the samples, ``(B,)`` each, on the host."""
     if scores.device.type == "cpu":
         return scores, finite, bad
-    scores, finite, *rest = to_host([scores, finite] if bad is None else [scores, finite, bad])
+    columns = [scores, finite] if bad is None else [scores, finite, bad]
+    copied = torch.stack([column.to(scores) for column in columns]).cpu()  # all at once, because each copy waits
+    scores, finite, *rest = [row.to(column.dtype) for row, column in zip(copied, columns, strict=True)]
     return scores, finite, rest[0] if rest else None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ast.core.entries.node_facts import runs_compiled
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
-from lightning_ast.core.partial import BackwardFlops, compiled_parts, uncounted
+from lightning_ast.core.partial.flops import BackwardFlops, compiled_parts, uncounted
 from lightning_ast.selection.step_state import StepState
 
 __all__ = ["DenseOps", "FlopCount"]

@@ -11,8 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch.replacement import find_finite, replace_in_batch
-from lightning_ast.core.batch.rows import all_finite
+from lightning_ast.core.batch.inputs import all_finite, find_finite, replace_in_batch
 from lightning_ast.errors import QuarantineError
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection.stand_ins import StandIns

@@ -18,7 +18,7 @@ from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import Entry, Found
 from lightning_ast.core.gradient_gate import norms_at
 from lightning_ast.core.losses.capture import LossRecord
-from lightning_ast.core.partial import compiled_parts
+from lightning_ast.core.partial.flops import compiled_parts
 from lightning_ast.core.traceless_forward import TracelessForward
 from lightning_ast.errors import LossCaptureError
 from lightning_ast.lightning_internals.class_patch import put_on

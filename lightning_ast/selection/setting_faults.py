@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, get_args
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
-from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.significance import SIGNIFICANCE
 from lightning_ast.mode_facts import Mode, PruneSteps
 from lightning_ast.pruning.streamed import filter_faults

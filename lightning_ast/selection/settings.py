@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import GateName, Weighting
-from lightning_ast.core.partial import BatchNormBackward
+from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps

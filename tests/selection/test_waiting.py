@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_ast.core.batch.rows import all_finite, finite_samples, replace_samples
+from lightning_ast.core.batch.inputs import all_finite, find_finite, replace_in_batch
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.lightning_internals.distributed import Processes
 from lightning_ast.selection import quarantine as _quarantine
@@ -110,10 +110,11 @@ def test_looking_for_samples_that_are_not_finite_waits_for_no_device() -> None:
     x, y = torch.rand(8, 3, device="meta"), torch.randint(0, 3, (8,), device="meta")
     with pytest.raises(RuntimeError, match="meta"):
         all_finite(x)
-    finite = finite_samples(x)
+    finite = find_finite((x, y), 8)
+    assert finite is not None
     assert (finite.shape, finite.device.type) == ((8,), "meta")
-    assert replace_samples(x, finite).shape == x.shape
-    assert replace_samples(y, finite).dtype == y.dtype
+    replaced = replace_in_batch((x, y), finite)
+    assert [(t.shape, t.dtype) for t in replaced] == [(x.shape, x.dtype), (y.shape, y.dtype)]
     quarantine, plan = Quarantine(0.01, Processes(quiet_trainer())), StepState(BatchFacts(size=8))
     memory = StorageWeakRef(x.untyped_storage())
     quarantine.examine(plan, (x, y))

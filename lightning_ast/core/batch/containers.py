@@ -1,4 +1,4 @@
-"""Step 1 for the containers of a batch: list what is in them, and make the same ones with some of the samples."""
+"""Step 1 for the containers and tensors of a batch: list them, and make the same ones with some of the samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,28 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ast.core.batch.graphs import graph_count, take_graphs
-from lightning_ast.core.batch.rows import row_count, take_rows
 from lightning_ast.errors import BatchError
 
-__all__ = ["Slicer", "are_images", "children_of", "is_listing", "leaves_of"]
+__all__ = ["Slicer", "are_images", "children_of", "holds_floats", "is_listing", "is_plain", "leaves_of", "row_count"]
 
 _REMEDY = "use SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+
+
+def row_count(leaf: Any) -> int | None:
+    """Return the leading dimension of a tensor or an array; None where it has none."""
+    if leaf.ndim == 0:
+        return None
+    return int(leaf.size(0) if isinstance(leaf, Tensor) else leaf.shape[0])  # strided nested ones have no shape
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is an ordinary one: neither sparse nor nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def holds_floats(leaf: Any) -> bool:
+    """Tell whether a tensor or an array holds floating-point numbers."""
+    return leaf.is_floating_point() if isinstance(leaf, Tensor) else leaf.dtype.kind == "f"
 
 
 def is_listing(part: Any) -> TypeGuard[list[Any] | tuple[Any, ...] | deque[Any]]:
@@ -108,7 +124,7 @@ class Slicer:
     def tensor(self, tensor: Tensor) -> Tensor:
         """Take rows of a tensor that has one row for each sample."""
         try:
-            return take_rows(tensor, self._at(tensor.device), self._offsets)
+            return _take_rows(tensor, self._at(tensor.device), self._offsets)
         except (NotImplementedError, RuntimeError, TypeError) as error:
             layout = f"{type(tensor).__name__} of layout {tensor.layout}"
             raise BatchError(f"the samples of a {layout} cannot be indexed: {_REMEDY}") from error
@@ -185,6 +201,32 @@ class Slicer:
         if device not in self._on_device:
             self._on_device[device] = self._indices.to(device)
         return self._on_device[device]
+
+
+def _take_rows(tensor: Tensor, indices: Tensor, shared: dict[int, Tensor]) -> Tensor:
+    """Take the rows at ``(k,)`` positions, on its device, out of a tensor ``(B, ...)``, and keep its layout.
+
+    ``shared`` has the offsets of the rows taken, by the id of the jagged offsets that they come from.
+    """
+    if tensor.is_nested:
+        taken: Tensor = _take_nested(tensor, indices.tolist(), shared)
+        return taken
+    if tensor.layout in (torch.strided, torch.sparse_coo):
+        return tensor.index_select(0, indices)
+    # torch cannot index rows of the compressed layouts, but of COO, which each of them turns into.
+    return tensor.to_sparse(layout=torch.sparse_coo).index_select(0, indices).to_sparse(layout=tensor.layout)
+
+
+def _take_nested(tensor: Any, indices: list[int], shared: dict[int, Tensor]) -> Any:
+    rows = tensor.unbind()  # views: torch has no index_select for nested tensors
+    taken: Any = torch.nested.as_nested_tensor([rows[i] for i in indices], layout=tensor.layout)
+    if tensor.layout is not torch.jagged:
+        return taken
+    # Tensors that shared their offsets must share the new ones: torch compares offsets by identity.
+    known = shared.setdefault(id(tensor.offsets()), taken.offsets())
+    if known is taken.offsets() or taken.values().shape[0] != int(known[-1]):
+        return taken
+    return torch.nested.nested_tensor_from_jagged(taken.values(), offsets=known)
 
 
 def _is_tensordict(part: Any) -> bool:

@@ -14,21 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_ast.core.batch.containers import Slicer, are_images, children_of, is_listing, leaves_of
+from lightning_ast.core.batch.containers import Slicer, are_images, children_of, is_listing, leaves_of, row_count
 from lightning_ast.core.batch.graphs import graph_count, graphs_in
-from lightning_ast.core.batch.rows import holds_floats, is_plain, row_count
 from lightning_ast.errors import BatchError, EmptyBatchError
 
-__all__ = [
-    "batch_size_of",
-    "first_floats",
-    "first_input",
-    "leading_sizes",
-    "listed_length",
-    "listings_of",
-    "samples_of",
-    "select_batch",
-]
+__all__ = ["batch_size_of", "leading_sizes", "listed_length", "listings_of", "samples_of", "select_batch"]
 
 
 def batch_size_of(batch: Any) -> int:
@@ -77,12 +67,6 @@ def batch_size_of(batch: Any) -> int:
             "index beside each."
         )
     return size
-
-
-def first_input(batch: Any, batch_size: int) -> Tensor | None:
-    """Find the first floating-point tensor with leading dimension ``batch_size``, e.g. the images; None without one."""
-    leaf = first_floats(batch, batch_size)
-    return leaf if isinstance(leaf, Tensor) and is_plain(leaf) else None
 
 
 def select_batch(batch: Any, indices: Tensor, *, batch_size: int | None = None) -> Any:
@@ -192,21 +176,6 @@ def leading_sizes(part: Any, *, lists: bool = True) -> list[int]:
     parts = part if is_listing(part) else [part]
     sizes = (row_count(leaf) for each in parts for leaf in leaves_of(each, lists=lists))
     return [size for size in sizes if size is not None]
-
-
-def first_floats(batch: Any, size: int) -> Tensor | np.ndarray[Any, Any] | None:
-    """Find the first floating-point tensor or array whose rows are the samples; None where there is none."""
-    try:
-        for part in [batch] if _is_leaf(batch) else children_of(batch) or ():
-            if not _is_leaf(part):
-                break
-            if row_count(part) == size and holds_floats(part):  # rows beside which nothing lists the samples
-                return part  # type: ignore[no-any-return]
-        if samples_of(batch, size) is not None:
-            return None
-        return next((leaf for leaf in leaves_of(batch) if row_count(leaf) == size and holds_floats(leaf)), None)
-    except BatchError:
-        return None
 
 
 def _is_uniform(entries: Sequence[Any]) -> bool:

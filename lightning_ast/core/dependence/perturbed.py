@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.batch.containers import children_of, leaves_of
+from lightning_ast.core.batch.containers import children_of, is_plain, leaves_of
 from lightning_ast.core.batch.graphs import assignments_of, graphs_in
 from lightning_ast.core.batch.samples import select_batch
 
@@ -25,10 +25,8 @@ _CANDIDATES = 8  # other samples that are tried until one differs in every tenso
 def perturbed(batch: Any, batch_size: int, sample: int, take: Take | None = None) -> list[Pair]:
     """Pair the tensors of a batch with copies in which one sample is another; the batch itself is not changed.
 
-    Tensors that all samples share are left out. Where B is 1 there are no pairs.
-
-    Raises:
-        BatchError: The batch cannot be indexed.
+    Tensors that all samples share are left out. Where B is 1 there are no pairs. Raise BatchError if the batch cannot
+    be indexed.
     """
     if batch_size < 2:
         return []
@@ -158,7 +156,7 @@ class _Swap:
 
 
 def _rows(tensor: Tensor) -> int | None:
-    return tensor.shape[0] if tensor.dim() and tensor.layout is torch.strided and not tensor.is_nested else None
+    return tensor.shape[0] if tensor.dim() and is_plain(tensor) else None
 
 
 def _tensors(part: Any) -> Iterator[Tensor]:
@@ -208,8 +206,7 @@ def _plain(tensor: Tensor) -> Tensor:
     """Return a tensor without its graph and without a class of its own; of a jagged one, its values."""
     if _is_jagged(tensor):
         tensor = tensor.values()
-    is_plain = tensor.layout is torch.strided and not tensor.is_nested
-    return tensor.detach().as_subclass(Tensor) if is_plain else tensor
+    return tensor.detach().as_subclass(Tensor) if is_plain(tensor) else tensor
 
 
 def _is_jagged(tensor: Tensor) -> bool:

@@ -176,7 +176,7 @@ def _compare(real: Tensor, shadow: Tensor, *, picked: bool) -> Dependence | None
     independent = True
     box = _box(real != shadow)  # the rest of a large tensor need not be looked at
     if box is not None:
-        difference = _difference(real[box], shadow[box], largest=_scale(real, real[box], shadow[box]))
+        difference = _difference(real[box], shadow[box], whole=real)
         summed = difference.double() if difference.device.type != "mps" else difference  # which has no float64
         for d, profile in enumerate(profiles):
             others = [e for e in range(real.dim()) if e != d]
@@ -193,13 +193,15 @@ def _flat(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(size, dtype=torch.float64) for size in shape)
 
 
-def _difference(real: Tensor, shadow: Tensor, *, largest: Tensor) -> Tensor:
-    """Return the absolute differences of a part of a tensor and its shadow, without those that may be rounding.
-
-    ``largest`` is the largest absolute value of the whole tensor, apart from masks.
-    """
+def _difference(real: Tensor, shadow: Tensor, *, whole: Tensor) -> Tensor:
+    """Return the absolute differences of a part of a tensor and its shadow, without those that may be rounding."""
+    differs = real != shadow
     if not real.is_floating_point():
-        return (real != shadow).float()
+        return differs.float()
+    # A value of the whole that is out of all proportion to what differs is a mask's.
+    largest = torch.minimum(
+        _largest(whole), _OUTLIER * torch.maximum(_largest(real[differs]), _largest(shadow[differs]))
+    )
     unit = torch.finfo(real.dtype).eps
     wide = real.dtype if real.dtype is torch.float64 else torch.float32
     real = real.to(wide)
@@ -217,30 +219,19 @@ def _difference(real: Tensor, shadow: Tensor, *, largest: Tensor) -> Tensor:
 
 def _box(changed: Tensor) -> tuple[slice, ...] | None:
     """Find the smallest box around the places that differ; None where there are none."""
+    if not bool(changed.any()):
+        return None
     box = []
     for d in range(changed.dim()):
         others = [e for e in range(changed.dim()) if e != d]
         places = (changed.any(others) if others else changed).nonzero().flatten()
-        if not len(places):
-            return None
         box.append(slice(int(places[0]), int(places[-1]) + 1))
         changed = changed.narrow(d, box[-1].start, box[-1].stop - box[-1].start)
-    return tuple(box) if bool(changed.any()) else None
-
-
-def _scale(tensor: Tensor, part: Tensor, shadow: Tensor) -> Tensor:
-    """Return the largest absolute value of a tensor that is not out of all proportion to what differs in a part."""
-    differs = part != shadow
-    differing = torch.maximum(_largest(part[differs]), _largest(shadow[differs]))
-    return torch.minimum(_largest(tensor), _OUTLIER * differing)
+    return tuple(box)
 
 
 def _largest(tensor: Tensor) -> Tensor:
-    """Return the largest finite absolute value of a tensor."""
-    if not tensor.numel():
-        return torch.zeros((), device=tensor.device)
-    if not tensor.is_floating_point():
-        return torch.ones((), device=tensor.device)
+    """Return the largest finite absolute value of a tensor that is not empty."""
     low, high = (edge.abs() for edge in tensor.aminmax())
     largest = torch.maximum(low, high).float()
     return largest if bool(largest.isfinite()) else tensor.float().abs().nan_to_num(0.0, 0.0, 0.0).amax()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -16,19 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
-__all__ = [
-    "BY_VALUES",
-    "Facts",
-    "OpClass",
-    "batch_norm_shadow",
-    "facts_of",
-    "generators_of",
-    "named",
-    "quiet",
-    "random_states",
-    "restored",
-    "tensors_in",
-]
+__all__ = ["Facts", "OpClass", "facts_of", "quiet", "random_states", "restored", "tensors_in"]
 
 
 class OpClass(Enum):
@@ -66,8 +54,6 @@ _OPERATIONS = {
     "_batch_norm_with_update_functional cudnn_batch_norm miopen_batch_norm": OpClass.BATCH_NORM,
 }
 _CLASSES = {name: op_class for names, op_class in _OPERATIONS.items() for name in names.split()}
-BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
-"""Operations whose number of rows depends on values."""
 # The operators that take functions, and are known to write nothing; they have no schema to read names from.
 _PURE_OPERATORS = frozenset(("flex_attention", "flex_attention_backward"))
 _ANY_ARGUMENTS = tuple(str(position) for position in range(32))
@@ -85,7 +71,6 @@ class Facts:
     arguments: tuple[str, ...]  # names of positional arguments
     is_random: bool
     moves_views_only: bool  # transpose_ and the like: the values stay where they are
-    returns_tensors: bool
 
 
 @cache
@@ -94,13 +79,14 @@ def facts_of(func: Any) -> Facts:
     if not isinstance(func, torch._ops.OpOverload):  # an operator that takes functions, which may do anything
         name = str(func)
         op_class = OpClass.AGAIN if name in _PURE_OPERATORS else OpClass.CHOICE
-        return Facts(name, op_class, frozenset(), _ANY_ARGUMENTS, False, False, returns_tensors=True)
+        return Facts(name, op_class, frozenset(), _ANY_ARGUMENTS, is_random=False, moves_views_only=False)
     schema = func._schema
     name = "collective" if func.namespace in _COLLECTIVES else schema.name.split("::")[1]
     # In a schema, an argument that is written to has an alias that is marked so.
     writes = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     writes |= set(_UNDECLARED_WRITES.get(name, ()))
-    op_class = _CLASSES.get(name, OpClass.AGAIN)
+    returns_tensors = bool(writes) or any("Tensor" in str(r.type) for r in schema.returns)
+    op_class = _CLASSES.get(name, OpClass.AGAIN) if returns_tensors else OpClass.PLAIN
     view_only = torch.Tag.inplace_view in func.tags
     changes_values = op_class is not OpClass.BATCH_NORM and not view_only
     return Facts(
@@ -110,14 +96,7 @@ def facts_of(func: Any) -> Facts:
         arguments=tuple(a.name for a in schema.arguments if not a.kwarg_only),
         is_random=torch.Tag.nondeterministic_seeded in func.tags or bool(_UNDECLARED_WRITES.get(name)),
         moves_views_only=view_only,
-        returns_tensors=bool(writes) or any("Tensor" in str(r.type) for r in schema.returns),
     )
-
-
-def named(facts: Facts, args: OpArgs, kwargs: OpKwargs) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each given argument."""
-    yield from zip(facts.arguments, args, strict=False)
-    yield from kwargs.items()
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -128,33 +107,25 @@ def tensors_in(value: Any) -> list[Tensor]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Run operations of the trace's own: out of sight of modes and of autograd."""
-    with ExitStack() as stack:
-        # Neither modes of the user's nor a LossCapture around the step may see the trace's second runs.
-        stack.enter_context(torch._C.DisableTorchFunction())
-        stack.enter_context(torch.no_grad())
-        if torch._C._len_torch_dispatch_stack() > 0:
-            stack.enter_context(_disable_current_modes())
+    # Neither modes of the user's nor a LossCapture around the step may see the trace's second runs.
+    without_modes = _disable_current_modes() if torch._C._len_torch_dispatch_stack() > 0 else nullcontext()
+    with torch._C.DisableTorchFunction(), torch.no_grad(), without_modes:
         yield
 
 
-def generators_of(args: OpArgs, kwargs: OpKwargs) -> list[Generator]:
-    """Find the random generators that an operation may draw from."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Generator)]
-    if given:  # a generator of the caller's own is the only one that is drawn from
-        return given
-    generators = {t.device: _default_generator(t.device) for t in tensors_in((*args, *kwargs.values()))}
-    return [generator for generator in generators.values() if generator is not None]
-
-
-def random_states(generators: list[Generator]) -> list[tuple[Generator, Tensor]]:
-    """Remember the states of random generators."""
+def random_states(args: OpArgs, kwargs: OpKwargs) -> list[tuple[Generator, Tensor]]:
+    """Remember the states of the random generators that an operation may draw from."""
+    generators = [value for value in (*args, *kwargs.values()) if isinstance(value, Generator)]
+    if not generators:  # a generator of the caller's own is the only one that is drawn from
+        devices = {tensor.device for tensor in tensors_in((*args, *kwargs.values()))}
+        generators = [generator for generator in map(_default_generator, devices) if generator is not None]
     return [(generator, generator.get_state()) for generator in generators]
 
 
 @contextmanager
 def restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
     """Run a block from remembered random states; the states of now are there again afterwards."""
-    now = random_states([generator for generator, _ in states])
+    now = [(generator, generator.get_state()) for generator, _ in states]
     for generator, state in states:
         generator.set_state(state)
     try:
@@ -167,29 +138,9 @@ def restored(states: list[tuple[Generator, Tensor]]) -> Iterator[None]:
 def _default_generator(device: torch.device) -> Generator | None:
     if device.type == "cpu":
         return torch.default_generator
-    module = getattr(torch, device.type, None)
     if device.type == "mps":
         generator: Generator = torch.mps._get_default_mps_generator()
         return generator
-    generators = getattr(module, "default_generators", ())
-    index = torch.get_device_module(device).current_device() if device.index is None else device.index
-    return generators[index] if index < len(generators) else None
-
-
-def batch_norm_shadow(given: OpKwargs, shadow: Tensor, results: list[Tensor]) -> list[Tensor]:
-    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
-    real = given["input"]
-    output = results[0]
-    wide = torch.promote_types(real.dtype, torch.float32)
-    if len(results) > 2 and results[2].numel():
-        inverse = results[2]
-    else:  # cuDNN's kernel and some others keep their statistics to themselves
-        dims = [d for d in range(real.dim()) if d != 1]
-        inverse = (real.to(wide).var(dims, unbiased=False) + given["eps"]).rsqrt()
-    weight = given.get("weight")
-    scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
-    scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
-    # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
-    # change is added to the real output, so that the rows of other samples stay equal to the last bit.
-    change = (shadow.to(wide) - real.to(wide)) * scale
-    return [(output.to(wide) + change).to(output.dtype), *results[1:]]
+    generators = getattr(getattr(torch, device.type, None), "default_generators", ())
+    index = device.index  # that of an accelerator's tensor is always known
+    return None if index is None or index >= len(generators) else generators[index]

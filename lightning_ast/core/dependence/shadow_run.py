@@ -11,18 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_ast.core.dependence.perturbed import is_real_valued
-from lightning_ast.core.dependence.shadow_ops import (
-    BY_VALUES,
-    Facts,
-    OpClass,
-    batch_norm_shadow,
-    facts_of,
-    generators_of,
-    named,
-    random_states,
-    restored,
-    tensors_in,
-)
+from lightning_ast.core.dependence.shadow_ops import Facts, OpClass, facts_of, random_states, restored, tensors_in
 from lightning_ast.core.dependence.shadows import Kind, Shadows
 from lightning_ast.core.partial.registry import OpArgs, OpKwargs
 
@@ -30,9 +19,11 @@ __all__ = ["Call", "Operator", "follow", "prepare"]
 
 Operator = Callable[..., Any]
 """An OpOverload, or an operator that takes functions."""
-_Keep = tuple[torch.dtype, ...] | None
-"""Types of the arguments that stay real; None for all that are no real numbers."""
+_Keep = Callable[[Tensor], bool]
+"""Tells which arguments stay real."""
 _UNREAD = (Kind.UNKNOWN, Kind.EMPTY)
+_BY_VALUES = ("nonzero", "masked_select", "_pack_padded_sequence", "repeat_interleave", "unique_dim", "_unique2")
+"""Operations whose number of rows depends on values."""
 
 
 @dataclass
@@ -43,28 +34,32 @@ class Call:
     args: OpArgs
     kwargs: OpKwargs
     facts: Facts
+    given: OpKwargs  # all that is in args and kwargs, by name
     kind: Kind = Kind.PLAIN  # SHADOW where it is to be run again; otherwise what its results become
     written: list[Tensor] = field(default_factory=list)  # the arguments that it changes
     has_numbers: bool = False  # whether numbers, not ids alone, among the arguments depend on the sample
     # The states of the random generators before the first run.
     states: list[tuple[torch.Generator, Tensor]] = field(default_factory=list)
     with_grad: bool = True  # whether the step records gradients here: some kernels return more then
+    number: int | None = None  # of the autograd node that makes its results
 
 
 def prepare(shadows: Shadows, func: Operator, args: OpArgs, kwargs: OpKwargs, *, with_grad: bool) -> Call:
     """Decide before an operation what to do after it, and save what it is going to change."""
-    call = Call(func, args, kwargs, facts_of(func), with_grad=with_grad)
+    facts = facts_of(func)
+    given = {**dict(zip(facts.arguments, args, strict=False)), **kwargs}
+    call = Call(func, args, kwargs, facts, given, with_grad=with_grad)
     read: list[Tensor] = []
-    for name, value in named(call.facts, args, kwargs):
-        (call.written if name in call.facts.writes else read).extend(tensors_in(value))
+    for name, value in given.items():
+        (call.written if name in facts.writes else read).extend(tensors_in(value))
     known = [(tensor, shadows.kind(tensor)) for tensor in (*read, *call.written)]
-    call.kind = _outlook(call.facts, known[: len(read)], known[len(read) :])
+    call.kind = _outlook(facts, known[: len(read)], known[len(read) :])
     call.has_numbers = any(kind is Kind.SHADOW and is_real_valued(tensor) for tensor, kind in known)
     if call.kind is Kind.SHADOW:
         for tensor in call.written:  # while the shadow still equals it: the operation is about to change it
             shadows.start(tensor)
-        if call.facts.is_random:
-            call.states = random_states(generators_of(args, kwargs))
+        if facts.is_random:
+            call.states = random_states(args, kwargs)
     return call
 
 
@@ -82,7 +77,7 @@ def follow(shadows: Shadows, call: Call, results: Any) -> None:
     by_mask = name in ("index", "_unsafe_index") and any(t.dtype in (torch.bool, torch.uint8) for t in given)
     rows = {tensor.shape[0] for tensor in given if shadows.is_picked(tensor)}
     for tensor in real:
-        if tensor.dim() > 0 and (by_mask or name in BY_VALUES or tensor.shape[0] in rows):
+        if tensor.dim() > 0 and (by_mask or name in _BY_VALUES or tensor.shape[0] in rows):
             shadows.set_picked(tensor)
 
 
@@ -94,8 +89,8 @@ def _is_followed(shadows: Shadows, call: Call, real: list[Tensor]) -> bool:
         except torch.OutOfMemoryError:  # the trace gives up as a whole, and lets go of the memory
             raise
         except Exception:  # a shape or an index that depends on the values: it must not fail the run
-            made = None
-        if made is not None and _fit(real, made):
+            continue
+        if _fit(real, made):
             made = _other_choice(shadows, call, real, made)
             for tensor, shadow in zip(real, made, strict=True):
                 shadows.adopt(tensor, shadow)
@@ -105,20 +100,16 @@ def _is_followed(shadows: Shadows, call: Call, real: list[Tensor]) -> bool:
     return False
 
 
-def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor] | None:
-    """Compute the results on the shadows."""
-    with restored(call.states):
-        made = _run(shadows, call, real, keep, {})
+def _made(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep) -> list[Tensor]:
+    made = _run(shadows, call, real, keep, {})
     # Parameters that are all zero (a head before its first step, the second matrix of an adapter) hide what depends on
     # the sample. In their place stand others, and what changes there is added to the real results.
     silent = _silent(shadows, call)
-    if made is None or not silent or call.written or not _fit(real, made):
+    if not silent or call.written or not _fit(real, made):
         return made
-    with restored(call.states):
-        loud = _run(shadows, call, real, keep, silent)
-    with restored(call.states):
-        plain = _run(shadows, call, real, None, silent, on_shadows=False)
-    if loud is None or plain is None or not (_fit(real, loud) and _fit(real, plain)):
+    loud = _run(shadows, call, real, keep, silent)
+    plain = _run(shadows, call, real, lambda _: True, silent)
+    if not (_fit(real, loud) and _fit(real, plain)):
         return made
     return [one + (b - a) if one.is_floating_point() else one for one, a, b in zip(made, plain, loud, strict=True)]
 
@@ -138,7 +129,7 @@ def _silent(shadows: Shadows, call: Call) -> dict[int, Tensor]:
 
 
 def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[Tensor, Kind]]) -> Kind:
-    if facts.op_class is OpClass.PLAIN or facts.moves_views_only or not facts.returns_tensors:
+    if facts.op_class is OpClass.PLAIN or facts.moves_views_only:
         return Kind.PLAIN
     if facts.op_class is OpClass.EMPTY:
         return Kind.EMPTY
@@ -152,62 +143,71 @@ def _outlook(facts: Facts, read: list[tuple[Tensor, Kind]], written: list[tuple[
 
 
 def _attempts(shadows: Shadows, call: Call) -> Iterator[_Keep]:
-    """Yield what is kept real: nothing, the masks, or all masks and positions."""
+    """Yield what tells that an argument stays real: nothing does, the masks do, or all masks and positions do."""
     # A mask or a list of positions decides how many rows there are, and in which order. The rows of a gradient follow
     # the real ones, so that they are used wherever numbers that depend on the sample are moved by them.
     if not call.has_numbers:
-        yield ()
+        yield lambda _: False
         return
     selects = call.facts.op_class is OpClass.SELECT
-    yield (torch.bool, torch.uint8) if selects else ()
+    yield lambda tensor: selects and tensor.dtype in (torch.bool, torch.uint8)
     discrete = [t for t in tensors_in((call.args, call.kwargs)) if not is_real_valued(t)]
     if any(shadows.kind(tensor) is Kind.SHADOW for tensor in discrete):
-        yield None
+        yield lambda tensor: not is_real_valued(tensor)
 
 
-def _run(
-    shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor], *, on_shadows: bool = True
-) -> list[Tensor] | None:
+def _run(shadows: Shadows, call: Call, real: list[Tensor], keep: _Keep, swap: dict[int, Tensor]) -> list[Tensor]:
     written = {id(tensor) for tensor in call.written}
 
     def shadow_of(tensor: Tensor) -> Tensor:
         tensor = swap.get(id(tensor), tensor)
-        if not on_shadows or shadows.kind(tensor) is not Kind.SHADOW:
-            return tensor
-        if id(tensor) not in written and (tensor.dtype in keep if keep is not None else not is_real_valued(tensor)):
-            return tensor
-        return shadows.of(tensor)
+        stays = shadows.kind(tensor) is not Kind.SHADOW or (keep(tensor) and id(tensor) not in written)
+        return tensor if stays else shadows.of(tensor)
 
-    facts = call.facts
-    given = dict(named(facts, call.args, call.kwargs))
-    if facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
-        affine = [t for t in (given.get("weight"), given.get("bias")) if t is not None]
-        if any(shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
-            return None  # a weight that is made of the samples: the formula below does not hold
-        given.update({name: shadow_of(given[name]) for name in ("weight", "bias") if given.get(name) is not None})
-        return batch_norm_shadow(given, shadow_of(given["input"]), real)
+    given = call.given
+    if call.facts.op_class is OpClass.BATCH_NORM and given.get("training", True):
+        affine = [given.get("weight"), given.get("bias")]
+        if any(tensor is not None and shadows.kind(tensor) is Kind.SHADOW for tensor in affine):
+            raise ValueError("the formula for BatchNorm does not hold for a weight that is made of the samples")
+        return _batch_norm(given, shadow_of(given["input"]), swap.get(id(affine[0]), affine[0]), real)
     # In the order that the real run found: a gradient takes the same way.
-    if facts.op_class is OpClass.SORT:
+    if call.facts.op_class is OpClass.SORT:
         return [shadow_of(given["self"]).gather(given.get("dim", -1), real[1]), real[1]]
     args, kwargs = tree_map_only(Tensor, shadow_of, (call.args, call.kwargs))
-    with torch.set_grad_enabled(call.with_grad):  # autograd itself is above, and makes no node here
+    with restored(call.states), torch.set_grad_enabled(call.with_grad):  # autograd is above, and makes no node here
         return tensors_in(call.func(*args, **kwargs))
+
+
+def _batch_norm(given: OpKwargs, shadow: Tensor, weight: Tensor | None, results: list[Tensor]) -> list[Tensor]:
+    """Compute what BatchNorm in training returns for a shadow, by the statistics of the real batch."""
+    real = given["input"]
+    output = results[0]
+    wide = torch.promote_types(real.dtype, torch.float32)
+    if len(results) > 2 and results[2].numel():
+        inverse = results[2]
+    else:  # cuDNN's kernel and some others keep their statistics to themselves
+        dims = [d for d in range(real.dim()) if d != 1]
+        inverse = (real.to(wide).var(dims, unbiased=False) + given["eps"]).rsqrt()
+    scale = inverse.to(wide) if weight is None else inverse.to(wide) * weight.to(wide)
+    scale = scale.reshape(1, -1, *[1] * (real.dim() - 2))
+    # With the shadow's own statistics every row would change, and the sample's could not be told from the others. The
+    # change is added to the real output, so that the rows of other samples stay equal to the last bit.
+    change = (shadow.to(wide) - real.to(wide)) * scale
+    return [(output.to(wide) + change).to(output.dtype), *results[1:]]
 
 
 def _other_choice(shadows: Shadows, call: Call, real: list[Tensor], made: list[Tensor]) -> list[Tensor]:
     """Choose another place where the largest or smallest value of a changed row is where it was."""
     if call.facts.op_class is not OpClass.ONE_OF_MANY:
         return made
-    given = dict(named(call.facts, call.args, call.kwargs))
-    if given.get("dim") is None:
+    values = call.given["self"]
+    dim = call.given.get("dim")
+    if dim is None or values.dim() == 0 or values.shape[dim] < 2:
         return made
-    values = given["self"]
     chosen = real[-1]
-    keep = bool(given.get("keepdim", False))
-    if values.dim() == 0 or values.shape[given["dim"]] < 2:
-        return made
     # Rows that are picked by it, as from a code book, belong to the sample also where two samples share one.
-    same = (values != shadows.of(values)).any(given["dim"], keepdim=keep) & (made[-1] == chosen)
+    differs = (values != shadows.of(values)).any(dim, keepdim=bool(call.given.get("keepdim", False)))
+    same = differs & (made[-1] == chosen)
     return [*made[:-1], torch.where(same, torch.where(chosen > 0, chosen - 1, chosen + 1), made[-1])]
 
 

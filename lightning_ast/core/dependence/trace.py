@@ -87,7 +87,13 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._first_number = self._last_number + 1  # nodes below it were made before the trace
         self._operations = 0
         self._uncompiled: list[AbstractContextManager[None]] = []  # one for each time that it was entered
-        pairs = self._perturbed(batch, batch_size, take)
+        pairs: list[Pair] = []
+        try:
+            pairs = self._changed(batch, batch_size, take)
+        except BatchError as error:
+            self.failure = str(error)
+        except Exception as error:  # an override of the user's own, which is not called otherwise in most modes
+            self.failure = f"a sample of the batch could not be changed: {type(error).__name__}: {error}"
         pairs.sort(key=lambda pair: _is_label(pair[0]))  # labels alone prove little: they come last
         self.parts = sum(not _is_label(real) for real, _ in pairs) or len(pairs)
         if not pairs and self.failure is None and batch_size > 1:
@@ -148,7 +154,7 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         # Results of the user's operation are returned as they came; everything of the trace's own is caught.
         wrapped = any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types)
-        call, number = (None, None) if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
+        call = None if self.failure is not None else self._arrive(func, args, kwargs, wrapped=wrapped)
         if wrapped:
             return NotImplemented  # a tensor class of its own: it calls the operations that it is made of
         try:
@@ -159,30 +165,19 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._give_up(error)  # the shadows took the memory
             return func(*args, **kwargs)
         if call is not None:
-            self._leave(call, results, number)
+            self._leave(call, results)
         return results
 
     def _changed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
         """Pair the tensors of the batch with changed copies."""
         return perturbed(batch, batch_size, self._followed, take)
 
-    def _perturbed(self, batch: Any, batch_size: int, take: Take | None) -> list[Pair]:
-        try:
-            return self._changed(batch, batch_size, take)
-        except BatchError as error:
-            self.failure = str(error)
-        except Exception as error:  # an override of the user's own, which is not called otherwise in most modes
-            self.failure = f"a sample of the batch could not be changed: {type(error).__name__}: {error}"
-        return []
-
     def _give_up(self, error: Exception) -> None:
         self.failure = f"following a sample through the step failed: {type(error).__name__}: {error}"
         self.release()
 
-    def _arrive(
-        self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool
-    ) -> tuple[Call | None, int | None]:
-        """Prepare the second run of an operation; return it and the number of its results' node, if it has one."""
+    def _arrive(self, func: Operator, args: OpArgs, kwargs: OpKwargs, *, wrapped: bool) -> Call | None:
+        """Prepare the second run of an operation."""
         try:
             number = _last_node_number()
             with_grad = torch.is_grad_enabled()
@@ -194,27 +189,28 @@ class SampleTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for tensor in tensors:
                     self._record_node(tensor, fresh)
                 if wrapped:
-                    return None, None
+                    return None
                 call = prepare(self._shadows, func, args, kwargs, with_grad=with_grad)
                 for tensor in call.written:
                     self._records.before_write(self._shadows.key(tensor))
-            makes_node = fresh and with_grad and any(tensor.requires_grad for tensor in tensors)
-            return call, number if makes_node else None
+            if fresh and with_grad and any(tensor.requires_grad for tensor in tensors):
+                call.number = number
+            return call
         except Exception as error:  # the trace must never fail the run
             self._give_up(error)
-            return None, None
+            return None
 
-    def _leave(self, call: Call, results: Any, number: int | None) -> None:
+    def _leave(self, call: Call, results: Any) -> None:
         """Run the operation again on the shadows, and record its results."""
         try:
             with quiet():
                 follow(self._shadows, call, results)
                 made = call.facts.op_class not in (OpClass.PLAIN, OpClass.EMPTY)
-                if number is not None and made:
+                if call.number is not None and made:
                     # By the number of their node: they may be used where the trace does not see it.
                     tensors = tensors_in(results)
                     records = [self._record(tensor) if is_real_valued(tensor) else None for tensor in tensors]
-                    self._records.add_unused(number, records, [self._shadows.key(tensor) for tensor in tensors])
+                    self._records.add_unused(call.number, records, [self._shadows.key(tensor) for tensor in tensors])
                 self._operations += 1
                 if self._operations % _SWEEP_OPERATIONS == 0:
                     self._shadows.sweep()

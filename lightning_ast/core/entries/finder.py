@@ -104,7 +104,7 @@ class EntryFinder:
         begins with noise; ``assignments`` are the sample of each node and of each edge, in a batch of graphs.
         """
         view = TracedView(batch_size, trace, assignments)
-        found, plan = _search(loss, batch_size, view)
+        found, plan = _search(loss, view)
         # A loss that nothing of the samples goes into is remembered only where a whole trace has shown it.
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._plans.insert(0, plan)
@@ -147,7 +147,7 @@ class EntryFinder:
 
     def guess(self, loss: Tensor, batch_size: int, *, assignments: Assignments = ()) -> Found:
         """Find the entries of a loss by what is known of other losses, and by sizes that allow one answer only."""
-        return _search(loss, batch_size, SizedView(batch_size, self._known, self._mixed, assignments))[0]
+        return _search(loss, SizedView(batch_size, self._known, self._mixed, assignments))[0]
 
 
 def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REMEDY) -> EntryError:
@@ -163,22 +163,21 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
     )
 
 
-def _search(loss: Tensor, batch_size: int, view: SizedView) -> tuple[Found, _Plan]:
+def _search(loss: Tensor, view: SizedView) -> tuple[Found, _Plan]:
     """Walk from a loss to its entries, a second time where there are several."""
-    first = _Walk(loss, batch_size, view, inner=set())
+    first = _Walk(loss, view)
     # Where no layer has rows that can be told (jagged tensors), the last place of the loss part with some is an entry.
     if not first.entered and view.unclear:
         unclear = view.unclear.copy()
         view.unclear.clear()  # what the second walk finds unclear counts alone, if it finds an entry
-        above = _Walk(loss, batch_size, view, inner=set(), above=True)
+        above = _Walk(loss, view, above=True)
         if above.entered:
             return above.result()
         view.unclear.update(unclear)
     # One of several may lie below another. The second walk knows what lies inside the network, so that what one part
     # of it hands to the next is not taken for the loss part's.
     if len(first.entered) > 1:
-        inner = set(nodes_below([child for child, _ in first.entered]))
-        return _Walk(loss, batch_size, view, inner=inner).result()
+        return _Walk(loss, view, inner=frozenset(nodes_below([child for child, _ in first.entered]))).result()
     return first.result()
 
 
@@ -186,11 +185,10 @@ class _Walk:
     """One walk from a loss to its entries; with ``above``, to the last places above the layers that have rows."""
 
     def __init__(
-        self, loss: Tensor, batch_size: int, view: SizedView, inner: set[Node], *, above: bool = False
+        self, loss: Tensor, view: SizedView, *, inner: frozenset[Node] = frozenset(), above: bool = False
     ) -> None:
         self._above = above
         self._view = view
-        self._batch_size = batch_size
         self._inner = inner
         self.plan = _Plan()
         self.entered: _Entered = {}
@@ -230,7 +228,7 @@ class _Walk:
         return bool(below) and all(self._view.layout(*edge) is None for edge in below)
 
     def result(self) -> tuple[Found, _Plan]:
-        entries = _entries(self.entered, self._batch_size, self._view.assignments)
+        entries = _entries(self.entered, self._view.batch_size, self._view.assignments)
         return Found(entries, unclear=tuple(self._view.unclear.values())), self.plan
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.records import Dependence
 from lightning_ast.core.partial.rows import Place, UnequalPlace, place_of
 
 __all__ = ["Layout", "layouts_by_assignment", "layouts_by_size", "prove_layout", "row_norms", "spread"]
@@ -82,21 +83,13 @@ def layouts_by_assignment(shape: tuple[int, ...], assignments: Assignments) -> I
 
 
 def prove_layout(
-    shape: tuple[int, ...],
-    profiles: tuple[Tensor, ...],
-    *,
-    batch_size: int,
-    sample: int | tuple[int, ...],
-    assignments: Assignments = (),
+    dependence: Dependence, batch_size: int, sample: int | tuple[int, ...], assignments: Assignments = ()
 ) -> Layout | None:
-    """Find the layout that alone explains which rows changed with ``sample``; None where none or several do.
-
-    ``profiles`` tell for each dimension how much its entries change with the sample, ``(shape[dim],)``.
-    """
+    """Find the layout that alone explains which rows changed with ``sample``; None where none or several do."""
     found: list[tuple[float, Layout]] = []
-    for layout, own in _candidates(shape, batch_size, torch.tensor(sample), assignments):
+    for layout, own in _candidates(dependence.shape, batch_size, torch.tensor(sample), assignments):
         # Summed over the other dimensions a change stays a change, so that one profile a dimension is enough.
-        profile = profiles[layout.dim].double()
+        profile = dependence.profiles[layout.dim].double()
         inside = profile[own]
         outside = profile[~own]
         change = float(inside.sum())
@@ -137,21 +130,17 @@ def row_norms(gradient: Tensor, place: Place) -> Tensor:
     # In 16 bits the squares of a scaled gradient would overflow.
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if isinstance(place, UnequalPlace):
-        squares = _norms(gradient.reshape(place.size, -1), [1], dtype).square()
+        squares: Tensor = torch.linalg.vector_norm(gradient.reshape(place.size, -1), dim=1, dtype=dtype).square()
         return squares.new_zeros(place.count).index_add(0, place.assignment, squares).sqrt()
+    dims = [1]
     if place.dim == 0 and place.pre == 1:  # the usual case, in one view
-        samples = gradient.reshape(place.size // place.post, -1)
-        return _norms(samples, [1], dtype)
-    # Apart from the samples' own, all dimensions are summed over, the groups outside and inside them too.
-    shape = gradient.shape
-    size = place.size // (place.pre * place.post)
-    grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
-    others = [dim for dim in range(grouped.dim()) if dim != place.dim + 1]
-    return _norms(grouped, others, dtype)
-
-
-def _norms(values: Tensor, dims: list[int], dtype: torch.dtype) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(values, dim=dims, dtype=dtype)
+        grouped = gradient.reshape(place.size // place.post, -1)
+    else:  # apart from the samples' own, all dimensions are summed over, the groups outside and inside them too
+        shape = gradient.shape
+        size = place.size // (place.pre * place.post)
+        grouped = gradient.reshape(*shape[: place.dim], place.pre, size, place.post, *shape[place.dim + 1 :])
+        dims = [dim for dim in range(grouped.dim()) if dim != place.dim + 1]
+    norms: Tensor = torch.linalg.vector_norm(grouped, dim=dims, dtype=dtype)
     return norms
 
 

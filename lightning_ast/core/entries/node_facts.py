@@ -21,7 +21,6 @@ __all__ = [
     "RESHAPING",
     "Edge",
     "below_ddp",
-    "each_once",
     "edges_of",
     "form_of",
     "is_layer",
@@ -30,7 +29,6 @@ __all__ = [
     "rows_are_picked",
     "rows_in_order",
     "runs_compiled",
-    "settled",
 ]
 
 # Nodes are told apart by how their names begin: "View" stands for ViewBackward0, ViewBackward1 and so on.
@@ -93,28 +91,7 @@ def _picks_rows(node: Node) -> bool:
     return node.name().startswith(_BY_VALUES) and (indices is None or (len(indices) > 0 and indices[0] is not None))
 
 
-def settled(edge: Edge, memo: dict[Edge, bool], rule: Callable[[Edge], bool | list[Edge]]) -> bool:
-    """Settle a question that a node hands on to its children, all of which must answer yes."""
-    # A stack of our own: a graph may be deeper than Python's.
-    pending = [edge]
-    while pending:
-        current = pending[-1]
-        if current in memo:
-            pending.pop()
-            continue
-        answer = rule(current)  # asked again once one of its children is settled
-        if isinstance(answer, bool):
-            memo[current] = answer
-            continue
-        open_ones = [child for child in answer if child not in memo]
-        if any(memo.get(child) is False for child in answer) or not open_ones:
-            memo[current] = all(memo.get(child, False) for child in answer)
-        else:
-            pending.append(open_ones[0])
-    return memo[edge]
-
-
-def each_once(pending: list[Node]) -> Iterator[Node]:
+def _each_once(pending: list[Node]) -> Iterator[Node]:
     """Yield the nodes of a list, the last first and each once; the caller adds to the list meanwhile."""
     seen: set[Node] = set()
     while pending:
@@ -127,7 +104,7 @@ def each_once(pending: list[Node]) -> Iterator[Node]:
 def nodes_below(roots: list[Node]) -> Iterator[Node]:
     """List what the given nodes are computed from, without themselves unless one leads to another."""
     pending = [child for root in roots for child, _ in edges_of(root)]
-    for node in each_once(pending):
+    for node in _each_once(pending):
         yield node
         pending += [child for child, _ in edges_of(node)]
 
@@ -142,7 +119,7 @@ def rows_in_order(values: Tensor, batch_size: int) -> bool:
     # values without a graph, are taken to lie with the samples outermost.
     rows = values.shape[0]
     pending = [] if values.grad_fn is None else [values.grad_fn]
-    for node in each_once(pending):
+    for node in _each_once(pending):
         if _picks_rows(node):
             return False
         if _row_count(node) == batch_size:  # one row a sample, of which all rows above were made in order
@@ -166,7 +143,7 @@ def rows_are_picked(node: Node, output_nr: int, *, is_constant: Callable[[Node, 
     # followed back to where there was another number of them: a reshape or a join keeps all rows of each sample.
     rows = _row_count(node, output_nr)
     pending = [node]
-    for current in each_once(pending):
+    for current in _each_once(pending):
         edges = [edge for edge in edges_of(current) if edge[0].next_functions and not is_constant(*edge)]
         same = [edge[0] for edge in edges if _row_count(*edge) == rows]
         # Where no parent has so many rows, they began here: by an arrangement of whole samples, or one by one.

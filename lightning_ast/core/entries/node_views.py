@@ -32,7 +32,7 @@ class SizedView:
     def __init__(
         self, batch_size: int, known: dict[tuple[str, int], Layout], mixed: set[OutputForm], assignments: Assignments
     ) -> None:
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.assignments = assignments
         self._known = known  # the layouts that were proved, by the name of the node and its number of dimensions
         self._mixed = mixed  # the forms of outputs that were found to hold no rows of samples
@@ -45,9 +45,23 @@ class SizedView:
 
     def is_pure(self, node: Node, output_nr: int) -> bool:
         """Tell whether a node's output does not depend on the samples."""
-        return facts.settled((node, output_nr), self._pure, self._pure_of)
+        root = node, output_nr
+        pending = [] if root in self._pure else [root]  # a stack of our own: a graph may be deeper than Python's
+        while pending:
+            edge = pending[-1]
+            pure = self._pure_of(edge)  # asked again once one of its children is known
+            if isinstance(pure, list):
+                unknown = [child for child in pure if child not in self._pure]
+                pure = all(self._pure[child] for child in pure if child in self._pure)
+                if pure and unknown:
+                    pending.append(unknown[0])
+                    continue
+            self._pure[edge] = pure
+            pending.pop()
+        return self._pure[root]
 
     def _pure_of(self, edge: Edge) -> bool | list[Edge]:
+        """Tell whether an output is pure, or list the outputs that must all be pure for it."""
         node = edge[0]
         # Without a trace, only what is made of parameters by all its edges is known not to depend on the samples.
         if facts.is_leaf(node):
@@ -61,7 +75,7 @@ class SizedView:
     def add_unclear(self, node: Node, output_nr: int) -> None:
         """Remember a node whose rows cannot be told, unless it was found before that they are not the samples'."""
         shape = shape_of(node, output_nr)
-        if shape is not None and math.prod(shape) < self._batch_size and not facts.is_layer(node.name()):
+        if shape is not None and math.prod(shape) < self.batch_size and not facts.is_layer(node.name()):
             return  # what is left of the samples after a mean: learned weights of several losses
         kind = node.name(), None if shape is None else shape[1:]
         if kind not in self._mixed:
@@ -73,25 +87,27 @@ class SizedView:
         if shape is None or _has_shape_of_parameter(node, shape):
             return None
         known = self._known.get((facts.form_of(node), len(shape)))  # what was proved of such a node elsewhere
-        if known is not None and known.place(shape, self._batch_size, self.assignments) is not None:
+        if known is not None and known.place(shape, self.batch_size, self.assignments) is not None:
             return self._unless_picked(node, output_nr, known)
         # With a single sample nothing can be told apart, nor has it to be: every row is the sample's.
-        if self._batch_size == 1 and shape:
+        if self.batch_size == 1 and shape:
             return Layout(len(shape), 0, 1, shape[0])
         # In a batch of graphs a number of rows that is a multiple of the graphs' is so by chance.
         by_assignment = list(layouts_by_assignment(shape, self.assignments))
-        fitting = by_assignment or list(layouts_by_size(shape, self._batch_size))
+        fitting = by_assignment or list(layouts_by_size(shape, self.batch_size))
         if len(fitting) > 1:  # as in the other tensors of this network, if these agree
             kin = {replace(layout, exact=True) for (_, ndim), layout in self._known.items() if ndim == len(shape)}
             fitting = [layout for layout in fitting if kin == {layout}]
         return self._unless_picked(node, output_nr, fitting[0]) if len(fitting) == 1 else None
 
-    def _unless_picked(self, node: Node, output_nr: int, layout: Layout | None) -> Layout | None:
+    def _unless_picked(
+        self, node: Node, output_nr: int, layout: Layout | None, *, picked: bool = False
+    ) -> Layout | None:
         """Refuse rows that are a multiple of the samples by chance, as picked tokens and proposals can be."""
         # Values pick along the first dimension, and one row a sample is no multiple.
         if layout is None or layout.dim or layout.assigned is not None or layout.pre * layout.post == 1:
             return layout
-        return None if facts.rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
+        return None if picked or facts.rows_are_picked(node, output_nr, is_constant=self.is_pure) else layout
 
 
 class TracedView(SizedView):
@@ -117,17 +133,8 @@ class TracedView(SizedView):
         dependence = self._trace.dependence(node, output_nr)
         if dependence is None or dependence.independent:
             return None
-        layout = prove_layout(
-            dependence.shape,
-            dependence.profiles,
-            batch_size=self._batch_size,
-            sample=self._trace.sample,
-            assignments=self.assignments,
-        )
-        # Rows that values picked are a multiple of the batch size by chance alone.
-        if dependence.picked and layout is not None and layout.pre * layout.post > 1 and layout.dim == 0:
-            return None
-        return self._unless_picked(node, output_nr, layout)
+        layout = prove_layout(dependence, self.batch_size, self._trace.sample, self.assignments)
+        return self._unless_picked(node, output_nr, layout, picked=dependence.picked)
 
 
 def owns_parameters(node: Node, view: SizedView) -> bool:

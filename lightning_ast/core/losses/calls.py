@@ -119,34 +119,22 @@ def _first_two_rule(func: Callable[..., Tensor], call: Call) -> Elements:
     return Elements(values, values.numel(), tensors[0], tensors[1], "regression")
 
 
-RULES: dict[Callable[..., Any], Rule] = {
-    F.cross_entropy: _class_rule,
-    F.nll_loss: _class_rule,
-    F.binary_cross_entropy: _binary_rule,
-    F.binary_cross_entropy_with_logits: _binary_rule,
-    F.multilabel_soft_margin_loss: _binary_rule,
-    F.kl_div: _kl_rule,
-    F.mse_loss: _regression_rule,
-    F.l1_loss: _regression_rule,
-    F.smooth_l1_loss: _regression_rule,
-    F.huber_loss: _regression_rule,
-    F.gaussian_nll_loss: _regression_rule,
-    F.poisson_nll_loss: _regression_rule,
-    F.soft_margin_loss: _regression_rule,
-    F.hinge_embedding_loss: _regression_rule,
-    F.multi_margin_loss: _first_two_rule,
-    F.multilabel_margin_loss: _first_two_rule,
-    F.margin_ranking_loss: _first_two_rule,
-    F.cosine_embedding_loss: _first_two_rule,
-    F.triplet_margin_loss: _first_two_rule,
-    F.triplet_margin_with_distance_loss: _first_two_rule,
-    F.ctc_loss: _ctc_rule,
+_FUNCTIONS = {
+    _class_rule: "cross_entropy nll_loss",
+    _linear_class_rule: "linear_cross_entropy",  # torch >= 2.13
+    _binary_rule: "binary_cross_entropy binary_cross_entropy_with_logits multilabel_soft_margin_loss",
+    _kl_rule: "kl_div",
+    _regression_rule: "mse_loss l1_loss smooth_l1_loss huber_loss gaussian_nll_loss poisson_nll_loss soft_margin_loss "
+    "hinge_embedding_loss",
+    _first_two_rule: "multi_margin_loss multilabel_margin_loss margin_ranking_loss cosine_embedding_loss "
+    "triplet_margin_loss triplet_margin_with_distance_loss",
+    _ctc_rule: "ctc_loss",
 }
-CLASS_LOSSES: set[Callable[..., Any]] = {F.cross_entropy, F.nll_loss}
-"""The loss functions whose targets may be class indices."""
-if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
-    RULES[F.linear_cross_entropy] = _linear_class_rule
-    CLASS_LOSSES.add(F.linear_cross_entropy)
+RULES: dict[Callable[..., Any], Rule] = {
+    getattr(F, name): rule for rule, names in _FUNCTIONS.items() for name in names.split() if hasattr(F, name)
+}
+_CLASS_RULES = (_class_rule, _linear_class_rule)
+"""The rules of the loss functions whose targets may be class indices."""
 
 REMEDY = (
     "Use significance='gradient' (the default), which needs no torch loss function. Or define "
@@ -202,7 +190,7 @@ class WatchedCall:
 
     def labels(self, batch_size: int) -> Tensor | None:
         """Return the class indices ``(B,)`` that the loss was given, -1 for those to ignore; None where it has none."""
-        if self.func not in CLASS_LOSSES or self.changed:  # targets that were changed since are others
+        if RULES[self.func] not in _CLASS_RULES or self.changed:  # targets that were changed since are others
             return None
         ignore_index = self.arguments["ignore_index"]
         return class_labels(self.arguments["target"], -100 if ignore_index is None else ignore_index, batch_size)
@@ -210,8 +198,7 @@ class WatchedCall:
     def take_apart(self, batch_size: int) -> Elements:
         """Compute the elements that the call reduced, in at least 32 bits; with a graph where gradients are enabled.
 
-        Raises:
-            LossCaptureError: They cannot be had, or which of the ``batch_size`` samples each belongs to is not known.
+        Raise LossCaptureError if they cannot be had, or if it is not known which sample each belongs to.
         """
         if self.arguments.get("size_average") is not None or self.arguments.get("reduce") is not None:
             raise LossCaptureError(

@@ -173,9 +173,7 @@ class LossCapture(TorchFunctionMode):
 
 
 def check_losses(losses: Any, batch_size: int) -> Tensor:
-    """Return the losses that a function of the user's own gives, if they are ``(B,)``; raise LossCaptureError if
-    not.
-    """
+    """Return the losses that a user's function gives, if they are ``(B,)``; raise LossCaptureError if not."""
     if not isinstance(losses, Tensor) or losses.shape != (batch_size,) or not losses.is_floating_point():
         got = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
         raise LossCaptureError(
@@ -186,24 +184,15 @@ def check_losses(losses: Any, batch_size: int) -> Tensor:
 
 
 def combine(capture: LossCapture, loss: Tensor, batch_size: int, *, scale: float | Tensor = 1.0) -> LossRecord:
-    """Add the watched losses up, each with what it weighs in the loss that is trained.
+    """Add the watched losses up, each with what it weighs in ``loss``; raise LossCaptureError where none has a part.
 
-    Call it before the backward, and before hooks are placed on the graph: the part of the graph above the watched
-    losses is differentiated. Terms that no torch loss function computed are left out.
+    The loss is a scalar with its graph; one without must be what the only watched function returned. Call it before the
+    backward, and before hooks are placed on the graph: the part above the watched losses is differentiated. ``scale``
+    is the factor of the loss (of the fp16 scaler, of accumulation); it is taken out.
 
-    Args:
-        capture: The capture that watched while the loss was computed.
-        loss: A scalar with its graph. A loss without one must be what the one watched loss function returned.
-        batch_size: The number of samples B.
-        scale: The factor that the loss was multiplied by (of the fp16 scaler, of accumulation); it is taken out.
-
-    Returns:
-        Detached losses whose mean is the part of the trained loss that was watched (to first order, where the loss is
-        a curved function of them: focal losses). The logits and targets are those of the heaviest loss with class
-        outputs; where there are several, the device is waited for.
-
-    Raises:
-        LossCaptureError: No watched loss has a part in the trained one, or one that has cannot be taken apart.
+    The mean of the detached losses is the part of the trained loss that was watched (to first order, where that is a
+    curved function of them: focal losses). The logits and targets are those of the heaviest loss with class outputs;
+    where there are several, the device is waited for.
     """
     weights = _weights(loss, [call for call in capture.calls if call.counted])
     if not weights:

@@ -7,26 +7,5 @@ what was run. ``selection`` begins such a backward from per-sample losses, witho
 """
 
 from lightning_ast.core.partial import rules
-from lightning_ast.core.partial.flops import BackwardFlops, RowOps, compiled_parts, uncounted
-from lightning_ast.core.partial.gradient import RowGradient
-from lightning_ast.core.partial.memory import densify
-from lightning_ast.core.partial.registry import has_rule
-from lightning_ast.core.partial.rows import BatchNormBackward
-from lightning_ast.core.partial.rules.normalization import FEWEST_VALUES, is_batchnorm
-from lightning_ast.core.partial.selection import keep_rows, select_rows
 
-__all__ = [
-    "FEWEST_VALUES",
-    "BackwardFlops",
-    "BatchNormBackward",
-    "RowGradient",
-    "RowOps",
-    "compiled_parts",
-    "densify",
-    "has_rule",
-    "is_batchnorm",
-    "keep_rows",
-    "rules",
-    "select_rows",
-    "uncounted",
-]
+__all__ = ["rules"]

@@ -16,12 +16,11 @@ from torch.utils.flop_counter import flop_registry
 
 from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import GradientMemory
-from lightning_ast.core.partial.registry import OpArgs, OpKwargs
+from lightning_ast.core.partial.registry import OpArgs, OpKwargs, runs_by_parts
 
 __all__ = ["BackwardFlops", "RowOps", "compiled_parts", "uncounted"]
 
 Operator: TypeAlias = Any  # an OpOverload or a HigherOrderOperator, which have next to nothing in common
-_COMPOSED = DispatchKey.CompositeImplicitAutograd
 
 
 class RowOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -101,7 +100,7 @@ class BackwardFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return NotImplemented  # torch asks the subclass then, and its ops come here (a jagged tensor's)
         if alone and composed:
             with self:
-                return func._op_dk(_COMPOSED, *args, **kwargs)
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         if alone and rows:  # the rules get the row gradients, and the ops that they run come here too
             self._in_rows += 1
             try:
@@ -144,8 +143,7 @@ def _is_opaque(argument: Any) -> bool:
 
 def _is_composed(func: Operator, args: OpArgs, kwargs: OpKwargs) -> bool:
     """Tell whether an op runs as a sequence of others, on these tensors: so they come in inference mode."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    if isinstance(func, HigherOrderOperator) or not has_kernel(func.name(), _COMPOSED):
+    if isinstance(func, HigherOrderOperator) or not runs_by_parts(func):
         return False
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors or any(_is_opaque(tensor) for tensor in tensors):  # without a tensor there is nothing to compute

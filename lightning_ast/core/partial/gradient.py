@@ -21,7 +21,6 @@ from lightning_ast.core.partial.rows import Place, Rows, place_of
 __all__ = ["HeldRows", "RowGradient", "go_dense", "holds_rows", "in_accumulate_grad", "in_formula", "wrap"]
 
 _make_wrapper = Tensor._make_wrapper_subclass
-_COMPILED = "a torch.compile'd region"
 
 
 class RowGradient(Tensor):
@@ -112,7 +111,7 @@ class RowGradient(Tensor):
 
     def __coerce_same_metadata_as_tangent__(self, metadata: Any, expected_type: Any = None) -> Tensor:
         """Return what a compiled backward can take, as AOTAutograd asks for it: a plain tensor."""
-        self.rows.dense_ops[_COMPILED] += 1
+        self.rows.dense_ops["a torch.compile'd region"] += 1
         return self.dense()
 
     # Functions of torch's Python API come to the dispatch below as the ops that they are made of.

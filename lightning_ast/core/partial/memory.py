@@ -33,8 +33,8 @@ class _Shared:
     base: RowGradient  # the gradient that it was made from
     elements: int
     formula: tuple[int, str, int]  # the derivative formula that made it, see `_formula`
-    # A row gradient that was copied in, and the shape and strides it was copied to.
-    source: tuple[RowGradient, _Sizes, _Sizes] | None = None
+    # A row gradient that was copied in, the shape and strides it was copied to, and whether these are contiguous.
+    source: tuple[RowGradient, _Sizes, _Sizes, bool] | None = None
     plain: Tensor | None = None  # ordinary memory, once somebody needed it
 
 
@@ -64,7 +64,7 @@ class GradientMemory(Tensor):
         """Return what a read finds: the row gradient that was written, if it fits this view, or an ordinary tensor."""
         shared = self.shared
         if shared.plain is None and shared.source is not None:
-            rows = _viewed(*shared.source, tuple(self.shape), self.stride())
+            rows = _viewed(*shared.source, self)
             if rows is not None:
                 return rows
         return self.ordinary("a write into a part of a gradient")
@@ -76,21 +76,19 @@ class GradientMemory(Tensor):
             # One flat piece of memory, so that all views see what is written into one of them.
             shared.plain = torch.zeros(shared.elements, dtype=self.dtype, device=self.device)
             if shared.source is not None:
-                gradient, shape, stride = shared.source
+                gradient, shape, stride, _ = shared.source
                 shared.plain.as_strided(shape, stride).copy_(gradient.dense())
                 gradient.rows.dense_ops[reason] += 1
         return shared.plain.as_strided(self.shape, self.stride())
 
     def _write(self, source: Any) -> bool:
         """Copy a row gradient in; False where it would not replace all that is there."""
-        shape = tuple(self.shape)
-        stride = self.stride()
         shared = self.shared
-        if not holds_rows(source) or source.shape != shape or shared.plain is not None:
+        if not holds_rows(source) or source.shape != self.shape or shared.plain is not None:
             return False
-        if shared.source is not None and _viewed(*shared.source, shape, stride) is None:
+        if shared.source is not None and _viewed(*shared.source, self) is None:
             return False
-        shared.source = (source, shape, stride)
+        shared.source = (source, tuple(self.shape), self.stride(), self.is_contiguous())
         return True
 
     @classmethod
@@ -134,19 +132,20 @@ def densify(gradient: Tensor) -> Tensor:
 
 
 def _viewed(
-    gradient: RowGradient, old_shape: _Sizes, old_stride: _Sizes, shape: _Sizes, stride: _Sizes
+    gradient: RowGradient, old_shape: _Sizes, old_stride: _Sizes, was_contiguous: bool, view: GradientMemory
 ) -> RowGradient | None:
-    """Read a gradient by new strides that was copied to memory by the old ones.
+    """Read a gradient that was copied to memory by some strides through a view with others.
 
     Return None where these differ by more than the order of the dimensions and those of size one.
     """
     place = gradient.place
+    shape = tuple(view.shape)
+    stride = view.stride()
     if place is None or place.size == 1:
         return None
     if (shape, stride) == (old_shape, old_stride):
         return gradient
-    both = _is_contiguous(old_shape, old_stride) and _is_contiguous(shape, stride)
-    if both and math.prod(shape) == math.prod(old_shape):
+    if was_contiguous and view.is_contiguous() and math.prod(shape) == math.prod(old_shape):
         reshaped = torch.ops.aten.view(gradient, shape)
         return reshaped if isinstance(reshaped, RowGradient) else None
     # Dimensions are told by size and stride; where two have both alike, the order cannot be told.
@@ -161,15 +160,6 @@ def _viewed(
     rows = list(shape)
     rows[dim] = gradient.data_rows.shape[place.dim]
     return gradient.moved(gradient.data_rows.permute(order).reshape(rows), dim)
-
-
-def _is_contiguous(shape: _Sizes, stride: _Sizes) -> bool:
-    expected = 1
-    for n, s in zip(reversed(shape), reversed(stride), strict=True):
-        if n != 1 and s != expected:
-            return False
-        expected *= n
-    return True
 
 
 @rule("new_zeros", "new_empty_strided")

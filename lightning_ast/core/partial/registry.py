@@ -76,5 +76,4 @@ def positional(op: OpOverload) -> list[str]:
 @lru_cache(maxsize=1024)
 def runs_by_parts(op: OpOverload) -> bool:
     """Tell whether the op is nothing but a sequence of other ops, which may have rules."""
-    name = op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "")
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ast.core.partial import compiled_parts
+from lightning_ast.core.partial.flops import compiled_parts
 from lightning_ast.selection.modes.base import SelectionMode
 
 __all__ = ["PartialMode"]

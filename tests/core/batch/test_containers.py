@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_ast.core.batch.replacement import find_finite, replace_in_batch
+from lightning_ast.core.batch.inputs import find_finite, replace_in_batch
 from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.errors import BatchError, EmptyBatchError
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_ast.core.batch.samples import batch_size_of, first_input, select_batch
+from lightning_ast.core.batch.inputs import first_input
+from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.errors import BatchError
 
 Pair = namedtuple("Pair", ["image", "label"])

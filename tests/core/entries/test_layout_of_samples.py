@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_ast.core.dependence.records import Dependence
 from lightning_ast.core.entries.layout import Layout, layouts_by_size, prove_layout, row_norms, spread
 from lightning_ast.core.partial.rows import place_of
 
@@ -18,6 +19,11 @@ def arranged(values: Tensor, layout: Layout, others: int = 3) -> Tensor:
     return rows if layout.dim == 0 else rows.T.contiguous()
 
 
+def proved(*profiles: Tensor, sample: int = 2) -> Layout | None:
+    """The layout that is proved by a change of a tensor, given along each of its dimensions."""
+    return prove_layout(Dependence(tuple(map(len, profiles)), profiles, independent=False), B, sample)
+
+
 LAYOUTS = [Layout(2, dim, pre, post) for dim in (0, 1) for pre, post in ((1, 1), (1, 2), (2, 1), (3, 2))]
 
 
@@ -28,7 +34,7 @@ def test_a_change_proves_the_layout(layout: Layout, sample: int) -> None:
     change[sample] = torch.rand(layout.pre, layout.post, 3) + 0.1
     tensor = arranged(change, layout)
     profiles = (tensor.sum(1), tensor.sum(0))
-    assert prove_layout(tuple(tensor.shape), profiles, batch_size=B, sample=sample) == layout
+    assert proved(*profiles, sample=sample) == layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -57,20 +63,20 @@ def test_norms_are_taken_in_at_least_single_precision(dtype: torch.dtype) -> Non
 def test_as_many_columns_as_samples_are_told_apart_by_what_changes() -> None:
     change = torch.zeros(B, B)
     change[:, 2] = torch.tensor([0.1, 0.0, 3.0, 0.2])
-    layout = prove_layout((B, B), (change.sum(1), change.sum(0)), batch_size=B, sample=2)
+    layout = proved(change.sum(1), change.sum(0))
     assert layout == Layout(2, 1, 1, 1)
 
 
 def test_a_small_change_of_the_others_is_no_proof_of_exactness() -> None:
     change = torch.tensor([0.1, 0.1, 2.0, 0.1])
-    layout = prove_layout((B,), (change,), batch_size=B, sample=2)
+    layout = proved(change)
     assert layout is not None
     assert not layout.exact
 
 
 def test_a_partner_may_change_more_than_the_sample() -> None:
     change = torch.tensor([0.0, 9.0, 1.0, 0.0])  # mixup with a share of 0.1
-    layout = prove_layout((B,), (change,), batch_size=B, sample=2)
+    layout = proved(change)
     assert layout == Layout(1, 0, 1, 1, exact=False)
 
 
@@ -78,13 +84,13 @@ def test_a_partner_may_change_more_than_the_sample() -> None:
     "change", [[0.0] * 4, [1.0] * 4, [1.0, 0.0, 0.0, 0.0], [0.0] * 7 + [1.0]], ids=["none", "all", "other", "half"]
 )
 def test_other_changes_prove_nothing(change: list[float]) -> None:
-    assert prove_layout((len(change),), (torch.tensor(change),), batch_size=B, sample=2) is None
+    assert proved(torch.tensor(change)) is None
 
 
 def test_rows_that_are_no_multiple_of_the_samples_are_of_no_layout() -> None:
     assert list(layouts_by_size((6, 3), B)) == []
     assert list(layouts_by_size((0, 3), B)) == []
-    assert prove_layout((6,), (torch.ones(6),), batch_size=B, sample=2) is None
+    assert proved(torch.ones(6)) is None
 
 
 def test_other_batches() -> None:

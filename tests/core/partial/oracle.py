@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_ast.core.partial import RowGradient, select_rows
-from lightning_ast.core.partial.gradient import wrap
+from lightning_ast.core.partial.gradient import RowGradient, wrap
 from lightning_ast.core.partial.rows import Rows, place_of
+from lightning_ast.core.partial.selection import select_rows
 
 Losses = Callable[[nn.Module, Tensor], Tensor]
 

@@ -36,12 +36,9 @@ def _operands(args: OpArgs, first: HeldRows) -> list[Any] | None:
             operands.append(a.data_rows)
         # What has no dimension of the samples, or one of size 1, broadcasts against any number of rows.
         elif isinstance(a, Tensor) and a.dim() >= -place.from_end and (size := a.shape[place.from_end]) != 1:
-            if size != place.size:
-                if a.numel() == 0:  # a buffer that this device does without
-                    operands.append(a)
-                    continue
+            if size != place.size and a.numel() > 0:  # an empty one is a buffer that this device does without
                 return None
-            operands.append(first.rows_of(a, a.dim() + place.from_end))
+            operands.append(first.rows_of(a, a.dim() + place.from_end) if size == place.size else a)
         else:
             operands.append(a)
     return operands
@@ -121,16 +118,7 @@ def _is_zero(value: Any) -> bool:
 def _copy(func: OpOverload, gradient: HeldRows, **kwargs: Any) -> Any:
     if in_accumulate_grad(gradient.rows):
         return NotImplemented  # a leaf's .grad is an ordinary tensor
-    needed: dict[Any, int] = {torch.channels_last: 4, torch.channels_last_3d: 5}
-    dimensions = needed.get(kwargs.get("memory_format"))
-    if dimensions is not None and gradient.data_rows.dim() != dimensions:
-        kwargs = {**kwargs, "memory_format": torch.preserve_format}
     return gradient.like(func(gradient.data_rows, **kwargs))
-
-
-@rule("_is_any_true", on_rows=True)
-def _any(func: OpOverload, gradient: HeldRows) -> Any:
-    return func(gradient.data_rows)
 
 
 @rule("_prelu_kernel_backward", on_rows=True)
@@ -161,8 +149,8 @@ def _new_like(func: OpOverload, gradient: RowGradient, **kwargs: Any) -> Any:
     return empty.fill_(1) if func._schema.name == "aten::ones_like" else empty
 
 
-@rule("new_empty", "new_ones", "new_full")
-def _new(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> Any:
+@rule("new_empty", "new_ones", "new_full", "_is_any_true")
+def _no_gradient(func: OpOverload, gradient: RowGradient, *args: Any, **kwargs: Any) -> Any:
     return func(gradient.data_rows, *args, **kwargs)
 
 
