@@ -12,7 +12,7 @@ from lightning_ast.errors import MissingPackageError
 from tests.helpers.command import Done, run
 
 ROW = re.compile(
-    r"│ (dense|AST, partial, r = 0.4|dense, shortened) +│ +(\d+) │ +(\S+)% │ +(\S+) │ +(\S+) │ +(\S+) │ +(\S+)% │"
+    r"^ *(dense|AST, partial, r = 0.4|dense, shortened) +(\d+) +(\S+)% +(\S+) +(\S+) +(\S+) +(\S+)% ", re.MULTILINE
 )
 
 

@@ -15,15 +15,10 @@ from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonit
 from lightning_ast.demo.data import DataName, ImageData
 from lightning_ast.demo.models import ResNet9
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.extras import needs
 from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
-from lightning_ast.words import counted
-
-with needs("cli,vision", "rich"):
-    from rich.console import Console, JustifyMethod
-    from rich.table import Table
+from lightning_ast.words import aligned, counted
 
 __all__ = ["RunResult", "equal_work_epochs", "run_demo"]
 
@@ -164,7 +159,6 @@ def print_table(results: list[RunResult], title: str) -> None:
     """Print the comparison: every saving is named by what was saved, against the first run."""
     threads = counted(torch.get_num_threads(), "thread")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads}"
-    table = Table(title=f"{title}, {hardware}")
     first = results[0]
     columns: dict[str, Callable[[RunResult], str]] = {
         "run": lambda run: run.name,
@@ -174,24 +168,18 @@ def print_table(results: list[RunResult], title: str) -> None:
         "samples": lambda run: f"{run.selected:,}",
         "GFLOPs": lambda run: "-" if run.flops is None else f"{run.flops / 1e9:,.0f}",
         "activation": lambda run: f"{run.selected / run.offered:.1%}",
-        "samples skipped": lambda run: _saved(run.selected, first.selected),
+        "skipped": lambda run: _saved(run.selected, first.selected),
         "FLOPs saved": lambda run: _saved(run.flops, first.flops),
         "seconds saved": lambda run: _saved(run.seconds, first.seconds),
     }
-    for name in columns:
-        justify: JustifyMethod = "left" if name == "run" else "right"
-        table.add_column(name, justify=justify, no_wrap=name == "run", min_width=max(map(len, name.split())))
-    for result in results:
-        table.add_row(*(cell(result) for cell in columns.values()))
-    console = Console(width=max(124, Console().width))
-    console.print()
-    console.print(table)
-    console.print(
+    rows = [tuple(cell(result) for cell in columns.values()) for result in results]
+    print(f"\n{title}, {hardware}\n\n{aligned([tuple(columns), *rows])}\n")
+    print(
         "seconds: of the epochs, validation included. samples: those trained on. GFLOPs: forward, backward and\n"
         "scoring, counted. Savings: against the dense run; samples skipped are not compute saved."
     )
     if len(results) > 2:
-        console.print("The shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch.")
+        print("The shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch.")
 
 
 def _saved(value: float | None, of: float | None) -> str:
