@@ -20,7 +20,7 @@ from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import aligned, counted
 
-__all__ = ["RunResult", "equal_work_epochs", "run_demo"]
+__all__ = ["RunResult", "counting", "equal_work_epochs", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,15 @@ def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | Non
     return nearest if nearest < epochs else None
 
 
+def counting() -> SparseSelectionCallback:
+    """Return a callback that counts the FLOPs of a dense run, and is bitwise the plain run."""
+    return SparseSelectionCallback(target_activation_rate=1.0)
+
+
 _COVERAGE = 0.97
 _MOST_EPOCHS = 10_000
 _MOST_WIDTH = 1024
+_MOST_SAMPLES = 10**6
 _MOST_SEED = 2**32 - 1  # the largest that torch, numpy and Python all take
 _SETTINGS: dict[DataName, _Settings] = {
     "digits": _Settings(epochs=16, batch_size=128, width=48, channels=1, lr=0.1),
@@ -122,9 +128,15 @@ def run_demo(
     settings = settings if width is None else settings._replace(width=width)
     batch_size = settings.batch_size
     faults = setting_faults(SelectionSettings.of(sparse))
-    faults += _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
-    faults += _range_faults("width", settings.width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
-    if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
+    for name, value, least, most in (
+        ("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS),
+        ("width", settings.width, 1, _MOST_WIDTH),
+        ("seed", seed, 0, _MOST_SEED),
+        ("train_limit", train_limit, batch_size, _MOST_SAMPLES),
+    ):
+        if value is not None and not (isinstance(value, int) and least <= value <= most):
+            faults.append(f"{name}: expected an int from {least} to {most}, got {value!r}.")
+    if faults:
         raise ConfigurationError(faults)  # before the dense run, not after it
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
     images.setup("fit")
@@ -132,27 +144,12 @@ def run_demo(
     run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
     target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
-    results = [run("dense", epochs, _keeping_books()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
+    results = [run("dense", epochs, counting()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
     shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
     if shortened is not None:
-        results.append(run("dense, shortened", shortened, _keeping_books()))
+        results.append(run("dense, shortened", shortened, counting()))
     print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
-
-
-def _keeping_books() -> SparseSelectionCallback:
-    """Make a callback that counts what a dense run does, and is bitwise the plain run."""
-    return SparseSelectionCallback(target_activation_rate=1.0)
-
-
-def _range_faults(name: str, value: int | None, least: int, most: int | None) -> list[str]:
-    """Tell what is wrong with a whole number that must be in a range, the ends included, where it is given."""
-    if value is None:
-        return []
-    if isinstance(value, int) and least <= value and (most is None or value <= most):
-        return []
-    wanted = f"an int >= {least}" if most is None else f"an int from {least} to {most}"
-    return [f"{name}: expected {wanted}, got {value!r}."]
 
 
 def print_table(results: list[RunResult], title: str) -> None:
