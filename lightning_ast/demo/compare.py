@@ -88,10 +88,6 @@ def counting() -> SparseSelectionCallback:
 
 
 _COVERAGE = 0.97
-_MOST_EPOCHS = 10_000
-_MOST_WIDTH = 1024
-_MOST_SAMPLES = 10**6
-_MOST_SEED = 2**32 - 1  # the largest that torch, numpy and Python all take
 _SETTINGS: dict[DataName, _Settings] = {
     "digits": _Settings(epochs=16, batch_size=128, width=48, channels=1, lr=0.1),
     "fashion_mnist": _Settings(epochs=6, batch_size=256, width=8, channels=1, lr=0.2),
@@ -127,16 +123,13 @@ def run_demo(
     epochs = settings.epochs if epochs is None else epochs
     settings = settings if width is None else settings._replace(width=width)
     batch_size = settings.batch_size
-    faults = setting_faults(SelectionSettings.of(sparse))
-    for name, value, least, most in (
-        ("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS),
-        ("width", settings.width, 1, _MOST_WIDTH),
-        ("seed", seed, 0, _MOST_SEED),
-        ("train_limit", train_limit, batch_size, _MOST_SAMPLES),
-    ):
-        if value is not None and not (isinstance(value, int) and least <= value <= most):
-            faults.append(f"{name}: expected an int from {least} to {most}, got {value!r}.")
-    if faults:
+    ranges = {
+        "epochs": (epochs, 3 if mode == "prune" else 1, 10_000),
+        "width": (settings.width, 1, 1024),
+        "seed": (seed, 0, 2**32 - 1),  # the largest that torch, numpy and Python all take
+        "train_limit": (train_limit, batch_size, 10**6),
+    }
+    if faults := setting_faults(SelectionSettings.of(sparse)) + _range_faults(ranges):
         raise ConfigurationError(faults)  # before the dense run, not after it
     images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
     images.setup("fit")
@@ -150,6 +143,15 @@ def run_demo(
         results.append(run("dense, shortened", shortened, counting()))
     print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
+
+
+def _range_faults(ranges: dict[str, tuple[int | None, int, int]]) -> list[str]:
+    """Tell which numbers are not whole, or out of their range, the ends included; None was not given."""
+    return [
+        f"{name}: expected an int from {least} to {most}, got {value!r}."
+        for name, (value, least, most) in ranges.items()
+        if value is not None and not (isinstance(value, int) and least <= value <= most)
+    ]
 
 
 def print_table(results: list[RunResult], title: str) -> None:
