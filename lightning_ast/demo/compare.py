@@ -122,24 +122,21 @@ def run_demo(
         settings = settings._replace(epochs=6, width=16)
     epochs = settings.epochs if epochs is None else epochs
     settings = settings if width is None else settings._replace(width=width)
-    batch_size = settings.batch_size
     ranges = {
         "epochs": (epochs, 3 if mode == "prune" else 1, 10_000),
         "width": (settings.width, 1, 1024),
         "seed": (seed, 0, 2**32 - 1),  # the largest that torch, numpy and Python all take
-        "train_limit": (train_limit, batch_size, 10**6),
+        "train_limit": (train_limit, settings.batch_size, 10**6),
     }
     if faults := setting_faults(SelectionSettings.of(sparse)) + _range_faults(ranges):
         raise ConfigurationError(faults)  # before the dense run, not after it
-    images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
+    images = ImageData(data, root=root, batch_size=settings.batch_size, train_limit=train_limit)
     images.setup("fit")
-
     run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
     target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
     results = [run("dense", epochs, counting()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
-    shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
-    if shortened is not None:
+    if (shortened := equal_work_epochs(epochs, results[1].flops, results[0].flops)) is not None:
         results.append(run("dense, shortened", shortened, counting()))
     print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
