@@ -131,10 +131,13 @@ def _advise(arguments: list[str]) -> int:
         return 0
     if not arguments:
         return _refuse("advise: expected --config FILE (see lightning-ast advise --help)")
+    parser = _Parser("lightning-ast advise", add_help=False, allow_abbrev=False)
+    parser.add_argument("--budget_seconds", type=float, default=45.0)
+    options, configuration = parser.parse_known_args(arguments)
     with _current_folder_importable():
         from lightning_ast.advice.command import advise_command
 
-        advise_command(arguments)
+        advise_command(configuration, budget_seconds=options.budget_seconds)
     return 0
 
 

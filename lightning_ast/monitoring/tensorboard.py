@@ -18,31 +18,18 @@ from lightning_ast.selection.quarantine import QuarantinedSample
 
 __all__ = ["LAYOUT", "Writers"]
 
-LAYOUT = {
-    "AST": {
-        "activation against target": [
-            "Multiline",
-            ["ast/activation_rate$", "ast/activation_rate_ema$", "ast/target_activation_rate$"],
-        ],
-        "coverage, and its target where it has one": ["Multiline", ["ast/(target_)?coverage$"]],
-        "threshold": ["Multiline", ["ast/threshold$"]],
-        "savings": [
-            "Multiline",
-            ["ast/savings_samples$", "ast/savings_flops$", "ast/savings_seconds$", "ast/savings_joules$"],
-        ],
-        "stage (0 warmup, 1 sparse, 2 cooldown)": ["Multiline", ["ast/stage$"]],
-        "significance (10th, 50th, 90th percentile)": [
-            "Multiline",
-            ["ast/significance_p10$", "ast/significance_p50$", "ast/significance_p90$"],
-        ],
-        "seconds of an epoch": [
-            "Multiline",
-            ["energy/(epoch|loading|scoring|forward_backward|validation|other)_seconds$"],
-        ],
-        "joules of an epoch": ["Multiline", ["energy/(epoch|gpu|cpu)_joules$"]],
-    }
+_CHARTS = {
+    "activation against target": "ast/(activation_rate|activation_rate_ema|target_activation_rate)$",
+    "coverage, and its target where it has one": "ast/(target_)?coverage$",
+    "threshold": "ast/threshold$",
+    "savings": "ast/savings_(samples|flops|seconds|joules)$",
+    "stage (0 warmup, 1 sparse, 2 cooldown)": "ast/stage$",
+    "significance (10th, 50th, 90th percentile)": "ast/significance_p(10|50|90)$",
+    "seconds of an epoch": "energy/(epoch|loading|scoring|forward_backward|validation|other)_seconds$",
+    "joules of an epoch": "energy/(epoch|gpu|cpu)_joules$",
 }
-"""TensorBoard's custom scalars page."""
+LAYOUT = {"AST": {title: ["Multiline", [tags]] for title, tags in _CHARTS.items()}}
+"""TensorBoard's custom scalars page: the charts, each with a pattern of the tags that it shows."""
 
 _LISTED = 100
 

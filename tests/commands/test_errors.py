@@ -107,8 +107,8 @@ def test_a_configuration_that_cannot_be_used(name: str, told: str, files: Path) 
             ("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=-1"),
             "budget_seconds: expected a number of seconds above 0",
         ),
-        (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=1e999"), "got '1e999'"),
-        (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=soon"), "got 'soon'"),
+        (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=1e999"), "got inf"),
+        (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=soon"), "invalid float value: 'soon'"),
         (
             ("advise", "--seed_everything=1", "--model", BORING, "--trainer.fast_dev_run=true"),
             "fast_dev_run runs a single batch",
