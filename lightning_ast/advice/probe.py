@@ -94,13 +94,13 @@ def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) ->
 class ScoreWatcher(Watcher):
     """A collection of the significance of the probed samples, those of each batch once."""
 
-    def __init__(self, position: Callable[[], int]) -> None:
-        self._position = position  # returns which of the batches that are trained on in turns was given last
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
         self.scores: dict[int, Tensor] = {}  # (B,) by the number of the batch, NaN where a sample is not finite
 
     def finish_batch(self, step: StepState) -> None:
         """Keep the scores of a batch that has none yet."""
-        position = self._position()
+        position = self._probe.cache.last
         if step.significance is None or position in self.scores:
             return
         # no .cpu() here: it would wait for the device within a step that is being timed
@@ -113,22 +113,22 @@ class ScoreWatcher(Watcher):
 class Probe(Callback):
     """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`."""
 
+    cache: CachedBatches  # that the fit loop trains on, known when the loaders are set up
+
     def __init__(
         self,
         selections: dict[Mode, SparseSelectionCallback],
         *,
         begin: Callable[[pl.Trainer], Generator[Block, Timing, int]],
-        cache: Callable[[], CachedBatches],
         clock: Clock,
     ) -> None:
         super().__init__()
         self.active: Mode | None = None  # whose step or set-up runs: an exception is its fault
         self.samples: list[Sample] = []
         self.cycles = 0
-        self.watcher = ScoreWatcher(lambda: cache().last)
+        self.watcher = ScoreWatcher(self)
         self.selections = selections
         self._begin = begin  # called when all is set up; returns the script
-        self._cache = cache
         self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}
         self._block = Block()
@@ -180,17 +180,16 @@ class Probe(Callback):
             _wrap(selection.session, on=True)
         self._books = self._backwarded()
         self._dense_ops = self._dense_ops_so_far()
-        cache = self._cache()
-        cache.position = block.cycle
+        self.cache.position = block.cycle
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        self._fetched = self._fetched_before = cache.seconds
+        self._fetched = self._fetched_before = self.cache.seconds
         self._began = self._ended = self._now(wait=True)
 
     def _finish(self) -> Timing:
         steps = self._block.steps
         selection = self._selected()
-        seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
+        seconds = self._now(wait=True) - self._began - (self.cache.seconds - self._fetched_before)
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if selection is not None and selection.session is not None:
             _wrap(selection.session, on=False)
@@ -238,7 +237,7 @@ class Probe(Callback):
     def on_train_batch_start(self, *hook: Any) -> None:
         """Score and select, or do nothing."""
         start = self._now()
-        fetched = self._cache().seconds
+        fetched = self.cache.seconds
         self._spent["gap"] += start - self._ended - (fetched - self._fetched)
         self._fetched = fetched
         self._pass_on("on_train_batch_start", *hook)

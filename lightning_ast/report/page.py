@@ -7,13 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lightning_ast.report.derive import (
-    accuracy,
-    activation_rate_when_sparse,
-    epoch_values,
-    is_dense,
-    last_epoch,
-)
+from lightning_ast.report.derive import accuracy, activation_rate_when_sparse, epoch_values, is_dense, last_epoch
 from lightning_ast.report.series import Run
 from lightning_ast.words import percent, readable
 

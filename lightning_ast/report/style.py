@@ -21,16 +21,7 @@ from lightning_ast.report.series import Floats, Ints
 from lightning_ast.schedule import Stage
 from lightning_ast.words import readable
 
-__all__ = [
-    "COLOURS",
-    "GREY",
-    "Panel",
-    "drawing",
-    "label",
-    "new_figure",
-    "png",
-    "unit_of",
-]
+__all__ = ["COLOURS", "GREY", "Panel", "drawing", "label", "new_figure", "png", "unit_of"]
 
 # Okabe and Ito's palette with a grey, without its yellow, which white paper swallows
 COLOURS = {
