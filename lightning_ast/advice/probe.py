@@ -94,13 +94,13 @@ def static_bytes(module: pl.LightningModule, optimizers: Sequence[Optimizer]) ->
 class ScoreWatcher(Watcher):
     """A collection of the significance of the probed samples, those of each batch once."""
 
-    def __init__(self, probe: Probe) -> None:
-        self._probe = probe
+    def __init__(self, position: Callable[[], int]) -> None:
+        self._position = position  # returns which of the batches that are trained on in turns was given last
         self.scores: dict[int, Tensor] = {}  # (B,) by the number of the batch, NaN where a sample is not finite
 
     def finish_batch(self, step: StepState) -> None:
         """Keep the scores of a batch that has none yet."""
-        position = self._probe.cache.last
+        position = self._position()
         if step.significance is None or position in self.scores:
             return
         # no .cpu() here: it would wait for the device within a step that is being timed
@@ -126,7 +126,7 @@ class Probe(Callback):
         self.active: Mode | None = None  # whose step or set-up runs: an exception is its fault
         self.samples: list[Sample] = []
         self.cycles = 0
-        self.watcher = ScoreWatcher(self)
+        self.watcher = ScoreWatcher(lambda: self.cache.last)
         self.selections = selections
         self._begin = begin  # called when all is set up; returns the script
         self._clock = clock

@@ -70,7 +70,9 @@ def test_what_cannot_be_measured_is_said(work: Path, capsys: pytest.CaptureFixtu
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["advise", "--help"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["advise", "--help"])
+    assert ended.value.code == 0
     assert "usage: lightning-ast advise --config FILE" in capsys.readouterr().out
 
 
