@@ -199,13 +199,13 @@ class Measurement:
         except Exception as error:
             self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
             return None
-        known = all(math.isfinite(n) for n in timer.batches)
-        batches = max(0, len(timer.ends) - 1) if ended else sum(int(n) for n in timer.batches) if known else 0
-        if timer.batches and not known and not ended:
+        batches = max(0, len(timer.ends) - 1) if ended else timer.batches
+        if math.isinf(batches):
             self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
+            return None
         if not batches or timer.seconds_per_batch is None:
             return None
-        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+        return due_validations(self._user, batches=int(batches), seconds_per_batch=timer.seconds_per_batch)
 
 
 class _ValidationTimer(Callback):
@@ -216,7 +216,7 @@ class _ValidationTimer(Callback):
         self._seconds = seconds
         self._clock = clock
         self.ends: list[float] = []
-        self.batches: list[float] = []
+        self.batches = 0.0  # of one validation
 
     @property
     def seconds_per_batch(self) -> float | None:
@@ -226,7 +226,7 @@ class _ValidationTimer(Callback):
         return (self.ends[-1] - self.ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.batches = list(trainer.num_val_batches)
+        self.batches = sum(trainer.num_val_batches)
         self._wait = synchronizer(trainer.strategy.root_device)
         self.ends.append(self._clock())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.core.ledger import Ledger
 from lightning_ast.demo.data import DataName, ImageData
 from lightning_ast.demo.models import ResNet9
 from lightning_ast.errors import ConfigurationError
@@ -23,17 +23,19 @@ from lightning_ast.words import aligned, counted
 __all__ = ["RunResult", "counting", "equal_work_epochs", "run_demo"]
 
 
-@dataclass(frozen=True)
-class RunResult:
+class RunResult(NamedTuple):
     """The results of one training run, and what it spent."""
 
     name: str
+    epochs: int
     accuracy: float  # of the test after the last epoch, in [0, 1]
     seconds: float  # of the epochs, validation included, as the summary of the run shows it
-    epochs: int
-    offered: int  # samples
-    selected: int  # samples, that were trained on
-    flops: float | None  # of forward and backward of training, scoring included
+    ledger: Ledger
+
+    @property
+    def flops(self) -> float | None:
+        """Return the FLOPs of forward and backward of training, scoring included."""
+        return self.ledger.spent_flops()
 
 
 class _Settings(NamedTuple):
@@ -63,15 +65,7 @@ def _train(
     )
     trainer.fit(model, datamodule=images)
     ledger = next(each.ledger for each in callbacks if isinstance(each, SparseSelectionCallback))
-    return RunResult(
-        name=name,
-        accuracy=float(trainer.callback_metrics["val_acc"]),
-        seconds=monitor.seconds,
-        epochs=epochs,
-        offered=ledger.offered,
-        selected=ledger.selected,
-        flops=ledger.spent_flops(),
-    )
+    return RunResult(name, epochs, float(trainer.callback_metrics["val_acc"]), monitor.seconds, ledger)
 
 
 def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | None) -> int | None:
@@ -161,10 +155,10 @@ def print_table(results: list[RunResult], title: str) -> None:
         "epochs": lambda run: str(run.epochs),
         "accuracy": lambda run: f"{run.accuracy:.2%}",
         "seconds": lambda run: f"{run.seconds:.1f}",
-        "samples": lambda run: f"{run.selected:,}",
+        "samples": lambda run: f"{run.ledger.selected:,}",
         "GFLOPs": lambda run: "-" if run.flops is None else f"{run.flops / 1e9:,.0f}",
-        "activation": lambda run: f"{run.selected / run.offered:.1%}",
-        "skipped": lambda run: _saved(run.selected, first.selected),
+        "activation": lambda run: f"{run.ledger.activation_rate:.1%}",
+        "skipped": lambda run: _saved(run.ledger.selected, first.ledger.selected),
         "FLOPs saved": lambda run: _saved(run.flops, first.flops),
         "seconds saved": lambda run: _saved(run.seconds, first.seconds),
     }
