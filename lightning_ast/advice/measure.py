@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
+from lightning_ast.advice.loading import CachedBatches, Clock, read
 from lightning_ast.advice.measured import Facts, MemoryEstimate, StepFacts, ValidationFacts
 from lightning_ast.advice.predict import COVERAGES, RATES, coverage_facts, wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
@@ -25,7 +25,7 @@ from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.partial import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
-from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.leading import lead, make_iterator
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.mode_facts import Mode
@@ -132,7 +132,8 @@ class Measurement:
             self._cache = CachedBatches(kept, clock=self._clock, copies=copies)
         self._combined = combined
         probe.cache = self._cache
-        return CachedLoader(combined, self._cache)
+        make_iterator(combined)  # Lightning asks the user's loader for the length of an epoch
+        return CombinedLoader(self._cache, "max_size_cycle")
 
     def _count(self, batch: Any) -> int:
         module = self._twin.module
