@@ -117,7 +117,7 @@ def out_of_sight(twin: Twin) -> Iterator[None]:
     try:
         with kept_random_state(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
+            logging.disable(max(disabled, logging.WARNING))
             for logger in twin.trainer.loggers:
                 logger.folder = folder  # type: ignore[attr-defined]
             yield
