@@ -25,13 +25,6 @@ USAGE = """usage: lightning-ast COMMAND [...]
   --version                         print the version
 """
 
-ADVISE_USAGE = """usage: lightning-ast advise --config FILE [--OPTION VALUE ...] [--budget_seconds 45]
-
-Measures a run on this machine without training it, and says what each mode would save at fixed rates and at the rate
-that a target_coverage needs of the model as it is now. FILE and the options are those of `lightning-ast fit` (see its
---help).
-"""
-
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 # a copy of what the demo defines, which imports torch
@@ -126,15 +119,22 @@ def _lightning(arguments: list[str]) -> int:
 
 
 def _advise(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(ADVISE_USAGE, end="")
-        return 0
-    if not arguments:
-        return _refuse("advise: expected --config FILE (see lightning-ast advise --help)")
+    parser = _Parser(
+        "lightning-ast advise",
+        usage="lightning-ast advise --config FILE [--OPTION VALUE ...] [--budget_seconds 45]",
+        description="Measures a run on this machine without training it, and says what each mode would save at fixed "
+        "rates and at the rate that a target_coverage needs of the model as it is now. FILE and the options are those "
+        "of `lightning-ast fit` (see its --help).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--budget_seconds", type=float, default=45.0, help="time for all of it (default: 45)")
+    options, configuration = parser.parse_known_args(arguments)
+    if not configuration:
+        parser.error("expected --config FILE")
     with _current_folder_importable():
         from lightning_ast.advice.command import advise_command
 
-        advise_command(arguments)
+        advise_command(configuration, budget_seconds=options.budget_seconds)
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["changes", "counted", "percent", "readable", "size_words", "time_words"]
+__all__ = ["aligned", "changes", "counted", "percent", "readable", "size_words", "time_words"]
 
 
 def counted(number: float, noun: str) -> str:
@@ -24,6 +24,18 @@ def counted(number: float, noun: str) -> str:
 def changes(saved: dict[str, Any], now: dict[str, Any], say: Callable[[Any], str] = str) -> list[str]:
     """List what differs between the settings of a checkpoint and those of this run, as ``name was x and is y``."""
     return [f"{name} was {say(saved[name])} and is {say(value)}" for name, value in now.items() if saved[name] != value]
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Write a table, with each cell at the right of its column.
+
+    Example:
+        >>> print(aligned([("mode", "rate"), ("prune", "0.4")]))
+         mode  rate
+        prune   0.4
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
 def time_words(seconds: float) -> str:

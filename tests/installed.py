@@ -57,7 +57,7 @@ def main() -> None:
     assert advice.at("prune", 0.4) is not None, advice
     Path("metrics.csv").write_text("epoch,step,train_loss\n0,1,0.5\n")
     script = Path(sys.executable).parent / "lightning-ast"
-    commands = {"fit": "cli", "demo": "cli", "advise --config none.yaml": "cli", "report .": "report"}
+    commands = {"fit": "cli", "demo": "vision", "advise --config none.yaml": "cli", "report .": "report"}
     for command, extra in commands.items():
         done = subprocess.run([str(script), *command.split()], capture_output=True, text=True, check=False)
         assert done.returncode != 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_ast.demo import ImageData, ResNet9, compare
+from lightning_ast.demo import ImageData, ResNet9
 from lightning_ast.errors import DataNotFoundError, MissingPackageError
 from lightning_ast.extras import needs
 from tests.helpers.command import boring, run
@@ -53,9 +52,3 @@ def test_other_missing_modules_keep_pythons_error() -> None:
     with pytest.raises(ModuleNotFoundError) as raised, needs("vision", "sklearn"):
         import nosuch_module  # noqa: F401
     assert not isinstance(raised.value, MissingPackageError)
-
-
-def test_the_demo_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    with pytest.raises(MissingPackageError, match=r"rich is missing: pip install 'lightning-ast\[cli,vision\]'"):
-        runpy.run_path(str(compare.__file__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -65,4 +66,6 @@ def advise(
         >>> advice.facts.coverage.rates[0.9] > 0.7  # it has learned nothing yet
         True
     """
+    if not 0 < budget_seconds < math.inf:
+        raise AdviceError(f"budget_seconds: expected a number of seconds above 0, got {budget_seconds!r}.")
     return Advice(Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds).facts())

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from typing import Any
 
 import torch
 
 from lightning_ast.advice import advise, render
-from lightning_ast.callbacks import ConfigurationError
 
 __all__ = ["advise_command"]
 
 
-def advise_command(arguments: list[str]) -> None:
-    """Run ``lightning-ast advise`` with the arguments of ``fit`` and ``--budget_seconds``; print the report."""
-    parser = argparse.ArgumentParser("lightning-ast advise", add_help=False, allow_abbrev=False)
-    parser.add_argument("--budget_seconds", default="45")
-    options, configuration = parser.parse_known_args(arguments)
-    budget_seconds = _seconds(options.budget_seconds)
-    cli = _configured(configuration)
+def advise_command(arguments: list[str], *, budget_seconds: float) -> None:
+    """Run ``lightning-ast advise`` with the arguments of ``fit``; print the report."""
+    cli = _configured(arguments)
     advice = advise(cli.trainer, cli.model, cli.datamodule, budget_seconds=budget_seconds)
     if cli.remark is not None:
         sys.stdout.write(f"{cli.remark}\n")
@@ -69,13 +62,3 @@ def _configured(arguments: list[str]) -> Any:
             """Train nothing."""
 
     return Configured(["fit", *arguments], save_config_callback=None)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ConfigurationError([f"budget_seconds: expected a number of seconds above 0, got {text!r}."])
-    return seconds

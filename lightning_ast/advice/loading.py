@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ast.advice.measured import LoadingFacts
 from lightning_ast.errors import AdviceError
-from lightning_ast.lightning_internals.leading import make_iterator
 
-__all__ = ["ENDLESS", "CachedBatches", "CachedLoader", "read", "steady_period"]
+__all__ = ["ENDLESS", "CachedBatches", "read", "steady_period"]
 
 MOST_BATCHES = 8
 MOST_BYTES = 1 << 29
@@ -109,16 +108,3 @@ class CachedBatches:
                 batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
             self.seconds += self._clock() - begin
             yield batch
-
-
-class CachedLoader(CombinedLoader):
-    """A loader of kept batches that takes the place of the user's in the fit loop."""
-
-    def __init__(self, given: CombinedLoader, batches: CachedBatches) -> None:
-        super().__init__(batches, "max_size_cycle")
-        self._given = given
-
-    def __iter__(self) -> CachedLoader:
-        super().__iter__()
-        make_iterator(self._given)  # Lightning asks the user's loader for the length of an epoch
-        return self

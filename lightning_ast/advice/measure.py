@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ast.advice.loading import CachedBatches, CachedLoader, Clock, read
-from lightning_ast.advice.measured import Facts, LoadingFacts, MemoryEstimate, RunFacts, StepFacts, ValidationFacts
+from lightning_ast.advice.loading import CachedBatches, Clock, read
+from lightning_ast.advice.measured import Facts, MemoryEstimate, StepFacts, ValidationFacts
 from lightning_ast.advice.predict import COVERAGES, RATES, coverage_facts, wanted_rates
 from lightning_ast.advice.probe import Enough, Probe, SavedBytes, static_bytes, synchronizer
 from lightning_ast.advice.runs import Asked, due_validations, prune_fault, run_facts, trainer_faults
@@ -25,7 +25,7 @@ from lightning_ast.advice.twin import make_twin, out_of_sight
 from lightning_ast.core.batch.samples import batch_size_of
 from lightning_ast.core.partial.flops import compiled_parts
 from lightning_ast.errors import AdviceError, BatchError, ConfigurationError, EntryError
-from lightning_ast.lightning_internals.leading import lead
+from lightning_ast.lightning_internals.leading import lead, make_iterator
 from lightning_ast.lightning_internals.trainer_copy import fresh_loops
 from lightning_ast.mixin import SparseLossMixin
 from lightning_ast.mode_facts import Mode
@@ -61,16 +61,12 @@ class Measurement:
         self._twin = make_twin(trainer, module, data, val_data)
         self._refused: dict[Mode, str] = {}
         self._notes: list[str] = []
-        self._loading: LoadingFacts | None = None
-        self._run: RunFacts | None = None
-        self._kept: list[Any] = []
+        self._cache: CachedBatches | None = None
 
     def facts(self) -> Facts:
         """Measure everything."""
         with out_of_sight(self._twin):
             probe, saved = self._train()
-            assert self._loading is not None
-            assert self._run is not None
             step = self._step_facts(probe, saved)
             own = self._run.own_coverage
             coverages = sorted({*COVERAGES, *([] if own is None else [own])})
@@ -95,14 +91,17 @@ class Measurement:
     def _train(self) -> tuple[Probe, SavedBytes]:
         """Probe every mode that can run; one that fails is left out of the next attempt."""
         twin = self._twin
+        trainer: Any = twin.trainer
         saved = SavedBytes(twin.module)
         while True:  # each turn refuses at least one mode more, or ends
             modes = self._probed
-            selections = {mode: self._asked.probe(mode) for mode in modes}
-            probe = Probe(selections, begin=self._begin, cache=lambda: self._cache, clock=self._clock)
+            probe = Probe({mode: self._asked.probe(mode) for mode in modes}, begin=self._begin, clock=self._clock)
+            trainer.callbacks = [probe]
+            trainer.limit_val_batches = self._user.limit_val_batches
+            fresh_loops(trainer, self._user)
+            lead(trainer.fit_loop, load=functools.partial(self._load, probe), begin=lambda epoch: None)
             try:
-                with self._fitting(probe):
-                    twin.trainer.fit(twin.module, **twin.data)
+                trainer.fit(twin.module, **twin.data)
                 raise AdviceError("training ends before its first batch: give the Trainer batches and epochs to train.")
             except Enough:
                 return probe, saved
@@ -123,29 +122,18 @@ class Measurement:
     def _probed(self) -> list[Mode]:
         return [mode for mode in _PROBED if mode not in self._refused]
 
-    @contextmanager
-    def _fitting(self, probe: Probe) -> Iterator[None]:
-        """Let the twin's fit loop train on the kept batches, from the start."""
-        trainer: Any = self._twin.trainer
-        fresh_loops(trainer, self._user)
-        limit = trainer.limit_val_batches
-        trainer.callbacks = [probe]
-        undo = lead(trainer.fit_loop, load=self._load, begin=lambda epoch: None)
-        try:
-            yield
-        finally:
-            undo()
-            trainer.limit_val_batches = limit
-
-    def _load(self, combined: CombinedLoader) -> CombinedLoader:
+    def _load(self, probe: Probe, combined: CombinedLoader) -> CombinedLoader:
         """Time the loader, once, and hand the fit loop what was kept of it."""
-        if self._loading is None:
+        if self._cache is None:
             seconds = self._budget * _LOADING_SHARE
-            self._loading, self._kept = read(combined, seconds=seconds, clock=self._clock, count=self._count)
+            self._loading, kept = read(combined, seconds=seconds, clock=self._clock, count=self._count)
+            self._batch_size = self._count(kept[0])
+            copies = self._twin.trainer.strategy.root_device.type == "cpu"  # elsewhere the transfer makes a copy
+            self._cache = CachedBatches(kept, clock=self._clock, copies=copies)
         self._combined = combined
-        copies = self._twin.trainer.strategy.root_device.type == "cpu"  # elsewhere the transfer makes a copy
-        self._cache = CachedBatches(self._kept, clock=self._clock, copies=copies)
-        return CachedLoader(combined, self._cache)
+        probe.cache = self._cache
+        make_iterator(combined)  # Lightning asks the user's loader for the length of an epoch
+        return CombinedLoader(self._cache, "max_size_cycle")
 
     def _count(self, batch: Any) -> int:
         module = self._twin.module
@@ -157,7 +145,7 @@ class Measurement:
     def _begin(self, trainer: pl.Trainer) -> Generator[Block, Timing, int]:
         """Look at the training that starts, with everything set up, and return the script."""
         module = self._twin.module
-        size = self._count(self._kept[0])
+        size = self._batch_size
         self._run, self._notes = run_facts(trainer, self._combined, self._asked, batch_size=size, limits=self._user)
         if done := self._user.current_epoch:
             self._notes.append(
@@ -181,7 +169,7 @@ class Measurement:
     def _step_facts(self, probe: Probe, saved: SavedBytes) -> StepFacts:
         if "mask" in self._refused:  # it finds each sample's gradient in the same way
             self._refused.setdefault("prune", self._refused["mask"])
-        facts = summarize(probe.samples, self._refused, batch_size=self._count(self._kept[0]))
+        facts = summarize(probe.samples, self._refused, batch_size=self._batch_size)
         static = static_bytes(self._twin.module, self._twin.trainer.optimizers)
         known = saved.total is not None and not self._compiled and facts.dense.peak_bytes is None
         return replace(
@@ -198,6 +186,7 @@ class Measurement:
         timer = _ValidationTimer(self._budget * _VALIDATION_SHARE, self._clock)
         trainer: Any = twin.trainer
         trainer.callbacks = [timer]
+        trainer.limit_val_batches = self._user.limit_val_batches
         # fit and validate give the same loaders other names
         data = {name: value for name, value in twin.data.items() if name == "datamodule"}
         if "val_dataloaders" in twin.data:
@@ -211,13 +200,13 @@ class Measurement:
         except Exception as error:
             self._notes.append(f"Validation could not be measured, and is left out: {_reason(error)}")
             return None
-        known = all(math.isfinite(n) for n in timer.batches)
-        batches = max(0, len(timer.ends) - 1) if ended else sum(int(n) for n in timer.batches) if known else 0
-        if timer.batches and not known and not ended:
+        batches = max(0, len(timer.ends) - 1) if ended else timer.batches
+        if math.isinf(batches):
             self._notes.append("The validation loader has no length, and did not end by itself: it is left out.")
+            return None
         if not batches or timer.seconds_per_batch is None:
             return None
-        return due_validations(self._user, batches=batches, seconds_per_batch=timer.seconds_per_batch)
+        return due_validations(self._user, batches=int(batches), seconds_per_batch=timer.seconds_per_batch)
 
 
 class _ValidationTimer(Callback):
@@ -228,7 +217,7 @@ class _ValidationTimer(Callback):
         self._seconds = seconds
         self._clock = clock
         self.ends: list[float] = []
-        self.batches: list[float] = []
+        self.batches = 0.0  # of one validation
 
     @property
     def seconds_per_batch(self) -> float | None:
@@ -238,7 +227,7 @@ class _ValidationTimer(Callback):
         return (self.ends[-1] - self.ends[first]) / steps if steps > 0 else None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.batches = list(trainer.num_val_batches)
+        self.batches = sum(trainer.num_val_batches)
         self._wait = synchronizer(trainer.strategy.root_device)
         self.ends.append(self._clock())
 

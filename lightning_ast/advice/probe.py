@@ -75,12 +75,11 @@ class SavedBytes:
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:
+    """Return the place and the bytes of a tensor's storage; no bytes where it has none of its own."""
     try:
         storage = tensor.untyped_storage()
         return storage.data_ptr(), storage.nbytes()
-    except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have none
-        return id(tensor), tensor.numel() * tensor.element_size()
-    except ValueError:  # a lazy parameter that no call has made yet
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, some subclasses, lazy parameters
         return id(tensor), 0
 
 
@@ -113,22 +112,22 @@ class ScoreWatcher(Watcher):
 class Probe(Callback):
     """A runner of blocks of plain and of sparse steps in turns; it ends the fit with :class:`Enough`."""
 
+    cache: CachedBatches  # that the fit loop trains on, known when the loaders are set up
+
     def __init__(
         self,
         selections: dict[Mode, SparseSelectionCallback],
         *,
         begin: Callable[[pl.Trainer], Generator[Block, Timing, int]],
-        cache: Callable[[], CachedBatches],
         clock: Clock,
     ) -> None:
         super().__init__()
         self.active: Mode | None = None  # whose step or set-up runs: an exception is its fault
         self.samples: list[Sample] = []
         self.cycles = 0
-        self.watcher = ScoreWatcher(lambda: cache().last)
+        self.watcher = ScoreWatcher(lambda: self.cache.last)
         self.selections = selections
         self._begin = begin  # called when all is set up; returns the script
-        self._cache = cache
         self._clock = clock
         self._controllers: dict[tuple[Mode, float], PIController] = {}
         self._block = Block()
@@ -180,17 +179,16 @@ class Probe(Callback):
             _wrap(selection.session, on=True)
         self._books = self._backwarded()
         self._dense_ops = self._dense_ops_so_far()
-        cache = self._cache()
-        cache.position = block.cycle
+        self.cache.position = block.cycle
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        self._fetched = self._fetched_before = cache.seconds
+        self._fetched = self._fetched_before = self.cache.seconds
         self._began = self._ended = self._now(wait=True)
 
     def _finish(self) -> Timing:
         steps = self._block.steps
         selection = self._selected()
-        seconds = self._now(wait=True) - self._began - (self._cache().seconds - self._fetched_before)
+        seconds = self._now(wait=True) - self._began - (self.cache.seconds - self._fetched_before)
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if selection is not None and selection.session is not None:
             _wrap(selection.session, on=False)
@@ -238,7 +236,7 @@ class Probe(Callback):
     def on_train_batch_start(self, *hook: Any) -> None:
         """Score and select, or do nothing."""
         start = self._now()
-        fetched = self._cache().seconds
+        fetched = self.cache.seconds
         self._spent["gap"] += start - self._ended - (fetched - self._fetched)
         self._fetched = fetched
         self._pass_on("on_train_batch_start", *hook)

@@ -6,29 +6,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TextIO
+from itertools import chain
+from typing import TextIO
 
 from lightning_ast.advice.predict import Prediction, Predictions, is_nothing_to_skip
 from lightning_ast.advice.verdict import Verdict, decide
-from lightning_ast.words import counted, size_words, time_words
+from lightning_ast.words import aligned, counted, size_words, time_words
 
 __all__ = ["Advice", "render"]
 
 _HEADER = ("mode", "rate", "step", "of dense", "memory", "run", "of dense")
-
-
-class Grid(NamedTuple):
-    """A table of the report: titles, and rows of cells."""
-
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    best: int | None = None  # the row that is recommended
-
-    def __str__(self) -> str:
-        lines = [self.header, *self.rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join(["", *shown, ""])
 
 
 @dataclass(frozen=True)
@@ -41,41 +28,18 @@ class Advice(Predictions):
         return decide(self)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, _report(self)))
+        parts = (_measured(self), _table(self), _coverage(self), _conclusion(self))
+        return "\n".join(chain.from_iterable(parts))
 
 
 def render(advice: Advice, *, file: TextIO | None = None) -> None:
-    """Write the report for a person; as a table with rich where that is installed.
+    """Write the report for a person.
 
     Args:
         advice: The advice to show.
         file: The file to write to; None is the standard output.
     """
-    out = sys.stdout if file is None else file
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError:
-        out.write(f"{advice}\n")
-        return
-    console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 120)
-    for part in _report(advice):
-        if isinstance(part, str):
-            console.print(part, soft_wrap=True)
-            continue
-        table = Table(*part.header)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for number, row in enumerate(part.rows):
-            table.add_row(*row, style="bold" if number == part.best else None)
-        console.print(table)
-
-
-def _report(advice: Advice) -> Iterator[str | Grid]:
-    yield from _measured(advice)
-    yield _table(advice)
-    yield from _coverage(advice)
-    yield from _conclusion(advice)
+    (sys.stdout if file is None else file).write(f"{advice}\n")
 
 
 def _measured(advice: Advice) -> Iterator[str]:
@@ -119,11 +83,10 @@ def _phases(advice: Advice) -> str:
     return ": " + ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items()) if whole else ""
 
 
-def _table(advice: Advice) -> Grid:
+def _table(advice: Advice) -> Iterator[str]:
     masks = [p for p in advice.table if p.mode == "mask"]
     shown = [advice.dense, *masks[:1], *(p for p in advice.table if p.mode != "mask")]
-    best = next((n for n, p in enumerate(shown) if p in advice.own and p.mode == advice.verdict.mode), None)
-    return Grid(_HEADER, [_cells(advice, p) for p in shown], best)
+    yield f"\n{aligned([_HEADER, *(_cells(advice, p) for p in shown)])}\n"
 
 
 def _cells(advice: Advice, p: Prediction) -> tuple[str, ...]:
@@ -139,7 +102,7 @@ def _cells(advice: Advice, p: Prediction) -> tuple[str, ...]:
     )
 
 
-def _coverage(advice: Advice) -> Iterator[str | Grid]:
+def _coverage(advice: Advice) -> Iterator[str]:
     facts = advice.facts.coverage
     if facts is None:
         why = "no sample had a finite significance" if advice.modes else "no mode can run that would score them"
@@ -149,12 +112,12 @@ def _coverage(advice: Advice) -> Iterator[str | Grid]:
         "What a target_coverage needs of the module as it is now, by the significance of "
         f"{counted(facts.samples, 'sample')} (a step, its share of a dense step / the run's share of the dense run):"
     )
-    rows = []
+    rows: list[tuple[str, ...]] = [("coverage", "rate", *advice.modes)]
     for coverage, rate in facts.rates.items():
         covering = {p.mode: p for p in advice.covering(coverage)}
         cells = (_covering_cell(advice, covering.get(mode)) for mode in advice.modes)
         rows.append((f"{coverage:g}", f"{rate:.3g}", *cells))
-    yield Grid(("coverage", "rate", *advice.modes), rows)
+    yield f"\n{aligned(rows)}\n"
     flat = [f"{coverage:g}" for coverage, rate in facts.rates.items() if is_nothing_to_skip(coverage, rate)]
     if flat:
         yield (

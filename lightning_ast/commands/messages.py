@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
 
@@ -74,22 +73,17 @@ def plain_lines(error: Exception) -> list[str] | None:
 
 def users_error(error: BaseException) -> BaseException | None:
     """Find the error that arose in the user's own code, among an error and those that led to it."""
-    for each in _chain(error):
+    # as a traceback shows them; `raise ... from` may make a circle
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
         if isinstance(each, SyntaxError) and each.filename is not None and _is_users(each.filename):
             return each
-        if any(_is_users(name) for name in _files(each)):
+        if any(map(_is_users, _files(each))):
             return each
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    # as a traceback shows it; `raise ... from` may make a circle
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
 
 
 def _files(error: BaseException) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -12,33 +11,31 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ast.callbacks import SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
+from lightning_ast.core.ledger import Ledger
 from lightning_ast.demo.data import DataName, ImageData
 from lightning_ast.demo.models import ResNet9
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.extras import needs
 from lightning_ast.mode_facts import Mode
 from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
-from lightning_ast.words import counted
+from lightning_ast.words import aligned, counted
 
-with needs("cli,vision", "rich"):
-    from rich.console import Console, JustifyMethod
-    from rich.table import Table
-
-__all__ = ["RunResult", "equal_work_epochs", "run_demo"]
+__all__ = ["RunResult", "counting", "equal_work_epochs", "run_demo"]
 
 
-@dataclass(frozen=True)
-class RunResult:
+class RunResult(NamedTuple):
     """The results of one training run, and what it spent."""
 
     name: str
+    epochs: int
     accuracy: float  # of the test after the last epoch, in [0, 1]
     seconds: float  # of the epochs, validation included, as the summary of the run shows it
-    epochs: int
-    offered: int  # samples
-    selected: int  # samples, that were trained on
-    flops: float | None  # of forward and backward of training, scoring included
+    ledger: Ledger
+
+    @property
+    def flops(self) -> float | None:
+        """Return the FLOPs of forward and backward of training, scoring included."""
+        return self.ledger.spent_flops()
 
 
 class _Settings(NamedTuple):
@@ -68,15 +65,7 @@ def _train(
     )
     trainer.fit(model, datamodule=images)
     ledger = next(each.ledger for each in callbacks if isinstance(each, SparseSelectionCallback))
-    return RunResult(
-        name=name,
-        accuracy=float(trainer.callback_metrics["val_acc"]),
-        seconds=monitor.seconds,
-        epochs=epochs,
-        offered=ledger.offered,
-        selected=ledger.selected,
-        flops=ledger.spent_flops(),
-    )
+    return RunResult(name, epochs, float(trainer.callback_metrics["val_acc"]), monitor.seconds, ledger)
 
 
 def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | None) -> int | None:
@@ -87,10 +76,12 @@ def equal_work_epochs(epochs: int, flops: float | None, dense_flops: float | Non
     return nearest if nearest < epochs else None
 
 
+def counting() -> SparseSelectionCallback:
+    """Return a callback that counts the FLOPs of a dense run, and is bitwise the plain run."""
+    return SparseSelectionCallback(target_activation_rate=1.0)
+
+
 _COVERAGE = 0.97
-_MOST_EPOCHS = 10_000
-_MOST_WIDTH = 1024
-_MOST_SEED = 2**32 - 1  # the largest that torch, numpy and Python all take
 _SETTINGS: dict[DataName, _Settings] = {
     "digits": _Settings(epochs=16, batch_size=128, width=48, channels=1, lr=0.1),
     "fashion_mnist": _Settings(epochs=6, batch_size=256, width=8, channels=1, lr=0.2),
@@ -125,73 +116,60 @@ def run_demo(
         settings = settings._replace(epochs=6, width=16)
     epochs = settings.epochs if epochs is None else epochs
     settings = settings if width is None else settings._replace(width=width)
-    batch_size = settings.batch_size
-    faults = setting_faults(SelectionSettings.of(sparse))
-    faults += _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
-    faults += _range_faults("width", settings.width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
-    if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):
+    ranges = {
+        "epochs": (epochs, 3 if mode == "prune" else 1, 10_000),
+        "width": (settings.width, 1, 1024),
+        "seed": (seed, 0, 2**32 - 1),  # the largest that torch, numpy and Python all take
+        "train_limit": (train_limit, settings.batch_size, 10**6),
+    }
+    if faults := setting_faults(SelectionSettings.of(sparse)) + _range_faults(ranges):
         raise ConfigurationError(faults)  # before the dense run, not after it
-    images = ImageData(data, root=root, batch_size=batch_size, train_limit=train_limit)
+    images = ImageData(data, root=root, batch_size=settings.batch_size, train_limit=train_limit)
     images.setup("fit")
-
     run = partial(_train, images=images, settings=settings, seed=seed)
     schedule = TwoStageScheduler(warmup_epochs=0.1, cooldown_epochs=0.1)
     target = f"coverage {target_coverage}" if target_activation_rate is None else f"r = {target_activation_rate:g}"
-    results = [run("dense", epochs, _keeping_books()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
-    shortened = equal_work_epochs(epochs, results[1].flops, results[0].flops)
-    if shortened is not None:
-        results.append(run("dense, shortened", shortened, _keeping_books()))
+    results = [run("dense", epochs, counting()), run(f"AST, {mode}, {target}", epochs, sparse, schedule)]
+    if (shortened := equal_work_epochs(epochs, results[1].flops, results[0].flops)) is not None:
+        results.append(run("dense, shortened", shortened, counting()))
     print_table(results, f"{data}, ResNet-9 of width {settings.width}, seed {seed}")
     return results
 
 
-def _keeping_books() -> SparseSelectionCallback:
-    """Make a callback that counts what a dense run does, and is bitwise the plain run."""
-    return SparseSelectionCallback(target_activation_rate=1.0)
-
-
-def _range_faults(name: str, value: int | None, least: int, most: int | None) -> list[str]:
-    """Tell what is wrong with a whole number that must be in a range, the ends included, where it is given."""
-    if value is None:
-        return []
-    if isinstance(value, int) and least <= value and (most is None or value <= most):
-        return []
-    wanted = f"an int >= {least}" if most is None else f"an int from {least} to {most}"
-    return [f"{name}: expected {wanted}, got {value!r}."]
+def _range_faults(ranges: dict[str, tuple[int | None, int, int]]) -> list[str]:
+    """Tell which numbers are not whole, or out of their range, the ends included; None was not given."""
+    return [
+        f"{name}: expected an int from {least} to {most}, got {value!r}."
+        for name, (value, least, most) in ranges.items()
+        if value is not None and not (isinstance(value, int) and least <= value <= most)
+    ]
 
 
 def print_table(results: list[RunResult], title: str) -> None:
     """Print the comparison: every saving is named by what was saved, against the first run."""
     threads = counted(torch.get_num_threads(), "thread")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads}"
-    table = Table(title=f"{title}, {hardware}")
     first = results[0]
     columns: dict[str, Callable[[RunResult], str]] = {
         "run": lambda run: run.name,
         "epochs": lambda run: str(run.epochs),
         "accuracy": lambda run: f"{run.accuracy:.2%}",
         "seconds": lambda run: f"{run.seconds:.1f}",
-        "samples": lambda run: f"{run.selected:,}",
+        "samples": lambda run: f"{run.ledger.selected:,}",
         "GFLOPs": lambda run: "-" if run.flops is None else f"{run.flops / 1e9:,.0f}",
-        "activation": lambda run: f"{run.selected / run.offered:.1%}",
-        "samples skipped": lambda run: _saved(run.selected, first.selected),
+        "activation": lambda run: f"{run.ledger.activation_rate:.1%}",
+        "skipped": lambda run: _saved(run.ledger.selected, first.ledger.selected),
         "FLOPs saved": lambda run: _saved(run.flops, first.flops),
         "seconds saved": lambda run: _saved(run.seconds, first.seconds),
     }
-    for name in columns:
-        justify: JustifyMethod = "left" if name == "run" else "right"
-        table.add_column(name, justify=justify, no_wrap=name == "run", min_width=max(map(len, name.split())))
-    for result in results:
-        table.add_row(*(cell(result) for cell in columns.values()))
-    console = Console(width=max(124, Console().width))
-    console.print()
-    console.print(table)
-    console.print(
+    rows = [tuple(cell(result) for cell in columns.values()) for result in results]
+    print(f"\n{title}, {hardware}\n\n{aligned([tuple(columns), *rows])}\n")
+    print(
         "seconds: of the epochs, validation included. samples: those trained on. GFLOPs: forward, backward and\n"
         "scoring, counted. Savings: against the dense run; samples skipped are not compute saved."
     )
     if len(results) > 2:
-        console.print("The shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch.")
+        print("The shortened dense run is the baseline to beat: the sparse run's work, to the nearest epoch.")
 
 
 def _saved(value: float | None, of: float | None) -> str:

@@ -153,12 +153,7 @@ def _stages_ahead(trainer: pl.Trainer, stage: Stage, session: Session | None) ->
 
 
 def names_accuracy(name: str) -> bool:
-    """Tell whether a metric's name is that of a validation accuracy.
-
-    Example:
-        >>> names_accuracy("val_acc"), names_accuracy("train_acc"), names_accuracy("val_loss")
-        (True, False, False)
-    """
+    """Tell whether a metric's name is that of a validation accuracy."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     return bool(words & {"val", "valid", "validation"}) and bool(words & {"acc", "accuracy"})
 
@@ -166,12 +161,7 @@ def names_accuracy(name: str) -> bool:
 def epoch_details(
     names: Iterable[str], metrics: Mapping[str, Tensor], *, seconds: float | None, device: torch.device
 ) -> list[str]:
-    """Write further fields of an epoch's line: metrics that are logged, and the time (None: no time and no memory).
-
-    Example:
-        >>> epoch_details(["val_top5", "absent"], {"val_top5": 0.5}, seconds=75.0, device=torch.device("cpu"))
-        ['val_top5: 0.5', 'Time: 1m 15s']
-    """
+    """Write further fields of an epoch's line: metrics that are logged, and the time (None: no time and no memory)."""
     fields = [f"{name}: {float(metrics[name]):.4g}" for name in names if name in metrics]
     if seconds is not None:
         fields.append(f"Time: {format_seconds(seconds)}")

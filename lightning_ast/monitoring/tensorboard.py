@@ -18,31 +18,18 @@ from lightning_ast.selection.quarantine import QuarantinedSample
 
 __all__ = ["LAYOUT", "Writers"]
 
-LAYOUT = {
-    "AST": {
-        "activation against target": [
-            "Multiline",
-            ["ast/activation_rate$", "ast/activation_rate_ema$", "ast/target_activation_rate$"],
-        ],
-        "coverage, and its target where it has one": ["Multiline", ["ast/(target_)?coverage$"]],
-        "threshold": ["Multiline", ["ast/threshold$"]],
-        "savings": [
-            "Multiline",
-            ["ast/savings_samples$", "ast/savings_flops$", "ast/savings_seconds$", "ast/savings_joules$"],
-        ],
-        "stage (0 warmup, 1 sparse, 2 cooldown)": ["Multiline", ["ast/stage$"]],
-        "significance (10th, 50th, 90th percentile)": [
-            "Multiline",
-            ["ast/significance_p10$", "ast/significance_p50$", "ast/significance_p90$"],
-        ],
-        "seconds of an epoch": [
-            "Multiline",
-            ["energy/(epoch|loading|scoring|forward_backward|validation|other)_seconds$"],
-        ],
-        "joules of an epoch": ["Multiline", ["energy/(epoch|gpu|cpu)_joules$"]],
-    }
+_CHARTS = {
+    "activation against target": "ast/(activation_rate|activation_rate_ema|target_activation_rate)$",
+    "coverage, and its target where it has one": "ast/(target_)?coverage$",
+    "threshold": "ast/threshold$",
+    "savings": "ast/savings_(samples|flops|seconds|joules)$",
+    "stage (0 warmup, 1 sparse, 2 cooldown)": "ast/stage$",
+    "significance (10th, 50th, 90th percentile)": "ast/significance_p(10|50|90)$",
+    "seconds of an epoch": "energy/(epoch|loading|scoring|forward_backward|validation|other)_seconds$",
+    "joules of an epoch": "energy/(epoch|gpu|cpu)_joules$",
 }
-"""TensorBoard's custom scalars page."""
+LAYOUT = {"AST": {title: ["Multiline", [tags]] for title, tags in _CHARTS.items()}}
+"""TensorBoard's custom scalars page: the charts, each with a pattern of the tags that it shows."""
 
 _LISTED = 100
 
@@ -57,8 +44,8 @@ class Writers:
         experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = any(hasattr(each, "add_image") for each in self._all) and _has_matplotlib()
-        self._told = False
         self._guard = Guard("writing pages and pictures to a logger")
+        self._load_guard = Guard("loading samples for pictures")
 
     def __bool__(self) -> bool:
         """Tell whether there is such a logger."""
@@ -121,18 +108,15 @@ class Writers:
 
     def _load(self, indices: list[int]) -> list[Tensor] | None:
         """Load the images of samples as the data set gives them; None where it gives none."""
-        loader = self._trainer.train_dataloader
-        try:
-            with isolate_rng(include_cuda=False):  # augmentation draws: training must go on as without pictures
-                dataset = loader.dataset  # type: ignore[union-attr]
-                whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
-                samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]
-                return _images_of(loader.collate_fn(samples), len(indices))  # type: ignore[union-attr]
-        except Exception as error:  # the user's data set, asked in a way that training does not need
-            if not self._told:
-                rank_zero_info(f"lightning-ast: no pictures of samples: {type(error).__name__}: {error}")
-            self._told = True
-            return None
+        loader: Any = self._trainer.train_dataloader
+        images = None
+        # asked in a way that training does not need; augmentation draws: training must go on as without pictures
+        with self._load_guard(), isolate_rng(include_cuda=False):
+            dataset = loader.dataset
+            whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
+            samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]
+            images = _images_of(loader.collate_fn(samples), len(indices))
+        return images  # noqa: RET504 - not set where the guard ended the block
 
 
 def _experiment(logger: Any) -> Any:

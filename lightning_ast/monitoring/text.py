@@ -25,12 +25,7 @@ _SHARES = (0.9, 0.95, 0.99)
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration as hours, minutes and seconds, the two largest that are not zero.
-
-    Example:
-        >>> format_seconds(4.21), format_seconds(75), format_seconds(7384)
-        ('4.2s', '1m 15s', '2h 03m')
-    """
+    """Format a duration as hours, minutes and seconds, the two largest that are not zero: ``2h 03m``."""
     if seconds < 59.95:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
@@ -49,12 +44,7 @@ def format_epoch(
     eta_seconds: float | None = None,
     details: Sequence[str] = (),
 ) -> str:
-    """Format one line for a finished epoch; what is not known is left out.
-
-    Example:
-        >>> format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
-        'Epoch 0/39 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Skipped: 91.9% | ETA: 5m 12s'
-    """
+    """Format one line for a finished epoch; what is not known is left out."""
     fields = [f"Epoch {epoch}" if max_epochs is None else f"Epoch {epoch}/{max_epochs - 1}"]
     if loss is not None:
         fields.append(f"Loss: {loss:.4f}")
@@ -72,12 +62,7 @@ def format_epoch(
 
 
 def seconds_left(taken: Mapping[Stage, Sequence[float]], stages_left: Sequence[Stage]) -> float | None:
-    """Estimate the seconds until the end of the run: an epoch takes the mean of its stage's epochs so far.
-
-    Example:
-        >>> seconds_left({"warmup": [10.0, 12.0], "sparse": [6.0]}, ["sparse", "sparse", "warmup"])
-        23.0
-    """
+    """Estimate the seconds until the end of the run: an epoch takes the mean of its stage's epochs so far."""
     means = {stage: sum(each) / len(each) for stage, each in taken.items() if each}
     if not means:
         return None
@@ -123,13 +108,7 @@ class RunSummary:
 
 
 def format_summary(run: RunSummary) -> str:
-    """Format the closing summary, several lines; what is not known is left out.
-
-    Example:
-        >>> print(format_summary(RunSummary(2, 8.0, accuracies={0: 0.6, 1: 0.5})))
-        lightning-ast: 2 epochs in 8.0s | Val Acc: 50.00%, best 60.00% in epoch 0
-          time         monitoring 0.00%
-    """
+    """Format the closing summary, several lines; what is not known is left out."""
     head = f"lightning-ast: {counted(run.epochs, 'epoch')} in {format_seconds(run.seconds)}"
     accuracies = run.accuracies
     if accuracies:
@@ -167,12 +146,7 @@ def format_summary(run: RunSummary) -> str:
 
 
 def milestones(accuracies: Mapping[int, float]) -> dict[float, int]:
-    """Return the first epochs in which 90, 95 and 99 % of the best accuracy were reached.
-
-    Example:
-        >>> milestones({0: 0.5, 1: 0.75, 2: 0.79, 3: 0.8})
-        {0.9: 1, 0.95: 2, 0.99: 3}
-    """
+    """Return the first epochs in which 90, 95 and 99 % of the best accuracy were reached."""
     best = max(accuracies.values())
     return {share: min(e for e, reached in accuracies.items() if reached >= share * best) for share in _SHARES}
 

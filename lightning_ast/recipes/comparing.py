@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.callbacks import SparseSelectionCallback, TwoStageScheduler
+from lightning_ast.demo.compare import counting
 from lightning_ast.demo.models import one_cycle
 
 __all__ = ["QUIET", "Comparison", "StopAfter", "chance", "counting", "one_cycle", "work_share"]
@@ -23,11 +24,6 @@ QUIET: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 """Options of a Trainer that is run for its figures alone."""
-
-
-def counting() -> SparseSelectionCallback:
-    """Return a callback that counts the FLOPs of a dense run, and is bitwise the plain run."""
-    return SparseSelectionCallback(target_activation_rate=1.0)
 
 
 def chance(losses: Tensor, logits: Tensor | None, inputs: Tensor | None, targets: Tensor | None) -> Tensor:

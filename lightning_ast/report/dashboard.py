@@ -8,13 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lightning_ast.report.derive import (
-    accuracy,
-    epoch_values,
-    stage_of_epochs,
-    stage_spans,
-    training_loss_tag,
-)
+from lightning_ast.report.derive import accuracy, epoch_values, stage_of_epochs, stage_spans, training_loss_tag
 from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
 from lightning_ast.words import percent

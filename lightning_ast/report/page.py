@@ -7,21 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lightning_ast.report.derive import (
-    accuracy,
-    activation_rate_when_sparse,
-    epoch_values,
-    is_dense,
-    last_epoch,
-)
+from lightning_ast.report.derive import accuracy, activation_rate_when_sparse, epoch_values, is_dense, last_epoch
 from lightning_ast.report.series import Run
 from lightning_ast.words import percent, readable
 
-__all__ = ["GENERATOR", "SOFTWARE", "Picture", "Summary", "reference", "render", "summarize", "table"]
+__all__ = ["GENERATOR", "Picture", "Summary", "reference", "render", "summarize", "table"]
 
-# the mark of a report in a page and in a picture, by which a later one knows that it may replace them
-SOFTWARE = "lightning-ast report"
-GENERATOR = f'<meta name="generator" content="{SOFTWARE}">'
+# the mark by which a later report knows that it may replace a page
+GENERATOR = '<meta name="generator" content="lightning-ast report">'
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -34,16 +27,9 @@ th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid #ccc
 th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
 thead th { border-bottom: 2px solid #444; vertical-align: bottom; } tbody th { font-weight: 600; }
 td small, th small { display: block; color: #555; font-weight: 400; white-space: nowrap; }
-figure { margin: 0 0 1.6rem; } img { width: 100%; height: auto; display: block; }
+figure { margin: 0 0 1.6rem; break-inside: avoid; } img { width: 100%; height: auto; display: block; }
 figcaption, .note, footer { color: #444; font-size: .9rem; overflow-wrap: anywhere; }
 footer { border-top: 1px solid #ccc; margin-top: 2rem; padding-top: .6rem; }
-@page { size: A4 landscape; margin: 10mm; }
-@media print {
-  body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } table { font-size: 9pt; } section { break-before: page; }
-  figure { break-inside: avoid; } figure + figure { break-before: page; } h2 { margin-top: 0; break-after: avoid; }
-  img { max-height: 165mm; width: auto; max-width: 100%; margin: 0 auto; }
-}
 """
 _GONE = "-"
 
@@ -52,8 +38,7 @@ _GONE = "-"
 class Picture:
     """A figure of the page."""
 
-    name: str  # of its PNG file
-    png: bytes  # the content of the file
+    png: bytes
     caption: str  # what is seen, and in what unit
     alt: str  # for those who cannot see it
 

@@ -7,16 +7,17 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import yaml
 
 from lightning_ast.errors import ReportError
+from lightning_ast.extras import needs
 from lightning_ast.mode_facts import MODES
-from lightning_ast.report.events import read_events
 from lightning_ast.report.series import Histogram, Points, Run, Series, Source
 from lightning_ast.words import counted, readable
 
@@ -39,8 +40,8 @@ def read_runs(log_dirs: Sequence[str | Path]) -> list[Run]:
         read is left out with a warning.
 
     Raises:
-        ReportError: A folder is not there or holds no log, no log can be read, or TensorBoard is not installed and
-            there are event files.
+        ReportError: A folder is not there or holds no log, or no log can be read.
+        MissingPackageError: There are event files, and TensorBoard is not installed.
     """
     runs, left_out = read_logs(log_dirs)
     for line in left_out:
@@ -107,7 +108,7 @@ def _read(folder: Path, left_out: list[str]) -> Run | None:
     """Read the run of a folder; None where no log in it can be read."""
     files = sorted(folder.iterdir())
     event_files = [path for path in files if fnmatchcase(path.name, _EVENTS)]
-    sessions = [found for path in event_files for found in _try(read_events, path, left_out)]
+    sessions = [found for path in event_files for found in _try(_read_events, path, left_out)]
     tables = [found for path in files if path.name == _TABLE for found in _try(_read_table, path, left_out)]
     if not sessions and not tables:
         return None
@@ -130,6 +131,48 @@ def _try(read: Callable[[Path, list[str]], Content], path: Path, left_out: list[
     except (OSError, ValueError, OverflowError, csv.Error) as error:
         left_out.append(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
         return []
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The scalars and the last histograms that one process wrote to an event file, by tag."""
+
+    began: float  # the wall time of its first event, in seconds
+    scalars: Points = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+
+
+def _read_events(path: Path, left_out: list[str]) -> _Session:
+    """Read an event file of Lightning's TensorBoardLogger up to where it ends, or is cut off or damaged."""
+    with needs("report", "tensorboard"):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.tensorflow_stub.errors import DataLossError, OutOfRangeError
+        from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+    path.open("rb").close()  # raises an OSError where it cannot be read; TensorBoard has errors of its own
+    reader = PyRecordReader_New(str(path))
+    found: _Session | None = None
+    try:
+        while True:
+            reader.GetNext()
+            event = Event.FromString(reader.record())
+            found = found or _Session(event.wall_time)
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+                elif value.HasField("histo"):
+                    # TensorBoard stores right edges, the outermost of them beyond the values
+                    logged = value.histo
+                    edges = np.clip([logged.min, *logged.bucket_limit], logged.min, logged.max)
+                    counts = np.asarray(logged.bucket, dtype=np.float64)
+                    found.histograms[value.tag] = Histogram(event.step, edges, counts)
+    except OutOfRangeError:
+        pass
+    except DataLossError:
+        if found is not None:
+            left_out.append(f"{path}: the rest of it, cut off or damaged")
+    if found is None:
+        raise ValueError("it holds no event")
+    return found
 
 
 def _read_table(path: Path, left_out: list[str]) -> dict[str, Series]:

@@ -17,21 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from lightning_ast.report.derive import Span
-from lightning_ast.report.page import SOFTWARE
 from lightning_ast.report.series import Floats, Ints
 from lightning_ast.schedule import Stage
 from lightning_ast.words import readable
 
-__all__ = [
-    "COLOURS",
-    "GREY",
-    "Panel",
-    "drawing",
-    "label",
-    "new_figure",
-    "png",
-    "unit_of",
-]
+__all__ = ["COLOURS", "GREY", "Panel", "drawing", "label", "new_figure", "png", "unit_of"]
 
 # Okabe and Ito's palette with a grey, without its yellow, which white paper swallows
 COLOURS = {
@@ -103,13 +93,13 @@ def new_figure(
 
 
 def png(figure: Figure) -> bytes:
-    """Write a PNG, sharp enough for paper, with the mark by which a report knows its own pictures."""
+    """Write a PNG, sharp enough for paper."""
     file = BytesIO()
     canvas: Any = figure.canvas  # Agg's, which has no types
     figure.set_dpi(_DPI)
     # not Figure.savefig, which would draw it twice, the first time for its layout alone
     with drawing():
-        canvas.print_png(file, metadata={"Software": SOFTWARE})
+        canvas.print_png(file)
     return file.getvalue()
 
 

@@ -1,10 +1,8 @@
-"""``write_report``, which reads the logs, draws the figures and writes the page over none but a report's own files."""
+"""``write_report``, which reads the logs, draws the figures and writes the page over none but an earlier report."""
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -14,33 +12,33 @@ from tqdm import tqdm
 
 from lightning_ast import __version__
 from lightning_ast.errors import ReportError
+from lightning_ast.extras import needs
 from lightning_ast.report.derive import clip_to_training
-from lightning_ast.report.page import GENERATOR, SOFTWARE, Picture, render, summarize
+from lightning_ast.report.page import GENERATOR, Picture, render, summarize
 from lightning_ast.report.runs import read_logs
 from lightning_ast.report.series import Run
 
-__all__ = ["file_stems", "make_report", "write_files", "write_report"]
+__all__ = ["make_report", "write_report"]
 
 _PAGE = "report.html"
-_MARKS = {".html": GENERATOR.encode(), ".png": b"Software\0" + SOFTWARE.encode()}
 _HEAD_BYTES = 1024
 _MANY_RUNS = 10  # from so many on, the command shows how far it is
 
 
 def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
-    r"""Write ``report.html`` about every run at or below some folders, with its figures as PNG files; return its path.
+    r"""Write ``report.html`` about every run at or below some folders, with its figures in it; return its path.
 
     It reads the logs alone: TensorBoard's event files and CSVLogger's ``metrics.csv``. The page needs no other file.
-    It names the logs that could not be read. The page and the pictures of an earlier report in ``out`` are replaced or
-    removed; no other file is.
+    It names the logs that could not be read. The page of an earlier report in ``out`` is replaced; no other file is.
 
     Args:
         log_dirs: The folders with logs in them, at any depth.
         out: The folder to write to; made where it is not there.
 
     Raises:
-        ReportError: A folder holds no logs, none can be read, ``out`` cannot be written to, a file of another origin
-            stands in the way, or a package is missing.
+        ReportError: A folder holds no logs, none can be read, ``out`` cannot be written to, or a ``report.html`` of
+            another origin stands in the way.
+        MissingPackageError: Matplotlib or, where there are event files, TensorBoard is not installed.
 
     Example:
         >>> import tempfile
@@ -56,62 +54,58 @@ def write_report(log_dirs: Sequence[str | Path], out: str | Path) -> Path:
 def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bool = False) -> tuple[Path, list[str]]:
     """Write a report as ``write_report`` does; return the page, and a line for each log that was left out of it."""
     page = Path(out).expanduser() / _PAGE
-    with _errors(out):
+    with _writing(out):
         _refuse_foreign(page)  # before what takes time
     read, left_out = read_logs(log_dirs)
     runs = [clip_to_training(run) for run in read]
-    with _errors(out):
-        sections = _sections(runs, progress=progress)
-        text = render([summarize(run) for run in runs], sections, _foot(log_dirs), left_out)
-        pictures = {picture.name: picture.png for _, own in sections for picture in own}
-        write_files(page.parent, {**pictures, _PAGE: text.encode("utf-8")})
+    sections = _sections(runs, progress=progress)
+    text = render([summarize(run) for run in runs], sections, _foot(log_dirs), left_out)
+    with _writing(out):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(text.encode("utf-8"))
     return page, left_out
 
 
 @contextmanager
-def _errors(out: str | Path) -> Iterator[None]:
-    """Name what is missing, or where writing failed."""
+def _writing(out: str | Path) -> Iterator[None]:
     try:
         yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "matplotlib":
-            raise
-        raise ReportError(f"figures need matplotlib ({error}): pip install 'lightning-ast[report]'.") from error
     except OSError as error:
         raise ReportError(f"cannot write the report to {out}: {error}.") from error
 
 
-def file_stems(names: Sequence[str]) -> list[str]:
-    """Make file names without an ending for the runs' figures: plain characters, no two the same."""
-    stems = [re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "run" for name in names]
-    # some file systems do not tell capitals from small letters
-    lowered = [stem.lower() for stem in stems]
-    return [f"{stem}-{i}" if lowered.count(stem.lower()) > 1 else stem for i, stem in enumerate(stems)]
+def _refuse_foreign(page: Path) -> None:
+    """Raise an error where a file stands that no report wrote."""
+    if not page.is_file():
+        return
+    with page.open("rb") as file:
+        if GENERATOR.encode() in file.read(_HEAD_BYTES):
+            return
+    raise ReportError(
+        f"expected to write {page}, but it is a file that no report wrote: move it away, or give another folder with "
+        "--out."
+    )
 
 
 def _sections(runs: Sequence[Run], *, progress: bool) -> list[tuple[str, list[Picture]]]:
     """Draw the figures of the page, by sections: a heading and its figures each."""
-    # matplotlib is an extra: without it, importing the package and reading runs must work
-    from lightning_ast.report.comparison import comparison
-    from lightning_ast.report.costs import costs
-    from lightning_ast.report.dashboard import dashboard
-    from lightning_ast.report.style import png
+    # without this extra, importing the package and reading runs must work
+    with needs("report", "matplotlib"):
+        from lightning_ast.report.comparison import comparison
+        from lightning_ast.report.costs import costs
+        from lightning_ast.report.dashboard import dashboard
+        from lightning_ast.report.style import png
 
     sections: list[tuple[str, list[Picture]]] = []
     logged = [run for run in runs if run.scalars]
     if len(runs) > 1 and logged:
-        whole = Picture("comparison.png", png(comparison(logged)), _COMPARISON, _ALT_COMPARISON)
-        sections.append(("The runs side by side", [whole]))
-    stems = file_stems([run.name for run in runs])
-    bar = tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < _MANY_RUNS)
-    for run, stem in zip(bar, stems, strict=True):
-        overview = dashboard(run) if run.scalars or run.histograms else None
-        figures = (("dashboard", overview, _DASHBOARD, _ALT_DASHBOARD), ("costs", costs(run), _COSTS, _ALT_COSTS))
-        pictures = [
-            Picture(f"{kind}-{stem}.png", png(figure), caption, alt.format(run.name))
-            for kind, figure, caption, alt in figures
-            if figure is not None
-        ]
+        sections.append(("The runs side by side", [Picture(png(comparison(logged)), _COMPARISON, _ALT_COMPARISON)]))
+    for run in tqdm(runs, "Drawing", unit="run", disable=not progress or len(runs) < _MANY_RUNS):
+        pictures = []
+        if run.scalars or run.histograms:
+            pictures.append(Picture(png(dashboard(run)), _DASHBOARD, _ALT_DASHBOARD.format(run.name)))
+        if (spent := costs(run)) is not None:
+            pictures.append(Picture(png(spent), _COSTS, _ALT_COSTS.format(run.name)))
         sections.append((run.name, pictures))
     return sections
 
@@ -136,46 +130,3 @@ def _foot(log_dirs: Sequence[str | Path]) -> str:
     packages = [f"lightning-ast {__version__}", f"matplotlib {version('matplotlib')}"]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     return f"Written {when} by {', '.join(packages)} from {', '.join(str(given) for given in log_dirs)}."
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise an error where a file stands that no report wrote."""
-    if path.exists() and not _is_own(path):
-        raise ReportError(
-            f"expected to write {path}, but it is a file that no report wrote: move it away, or give another folder "
-            "with --out."
-        )
-
-
-def _is_own(path: Path) -> bool:
-    """Tell whether a report wrote a file."""
-    with path.open("rb") as file:
-        return _MARKS[path.suffix] in file.read(_HEAD_BYTES)
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a page and its pictures, by name, and remove the pictures of an earlier page."""
-    for name in files:
-        _refuse_foreign(folder / name)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _write_whole(folder / name, content)
-    for kind in ("comparison", "dashboard-*", "costs-*"):
-        for path in folder.glob(f"{kind}.png"):
-            if path.name not in files and _is_own(path):
-                path.unlink()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write to a second file and rename it: even on a full disk, the old file or the new one is there as a whole.
-
-    A hard link to the file that was there keeps the old content.
-    """
-    # In the same folder: a rename is one step within a file system alone.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,10 +34,10 @@ def test_the_examples(name: str, work: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "20 epochs of 5 batches of 256" in out
     # Read the table: on a busy machine no mode is faster, and none is advised.
-    own = r"'partial' at 0\.4" if name == "cifar10_resnet9.yaml" else r"│ prune +│ +0\.5 │"
+    own = r"'partial' at 0\.4" if name == "cifar10_resnet9.yaml" else r"(?m)^ *prune +0\.5 "
     assert re.search(own, out), "the rate of the file"
     for mode in ("dense", "mask", "subset", "partial", "prune"):
-        assert f"│ {mode} " in out
+        assert re.search(rf"(?m)^ *{mode} ", out)
     assert list(work.iterdir()) == [], "no logs, no checkpoints"
 
 
@@ -72,26 +70,16 @@ def test_what_cannot_be_measured_is_said(work: Path, capsys: pytest.CaptureFixtu
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["advise", "--help"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["advise", "--help"])
+    assert ended.value.code == 0
     assert "usage: lightning-ast advise --config FILE" in capsys.readouterr().out
 
 
-def test_the_rendered_report_is_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rendered_report_is_the_texts() -> None:
     advice = Advice(facts())
     file = io.StringIO()
     render(advice, file=file)
-    rich = file.getvalue()
-    assert advice.verdict.headline in rich
-    (row,) = [line for line in rich.splitlines() if line.startswith("│ partial │  0.4 ")]
-    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["2.3 s", "0.66", "4.88 KiB", "42.3 min", "0.73"]
-    real = builtins.__import__
-
-    def without_rich(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("rich"):
-            raise ModuleNotFoundError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_rich)
-    plain = io.StringIO()
-    render(advice, file=plain)
-    assert plain.getvalue() == f"{advice}\n"
+    assert file.getvalue() == f"{advice}\n"
+    (row,) = [line.split() for line in file.getvalue().splitlines() if line.startswith("partial   0.4 ")]
+    assert row[2:] == ["2.3", "s", "0.66", "4.88", "KiB", "42.3", "min", "0.73"]

@@ -310,6 +310,6 @@ def test_a_config_with_a_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert main(["advise", "--config", "config.yaml", "--budget_seconds", "0.2"]) == 0
     out = capsys.readouterr().out
     assert "(coverage 0.85)" in out
-    assert "│ 0.85 " in out
+    assert "\n    0.85 " in out
     assert "'prune' at a coverage of 0.85" in out
     assert "None" not in out

@@ -5,9 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_ast.core.ledger import FlopsPerSample, Ledger
-from lightning_ast.monitoring.text import RunSummary, best_flops_savings, format_summary, seconds_left
+from lightning_ast.monitoring.progress import epoch_details, names_accuracy
+from lightning_ast.monitoring.text import (
+    RunSummary,
+    best_flops_savings,
+    format_epoch,
+    format_seconds,
+    format_summary,
+    milestones,
+    seconds_left,
+)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2s"), (75, "1m 15s"), (7384, "2h 03m")])
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_the_line_of_an_epoch() -> None:
+    line = format_epoch(0, 40, loss=1.7234, accuracy=0.365, activation_rate=0.081, eta_seconds=312)
+    assert line == "Epoch 0/39 | Loss: 1.7234 | Val Acc: 36.50% | Act: 8.1% | Skipped: 91.9% | ETA: 5m 12s"
+    logged = {"val_top5": torch.tensor(0.5)}
+    details = epoch_details(["val_top5", "absent"], logged, seconds=75.0, device=torch.device("cpu"))
+    assert details == ["val_top5: 0.5", "Time: 1m 15s"]
+
+
+@pytest.mark.parametrize(("name", "is_one"), [("val_acc", True), ("train_acc", False), ("val_loss", False)])
+def test_names_of_accuracies(name: str, is_one: bool) -> None:
+    assert names_accuracy(name) == is_one
+
+
+def test_when_the_best_was_near() -> None:
+    assert milestones({0: 0.5, 1: 0.75, 2: 0.79, 3: 0.8}) == {0.9: 1, 0.95: 2, 0.99: 3}
+
+
+def test_a_summary_of_a_dense_run() -> None:
+    assert format_summary(RunSummary(2, 8.0, accuracies={0: 0.6, 1: 0.5})).splitlines() == [
+        "lightning-ast: 2 epochs in 8.0s | Val Acc: 50.00%, best 60.00% in epoch 0",
+        "  time         monitoring 0.00%",
+    ]
 
 
 def test_the_closing_summary() -> None:
@@ -31,6 +70,7 @@ def test_the_closing_summary() -> None:
 def test_time_left_by_stage() -> None:
     assert seconds_left({}, ["sparse"]) is None
     assert seconds_left({"warmup": [10.0, 14.0]}, ["warmup", "sparse"]) == 24.0, "an unseen stage takes the last mean"
+    assert seconds_left({"warmup": [10.0, 12.0], "sparse": [6.0]}, ["sparse", "sparse", "warmup"]) == 23.0
     assert seconds_left({"warmup": [10.0], "sparse": [4.0, 6.0]}, ["sparse", "cooldown", "warmup"]) == 5 + 5 + 10
 
 

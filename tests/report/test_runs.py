@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_ast.errors import ReportError
+from lightning_ast.errors import MissingPackageError, ReportError
 from lightning_ast.report import Run, read_runs
 from lightning_ast.report.runs import read_logs
 from tests.report.conftest import EPOCHS, PARTS, train
@@ -183,6 +183,6 @@ def test_errors_say_what_to_do(tmp_path: Path, logs: Path, monkeypatch: pytest.M
     with pytest.raises(ReportError, match="is a file"):
         read_runs([other])
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
-    with pytest.raises(ReportError, match=r"pip install 'lightning-ast\[report\]'"):
+    with pytest.raises(MissingPackageError, match=r"tensorboard is missing: pip install 'lightning-ast\[report\]'"):
         read_runs([logs / "tb"])
     assert len(read_runs([logs / "csv"])) == 3  # needs no TensorBoard
