@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from itertools import chain, count
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -67,12 +68,34 @@ class SavedConfig(SaveConfigCallback):
             rank_zero_info(f"lightning-ast: the configuration of this run is saved as {path}: there is a {wanted}.")
 
 
+def _file_fault(arguments: Sequence[str]) -> str | None:
+    """Name the first configuration file that is no mapping in YAML; jsonargparse does not tell which it read."""
+    import yaml  # of the extra that brings jsonargparse
+
+    for position, argument in enumerate(arguments):
+        option, equals, name = argument.partition("=")
+        if not equals:
+            name = "".join(arguments[position + 1 : position + 2])
+        if option not in ("-c", "--config") or not Path(name).is_file():  # a pipe can be read only once
+            continue
+        try:
+            content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            return f"{name}: expected a YAML file, got: {' '.join(str(error).split())}"
+        except ValueError:  # a date that does not exist, which jsonargparse takes as text
+            continue
+        if not isinstance(content, dict):
+            return f"{name}: expected settings such as `trainer: ...`, got {type(content).__name__}"
+    return None
+
+
 class CommandLine(OpenCLI):
     """Parse the arguments of a command line, the command first; make the objects and run the command."""
 
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
         defaults: dict[str, Any] = {"parser_kwargs": {"prog": "lightning-ast"}, "save_config_callback": SavedConfig}
-        super().__init__(args=list(arguments), **{**defaults, **options})
+        self._arguments = list(arguments)
+        super().__init__(args=self._arguments, **{**defaults, **options})
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser, where its packages are installed."""
@@ -87,10 +110,9 @@ class CommandLine(OpenCLI):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
                 super().parse_arguments(parser, args)
-        except UsageError:
-            raise
-        except Exception as error:  # what an odd value or file raises in jsonargparse itself
-            raise UsageError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # also what an odd value or file raises in jsonargparse itself
+            text = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            raise UsageError(_file_fault(self._arguments) or text) from error
 
     def instantiate_classes(self) -> None:
         """Make the objects; any failure of theirs is the user's to mend."""
