@@ -18,7 +18,6 @@ LAYERS = [
     "core",
     "__about__",
     "extras",
-    "run_length",
     "schedule",
     "lightning_internals",
     "mixin",

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_ast.run_length import Point, RunLength
-from lightning_ast.schedule import STAGE_CODES, Schedule
+from lightning_ast.schedule import STAGE_CODES, Point, RunLength, Schedule
 
 
 def walk(schedule: Schedule, run: RunLength) -> list[str]:

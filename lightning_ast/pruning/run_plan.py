@@ -16,8 +16,7 @@ from lightning_ast.lightning_internals.class_patch import change_class
 from lightning_ast.lightning_internals.run_limits import epoch_limit
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.loader import LoaderFacts
-from lightning_ast.run_length import RunLength
-from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.schedule import STAGE_CODES, RunLength, Schedule, Stage
 from lightning_ast.words import counted
 
 __all__ = [
@@ -105,9 +104,8 @@ class PlannedRun:
     def _steps(self, total: int) -> int:
         first, end = self.sparse_range(total)
         # by stretches of epochs alike: a run may be planned for a million epochs, and this is asked often
-        starts = sorted({0, first, end, *self.accumulate})
         steps = 0
-        for start, stop in zip(starts, [*starts[1:], total], strict=True):
+        for start, stop in itertools.pairwise([*sorted({0, first, end, *self.accumulate}), total]):
             lengths = self.pruned if first <= start < end and not self.follows else self.dense
             steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / self.dense_run.factor(start))
         return steps
