@@ -83,7 +83,6 @@ CORE_LAYERS = [
     "gate",
     "threshold",
     "large_plan",
-    "epoch_counts",
     "controller",
     "selector",
     "plan_rules",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from lightning_ast.core.epoch_counts import even_count, planned_count
+from lightning_ast.core.plan_rules import even_count, planned_count
 from lightning_ast.lightning_internals.class_patch import change_class
 from lightning_ast.lightning_internals.run_limits import epoch_limit
 from lightning_ast.mode_facts import PruneSteps
