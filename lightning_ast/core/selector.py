@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold, scalar
+from lightning_ast.core.controller import PIController, scalar
 from lightning_ast.core.gate import (
     NEARLY_ALL,
     GateName,
@@ -24,7 +24,14 @@ from lightning_ast.core.gate import (
     with_class_floor,
 )
 from lightning_ast.core.large_plan import MANY, planned
-from lightning_ast.core.threshold import ShareOf, ThresholdSolver, few_counts, rate_at_coverage, solve_threshold
+from lightning_ast.core.threshold import (
+    Average,
+    ShareOf,
+    ThresholdSolver,
+    few_counts,
+    rate_at_coverage,
+    solve_threshold,
+)
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -221,12 +228,7 @@ class SampleSelector:
         own = None if by_rank else solved
         shared: Tensor | float | None = own
         if average is not None and expected is not None:
-            total = float(solver.significance.double().sum())
-            shared, expected = averaged(average, own, expected, total)
-            if shared is not None:
-                scores = solver.significance
-                floor = solver.floor
-                shared = joint_threshold(scores, self.target, self.gate, floor=floor, guess=shared, average=average)
+            shared, expected = solver.shared(self.target, own, expected, average)
         elif average is not None and own is not None:
             shared = average(scalar(own).log()).exp()  # the controller works in logarithms
         self.expected_rate = expected

@@ -6,6 +6,7 @@ It is a share of the samples (the activation rate) or of their summed significan
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_ast.core.gate import FLOOR, GateName, keep_probability, lifted, soft_probability
 
 __all__ = [
+    "Average",
     "ShareOf",
     "SoftSums",
     "ThresholdSolver",
@@ -27,6 +29,11 @@ _Array = np.ndarray[Any, Any]
 ShareOf = Literal["samples", "significance"]
 """What a target is a share of: an activation rate of the samples, a coverage of their summed significance."""
 
+Average = Callable[[Tensor], Tensor]
+"""Averages a tensor over the processes that train together."""
+
+_GRID = torch.linspace(-8.0, 8.0, 97, dtype=torch.float64)
+"""Logarithms of the thresholds, around a first guess, at which the coverage of all batches together is computed."""
 _ROUNDING = 1e-12
 _FEWEST_COUNTS = 12  # in each octave of counts; smaller batches keep any number
 
@@ -98,6 +105,32 @@ class ThresholdSolver:
             return self._count(target) / len(self._raw)
         scores = torch.from_numpy(self._scores)
         return float(keep_probability(scores, self.threshold(target), self._gate, floor=self.floor).mean())
+
+    def shared(
+        self, coverage: float, own: float | None, expected: float, average: Average
+    ) -> tuple[Tensor | None, float]:
+        """Return the threshold at which the batches of all processes together have a coverage: as of one large batch.
+
+        ``own`` is that of this batch, None where none is wanted. The rate that is ``expected`` of it is averaged, too.
+        """
+        significance = torch.from_numpy(self._raw)
+        total = float(significance.sum())
+        # The summed significance of a batch weighs its threshold, as it would in one large batch.
+        log = 0.0 if own is None else float(torch.tensor(own, dtype=torch.float64).log())
+        mean = average(torch.tensor([log, expected, log * total, total], dtype=torch.float64))
+        if own is None:
+            return None, float(mean[1])
+        guess = (mean[2] / mean[3] if mean[3] > 0 else mean[0]).exp()
+        # The scores themselves are not exchanged: each process sums what its gate would keep at many thresholds around
+        # a guess, which is the same everywhere, and the threshold is found between two of the averaged sums.
+        thresholds = float(guess) * _GRID.exp()
+        keep = keep_probability(torch.from_numpy(self._scores), thresholds[:, None], self._gate, floor=self.floor)
+        *sums, offered = average(torch.cat([(keep * significance).sum(1), significance.sum().reshape(1)])).tolist()
+        if offered <= 0:
+            return guess, float(mean[1])
+        # From the largest threshold to the least; the sum of the soft gate is piecewise linear in 1 / threshold.
+        inverse = np.interp(coverage * offered, sums[::-1], (1 / thresholds).flip(0).numpy())
+        return torch.tensor(1 / inverse, dtype=torch.float64), float(mean[1])
 
     def _hard(self, target: float) -> float:
         scores = self._scores / self._scale

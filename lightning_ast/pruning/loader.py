@@ -147,13 +147,12 @@ class LoaderFacts:
         batching, source = source_of(loader)
         batches = int(min(len(loader), limit))
         size = len(loader.dataset)  # type: ignore[arg-type]
-        if batching == "own":  # how many samples a batch holds is known when it is drawn: until then it counts as one
-            return cls(size, batches, 1, False, batches, batching)
-        draws = len(source)
-        if batching == "ready":
-            return cls(size, draws, 1, False, batches, batching)
-        sampler = _batches_of(loader)
-        return cls(size, draws, sampler.batch_size, sampler.drop_last, batches)
+        if batching == "plain":
+            sampler = _batches_of(loader)
+            return cls(size, len(source), sampler.batch_size, sampler.drop_last, batches)
+        # How many samples a batch of the user's own sampler holds is known when it is drawn: until then it counts as
+        # one, as a ready batch does.
+        return cls(size, batches if batching == "own" else len(source), 1, False, batches, batching)
 
     def batches_of(self, samples: int) -> int:
         """Count the batches that some samples make, or may make at most where there are several short ones."""
