@@ -196,15 +196,10 @@ class Schedule:
             epochs = getattr(self, f"{stage}_epochs")
             steps = getattr(self, f"{stage}_steps")
             if epochs is not None and steps is not None:
-                found.append(
-                    f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one of them, got both: leave one "
-                    "out."
-                )
+                found.append(f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one, got both.")
             is_share = isinstance(epochs, float) and 0 <= epochs < 1
             if epochs is not None and not is_share and not _is_count(epochs):
-                whole = isinstance(epochs, float) and epochs >= 1 and epochs.is_integer()
-                hint = f" Did you mean {int(epochs)} (epochs)?" if whole else ""
-                found.append(f"{stage}_epochs: expected an int >= 0 or a float in [0, 1), got {epochs!r}.{hint}")
+                found.append(f"{stage}_epochs: expected an int >= 0 or a float in [0, 1), got {epochs!r}.")
             if steps is not None and not _is_count(steps):
                 found.append(f"{stage}_steps: expected an int >= 0 (optimizer steps), got {steps!r}.")
         return found
@@ -215,8 +210,7 @@ class Schedule:
         Where the loader has been looked at, ``batches=None`` means that it has no length. Mode ``prune`` rounds the
         stages to whole epochs.
         """
-        fault = self._manual_fault(run) if whole_epochs and run.accumulate is None else None
-        fault = fault or self._end_fault(run, batches_known=batches_known)
+        fault = self._end_fault(run, no_length=batches_known and run.batches is None, whole_epochs=whole_epochs)
         if fault is None and self.never_sparse(run):
             fault = f"{self.dense} would leave no sparse step in a run of {run}: shorten them, or train longer."
         return [] if fault is None else [fault]
@@ -244,61 +238,42 @@ class Schedule:
         first = bisect_left(range(steps), STAGE_CODES["sparse"], key=code)
         return first == steps or code(first) != STAGE_CODES["sparse"]
 
-    def _end_fault(self, run: RunLength, *, batches_known: bool) -> str | None:
+    def _end_fault(self, run: RunLength, *, no_length: bool, whole_epochs: bool) -> str | None:
         """Find settings that depend on the end of the run, where the end is not known."""
-        shares = [name for name in ("warmup_epochs", "cooldown_epochs") if _is_share(getattr(self, name))]
+        has_share = _is_share(self.warmup_epochs) or _is_share(self.cooldown_epochs)
         whole_cooldown = bool(self.cooldown_epochs) and not _is_share(self.cooldown_epochs)
-        needs_end = bool(shares or self.cooldown_epochs or self.cooldown_steps)
-        manual = run.accumulate is None
-        no_length = batches_known and run.batches is None
+        manual = run.accumulate is None  # then max_steps counts every optimizer's steps
         by_steps = run.max_steps is not None
         by_epochs = run.max_epochs is not None
         possible = (
             (
-                needs_end and not by_steps and not by_epochs,
+                whole_epochs and manual and bool(self.warmup_steps or self.cooldown_steps),
+                "mode='prune' works in whole epochs, and how many steps manual optimization makes in one is not known: "
+                "give epochs.",
+            ),
+            (
+                whole_epochs and manual and by_steps and (has_share or whole_cooldown),
+                "with manual optimization max_steps does not tell the epochs of the run: set Trainer(max_epochs=...) "
+                "instead of max_steps, or use a whole warmup without cooldown.",
+            ),
+            (
+                not by_steps and not by_epochs and (has_share or whole_cooldown or bool(self.cooldown_steps)),
                 "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...) or "
                 "Trainer(max_steps=...) (max_time does not tell how many steps there will be).",
             ),
             (
-                whole_cooldown and by_steps and manual,
-                f"cooldown_epochs={self.cooldown_epochs!r}: {_MANUAL}: give a share of the run, or cooldown_steps.",
+                whole_cooldown and ((by_steps and manual) or (no_length and not by_epochs)),
+                "the end of the run is not known in epochs, with manual optimization and max_steps, or with a "
+                "dataloader without a length: give a share of the run, or cooldown_steps.",
             ),
             (
-                whole_cooldown and not by_epochs and no_length,
-                f"cooldown_epochs={self.cooldown_epochs!r} needs a dataloader with a length: give a share of the run, "
-                "or cooldown_steps.",
-            ),
-            (
-                bool(shares) and not by_steps and no_length,
-                f"{' and '.join(shares)}: a share of the run needs a dataloader with a length, or "
-                "Trainer(max_steps=...): set it, or give whole epochs.",
-            ),
-            (
-                bool(self.cooldown_steps) and not by_steps and (manual or no_length),
-                f"cooldown_steps={self.cooldown_steps!r} needs to know the optimizer steps of the run: set "
-                "Trainer(max_steps=...), or give cooldown_epochs.",
+                not by_steps and ((has_share and no_length) or (bool(self.cooldown_steps) and (manual or no_length))),
+                "the optimizer steps of the run are not known, with a dataloader without a length or manual "
+                "optimization: set Trainer(max_steps=...), or give whole epochs.",
             ),
         )
-        return next((fault for wrong, fault in possible if wrong), None)
-
-    def _manual_fault(self, run: RunLength) -> str | None:
-        """Find settings that manual optimization does not allow where the run is planned in whole epochs."""
-        if self.warmup_steps or self.cooldown_steps:
-            return (
-                f"{self.dense}: mode='prune' works in whole epochs, and how many steps manual optimization makes in "
-                "one is not known: give epochs."
-            )
-        if run.max_steps is not None and (self.cooldown_epochs or _is_share(self.warmup_epochs)):
-            return (
-                f"{self.dense}: {_MANUAL}: set Trainer(max_epochs=...) instead of max_steps, or use a whole warmup "
-                "without cooldown."
-            )
-        return None
-
-
-_MANUAL = (
-    "with manual optimization max_steps counts every optimizer's steps, so the end of the run is not known in epochs"
-)
+        fault = next((fault for is_wrong, fault in possible if is_wrong), None)
+        return None if fault is None else f"{self.dense}: {fault}"
 
 
 def _in_epochs(part: int | float | None, total_epochs: float | None) -> float:
