@@ -85,15 +85,8 @@ def _beside_certain(
 
 
 def rate_to_cover(significance: Tensor, coverage: float, gate: GateName, *, always: Tensor | None = None) -> float:
-    """Return the share of some samples that a plan needs for a coverage, where some of them are in it for certain.
-
-    Args:
-        significance: ``(n,)``, non-negative and finite.
-        coverage: The share of the summed significance that the plan is to carry, in (0, 1].
-        gate: The gate. A hard cut over a whole data set keeps the largest scores, as ``topk`` does.
-        always: ``(n,)`` bool, the samples that are kept for certain; None for none.
-    """
-    rule: GateName = gate if gate == "soft" else "topk"
+    """Return the share of samples ``(n,)`` that a plan needs for a coverage, where ``always`` are in it for certain."""
+    rule: GateName = gate if gate == "soft" else "topk"  # a hard cut over a whole data set keeps the largest
     solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
     if always is None or not bool(always.any()):
         return solve(significance, coverage, rule, floor=floor_for(coverage))
@@ -118,9 +111,8 @@ def common_rate(
 ) -> float:
     """Return the least rate at which the parts of a data set carry a coverage together, each pruned at that rate.
 
-    Every process calls it with its own part, and all get the same rate. The arguments are those of
-    :func:`rate_to_cover`, and ``total``, a function that sums a tensor over the processes; ``share`` is the share of
-    this part's samples that are trained on at a rate of 1.
+    Every process calls it with its own part, and all get the same rate; ``total`` sums a tensor over them. The
+    ``share`` is that of this part's samples which are trained on at a rate of 1.
     """
     rule: GateName = gate if gate == "soft" else "topk"
     others = significance if always is None else significance[~always]

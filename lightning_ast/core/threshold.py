@@ -67,15 +67,10 @@ class SoftSums:
 
 
 class ThresholdSolver:
-    """Solves the thresholds of one batch, for one gate.
+    """Solves the thresholds of one batch ``(B,)``, for one gate.
 
-    Args:
-        significance: ``(B,)``, non-negative.
-        gate: The gate that the thresholds are for. The hard ones keep the fewest samples that carry a share, and the
-            threshold lies between the last of them and the next.
-        floor: The least probability of the soft gate.
-        share_of: Whether the targets are shares of the samples, or of the summed significance, which counts as equal
-            where it is 0 throughout.
+    The hard gates keep the fewest samples that carry a share, and their threshold lies between the last of them and the
+    next. A significance that is 0 throughout counts as equal. The ``floor`` is the soft gate's least probability.
     """
 
     def __init__(self, significance: Tensor, gate: GateName, *, floor: float, share_of: ShareOf) -> None:

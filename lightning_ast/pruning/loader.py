@@ -97,23 +97,14 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
             f"needs torch's DataLoader.__iter__: {kind} iterates in a way of its own, which may change the order of "
             "the batches",
         ),
-        (
-            not getattr(loader, "in_order", True),
-            "needs in_order=True: else batches arrive in an order that nobody knows",
-        ),
+        (not getattr(loader, "in_order", True), "needs in_order=True: else the order of the batches is not known"),
         (
             knows_its_place(loader) and knows_its_place(loader.dataset),
             f"restores the place in the epoch itself, and {kind} saves the state of the dataset with its own: save it "
             "in a LightningDataModule and use torch's DataLoader, or take state_dict out of the dataset",
         ),
-        (
-            not hasattr(loader.dataset, "__len__"),
-            "needs to know how many samples there are: the dataset has no __len__",
-        ),
-        (
-            not hasattr(source, "__len__"),
-            f"needs to know how many samples there are: the {'batch ' * is_own}sampler has no __len__",
-        ),
+        (not hasattr(loader.dataset, "__len__"), "needs the number of samples: the dataset has no __len__"),
+        (not hasattr(source, "__len__"), f"needs a length: the {'batch ' * is_own}sampler has no __len__"),
         (
             # A batch sampler of the user's own shares the samples out itself, or by the sampler of Lightning's.
             processes > 1 and not is_own and not isinstance(source, DistributedSampler),

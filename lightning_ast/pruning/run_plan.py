@@ -222,15 +222,12 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts) -> l
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     batches = run.pruned.batches
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
-    if type(interval) is int and by_epoch and batches < interval <= facts.batches:
+    is_unknown = facts.batching == "own" and run.follows
+    if type(interval) is int and by_epoch and (is_unknown or batches < interval <= facts.batches):
+        known = f"is more than the {counted(batches, 'batch')}"
         found.append(
-            f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
-            "would never be validated: use a share (a float), or check_val_every_n_epoch=None."
-        )
-    if type(interval) is int and by_epoch and facts.batching == "own" and run.follows:
-        found.append(
-            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
-            "beforehand with prune_steps='follow' and a batch sampler: use a share (a float), or prune_steps='keep'."
+            f"val_check_interval={interval} {'may be more than the batches' if is_unknown else known} of a pruned "
+            "epoch, which would never be validated: use a share (a float), or prune_steps='keep'."
         )
     return found
 
