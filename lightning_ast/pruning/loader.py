@@ -192,11 +192,8 @@ def draw(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Draw one epoch from a sampler, or from a batch sampler of the user's own; ``started`` is one that runs already.
 
-    The generators are left where the last index has put them.
-
-    Returns:
-        The indices ``(n,)``, the sizes ``(batches,)`` of a batch sampler's batches, and the generators' states after
-        the sampler was asked once more.
+    Return the indices ``(n,)``, the sizes ``(batches,)`` of a batch sampler's batches, and the states of the generators
+    after the sampler was asked once more. The generators are left where the last index has put them.
     """
     own = facts.batching == "own"
     source = iter(sampler) if started is None else started

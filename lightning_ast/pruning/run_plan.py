@@ -190,12 +190,11 @@ def rounded_stages(run: PlannedRun) -> str | None:
         return None
     asked = run.schedule.dense_epochs(total, run.dense_run)
     first, end = run.sparse_range(total)
-    planned = (first, total - end)
-    if all(abs(one - other) < 1e-6 for one, other in zip(asked, planned, strict=True)):
+    if max(abs(asked[0] - first), abs(asked[1] - (total - end))) < 1e-6:
         return None
     return (
-        f"mode='prune' works in whole epochs: of {total} epochs the first {planned[0]} are the warmup and the last "
-        f"{planned[1]} the cooldown ({run.schedule.dense} would be {asked[0]:.3g} and {asked[1]:.3g})."
+        f"mode='prune' works in whole epochs: of {total} epochs the first {first} are the warmup and the last "
+        f"{total - end} the cooldown ({run.schedule.dense} would be {asked[0]:.3g} and {asked[1]:.3g})."
     )
 
 
