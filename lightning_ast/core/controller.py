@@ -155,9 +155,7 @@ class PIController:
         return scalar(max(low, min(high, threshold)))
 
     def aim(self, target: float) -> float:
-        """Return the coverage to ask of a batch that is cut without a threshold, so that the running one is
-        ``target``.
-        """
+        """Return the coverage to ask of a batch without a threshold, for a running one of ``target``."""
         # The fewest samples that carry a coverage carry a little more than it.
         return min(1.0, target / self._correction(target)) if self.uses_feedforward else target
 

@@ -51,10 +51,9 @@ class Kept:
 def norms_at(
     loss: Tensor, edges: Sequence[GradientEdge], places: Sequence[Place], *, weight: float = 1.0
 ) -> Tensor | None:
-    """Take the norms ``(B,)`` of the samples' rows of a loss's gradient over several places of its graph, which is
-    kept.
+    """Take the norms ``(B,)`` of the samples' rows of a loss's gradient, times ``weight``, over places of its graph.
 
-    ``weight`` is the factor of the gradient. Return None where no gradient arrives.
+    The graph is kept. Return None where no gradient arrives.
     """
     root, seed = below_ddp(loss)
     seed = (torch.ones_like(loss) if seed is None else seed) * weight

@@ -20,7 +20,6 @@ __all__ = [
     "ShareOf",
     "SoftSums",
     "ThresholdSolver",
-    "few_counts",
     "rate_at_coverage",
     "solve_threshold",
 ]
@@ -100,6 +99,21 @@ class ThresholdSolver:
             return self._count(target) / len(self._raw)
         scores = torch.from_numpy(self._scores)
         return float(keep_probability(scores, self.threshold(target), self._gate, floor=self.floor).mean())
+
+    def with_few_counts(self, threshold: float, generator: torch.Generator) -> float:
+        """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
+
+        The expected count is rounded down or up at random, so that its mean stays the same. The scores are on the CPU,
+        and the targets shares of the samples.
+        """
+        scores = self.significance.numpy()
+        size = len(scores)  # a GPU prepares its kernels anew for each, which may cost more than the step
+        expected = float(soft_probability(scores, threshold, self.floor).sum(dtype=np.float64))
+        apart = 2 ** math.floor(math.log2(max(1.0, expected / _FEWEST_COUNTS)))
+        if apart == 1 or expected > size - apart:
+            return threshold
+        count = apart * math.floor(expected / apart + float(torch.rand(1, generator=generator, dtype=torch.float64)))
+        return self.threshold(count / size)
 
     def shared(
         self, coverage: float, own: float | None, expected: float, average: Average
@@ -193,19 +207,3 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
         (0.5, 0.7)
     """
     return ThresholdSolver(significance, gate, floor=floor, share_of="significance").rate(coverage)
-
-
-def few_counts(solver: ThresholdSolver, threshold: float, generator: torch.Generator) -> float:
-    """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
-
-    The expected count is rounded down or up at random, so that its mean stays the same. The solver is one for shares of
-    the samples, whose scores are on the CPU.
-    """
-    scores = solver.significance.numpy()
-    size = len(scores)  # a GPU prepares its kernels anew for each, which may cost more than the step
-    expected = float(soft_probability(scores, threshold, solver.floor).sum(dtype=np.float64))
-    apart = 2 ** math.floor(math.log2(max(1.0, expected / _FEWEST_COUNTS)))
-    if apart == 1 or expected > size - apart:
-        return threshold
-    count = apart * math.floor(expected / apart + float(torch.rand(1, generator=generator, dtype=torch.float64)))
-    return solver.threshold(count / size)

@@ -183,7 +183,6 @@ class PrunedEpochs:
         self._enter(RunningEpoch(epoch, stage, lengths is not None, run.dense if lengths is None else lengths))
 
     def _enter(self, epoch: RunningEpoch) -> None:
-        """Make this the running epoch."""
         run = self.run
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
