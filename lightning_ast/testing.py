@@ -87,8 +87,8 @@ class PartialBackwardCheck:
             return []
         why = f"fewer than {FEWEST_VALUES} values a channel among the selected rows: check more samples"
         if self.batchnorm == "exact":
-            share = _percent(self.selected_flops_share)
-            why = f"batchnorm='exact' costs that; with 'selected', a run's default, the share of the FLOPs is {share}"
+            why = "batchnorm='exact' costs that; with 'selected', the default of a run, the share of the FLOPs is "
+            why += _percent(self.selected_flops_share)
         return [f"  BatchNorm, and all that lies before it: {why}"]
 
 
