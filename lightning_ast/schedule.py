@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
@@ -174,20 +174,18 @@ class Schedule:
         return at.epochs + _ROUNDING < (self.warmup_epochs or 0)
 
     def _cools_down(self, at: Point, run: RunLength) -> bool:
-        left: float | None
-        if not (self.cooldown_steps or self.cooldown_epochs):
+        length = self.cooldown_epochs if self.cooldown_steps is None else self.cooldown_steps
+        if not length:
             return False
+        left: float | None
         if self.cooldown_steps is not None:
             left = run.steps_left(at)
-            length = float(self.cooldown_steps)
-        elif isinstance(self.cooldown_epochs, float):
+        elif isinstance(length, float):
             done = run.share_done(at)
             left = None if done is None else 1 - done
-            length = self.cooldown_epochs
         else:
             left = run.epochs_left(at)
-            length = float(self.cooldown_epochs or 0)
-        return length > 0 and left is not None and left <= length + _ROUNDING
+        return left is not None and left <= length + _ROUNDING
 
     def setting_faults(self) -> list[str]:
         """Find what is wrong with the settings on their own."""
@@ -218,22 +216,21 @@ class Schedule:
     def never_sparse(self, run: RunLength) -> bool:
         """Tell whether it is certain that the run has no sparse step."""
         if run.steps is not None and run.batches is not None and run.accumulate is not None:
-            return self._all_dense(run.steps, lambda step: Point(run.epochs_at(step) or 0.0, step), run)
+            return self._all_dense(run.steps, run)
         ends_by_epochs = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
-        if run.max_steps is not None and not ends_by_epochs:
-            steps_alone = RunLength(max_steps=run.max_steps)
-            if self._all_dense(run.max_steps, lambda step: Point(0.0, step), steps_alone):
-                return True
+        by_steps = RunLength(max_steps=run.max_steps)
+        if run.max_steps is not None and not ends_by_epochs and self._all_dense(run.max_steps, by_steps):
+            return True
         parts = (self.warmup_epochs, self.cooldown_epochs)
         return run.max_epochs is not None and (
             sum(_in_epochs(part, run.max_epochs) for part in parts) + _ROUNDING >= run.max_epochs
         )
 
-    def _all_dense(self, steps: int, point: Callable[[int], Point], run: RunLength) -> bool:
+    def _all_dense(self, steps: int, run: RunLength) -> bool:
         """Tell whether no step is sparse; the stages follow one another, so that few steps need a look."""
 
         def code(step: int) -> int:
-            return STAGE_CODES[self.stage(point(step), run)]
+            return STAGE_CODES[self.stage(Point(run.epochs_at(step) or 0.0, step), run)]
 
         first = bisect_left(range(steps), STAGE_CODES["sparse"], key=code)
         return first == steps or code(first) != STAGE_CODES["sparse"]

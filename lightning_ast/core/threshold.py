@@ -77,7 +77,8 @@ class ThresholdSolver:
         self.floor = floor
         self._gate: GateName = gate
         self._of_samples = share_of == "samples"
-        self._raw = _on_host(significance)
+        # On the host many small operations take a tenth of a device's time.
+        self._raw = significance.detach().cpu().double().numpy()
         self._scores = lifted(self._raw)
         self._scale = 1.0 if self._of_samples else self._scores.max()
         self._sums: SoftSums | None = None
@@ -88,7 +89,7 @@ class ThresholdSolver:
             return self._hard(target)
         if self._sums is None:
             values = None if self._of_samples else _shares(self._raw)
-            self._sums = SoftSums(self._scores if values is None else self._scores / self._scale, values, self.floor)
+            self._sums = SoftSums(self._scores / self._scale, values, self.floor)
         return float(self._scale * self._sums.threshold(target))
 
     def rate(self, target: float) -> float:
@@ -156,14 +157,6 @@ class ThresholdSolver:
             return min(size, max(1, round(target * size)))
         carried = np.sort(_shares(self._raw))[::-1].cumsum()
         return min(size, int(carried.searchsorted(target * (1 - _ROUNDING))) + 1)
-
-
-def _on_host(values: Tensor) -> _Array:
-    # There, many small operations take a tenth of a device's time.
-    values = values.detach().cpu()
-    if values.dtype is torch.bfloat16:  # which numpy does not know
-        values = values.float()
-    return values.numpy().astype(np.float64, copy=False)
 
 
 def _shares(raw: _Array) -> _Array:

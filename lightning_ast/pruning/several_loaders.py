@@ -75,7 +75,7 @@ class SeveralEpochs(PrunedEpochs):
                 "one sample",
             ),
             (
-                self._steps != "keep" and self._planner.counts_alike,
+                self._planner.steps != "keep" and self._planner.counts_alike,
                 "batches that keep their sizes and count each sample alike: use target_activation_rate, "
                 "prune_steps='replan' or 'follow', and no weighting",
             ),

@@ -15,7 +15,7 @@ from lightning_ast.report.derive import (
     last_epoch,
 )
 from lightning_ast.report.series import Run
-from lightning_ast.words import percent, readable
+from lightning_ast.words import readable
 
 __all__ = ["GENERATOR", "SOFTWARE", "Picture", "Summary", "reference", "render", "summarize", "table"]
 
@@ -182,7 +182,7 @@ def _cost(value: float | None, base: float | None, digits: int) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else percent(value)
+    return "" if value is None else f"{value:.1%}"
 
 
 def _accuracy(value: float | None, base: float | None) -> str:
