@@ -45,14 +45,12 @@ class RunLength:
     @property
     def epochs(self) -> float | None:
         """Return the length of the run in epochs, or None where no limit tells."""
-        by_steps = None if self.max_steps is None else self.epochs_at(self.max_steps)
-        return _least(self.max_epochs, by_steps)
+        return self.epochs_left(Point(0, 0))
 
     @property
     def steps(self) -> int | None:
         """Return the length of the run in optimizer steps, or None where no limit tells."""
-        by_epochs = None if self.max_epochs is None else self.steps_at(self.max_epochs)
-        return _least(self.max_steps, by_epochs)
+        return self.steps_left(Point(0, 0))
 
     def steps_at(self, epochs: float) -> int | None:
         """Count the optimizer steps of so many epochs; None where the length of an epoch is not known."""
