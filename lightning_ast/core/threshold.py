@@ -15,14 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.gate import FLOOR, GateName, keep_probability, lifted, soft_probability
 
-__all__ = [
-    "Average",
-    "ShareOf",
-    "SoftSums",
-    "ThresholdSolver",
-    "rate_at_coverage",
-    "solve_threshold",
-]
+__all__ = ["Average", "ShareOf", "SoftSums", "ThresholdSolver", "rate_at_coverage", "solve_threshold"]
 
 _Array = np.ndarray[Any, Any]
 ShareOf = Literal["samples", "significance"]

@@ -275,7 +275,7 @@ def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer, *, parted: boo
         (trainer.limit_train_batches == 1.0, "whole epochs: leave limit_train_batches and overfit_batches out"),
         (
             not isinstance(interval, float) or interval == 1.0,
-            f"val_check_interval=1.0, or a number of batches: of how many {interval} is a share is not known before",
+            f"val_check_interval=1.0, or a number of batches: {interval} is a share of a number that is not known",
         ),
     ]
     return [f"a sample_filter needs {need}." for holds, need in needs if not holds]
