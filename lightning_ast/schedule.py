@@ -237,22 +237,18 @@ class Schedule:
         """Find settings that depend on the end of the run, where the end is not known."""
         has_share = _is_share(self.warmup_epochs) or _is_share(self.cooldown_epochs)
         whole_cooldown = bool(self.cooldown_epochs) and not _is_share(self.cooldown_epochs)
+        needs_end = has_share or whole_cooldown or bool(self.cooldown_steps)
         manual = run.accumulate is None  # then max_steps counts every optimizer's steps
         by_steps = run.max_steps is not None
         by_epochs = run.max_epochs is not None
         possible = (
             (
-                whole_epochs and manual and bool(self.warmup_steps or self.cooldown_steps),
+                whole_epochs and manual and bool(self.warmup_steps or self.cooldown_steps or (by_steps and needs_end)),
                 "mode='prune' works in whole epochs, and how many steps manual optimization makes in one is not known: "
-                "give epochs.",
+                "give epochs, and set Trainer(max_epochs=...) instead of max_steps.",
             ),
             (
-                whole_epochs and manual and by_steps and (has_share or whole_cooldown),
-                "with manual optimization max_steps does not tell the epochs of the run: set Trainer(max_epochs=...) "
-                "instead of max_steps, or use a whole warmup without cooldown.",
-            ),
-            (
-                not by_steps and not by_epochs and (has_share or whole_cooldown or bool(self.cooldown_steps)),
+                needs_end and not by_steps and not by_epochs,
                 "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...) or "
                 "Trainer(max_steps=...) (max_time does not tell how many steps there will be).",
             ),
