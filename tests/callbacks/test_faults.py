@@ -267,7 +267,7 @@ CASES = [
         data=lambda d: DataLoader(dataset(d), batch_sampler=[0, 1, 2]),
     ),
     prune(
-        "two loaders", "several dataloaders needs one batch of each", trainer=LONGER,
+        "two loaders", "several dataloaders needs as many batches of each", trainer=LONGER,
         data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}, "max_size"),
     ),
     prune(
