@@ -1,4 +1,4 @@
-"""The schedule of a run: which stage a point of the run belongs to, and what is wrong with the schedule as text.
+"""The length of a run, its schedule, and which stage a point of the run belongs to.
 
 Decisions alone: nothing here knows Lightning. The callbacks read the trainer and ask.
 """
@@ -6,18 +6,104 @@ Decisions alone: nothing here knows Lightning. The callbacks read the trainer an
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, TypeVar
 
-from lightning_ast.run_length import Point, RunLength
+from lightning_ast.words import counted
 
-__all__ = ["STAGE_CODES", "Schedule", "Stage"]
+__all__ = ["STAGE_CODES", "Point", "RunLength", "Schedule", "Stage"]
 
+N = TypeVar("N", int, float)
 Stage = Literal["warmup", "sparse", "cooldown"]
 STAGE_CODES: dict[Stage, int] = {"warmup": 0, "sparse": 1, "cooldown": 2}
 _ROUNDING = 1e-9  # 0.29 * 100 epochs are 28.999999999999996: no stage may end a batch late for that
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a run: where an optimizer step begins."""
+
+    epochs: float  # done, with the share of the running one
+    steps: int  # done, as trainer.global_step counts them: of every optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLength:
+    """The limits of a run, as far as they are known; the one that is reached first ends it."""
+
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    batches: int | None = None  # of an epoch; the loader may even be endless
+    # The batches to an optimizer step from each of these epochs on, the first of which is 0. Not known under manual
+    # optimization, where the module steps when it likes, and with as many optimizers as it likes.
+    accumulate: Mapping[int, int] | None = None
+
+    @property
+    def epochs(self) -> float | None:
+        """Return the length of the run in epochs, or None where no limit tells."""
+        return self.epochs_left(Point(0, 0))
+
+    @property
+    def steps(self) -> int | None:
+        """Return the length of the run in optimizer steps, or None where no limit tells."""
+        return self.steps_left(Point(0, 0))
+
+    def steps_at(self, epochs: float) -> int | None:
+        """Count the optimizer steps of so many epochs; None where the length of an epoch is not known."""
+        if self.batches is None or self.accumulate is None:
+            return None
+        whole = math.floor(epochs + _ROUNDING)
+        steps = 0
+        for start, stop in pairwise([*sorted(self.accumulate), sys.maxsize]):
+            steps += max(0, min(stop, whole) - start) * math.ceil(self.batches / self.accumulate[start])
+        return steps + round((epochs - whole) * self.batches) // self.factor(whole)
+
+    def epochs_at(self, steps: int) -> float | None:
+        """Convert optimizer steps to the epochs that they make; None where the length of an epoch is not known."""
+        if self.batches is None or self.accumulate is None:
+            return None
+        for start, stop in pairwise([*sorted(self.accumulate), sys.maxsize]):
+            factor = self.accumulate[start]
+            in_epoch = math.ceil(self.batches / factor)
+            if steps < (stop - start) * in_epoch:
+                break
+            steps -= (stop - start) * in_epoch
+        return start + steps // in_epoch + (steps % in_epoch) * factor / self.batches
+
+    def share_done(self, at: Point) -> float | None:
+        """Return the share of the run that is done, in [0, 1], or None in a run without limits."""
+        by_epochs = None if self.max_epochs is None else at.epochs / self.max_epochs
+        by_steps = None if self.max_steps is None else at.steps / self.max_steps
+        return max((share for share in (by_epochs, by_steps) if share is not None), default=None)
+
+    def epochs_left(self, at: Point) -> float | None:
+        """Count the epochs that are still to come, or None where no limit tells."""
+        by_epochs = None if self.max_epochs is None else self.max_epochs - at.epochs
+        by_steps = None
+        if self.max_steps is not None and (end := self.epochs_at(self.max_steps)) is not None:
+            by_steps = end - (self.epochs_at(at.steps) or 0.0)
+        return _least(by_epochs, by_steps)
+
+    def steps_left(self, at: Point) -> int | None:
+        """Count the optimizer steps that are still to come, or None where no limit tells."""
+        by_steps = None if self.max_steps is None else self.max_steps - at.steps
+        by_epochs = None
+        if self.max_epochs is not None and (end := self.steps_at(self.max_epochs)) is not None:
+            by_epochs = end - (self.steps_at(at.epochs) or 0)
+        return _least(by_steps, by_epochs)
+
+    def factor(self, epoch: int) -> int:
+        """Return the batches to an optimizer step in an epoch, which must be known."""
+        assert self.accumulate is not None
+        return self.accumulate[max(start for start in self.accumulate if start <= max(0, epoch))]
+
+    def __str__(self) -> str:
+        known = ((self.epochs, "epoch"), (self.steps, "optimizer step"))
+        return " and ".join(counted(number, noun) for number, noun in known if number is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +160,8 @@ class Schedule:
             raise ValueError("stages in optimizer steps are not known in epochs: ask for the stage of a batch.")
         if dense is not None and self.warmup_steps:
             warmup = dense.epochs_at(self.warmup_steps) or 0.0
-        if dense is not None and self.cooldown_steps and total_epochs is not None:
-            cooldown = self.cooldown_steps / dense.steps_per_epoch(math.ceil(total_epochs) - 1)
+        if dense is not None and dense.batches is not None and self.cooldown_steps and total_epochs is not None:
+            cooldown = self.cooldown_steps / math.ceil(dense.batches / dense.factor(math.ceil(total_epochs) - 1))
         return warmup, cooldown
 
     def _warms_up(self, at: Point, run: RunLength) -> bool:
@@ -86,20 +172,18 @@ class Schedule:
         return at.epochs + _ROUNDING < (self.warmup_epochs or 0)
 
     def _cools_down(self, at: Point, run: RunLength) -> bool:
-        left: float | None
-        if not (self.cooldown_steps or self.cooldown_epochs):
+        length = self.cooldown_epochs if self.cooldown_steps is None else self.cooldown_steps
+        if not length:
             return False
+        left: float | None
         if self.cooldown_steps is not None:
             left = run.steps_left(at)
-            length = float(self.cooldown_steps)
-        elif isinstance(self.cooldown_epochs, float):
+        elif isinstance(length, float):
             done = run.share_done(at)
             left = None if done is None else 1 - done
-            length = self.cooldown_epochs
         else:
             left = run.epochs_left(at)
-            length = float(self.cooldown_epochs or 0)
-        return length > 0 and left is not None and left <= length + _ROUNDING
+        return left is not None and left <= length + _ROUNDING
 
     def setting_faults(self) -> list[str]:
         """Find what is wrong with the settings on their own."""
@@ -108,15 +192,10 @@ class Schedule:
             epochs = getattr(self, f"{stage}_epochs")
             steps = getattr(self, f"{stage}_steps")
             if epochs is not None and steps is not None:
-                found.append(
-                    f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one of them, got both: leave one "
-                    "out."
-                )
+                found.append(f"{stage}_epochs={epochs!r} and {stage}_steps={steps!r}: expected one, got both.")
             is_share = isinstance(epochs, float) and 0 <= epochs < 1
             if epochs is not None and not is_share and not _is_count(epochs):
-                whole = isinstance(epochs, float) and epochs >= 1 and epochs.is_integer()
-                hint = f" Did you mean {int(epochs)} (epochs)?" if whole else ""
-                found.append(f"{stage}_epochs: expected an int >= 0 or a float in [0, 1), got {epochs!r}.{hint}")
+                found.append(f"{stage}_epochs: expected an int >= 0 or a float in [0, 1), got {epochs!r}.")
             if steps is not None and not _is_count(steps):
                 found.append(f"{stage}_steps: expected an int >= 0 (optimizer steps), got {steps!r}.")
         return found
@@ -127,8 +206,7 @@ class Schedule:
         Where the loader has been looked at, ``batches=None`` means that it has no length. Mode ``prune`` rounds the
         stages to whole epochs.
         """
-        fault = self._manual_fault(run) if whole_epochs and run.accumulate is None else None
-        fault = fault or self._end_fault(run, batches_known=batches_known)
+        fault = self._end_fault(run, no_length=batches_known and run.batches is None, whole_epochs=whole_epochs)
         if fault is None and self.never_sparse(run):
             fault = f"{self.dense} would leave no sparse step in a run of {run}: shorten them, or train longer."
         return [] if fault is None else [fault]
@@ -136,81 +214,57 @@ class Schedule:
     def never_sparse(self, run: RunLength) -> bool:
         """Tell whether it is certain that the run has no sparse step."""
         if run.steps is not None and run.batches is not None and run.accumulate is not None:
-            return self._all_dense(run.steps, lambda step: Point(run.epochs_at(step) or 0.0, step), run)
+            return self._all_dense(run.steps, run)
         ends_by_epochs = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
-        if run.max_steps is not None and not ends_by_epochs:
-            steps_alone = RunLength(max_steps=run.max_steps)
-            if self._all_dense(run.max_steps, lambda step: Point(0.0, step), steps_alone):
-                return True
+        by_steps = RunLength(max_steps=run.max_steps)
+        if run.max_steps is not None and not ends_by_epochs and self._all_dense(run.max_steps, by_steps):
+            return True
         parts = (self.warmup_epochs, self.cooldown_epochs)
         return run.max_epochs is not None and (
             sum(_in_epochs(part, run.max_epochs) for part in parts) + _ROUNDING >= run.max_epochs
         )
 
-    def _all_dense(self, steps: int, point: Callable[[int], Point], run: RunLength) -> bool:
+    def _all_dense(self, steps: int, run: RunLength) -> bool:
         """Tell whether no step is sparse; the stages follow one another, so that few steps need a look."""
 
         def code(step: int) -> int:
-            return STAGE_CODES[self.stage(point(step), run)]
+            return STAGE_CODES[self.stage(Point(run.epochs_at(step) or 0.0, step), run)]
 
         first = bisect_left(range(steps), STAGE_CODES["sparse"], key=code)
         return first == steps or code(first) != STAGE_CODES["sparse"]
 
-    def _end_fault(self, run: RunLength, *, batches_known: bool) -> str | None:
+    def _end_fault(self, run: RunLength, *, no_length: bool, whole_epochs: bool) -> str | None:
         """Find settings that depend on the end of the run, where the end is not known."""
-        shares = [name for name in ("warmup_epochs", "cooldown_epochs") if _is_share(getattr(self, name))]
+        has_share = _is_share(self.warmup_epochs) or _is_share(self.cooldown_epochs)
         whole_cooldown = bool(self.cooldown_epochs) and not _is_share(self.cooldown_epochs)
-        needs_end = bool(shares or self.cooldown_epochs or self.cooldown_steps)
-        manual = run.accumulate is None
-        no_length = batches_known and run.batches is None
+        needs_end = has_share or whole_cooldown or bool(self.cooldown_steps)
+        manual = run.accumulate is None  # then max_steps counts every optimizer's steps
         by_steps = run.max_steps is not None
         by_epochs = run.max_epochs is not None
         possible = (
+            (
+                whole_epochs and manual and bool(self.warmup_steps or self.cooldown_steps or (by_steps and needs_end)),
+                "mode='prune' works in whole epochs, and how many steps manual optimization makes in one is not known: "
+                "give epochs, and set Trainer(max_epochs=...) instead of max_steps.",
+            ),
             (
                 needs_end and not by_steps and not by_epochs,
                 "a cooldown or a share of the run needs a run of known length: set Trainer(max_epochs=...) or "
                 "Trainer(max_steps=...) (max_time does not tell how many steps there will be).",
             ),
             (
-                whole_cooldown and by_steps and manual,
-                f"cooldown_epochs={self.cooldown_epochs!r}: {_MANUAL}: give a share of the run, or cooldown_steps.",
+                whole_cooldown and ((by_steps and manual) or (no_length and not by_epochs)),
+                "the end of the run is not known in epochs, with manual optimization and max_steps, or with a "
+                "dataloader without a length: give a share of the run, or cooldown_steps.",
             ),
             (
-                whole_cooldown and not by_epochs and no_length,
-                f"cooldown_epochs={self.cooldown_epochs!r} needs a dataloader with a length: give a share of the run, "
-                "or cooldown_steps.",
-            ),
-            (
-                bool(shares) and not by_steps and no_length,
-                f"{' and '.join(shares)}: a share of the run needs a dataloader with a length, or "
-                "Trainer(max_steps=...): set it, or give whole epochs.",
-            ),
-            (
-                bool(self.cooldown_steps) and not by_steps and (manual or no_length),
-                f"cooldown_steps={self.cooldown_steps!r} needs to know the optimizer steps of the run: set "
-                "Trainer(max_steps=...), or give cooldown_epochs.",
+                not by_steps and ((has_share and no_length) or (bool(self.cooldown_steps) and (manual or no_length))),
+                "the optimizer steps of the run are not known, with a dataloader without a length or manual "
+                "optimization: set Trainer(max_steps=...), or give whole epochs.",
             ),
         )
-        return next((fault for wrong, fault in possible if wrong), None)
-
-    def _manual_fault(self, run: RunLength) -> str | None:
-        """Find settings that manual optimization does not allow where the run is planned in whole epochs."""
-        if self.warmup_steps or self.cooldown_steps:
-            return (
-                f"{self.dense}: mode='prune' works in whole epochs, and how many steps manual optimization makes in "
-                "one is not known: give epochs."
-            )
-        if run.max_steps is not None and (self.cooldown_epochs or _is_share(self.warmup_epochs)):
-            return (
-                f"{self.dense}: {_MANUAL}: set Trainer(max_epochs=...) instead of max_steps, or use a whole warmup "
-                "without cooldown."
-            )
-        return None
-
-
-_MANUAL = (
-    "with manual optimization max_steps counts every optimizer's steps, so the end of the run is not known in epochs"
-)
+        fault = next((fault for is_wrong, fault in possible if is_wrong), None)
+        return None if fault is None else f"{self.dense}: {fault}"
 
 
 def _in_epochs(part: int | float | None, total_epochs: float | None) -> float:
@@ -225,3 +279,7 @@ def _is_share(part: int | float | None) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _least(one: N | None, other: N | None) -> N | None:
+    return min((value for value in (one, other) if value is not None), default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,11 +80,10 @@ class PartialBackwardCheck:
         """Tell why a BatchNorm ran over all rows, and what else it would cost."""
         if not any(map(is_batchnorm, self.dense_ops)):
             return []
+        why = f"fewer than {FEWEST_VALUES} values a channel among the selected rows: check more samples"
         if self.batchnorm == "exact":
             why = "batchnorm='exact' costs that; with 'selected', the default of a run, the share of the FLOPs is "
             why += _percent(self.selected_flops_share)
-        else:
-            why = f"fewer than {FEWEST_VALUES} values a channel among the selected rows: check more samples"
         return [f"  BatchNorm, and all that lies before it: {why}"]
 
 
@@ -173,9 +172,9 @@ def _both_ways(
     take = module.select_batch if overrides(module, "select_batch") else None
     trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
 
-    def gradients(
-        execution: Execution, count: AbstractContextManager[Any], how: BatchNormBackward, ops: Counter[str]
-    ) -> dict[str, Tensor]:
+    def run(execution: Execution, how: BatchNormBackward) -> tuple[dict[str, Tensor], Counter[str], float | None]:
+        ops = Counter[str]()
+        flops = None if execution == "mask" or compiled_parts(module) else BackwardFlops()
         kept = Kept(indices.to(next(module.parameters()).device))
         gate = BatchGate(size, lambda norms: kept, execution=execution, batchnorm=how, dense_ops=ops)
         gate.settle(kept)  # the same samples in both
@@ -186,22 +185,17 @@ def _both_ways(
             if not found.entries:
                 raise entry_error(found.unclear, size)
             gate.open(value, found.entries)
-            with count:
+            with flops or nullcontext():
                 value.backward()  # type: ignore[no-untyped-call]
             gate.close()
             trace.release()  # of use for the first alone: the graph of the second has the same form
-            return {name: _real(p) for name, p in module.named_parameters() if p.requires_grad}
-
-    def over_rows(how: BatchNormBackward) -> tuple[dict[str, Tensor], Counter[str], float | None]:
-        ops = Counter[str]()
-        flops = None if compiled_parts(module) else BackwardFlops()
-        got = gradients("partial", flops or nullcontext(), how, ops)
+            got = {name: _real(p) for name, p in module.named_parameters() if p.requires_grad}
         return got, ops, None if flops is None or uncounted(ops) else flops.executed_share
 
-    masked = gradients("mask", nullcontext(), batchnorm, Counter[str]())
-    partial, dense_ops, share = over_rows(batchnorm)
+    masked, _, _ = run("mask", batchnorm)
+    partial, dense_ops, share = run("partial", batchnorm)
     needs_third = batchnorm == "exact" and any(map(is_batchnorm, dense_ops))
-    return masked, partial, dense_ops, share, over_rows("selected")[2] if needs_third else None
+    return masked, partial, dense_ops, share, run("partial", "selected")[2] if needs_third else None
 
 
 def _relative(want: Tensor, got: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Texts that many messages need: counts, shares, times and sizes in words, names of any bytes, changed settings."""
+"""Texts that many messages need: counts, times and sizes in words, names of any bytes, changed settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["aligned", "changes", "counted", "percent", "readable", "size_words", "time_words"]
+__all__ = ["aligned", "changes", "counted", "readable", "size_words", "time_words"]
 
 
 def counted(number: float, noun: str) -> str:
@@ -63,16 +63,6 @@ def size_words(size: int) -> str:
         if size < 1000 << power:
             return f"{size / (1 << power):.3g} {unit}"
     return f"{size / (1 << 30):.3g} GiB"
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """Format a share as a percentage.
-
-    Example:
-        >>> percent(0.196)
-        '19.6%'
-    """
-    return f"{share:.{digits}%}"
 
 
 def readable(text: str) -> str:

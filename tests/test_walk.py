@@ -23,7 +23,7 @@ PACKAGE = f"{ROOT / 'lightning_ast'}/"
 MODES = get_args(Mode)
 HELPERS = (
     "core/(batch/|partial/|losses/|dependence/records|entries/(layout|node_facts))|lightning_internals/"
-    "|(schedule|run_length|mode_facts|mixin)\\.py"
+    "|(schedule|mode_facts|mixin)\\.py"
 )
 """What the page says that it leaves out."""
 SPARSE_STEP = 14  # the warmup has 9 steps; the batches before this one are those that are traced and counted

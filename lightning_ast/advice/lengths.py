@@ -9,6 +9,7 @@ from lightning_ast.advice.measured import RunFacts, ValidationFacts
 from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun, pruned_lengths
+from lightning_ast.schedule import RunLength
 
 __all__ = ["Lengths", "run_lengths", "validations"]
 
@@ -61,9 +62,12 @@ def _pruned_lengths(run: RunFacts, rate: float) -> Lengths:
         schedule=run.schedule,
         dense=EpochLengths(samples, run.batches_per_epoch),
         pruned=pruned,
-        accumulate=run.accumulate,
-        max_epochs=run.max_epochs,
-        max_steps=run.max_steps,
+        dense_run=RunLength(
+            max_epochs=run.max_epochs,
+            max_steps=run.max_steps,
+            batches=run.batches_per_epoch,
+            accumulate=run.accumulate,
+        ),
         follows=run.prune_steps == "follow",
     )
     epochs = plan.total_epochs or 0

@@ -21,8 +21,7 @@ from lightning_ast.lightning_internals.run_limits import accumulation, epoch_lim
 from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
-from lightning_ast.run_length import RunLength
-from lightning_ast.schedule import Schedule
+from lightning_ast.schedule import RunLength, Schedule
 from lightning_ast.selection.faults import two_target_faults
 from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings

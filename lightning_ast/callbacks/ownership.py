@@ -32,10 +32,8 @@ def begin_use(trainer: pl.Trainer, *parts: object) -> None:
             if user is not None and user.state.status == TrainerStatus.RUNNING:
                 name = type(part).__name__
                 raise ConfigurationError(
-                    [
-                        f"this {name} object belongs to a fit that is still running, and one object serves one fit at "
-                        f"a time: give each Trainer a {name} of its own."
-                    ]
+                    f"this {name} object belongs to a fit that is still running, and one object serves one fit at "
+                    f"a time: give each Trainer a {name} of its own."
                 )
         for part in wanted:
             _users[part] = weakref.ref(trainer)  # all or none: a refused fit must not take the controller along

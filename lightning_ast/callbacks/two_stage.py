@@ -13,8 +13,7 @@ from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.run_limits import first_callback, run_length
 from lightning_ast.mode_facts import MODE_FACTS
-from lightning_ast.run_length import Point
-from lightning_ast.schedule import Schedule, Stage
+from lightning_ast.schedule import Point, Schedule, Stage
 from lightning_ast.selection.setting_faults import rate_faults
 from lightning_ast.words import counted
 

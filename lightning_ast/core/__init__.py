@@ -19,7 +19,6 @@ from lightning_ast.core.batch.samples import batch_size_of, select_batch
 from lightning_ast.core.controller import PIController
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import EntryFinder
-from lightning_ast.core.epoch_counts import even_count, planned_count
 from lightning_ast.core.gate import Selection, keep_probability, select
 from lightning_ast.core.gradient_gate import BatchGate, Kept
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
@@ -30,7 +29,7 @@ from lightning_ast.core.partial.gradient import RowGradient
 from lightning_ast.core.partial.memory import densify
 from lightning_ast.core.partial.selection import keep_rows, select_rows
 from lightning_ast.core.plain_loop import GradientGate
-from lightning_ast.core.plan_rules import PlanRules
+from lightning_ast.core.plan_rules import PlanRules, even_count, planned_count
 from lightning_ast.core.plan_sampler import SignificanceSampler
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.significance import compute_significance

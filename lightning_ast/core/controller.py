@@ -1,27 +1,14 @@
-"""Step 5, the threshold: turn the activation rate, or the coverage, so far into the threshold of the next gate.
-
-In several processes, ``joint_threshold`` is the one at which their batches together have a coverage.
-"""
+"""Step 5, the threshold: turn the activation rate, or the coverage, so far into the threshold of the next gate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import GateName, keep_probability, lift_zeros
-
-__all__ = ["Average", "PIController", "averaged", "joint_threshold", "scalar"]
-
-Average = Callable[[Tensor], Tensor]
-"""Averages a tensor over the processes that train together."""
-
-_GRID = torch.linspace(-8.0, 8.0, 97, dtype=torch.float64)
-"""Logarithms of the thresholds, around a first guess, at which the coverage of all batches together is computed."""
+__all__ = ["PIController", "scalar"]
 
 _LARGEST_STEP = 2.0  # in the threshold's logarithm: a batch counts as at most 7.4 times off
 _NOTHING = math.log(1e-25)  # below: a batch whose significance is 0 throughout
@@ -168,9 +155,7 @@ class PIController:
         return scalar(max(low, min(high, threshold)))
 
     def aim(self, target: float) -> float:
-        """Return the coverage to ask of a batch that is cut without a threshold, so that the running one is
-        ``target``.
-        """
+        """Return the coverage to ask of a batch without a threshold, for a running one of ``target``."""
         # The fewest samples that carry a coverage carry a little more than it.
         return min(1.0, target / self._correction(target)) if self.uses_feedforward else target
 
@@ -261,30 +246,3 @@ class PIController:
 def scalar(value: float) -> Tensor:
     """Make the tensor of a threshold."""
     return torch.scalar_tensor(value, dtype=torch.float64)
-
-
-def averaged(average: Average, threshold: float | None, expected: float, total: float) -> tuple[Tensor | None, float]:
-    """Average the thresholds that the batches of the processes would need, and the rates that are expected of them."""
-    # The summed significance of a batch weighs its threshold, as it would in one large batch.
-    own = 0.0 if threshold is None else float(scalar(threshold).log())  # the controller works in logarithms
-    mean = average(torch.tensor([own, expected, own * total, total], dtype=torch.float64))
-    shared = mean[2] / mean[3] if mean[3] > 0 else mean[0]
-    return (None if threshold is None else shared.exp()), float(mean[1])
-
-
-def joint_threshold(
-    significance: Tensor, coverage: float, gate: GateName, *, floor: float, guess: Tensor, average: Average
-) -> Tensor:
-    """Find the threshold at which the batches of all processes together have a coverage: as of one large batch."""
-    # The scores themselves are not exchanged: each process sums what its gate would keep at many thresholds around a
-    # guess, which is the same everywhere, and the threshold is found between two of the averaged sums.
-    significance = significance.double()
-    lifted = lift_zeros(significance)
-    thresholds = float(guess) * _GRID.exp()
-    kept = (keep_probability(lifted, thresholds[:, None], gate, floor=floor) * significance).sum(1)
-    *sums, total = average(torch.cat([kept, significance.sum().reshape(1)])).tolist()
-    if total <= 0:
-        return guess
-    # From the largest threshold to the least; the sum of the soft gate is piecewise linear in 1 / threshold.
-    inverse = np.interp(coverage * total, sums[::-1], (1 / thresholds).flip(0).numpy())
-    return torch.tensor(1 / inverse, dtype=torch.float64)

@@ -68,8 +68,6 @@ class Selection:
 
     def to(self, device: torch.device) -> Selection:
         """Bring the selection to a device; nothing waits for that."""
-        if self.indices.device == device:
-            return self
         weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
         return Selection(self.indices.to(device, non_blocking=True), weights)
 
@@ -255,16 +253,11 @@ def with_class_floor(
     eligible: Tensor | None = None,
     fixed: Tensor | None = None,
 ) -> Selection:
-    """Add the most significant samples of each class of which too few were selected.
+    """Add the most significant samples of each class of which less than the share ``floor`` was selected.
 
-    Args:
-        selection: The samples that the gate selected among n.
-        significance: ``(n,)``, on the CPU like all that follows.
-        classes: ``(n,)`` class indices; a negative one is not known and has no floor.
-        floor: The share of each class that is kept, rounded up to whole samples; in [0, 1].
-        eligible: ``(n,)`` bool, the samples that may be selected at all; None for all.
-        fixed: ``(n,)`` bool, the selected samples that must stay. Where it is given, as many of the others are left out
-            as are added: the least significant ones that their classes can spare.
+    All ``(n,)`` tensors are on the CPU. A negative class is not known and has no floor. Only ``eligible`` samples are
+    added. With ``fixed``, the selected samples that must stay, as many of the others are left out as are added: the
+    least significant ones that their classes can spare.
     """
     kept = torch.zeros(significance.numel(), dtype=torch.bool).index_fill_(0, selection.indices, True)
     known = classes >= 0
@@ -278,13 +271,17 @@ def with_class_floor(
     added = _best_of_each(open_to_choice, significance, classes, (needed - held).clamp_min(0))
     if added.numel() == 0:
         return selection
-    removed = added[:0]
     if fixed is not None:
         spare = _best_of_each(kept & known & ~fixed, -significance, classes, (held - needed).clamp_min(0))
         spare = torch.cat([spare, (kept & ~known & ~fixed).nonzero().squeeze(1)])
         added = added[significance[added].argsort(descending=True)][: spare.numel()]
-        removed = spare[significance[spare].argsort()][: added.numel()]
-    return _exchanged(selection, added, removed, significance.numel())
+        kept[spare[significance[spare].argsort()][: added.numel()]] = False
+    selection = selection.among(kept)
+    indices, order = torch.cat([selection.indices, added]).sort()
+    if selection.weights is None:
+        return Selection(indices)
+    # What is added is kept for certain, and so has weight 1.
+    return Selection(indices, torch.cat([selection.weights, selection.weights.new_ones(added.numel())])[order])
 
 
 def _best_of_each(among: Tensor, values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
@@ -295,13 +292,3 @@ def _best_of_each(among: Tensor, values: Tensor, classes: Tensor, counts: Tensor
     first = torch.searchsorted(own, torch.arange(counts.numel(), dtype=own.dtype))
     rank = torch.arange(own.numel()) - first[own.long()]
     return positions[order[rank < counts[own.long()]]]
-
-
-def _exchanged(selection: Selection, added: Tensor, removed: Tensor, size: int) -> Selection:
-    """Add samples, which are kept for certain and so have weight 1, and leave others out."""
-    stays = ~torch.zeros(size, dtype=torch.bool).index_fill_(0, removed, True)[selection.indices]
-    indices, order = torch.cat([selection.indices[stays], added]).sort()
-    if selection.weights is None:
-        return Selection(indices)
-    weights = torch.cat([selection.weights[stays], selection.weights.new_ones(added.numel())])
-    return Selection(indices, weights[order])

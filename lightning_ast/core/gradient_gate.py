@@ -51,10 +51,9 @@ class Kept:
 def norms_at(
     loss: Tensor, edges: Sequence[GradientEdge], places: Sequence[Place], *, weight: float = 1.0
 ) -> Tensor | None:
-    """Take the norms ``(B,)`` of the samples' rows of a loss's gradient over several places of its graph, which is
-    kept.
+    """Take the norms ``(B,)`` of the samples' rows of a loss's gradient, times ``weight``, over places of its graph.
 
-    ``weight`` is the factor of the gradient. Return None where no gradient arrives.
+    The graph is kept. Return None where no gradient arrives.
     """
     root, seed = below_ddp(loss)
     seed = (torch.ones_like(loss) if seed is None else seed) * weight
@@ -118,7 +117,11 @@ class BatchGate:
         # Several losses of a step may share entries: a gradient must not be gated twice, which would weigh it twice.
         new = [entry for entry in entries if (entry.node, entry.output_nr) not in self._gated]
         if not self.decided and len(new) > 1:
-            self._decide_together(loss, new)
+            # The gradient at a nested entry holds what comes through the network too, which is not the loss part's.
+            outer = [entry for entry in new if not entry.nested] or new
+            norms = norms_at(loss, [GradientEdge(e.node, e.output_nr) for e in outer], [e.place for e in outer])
+            if norms is not None:
+                self._settle(norms)
         if self.decided and self._lets_all_through():
             return
         for entry in new:
@@ -141,13 +144,6 @@ class BatchGate:
         self._rows = None
 
     # ------------------------------------------------------------------ the decision
-
-    def _decide_together(self, loss: Tensor, entries: list[Entry]) -> None:
-        # The gradient at a nested entry holds what comes through the network too, which is not the loss part's.
-        outer = [entry for entry in entries if not entry.nested] or entries
-        norms = norms_at(loss, [GradientEdge(e.node, e.output_nr) for e in outer], [e.place for e in outer])
-        if norms is not None:
-            self._settle(norms)
 
     def _settle(self, norms: Tensor) -> None:
         with torch.no_grad():

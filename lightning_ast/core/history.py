@@ -213,7 +213,7 @@ def plan_epoch(
         draws: ``(n,)`` int64 dataset indices in the sampler's order; one that was drawn twice is offered twice, one in
             quarantine is not offered where the others suffice.
         epoch: The number of the epoch, from 0.
-        count: The number of samples to keep, in [1, n]; see :mod:`lightning_ast.core.epoch_counts`.
+        count: The number of samples to keep, in [1, n]; see :func:`lightning_ast.core.planned_count`.
         selector: The selector with gate, weighting and seed.
 
     Returns:

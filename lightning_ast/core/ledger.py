@@ -59,10 +59,9 @@ def saves_too_little(mode: Mode, rate: float, *, forward: float, dense_share: fl
 class StageTotals:
     """Counts of one stage.
 
-    Forwards and backwards are those of one sample: scoring and zeroed losses included, a partial backward with the
-    share that ran over all rows. Joules are those of all processes, ``joules_offered`` the samples of this one
-    meanwhile. ``dense_steps`` are batches of the sparse stage trained on whole, because a selection would have cost
-    more than it saved.
+    Forwards and backwards are those of one sample, scoring included. Joules are those of all processes,
+    ``joules_offered`` the samples of this one meanwhile. ``dense_steps`` are batches that were trained on whole because
+    a selection would have cost more than it saved.
     """
 
     steps: int = 0

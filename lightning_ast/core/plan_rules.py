@@ -1,20 +1,24 @@
-"""Before a batch, in mode ``prune``: what the user asks of a plan beside its size, as rules by dataset index."""
+"""Before a batch, in mode ``prune``: the size of a plan, and what the user asks of it as rules by dataset index."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, with_class_floor
+from lightning_ast.core.gate import GateName, Selection, coverage_of, floor_for, minimum_count, with_class_floor
 from lightning_ast.core.large_plan import MANY, carried_at, histogram_of, rate_of_many
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.core.threshold import rate_at_coverage
 
-__all__ = ["PlanRules", "common_rate", "plan_by_rules", "rate_to_cover"]
+__all__ = ["PlanRules", "common_rate", "even_count", "plan_by_rules", "planned_count", "rate_to_cover"]
 
+_ROUNDING = 0.005
+"""Largest relative change of the rate for the sake of whole batches."""
+_LEAST_BATCH = 8
 _HALVINGS = 20  # the rate is found within a millionth
 
 
@@ -81,15 +85,8 @@ def _beside_certain(
 
 
 def rate_to_cover(significance: Tensor, coverage: float, gate: GateName, *, always: Tensor | None = None) -> float:
-    """Return the share of some samples that a plan needs for a coverage, where some of them are in it for certain.
-
-    Args:
-        significance: ``(n,)``, non-negative and finite.
-        coverage: The share of the summed significance that the plan is to carry, in (0, 1].
-        gate: The gate. A hard cut over a whole data set keeps the largest scores, as ``topk`` does.
-        always: ``(n,)`` bool, the samples that are kept for certain; None for none.
-    """
-    rule: GateName = gate if gate == "soft" else "topk"
+    """Return the share of samples ``(n,)`` that a plan needs for a coverage, where ``always`` are in it for certain."""
+    rule: GateName = gate if gate == "soft" else "topk"  # a hard cut over a whole data set keeps the largest
     solve = rate_of_many if significance.numel() > MANY else rate_at_coverage
     if always is None or not bool(always.any()):
         return solve(significance, coverage, rule, floor=floor_for(coverage))
@@ -114,9 +111,8 @@ def common_rate(
 ) -> float:
     """Return the least rate at which the parts of a data set carry a coverage together, each pruned at that rate.
 
-    Every process calls it with its own part, and all get the same rate. The arguments are those of
-    :func:`rate_to_cover`, and ``total``, a function that sums a tensor over the processes; ``share`` is the share of
-    this part's samples that are trained on at a rate of 1.
+    Every process calls it with its own part, and all get the same rate; ``total`` sums a tensor over them. The
+    ``share`` is that of this part's samples which are trained on at a rate of 1.
     """
     rule: GateName = gate if gate == "soft" else "topk"
     others = significance if always is None else significance[~always]
@@ -140,3 +136,71 @@ def common_rate(
         else:
             high = rate
     return high
+
+
+def planned_count(
+    offered: int,
+    rate: float,
+    *,
+    batch_size: int,
+    processes: int = 1,
+    drop_last: bool = False,
+    min_selected: int | float = 1,
+    at_least: bool = False,
+) -> int:
+    """Count the samples of a pruned epoch before it begins, whatever their significance: schedules are planned by it.
+
+    Args:
+        offered: The number of samples of a dense epoch, over all processes.
+        rate: The target activation rate in (0, 1].
+        batch_size: The number of samples in a batch of one process.
+        processes: The number of processes that train together; each gets as many samples.
+        drop_last: Whether the loader drops a last short batch.
+        min_selected: The fewest samples, a count or a share of the epoch.
+        at_least: Whether a number of whole batches is rounded up and not to the nearest.
+
+    Returns:
+        A multiple of ``processes``, at most ``offered``: whole batches where that moves the rate by at most 0.5 % of
+        itself (always with ``drop_last``), else the exact rate, without a last batch of a single sample.
+
+    Example:
+        >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
+        (19968, 333)
+    """
+    whole = batch_size * processes
+    wanted = max(rate * offered, minimum_count(offered, min_selected))
+    rounded = max(1, math.ceil(wanted / whole) if at_least else round(wanted / whole)) * whole
+    # With drop_last, samples of a planned last batch that is short would be thrown away.
+    if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
+        return rounded
+    each = max(1, round(wanted / processes))
+    # BatchNorm cannot train on a last batch of one sample: add one or leave it out.
+    if each % batch_size == 1 and batch_size > 1:
+        each += 1 if each == 1 or each * processes < wanted else -1
+    return min(each * processes, offered)
+
+
+def even_count(
+    offered: int, rate: float, *, batches: int, batch_size: int, processes: int = 1, min_selected: int | float = 1
+) -> int:
+    """Count the samples of a pruned epoch that has as many batches as a dense one, each of a share of the samples.
+
+    Args:
+        offered: The number of samples of a dense epoch, over all processes.
+        rate: The target activation rate in (0, 1].
+        batches: The number of batches of an epoch in one process. None has fewer than 8 samples, or than a dense one.
+        batch_size: The number of samples in a batch of a dense epoch, in one process.
+        processes: The number of processes that train together; each gets as many samples.
+        min_selected: The fewest samples, a count or a share of the epoch.
+
+    Returns:
+        A multiple of ``processes``, at most ``offered``.
+
+    Example:
+        >>> even_count(50_000, 0.4, batches=196, batch_size=256), even_count(256, 0.1, batches=16, batch_size=16)
+        (20000, 128)
+    """
+    wanted = max(rate * offered, minimum_count(offered, min_selected))
+    # The noise of smaller batches outweighs what a step saves, above all with BatchNorm.
+    each = max(round(wanted / processes), batches * min(_LEAST_BATCH, batch_size))
+    return min(each * processes, offered)

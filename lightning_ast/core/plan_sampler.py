@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from lightning_ast.core.epoch_counts import planned_count
 from lightning_ast.core.gate import NEARLY_ALL, GateName
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
-from lightning_ast.core.plan_rules import rate_to_cover
+from lightning_ast.core.plan_rules import planned_count, rate_to_cover
 from lightning_ast.core.selector import SampleSelector
 
 __all__ = ["SignificanceSampler"]

@@ -17,17 +17,11 @@ _MOST = torch.iinfo(torch.int16).max
 class SampleRecord:
     """How often each sample was trained on, its class, and its significance in the latest epochs.
 
-    It takes 2 bytes a sample, 4 for the class where that is wanted, and 2 for each epoch that is kept.
-
-    Args:
-        size: The number of samples in the data set.
-        epochs: The number of epochs whose significance is kept: the latest that have one.
-        labels: Whether the classes are kept.
+    It takes 2 bytes a sample, 4 for the class where ``labels`` are wanted, and 2 for each of the latest ``epochs``.
     """
 
     def __init__(self, size: int, *, epochs: int = 0, labels: bool = False) -> None:
         self._times = torch.zeros(size, dtype=torch.int16)
-        self._one = torch.ones(1, dtype=torch.int16)
         self._labels = torch.full((size,), _UNKNOWN, dtype=torch.int32) if labels else None
         self._most_epochs = epochs
         self._epochs: dict[int, Tensor] = {}
@@ -36,7 +30,7 @@ class SampleRecord:
     def count(self, indices: Tensor, *, epoch: int) -> None:
         """Count the samples of a batch, ``(B,)`` dataset indices on the CPU, as trained on in an epoch."""
         self._epoch = epoch
-        self._times.index_add_(0, indices, self._one.expand(indices.numel()))
+        self._times.index_add_(0, indices, torch.ones_like(indices, dtype=torch.int16))
 
     def tell(self, indices: Tensor, labels: Tensor | None) -> None:
         """Keep the classes ``(B,)`` of the samples of a batch; a negative one, or None, is not known."""

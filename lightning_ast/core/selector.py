@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ast.core.controller import Average, PIController, averaged, joint_threshold, scalar
+from lightning_ast.core.controller import PIController, scalar
 from lightning_ast.core.gate import (
     NEARLY_ALL,
     GateName,
@@ -24,7 +24,7 @@ from lightning_ast.core.gate import (
     with_class_floor,
 )
 from lightning_ast.core.large_plan import MANY, planned
-from lightning_ast.core.threshold import ShareOf, ThresholdSolver, few_counts, rate_at_coverage, solve_threshold
+from lightning_ast.core.threshold import Average, ShareOf, ThresholdSolver, rate_at_coverage, solve_threshold
 
 __all__ = ["DEFAULT_RATE", "SampleSelector"]
 
@@ -201,7 +201,7 @@ class SampleSelector:
         generator = generator_of(self.seed, self.rank, self.steps)
         threshold = float(self.last_threshold)
         if self.gate == "soft":
-            threshold = few_counts(by_count, threshold, generator)
+            threshold = by_count.with_few_counts(threshold, generator)
         return select(
             lifted,
             threshold,
@@ -221,12 +221,7 @@ class SampleSelector:
         own = None if by_rank else solved
         shared: Tensor | float | None = own
         if average is not None and expected is not None:
-            total = float(solver.significance.double().sum())
-            shared, expected = averaged(average, own, expected, total)
-            if shared is not None:
-                scores = solver.significance
-                floor = solver.floor
-                shared = joint_threshold(scores, self.target, self.gate, floor=floor, guess=shared, average=average)
+            shared, expected = solver.shared(self.target, own, expected, average)
         elif average is not None and own is not None:
             shared = average(scalar(own).log()).exp()  # the controller works in logarithms
         self.expected_rate = expected
@@ -282,10 +277,11 @@ class SampleSelector:
         # A hard cut at a threshold could miss the count, which schedules were planned by.
         gate: GateName = "soft" if self.gate == "soft" else "topk"
         floor = floor_for(rate)
+        generator = generator_of(self.seed, self.rank, epoch)
         if size > MANY:
-            generator = generator_of(self.seed, self.rank, epoch)
-            many = planned(significance, count, gate, floor, self.weighting, generator)
-            kept, self.last_threshold, self.coverage = many
+            kept, self.last_threshold, self.coverage = planned(
+                significance, count, gate, floor, self.weighting, generator
+            )
             return kept
         lifted = lift_zeros(significance.double())
         self.last_threshold = solve_threshold(lifted, rate, gate, floor=floor)
@@ -296,7 +292,7 @@ class SampleSelector:
             rate=rate,
             weighting=self.weighting,
             min_selected=count,
-            generator=generator_of(self.seed, self.rank, epoch),
+            generator=generator,
             floor=floor,
         )  # rounding errors may draw one too many
         kept = Selection(kept.indices[:count], None if kept.weights is None else kept.weights[:count])
@@ -309,13 +305,12 @@ class SampleSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: primitives and tensors alone."""
-        threshold = None if self.last_threshold is None else self.last_threshold.cpu()
         return {
             "steps": self.steps,
             "activation_rate": self.activation_rate,
             "coverage": self.coverage,
             "expected_rate": self.expected_rate,
-            "threshold": threshold,
+            "threshold": None if self.last_threshold is None else self.last_threshold.cpu(),
             "controller": self.controller.state_dict(),
         }
 

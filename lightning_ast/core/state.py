@@ -25,17 +25,13 @@ def stamped(state: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def reading(state: Any, *, owner: str) -> Iterator[None]:
-    """Refuse a state that a later release wrote, and one that the block cannot read.
-
-    Args:
-        state: The state that a checkpoint holds; those of the first release have no version.
-        owner: The name of the callback in the checkpoint.
+    """Refuse the state of a callback that a later release wrote, and one that the block cannot read.
 
     Raises:
         CheckpointError: It is refused; the error that the block met is its cause.
     """
     try:
-        if state.get("version", _VERSION) > _VERSION:
+        if state.get("version", _VERSION) > _VERSION:  # the first release wrote none
             raise CheckpointError(owner, "a later release of lightning-ast wrote it: update lightning-ast")
         yield
     except (CheckpointError, ConfigurationError):  # they tell what is wrong themselves

@@ -6,6 +6,7 @@ It is a share of the samples (the activation rate) or of their summed significan
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,19 +15,17 @@ from torch import Tensor
 
 from lightning_ast.core.gate import FLOOR, GateName, keep_probability, lifted, soft_probability
 
-__all__ = [
-    "ShareOf",
-    "SoftSums",
-    "ThresholdSolver",
-    "few_counts",
-    "rate_at_coverage",
-    "solve_threshold",
-]
+__all__ = ["Average", "ShareOf", "SoftSums", "ThresholdSolver", "rate_at_coverage", "solve_threshold"]
 
 _Array = np.ndarray[Any, Any]
 ShareOf = Literal["samples", "significance"]
 """What a target is a share of: an activation rate of the samples, a coverage of their summed significance."""
 
+Average = Callable[[Tensor], Tensor]
+"""Averages a tensor over the processes that train together."""
+
+_GRID = torch.linspace(-8.0, 8.0, 97, dtype=torch.float64)
+"""Logarithms of the thresholds, around a first guess, at which the coverage of all batches together is computed."""
 _ROUNDING = 1e-12
 _FEWEST_COUNTS = 12  # in each octave of counts; smaller batches keep any number
 
@@ -60,15 +59,10 @@ class SoftSums:
 
 
 class ThresholdSolver:
-    """Solves the thresholds of one batch, for one gate.
+    """Solves the thresholds of one batch ``(B,)``, for one gate.
 
-    Args:
-        significance: ``(B,)``, non-negative.
-        gate: The gate that the thresholds are for. The hard ones keep the fewest samples that carry a share, and the
-            threshold lies between the last of them and the next.
-        floor: The least probability of the soft gate.
-        share_of: Whether the targets are shares of the samples, or of the summed significance, which counts as equal
-            where it is 0 throughout.
+    The hard gates keep the fewest samples that carry a share, and their threshold lies between the last of them and the
+    next. A significance that is 0 throughout counts as equal. The ``floor`` is the soft gate's least probability.
     """
 
     def __init__(self, significance: Tensor, gate: GateName, *, floor: float, share_of: ShareOf) -> None:
@@ -76,7 +70,8 @@ class ThresholdSolver:
         self.floor = floor
         self._gate: GateName = gate
         self._of_samples = share_of == "samples"
-        self._raw = _on_host(significance)
+        # On the host many small operations take a tenth of a device's time.
+        self._raw = significance.detach().cpu().double().numpy()
         self._scores = lifted(self._raw)
         self._scale = 1.0 if self._of_samples else self._scores.max()
         self._sums: SoftSums | None = None
@@ -87,7 +82,7 @@ class ThresholdSolver:
             return self._hard(target)
         if self._sums is None:
             values = None if self._of_samples else _shares(self._raw)
-            self._sums = SoftSums(self._scores if values is None else self._scores / self._scale, values, self.floor)
+            self._sums = SoftSums(self._scores / self._scale, values, self.floor)
         return float(self._scale * self._sums.threshold(target))
 
     def rate(self, target: float) -> float:
@@ -98,6 +93,47 @@ class ThresholdSolver:
             return self._count(target) / len(self._raw)
         scores = torch.from_numpy(self._scores)
         return float(keep_probability(scores, self.threshold(target), self._gate, floor=self.floor).mean())
+
+    def with_few_counts(self, threshold: float, generator: torch.Generator) -> float:
+        """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
+
+        The expected count is rounded down or up at random, so that its mean stays the same. The scores are on the CPU,
+        and the targets shares of the samples.
+        """
+        scores = self.significance.numpy()
+        size = len(scores)  # a GPU prepares its kernels anew for each, which may cost more than the step
+        expected = float(soft_probability(scores, threshold, self.floor).sum(dtype=np.float64))
+        apart = 2 ** math.floor(math.log2(max(1.0, expected / _FEWEST_COUNTS)))
+        if apart == 1 or expected > size - apart:
+            return threshold
+        count = apart * math.floor(expected / apart + float(torch.rand(1, generator=generator, dtype=torch.float64)))
+        return self.threshold(count / size)
+
+    def shared(
+        self, coverage: float, own: float | None, expected: float, average: Average
+    ) -> tuple[Tensor | None, float]:
+        """Return the threshold at which the batches of all processes together have a coverage: as of one large batch.
+
+        ``own`` is that of this batch, None where none is wanted. The rate that is ``expected`` of it is averaged, too.
+        """
+        significance = torch.from_numpy(self._raw)
+        total = float(significance.sum())
+        # The summed significance of a batch weighs its threshold, as it would in one large batch.
+        log = 0.0 if own is None else float(torch.tensor(own, dtype=torch.float64).log())
+        mean = average(torch.tensor([log, expected, log * total, total], dtype=torch.float64))
+        if own is None:
+            return None, float(mean[1])
+        guess = (mean[2] / mean[3] if mean[3] > 0 else mean[0]).exp()
+        # The scores themselves are not exchanged: each process sums what its gate would keep at many thresholds around
+        # a guess, which is the same everywhere, and the threshold is found between two of the averaged sums.
+        thresholds = float(guess) * _GRID.exp()
+        keep = keep_probability(torch.from_numpy(self._scores), thresholds[:, None], self._gate, floor=self.floor)
+        *sums, offered = average(torch.cat([(keep * significance).sum(1), significance.sum().reshape(1)])).tolist()
+        if offered <= 0:
+            return guess, float(mean[1])
+        # From the largest threshold to the least; the sum of the soft gate is piecewise linear in 1 / threshold.
+        inverse = np.interp(coverage * offered, sums[::-1], (1 / thresholds).flip(0).numpy())
+        return torch.tensor(1 / inverse, dtype=torch.float64), float(mean[1])
 
     def _hard(self, target: float) -> float:
         scores = self._scores / self._scale
@@ -114,14 +150,6 @@ class ThresholdSolver:
             return min(size, max(1, round(target * size)))
         carried = np.sort(_shares(self._raw))[::-1].cumsum()
         return min(size, int(carried.searchsorted(target * (1 - _ROUNDING))) + 1)
-
-
-def _on_host(values: Tensor) -> _Array:
-    # There, many small operations take a tenth of a device's time.
-    values = values.detach().cpu()
-    if values.dtype is torch.bfloat16:  # which numpy does not know
-        values = values.float()
-    return values.numpy().astype(np.float64, copy=False)
 
 
 def _shares(raw: _Array) -> _Array:
@@ -165,19 +193,3 @@ def rate_at_coverage(significance: Tensor, coverage: float, gate: GateName, *, f
         (0.5, 0.7)
     """
     return ThresholdSolver(significance, gate, floor=floor, share_of="significance").rate(coverage)
-
-
-def few_counts(solver: ThresholdSolver, threshold: float, generator: torch.Generator) -> float:
-    """Move a threshold of the soft gate so that a batch keeps one of few numbers of samples, 4 to 8 % apart.
-
-    The expected count is rounded down or up at random, so that its mean stays the same. The solver is one for shares of
-    the samples, whose scores are on the CPU.
-    """
-    scores = solver.significance.numpy()
-    size = len(scores)  # a GPU prepares its kernels anew for each, which may cost more than the step
-    expected = float(soft_probability(scores, threshold, solver.floor).sum(dtype=np.float64))
-    apart = 2 ** math.floor(math.log2(max(1.0, expected / _FEWEST_COUNTS)))
-    if apart == 1 or expected > size - apart:
-        return threshold
-    count = apart * math.floor(expected / apart + float(torch.rand(1, generator=generator, dtype=torch.float64)))
-    return solver.threshold(count / size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -72,7 +72,8 @@ class TracelessForward:
             # The devices are named: forking all of them, which is the default, would wake up GPUs of other jobs.
             stack.enter_context(torch.random.fork_rng(devices=[d.index or 0 for d in devices]))
             stack.enter_context(torch.set_grad_enabled(grad))
-            stack.enter_context(_quiet(self._layers))
+            for layer in self._layers:
+                _quieten(layer, stack)
             stack.enter_context(self._buffers_restored())
             stack.enter_context(_NoDropout())
             yield
@@ -107,27 +108,17 @@ class TracelessForward:
             self._first = False
 
 
-@contextmanager
-def _quiet(layers: Sequence[nn.Module]) -> Iterator[None]:
-    changed: list[tuple[nn.Module, str, Any]] = []
-
-    def put(layer: nn.Module, attribute: str, value: Any) -> None:
-        changed.append((layer, attribute, getattr(layer, attribute)))
-        setattr(layer, attribute, value)
-
-    try:
-        for layer in layers:
-            if not layer.training:
-                continue
-            # Batch statistics, and none are kept: the running ones, which lag, would rank samples near chance in the
-            # first steps.
-            if isinstance(layer, _NormBase) and layer.track_running_stats:
-                put(layer, "track_running_stats", False)
-            elif isinstance(layer, _DropoutNd):
-                put(layer, "training", False)
-            elif isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)) and layer.dropout:
-                put(layer, "dropout", 0.0)
-        yield
-    finally:
-        for layer, attribute, value in reversed(changed):
-            setattr(layer, attribute, value)
+def _quieten(layer: nn.Module, undo: ExitStack) -> None:
+    """Let a layer in training mode compute without dropout, and by the statistics of the batch; ``undo`` ends it."""
+    change: tuple[str, Any] | None = None
+    # Batch statistics, and none are kept: the running ones, which lag, would rank samples near chance in the first
+    # steps.
+    if isinstance(layer, _NormBase) and layer.track_running_stats:
+        change = "track_running_stats", False
+    elif isinstance(layer, _DropoutNd):
+        change = "training", False
+    elif isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)) and layer.dropout:
+        change = "dropout", 0.0
+    if change is not None and layer.training:
+        undo.callback(setattr, layer, change[0], getattr(layer, change[0]))
+        setattr(layer, *change)

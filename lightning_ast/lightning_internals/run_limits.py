@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 
-from lightning_ast.run_length import RunLength
+from lightning_ast.schedule import RunLength
 
 __all__ = ["accumulation", "epoch_limit", "epochs_done", "first_callback", "run_length"]
 

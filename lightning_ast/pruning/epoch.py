@@ -136,9 +136,9 @@ def check_steps(saved: PruneSteps, now: PruneSteps) -> None:
     """Refuse to go on with schedules that a checkpoint has brought back, and that count steps in another way."""
     if (saved == "replan") != (now == "replan"):
         raise ConfigurationError(
-            f"this checkpoint was trained with prune_steps={saved!r}, and its learning-rate scheduler goes on "
-            f"counting those steps; prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} "
-            "('keep' and 'follow' with target_coverage), or load the weights into a new run."
+            f"the learning-rate scheduler of this checkpoint counts the steps of prune_steps={saved!r}, and "
+            f"prune_steps={now!r} takes another number of them. Use prune_steps={saved!r} ('keep' and 'follow' with "
+            "target_coverage), or load the weights into a new run."
         )
 
 
@@ -146,15 +146,14 @@ def _order(number: int, drawn: Tensor, batch_size: int, own: Tensor | None) -> T
     """Find where each sample stands in the batch's part of the plan: a permutation ``(B,)``, or None for the plan's."""
     if batch_size != len(drawn):
         raise ConfigurationError(
-            f"batch {number} holds {counted(batch_size, 'sample')} where {len(drawn)} were drawn for it: "
-            "mode='prune' cannot tell which samples these are. Use a collate_fn that neither drops nor "
-            "adds samples (filter the dataset instead); where the first dimension does not count samples, override "
-            "SparseLossMixin.count_samples; or use mode='partial'."
+            f"batch {number} holds {counted(batch_size, 'sample')} where {len(drawn)} were drawn for it: use a "
+            "collate_fn that neither drops nor adds samples (filter the dataset instead); where the first dimension "
+            "does not count samples, override SparseLossMixin.count_samples; or use mode='partial'."
         )
     if own is None:
         return None
-    (drawn, there) = drawn.sort(stable=True)
-    (own, here) = own.detach().cpu().long().sort(stable=True)
+    drawn, there = drawn.sort(stable=True)
+    own, here = own.detach().cpu().long().sort(stable=True)
     if not torch.equal(drawn, own):
         raise ConfigurationError(
             f"sample_indices of batch {number} are not those of the samples that were drawn for it: return each "

@@ -57,7 +57,6 @@ class PrunedEpochs:
         self._planner = planner
         self._parts = planner.parts
         self._processes = planner.parts.sharing
-        self._steps = planner.steps
         self._advance: Callable[[int], None] | None = None
         self._pruned: StandInLoader | None = None
         self._resumes = False
@@ -101,7 +100,7 @@ class PrunedEpochs:
         self.batches_are_samples = facts.batching == "ready"
         faults = [] if self.history is None else size_faults(len(self.history), facts.dataset_size)
         faults += length_faults(self.run, self._trainer, self._planner.facts)
-        if self.batches_are_samples and self._steps == "keep":
+        if self.batches_are_samples and self._planner.steps == "keep":
             faults.append(
                 "prune_steps='keep' keeps the number of batches, and with batch_size=None it is whole batches that are "
                 "left out: use prune_steps='follow'."
@@ -183,7 +182,6 @@ class PrunedEpochs:
         self._enter(RunningEpoch(epoch, stage, lengths is not None, run.dense if lengths is None else lengths))
 
     def _enter(self, epoch: RunningEpoch) -> None:
-        """Make this the running epoch."""
         run = self.run
         self.epoch = epoch
         # Scores of an early warmup epoch would be replaced before anything is planned from them: none are taken.
@@ -212,7 +210,7 @@ class PrunedEpochs:
     def _plan_ahead(self, *, anew: bool = False) -> None:
         """Draw and plan the epoch where nothing else tells how many batches it has; ``anew`` also one with a plan."""
         epoch = self.epoch
-        is_unknown = self._planner.draws_batches and self._steps == "follow" and epoch.sparse
+        is_unknown = self._planner.draws_batches and self._planner.steps == "follow" and epoch.sparse
         if self._resumes or not is_unknown or (epoch.plan is not None and not anew):
             return
         (loader,) = loaders(self._trainer.fit_loop)
@@ -271,7 +269,7 @@ class PrunedEpochs:
             "history": None if history is None else history.state_dict(maximum),
             "samples": None if record is None else record.state_dict(total, maximum),
             **self.epoch.state_dict(),
-            "steps": self._steps,
+            "steps": self._planner.steps,
             "split": self._planner.split(sparse=self.epoch.sparse),
             **last_reloads(self._trainer.fit_loop),
             "random": self._parts.everyone.random_states(),
@@ -300,7 +298,7 @@ class PrunedEpochs:
         reload_validation_as_due(loop, state.get("validation_reloaded"))
         # A checkpoint without the setting is of a release that knew "replan" alone.
         if any(config.interval == "step" for config in self._trainer.lr_scheduler_configs):
-            check_steps(state.get("steps", "replan") if state else self._steps, self._steps)
+            check_steps(state.get("steps", "replan") if state else self._planner.steps, self._planner.steps)
         goes_on = state.get("plan") is not None and state["plan"]["epoch"] == epoch
         if goes_on:
             check_split(state["split"], self._planner.split(sparse=bool(state["sparse"])))

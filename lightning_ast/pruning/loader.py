@@ -97,23 +97,14 @@ def _sampling_faults(loader: DataLoader[Any], processes: int) -> list[str]:
             f"needs torch's DataLoader.__iter__: {kind} iterates in a way of its own, which may change the order of "
             "the batches",
         ),
-        (
-            not getattr(loader, "in_order", True),
-            "needs in_order=True: else batches arrive in an order that nobody knows",
-        ),
+        (not getattr(loader, "in_order", True), "needs in_order=True: else the order of the batches is not known"),
         (
             knows_its_place(loader) and knows_its_place(loader.dataset),
             f"restores the place in the epoch itself, and {kind} saves the state of the dataset with its own: save it "
             "in a LightningDataModule and use torch's DataLoader, or take state_dict out of the dataset",
         ),
-        (
-            not hasattr(loader.dataset, "__len__"),
-            "needs to know how many samples there are: the dataset has no __len__",
-        ),
-        (
-            not hasattr(source, "__len__"),
-            f"needs to know how many samples there are: the {'batch ' * is_own}sampler has no __len__",
-        ),
+        (not hasattr(loader.dataset, "__len__"), "needs the number of samples: the dataset has no __len__"),
+        (not hasattr(source, "__len__"), f"needs a length: the {'batch ' * is_own}sampler has no __len__"),
         (
             # A batch sampler of the user's own shares the samples out itself, or by the sampler of Lightning's.
             processes > 1 and not is_own and not isinstance(source, DistributedSampler),
@@ -147,13 +138,12 @@ class LoaderFacts:
         batching, source = source_of(loader)
         batches = int(min(len(loader), limit))
         size = len(loader.dataset)  # type: ignore[arg-type]
-        if batching == "own":  # how many samples a batch holds is known when it is drawn: until then it counts as one
-            return cls(size, batches, 1, False, batches, batching)
-        draws = len(source)
-        if batching == "ready":
-            return cls(size, draws, 1, False, batches, batching)
-        sampler = _batches_of(loader)
-        return cls(size, draws, sampler.batch_size, sampler.drop_last, batches)
+        if batching == "plain":
+            sampler = _batches_of(loader)
+            return cls(size, len(source), sampler.batch_size, sampler.drop_last, batches)
+        # How many samples a batch of the user's own sampler holds is known when it is drawn: until then it counts as
+        # one, as a ready batch does.
+        return cls(size, batches if batching == "own" else len(source), 1, False, batches, batching)
 
     def batches_of(self, samples: int) -> int:
         """Count the batches that some samples make, or may make at most where there are several short ones."""
@@ -202,11 +192,8 @@ def draw(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Draw one epoch from a sampler, or from a batch sampler of the user's own; ``started`` is one that runs already.
 
-    The generators are left where the last index has put them.
-
-    Returns:
-        The indices ``(n,)``, the sizes ``(batches,)`` of a batch sampler's batches, and the generators' states after
-        the sampler was asked once more.
+    Return the indices ``(n,)``, the sizes ``(batches,)`` of a batch sampler's batches, and the states of the generators
+    after the sampler was asked once more. The generators are left where the last index has put them.
     """
     own = facts.batching == "own"
     source = iter(sampler) if started is None else started

@@ -75,15 +75,12 @@ def plan_batches(
     refills: bool,
     most: Callable[[int], int] = int,
 ) -> tuple[EpochPlan, Tensor]:
-    """Choose ``count`` samples of an epoch, and put them into the batches that were drawn in all processes.
+    """Choose ``count`` samples of an epoch, and put them into the batches that were drawn; tell the sizes of these.
 
     A sample may take the place of another one of its process and its group, of which ``groups (N,)`` tells; without
     groups it stays in its batch. With ``refills`` the first batches are filled up and the last ones left out, else
     every batch is kept, with its share of the samples. A batch that would be left with one gets another one back.
     ``most`` takes the largest of a number over processes that plan by themselves.
-
-    Returns:
-        The plan, in the order of ``drawn``, and the sizes ``(processes, batches)`` of its batches.
     """
     offered = drawn.indices.numel()
     kept, weights = plan_positions(history, drawn.indices, epoch=epoch, count=count, selector=selector)

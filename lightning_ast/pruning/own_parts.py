@@ -28,19 +28,13 @@ class DataParts:
     """How the processes of a run divide the data: all of them share one data set, or each has a part of its own.
 
     Every method is called by all of them. Where they share one data set they know the same, and exchange nothing here.
-
-    Attributes:
-        are_own: Whether each process has a part of its own.
-        everyone: The processes of the run.
-        sharing: Those among them that share a data set and its plan: everyone, or this process alone.
-        owners: Those that own a part: everyone, or this process alone where all share one data set.
     """
 
     def __init__(self, processes: Processes, *, own: bool) -> None:
         self.are_own = own and processes.count > 1
         self.everyone = processes
-        self.sharing = processes.alone() if self.are_own else processes
-        self.owners = processes if self.are_own else processes.alone()
+        self.sharing = processes.alone() if self.are_own else processes  # a data set and its plan
+        self.owners = processes if self.are_own else processes.alone()  # of a part
         self._has_warned = False
 
     @property
@@ -68,16 +62,15 @@ class DataParts:
         if len(kinds) > 1:
             sizes = [facts.batch_size for facts in everyone]
             raise ConfigurationError(
-                "own_parts=True needs loaders of one kind in all processes, with the same batch_size and "
-                f"drop_last; got batch_size {sizes} and drop_last {[f.drop_last for f in everyone]}, by rank."
+                "own_parts=True needs the same batch_size and drop_last in all processes; got batch_size "
+                f"{sizes} and drop_last {[f.drop_last for f in everyone]}, by rank."
             )
         agreed = replace(own, draws=min(f.draws for f in everyone), batches=min(f.batches for f in everyone))
         offered = [facts.offered for facts in everyone]
         if min(offered) < max(offered) and not self._has_warned:
             self._has_warned = True
-            shown = f"{offered}, by rank" if len(offered) <= 8 else f"{min(offered)} to {max(offered)}"
             rank_zero_warn(
-                f"lightning-ast: the parts of the processes offer different numbers of samples ({shown}). Every "
+                f"lightning-ast: the parts of the processes offer {min(offered)} to {max(offered)} samples. Every "
                 f"process trains on as many an epoch as the smallest part has, {agreed.offered} in a dense one."
             )
         return agreed
@@ -120,9 +113,8 @@ def sharing_faults(loaders: Iterable[Any]) -> list[str]:
             dealing = [s for s in samplers if isinstance(s, DistributedSampler) and getattr(s, "num_replicas", 2) > 1]
             if dealing:
                 return [
-                    "own_parts=True takes what the loader of each process has for a part of its own, and a "
-                    f"{type(dealing[0]).__name__} deals the samples of one data set out to all processes: set "
-                    "Trainer(use_distributed_sampler=False) and give the loader of each process a dataset of its part "
-                    "alone, such as a Subset; or leave out own_parts."
+                    "own_parts=True needs a dataset of its part alone in each process, and a "
+                    f"{type(dealing[0]).__name__} deals one data set out to all: set "
+                    "Trainer(use_distributed_sampler=False) and load a Subset, or leave out own_parts."
                 ]
     return []

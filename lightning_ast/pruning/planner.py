@@ -9,10 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
-from lightning_ast.core.epoch_counts import even_count
 from lightning_ast.core.gate import NEARLY_ALL
 from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoch
-from lightning_ast.core.plan_rules import common_rate, rate_to_cover
+from lightning_ast.core.plan_rules import common_rate, even_count, rate_to_cover
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import loaders

@@ -7,17 +7,16 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 
-from lightning_ast.core.epoch_counts import even_count, planned_count
+from lightning_ast.core.plan_rules import even_count, planned_count
 from lightning_ast.lightning_internals.class_patch import change_class
-from lightning_ast.lightning_internals.run_limits import epoch_limit
+from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.loader import LoaderFacts
-from lightning_ast.run_length import RunLength
-from lightning_ast.schedule import STAGE_CODES, Schedule, Stage
+from lightning_ast.schedule import STAGE_CODES, RunLength, Schedule, Stage
 from lightning_ast.words import counted
 
 __all__ = [
@@ -65,32 +64,27 @@ class PlannedRun:
     schedule: Schedule
     dense: EpochLengths
     pruned: EpochLengths  # that of a dense epoch where each sparse one has its own
-    accumulate: dict[int, int]  # the batches to an optimizer step from each of these epochs on, the first of which is 0
-    max_epochs: int | None
-    max_steps: int | None
+    dense_run: RunLength  # the same run without pruning; the batches to an optimizer step are known
     prunes: bool = True
     # Schedules count the steps of a dense run, of which each step of a pruned epoch stands for several.
     follows: bool = False
 
     @property
-    def dense_run(self) -> RunLength:
-        """Return the length of a dense epoch, for stages that are given in steps."""
-        return RunLength(batches=self.dense.batches, accumulate=self.accumulate)
-
-    @property
     def total_epochs(self) -> int | None:
         """Count the epochs of the run (the last may be cut short by ``max_steps``); None where nothing limits it."""
-        if self.max_steps is None:
-            return self.max_epochs
-        most = self.max_steps if self.max_epochs is None else min(self.max_epochs, self.max_steps)
-        return bisect_left(range(most), self.max_steps, key=self._steps)
+        max_epochs = self.dense_run.max_epochs
+        max_steps = self.dense_run.max_steps
+        if max_steps is None:
+            return max_epochs
+        most = max_steps if max_epochs is None else min(max_epochs, max_steps)
+        return bisect_left(range(most), max_steps, key=self._steps)
 
     @property
     def steps(self) -> float:
         """Count the optimizer steps of the run; infinitely many where nothing limits it."""
         total = self.total_epochs
         steps = math.inf if total is None else self._steps(total)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return steps if self.dense_run.max_steps is None else min(steps, self.dense_run.max_steps)
 
     def stage(self, epoch: int) -> Stage:
         """Return the stage of an epoch, counted from 0; one behind the end is dense."""
@@ -105,9 +99,8 @@ class PlannedRun:
     def _steps(self, total: int) -> int:
         first, end = self.sparse_range(total)
         # by stretches of epochs alike: a run may be planned for a million epochs, and this is asked often
-        starts = sorted({0, first, end, *self.accumulate})
         steps = 0
-        for start, stop in zip(starts, [*starts[1:], total], strict=True):
+        for start, stop in itertools.pairwise([*sorted({0, first, end, *(self.dense_run.accumulate or ())}), total]):
             lengths = self.pruned if first <= start < end and not self.follows else self.dense
             steps += max(0, min(stop, total) - start) * math.ceil(lengths.batches / self.dense_run.factor(start))
         return steps
@@ -177,9 +170,7 @@ def planned_run(
         schedule=schedule,
         dense=dense,
         pruned=pruned,
-        accumulate=accumulate,
-        max_epochs=epoch_limit(trainer),
-        max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        dense_run=replace(run_length(trainer), batches=facts.batches, accumulate=accumulate),
         prunes=rate is None or rate < 1,
         follows=steps == "follow",
     )
@@ -192,12 +183,11 @@ def rounded_stages(run: PlannedRun) -> str | None:
         return None
     asked = run.schedule.dense_epochs(total, run.dense_run)
     first, end = run.sparse_range(total)
-    planned = (first, total - end)
-    if all(abs(one - other) < 1e-6 for one, other in zip(asked, planned, strict=True)):
+    if max(abs(asked[0] - first), abs(asked[1] - (total - end))) < 1e-6:
         return None
     return (
-        f"mode='prune' works in whole epochs: of {total} epochs the first {planned[0]} are the warmup and the last "
-        f"{planned[1]} the cooldown ({run.schedule.dense} would be {asked[0]:.3g} and {asked[1]:.3g})."
+        f"mode='prune' works in whole epochs: of {total} epochs the first {first} are the warmup and the last "
+        f"{total - end} the cooldown ({run.schedule.dense} would be {asked[0]:.3g} and {asked[1]:.3g})."
     )
 
 
@@ -224,15 +214,12 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts) -> l
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     batches = run.pruned.batches
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
-    if type(interval) is int and by_epoch and batches < interval <= facts.batches:
+    is_unknown = facts.batching == "own" and run.follows
+    if type(interval) is int and by_epoch and (is_unknown or batches < interval <= facts.batches):
+        known = f"is more than the {counted(batches, 'batch')}"
         found.append(
-            f"val_check_interval={interval} is more than the {counted(batches, 'batch')} of a pruned epoch, which "
-            "would never be validated: use a share (a float), or check_val_every_n_epoch=None."
-        )
-    if type(interval) is int and by_epoch and facts.batching == "own" and run.follows:
-        found.append(
-            f"val_check_interval={interval} may be more than the batches of a pruned epoch, which are not known "
-            "beforehand with prune_steps='follow' and a batch sampler: use a share (a float), or prune_steps='keep'."
+            f"val_check_interval={interval} {'may be more than the batches' if is_unknown else known} of a pruned "
+            "epoch, which would never be validated: use a share (a float), or prune_steps='keep'."
         )
     return found
 

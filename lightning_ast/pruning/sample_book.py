@@ -55,11 +55,10 @@ class SampleSettings:
 def make_history(
     settings: SampleSettings, size: int, saved: dict[str, Any], *, must_fit: bool, first: bool
 ) -> SignificanceHistory:
-    """Make the history of a data set with its rules and its record, and continue what was saved of it.
+    """Make the history of a data set with its rules and its record; continue what was saved, or the user's scores.
 
-    Where nothing was saved, the run begins with the user's scores. What was saved of a data set of another size is
-    refused if it ``must_fit``, else it is forgotten with a warning. The ``first`` process goes on with the counts of
-    all.
+    What was saved of a data set of another size is refused if it ``must_fit``, else it is forgotten with a warning. The
+    ``first`` process goes on with the counts of all.
     """
     history = SignificanceHistory(size)
     history.rules = _rules(settings, size)
@@ -77,9 +76,8 @@ def make_history(
             raise ConfigurationError(str(error)) from error
         rank_zero_warn("lightning-ast: the data set is not the last fit's: what was remembered is forgotten.")
         return history
-    record = saved.get("samples")  # an older release has written none
-    if record is not None:
-        history.record.load_state_dict(record, first=first)
+    if saved.get("samples") is not None:  # an older release has written none
+        history.record.load_state_dict(saved["samples"], first=first)
     return history
 
 

@@ -31,12 +31,9 @@ _Column: TypeAlias = Any  # a masked array of numpy: what is masked is not known
 def write_parts(path: str | Path, state: dict[str, Any]) -> None:
     """Write the samples in the state of a selection callback; a file that is there stays until the new one is whole.
 
-    Args:
-        path: The file; with the ending ``.parquet`` it is a Parquet file, else CSV. Its columns are ``index``,
-            ``label``, ``times_selected``, ``significance`` (the last one) and ``significance_epoch_E`` for each epoch
-            that was kept. What is not known is empty, a significance that was not finite too. Where each process has a
-            part of its own, there is a file ``NAME-partR.SUFFIX`` beside it for each process of rank R.
-        state: The state, in mode ``prune``.
+    Its columns are ``index``, ``label``, ``times_selected``, ``significance`` (the last one) and
+    ``significance_epoch_E`` for each epoch that was kept. What is not known is empty, a significance that was not
+    finite too. Where each process has a part of its own, there is a file ``NAME-partR.SUFFIX`` for each rank R.
     """
     path = Path(path)
     parts = state.get("parts")
@@ -104,12 +101,9 @@ def _write_parquet(path: Path, columns: dict[str, _Column]) -> None:
 
 
 def read_scores(name: str, source: ScoreSource, size: int) -> tuple[Tensor, Tensor | None]:
-    """Read the scores that a run begins with; ``name`` is the setting that they were given as.
+    """Read the scores ``(N,)`` that a run begins with, -1 where there is none, and the classes, or None.
 
     In a file with an ``index`` samples may be left out, and a significance may be empty: such samples have no score.
-
-    Returns:
-        ``(N,)`` float32 scores, -1 where there is none, and ``(N,)`` int64 classes, -1 where not known, or None.
     """
     if not isinstance(source, (str, Path)):
         values = _tensor(name, source)

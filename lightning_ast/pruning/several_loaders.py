@@ -33,18 +33,15 @@ class SeveralEpochs(PrunedEpochs):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._facts: list[LoaderFacts] = []  # of each loader; only where there are several
+        self._facts: list[LoaderFacts] = []  # of each loader
         self._starts: list[int] = []  # where the numbers of each loader's samples begin, and those of the last end
         self._plans: dict[int, EpochPlan] = {}  # the running epoch's plan of each loader that has started
 
     def _faults_of(self, combined: CombinedLoader) -> list[str]:
         if len(combined.flattened) == 1:
             return super()._faults_of(combined)
-        found = [
-            fault
-            for loader in combined.flattened
-            for fault in faults_of_loader(loader, processes=self._processes.count)
-        ]
+        count = self._processes.count
+        found = [fault for loader in combined.flattened for fault in faults_of_loader(loader, processes=count)]
         return found or self._several_faults(combined)
 
     def _several_faults(self, combined: CombinedLoader) -> list[str]:
@@ -59,19 +56,18 @@ class SeveralEpochs(PrunedEpochs):
         needs = [
             (
                 mode == "min_size" or (mode == "max_size_cycle" and len(batches) == 1),
-                f"one batch of each in every step, and with {mode!r} loaders of different lengths begin again or end "
-                "early: use CombinedLoader(loaders, 'min_size')",
+                f"as many batches of each, not {mode!r}: use CombinedLoader(loaders, 'min_size')",
             ),
             (len(children) == len(given), "them in a flat list or dict, not nested"),
             (
                 all(facts.draws >= min(batches) * facts.batch_size for facts in given),
-                "full batches, or a last short one would weigh its samples differently: set drop_last=True",
+                "full batches, whose samples all weigh alike: set drop_last=True",
             ),
             (all(facts.batching == "plain" for facts in given), "batch_size in each, and no batch sampler"),
             (
                 min(sizes) > len(sizes) and len(set(sizes)) == len(sizes),
-                "another batch_size in each, above their number (such as 32 and 31), which tells whose samples the "
-                f"rows of a tensor are; got {', '.join(map(str, sizes))}",
+                "another batch_size in each, above their number (such as 32 and 31), to tell whose samples are in the "
+                f"rows of a tensor; got {', '.join(map(str, sizes))}",
             ),
             (
                 not (named or asked.keep_scores or asked.class_floor),
@@ -79,7 +75,7 @@ class SeveralEpochs(PrunedEpochs):
                 "one sample",
             ),
             (
-                self._steps != "keep" and self._planner.counts_alike,
+                self._planner.steps != "keep" and self._planner.counts_alike,
                 "batches that keep their sizes and count each sample alike: use target_activation_rate, "
                 "prune_steps='replan' or 'follow', and no weighting",
             ),
@@ -87,15 +83,13 @@ class SeveralEpochs(PrunedEpochs):
         return [f"mode='prune' with several dataloaders needs {need}." for holds, need in needs if not holds]
 
     def _facts_of(self, combined: CombinedLoader) -> LoaderFacts:
-        self._facts = []
-        self.sizes = ()
-        if len(combined.flattened) == 1:
+        self._facts = [LoaderFacts.of_loader(loader) for loader in combined.flattened]
+        self.sizes = tuple(facts.batch_size for facts in self._facts) if len(self._facts) > 1 else ()
+        if not self.sizes:
             return super()._facts_of(combined)
         limits = combined.limits or [torch.inf]
-        self._facts = [LoaderFacts.of_loader(loader) for loader in combined.flattened]
         self._starts = [0, *accumulate(facts.dataset_size for facts in self._facts)]
         batches = int(min(*limits, *(facts.batches for facts in self._facts)))
-        self.sizes = tuple(facts.batch_size for facts in self._facts)
         size = sum(self.sizes)
         return LoaderFacts(self._starts[-1], batches * size, size, drop_last=True, batches=batches)
 
@@ -105,9 +99,8 @@ class SeveralEpochs(PrunedEpochs):
             found = tuple(batch_size_of(part) for part in children_of(batch) or ())
             if found != self.sizes:
                 raise ConfigurationError(
-                    f"batch {self.epoch.batch} holds {', '.join(map(str, found))} samples of the dataloaders where "
-                    f"{', '.join(map(str, self.sizes))} were drawn for it: mode='prune' cannot tell which these "
-                    "are. Use a collate_fn that neither drops nor adds samples."
+                    f"batch {self.epoch.batch} holds {found} samples of the dataloaders where {self.sizes} were drawn "
+                    "for it: use a collate_fn that neither drops nor adds samples."
                 )
         return self.sizes
 
@@ -115,8 +108,8 @@ class SeveralEpochs(PrunedEpochs):
         """Return the next batch's part of the plan; with several loaders it is in the order of the draws."""
         if self.sizes and own is not None:
             raise ConfigurationError(
-                "mode='prune' with several dataloaders takes the order of a batch from the order of its samples' "
-                "draws, and not from sample_indices: return None there, and keep the order in the collate_fn."
+                "mode='prune' with several dataloaders knows the samples of a batch by the order of the draws: return "
+                "None from sample_indices, and keep the order in the collate_fn."
             )
         return super().next_batch(batch_size, own)
 

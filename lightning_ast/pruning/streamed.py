@@ -99,8 +99,8 @@ class StreamedEpochs(PrunedEpochs):
         epoch = self.epoch
         if own is None:
             raise ConfigurationError(
-                "mode='prune' with a sample_filter has to know the samples of a batch: override "
-                "SparseLossMixin.sample_indices(batch) to return their numbers, as the filter's key gives them."
+                "a sample_filter needs the samples of a batch: override SparseLossMixin.sample_indices(batch) to give "
+                "their numbers, as the filter's key gives them."
             )
         indices = own.detach().cpu().long()
         self._check(indices)
@@ -244,8 +244,8 @@ def filter_faults(given: object, mode: Mode, steps: PruneSteps) -> list[str]:
         return [f"sample_filter: expected a SampleFilter of lightning_ast.streams or None, got {given!r}."]
     if mode == "prune" and steps == "keep":
         return [
-            "prune_steps='keep' needs batches of another size, and in a stream the loader's batch_size makes them: use "
-            "prune_steps='follow' with a sample_filter, or 'replan' with target_activation_rate."
+            "prune_steps='keep' needs batches of a size that a stream does not make: use prune_steps='follow' with a "
+            "sample_filter, or 'replan' with target_activation_rate."
         ]
     return []
 
@@ -257,34 +257,25 @@ def _stream_faults(combined: CombinedLoader, trainer: pl.Trainer, *, parted: boo
         return ["a sample_filter needs one training dataloader, a torch DataLoader."]
     interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     needs = [
-        (
-            isinstance(loader.dataset, IterableDataset),
-            "an IterableDataset: leave it out, mode='prune' knows the samples of a map-style dataset by their index",
-        ),
+        (isinstance(loader.dataset, IterableDataset), "an IterableDataset: leave it out for a map-style dataset"),
         (loader.batch_size is not None, "batch_size: with batch_size=None the stream makes the batches"),
         (
             parted or trainer.world_size == 1,
-            "own_parts=True with several processes: let each process read a part of the stream of its own, and give "
-            "it a SampleFilter that numbers the samples of that part",
+            "own_parts=True with several processes, each with a SampleFilter that numbers the samples of its part",
         ),
         (
             not (parted and loader.drop_last and loader.num_workers > 1),
-            "drop_last=False with own_parts=True and several workers: each worker would drop a last batch of its own, "
-            "and the processes would end after different numbers of batches",
+            "drop_last=False with own_parts=True and several workers, each of which would drop a last batch of its own",
         ),
         (
             not knows_its_place(loader),
-            f"torch's DataLoader: {type(loader).__name__} restores its own position when a run is resumed, and "
-            "mode='prune' does so too",
+            f"torch's DataLoader: {type(loader).__name__} restores its own position when a run is resumed",
         ),
-        (
-            trainer.limit_train_batches == 1.0,  # which overfit_batches changes too
-            "whole epochs: leave limit_train_batches and overfit_batches out",
-        ),
+        # overfit_batches changes this limit, too
+        (trainer.limit_train_batches == 1.0, "whole epochs: leave limit_train_batches and overfit_batches out"),
         (
             not isinstance(interval, float) or interval == 1.0,
-            f"val_check_interval=1.0, or a number of batches: {interval} is a share of an epoch, and how many batches "
-            "a stream gives is not known before it ends",
+            f"val_check_interval=1.0, or a number of batches: {interval} is a share of a number that is not known",
         ),
     ]
     return [f"a sample_filter needs {need}." for holds, need in needs if not holds]

@@ -11,7 +11,6 @@ from matplotlib.ticker import StrMethodFormatter
 from lightning_ast.report.derive import accuracy, epoch_values, stage_of_epochs, stage_spans, training_loss_tag
 from lightning_ast.report.series import Floats, Histogram, Run, Series, rebin
 from lightning_ast.report.style import COLOURS, GREY, Panel, drawing, label, new_figure
-from lightning_ast.words import percent
 
 __all__ = ["dashboard", "smooth"]
 
@@ -48,7 +47,7 @@ def _accuracy(axes: Panel, run: Run) -> None:
         axes.missing('not logged: self.log("val_acc", ...) in validation_step')
         return
     tag, (epochs, values) = found
-    axes.set_title(f"Accuracy: {label(tag, width=16)}, last {percent(values[-1])}")
+    axes.set_title(f"Accuracy: {label(tag, width=16)}, last {values[-1]:.1%}")
     stages = stage_of_epochs(run)
     axes.epoch_axis(np.append(epochs, max(epochs[-1], *stages, 0)))
     axes.percent_axis()
@@ -133,7 +132,7 @@ def _savings(axes: Panel, run: Run) -> None:
     for name, series in found.items():
         colour, style, width = _SAVINGS[name]
         shown = {"flops": "FLOPs", "samples": "skipped"}.get(name, name)
-        text = f"{shown} {'not known at the end' if series.closing is None else percent(series.closing, 0)}"
+        text = f"{shown} " + ("not known at the end" if series.closing is None else f"{series.closing:.0%}")
         axes.curve(series.steps, series.values, linestyle=style, color=colour, linewidth=width, label=text)
     axes.axhline(0, color=GREY, linewidth=0.8)
     _steps(axes, run, max(found.values(), key=len))

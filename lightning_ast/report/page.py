@@ -9,7 +9,7 @@ from html import escape
 
 from lightning_ast.report.derive import accuracy, activation_rate_when_sparse, epoch_values, is_dense, last_epoch
 from lightning_ast.report.series import Run
-from lightning_ast.words import percent, readable
+from lightning_ast.words import readable
 
 __all__ = ["GENERATOR", "Picture", "Summary", "reference", "render", "summarize", "table"]
 
@@ -167,7 +167,7 @@ def _cost(value: float | None, base: float | None, digits: int) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else percent(value)
+    return "" if value is None else f"{value:.1%}"
 
 
 def _accuracy(value: float | None, base: float | None) -> str:

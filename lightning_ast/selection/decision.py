@@ -137,10 +137,8 @@ def check_labels(class_floor: float, labels: Tensor | None) -> None:
     """Refuse a floor by class where the classes are not known."""
     if class_floor > 0 and labels is None:
         raise ConfigurationError(
-            [
-                "class_floor needs the class of each sample, and no torch classification loss of the training step was "
-                "told it: override SparseLossMixin.sample_labels(batch) to return the class indices (B,)."
-            ]
+            "class_floor needs the class of each sample, and no torch classification loss of the training step was "
+            "told it: override SparseLossMixin.sample_labels(batch) to return the class indices (B,)."
         )
 
 

@@ -38,10 +38,8 @@ def told_weights(module: pl.LightningModule, batch: Any, size: int) -> Tensor | 
     if not bool(good.all()):
         position = int((~good).nonzero()[0])
         raise ConfigurationError(
-            [
-                f"sample_weights must give finite weights of at least 0, got {weights[position]:g} for the sample at "
-                f"position {position} of the batch."
-            ]
+            f"sample_weights must give finite weights of at least 0, got {weights[position]:g} for the sample at "
+            f"position {position} of the batch."
         )
     return weights
 

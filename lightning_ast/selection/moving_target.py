@@ -54,21 +54,17 @@ class MovingTarget:
                 raise
             known = ", ".join(map(repr, sorted(metrics))) or "none"
             raise ConfigurationError(
-                [
-                    f"{setting}: at the start of epoch {epoch} the function asked for the metric {error.args[0]!r}, "
-                    f"and the metrics known by then are: {known}. Ahead of the first epoch there are none: use "
-                    "metrics.get() with a value for that case."
-                ]
+                f"{setting}: at the start of epoch {epoch} the function asked for the metric {error.args[0]!r}, "
+                f"and the metrics known by then are: {known}. Ahead of the first epoch there are none: use "
+                "metrics.get() with a value for that case."
             ) from error
         scalar = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
         number = float(value) if scalar and torch.as_tensor(value).numel() == 1 else None
         if number is None or not 0 < number <= 1:
             kind = setting.removeprefix("target_").replace("_", " ")
             raise ConfigurationError(
-                [
-                    f"{setting}: expected the function to return a number in (0, 1], the {kind} of epoch {epoch}, got "
-                    f"{value!r}."
-                ]
+                f"{setting}: expected the function to return a number in (0, 1], the {kind} of epoch {epoch}, got "
+                f"{value!r}."
             )
         return number
 

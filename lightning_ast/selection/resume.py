@@ -97,10 +97,8 @@ class Resumption:
         changed = changes(saved, self._data(), _said)
         if changed and within:
             raise ConfigurationError(
-                [
-                    f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The same place in "
-                    "the epoch does not exist: use the same settings, or a checkpoint from an epoch's end."
-                ]
+                f"this checkpoint was written in the middle of an epoch: {', '.join(changed)}. The same place in "
+                "the epoch does not exist: use the same settings, or a checkpoint from an epoch's end."
             )
         if changed:
             rank_zero_info(f"lightning-ast: resumed with other data: {', '.join(changed)}. It counts from here on.")

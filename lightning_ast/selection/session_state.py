@@ -89,8 +89,6 @@ class SessionState:
         plans = MODE_FACTS[mode].plans_epochs or MODE_FACTS[own].plans_epochs
         if mode != own and plans and written_within(checkpoint):
             raise ConfigurationError(
-                [
-                    f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={own!r} "
-                    "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
-                ]
+                f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={own!r} "
+                "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
             )

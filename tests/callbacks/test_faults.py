@@ -196,14 +196,14 @@ CASES = [
     schedule("needs a run of known length", {"max_epochs": -1}, warmup_epochs=0.5),
     Case(
         "a share of a run without length",
-        "a share of the run needs a dataloader with a length",
+        "optimizer steps of the run are not known, with a dataloader without a length",
         schedule={"warmup_epochs": 0.5},
         data=lambda digits: DataLoader(Endless(), batch_size=8),
         trainer={"max_epochs": 2, "limit_train_batches": 1.0},
     ),
     Case(
         "a cooldown counted in the steps of manual optimization",
-        "with manual optimization max_steps counts every optimizer's steps",
+        "not known in epochs, with manual optimization and max_steps",
         schedule={"cooldown_epochs": 1},
         module=Manual,
         trainer={"max_epochs": -1, "max_steps": 30},
@@ -267,7 +267,7 @@ CASES = [
         data=lambda d: DataLoader(dataset(d), batch_sampler=[0, 1, 2]),
     ),
     prune(
-        "two loaders", "several dataloaders needs one batch of each", trainer=LONGER,
+        "two loaders", "several dataloaders needs as many batches of each", trainer=LONGER,
         data=lambda d: CombinedLoader({"a": loader(d), "b": loader(d)}, "max_size"),
     ),
     prune(

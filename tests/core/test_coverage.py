@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ast.core.controller import PIController, averaged, joint_threshold
+from lightning_ast.core.controller import PIController
 from lightning_ast.core.gate import FLOOR, coverage_of, keep_probability, lift_zeros
 from lightning_ast.core.selector import SampleSelector
-from lightning_ast.core.threshold import rate_at_coverage, solve_threshold
+from lightning_ast.core.threshold import ThresholdSolver, rate_at_coverage, solve_threshold
 
 
 def covered(s: torch.Tensor, threshold: float, gate: str = "soft") -> float:
@@ -257,10 +257,8 @@ def test_the_threshold_of_processes_is_that_of_their_samples_in_one_batch(gate: 
     both = torch.cat(batches)
 
     def solve(rank: int) -> torch.Tensor:
-        own = solve_threshold(batches[rank], 0.8, gate, share_of="significance")
-        average = ranks.average(rank)
-        guess, _ = averaged(average, float(own), 0.5, float(batches[rank].sum()))
-        return joint_threshold(batches[rank], 0.8, gate, floor=FLOOR, guess=guess, average=average)
+        solver = ThresholdSolver(batches[rank], gate, floor=FLOOR, share_of="significance")
+        return solver.shared(0.8, solver.threshold(0.8), 0.5, ranks.average(rank))[0]
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(solve, (0, 1))

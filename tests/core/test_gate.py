@@ -16,7 +16,7 @@ from lightning_ast.core.gate import (
     select,
     soft_probability,
 )
-from lightning_ast.core.threshold import ThresholdSolver, few_counts, solve_threshold
+from lightning_ast.core.threshold import ThresholdSolver, solve_threshold
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -145,7 +145,7 @@ def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
         s = torch.rand(256, generator=random) + 0.01
         threshold = solve_threshold(s, rate, "soft") * (0.8 + 0.4 * float(torch.rand(1, generator=random)))
         expected.append(float(keep_probability(s, threshold, "soft").sum()))
-        moved = few_counts(solver_of(s), float(threshold), random)
+        moved = solver_of(s).with_few_counts(float(threshold), random)
         settings = {"gate": "soft", "rate": rate, "weighting": "none", "min_selected": 2}
         counts.append(len(select(s, moved, generator=random, **settings).indices))
     assert all(count % apart == 0 for count in counts)
@@ -156,7 +156,7 @@ def test_few_counts_are_drawn_at_a_rate(rate: float, apart: int) -> None:
 
 def test_few_counts_leave_large_shares_and_small_batches_alone() -> None:
     for s, threshold in ((torch.ones(100), 1.01), (torch.rand(16, generator=generator()), 1.0)):
-        assert few_counts(solver_of(s), threshold, generator()) == threshold
+        assert solver_of(s).with_few_counts(threshold, generator()) == threshold
 
 
 def test_the_soft_gate_on_the_host_is_that_of_tensors_at_every_scale() -> None:

@@ -152,7 +152,7 @@ def test_a_schedule_does_not_go_on_with_other_steps(tmp_path: Path, before: Any,
 
     path = tmp_path / "point.ckpt"
     fit(fresh(Scheduled), loader(), made(before), SaveAt(path, "epoch end", 1, None))
-    message = f"trained with prune_steps='{before}'"
+    message = f"counts the steps of prune_steps='{before}'"
     with pytest.raises(ConfigurationError, match=message):
         fit(fresh(Scheduled), loader(), made(after), ckpt_path=path)
     fit(fresh(), loader(), made(before), SaveAt(path, "epoch end", 1, None))  # without a schedule there is no harm

@@ -16,7 +16,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.pruning.run_plan import EpochLengths, PlannedRun
-from lightning_ast.schedule import Schedule
+from lightning_ast.schedule import RunLength, Schedule
 from tests.helpers.training import quiet_trainer
 from tests.pruning.prune_by_hand import (
     SIZE,
@@ -165,7 +165,7 @@ def test_the_planned_run_is_that_of_its_epochs(accumulate: dict[int, int], sched
     dense, sparse = EpochLengths(100, 10), EpochLengths(40, 4)
 
     def run(**limits: Any) -> PlannedRun:
-        return PlannedRun(stages, dense, sparse, accumulate, **{"max_epochs": None, "max_steps": None, **limits})
+        return PlannedRun(stages, dense, sparse, RunLength(batches=dense.batches, accumulate=accumulate, **limits))
 
     def steps(total: int) -> int:
         count = 0

@@ -229,17 +229,17 @@ REFUSED = [
     (loaded(Files), {}, {}, Mute, "override SparseLossMixin.sample_indices"),
     (loaded(Files, batch_size=None), {}, {}, Told, "needs batch_size"),
     (lambda f: {"a": loaded(Files)(f), "b": loaded(Files)(f)}, {}, {}, Told, "needs one training dataloader"),
-    (lambda f: DataLoader(Indexed(), batch_size=32), {}, {}, Told, "leave it out, mode='prune' knows the samples"),
+    (
+        lambda f: DataLoader(Indexed(), batch_size=32),
+        {},
+        {},
+        Told,
+        "an IterableDataset: leave it out for a map-style dataset",
+    ),
     (loaded(Files), {"prune_steps": "keep"}, {}, Told, "use prune_steps='follow' with a sample_filter"),
     (loaded(Files), {"sample_filter": 3}, {}, Told, "sample_filter: expected a SampleFilter"),
     (loaded(Files), {}, {"limit_train_batches": 3}, Told, "needs whole epochs"),
-    (
-        loaded(Files),
-        {},
-        {"val_check_interval": 0.5},
-        Told,
-        "needs val_check_interval=1.0, .*: 0.5 is a share of an epoch",
-    ),
+    (loaded(Files), {}, {"val_check_interval": 0.5}, Told, "needs val_check_interval=1.0, .* 0.5 is a share"),
 ]
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from lightning_ast.core.gradient_gate import Execution
 from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.mode_facts import Mode
-from lightning_ast.run_length import Point
-from lightning_ast.schedule import Stage
+from lightning_ast.schedule import Point, Stage
 from lightning_ast.selection.accumulation import AccumulationWindow
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.gating import Gating
