@@ -25,7 +25,7 @@ from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import SampleSelector, SignificanceHistory, select_rows
 from lightning_ast.core import plan_rules as _plan_rules
 from lightning_ast.core import selector as _selector
-from lightning_ast.pruning import epochs as _pruned_epochs
+from lightning_ast.pruning import sample_book as _sample_book
 
 __all__ = [
     "IDEAS",
@@ -174,7 +174,7 @@ def changes(run: Run, data: RegimeData) -> Iterator[None]:
     idea = run.option("idea", "plain")
     make = _HISTORIES.get(idea, _HISTORIES["plain"])
     with ExitStack() as changed:
-        changed.enter_context(patch.object(_pruned_epochs, "SignificanceHistory", make(run, data)))
+        changed.enter_context(patch.object(_sample_book, "SignificanceHistory", make(run, data)))
         for module in (_plan_rules, _selector) if idea == "bounded" else ():
             changed.enter_context(patch.object(module, "floor_for", lambda target: _LEAST_PROBABILITY))
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -53,17 +54,6 @@ def test_what_is_remembered_is_smoothed_over_the_visits(ideas: Any) -> None:
     assert history.quarantined.tolist() == [True, False, False]
 
 
-def test_a_history_is_put_in_its_place_and_taken_out_again(benchmark: Any, ideas: Any) -> None:
-    from lightning_ast.pruning import epochs
-
-    runs = benchmark("regime_run")
-    run = runs.Run(runs.Regime(), "prune", (("rate", 0.4), ("idea", "smoothed")))
-    with pytest.raises(KeyError), ideas.changes(run, None):
-        assert isinstance(epochs.SignificanceHistory(5), ideas.Smoothed)
-        raise KeyError
-    assert epochs.SignificanceHistory is SignificanceHistory
-
-
 @pytest.fixture
 def train(benchmark: Any, tmp_path: Path) -> Any:
     runs = benchmark("regime_run")
@@ -87,6 +77,21 @@ def test_what_an_idea_costs_or_saves_is_in_the_work(train: Any) -> None:
     assert inside["samples_forwarded"] == plain["samples_forwarded"]
     sparse = 256 * 0.5 * 2
     assert inside["samples_backwarded"] == pytest.approx(plain["samples_backwarded"] - sparse / 3, rel=0.03)
+
+
+def test_a_history_is_used_by_the_fits_of_its_run_alone(train: Any, ideas: Any) -> None:
+    made: list[object] = []
+
+    class Noted(ideas.Smoothed):  # type: ignore[misc,name-defined]
+        def fold(self, maximum: Any = None) -> None:
+            made.append(self)
+            super().fold(maximum)
+
+    with patch.object(ideas, "_HISTORIES", {**ideas._HISTORIES, "smoothed": lambda run, data: Noted}):
+        train(("idea", "smoothed"))
+        assert len(made) == 4  # once an epoch
+        train()
+    assert len(made) == 4
 
 
 def test_a_higher_rate_changes_the_run_alone(train: Any) -> None:
