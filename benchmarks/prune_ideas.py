@@ -23,7 +23,7 @@ from lightning_ast import SparseSelectionCallback, TwoStageScheduler
 from lightning_ast.core import SampleSelector, SignificanceHistory, select_rows
 from lightning_ast.core.significance import el2n
 from lightning_ast.demo import ImageData, ResNet9
-from lightning_ast.pruning import epochs as _prune
+from lightning_ast.pruning import sample_book as _prune
 
 LABELS = torch.empty(0)
 """Of the training images, for ideas that look at classes."""
