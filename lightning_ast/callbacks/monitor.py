@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
-from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.state import known_fields, reading, stamped
@@ -278,12 +278,6 @@ class SparseTrainingMonitor(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which watches nothing yet."""
         return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
-
-    @property
-    def state_key(self) -> str:
-        """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
-        key = super().state_key
-        return key if self._progress.begun else SoleKey(key)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run so far, primitives and tensors alone; empty before it begins."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use, serves
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves
 from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
@@ -275,12 +275,6 @@ class SparseSelectionCallback(SelectionReadings):
     def _running(self) -> Session:
         assert self._session is not None  # Lightning calls no hook of a training before setup
         return self._session
-
-    @property
-    def state_key(self) -> str:
-        """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
-        key = super().state_key
-        return SoleKey(key) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the ledger and is outside the fit that runs."""
