@@ -146,7 +146,7 @@ class Gating:
     def _scores(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> tuple[Tensor, LossRecord]:
         assert self._losses is not None
         _check_order(entries, step.batch_size)
-        record = self._losses.record(loss, step.batch_size, scale=1 / self._score_scale(1))
+        record = self._losses.combined(loss, step.batch_size, scale=1 / self._score_scale(1))
         return self.decision.scores(step, self._batch, record), record
 
     def _decide(self, step: StepState, norms: Tensor) -> Kept | None:
