@@ -123,7 +123,7 @@ class SparseTrainingMonitor(Callback):
             drawn = (lambda size: None) if self._drawn is None else self._drawn.take
             assert selection.session is not None
             self._watcher = SampleWatcher(selection.session, drawn, size=_dataset_size(trainer))
-            selection.session.add_watcher(self._watcher)
+            selection.session.watchers.append(self._watcher)
         if self._writers:
             self._writers.lay_out()
         if not self._resumed:

@@ -23,7 +23,6 @@ from lightning_ast.selection.modes.registry import MODE_CLASSES
 from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment
-from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["Session"]
 
@@ -43,7 +42,7 @@ class Session:
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.coverage: float | None = None
-        self.watchers = parts.watchers
+        self.watchers = parts.watchers  # of other callbacks, which add theirs
         self.step: StepState | None = None
         self._parts = parts
         self._trainer = parts.trainer
@@ -70,10 +69,6 @@ class Session:
     def epochs(self) -> PrunedEpochs | None:
         """Return the planned epochs of ``prune``; None in the other modes."""
         return self.mode.epochs if isinstance(self.mode, PruneMode) else None
-
-    def add_watcher(self, watcher: Watcher) -> None:
-        """Tell another callback of each batch from now on."""
-        self.watchers.append(watcher)
 
     def stages_ahead(self) -> list[Stage] | None:
         """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
