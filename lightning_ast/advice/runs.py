@@ -16,8 +16,13 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import starts_processes
-from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
-from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
+from lightning_ast.lightning_internals.fit_loop import (
+    accumulation,
+    epoch_limit,
+    first_callback,
+    run_length,
+    validation_interval_seconds,
+)
 from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run

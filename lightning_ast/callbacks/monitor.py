@@ -20,9 +20,8 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, ru
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.state import known_fields, reading, stamped
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import logged_step
+from lightning_ast.lightning_internals.fit_loop import first_callback, logged_step
 from lightning_ast.lightning_internals.logger_connector import log_of_rank_zero
-from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices

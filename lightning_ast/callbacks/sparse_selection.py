@@ -21,8 +21,8 @@ from lightning_ast.core.partial import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.lightning_internals.fit_loop import epochs_done, first_callback
 from lightning_ast.lightning_internals.logger_connector import error_told, repaint
-from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleOptions, SampleSettings
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.run_limits import first_callback, run_length
+from lightning_ast.lightning_internals.fit_loop import first_callback, run_length
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.run_length import Point
 from lightning_ast.schedule import Schedule, Stage

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.lightning_internals.fit_loop import run_length
 from lightning_ast.monitoring.text import best_flops_savings, format_seconds, seconds_left
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.session import Session

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
 
 from lightning_ast.core.selector import DEFAULT_RATE
-from lightning_ast.lightning_internals.run_limits import accumulation
+from lightning_ast.lightning_internals.fit_loop import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.selection.setting_faults import setting_faults

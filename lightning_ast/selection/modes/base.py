@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.gradient_gate import Execution
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import loaders
+from lightning_ast.lightning_internals.fit_loop import loaders, run_length
 from lightning_ast.lightning_internals.leading import lead
 from lightning_ast.lightning_internals.resuming import (
     batches_done,
@@ -27,7 +27,6 @@ from lightning_ast.lightning_internals.resuming import (
     reload_validation_as_due,
     restart_loader,
 )
-from lightning_ast.lightning_internals.run_limits import run_length
 from lightning_ast.mode_facts import Mode
 from lightning_ast.run_length import Point
 from lightning_ast.schedule import Stage
