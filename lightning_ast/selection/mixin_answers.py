@@ -11,24 +11,25 @@ from torch import Tensor
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.mixin import SparseLossMixin
 
-__all__ = ["told_indices", "told_labels", "told_weights", "warn_of_unused_methods"]
+__all__ = ["told_numbers", "told_weights", "warn_of_unused_methods"]
 
 _BATCH_METHODS = ("count_samples", "sample_indices", "sample_labels", "sample_weights", "select_batch")
 
 
-def told_indices(module: pl.LightningModule, batch: Any, size: int) -> Tensor | None:
-    """Return the dataset indices ``(B,)`` of the samples, where the module tells them."""
-    return _whole_numbers(module, "sample_indices", batch, size, what="sample's index")
-
-
-def told_labels(module: pl.LightningModule, batch: Any, size: int) -> Tensor | None:
-    """Return the class indices ``(B,)`` of the samples, where the module tells them."""
-    return _whole_numbers(module, "sample_labels", batch, size, what="sample's class")
+def told_numbers(module: pl.LightningModule, name: str, batch: Any, size: int) -> Tensor | None:
+    """Return the dataset indices or the classes ``(B,)`` of the samples; None where the module does not tell them."""
+    values = getattr(module, name)(batch) if isinstance(module, SparseLossMixin) else None
+    if values is None:
+        return None
+    if not isinstance(values, Tensor) or values.shape != (size,) or values.is_floating_point():
+        raise _fault(name, f"an integer tensor of shape ({size},), a number for each sample, or None", values)
+    return values
 
 
 def told_weights(module: pl.LightningModule, batch: Any, size: int) -> Tensor | None:
     """Return the user's weights ``(B,)`` of the samples in double precision on the host; None where there are none."""
-    weights = _asked(module, "sample_weights", batch)
+    method: Any = module.sample_weights
+    weights = method(batch)
     if weights is None:
         return None
     if not isinstance(weights, Tensor) or weights.shape != (size,):
@@ -44,19 +45,6 @@ def told_weights(module: pl.LightningModule, batch: Any, size: int) -> Tensor | 
             ]
         )
     return weights
-
-
-def _whole_numbers(module: pl.LightningModule, name: str, batch: Any, size: int, *, what: str) -> Tensor | None:
-    values = _asked(module, name, batch)
-    if values is None:
-        return None
-    if not isinstance(values, Tensor) or values.shape != (size,) or values.is_floating_point():
-        raise _fault(name, f"an integer tensor of shape ({size},), each {what}, or None", values)
-    return values
-
-
-def _asked(module: pl.LightningModule, name: str, batch: Any) -> object:
-    return getattr(module, name)(batch) if isinstance(module, SparseLossMixin) else None
 
 
 def _fault(name: str, expected: str, got: object) -> ConfigurationError:

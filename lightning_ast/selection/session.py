@@ -17,7 +17,7 @@ from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.mixin_answers import told_indices, told_labels, told_weights, warn_of_unused_methods
+from lightning_ast.selection.mixin_answers import told_numbers, told_weights, warn_of_unused_methods
 from lightning_ast.selection.modes.prune import PruneMode
 from lightning_ast.selection.modes.registry import MODE_CLASSES
 from lightning_ast.selection.session_state import SessionState
@@ -109,7 +109,7 @@ class Session:
             return
         step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
-        step.labels = told_labels(self._module, batch, size)
+        step.labels = told_numbers(self._module, "sample_labels", batch, size)
         if self._weighs:
             weights = told_weights(self._module, batch, size)
             # Without weights of its own a batch still takes part in the sums of all processes and micro-batches.
@@ -143,7 +143,7 @@ class Session:
 
     def _indices(self, batch: object, size: int) -> Tensor | None:
         """Return the dataset indices that the module tells, else those that another callback has recorded."""
-        indices = told_indices(self._module, batch, size)
+        indices = told_numbers(self._module, "sample_indices", batch, size)
         for watcher in self.watchers:
             drawn = watcher.indices(size)  # asked in any case: it counts the batches
             indices = drawn if indices is None else indices
