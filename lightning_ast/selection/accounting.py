@@ -123,7 +123,7 @@ def _poor_savings(mode: Mode, flops: FlopsPerSample, *, rate: float, dense_share
     fresh: Mode = "partial" if mode == "subset" else "subset"
     costs = {other: cost_share(other, rate, forward=forward) for other in ("prune", fresh)}
     others = " and ".join(f"mode={other!r} would cost {cost:.0%}" for other, cost in costs.items() if cost < 0.95)
-    measured = f"the forward is {forward:.0%} of a dense step (a third where no layer is frozen)"
+    measured = f"the forward is {forward:.0%} of a dense step (a third where all layers are trained)"
     if dense_share > 0.05:
         measured += f", and {dense_share:.0%} of the backward runs over every sample"
     return (
