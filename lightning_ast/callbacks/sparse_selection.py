@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -22,7 +22,6 @@ from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.fit_loop import epochs_done, first_callback
-from lightning_ast.lightning_internals.logger_connector import error_told, repaint
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleOptions, SampleSettings
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
@@ -259,9 +258,10 @@ class SparseSelectionCallback(SelectionReadings):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the loggers the last values; leave the module as it was."""
         if self._session is not None and serves(self, trainer):
-            with error_told():
+            try:
                 self._session.close_log()
-                repaint(trainer, pl_module)
+            except Exception as error:  # raised, it would hide the one that the run fails with
+                rank_zero_info(f"lightning-ast: the last values were not logged: {type(error).__name__}: {error}")
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

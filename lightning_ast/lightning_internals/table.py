@@ -104,7 +104,6 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_CONNECTOR, "_callback_metrics", "show values when it is too late for module.log"),
     PrivateName(_CONNECTOR, "_logged_metrics", "read and show values without reducing them over the processes"),
     PrivateName(_CONNECTOR, "_progress_bar_metrics", "show values in the progress bar, and remove them"),
-    PrivateName(_CONNECTOR, "_first_loop_iter", "know whether an epoch is running"),
     PrivateName("trainer", "_val_check_time_interval", "read a validation interval that is a time", NEWER_LIGHTNING),
     PrivateName("lightning.pytorch.LightningModule", "_compiler_ctx", _COMPILE),
     PrivateName("torch.nn.Module", "_compiled_call_impl", _COMPILE, TORCH),
