@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,7 +30,6 @@ from lightning_ast.monitoring.progress import RunProgress, epoch_details, names_
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.tensorboard import Writers
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
-from lightning_ast.selection.faults import not_logged
 from lightning_ast.selection.step_log import BAR_NAMES
 
 __all__ = ["SparseTrainingMonitor"]
@@ -37,6 +37,7 @@ __all__ = ["SparseTrainingMonitor"]
 _SHARE = 0.01  # of the run's time, for pictures while it goes on
 _FIRST_PICTURE_SECONDS = 1.0
 _PERCENTILES = (10, 50, 90)
+_OWN = ("ast/", "energy/")
 
 
 class SparseTrainingMonitor(Callback):
@@ -230,13 +231,9 @@ class SparseTrainingMonitor(Callback):
             return
         self._checked = True
         logged = trainer.callback_metrics.keys() - BAR_NAMES
-        if self.accuracy is not None and self.accuracy not in logged:
-            missing = not_logged(self.accuracy, logged)
-            rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows no accuracy: {missing}")
-        own = ("ast/", "energy/")  # the threshold is logged once steps are sparse
-        for name in self.metrics:
-            if name not in logged and not name.startswith(own):
-                rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows less: {not_logged(name, logged)}")
+        for name in self.metrics if self.accuracy is None else (self.accuracy, *self.metrics):
+            if name not in logged and not name.startswith(_OWN):  # the threshold is logged once steps are sparse
+                rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows less: {_not_logged(name, logged)}")
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
         if not self._progress.validated:
@@ -304,6 +301,15 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
     except Exception:  # the user's code: NotImplementedError is common
         return None
+
+
+def _not_logged(name: str, logged: Collection[str]) -> str:
+    """Describe a metric that is not logged, with the names that are: similar ones first."""
+    others = sorted(other for other in logged if not other.startswith(_OWN))
+    similar = get_close_matches(name, others, n=3, cutoff=0.5)
+    ordered = [*similar, *(other for other in others if other not in similar)]
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -20,20 +19,10 @@ from lightning_ast.selection.settings import SelectionSettings, StageSource
 __all__ = [
     "configuration_faults",
     "doubtful_settings",
-    "not_logged",
     "strategy_faults",
     "training_faults",
     "two_target_faults",
 ]
-
-
-def not_logged(name: str, logged: Iterable[str]) -> str:
-    """Describe a metric that is not logged, with the names that are: similar ones first."""
-    others = [other for other in logged if not other.startswith(("ast/", "energy/"))]
-    similar = get_close_matches(name, others, n=3, cutoff=0.5)
-    ordered = [*similar, *sorted(set(others) - set(similar))]
-    hint = f" Did you mean {similar[0]!r}?" if similar else ""
-    return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
 
 
 def doubtful_settings(
