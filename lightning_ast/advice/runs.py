@@ -28,7 +28,6 @@ from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.run_length import RunLength
 from lightning_ast.schedule import Schedule
-from lightning_ast.selection.faults import two_target_faults
 from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
@@ -72,10 +71,9 @@ class Asked:
         given = first_callback(trainer, SparseSelectionCallback)
         scheduler = first_callback(trainer, TwoStageScheduler)
         selection = SparseSelectionCallback() if given is None else given
-        settings = SelectionSettings.of(selection)
-        faults = setting_faults(settings)
+        faults = setting_faults(SelectionSettings.of(selection, scheduler))
         if scheduler is not None:
-            faults += scheduler.faults(trainer, batches_known=False) + two_target_faults(settings, [scheduler])
+            faults += scheduler.faults(trainer, batches_known=False)
         if faults:
             raise ConfigurationError(faults)
         return cls(selection, given is not None, scheduler)

@@ -186,16 +186,15 @@ class SparseSelectionCallback(SelectionReadings):
         """Check everything that can be known before the first batch; in ``subset`` wrap the training step."""
         if stage != "fit":
             return
-        schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
-        settings = SelectionSettings.of(self, next(iter(schedulers), None))
-        faults = duplicate_faults(trainer, SparseSelectionCallback)
-        if faults := faults + configuration_faults(settings, trainer, pl_module, schedulers):
+        settings = SelectionSettings.of(self, first_callback(trainer, TwoStageScheduler))
+        faults = duplicate_faults(trainer, SparseSelectionCallback) + duplicate_faults(trainer, TwoStageScheduler)
+        if faults := faults + configuration_faults(settings, trainer, pl_module):
             raise ConfigurationError(faults)
         begin_use(trainer, self, self.controller)
         self._loads_foreign = False
         if self._session is not None:
             self._session.detach()  # an interrupted fit may not have come to its end
-        for doubt in doubtful_settings(settings, schedulers, pl_module):
+        for doubt in doubtful_settings(settings, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -14,23 +13,19 @@ from lightning_ast.lightning_internals.fit_loop import accumulation
 from lightning_ast.mixin import overrides
 from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.selection.setting_faults import setting_faults
-from lightning_ast.selection.settings import SelectionSettings, StageSource
+from lightning_ast.selection.settings import SelectionSettings
 
 __all__ = [
     "configuration_faults",
     "doubtful_settings",
     "strategy_faults",
     "training_faults",
-    "two_target_faults",
 ]
 
 
-def doubtful_settings(
-    settings: SelectionSettings, schedulers: Sequence[StageSource], module: pl.LightningModule
-) -> list[str]:
+def doubtful_settings(settings: SelectionSettings, module: pl.LightningModule) -> list[str]:
     """Find settings that have no effect in this set-up, each with what counts in its place."""
     mode = settings.mode
-    own = settings.target_activation_rate
     without_effect = {
         f"batchnorm={settings.batchnorm!r}": ("partial", settings.batchnorm != "selected"),
         f"prune_steps={settings.prune_steps!r}": ("prune", settings.prune_steps is not None),
@@ -52,40 +47,24 @@ def doubtful_settings(
         found.append(
             f"significance={settings.significance!r} has no effect: the module's own significance method counts."
         )
-    shown = "a function" if callable(own) else f"{own or 0:g}"
-    for target in (scheduler.target_activation_rate for scheduler in schedulers):
-        if target is not None and own is not None and own not in (target, DEFAULT_RATE):
-            found.append(
-                f"SparseSelectionCallback(target_activation_rate={shown}) has no effect: the target of the "
-                f"TwoStageScheduler counts, {target:g}. Give one of them."
-            )
+    own = settings.target_activation_rate
+    target = settings.scheduled_rate
+    if target is not None and own not in (None, target, DEFAULT_RATE):
+        shown = "a function" if callable(own) else own
+        found.append(
+            f"SparseSelectionCallback(target_activation_rate={shown}) has no effect: the target of the "
+            f"TwoStageScheduler counts, {target:g}. Give one of them."
+        )
     return found
 
 
-def configuration_faults(
-    settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule, schedulers: Sequence[StageSource]
-) -> list[str]:
+def configuration_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Find everything that is wrong and can be known before the training data is there."""
     faults = setting_faults(settings) + _step_faults(module) + _follow_faults(settings, trainer, module)
     faults += strategy_faults(trainer)
-    if len(schedulers) > 1:
-        faults.append(f"expected one TwoStageScheduler, got {len(schedulers)}: keep one.")
-    faults += two_target_faults(settings, schedulers)
-    for scheduler in schedulers[:1]:
-        faults += scheduler.faults(trainer, batches_known=False, whole_epochs=settings.mode == "prune")
+    if settings.scheduler is not None:
+        faults += settings.scheduler.faults(trainer, batches_known=False, whole_epochs=settings.mode == "prune")
     return faults
-
-
-def two_target_faults(settings: SelectionSettings, schedulers: Sequence[StageSource]) -> list[str]:
-    """Find schedules that ask for a rate where the selection callback is given a coverage."""
-    coverage = settings.target_coverage
-    rates = [scheduler.target_activation_rate for scheduler in schedulers]
-    return [
-        f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
-        f"TwoStageScheduler(target_activation_rate={rate!r}): give one of them."
-        for rate in rates
-        if coverage is not None and rate is not None
-    ]
 
 
 def _follow_faults(settings: SelectionSettings, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:

@@ -90,6 +90,11 @@ def _target_faults(settings: SelectionSettings) -> list[str]:
             f"expected target_activation_rate or target_coverage, got both ({rate!r} and {coverage!r}): the share of "
             "the samples is held, or the share of their significance. Leave one of them None."
         )
+    if coverage is not None and settings.scheduled_rate is not None:
+        found.append(
+            f"expected one target, got SparseSelectionCallback(target_coverage={coverage!r}) and "
+            f"TwoStageScheduler(target_activation_rate={settings.scheduled_rate!r}): give one of them."
+        )
     return found
 
 

@@ -75,13 +75,17 @@ class SelectionSettings:
         return self.target_coverage is not None or self.target_rule is not None
 
     @property
+    def scheduled_rate(self) -> float | None:
+        """Return the schedule's activation rate, which takes the place of the callback's; None without one."""
+        return None if self.scheduler is None else self.scheduler.target_activation_rate
+
+    @property
     def target_rule(self) -> TargetRule | None:
         """Return the user's function of the target; None where the target is a number."""
         if callable(self.target_coverage):
             return TargetRule("target_coverage", self.target_coverage)
-        scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
         rate = self.target_activation_rate
-        return TargetRule("target_activation_rate", rate) if callable(rate) and scheduled is None else None
+        return TargetRule("target_activation_rate", rate) if callable(rate) and self.scheduled_rate is None else None
 
     def schedule_of(self, trainer: pl.Trainer) -> Schedule:
         """Return the schedule that a run keeps."""
@@ -89,8 +93,7 @@ class SelectionSettings:
 
     def selector(self, rank: int) -> SampleSelector:
         """Make the selector of this fit."""
-        scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
-        rate = self.target_activation_rate if scheduled is None else scheduled
+        rate = self.target_activation_rate if self.scheduled_rate is None else self.scheduled_rate
         coverage = self.target_coverage
         # The hard gates have no keep-probabilities, and with them always weight 1.
         soft: Weighting = self.weighting or ("none" if MODE_FACTS[self.mode].plans_epochs else "sqrt")
