@@ -15,12 +15,7 @@ from lightning_ast.mode_facts import MODE_FACTS, Mode
 from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 
-__all__ = [
-    "configuration_faults",
-    "doubtful_settings",
-    "strategy_faults",
-    "training_faults",
-]
+__all__ = ["configuration_faults", "doubtful_settings", "strategy_faults", "training_faults"]
 
 
 def doubtful_settings(settings: SelectionSettings, module: pl.LightningModule) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
 from lightning_ast.core.dependence.trace import SampleTrace
@@ -16,7 +17,7 @@ from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.entry_search import EntrySearch, WarnOnce
+from lightning_ast.selection.entry_search import EntrySearch
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
@@ -38,16 +39,16 @@ class Gating:
         self._parts = parts
         self._module = parts.module
         self._finder = EntryFinder()  # shared: what one kind of forward has proved of a graph holds in the other
-        self._warn = WarnOnce()
-        self.search = EntrySearch(parts, self._finder, self._warn)
-        self.scoring_search = EntrySearch(parts, self._finder, self._warn)
+        self._warnings = WarningCache()
+        self.search = EntrySearch(parts, self._finder, self._warnings)
+        self.scoring_search = EntrySearch(parts, self._finder, self._warnings)
         self.labels_wanted = False
         self._step: StepState | None = None
         self._batch: Any = None
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
         self._losses: StepLosses | None = None
-        self._open: ExitStack | None = None
+        self._open = ExitStack()  # what watches the forward
         self._has_gated = False
         self._was_ungated = False
 
@@ -62,29 +63,18 @@ class Gating:
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)
-            self._watch(self._trace)
+            self._open.enter_context(self._trace)
             step.traced = True
         watches = self.decision.needs_losses or self.labels_wanted
         if watches and step.part is None and (step.is_gated or self._trace is not None):
             self._losses = StepLosses(self._module)
-            self._watch(self._losses)
-
-    def _watch(self, watch: AbstractContextManager[Any]) -> None:
-        if self._open is None:  # most batches are not watched: a stack of nothing takes its time, too
-            self._open = ExitStack()
-        self._open.enter_context(watch)
-
-    def leave_forward(self) -> None:
-        """Stop watching. Safe to call twice."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+            self._open.enter_context(self._losses)
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of a loss."""
         # Lightning's backward comes behind the whole forward; a step that runs its own goes on with its forward.
         if self._module.automatic_optimization:
-            self.leave_forward()
+            self._open.close()
         elif self._trace is not None:
             self._trace.paused = True
         step = self._step
@@ -176,7 +166,7 @@ class Gating:
 
     def finish_batch(self, step: StepState) -> None:
         """Let go of the batch."""
-        self.leave_forward()
+        self._open.close()
         if step.is_gated and not self._has_gated and step.forwarded > 1:
             self.count_ungated(step)
         trace = self._trace
@@ -189,7 +179,7 @@ class Gating:
     def finish_fit(self) -> None:
         """Warn of a fit that ended before it came to the error that says why nothing can be selected."""
         if self._was_ungated and self.search.attempts and not self._finder.proved:
-            self._warn(
+            self._warnings.warn(
                 "lightning-ast: every batch was a dense one: the run ended before it could be proved which rows of the "
                 "gradient belong to which sample. A longer run selects, or stops with an error that tells what to "
                 "change."
@@ -206,7 +196,7 @@ class Gating:
         # With several loaders a graph of a new form is traced in the next batch, or refused.
         if is_known and not step.facts.sizes and runs_backward(self._module.trainer):
             result = "so it was a dense one" if step.part is None else "so the selected samples weigh alike"
-            self._warn(
+            self._warnings.warn(
                 f"lightning-ast: a training step had no loss whose gradient could be selected from, {result}: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "
                 "depend on the samples of the batch."
@@ -214,7 +204,7 @@ class Gating:
 
     def close(self) -> None:
         """Stop watching, and hold nothing of the batch. Safe to call twice."""
-        self.leave_forward()
+        self._open.close()
         if self._gate is not None:
             self._gate.close()
         if self._losses is not None:
