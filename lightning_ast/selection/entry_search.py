@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import WarningCache
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import children_of
@@ -20,21 +20,35 @@ from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.other_dimension import DoubtfulTrace
 
-__all__ = ["EntrySearch"]
+__all__ = ["EntrySearch", "WarnOnce"]
 
 _MOST = 8  # forwards that are traced for graphs of a new form, and for a first proof, at most
+
+
+class WarnOnce:
+    """Warns of each kind of problem once; the first words of a message tell its kind."""
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Warn, unless there was a warning of this kind before."""
+        kind = message[:35]  # behind it a message may name sizes, which differ from batch to batch
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            rank_zero_warn(message)
 
 
 class EntrySearch:
     """Finds the entries of the losses of one kind of forward: of the training steps, or of the scoring passes."""
 
-    def __init__(self, parts: FitParts, finder: EntryFinder, warnings: WarningCache) -> None:
+    def __init__(self, parts: FitParts, finder: EntryFinder, warn: WarnOnce) -> None:
         module: Any = parts.module
         self._finder = finder
         self._samples = parts.samples
         self._take = module.select_batch if overrides(module, "select_batch") else None
         self._module = module
-        self._warnings = warnings
+        self._warn = warn
         self._wants_trace = (
             MODE_FACTS[parts.settings.mode].plans_epochs
             or parts.selector.selects
@@ -127,7 +141,7 @@ class EntrySearch:
         if trace.failure is not None and self.sizes:
             raise self._several_error(trace.failure)
         if trace.failure is not None:
-            self._warnings.warn(
+            self._warn(
                 f"lightning-ast: which rows belong to which sample is taken from the sizes of tensors: {trace.failure}."
             )
             return self._finder.guess(loss, batch_size, assignments=self._assignments)
@@ -146,13 +160,13 @@ class EntrySearch:
             if self._was_last(trace) and (found.unclear or self._module.automatic_optimization):
                 raise entry_error(self._unclear, batch_size)
         if found.entries and found.unclear:
-            self._warnings.warn(
+            self._warn(
                 f"lightning-ast: the gradient enters {', '.join(found.unclear)} by rows that are not one or several a "
                 f"sample of the {batch_size}: there it stays that of all samples. What lies before it is trained on "
                 "the selected ones."
             )
         if any(not entry.exact for entry in found.entries):
-            self._warnings.warn(
+            self._warn(
                 "lightning-ast: the network mixes the samples of a batch before its last layer, so the rows of a "
                 "sample depend on the others too: the selection is of rows of the gradient."
             )

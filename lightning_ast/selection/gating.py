@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 
 from lightning_ast.core.dependence.trace import SampleTrace
@@ -17,7 +16,7 @@ from lightning_ast.core.losses.capture import LossRecord
 from lightning_ast.errors import EntryError, LossCaptureError
 from lightning_ast.lightning_internals.fit_loop import loss_scale, runs_backward
 from lightning_ast.selection.decision import Decision
-from lightning_ast.selection.entry_search import EntrySearch
+from lightning_ast.selection.entry_search import EntrySearch, WarnOnce
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.step_losses import StepLosses
 from lightning_ast.selection.step_state import StepState, Treatment
@@ -39,9 +38,9 @@ class Gating:
         self._parts = parts
         self._module = parts.module
         self._finder = EntryFinder()  # shared: what one kind of forward has proved of a graph holds in the other
-        self._warnings = WarningCache()
-        self.search = EntrySearch(parts, self._finder, self._warnings)
-        self.scoring_search = EntrySearch(parts, self._finder, self._warnings)
+        self._warn = WarnOnce()
+        self.search = EntrySearch(parts, self._finder, self._warn)
+        self.scoring_search = EntrySearch(parts, self._finder, self._warn)
         self.labels_wanted = False
         self._step: StepState | None = None
         self._batch: Any = None
@@ -179,7 +178,7 @@ class Gating:
     def finish_fit(self) -> None:
         """Warn of a fit that ended before it came to the error that says why nothing can be selected."""
         if self._was_ungated and self.search.attempts and not self._finder.proved:
-            self._warnings.warn(
+            self._warn(
                 "lightning-ast: every batch was a dense one: the run ended before it could be proved which rows of the "
                 "gradient belong to which sample. A longer run selects, or stops with an error that tells what to "
                 "change."
@@ -196,7 +195,7 @@ class Gating:
         # With several loaders a graph of a new form is traced in the next batch, or refused.
         if is_known and not step.facts.sizes and runs_backward(self._module.trainer):
             result = "so it was a dense one" if step.part is None else "so the selected samples weigh alike"
-            self._warnings.warn(
+            self._warn(
                 f"lightning-ast: a training step had no loss whose gradient could be selected from, {result}: it calls "
                 "`loss.backward()` instead of `self.manual_backward(loss)`, returns no loss, or its loss does not "
                 "depend on the samples of the batch."
