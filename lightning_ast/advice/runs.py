@@ -71,7 +71,7 @@ class Asked:
         given = first_callback(trainer, SparseSelectionCallback)
         scheduler = first_callback(trainer, TwoStageScheduler)
         selection = SparseSelectionCallback() if given is None else given
-        faults = setting_faults(SelectionSettings.of(selection, scheduler))
+        faults = list(setting_faults(SelectionSettings.of(selection, scheduler)))
         if scheduler is not None:
             faults += scheduler.faults(trainer, batches_known=False)
         if faults:

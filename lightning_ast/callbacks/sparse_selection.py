@@ -188,7 +188,7 @@ class SparseSelectionCallback(SelectionReadings):
             return
         settings = SelectionSettings.of(self, first_callback(trainer, TwoStageScheduler))
         faults = duplicate_faults(trainer, SparseSelectionCallback) + duplicate_faults(trainer, TwoStageScheduler)
-        if faults := faults + configuration_faults(settings, trainer, pl_module):
+        if faults := [*faults, *configuration_faults(settings, trainer, pl_module)]:
             raise ConfigurationError(faults)
         begin_use(trainer, self, self.controller)
         self._loads_foreign = False

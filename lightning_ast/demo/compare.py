@@ -126,7 +126,7 @@ def run_demo(
     epochs = settings.epochs if epochs is None else epochs
     settings = settings if width is None else settings._replace(width=width)
     batch_size = settings.batch_size
-    faults = setting_faults(SelectionSettings.of(sparse))
+    faults = list(setting_faults(SelectionSettings.of(sparse)))
     faults += _range_faults("epochs", epochs, 3 if mode == "prune" else 1, _MOST_EPOCHS)
     faults += _range_faults("width", settings.width, 1, _MOST_WIDTH) + _range_faults("seed", seed, 0, _MOST_SEED)
     if faults := faults + _range_faults("train_limit", train_limit, batch_size, None):

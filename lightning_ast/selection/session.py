@@ -90,9 +90,7 @@ class Session:
     def start_training(self) -> None:
         """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now."""
         self._books.open()
-        faults = training_faults(self._trainer, mode=self.mode.name)
-        faults += self.mode.start_training()
-        if faults:
+        if faults := [*training_faults(self._trainer, mode=self.mode.name), *self.mode.start_training()]:
             raise ConfigurationError(faults)
 
     def start_batch(self, batch: object, batch_idx: int) -> None:

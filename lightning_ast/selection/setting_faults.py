@@ -18,17 +18,8 @@ from lightning_ast.selection.settings import SelectionSettings
 __all__ = ["rate_faults", "setting_faults"]
 
 
-def setting_faults(settings: SelectionSettings) -> list[str]:
+def setting_faults(settings: SelectionSettings) -> Iterator[str]:
     """Find what is wrong with the arguments of a ``SparseSelectionCallback`` on their own."""
-    return list(_faults(settings))
-
-
-def rate_faults(name: str, rate: object, *, kind: str = "rate") -> Iterator[str]:
-    """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
-    return _share_faults(name, rate, f"a {kind} in (0, 1]", _is_number(rate) and 0 < rate <= 1)
-
-
-def _faults(settings: SelectionSettings) -> Iterator[str]:
     yield from _target_faults(settings)
     yield from _one_of("mode", settings.mode, get_args(Mode))
     yield from _one_of("gate", settings.gate, get_args(GateName))
@@ -48,6 +39,11 @@ def _faults(settings: SelectionSettings) -> Iterator[str]:
     if limit is not None:
         shares = "a share of an epoch's samples in [0, 1] or None"
         yield from _share_faults("quarantine_limit", limit, shares, _is_number(limit) and 0 <= limit <= 1)
+
+
+def rate_faults(name: str, rate: object, *, kind: str = "rate") -> Iterator[str]:
+    """Find what is wrong with an activation rate, or with another share of that range that is called by its kind."""
+    return _share_faults(name, rate, f"a {kind} in (0, 1]", _is_number(rate) and 0 < rate <= 1)
 
 
 def _share_faults(name: str, value: object, expected: str, is_good: bool) -> Iterator[str]:
