@@ -93,7 +93,7 @@ class Decision:
                 return None
             step.treatment = Treatment.CLEANED
         if step.treatment in (Treatment.CLEANED, Treatment.WEIGHTED):
-            step.selection = step.everything(scores.device).among(eligible)
+            step.selection = Selection(torch.arange(step.batch_size, device=scores.device)).among(eligible)
         elif step.selection is None:
             self._select(step, scores, eligible)
         else:  # the epoch's plan, the scoring pass or the rule that skips it has selected

@@ -17,9 +17,9 @@ from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.mixin_answers import told_numbers, told_weights, warn_of_unused_methods
 from lightning_ast.selection.modes import MODE_CLASSES
 from lightning_ast.selection.modes.prune import PruneMode
+from lightning_ast.selection.sample_count import told_numbers, told_weights, warn_of_unused_methods
 from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment

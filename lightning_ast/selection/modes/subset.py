@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.samples import select_batch
+from lightning_ast.core.gate import Selection
 from lightning_ast.errors import BatchError
 from lightning_ast.lightning_internals.class_patch import method_of, put_on
 from lightning_ast.mixin import overrides
@@ -92,7 +93,7 @@ class SubsetMode(SelectionMode):
         if costs_more and step.selects and selector.steps % _SCORED_EVERY:
             selector.pass_over()
             step.treatment = Treatment.WHOLE
-            step.selection = step.everything(torch.device("cpu"))
+            step.selection = Selection(torch.arange(size))
         return step
 
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:
