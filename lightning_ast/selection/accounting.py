@@ -66,7 +66,7 @@ class Books:
         # There is no target rate where a coverage is held, or where a function gives it: the rate follows.
         mode = self._mode_of(step)
         dense_ops = self.flops.finish_batch(self._ledger, step, self._parts.dense_ops)
-        self._dense_share = dense_ops.at_most
+        self._dense_share = 1.0 if dense_ops.share is None else dense_ops.share
         advice = None
         # The measured share decides what a mode is worth, so the verdict waits until it is final.
         is_judged = self._is_judged or not dense_ops.settled or self._ledger.flops is None

@@ -62,8 +62,8 @@ class FitParts:
         self.ledger = ledger
         self.dense_ops = dense_ops
         self.selector = settings.selector(trainer.global_rank)
-        rule = settings.target_rule
-        self.target = None if rule is None else MovingTarget(rule, self.selector, trainer)
+        target = settings.target
+        self.target = MovingTarget(target, self.selector, trainer) if callable(target) else None
         self.processes = Processes(trainer)
         self.quarantine = Quarantine(settings.quarantine_limit, self.processes)
         self.window = AccumulationWindow()

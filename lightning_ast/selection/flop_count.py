@@ -28,11 +28,6 @@ class DenseOps:
     share: float | None = 0.0  # of the backward's FLOPs, in [0, 1]; None where that is not counted
     settled: bool = True  # else the share is going to be counted in one of the next batches
 
-    @property
-    def at_most(self) -> float:
-        """Return the share for the books: all, where it is not counted."""
-        return 1.0 if self.share is None else self.share
-
 
 _NONE = DenseOps(Counter())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ class StepLosses(LossCapture):
     def __init__(self, module: pl.LightningModule) -> None:
         super().__init__()
         self._module = module
-        self._unwatch: Callable[[], None] | None = None
+        self._undo = ExitStack()
         self._own: Tensor | None = None
 
     def __enter__(self) -> StepLosses:
@@ -38,13 +38,11 @@ class StepLosses(LossCapture):
                 self._own = losses if self._own is None else self._own
                 return losses
 
-            self._unwatch = put_on(self._module, _NAME, watched)
+            self._undo.callback(put_on(self._module, _NAME, watched))
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._unwatch is not None:
-            self._unwatch()
-        self._unwatch = None
+        self._undo.close()
         super().__exit__(*error)
 
     def combined(self, loss: Tensor, batch_size: int, *, scale: Any = 1.0) -> LossRecord:

@@ -6,7 +6,6 @@ spares, batches are not scored but trained on whole, and one of many shows wheth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -42,7 +41,7 @@ class SubsetMode(SelectionMode):
         super().__init__(parts, gating)
         self._module = parts.module
         self._training_step = parts.module.training_step
-        self._unwrap: Callable[[], None] | None = None
+        self._wrapper = ExitStack()
         self._has_sliced = False
         self._part: Part | None = None
         self._score: ScoringPass | None = None
@@ -51,13 +50,11 @@ class SubsetMode(SelectionMode):
     def attach(self) -> None:
         """Wrap the training step."""
         method = method_of(self._module, "training_step", self._training_step, self._run)
-        self._unwrap = put_on(self._module, "training_step", method)
+        self._wrapper.callback(put_on(self._module, "training_step", method))
 
     def detach(self) -> None:
         """Take the wrapper off. Safe to call twice."""
-        if self._unwrap is not None:
-            self._unwrap()
-        self._unwrap = None
+        self._wrapper.close()
         self._part = None
         super().detach()
 
