@@ -87,8 +87,9 @@ class Gating:
         found = self._found(step, loss)
         if not found.entries:
             weighs = step.counts_as_one_batch or (step.selects and step.part is not None)
-            if weighs and self.decision.is_shared:
-                self._take_part(step, loss)
+            if weighs and self.decision.is_shared and not self._gate_of(step).decided:
+                # The other processes wait, in their backward, to agree on a denominator with this one
+                self._gate_of(step).settle(self.decision.weights.of_step(step, loss.device))
             return
         if traced and self.decision.needs_losses and not step.is_gated:
             self._scores(step, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
@@ -116,12 +117,6 @@ class Gating:
                 dense_ops=self._parts.dense_ops,
             )
         return self._gate
-
-    def _take_part(self, step: StepState, loss: Tensor) -> None:
-        # The other processes wait, in their backward, to agree on a denominator with this one
-        gate = self._gate_of(step)
-        if not gate.decided:
-            gate.settle(self.decision.weights.of_step(step, loss.device))
 
     def _place_gate(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
         gate = self._gate_of(step)
