@@ -118,13 +118,12 @@ class EntrySearch:
         if found is not None:
             return found
         # This batch cannot be traced any more: its forward is over.
+        self._wants_trace = not self.is_exhausted
         if self.sizes:  # a proof alone tells it of which loader's samples the rows are
             if self.is_exhausted:
                 raise self._several_error("the graph of the loss has another form again and again")
-            self._wants_trace = not self.is_exhausted
             return Found(unclear=("the batches of several loaders",))
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
-        self._wants_trace = not self.is_exhausted
         self.is_hidden = not found.entries and runs_compiled(loss)
         return Found(unclear=found.unclear) if found.unclear else found
 
