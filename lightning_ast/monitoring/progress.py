@@ -147,7 +147,7 @@ def _totals(ledger: Ledger | None) -> tuple[float, ...]:
 def _stages_ahead(trainer: pl.Trainer, stage: Stage, session: Session | None) -> list[Stage] | None:
     """List the stages of the epochs that are still to come; a run without selection keeps the stage that it has."""
     if session is not None:
-        return session.stages_ahead()
+        return session.mode.stages_ahead(trainer.current_epoch + 1)
     length = run_length(trainer).epochs
     return None if length is None else [stage] * (math.ceil(length) - trainer.current_epoch - 1)
 

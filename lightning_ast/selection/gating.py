@@ -87,7 +87,7 @@ class Gating:
         found = self._found(step, loss)
         if not found.entries:
             weighs = step.counts_as_one_batch or (step.selects and step.part is not None)
-            if weighs and self.decision.is_shared and not self._gate_of(step).decided:
+            if weighs and self._parts.processes.count > 1 and not self._gate_of(step).decided:
                 # The other processes wait, in their backward, to agree on a denominator with this one
                 self._gate_of(step).settle(self.decision.weights.of_step(step, loss.device))
             return
@@ -138,7 +138,8 @@ class Gating:
             norms = _without_overflow(norms)
         comparable = norms * self._score_scale(step.forwarded)
         if step.part is not None:
-            return self.decision.kept_of_part(step, step.part, comparable)
+            finite = self._parts.quarantine.finite_in_step(step, comparable)
+            return self.decision.weights.of_part(step, step.part, comparable, finite)
         labels = None if self._losses is None else self._losses.labels(step.batch_size)
         return self.decision.decide(step, comparable, norms, labels)
 

@@ -48,7 +48,10 @@ class SampleCount:
             return int(self._own(batch))
         if self._lists is None:
             size = self._counted_first(batch)
-            self._question(batch, size)
+            if not self._lists and graphs_in(batch) is None:  # neither is counted along a dimension
+                self.doubt = doubt_of(batch, size, loaded_samples(self._trainer))
+            if self.doubt is not None and self.doubt.is_settled:
+                raise BatchError(self.doubt.message)
             return size
         known = self._known(batch)
         if known:
@@ -58,33 +61,27 @@ class SampleCount:
 
     def _counted_first(self, batch: Any) -> int:
         # What the loader says comes first: sizes alone would take a list of B images for one of channels.
-        expected = self._expected()
-        if expected is not None and samples_of(batch, expected) is not None:
+        given = loaders(self._trainer.fit_loop)
+        expected: Any = getattr(given[0], "batch_size", None) if len(given) == 1 else None
+        is_told = isinstance(expected, int)
+        if is_told and samples_of(batch, expected) is not None:
             self._lists = True
-            return expected
+            return int(expected)
         size = batch_size_of(batch)
         self._lists = samples_of(batch) is not None
         # A shared tensor (anchors, a vocabulary) may outvote the samples. The tensor that has the loader's number of
         # rows now is the one that counts in every batch, the shorter last one included.
-        leading = [] if self._lists else _leading(batch)
+        leading = _leading(batch) if is_told and not self._lists else []
         if expected in leading:
             self._position = leading.index(expected)
             return leading[self._position]
         # The batches of several loaders, combined into a list, are no samples.
-        if len(loaders(self._trainer.fit_loop)) == size > 1 and samples_of(batch, size) is not None:
+        if len(given) == size > 1 and samples_of(batch, size) is not None:
             raise BatchError(
                 f"the batch holds those of {size} loaders, which differ in size: expected equal batch sizes. Use "
                 "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
             )
         return size
-
-    def _question(self, batch: Any, size: int) -> None:
-        """Compare what was counted in the first batch with what the loader puts into it."""
-        if self._lists or graphs_in(batch) is not None:  # neither is counted along a dimension
-            return
-        self.doubt = doubt_of(batch, size, loaded_samples(self._trainer))
-        if self.doubt is not None and self.doubt.is_settled:
-            raise BatchError(self.doubt.message)
 
     def _known(self, batch: Any) -> int | None:
         """Look where the first batch showed its size: the usual case, in a few microseconds."""
@@ -95,12 +92,6 @@ class SampleCount:
             return int(before[-1].size(0))
         leading = _leading(batch)
         return None if self._position >= len(leading) else leading[self._position]
-
-    def _expected(self) -> int | None:
-        """Return the number of samples that the only loader puts into a batch; None where that is not known."""
-        given = loaders(self._trainer.fit_loop)
-        size = getattr(given[0], "batch_size", None) if len(given) == 1 else None
-        return size if isinstance(size, int) else None
 
 
 def _leading(batch: Any) -> list[int]:

@@ -70,10 +70,6 @@ class Session:
         """Return the planned epochs of ``prune``; None in the other modes."""
         return self.mode.epochs if isinstance(self.mode, PruneMode) else None
 
-    def stages_ahead(self) -> list[Stage] | None:
-        """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
-        return self.mode.stages_ahead(self._trainer.current_epoch + 1)
-
     def attach(self) -> None:
         """Let the mode change what it has to change of the module or the trainer."""
         warn_of_unused_methods(self._module)
