@@ -26,6 +26,9 @@ from lightning_ast.words import counted
 
 __all__ = ["Decision", "check_labels"]
 
+_EXCESS = 0.02  # coverage above its target that one sample more or less does not explain
+_FEW = 2  # samples that may well carry a coverage on their own, in one batch of many
+
 
 class Decision:
     """Scores and selects: by the module's own ``significance`` where it has one, else by the callback's."""
@@ -170,11 +173,18 @@ def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:
 
 
 def _warn_of_minimum(selector: SampleSelector, selection: Selection, *, batch_size: int) -> None:
-    """Warn where the fewest samples allowed are more than the target rate."""
+    """Warn where the fewest samples allowed are more than the target."""
     least = selector.least(batch_size)
+    if selector.is_whole or selection.indices.numel() != least:
+        return
     target = selector.target
-    if selector.share_of == "samples" and selection.indices.numel() == least > target * batch_size:
+    held = "activation rate"
+    exceeds = least > target * batch_size
+    if selector.share_of == "significance":
+        held = "coverage"
+        exceeds = least > _FEW and selector.coverage is not None and selector.coverage > target + _EXCESS
+    if exceeds:
         rank_zero_warn(
-            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the activation rate "
+            f"lightning-ast: min_selected keeps {least} of {counted(batch_size, 'sample')}, so the {held} "
             f"cannot fall to its target of {target:g}: use larger batches or a smaller min_selected."
         )
