@@ -21,10 +21,10 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.core.controller import PIController
 from lightning_ast.lightning_internals.fit_loop import count_batches_anew, lift_step_limit
 from lightning_ast.mode_facts import Mode
+from lightning_ast.selection.fit_parts import Watcher
 from lightning_ast.selection.modes.subset import SubsetMode
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.step_state import StepState
-from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["Enough", "Probe", "SavedBytes", "ScoreWatcher", "static_bytes", "synchronizer"]
 
@@ -140,7 +140,7 @@ class Probe(Callback):
             assert selection.session is not None
             # The modes share one module here, and each is probed alone: only the one whose turn it is wraps the step.
             _wrap(selection.session, on=False)
-            selection.session.add_watcher(self.watcher)
+            selection.session.watchers.append(self.watcher)
         self.active = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

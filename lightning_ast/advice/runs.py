@@ -16,13 +16,17 @@ from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.lightning_internals.distributed import starts_processes
-from lightning_ast.lightning_internals.fit_loop import validation_interval_seconds
-from lightning_ast.lightning_internals.run_limits import accumulation, epoch_limit, first_callback, run_length
+from lightning_ast.lightning_internals.fit_loop import (
+    accumulation,
+    epoch_limit,
+    first_callback,
+    run_length,
+    validation_interval_seconds,
+)
 from lightning_ast.mode_facts import Mode
 from lightning_ast.pruning.loader import LoaderFacts, loader_faults
 from lightning_ast.pruning.run_plan import length_faults, planned_run
 from lightning_ast.schedule import RunLength, Schedule
-from lightning_ast.selection.faults import two_target_faults
 from lightning_ast.selection.setting_faults import setting_faults
 from lightning_ast.selection.settings import SelectionSettings
 from lightning_ast.words import counted
@@ -66,10 +70,9 @@ class Asked:
         given = first_callback(trainer, SparseSelectionCallback)
         scheduler = first_callback(trainer, TwoStageScheduler)
         selection = SparseSelectionCallback() if given is None else given
-        settings = SelectionSettings.of(selection)
-        faults = setting_faults(settings)
+        faults = list(setting_faults(SelectionSettings.of(selection, scheduler)))
         if scheduler is not None:
-            faults += scheduler.faults(trainer, batches_known=False) + two_target_faults(settings, [scheduler])
+            faults += scheduler.faults(trainer, batches_known=False)
         if faults:
             raise ConfigurationError(faults)
         return cls(selection, given is not None, scheduler)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import running_session
 from lightning_ast.core.state import known_fields, reading, stamped
 from lightning_ast.energy.energy_ledger import EnergyBook
@@ -168,19 +168,9 @@ class EnergyMonitor(Callback):
         # An open epoch holds the counters' handles and the trainer.
         return {**vars(self), "_epoch": None}
 
-    @property
-    def state_key(self) -> str:
-        """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
-        key = super().state_key
-        return key if self._measured else SoleKey(key)
-
-    @property
-    def _measured(self) -> bool:
-        return bool(self.epochs or self._carried or self._epoch is not None)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the finished epochs, and what the running one cost so far; empty before the first."""
-        if not self._measured:
+        if not self.epochs and not self._carried and self._epoch is None:
             return {}
         running = self._carried if self._epoch is None else self._epoch.state_dict()
         return stamped({"epochs": [asdict(costs) for costs in self.epochs], "running": running})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,14 +16,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from lightning_ast.callbacks.energy_monitor import EnergyMonitor
-from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use
 from lightning_ast.callbacks.sparse_selection import SparseSelectionCallback, running_session
 from lightning_ast.core.ledger import Ledger
 from lightning_ast.core.state import known_fields, reading, stamped
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import logged_step
+from lightning_ast.lightning_internals.fit_loop import first_callback, logged_step
 from lightning_ast.lightning_internals.logger_connector import log_of_rank_zero
-from lightning_ast.lightning_internals.run_limits import first_callback
 from lightning_ast.mode_facts import MODE_FACTS
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.monitoring.index_recorder import DrawnIndices
@@ -30,7 +30,6 @@ from lightning_ast.monitoring.progress import RunProgress, epoch_details, names_
 from lightning_ast.monitoring.samples import EpochSamples, SampleHistory, SampleWatcher
 from lightning_ast.monitoring.tensorboard import Writers
 from lightning_ast.monitoring.text import RunSummary, format_epoch, format_summary
-from lightning_ast.selection.faults import not_logged
 from lightning_ast.selection.step_log import BAR_NAMES
 
 __all__ = ["SparseTrainingMonitor"]
@@ -38,6 +37,7 @@ __all__ = ["SparseTrainingMonitor"]
 _SHARE = 0.01  # of the run's time, for pictures while it goes on
 _FIRST_PICTURE_SECONDS = 1.0
 _PERCENTILES = (10, 50, 90)
+_OWN = ("ast/", "energy/")
 
 
 class SparseTrainingMonitor(Callback):
@@ -123,7 +123,7 @@ class SparseTrainingMonitor(Callback):
             drawn = (lambda size: None) if self._drawn is None else self._drawn.take
             assert selection.session is not None
             self._watcher = SampleWatcher(selection.session, drawn, size=_dataset_size(trainer))
-            selection.session.add_watcher(self._watcher)
+            selection.session.watchers.append(self._watcher)
         if self._writers:
             self._writers.lay_out()
         if not self._resumed:
@@ -231,13 +231,9 @@ class SparseTrainingMonitor(Callback):
             return
         self._checked = True
         logged = trainer.callback_metrics.keys() - BAR_NAMES
-        if self.accuracy is not None and self.accuracy not in logged:
-            missing = not_logged(self.accuracy, logged)
-            rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows no accuracy: {missing}")
-        own = ("ast/", "energy/")  # the threshold is logged once steps are sparse
-        for name in self.metrics:
-            if name not in logged and not name.startswith(own):
-                rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows less: {not_logged(name, logged)}")
+        for name in self.metrics if self.accuracy is None else (self.accuracy, *self.metrics):
+            if name not in logged and not name.startswith(_OWN):  # the threshold is logged once steps are sparse
+                rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows less: {_not_logged(name, logged)}")
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:
         if not self._progress.validated:
@@ -279,12 +275,6 @@ class SparseTrainingMonitor(Callback):
         """Return the state of a copy, which watches nothing yet."""
         return {**vars(self), "_drawn": None, "_writers": None, "_watcher": None, "_selection": None}
 
-    @property
-    def state_key(self) -> str:
-        """Return Lightning's key of the state; until there is a state, one that refuses a second monitor."""
-        key = super().state_key
-        return key if self._progress.begun else SoleKey(key)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the run so far, primitives and tensors alone; empty before it begins."""
         if not self._progress.begun:
@@ -311,6 +301,15 @@ def _dataset_size(trainer: pl.Trainer) -> int | None:
         return len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
     except Exception:  # the user's code: NotImplementedError is common
         return None
+
+
+def _not_logged(name: str, logged: Collection[str]) -> str:
+    """Describe a metric that is not logged, with the names that are: similar ones first."""
+    others = sorted(other for other in logged if not other.startswith(_OWN))
+    similar = get_close_matches(name, others, n=3, cutoff=0.5)
+    ordered = [*similar, *(other for other in others if other not in similar)]
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return f"{name!r} is not logged.{hint} Logged are: {', '.join(map(repr, ordered)) or 'no metrics'}."
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_ast.errors import ConfigurationError
 
-__all__ = ["SoleKey", "begin_use", "duplicate_faults", "end_use", "serves"]
+__all__ = ["begin_use", "duplicate_faults", "end_use", "serves"]
 
 # The Trainer of the running fit, by the object that the fit changes. Weak on both sides: neither a finished Trainer nor
 # a dropped callback must be kept alive by having met.
@@ -58,29 +58,3 @@ def duplicate_faults(trainer: pl.Trainer, kind: type[Callback]) -> list[str]:
     """Find more than one callback of a kind, its subclasses included."""
     count = sum(isinstance(c, kind) for c in trainer.callbacks)  # type: ignore[attr-defined]
     return [f"expected one {kind.__name__}, got {count}: keep one."] if count > 1 else []
-
-
-class SoleKey(str):
-    """The state key of a callback that has no state yet, where a Trainer may have only one such callback.
-
-    Lightning compares the state keys of a Trainer's callbacks in its constructor, before any hook of theirs, and speaks
-    of state keys where two are equal. This key is a plain one but for that comparison, where it raises the error that
-    names the mistake. A callback with a state must give the plain key: it is pickled into checkpoints.
-    """
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        equal = str.__eq__(self, other) is True
-        if equal and isinstance(other, SoleKey) and other is not self:  # the same callback listed twice, too
-            raise ConfigurationError([f"expected one {self!s} in a Trainer, got several: keep one."])
-        return equal
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = str.__hash__
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Copy and pickle as the plain key: what is compared in the constructor is the callbacks themselves."""
-        return str, (str(self),)

@@ -6,12 +6,12 @@ from collections import Counter
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from lightning_ast.callbacks.ownership import SoleKey, begin_use, duplicate_faults, end_use, serves
+from lightning_ast.callbacks.ownership import begin_use, duplicate_faults, end_use, serves
 from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.callbacks.two_stage import TwoStageScheduler
 from lightning_ast.core.controller import PIController
@@ -21,8 +21,7 @@ from lightning_ast.core.partial.rows import BatchNormBackward
 from lightning_ast.core.selector import DEFAULT_RATE
 from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.logger_connector import error_told, repaint
-from lightning_ast.lightning_internals.run_limits import epochs_done, first_callback
+from lightning_ast.lightning_internals.fit_loop import epochs_done, first_callback
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleOptions, SampleSettings
 from lightning_ast.selection.faults import configuration_faults, doubtful_settings
@@ -187,16 +186,15 @@ class SparseSelectionCallback(SelectionReadings):
         """Check everything that can be known before the first batch; in ``subset`` wrap the training step."""
         if stage != "fit":
             return
-        schedulers = [c for c in trainer.callbacks if isinstance(c, TwoStageScheduler)]  # type: ignore[attr-defined]
-        settings = SelectionSettings.of(self, next(iter(schedulers), None))
-        faults = duplicate_faults(trainer, SparseSelectionCallback)
-        if faults := faults + configuration_faults(settings, trainer, pl_module, schedulers):
+        settings = SelectionSettings.of(self, first_callback(trainer, TwoStageScheduler))
+        faults = duplicate_faults(trainer, SparseSelectionCallback) + duplicate_faults(trainer, TwoStageScheduler)
+        if faults := [*faults, *configuration_faults(settings, trainer, pl_module)]:
             raise ConfigurationError(faults)
         begin_use(trainer, self, self.controller)
         self._loads_foreign = False
         if self._session is not None:
             self._session.detach()  # an interrupted fit may not have come to its end
-        for doubt in doubtful_settings(settings, schedulers, pl_module):
+        for doubt in doubtful_settings(settings, pl_module):
             rank_zero_warn(f"lightning-ast: {doubt}")
         goes_on = self._session is not None and self._session.mode.name == self.mode and epochs_done(trainer) > 0
         before = self.state_dict() if goes_on else {}  # a second fit of one trainer
@@ -259,9 +257,10 @@ class SparseSelectionCallback(SelectionReadings):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the loggers the last values; leave the module as it was."""
         if self._session is not None and serves(self, trainer):
-            with error_told():
+            try:
                 self._session.close_log()
-                repaint(trainer, pl_module)
+            except Exception as error:  # raised, it would hide the one that the run fails with
+                rank_zero_info(f"lightning-ast: the last values were not logged: {type(error).__name__}: {error}")
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -275,12 +274,6 @@ class SparseSelectionCallback(SelectionReadings):
     def _running(self) -> Session:
         assert self._session is not None  # Lightning calls no hook of a training before setup
         return self._session
-
-    @property
-    def state_key(self) -> str:
-        """Return Lightning's key of the state; until there is a state, one that refuses a second callback."""
-        key = super().state_key
-        return SoleKey(key) if self._session is None else key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the ledger and is outside the fit that runs."""

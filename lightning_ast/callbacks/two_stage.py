@@ -11,8 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ast.callbacks.selection_readings import SelectionReadings
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.run_limits import first_callback, run_length
-from lightning_ast.mode_facts import MODE_FACTS
+from lightning_ast.lightning_internals.fit_loop import first_callback, run_length
 from lightning_ast.schedule import Point, Schedule, Stage
 from lightning_ast.selection.setting_faults import rate_faults
 from lightning_ast.words import counted
@@ -126,18 +125,15 @@ class TwoStageScheduler(Callback):
         self._warned = False
         self._epoch = None
         if first_callback(trainer, SelectionReadings) is None:
-            raise ConfigurationError(["TwoStageScheduler has nothing to switch: add a SparseSelectionCallback."])
+            raise ConfigurationError("TwoStageScheduler has nothing to switch: add a SparseSelectionCallback.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Inform where the stages differ from the settings."""
         whole_warmup = isinstance(self.warmup_epochs, int) and self.warmup_epochs > 0
         if trainer.fast_dev_run and self.schedule.dense:  # type: ignore[attr-defined]
-            selection = first_callback(trainer, SelectionReadings)
-            prunes = selection is not None and MODE_FACTS[selection.mode].plans_epochs
-            without_scores = " The epoch is planned without scores." if prunes else ""
             rank_zero_info(
                 f"lightning-ast: fast_dev_run trains every batch sparsely, without {self.schedule.dense}, to test the "
-                f"selection.{without_scores}"
+                "selection."
             )
         elif whole_warmup and run_length(trainer).epochs is None and math.isinf(trainer.num_training_batches):
             rank_zero_info(

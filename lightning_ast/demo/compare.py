@@ -122,7 +122,7 @@ def run_demo(
         "seed": (seed, 0, 2**32 - 1),  # the largest that torch, numpy and Python all take
         "train_limit": (train_limit, settings.batch_size, 10**6),
     }
-    if faults := setting_faults(SelectionSettings.of(sparse)) + _range_faults(ranges):
+    if faults := [*setting_faults(SelectionSettings.of(sparse)), *_range_faults(ranges)]:
         raise ConfigurationError(faults)  # before the dense run, not after it
     images = ImageData(data, root=root, batch_size=settings.batch_size, train_limit=train_limit)
     images.setup("fit")

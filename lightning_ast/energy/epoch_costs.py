@@ -15,9 +15,9 @@ from lightning_ast.energy.meters import EnergyKind
 from lightning_ast.energy.step_sections import Clock, StepSections
 from lightning_ast.schedule import STAGE_CODES, Stage
 from lightning_ast.selection.accounting import SETTLE_STEPS
+from lightning_ast.selection.fit_parts import Watcher
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.step_state import StepState
-from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["EpochCosts", "OpenEpoch"]
 
@@ -69,7 +69,7 @@ class OpenEpoch(Watcher):
         self.sections = StepSections(clock)
         self._ledger = None if session is None else session.ledger
         if session is not None:
-            session.add_watcher(self)
+            session.watchers.append(self)
         self._stage: Stage = "warmup"
         self._steps = dict.fromkeys(STAGE_CODES, 0)
         # what was measured in all epochs so far; empty where that changed, None before the first

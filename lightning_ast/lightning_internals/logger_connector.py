@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from lightning.pytorch.utilities import rank_zero_info
 
 __all__ = [
     "batches_completed",
-    "error_told",
     "forget_step_values",
     "last_logged",
     "log_of_rank_zero",
     "logs_this_step",
     "remove_shown",
-    "repaint",
     "running_step",
     "show",
     "will_write",
@@ -89,15 +84,6 @@ def remove_shown(trainer: pl.Trainer, names: Iterable[str]) -> None:
         trainer._logger_connector._progress_bar_metrics.pop(name, None)
 
 
-def repaint(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Make a progress bar that stopped within an epoch show the values as they are now."""
-    # At the end of an epoch the bars do that themselves. Here nothing is reduced over the processes.
-    bar = trainer.progress_bar_callback
-    within_epoch = trainer._logger_connector._first_loop_iter is not None
-    if isinstance(bar, TQDMProgressBar | RichProgressBar) and bar.is_enabled and within_epoch:
-        bar.on_train_epoch_end(trainer, module)
-
-
 def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch: int) -> None:
     """Give values, if there are any, to every logger; the step is on the axis of :func:`running_step`."""
     if not values or not trainer.is_global_zero:
@@ -105,12 +91,3 @@ def write(trainer: pl.Trainer, values: Mapping[str, float], *, step: int, epoch:
     for logger in trainer.loggers:
         logger.log_metrics({**values, "epoch": epoch}, step=step)  # Lightning adds the epoch to whatever it logs
         logger.save()
-
-
-@contextmanager
-def error_told() -> Iterator[None]:
-    """Tell of an error instead of raising it, which would hide the one that the run fails with."""
-    try:
-        yield
-    except Exception as error:
-        rank_zero_info(f"lightning-ast: the last values were not logged: {type(error).__name__}: {error}")

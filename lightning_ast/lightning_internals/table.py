@@ -41,6 +41,7 @@ _CONNECTOR = "trainer._logger_connector"
 _STRATEGY = "trainer.strategy"
 _FETCHER = "lightning.pytorch.loops.fetchers._PrefetchDataFetcher"
 _COMBINED = "lightning.pytorch.utilities.combined_loader.CombinedLoader"
+_DEALT = "lightning.fabric.utilities.distributed._DatasetSamplerWrapper"
 _CLI = "lightning.pytorch.cli.LightningCLI"
 _RESULT = "lightning.pytorch.trainer.connectors.logger_connector.result._ResultMetric"
 _AVERAGING = "lightning.pytorch.callbacks.StochasticWeightAveraging"
@@ -55,9 +56,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     # leading the fit loop
     PrivateName("lightning.pytorch.loops.fit_loop", "_FitLoop", "make loops for a copied Trainer, and name their type"),
     PrivateName("lightning.pytorch.loops.fetchers", "_DataFetcher", "name the type of what fetches batches"),
-    PrivateName(
-        "lightning.fabric.utilities.data", "_set_sampler_epoch", "set the samplers' epoch before it is planned"
-    ),
+    PrivateName("lightning.fabric.utilities.data", "_set_sampler_epoch", "set the samplers' epoch ahead of its plan"),
     PrivateName(_FIT, "_data_fetcher", "replace what batches are fetched from, and count those handed out"),
     PrivateName(_FIT, "_combined_loader", "read the user's loaders, and have them set up anew"),
     PrivateName(_FIT, "on_advance_start", "hear of an epoch before every callback does"),
@@ -76,15 +75,9 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_COMBINED, "_iterator", "let the user's loader tell the length of an epoch"),
     PrivateName(_COMBINED, "_mode", "combine other loaders in the same way"),
     PrivateName(_COMBINED, "_load_state_dicts", "bring loaders that know their place to it"),
-    PrivateName(
-        "lightning.pytorch.utilities.combined_loader", "_SUPPORTED_MODES", "make an iterator without starting it"
-    ),
+    PrivateName("lightning.pytorch.utilities.combined_loader", "_SUPPORTED_MODES", "make an iterator without a start"),
     PrivateName("lightning.fabric.utilities.types", "_Stateful", "recognise loaders that restore their own position"),
-    PrivateName(
-        "lightning.fabric.utilities.distributed._DatasetSamplerWrapper",
-        "_sampler",
-        "find the generators of a sampler that is dealt out to the processes",
-    ),
+    PrivateName(_DEALT, "_sampler", "find the generators of a sampler that is dealt out to the processes"),
     # resuming
     PrivateName(_FIT, "_combined_loader_states_to_load", "bring loaders that know their place to it"),
     PrivateName(_FIT, "_last_train_dl_reload_epoch", "reload the loaders when the uninterrupted run would"),
@@ -96,9 +89,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_EPOCH, "restarted_on_train_batch_end", "find the place in the epoch of a checkpoint"),
     *(PrivateName(loop, "reset_restart_stage", _BEGIN) for loop in (_FIT, _EPOCH)),
     *(PrivateName(loop, "_restarting", _BEGIN) for loop in (_FIT, _EPOCH, _VALIDATION)),
-    PrivateName(
-        _FIT, "_resuming_from_checkpoint", "have the loader of a resumed run's new epoch started late", NEWER_LIGHTNING
-    ),
+    PrivateName(_FIT, "_resuming_from_checkpoint", "start the loader of a resumed run's epoch late", NEWER_LIGHTNING),
     PrivateName(_FIT, "is_resuming", "tell a resumed run from one that a tuner put back", NEWER_LIGHTNING),
     # a step and what it logs
     PrivateName(_EPOCH, "batch_progress", "count batches"),
@@ -113,7 +104,6 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName(_CONNECTOR, "_callback_metrics", "show values when it is too late for module.log"),
     PrivateName(_CONNECTOR, "_logged_metrics", "read and show values without reducing them over the processes"),
     PrivateName(_CONNECTOR, "_progress_bar_metrics", "show values in the progress bar, and remove them"),
-    PrivateName(_CONNECTOR, "_first_loop_iter", "know whether an epoch is running"),
     PrivateName("trainer", "_val_check_time_interval", "read a validation interval that is a time", NEWER_LIGHTNING),
     PrivateName("lightning.pytorch.LightningModule", "_compiler_ctx", _COMPILE),
     PrivateName("torch.nn.Module", "_compiled_call_impl", _COMPILE, TORCH),
@@ -128,9 +118,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
     PrivateName("trainer", "_loggers", "give a copied Trainer loggers that write nothing"),
     *(PrivateName(_STRATEGY, name, "leave out of a copied Trainer what an earlier fit left") for name in _LEFT),
     PrivateName(_STRATEGY, "_lightning_optimizers", "find the optimizers that a step calls by itself"),
-    PrivateName(
-        "lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher", "know whether processes are started"
-    ),
+    PrivateName("lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher", "know if processes are started"),
     # the command line
     PrivateName(_CLI, "_parse_ckpt_path", "tell what is wrong with a checkpoint's arguments", NEWER_LIGHTNING),
     PrivateName(_CLI, "_set_seed", "tell what is wrong with a seed"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.ledger import Ledger
-from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.lightning_internals.fit_loop import run_length
 from lightning_ast.monitoring.text import best_flops_savings, format_seconds, seconds_left
 from lightning_ast.schedule import Stage
 from lightning_ast.selection.session import Session
@@ -147,7 +147,7 @@ def _totals(ledger: Ledger | None) -> tuple[float, ...]:
 def _stages_ahead(trainer: pl.Trainer, stage: Stage, session: Session | None) -> list[Stage] | None:
     """List the stages of the epochs that are still to come; a run without selection keeps the stage that it has."""
     if session is not None:
-        return session.stages_ahead()
+        return session.mode.stages_ahead(trainer.current_epoch + 1)
     length = run_length(trainer).epochs
     return None if length is None else [stage] * (math.ceil(length) - trainer.current_epoch - 1)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_ast.monitoring.guard import Guard
 from lightning_ast.schedule import Stage
+from lightning_ast.selection.fit_parts import Watcher
 from lightning_ast.selection.session import Session
 from lightning_ast.selection.step_state import StepState
-from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["EpochSamples", "SampleHistory", "SampleWatcher"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_ast.core.history import SignificanceHistory
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import announce_batches, loaders, set_up_loaders
+from lightning_ast.lightning_internals.fit_loop import announce_batches, epochs_done, loaders, set_up_loaders
 from lightning_ast.lightning_internals.leading import StandInLoader, lead
 from lightning_ast.lightning_internals.resuming import (
     batches_done,
@@ -27,7 +27,6 @@ from lightning_ast.lightning_internals.resuming import (
     reload_validation_as_due,
     restart_loader,
 )
-from lightning_ast.lightning_internals.run_limits import epochs_done
 from lightning_ast.pruning.epoch import PlannedBatch, RunningEpoch, check_split, check_steps, mean_significance
 from lightning_ast.pruning.followed_steps import advance_schedulers
 from lightning_ast.pruning.loader import (

@@ -14,8 +14,7 @@ from lightning_ast.core.history import EpochPlan, SignificanceHistory, plan_epoc
 from lightning_ast.core.plan_rules import common_rate, even_count, rate_to_cover
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
-from lightning_ast.lightning_internals.fit_loop import loaders
-from lightning_ast.lightning_internals.run_limits import accumulation
+from lightning_ast.lightning_internals.fit_loop import accumulation, loaders
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.epoch import RunningEpoch
 from lightning_ast.pruning.loader import LoaderFacts, draw

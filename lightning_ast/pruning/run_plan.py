@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 
 from lightning_ast.core.plan_rules import even_count, planned_count
 from lightning_ast.lightning_internals.class_patch import change_class
-from lightning_ast.lightning_internals.run_limits import run_length
+from lightning_ast.lightning_internals.fit_loop import run_length
 from lightning_ast.mode_facts import PruneSteps
 from lightning_ast.pruning.loader import LoaderFacts
 from lightning_ast.schedule import STAGE_CODES, RunLength, Schedule, Stage

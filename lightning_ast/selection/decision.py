@@ -19,7 +19,7 @@ from lightning_ast.core.significance import compute_significance
 from lightning_ast.errors import ConfigurationError
 from lightning_ast.mixin import SparseLossMixin, overrides
 from lightning_ast.selection.fit_parts import FitParts
-from lightning_ast.selection.step_state import Part, StepState, Treatment
+from lightning_ast.selection.step_state import StepState, Treatment
 from lightning_ast.selection.weights import RowWeights
 from lightning_ast.words import counted
 
@@ -38,9 +38,8 @@ class Decision:
         if isinstance(module, SparseLossMixin) and overrides(module, "significance"):
             self._significance = module.significance
         self.needs_losses = self._significance != "gradient"
-        self.is_shared = parts.processes.count > 1
         self._selector = parts.selector
-        self._average = parts.processes.mean if self.is_shared else None
+        self._average = parts.processes.mean if parts.processes.count > 1 else None
         self._quarantine = parts.quarantine
         self.weights = RowWeights(parts)
         self._told = WarningCache()
@@ -95,7 +94,7 @@ class Decision:
                 return None
             step.treatment = Treatment.CLEANED
         if step.treatment in (Treatment.CLEANED, Treatment.WEIGHTED):
-            step.selection = step.everything(scores.device).among(eligible)
+            step.selection = Selection(torch.arange(step.batch_size, device=scores.device)).among(eligible)
         elif step.selection is None:
             self._select(step, scores, eligible)
         else:  # the epoch's plan, the scoring pass or the rule that skips it has selected
@@ -107,10 +106,6 @@ class Decision:
         scores, finite, bad = _on_host(scores, finite, step.bad)
         eligible = self._quarantine.eligible(step, finite, bad)
         self._select(step, self._observed(step, scores, labels, eligible), eligible)
-
-    def kept_of_part(self, step: StepState, part: Part, norms: Tensor) -> Kept:
-        """Weigh what was selected ahead, by the norms ``(k,)`` of the selected samples in their own step, times k."""
-        return self.weights.of_part(step, part, norms, self._quarantine.finite_in_step(step, norms))
 
     def _observed(self, step: StepState, scores: Tensor, labels: Tensor | None, eligible: Tensor | None) -> Tensor:
         scores = scores.nan_to_num(0.0, 0.0, 0.0)  # one NaN would make every keep-probability NaN
@@ -172,7 +167,7 @@ def _doubt_of_scores(values: Tensor, *, first: bool) -> str | None:
     )
     remedy = "subtract the smallest possible value or take exp(), and mend what gives NaN or infinity"
     if first and not useful:
-        raise ConfigurationError([f"{message}, and none is above 0: selection would be random. So {remedy}."])
+        raise ConfigurationError(f"{message}, and none is above 0: selection would be random. So {remedy}.")
     return f"lightning-ast: {message}. These count as 0, and such samples are hardly ever selected: {remedy}."
 
 

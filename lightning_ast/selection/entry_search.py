@@ -118,13 +118,12 @@ class EntrySearch:
         if found is not None:
             return found
         # This batch cannot be traced any more: its forward is over.
+        self._wants_trace = not self.is_exhausted
         if self.sizes:  # a proof alone tells it of which loader's samples the rows are
             if self.is_exhausted:
                 raise self._several_error("the graph of the loss has another form again and again")
-            self._wants_trace = not self.is_exhausted
             return Found(unclear=("the batches of several loaders",))
         found = self._finder.guess(loss, batch_size, assignments=self._assignments)
-        self._wants_trace = not self.is_exhausted
         self.is_hidden = not found.entries and runs_compiled(loss)
         return Found(unclear=found.unclear) if found.unclear else found
 
@@ -157,7 +156,9 @@ class EntrySearch:
         self._count(proved=bool(found.entries))
         if not found.entries and not self._finder.proved:
             self._unclear = self._unclear or found.unclear
-            if self._was_last(trace) and (found.unclear or self._module.automatic_optimization):
+            # Every part of the batch is changed in a forward of its own, until one of them shows where the rows are
+            parts = min(trace.parts, _MOST - 1) if trace.parts > 1 else 0
+            if self.attempts > parts and (found.unclear or self._module.automatic_optimization):
                 raise entry_error(self._unclear, batch_size)
         if found.entries and found.unclear:
             self._warn(
@@ -179,8 +180,3 @@ class EntrySearch:
             "itself, or all of them one behind the other along the first dimension; or join the data sets (torch's "
             "StackDataset), so that what belongs together is one sample."
         )
-
-    def _was_last(self, trace: SampleTrace) -> bool:
-        # Every part of the batch is changed in a forward of its own, until one of them shows where the rows are
-        parts = min(trace.parts, _MOST - 1) if trace.parts > 1 else 0
-        return self.attempts > parts

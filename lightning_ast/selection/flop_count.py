@@ -28,14 +28,6 @@ class DenseOps:
     share: float | None = 0.0  # of the backward's FLOPs, in [0, 1]; None where that is not counted
     settled: bool = True  # else the share is going to be counted in one of the next batches
 
-    @property
-    def at_most(self) -> float:
-        """Return the share for the books: all, where it is not counted."""
-        return 1.0 if self.share is None else self.share
-
-
-_NONE = DenseOps(Counter())
-
 
 class FlopCount:
     """Counts forward and backward of the first batch that is trained on, by watching; results are unchanged."""
@@ -122,7 +114,7 @@ class FlopCount:
         self.close()
         executed = self._finish_count(ledger, step) if self._wants_dense or self._has_counted else None
         if not step.has_spared_rows:  # a gradient of 0 runs over all rows
-            return _NONE
+            return DenseOps(Counter())
         if uncounted(dense_ops):
             ledger.flops = None
         return self._dense_ops(dense_ops, executed, step.selected / step.batch_size)

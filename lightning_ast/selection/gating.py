@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ class Gating:
         self._gate: BatchGate | None = None
         self._trace: SampleTrace | None = None
         self._losses: StepLosses | None = None
-        self._open: ExitStack | None = None
+        self._open = ExitStack()  # what watches the forward
         self._has_gated = False
         self._was_ungated = False
 
@@ -62,29 +62,18 @@ class Gating:
         if self.search.wants_trace(step.forwarded):
             take = None if step.part is None else step.part.take
             self._trace = self.search.start_trace(step.forwarded, take=take)
-            self._watch(self._trace)
+            self._open.enter_context(self._trace)
             step.traced = True
         watches = self.decision.needs_losses or self.labels_wanted
         if watches and step.part is None and (step.is_gated or self._trace is not None):
             self._losses = StepLosses(self._module)
-            self._watch(self._losses)
-
-    def _watch(self, watch: AbstractContextManager[Any]) -> None:
-        if self._open is None:  # most batches are not watched: a stack of nothing takes its time, too
-            self._open = ExitStack()
-        self._open.enter_context(watch)
-
-    def leave_forward(self) -> None:
-        """Stop watching. Safe to call twice."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+            self._open.enter_context(self._losses)
 
     def start_backward(self, loss: Tensor) -> None:
         """Put the gate at the entries of a loss."""
         # Lightning's backward comes behind the whole forward; a step that runs its own goes on with its forward.
         if self._module.automatic_optimization:
-            self.leave_forward()
+            self._open.close()
         elif self._trace is not None:
             self._trace.paused = True
         step = self._step
@@ -98,8 +87,9 @@ class Gating:
         found = self._found(step, loss)
         if not found.entries:
             weighs = step.counts_as_one_batch or (step.selects and step.part is not None)
-            if weighs and self.decision.is_shared:
-                self._take_part(step, loss)
+            if weighs and self._parts.processes.count > 1 and not self._gate_of(step).decided:
+                # The other processes wait, in their backward, to agree on a denominator with this one
+                self._gate_of(step).settle(self.decision.weights.of_step(step, loss.device))
             return
         if traced and self.decision.needs_losses and not step.is_gated:
             self._scores(step, loss, found.entries)  # what cannot be computed must not wait for the end of the warmup
@@ -128,12 +118,6 @@ class Gating:
             )
         return self._gate
 
-    def _take_part(self, step: StepState, loss: Tensor) -> None:
-        # The other processes wait, in their backward, to agree on a denominator with this one
-        gate = self._gate_of(step)
-        if not gate.decided:
-            gate.settle(self.decision.weights.of_step(step, loss.device))
-
     def _place_gate(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> None:
         gate = self._gate_of(step)
         by_losses = self.decision.needs_losses and step.part is None and self._losses is not None
@@ -146,7 +130,7 @@ class Gating:
     def _scores(self, step: StepState, loss: Tensor, entries: tuple[Entry, ...]) -> tuple[Tensor, LossRecord]:
         assert self._losses is not None
         _check_order(entries, step.batch_size)
-        record = self._losses.record(loss, step.batch_size, scale=1 / self._score_scale(1))
+        record = self._losses.combined(loss, step.batch_size, scale=1 / self._score_scale(1))
         return self.decision.scores(step, self._batch, record), record
 
     def _decide(self, step: StepState, norms: Tensor) -> Kept | None:
@@ -154,7 +138,8 @@ class Gating:
             norms = _without_overflow(norms)
         comparable = norms * self._score_scale(step.forwarded)
         if step.part is not None:
-            return self.decision.kept_of_part(step, step.part, comparable)
+            finite = self._parts.quarantine.finite_in_step(step, comparable)
+            return self.decision.weights.of_part(step, step.part, comparable, finite)
         labels = None if self._losses is None else self._losses.labels(step.batch_size)
         return self.decision.decide(step, comparable, norms, labels)
 
@@ -176,7 +161,7 @@ class Gating:
 
     def finish_batch(self, step: StepState) -> None:
         """Let go of the batch."""
-        self.leave_forward()
+        self._open.close()
         if step.is_gated and not self._has_gated and step.forwarded > 1:
             self.count_ungated(step)
         trace = self._trace
@@ -214,7 +199,7 @@ class Gating:
 
     def close(self) -> None:
         """Stop watching, and hold nothing of the batch. Safe to call twice."""
-        self.leave_forward()
+        self._open.close()
         if self._gate is not None:
             self._gate.close()
         if self._losses is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -12,24 +12,18 @@ from torch import Tensor
 from lightning_ast.core.selector import SampleSelector
 from lightning_ast.errors import ConfigurationError
 
-__all__ = ["MovingTarget", "TargetFn", "TargetRule"]
+__all__ = ["MovingTarget", "TargetFn"]
 
 TargetFn: TypeAlias = Callable[[int, Mapping[str, Tensor]], float]
 """Takes the number of the epoch, from 0, and ``trainer.callback_metrics``; returns a rate or a coverage in (0, 1]."""
 
 
-class TargetRule(NamedTuple):
-    """The user's function, and the setting that it was given as."""
-
-    setting: Literal["target_activation_rate", "target_coverage"]
-    function: TargetFn
-
-
 class MovingTarget:
     """Sets the target of a selector at the start of each epoch; all processes hold the value of rank 0."""
 
-    def __init__(self, rule: TargetRule, selector: SampleSelector, trainer: pl.Trainer) -> None:
-        self._rule = rule
+    def __init__(self, function: TargetFn, selector: SampleSelector, trainer: pl.Trainer) -> None:
+        self._function = function
+        self._setting = "target_activation_rate" if selector.target_coverage is None else "target_coverage"
         self._selector = selector
         self._trainer = trainer
         self._epoch: int | None = None
@@ -41,14 +35,14 @@ class MovingTarget:
             return
         value = self._asked(epoch)
         # Metrics that are not synchronised differ between processes, and all must hold one target.
-        self._set(self._trainer.strategy.broadcast(value))
+        setattr(self._selector, self._setting, self._trainer.strategy.broadcast(value))
         self._epoch = epoch
 
     def _asked(self, epoch: int) -> float:
-        setting = self._rule.setting
+        setting = self._setting
         metrics = self._metrics()
         try:
-            value: Any = self._rule.function(epoch, metrics)
+            value: Any = self._function(epoch, metrics)
         except KeyError as error:
             if error.args[:1] == () or error.args[0] in metrics:
                 raise
@@ -73,9 +67,6 @@ class MovingTarget:
         restored = {name: torch.tensor(value) for name, value in self._restored.items()}
         return {**restored, **self._trainer.callback_metrics}
 
-    def _set(self, value: float) -> None:
-        setattr(self._selector, self._rule.setting, value)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the target with its epoch, and the metrics that the next one may be made of."""
         metrics = {name: float(value) for name, value in self._metrics().items()}
@@ -85,4 +76,4 @@ class MovingTarget:
         """Hold the target that a state was made with, until its epoch has ended."""
         self._epoch = state["epoch"]
         self._restored = dict(state["metrics"])
-        self._set(state["value"])
+        setattr(self._selector, self._setting, state["value"])

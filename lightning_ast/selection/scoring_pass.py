@@ -114,7 +114,7 @@ class ScoringPass:
             return self._scored(batch, batch_idx, size, trace, read=None)
         if norms is None:
             return None
-        record = losses.record(loss, size) if self._needs_losses else None
+        record = losses.combined(loss, size) if self._needs_losses else None
         return Scored(norms, losses.labels(size), record)
 
     def _norms(self, loss: Tensor, size: int, trace: SampleTrace | None) -> Tensor | None:

@@ -17,13 +17,12 @@ from lightning_ast.selection.decision import Decision
 from lightning_ast.selection.faults import training_faults
 from lightning_ast.selection.fit_parts import FitParts
 from lightning_ast.selection.gating import Gating
-from lightning_ast.selection.mixin_answers import told_indices, told_labels, told_weights, warn_of_unused_methods
+from lightning_ast.selection.modes import MODE_CLASSES
 from lightning_ast.selection.modes.prune import PruneMode
-from lightning_ast.selection.modes.registry import MODE_CLASSES
+from lightning_ast.selection.sample_count import told_numbers, told_weights, warn_of_unused_methods
 from lightning_ast.selection.session_state import SessionState
 from lightning_ast.selection.step_log import StepLog
 from lightning_ast.selection.step_state import StepState, Treatment
-from lightning_ast.selection.watcher import Watcher
 
 __all__ = ["Session"]
 
@@ -43,7 +42,7 @@ class Session:
         self.stage: Stage = "warmup"
         self.activation_rate: float | None = None
         self.coverage: float | None = None
-        self.watchers = parts.watchers
+        self.watchers = parts.watchers  # of other callbacks, which add theirs
         self.step: StepState | None = None
         self._parts = parts
         self._trainer = parts.trainer
@@ -71,14 +70,6 @@ class Session:
         """Return the planned epochs of ``prune``; None in the other modes."""
         return self.mode.epochs if isinstance(self.mode, PruneMode) else None
 
-    def add_watcher(self, watcher: Watcher) -> None:
-        """Tell another callback of each batch from now on."""
-        self.watchers.append(watcher)
-
-    def stages_ahead(self) -> list[Stage] | None:
-        """List the stages of the epochs that follow the running one; None in a run without an end that is known."""
-        return self.mode.stages_ahead(self._trainer.current_epoch + 1)
-
     def attach(self) -> None:
         """Let the mode change what it has to change of the module or the trainer."""
         warn_of_unused_methods(self._module)
@@ -95,9 +86,7 @@ class Session:
     def start_training(self) -> None:
         """Prepare for the first batch: the layers, the optimizers and the length of an epoch are known now."""
         self._books.open()
-        faults = training_faults(self._trainer, mode=self.mode.name)
-        faults += self.mode.start_training()
-        if faults:
+        if faults := [*training_faults(self._trainer, mode=self.mode.name), *self.mode.start_training()]:
             raise ConfigurationError(faults)
 
     def start_batch(self, batch: object, batch_idx: int) -> None:
@@ -114,7 +103,7 @@ class Session:
             return
         step = self.mode.open_batch(self.stage, size, self._indices(batch, size))
         self.step = step
-        step.labels = told_labels(self._module, batch, size)
+        step.labels = told_numbers(self._module, "sample_labels", batch, size)
         if self._weighs:
             weights = told_weights(self._module, batch, size)
             # Without weights of its own a batch still takes part in the sums of all processes and micro-batches.
@@ -148,7 +137,7 @@ class Session:
 
     def _indices(self, batch: object, size: int) -> Tensor | None:
         """Return the dataset indices that the module tells, else those that another callback has recorded."""
-        indices = told_indices(self._module, batch, size)
+        indices = told_numbers(self._module, "sample_indices", batch, size)
         for watcher in self.watchers:
             drawn = watcher.indices(size)  # asked in any case: it counts the batches
             indices = drawn if indices is None else indices

@@ -44,51 +44,41 @@ class SessionState:
             }
         )
 
-    @property
-    def _is_fitting(self) -> bool:
-        return self._parts.trainer.state.fn == TrainerFn.FITTING
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; what another mode, gate or score cannot use begins anew."""
-        # A checkpoint that is loaded to validate, test or predict with changes nothing.
-        if self._is_fitting:
-            with reading(state, owner=self._parts.owner.state_key):
-                self._load(state)
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self._parts.ledger.load_state_dict(state["ledger"])
-        self._parts.quarantine.load_state_dict(state["quarantine"])
-        changed = changes({"target": "activation rate", **state["rule"]}, self._parts.settings.rule, repr)
-        if changed:
-            rank_zero_info(
-                f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go on; "
-                "thresholds begin anew, and so does what is remembered of samples where the score is another."
-            )
-        self._parts.selector.load_state_dict(state["selector"], controller=not changed)
-        if self._parts.target is not None and "target" in state and not changed:
-            self._parts.target.load_state_dict(state["target"])
-        self._mode.load_state_dict(state)
+        if self._parts.trainer.state.fn != TrainerFn.FITTING:  # it was loaded to validate, test or predict with
+            return
+        with reading(state, owner=self._parts.owner.state_key):
+            self._parts.ledger.load_state_dict(state["ledger"])
+            self._parts.quarantine.load_state_dict(state["quarantine"])
+            changed = changes({"target": "activation rate", **state["rule"]}, self._parts.settings.rule, repr)
+            if changed:
+                rank_zero_info(
+                    f"lightning-ast: resumed with other settings: {', '.join(changed)}. Books and place in the run go "
+                    "on; thresholds begin anew, and so does what is remembered of samples where the score is another."
+                )
+            self._parts.selector.load_state_dict(state["selector"], controller=not changed)
+            if self._parts.target is not None and "target" in state and not changed:
+                self._parts.target.load_state_dict(state["target"])
+            self._mode.load_state_dict(state)
 
     def expect_resume(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
         """Prepare for a checkpoint that is being loaded, perhaps one without this callback."""
-        if not self._is_fitting:
+        if self._parts.trainer.state.fn != TrainerFn.FITTING:
             return
+        own = self._mode.name
         with reading(state, owner=self._parts.owner.state_key):
             # A tuner puts a state of this very fit back, which resumes nothing; older Lightnings do not tell.
             if state.get("fit") == self._token and tells_resumption(self._parts.trainer):
                 return
-            mode: Mode = state["rule"]["mode"] if state else self._mode.name
+            mode: Mode = state["rule"]["mode"] if state else own
             place = "epochs" if MODE_FACTS[mode].plans_epochs else "resumption"
             if state and place not in state:
                 raise KeyError(place)
-        self._check_mode(mode, checkpoint)
-        self._mode.expect_resume()
-
-    def _check_mode(self, mode: Mode, checkpoint: dict[str, Any]) -> None:
-        own = self._mode.name
         plans = MODE_FACTS[mode].plans_epochs or MODE_FACTS[own].plans_epochs
         if mode != own and plans and written_within(checkpoint):
             raise ConfigurationError(
                 f"this checkpoint was written in the middle of an epoch in mode={mode!r}, and mode={own!r} "
                 "cannot continue that epoch: use the same mode, or a checkpoint from an epoch's end."
             )
+        self._mode.expect_resume()

@@ -15,7 +15,7 @@ from lightning_ast.core.significance import SignificanceFn, SignificanceName
 from lightning_ast.mode_facts import MODE_FACTS, Mode, PruneSteps
 from lightning_ast.pruning.sample_book import SampleSettings
 from lightning_ast.schedule import Schedule, Stage
-from lightning_ast.selection.moving_target import TargetFn, TargetRule
+from lightning_ast.selection.moving_target import TargetFn
 from lightning_ast.streams import SampleFilter
 
 __all__ = ["SelectionSettings", "StageSource"]
@@ -72,16 +72,19 @@ class SelectionSettings:
     @property
     def has_moving_rate(self) -> bool:
         """Tell whether the activation rate may change from epoch to epoch: with a coverage, or a function."""
-        return self.target_coverage is not None or self.target_rule is not None
+        return self.target_coverage is not None or callable(self.target)
 
     @property
-    def target_rule(self) -> TargetRule | None:
-        """Return the user's function of the target; None where the target is a number."""
-        if callable(self.target_coverage):
-            return TargetRule("target_coverage", self.target_coverage)
-        scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
-        rate = self.target_activation_rate
-        return TargetRule("target_activation_rate", rate) if callable(rate) and scheduled is None else None
+    def scheduled_rate(self) -> float | None:
+        """Return the schedule's activation rate, which takes the place of the callback's; None without one."""
+        return None if self.scheduler is None else self.scheduler.target_activation_rate
+
+    @property
+    def target(self) -> float | TargetFn | None:
+        """Return the share that the fit holds: a coverage, else the schedule's rate, else the callback's."""
+        if self.target_coverage is not None:
+            return self.target_coverage
+        return self.target_activation_rate if self.scheduled_rate is None else self.scheduled_rate
 
     def schedule_of(self, trainer: pl.Trainer) -> Schedule:
         """Return the schedule that a run keeps."""
@@ -89,8 +92,7 @@ class SelectionSettings:
 
     def selector(self, rank: int) -> SampleSelector:
         """Make the selector of this fit."""
-        scheduled = None if self.scheduler is None else self.scheduler.target_activation_rate
-        rate = self.target_activation_rate if scheduled is None else scheduled
+        rate = self.target_activation_rate if self.scheduled_rate is None else self.scheduled_rate
         coverage = self.target_coverage
         # The hard gates have no keep-probabilities, and with them always weight 1.
         soft: Weighting = self.weighting or ("none" if MODE_FACTS[self.mode].plans_epochs else "sqrt")

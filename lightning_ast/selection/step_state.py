@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_ast.core.gate import Selection
@@ -147,7 +146,3 @@ class StepState:
     def quarantine(self, bad: Tensor) -> None:
         """Add samples ``(B,)`` that are not finite to those that are known."""
         self.bad = bad if self.bad is None else bad | self.bad.to(bad.device)
-
-    def everything(self, device: torch.device) -> Selection:
-        """Select every sample, without weights."""
-        return Selection(torch.arange(self.facts.size, device=device))

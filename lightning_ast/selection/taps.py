@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,8 +37,7 @@ class Taps:
         """Tell whether every entry of the loss was found to be an output of a module."""
         return bool(self._taps)
 
-    @contextmanager
-    def finding(self) -> Iterator[None]:
+    def finding(self) -> AbstractContextManager[None]:
         """Collect the outputs of all modules of a forward with its graph."""
         self._calls.clear()
 
@@ -48,13 +47,7 @@ class Taps:
             self._calls[module] += 1
 
         # The module itself is left out: its forward is the whole step where a step calls `self(x)`.
-        own = set(self._module.modules()) - {self._module}
-        handles = [module.register_forward_hook(note) for module in own]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return _hooked(set(self._module.modules()) - {self._module}, note)
 
     def settle(self, entries: list[Entry], batch_size: int, trace: SampleTrace) -> None:
         """Find the outputs that the entries are, with the layout of the samples in each; none where one is missing."""
@@ -72,8 +65,7 @@ class Taps:
         self._taps = taps
         self._outputs.clear()
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Run a forward whose graph begins at the outputs; no parameter may require a gradient meanwhile."""
         self._calls.clear()
         self._cuts.clear()
@@ -87,12 +79,7 @@ class Taps:
             self._cuts.append((get_gradient_edge(start), tuple(start.shape), layout))
             return start
 
-        handles = [module.register_forward_hook(cut) for module in {module for module, _ in self._taps}]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return _hooked({module for module, _ in self._taps}, cut)
 
     def norms(self, loss: Tensor, batch_size: int) -> Tensor | None:
         """Take the norms ``(B,)`` of the samples' rows at the outputs read, times B; None where others were."""
@@ -105,6 +92,14 @@ class Taps:
         norms = norms_at(loss, [edge for edge, _, _ in self._cuts], places, weight=batch_size)
         self._cuts.clear()
         return norms
+
+
+@contextmanager
+def _hooked(modules: set[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(hook))
+        yield
 
 
 def _is_output_of(node: Node | None, entry: Entry) -> bool:

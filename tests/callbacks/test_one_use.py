@@ -241,17 +241,25 @@ PAIRS: dict[str, list[Callable[[], pl.Callback]]] = {
 }
 
 
+def is_refused(*callbacks: pl.Callback) -> None:
+    """Check the error: Lightning's own where two callbacks have one state key, which it says in the constructor."""
+    states = [callback.state_key for callback in callbacks if not isinstance(callback, TwoStageScheduler)]
+    error, said = ConfigurationError, r"expected one \w+.*, got 2"
+    if len(set(states)) < len(states):
+        error, said = RuntimeError, f"Found more than one stateful callback of type `{states[0]}`"
+    with pytest.raises(error, match=said):
+        fit(OneLayer(), *callbacks)
+
+
 @pytest.mark.parametrize("kinds", PAIRS.values(), ids=PAIRS)
 def test_two_of_a_kind_in_the_list(kinds: list[Callable[[], pl.Callback]]) -> None:
-    with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got (2|several)"):
-        fit(OneLayer(), *(kind() for kind in kinds))
+    is_refused(*(kind() for kind in kinds))
 
 
 @pytest.mark.parametrize("kind", [SparseSelectionCallback, SparseTrainingMonitor, EnergyMonitor])
 def test_one_object_twice_in_the_list(kind: Callable[[], pl.Callback]) -> None:
     callback = kind()
-    with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got (2|several)"):
-        fit(OneLayer(), callback, callback)
+    is_refused(callback, callback)
 
 
 @pytest.mark.parametrize("kinds", PAIRS.values(), ids=PAIRS)
@@ -260,7 +268,7 @@ def test_two_of_a_kind_from_the_module(kinds: list[Callable[[], pl.Callback]]) -
         def configure_callbacks(self) -> list[pl.Callback]:
             return [kind() for kind in kinds]
 
-    with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got (2|several)"):
+    with pytest.raises(ConfigurationError, match=r"expected one \w+.*, got 2"):
         fit(Configured())
 
 

@@ -99,7 +99,7 @@ def test_a_configuration_that_cannot_be_used(name: str, told: str, files: Path) 
         ((*boring(), "--ckpt_path=empty.yaml"), "ckpt_path: expected a checkpoint of a Trainer"),
         ((*boring(), "--ckpt_path=/dev/null"), "lightning-ast: "),
         ((*boring(), "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=nope"), "nope"),
-        ((*boring(), SELECTION, SELECTION), "lightning-ast: expected one SparseSelectionCallback in a Trainer"),
+        ((*boring(), SELECTION, SELECTION), "more than one stateful callback of type `SparseSelectionCallback`"),
         ((*boring(), "--trainer.max_time=x"), "`Timer(duration='x')` is not a valid duration."),
         ((*boring(), SELECTION, "--trainer.callbacks.target_activation_rate=.nan"), "(0, 1], got nan"),
         ((*CNN, *DIGITS, "--data.data=cifar10", "--data.root=binary.yaml/x"), "cifar10"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +83,6 @@ def test_heatmaps_count_from_zero(digits: Digits, tmp_path: Path, monkeypatch: p
 
 
 # ---------------------------------------------------------------------- savings by what was saved
-
-
-def test_the_last_state_of_the_bar_after_ctrl_c(digits: Digits, capfd: pytest.CaptureFixture[str]) -> None:
-    class Interrupt(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 14:
-                raise KeyboardInterrupt
-
-    callbacks = chain(Interrupt(), TQDMProgressBar())
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit):
-        quiet_trainer(max_epochs=3, callbacks=callbacks, enable_progress_bar=True).fit(PlainNet(), data(digits))
-    signal.signal(signal.SIGINT, handler)
-    painted = re.findall(r"act=([\d.]+), flops_saved=([\d.e-]+)", "".join(capfd.readouterr()))
-    selection = callbacks[0]
-    assert selection.savings["flops"] > 0.05
-    assert [float(value) for value in painted[-1]] == pytest.approx(
-        [selection.activation_rate, selection.savings["flops"]], abs=6e-4
-    )
 
 
 def test_samples_are_called_skipped_in_the_line() -> None:

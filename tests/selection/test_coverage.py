@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ast import PIController, SparseSelectionCallback, SparseTrainingMonitor, TwoStageScheduler
 from lightning_ast.errors import ConfigurationError
+from lightning_ast.selection.fit_parts import Watcher
 from lightning_ast.selection.step_state import StepState
-from lightning_ast.selection.watcher import Watcher
 from tests.helpers.data import Digits, loader
 from tests.helpers.logs import scalars
 from tests.helpers.modules import Trained, fresh
@@ -49,7 +49,7 @@ class Coverages(pl.Callback):
         self.sums: list[tuple[float, float, float]] = []
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.selection.session.add_watcher(Significance(self))
+        self.selection.session.watchers.append(Significance(self))
 
     def on_train_batch_end(self, *_: Any) -> None:
         session = self.selection.session

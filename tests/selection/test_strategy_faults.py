@@ -22,7 +22,7 @@ def test_deepspeed(stage: int, accumulated: int, told: list[str]) -> None:
     trainer = L.Trainer(
         accelerator="cpu", devices=2, strategy=strategy, accumulate_grad_batches=accumulated, logger=False
     )
-    faults = strategy_faults(trainer)
+    faults = list(strategy_faults(trainer))
     assert len(faults) == len(told)
     for fault, words in zip(faults, told, strict=True):
         assert words in fault

@@ -15,8 +15,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_ast import SparseSelectionCallback
 from lightning_ast.core import GradientGate, SampleSelector
+from lightning_ast.selection.fit_parts import Watcher
 from lightning_ast.selection.step_state import StepState
-from lightning_ast.selection.watcher import Watcher
 from tests.helpers.modules import Trained, fresh
 from tests.helpers.training import BATCH_MODES, assert_close_weights, assert_same_weights, gloo, quiet_trainer, weights
 
@@ -85,7 +85,7 @@ class Steps(pl.Callback):
         self.gradients: list[list[Tensor]] = []
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.selection.session.add_watcher(self.seen)
+        self.selection.session.watchers.append(self.seen)
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         self.before.append(weights(module))

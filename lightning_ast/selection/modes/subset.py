@@ -6,7 +6,6 @@ spares, batches are not scored but trained on whole, and one of many shows wheth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.samples import select_batch
+from lightning_ast.core.gate import Selection
 from lightning_ast.errors import BatchError
 from lightning_ast.lightning_internals.class_patch import method_of, put_on
 from lightning_ast.mixin import overrides
@@ -41,7 +41,7 @@ class SubsetMode(SelectionMode):
         super().__init__(parts, gating)
         self._module = parts.module
         self._training_step = parts.module.training_step
-        self._unwrap: Callable[[], None] | None = None
+        self._wrapper = ExitStack()
         self._has_sliced = False
         self._part: Part | None = None
         self._score: ScoringPass | None = None
@@ -50,13 +50,11 @@ class SubsetMode(SelectionMode):
     def attach(self) -> None:
         """Wrap the training step."""
         method = method_of(self._module, "training_step", self._training_step, self._run)
-        self._unwrap = put_on(self._module, "training_step", method)
+        self._wrapper.callback(put_on(self._module, "training_step", method))
 
     def detach(self) -> None:
         """Take the wrapper off. Safe to call twice."""
-        if self._unwrap is not None:
-            self._unwrap()
-        self._unwrap = None
+        self._wrapper.close()
         self._part = None
         super().detach()
 
@@ -92,7 +90,7 @@ class SubsetMode(SelectionMode):
         if costs_more and step.selects and selector.steps % _SCORED_EVERY:
             selector.pass_over()
             step.treatment = Treatment.WHOLE
-            step.selection = step.everything(torch.device("cpu"))
+            step.selection = Selection(torch.arange(size))
         return step
 
     def prepare_step(self, step: StepState, batch: Any, batch_idx: int) -> None:
