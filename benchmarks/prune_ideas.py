@@ -32,8 +32,8 @@ LABELS = torch.empty(0)
 class ClassBalance(SignificanceHistory):
     """Every class gives the same share: significance relative to its class's mean."""
 
-    def significance(self) -> Tensor:
-        scores = super().significance()
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        scores = super().significance(trim=trim)
         sums = torch.zeros(10).index_add(0, LABELS, scores) / LABELS.bincount(minlength=10)
         return scores / sums[LABELS]
 
@@ -41,8 +41,8 @@ class ClassBalance(SignificanceHistory):
 class SomeEasy(SignificanceHistory):
     """Some easy samples in every batch: half of the mean significance added to all."""
 
-    def significance(self) -> Tensor:
-        scores = super().significance()
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        scores = super().significance(trim=trim)
         return scores + 0.5 * scores.mean()
 
 
@@ -60,8 +60,8 @@ class Progress(SignificanceHistory):
         moved = (self._scores - before).abs()
         self._change = torch.where(known & (moved > 0), moved, self._change)
 
-    def significance(self) -> Tensor:
-        return super().significance() + self._change
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        return super().significance(trim=trim) + self._change
 
 
 class Relative(SignificanceHistory):
@@ -77,8 +77,8 @@ class Relative(SignificanceHistory):
 class Rank(SignificanceHistory):
     """The rank of the score in place of its value."""
 
-    def significance(self) -> Tensor:
-        scores = super().significance()
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        scores = super().significance(trim=trim)
         return scores.argsort().argsort().float() / len(scores)
 
 
@@ -104,8 +104,8 @@ class Age(SignificanceHistory):
         super().fold(maximum)
         self._age = torch.where(visited, 0, self._age + 1)
 
-    def significance(self) -> Tensor:
-        scores = super().significance()
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        scores = super().significance(trim=trim)
         belief = 0.8**self._age
         return belief * scores + (1 - belief) * scores.mean()
 

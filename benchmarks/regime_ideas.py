@@ -53,8 +53,8 @@ class RandomBeside(SignificanceHistory):
         self._share = share
         self._generator = torch.Generator().manual_seed(seed)
 
-    def significance(self) -> Tensor:
-        scores = super().significance().clone()
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        scores = super().significance(trim=trim).clone()
         drawn = torch.randperm(len(scores), generator=self._generator)[: round(self._share * len(scores))]
         scores[drawn] = scores.max()
         return scores
@@ -75,8 +75,8 @@ class ClassFloor(SignificanceHistory):
         self._classes = [rows for rows in classes if len(rows)]
         self._share = share
 
-    def significance(self) -> Tensor:
-        scores = super().significance().clone()
+    def significance(self, *, trim: float = 0.0) -> Tensor:
+        scores = super().significance(trim=trim).clone()
         most = scores.max()
         for rows in self._classes:
             kept = max(1, round(self._share * len(rows)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_ast.core import SignificanceHistory
+from lightning_ast.demo.data import load_images
 
 
 @pytest.fixture
@@ -79,19 +80,23 @@ def test_what_an_idea_costs_or_saves_is_in_the_work(train: Any) -> None:
     assert inside["samples_backwarded"] == pytest.approx(plain["samples_backwarded"] - sparse / 3, rel=0.03)
 
 
-def test_a_history_is_used_by_the_fits_of_its_run_alone(train: Any, ideas: Any) -> None:
-    made: list[object] = []
+@pytest.mark.parametrize("idea", ["random-beside", "class-floor", "progress", "smoothed"])
+def test_a_history_is_used_by_the_fits_of_its_run_alone(idea: str, train: Any) -> None:
+    plain = train()
+    assert train(("idea", idea))["flops"] == plain["flops"]
+    assert train(("idea", idea))["accuracy_by_validation"] != plain["accuracy_by_validation"]
+    assert train()["accuracy_by_validation"] == plain["accuracy_by_validation"]
 
-    class Noted(ideas.Smoothed):  # type: ignore[misc,name-defined]
-        def fold(self, maximum: Any = None) -> None:
-            made.append(self)
-            super().fold(maximum)
 
-    with patch.object(ideas, "_HISTORIES", {**ideas._HISTORIES, "smoothed": lambda run, data: Noted}):
-        train(("idea", "smoothed"))
-        assert len(made) == 4  # once an epoch
-        train()
-    assert len(made) == 4
+@pytest.mark.parametrize(
+    "idea", ["class-balance", "some-easy", "progress", "relative", "rank", "mean-of-visits", "age"]
+)
+def test_the_older_ideas_change_what_a_fit_selects(idea: str, train: Any, ideas: Any, benchmark: Any) -> None:
+    older = benchmark("prune_ideas")
+    older.LABELS = load_images("digits").train_labels[:256].long()
+    with patch.dict(ideas._HISTORIES, {"smoothed": lambda run, data: older.HISTORIES[idea]}):
+        changed = train(("idea", "smoothed"), gate="soft")
+    assert changed["accuracy_by_validation"] != train(gate="soft")["accuracy_by_validation"]
 
 
 def test_a_higher_rate_changes_the_run_alone(train: Any) -> None:
