@@ -110,7 +110,7 @@ class ImageClassifier(pl.LightningModule):
         images, labels = batch
         scores = self(images)
         self.val_acc(scores, labels)
-        self.log("val_loss", F.cross_entropy(scores, labels))
+        self.log("val_loss", F.cross_entropy(scores, labels), sync_dist=True)
         self.log("val_acc", self.val_acc, prog_bar=True)
 
     test_step = validation_step

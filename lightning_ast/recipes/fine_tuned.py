@@ -107,7 +107,7 @@ class FineTunedClassifier(ImageClassifier):
         self.val_acc(scores, labels)
         self.top5(scores, labels)
         self.by_class.update(scores, labels)
-        self.log(f"{self._part}_loss", nn.functional.cross_entropy(scores, labels))
+        self.log(f"{self._part}_loss", nn.functional.cross_entropy(scores, labels), sync_dist=True)
         self.log(f"{self._part}_acc", self.val_acc, prog_bar=True)
         self.log(f"{self._part}_top5", self.top5)
 
