@@ -427,8 +427,8 @@ def monitored_table() -> str:
     lines = []
     for r in load("monitored"):
         lines += [
-            f"CIFAR-10, ResNet-9 of width {r['width']}, {r['train_limit']:,} training images, {r['epochs']} epochs, "
-            f"B = {r['batch_size']}, r = {r['rate']}, {r['hardware']}: what both monitors do, "
+            f"Fashion-MNIST, ResNet-9 of width {r['width']}, {r['train_limit']:,} training images, "
+            f"{r['epochs']} epochs, B = {r['batch_size']}, coverage {r['coverage']}, {r['hardware']}: what both monitors do, "
             "timed from outside (but for noting each index as it is drawn).",
             "",
             "| run | seconds | watching, share of them | a step, ms | pictures at the end, s |",

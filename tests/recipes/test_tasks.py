@@ -59,7 +59,9 @@ def test_distillation_trains_the_student_alone(method: str, monkeypatch: pytest.
     teacher = distillation.trained_teacher(0, "data")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     # all but the student's share of a step is the teacher's forward, which partial cannot save
-    warns = pytest.warns(UserWarning, match="mode='partial'.* the forward is 9.% of a dense step .*mode='prune' would cost")
+    warns = pytest.warns(
+        UserWarning, match="mode='partial'.* the forward is 9.% of a dense step .*mode='prune' would cost"
+    )
     with warns if method == "partial" else nullcontext():
         figures = distillation.train(method)
     assert all((value == before[name]).all() for name, value in teacher.state_dict().items())  # BatchNorm's too
