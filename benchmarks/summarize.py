@@ -428,8 +428,8 @@ def monitored_table() -> str:
     for r in load("monitored"):
         lines += [
             f"Fashion-MNIST, ResNet-9 of width {r['width']}, {r['train_limit']:,} training images, "
-            f"{r['epochs']} epochs, B = {r['batch_size']}, coverage {r['coverage']}, {r['hardware']}: what both monitors do, "
-            "timed from outside (but for noting each index as it is drawn).",
+            f"{r['epochs']} epochs, B = {r['batch_size']}, coverage {r['coverage']}, {r['hardware']}: "
+            "what both monitors do, timed from outside (but for noting each index as it is drawn).",
             "",
             "| run | seconds | watching, share of them | a step, ms | pictures at the end, s |",
             "|---|---|---|---|---|",
