@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -129,6 +130,8 @@ def _advise(arguments: list[str]) -> int:
     )
     parser.add_argument("--budget_seconds", type=float, default=45.0, help="time for all of it (default: 45)")
     options, configuration = parser.parse_known_args(arguments)
+    if not 0 < options.budget_seconds < math.inf:
+        parser.error(f"--budget_seconds: expected a finite number of seconds above 0, got {options.budget_seconds:g}")
     if not configuration:
         parser.error("expected --config FILE")
     with _current_folder_importable():
@@ -150,13 +153,13 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("logdir", nargs="+", help="folder with TensorBoard or CSV logs, at any depth")
     parser.add_argument("--out", default="ast-report", help="folder to write to (default: ast-report)")
     options = parser.parse_args(arguments)
-    from lightning_ast.errors import ReportError
+    from lightning_ast.errors import MissingPackageError, ReportError
     from lightning_ast.report.write import make_report
     from lightning_ast.words import readable
 
     try:
         page, left_out = make_report(options.logdir, options.out, progress=True)
-    except ReportError as error:  # what tells other errors apart imports torch
+    except (MissingPackageError, ReportError) as error:  # what tells other errors apart imports torch
         return _refuse(readable(str(error)))
     for line in left_out:
         _refuse(readable(f"left out: {line}"))

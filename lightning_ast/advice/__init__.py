@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -66,6 +65,6 @@ def advise(
         >>> advice.facts.coverage.rates[0.9] > 0.7  # it has learned nothing yet
         True
     """
-    if not 0 < budget_seconds < math.inf:
+    if not budget_seconds > 0:  # not a number, too
         raise AdviceError(f"budget_seconds: expected a number of seconds above 0, got {budget_seconds!r}.")
     return Advice(Measurement(trainer, module, data, val_data, budget_seconds=budget_seconds).facts())

@@ -75,11 +75,12 @@ class SavedBytes:
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:
-    """Return the place and the bytes of a tensor's storage; no bytes where it has none of its own."""
     try:
         storage = tensor.untyped_storage()
         return storage.data_ptr(), storage.nbytes()
-    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, some subclasses, lazy parameters
+    except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have none
+        return id(tensor), tensor.numel() * tensor.element_size()
+    except ValueError:  # a lazy parameter that no call has made yet
         return id(tensor), 0
 
 

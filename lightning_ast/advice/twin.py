@@ -28,6 +28,8 @@ from lightning_ast.pruning.loader import loader_generators
 
 __all__ = ["Twin", "make_twin", "out_of_sight"]
 
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+
 
 @dataclass
 class Twin:
@@ -113,15 +115,17 @@ def _detached_loader(loader: Any, twin: Twin) -> Any:
 @contextmanager
 def out_of_sight(twin: Twin) -> Iterator[None]:
     """Measure without a trace: random states are put back, and warnings and logs are silent meanwhile."""
-    disabled = logging.root.manager.disable
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
         with kept_random_state(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
-            logging.disable(max(disabled, logging.WARNING))
             for logger in twin.trainer.loggers:
                 logger.folder = folder  # type: ignore[attr-defined]
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.ERROR)
             yield
     finally:
-        logging.disable(disabled)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         for generator, state in twin.generators:
             generator.set_state(state)

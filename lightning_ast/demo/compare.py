@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -120,7 +121,7 @@ def run_demo(
         "epochs": (epochs, 3 if mode == "prune" else 1, 10_000),
         "width": (settings.width, 1, 1024),
         "seed": (seed, 0, 2**32 - 1),  # the largest that torch, numpy and Python all take
-        "train_limit": (train_limit, settings.batch_size, 10**6),
+        "train_limit": (train_limit, settings.batch_size, math.inf),
     }
     if faults := [*setting_faults(SelectionSettings.of(sparse)), *_range_faults(ranges)]:
         raise ConfigurationError(faults)  # before the dense run, not after it
@@ -136,13 +137,14 @@ def run_demo(
     return results
 
 
-def _range_faults(ranges: dict[str, tuple[int | None, int, int]]) -> list[str]:
+def _range_faults(ranges: dict[str, tuple[int | None, int, float]]) -> list[str]:
     """Tell which numbers are not whole, or out of their range, the ends included; None was not given."""
-    return [
-        f"{name}: expected an int from {least} to {most}, got {value!r}."
-        for name, (value, least, most) in ranges.items()
-        if value is not None and not (isinstance(value, int) and least <= value <= most)
-    ]
+    faults = []
+    for name, (value, least, most) in ranges.items():
+        if value is not None and not (isinstance(value, int) and least <= value <= most):
+            wanted = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
+            faults.append(f"{name}: expected an int {wanted}, got {value!r}.")
+    return faults
 
 
 def print_table(results: list[RunResult], title: str) -> None:

@@ -44,8 +44,8 @@ class Writers:
         experiments = [_experiment(logger) for logger in loggers]
         self._all = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         self._draws = any(hasattr(each, "add_image") for each in self._all) and _has_matplotlib()
+        self._told = False
         self._guard = Guard("writing pages and pictures to a logger")
-        self._load_guard = Guard("loading samples for pictures")
 
     def __bool__(self) -> bool:
         """Tell whether there is such a logger."""
@@ -108,15 +108,18 @@ class Writers:
 
     def _load(self, indices: list[int]) -> list[Tensor] | None:
         """Load the images of samples as the data set gives them; None where it gives none."""
-        loader: Any = self._trainer.train_dataloader
-        images = None
-        # asked in a way that training does not need; augmentation draws: training must go on as without pictures
-        with self._load_guard(), isolate_rng(include_cuda=False):
-            dataset = loader.dataset
-            whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
-            samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]
-            images = _images_of(loader.collate_fn(samples), len(indices))
-        return images  # noqa: RET504 - not set where the guard ended the block
+        loader = self._trainer.train_dataloader
+        try:
+            with isolate_rng(include_cuda=False):  # augmentation draws: training must go on as without pictures
+                dataset = loader.dataset  # type: ignore[union-attr]
+                whole = getattr(dataset, "__getitems__", None)  # as the DataLoader asks for a batch
+                samples = whole(indices) if callable(whole) else [dataset[index] for index in indices]
+                return _images_of(loader.collate_fn(samples), len(indices))  # type: ignore[union-attr]
+        except Exception as error:  # the user's data set, asked in a way that training does not need
+            if not self._told:
+                rank_zero_info(f"lightning-ast: no pictures of samples: {type(error).__name__}: {error}")
+            self._told = True
+            return None
 
 
 def _experiment(logger: Any) -> Any:

@@ -96,37 +96,41 @@ class FineTunedClassifier(ImageClassifier):
         data: Any = getattr(self.trainer, "datamodule", None)
         return getattr(data, "classes", None) or None
 
-    @property
-    def _part(self) -> str:
-        return "test" if self.trainer.testing else "val"
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log accuracies and loss."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log accuracies and loss."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> None:
         images, labels = batch
         scores = self(images)
         self.val_acc(scores, labels)
         self.top5(scores, labels)
         self.by_class.update(scores, labels)
-        self.log(f"{self._part}_loss", nn.functional.cross_entropy(scores, labels), sync_dist=True)
-        self.log(f"{self._part}_acc", self.val_acc, prog_bar=True)
-        self.log(f"{self._part}_top5", self.top5)
-
-    test_step = validation_step
+        self.log(f"{part}_loss", nn.functional.cross_entropy(scores, labels), sync_dist=True)
+        self.log(f"{part}_acc", self.val_acc, prog_bar=True)
+        self.log(f"{part}_top5", self.top5)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy of each class; a class without images counts as 0, as torchmetrics has it."""
+        self._log_classes("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log and print the accuracy of each class."""
+        self._log_classes("test")
+        self.on_train_end()
+
+    def _log_classes(self, part: str) -> None:
         accuracies = self.by_class.compute().tolist()
         self.by_class.reset()
         names = self._class_names() or [str(label) for label in range(len(accuracies))]
         self.class_accuracies = dict(zip(names, accuracies, strict=True))
-        self.log(f"{self._part}_acc_worst_class", min(accuracies))
+        self.log(f"{part}_acc_worst_class", min(accuracies))
         if len(names) <= _LISTED_CLASSES:
-            self.log_dict({f"{self._part}_acc_of/{name}": value for name, value in self.class_accuracies.items()})
-
-    def on_test_epoch_end(self) -> None:
-        """Log and print the accuracy of each class."""
-        self.on_validation_epoch_end()
-        self.on_train_end()
+            self.log_dict({f"{part}_acc_of/{name}": value for name, value in self.class_accuracies.items()})
 
     def on_train_end(self) -> None:
         """Print the accuracy of each class, the worst first."""

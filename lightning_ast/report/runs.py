@@ -144,7 +144,7 @@ class _Session:
 
 def _read_events(path: Path, left_out: list[str]) -> _Session:
     """Read an event file of Lightning's TensorBoardLogger up to where it ends, or is cut off or damaged."""
-    with needs("report", "tensorboard"):
+    with needs("report", "tensorboard", "google"):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.tensorflow_stub.errors import DataLossError, OutOfRangeError
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New

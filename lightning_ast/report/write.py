@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -62,7 +63,7 @@ def make_report(log_dirs: Sequence[str | Path], out: str | Path, *, progress: bo
     text = render([summarize(run) for run in runs], sections, _foot(log_dirs), left_out)
     with _writing(out):
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_bytes(text.encode("utf-8"))
+        _write_whole(page, text.encode("utf-8"))
     return page, left_out
 
 
@@ -130,3 +131,18 @@ def _foot(log_dirs: Sequence[str | Path]) -> str:
     packages = [f"lightning-ast {__version__}", f"matplotlib {version('matplotlib')}"]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     return f"Written {when} by {', '.join(packages)} from {', '.join(str(given) for given in log_dirs)}."
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write to a second file and rename it: even on a full disk, the old file or the new one is there as a whole.
+
+    A hard link to the file that was there keeps the old content.
+    """
+    # In the same folder: a rename is one step within a file system alone.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -105,9 +105,9 @@ def test_a_configuration_that_cannot_be_used(name: str, told: str, files: Path) 
         ((*CNN, *DIGITS, "--data.data=cifar10", "--data.root=binary.yaml/x"), "cifar10"),
         (
             ("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=-1"),
-            "budget_seconds: expected a number of seconds above 0",
+            "--budget_seconds: expected a finite number of seconds above 0, got -1",
         ),
-        (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=1e999"), "got inf"),
+        (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=1e999"), "above 0, got inf"),
         (("advise", "--seed_everything=1", "--model", BORING, "--budget_seconds=soon"), "invalid float value: 'soon'"),
         (
             ("advise", "--seed_everything=1", "--model", BORING, "--trainer.fast_dev_run=true"),

@@ -58,13 +58,27 @@ def test_the_page_of_an_earlier_report_is_replaced_and_other_files_stay(root: Pa
     assert page == out / "report.html"
 
 
-def test_a_full_disk_is_an_error_that_names_the_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_could_not_be_finished_leaves_the_earlier_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(root / "out")
+
     def full(path: Path, *_: Any) -> Any:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(ReportError, match=r"cannot write the report to .*No space left"):
         write_report([root / "logs"], root / "out")
+    assert content(root / "out") == before, "no rest of it is left beside"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(root: Path) -> None:
+    shutil.move(root / "out" / "report.html", root / "kept.html")
+    (root / "out" / "report.html").symlink_to(root / "kept.html")
+    before = (root / "kept.html").read_bytes()
+    write_report([root / "logs" / "one"], root / "out")
+    assert not (root / "out" / "report.html").is_symlink()
+    assert (root / "kept.html").read_bytes() == before
 
 
 def test_the_folder_itself_may_be_a_link(root: Path) -> None:
