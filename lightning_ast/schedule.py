@@ -6,11 +6,9 @@ Decisions alone: nothing here knows Lightning. The callbacks read the trainer an
 from __future__ import annotations
 
 import math
-import sys
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, TypeVar
 
 from lightning_ast.words import counted
@@ -58,20 +56,22 @@ class RunLength:
             return None
         whole = math.floor(epochs + _ROUNDING)
         steps = 0
-        for start, stop in pairwise([*sorted(self.accumulate), sys.maxsize]):
-            steps += max(0, min(stop, whole) - start) * math.ceil(self.batches / self.accumulate[start])
+        starts = sorted(self.accumulate)
+        for start, stop in zip(starts, [*starts[1:], math.inf], strict=True):
+            steps += int(max(0, min(stop, whole) - start)) * math.ceil(self.batches / self.accumulate[start])
         return steps + round((epochs - whole) * self.batches) // self.factor(whole)
 
     def epochs_at(self, steps: int) -> float | None:
         """Convert optimizer steps to the epochs that they make; None where the length of an epoch is not known."""
         if self.batches is None or self.accumulate is None:
             return None
-        for start, stop in pairwise([*sorted(self.accumulate), sys.maxsize]):
+        starts = sorted(self.accumulate)
+        for start, stop in zip(starts, [*starts[1:], math.inf], strict=True):
             factor = self.accumulate[start]
             in_epoch = math.ceil(self.batches / factor)
             if steps < (stop - start) * in_epoch:
                 break
-            steps -= (stop - start) * in_epoch
+            steps -= int(stop - start) * in_epoch
         return start + steps // in_epoch + (steps % in_epoch) * factor / self.batches
 
     def share_done(self, at: Point) -> float | None:

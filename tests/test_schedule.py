@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -91,6 +92,8 @@ def test_the_limit_that_comes_first_ends_the_run() -> None:
     schedule, sized = Schedule(warmup_epochs=0.5), {"batches": 4, "accumulate": {0: 1}}
     assert walk(schedule, RunLength(max_epochs=2, max_steps=100, **sized)) == ["warmup"] * 4 + ["sparse"] * 4
     assert walk(schedule, RunLength(max_epochs=100, max_steps=6, **sized)) == ["warmup"] * 3 + ["sparse"] * 3
+    largest = RunLength(max_epochs=5, max_steps=sys.maxsize, batches=1, accumulate={0: 1})  # as good as no limit
+    assert walk(Schedule(warmup_epochs=1, cooldown_epochs=1), largest) == ["warmup", *["sparse"] * 3, "cooldown"]
 
 
 def faults(run: RunLength, *, batches_known: bool = True, whole_epochs: bool = False, **schedule: Any) -> str:

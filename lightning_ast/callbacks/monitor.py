@@ -232,7 +232,8 @@ class SparseTrainingMonitor(Callback):
         self._checked = True
         logged = trainer.callback_metrics.keys() - BAR_NAMES
         for name in self.metrics if self.accuracy is None else (self.accuracy, *self.metrics):
-            if name not in logged and not name.startswith(_OWN):  # the threshold is logged once steps are sparse
+            # the threshold is logged once steps are sparse
+            if name not in logged and (name == self.accuracy or not name.startswith(_OWN)):
                 rank_zero_warn(f"lightning-ast: SparseTrainingMonitor shows less: {_not_logged(name, logged)}")
 
     def _accuracy(self, trainer: pl.Trainer) -> float | None:

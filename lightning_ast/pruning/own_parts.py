@@ -62,8 +62,8 @@ class DataParts:
         if len(kinds) > 1:
             sizes = [facts.batch_size for facts in everyone]
             raise ConfigurationError(
-                "own_parts=True needs the same batch_size and drop_last in all processes; got batch_size "
-                f"{sizes} and drop_last {[f.drop_last for f in everyone]}, by rank."
+                "own_parts=True needs loaders of one kind in all processes, with the same batch_size and "
+                f"drop_last; got batch_size {sizes} and drop_last {[f.drop_last for f in everyone]}, by rank."
             )
         agreed = replace(own, draws=min(f.draws for f in everyone), batches=min(f.batches for f in everyone))
         offered = [facts.offered for facts in everyone]

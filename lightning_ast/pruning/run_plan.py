@@ -219,7 +219,7 @@ def length_faults(run: PlannedRun, trainer: pl.Trainer, facts: LoaderFacts) -> l
         known = f"is more than the {counted(batches, 'batch')}"
         found.append(
             f"val_check_interval={interval} {'may be more than the batches' if is_unknown else known} of a pruned "
-            "epoch, which would never be validated: use a share (a float), or prune_steps='keep'."
+            "epoch, which would not be validated then: use a share (a float), or check_val_every_n_epoch=None."
         )
     return found
 

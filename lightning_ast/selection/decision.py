@@ -142,7 +142,8 @@ def _on_host(scores: Tensor, finite: Tensor, bad: Tensor | None) -> tuple[Tensor
     if scores.device.type == "cpu":
         return scores, finite, bad
     columns = [scores, finite] if bad is None else [scores, finite, bad]
-    copied = torch.stack([column.to(scores) for column in columns]).cpu()  # all at once, because each copy waits
+    wide = torch.promote_types(scores.dtype, finite.dtype)  # a float64 loss may be infinite as a float32
+    copied = torch.stack([column.to(scores.device, wide) for column in columns]).cpu()  # at once: each copy waits
     scores, finite, *rest = [row.to(column.dtype) for row, column in zip(copied, columns, strict=True)]
     return scores, finite, rest[0] if rest else None
 

@@ -41,6 +41,11 @@ def test_a_metric_that_is_not_logged_is_told_once() -> None:
     assert len([each for each in told if "shows less" in str(each.message)]) == 1
 
 
+def test_an_accuracy_that_is_not_logged_is_told_whatever_its_name() -> None:
+    with pytest.warns(UserWarning, match="shows less: 'ast/accuracy' is not logged"):
+        fit(SparseTrainingMonitor(accuracy="ast/accuracy"))
+
+
 @pytest.mark.parametrize("metrics", ["val_loss", [1]])
 def test_metrics_must_be_a_list_of_names(metrics: object) -> None:
     with pytest.raises(ConfigurationError, match="metrics: expected a list of names of logged metrics"):
