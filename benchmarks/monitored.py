@@ -78,11 +78,10 @@ def series(folder: Path) -> dict[str, list[str]]:
 def run(mode: str, options: argparse.Namespace, watch: Watch) -> dict[str, Any]:
     """Train once with all monitors, and return what watching took."""
     pl.seed_everything(options.seed, verbose=False)
-    steps: dict[str, Any] = {"prune_steps": "follow"} if mode == "prune" else {}
     selection = SparseSelectionCallback(
         mode="partial" if mode == "dense" else mode,  # type: ignore[arg-type]
         target_coverage=options.coverage,
-        **steps,
+        prune_steps="follow" if mode == "prune" else None,
     )
     energy = EnergyMonitor()
     monitor = SparseTrainingMonitor()

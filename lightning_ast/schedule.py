@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -16,6 +16,7 @@ from lightning_ast.words import counted
 __all__ = ["STAGE_CODES", "Point", "RunLength", "Schedule", "Stage"]
 
 N = TypeVar("N", int, float)
+M = TypeVar("M", int, float)
 Stage = Literal["warmup", "sparse", "cooldown"]
 STAGE_CODES: dict[Stage, int] = {"warmup": 0, "sparse": 1, "cooldown": 2}
 _ROUNDING = 1e-9  # 0.29 * 100 epochs are 28.999999999999996: no stage may end a batch late for that
@@ -56,8 +57,7 @@ class RunLength:
             return None
         whole = math.floor(epochs + _ROUNDING)
         steps = 0
-        starts = sorted(self.accumulate)
-        for start, stop in zip(starts, [*starts[1:], math.inf], strict=True):
+        for start, stop in _stretches(self.accumulate):
             steps += int(max(0, min(stop, whole) - start)) * math.ceil(self.batches / self.accumulate[start])
         return steps + round((epochs - whole) * self.batches) // self.factor(whole)
 
@@ -65,8 +65,7 @@ class RunLength:
         """Convert optimizer steps to the epochs that they make; None where the length of an epoch is not known."""
         if self.batches is None or self.accumulate is None:
             return None
-        starts = sorted(self.accumulate)
-        for start, stop in zip(starts, [*starts[1:], math.inf], strict=True):
+        for start, stop in _stretches(self.accumulate):
             factor = self.accumulate[start]
             in_epoch = math.ceil(self.batches / factor)
             if steps < (stop - start) * in_epoch:
@@ -82,19 +81,11 @@ class RunLength:
 
     def epochs_left(self, at: Point) -> float | None:
         """Count the epochs that are still to come, or None where no limit tells."""
-        by_epochs = None if self.max_epochs is None else self.max_epochs - at.epochs
-        by_steps = None
-        if self.max_steps is not None and (end := self.epochs_at(self.max_steps)) is not None:
-            by_steps = end - (self.epochs_at(at.steps) or 0.0)
-        return _least(by_epochs, by_steps)
+        return _left(self.max_epochs, at.epochs, self.max_steps, at.steps, self.epochs_at)
 
     def steps_left(self, at: Point) -> int | None:
         """Count the optimizer steps that are still to come, or None where no limit tells."""
-        by_steps = None if self.max_steps is None else self.max_steps - at.steps
-        by_epochs = None
-        if self.max_epochs is not None and (end := self.steps_at(self.max_epochs)) is not None:
-            by_epochs = end - (self.steps_at(at.epochs) or 0)
-        return _least(by_steps, by_epochs)
+        return _left(self.max_steps, at.steps, self.max_epochs, at.epochs, self.steps_at)
 
     def factor(self, epoch: int) -> int:
         """Return the batches to an optimizer step in an epoch, which must be known."""
@@ -281,5 +272,15 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _least(one: N | None, other: N | None) -> N | None:
-    return min((value for value in (one, other) if value is not None), default=None)
+def _stretches(accumulate: Mapping[int, int]) -> list[tuple[int, float]]:
+    """List the stretches of epochs that accumulate alike: the first epoch of each, and the first behind it."""
+    starts = sorted(accumulate)
+    return list(zip(starts, [*starts[1:], math.inf], strict=True))
+
+
+def _left(limit: N | None, done: N, other: M | None, other_done: M, convert: Callable[[M], N | None]) -> N | None:
+    """Count what is left until the nearer of two limits, in the unit of the first, to which the other is converted."""
+    left = [] if limit is None else [limit - done]
+    if other is not None and (end := convert(other)) is not None:
+        left.append(end - (convert(other_done) or 0))
+    return min(left, default=None)
