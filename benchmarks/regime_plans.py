@@ -77,7 +77,7 @@ def _places() -> list[Regime]:
 
 
 def map_settings(place: Regime) -> dict[str, Setting]:
-    """Return the settings of ours on the map, by the head of their column: two coverages, and two lengths of cooldown.
+    """Return the settings of ours on the map, by the head of their column: coverages and lengths of cooldown.
 
     A run of 24 epochs has one dense epoch at its end without an option, and three where that is an eighth of it.
     """
@@ -87,6 +87,7 @@ def map_settings(place: Regime) -> dict[str, Setting]:
         "0.97, cooldown an eighth": _pruned(*OURS, coverage=0.97, cooldown=eighth),
         _FOLLOWING: _pruned("soft", "follow", coverage=0.97, cooldown=eighth),
         "0.9, an eighth": _pruned(*OURS, coverage=0.9, cooldown=eighth),
+        "0.99, an eighth": _pruned(*OURS, coverage=0.99, cooldown=eighth),
     }
 
 
@@ -120,6 +121,7 @@ def headline_plan() -> list[Run]:
         settings += [_pruned("topk", "follow", coverage=each) for each in (0.95, 0.9)]
         settings += [_pruned("soft", steps, coverage=0.97, cooldown=2) for steps in ("keep", "follow")]
         settings += [_pruned("topk", "follow", coverage=0.95, cooldown=2)]
+        settings += [_pruned("soft", "keep", coverage=0.99, cooldown=2)]
         settings += [("dense", {"length": length}) for length in lengths]
         settings += [("dense", {"length": lengths[1], "lr": lr}) for lr in (0.05, 0.1, 0.4)]
         settings.append(("dense", {"lr": 0.1}))
@@ -155,7 +157,8 @@ def gpu_plan() -> list[Run]:
         length = round(0.66 * place.epochs)
         eighth = place.epochs // 8
         cooled = [_pruned("soft", "follow", coverage=each, cooldown=eighth) for each in (0.97, 0.9, 0.99)]
-        cooled += [_pruned("soft", "keep", coverage=0.97, cooldown=eighth), _bounded(0.97, eighth)]
+        cooled += [_pruned("soft", "keep", coverage=each, cooldown=eighth) for each in (0.97, 0.99)]
+        cooled += [_bounded(0.97, eighth)]
         runs += _runs([place], [DENSE, *cooled, ("dense", {"length": place.epochs // 2})], seeds=5)
         runs += _runs([place], _short_settings("topk", 0.95, length)[1:], seeds=5)
         tuned: list[Setting] = [("dense", {"length": length, "lr": lr}) for lr in (0.1, 0.4)]
