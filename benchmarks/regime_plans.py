@@ -56,12 +56,12 @@ def _places() -> list[Regime]:
     """List the places of the map: length, number of images, redundancy, imbalance, wrong labels, networks."""
     places = [FASHION, CIFAR]
     for base in (FASHION, CIFAR):
-        whole = 60_000 if base is FASHION else 50_000
+        whole = {"images": 60_000} if base is FASHION else {"images": 50_000, "width": 32}
         places += [replace(base, epochs=epochs) for epochs in (8, 64)]
         places += [
             replace(base, images=1_000, epochs=64),
             replace(base, images=5_000, epochs=48),
-            replace(base, images=whole, epochs=16),
+            replace(base, **whole, epochs=16),
         ]
         places += [replace(base, images=20_000 // times, redundancy=times) for times in (2, 4)]
         places += [replace(base, images=10_000, imbalance=imbalance) for imbalance in (10.0, 100.0)]

@@ -73,6 +73,14 @@ class Paired:
         """Tell whether the mean is no worse than what counts as no loss."""
         return round(self.mean, 3) >= -NO_LOSS
 
+    def is_below(self, points: float) -> bool:
+        """Tell whether the difference is below some points beyond chance: Student's one-sided test, p < 0.05."""
+        if self.mean >= points or self.standard_error == 0:
+            return self.mean < points
+        from scipy.stats import t
+
+        return float(t.sf((points - self.mean) / self.standard_error, self.runs - 1)) < 0.05
+
 
 def paired(differences: Sequence[float]) -> Paired | None:
     """Summarise paired differences; None for fewer than three, from which nothing is claimed.

@@ -118,6 +118,7 @@ def _record(run: Run, data: RegimeData, flops: tuple[float, float], outcome: Out
         "cpu_seconds": round(outcome.watch.cpu_seconds, 2),
         "lr": outcome.lr,
         "precision": outcome.precision,
+        "cudnn_benchmark": _searches(run),
         **outcome.extra,
     }
 
@@ -190,9 +191,14 @@ def _trainer(run: Run, parts: Parts, precision: str, watchers: list[Callback]) -
         check_val_every_n_epoch=validated_every(run.epochs),
         reload_dataloaders_every_n_epochs=int(parts.chooser is not None),
         num_sanity_val_steps=0,
-        benchmark=torch.cuda.is_available(),  # cuDNN's quickest way for batches of one size
+        benchmark=_searches(run),
         **QUIET,
     )
+
+
+def _searches(run: Run) -> bool:
+    """Tell whether cuDNN searches for its quickest kernels: with steps kept it would search anew in every epoch."""
+    return torch.cuda.is_available() and run.option("steps") != "keep"
 
 
 @torch.no_grad()

@@ -80,13 +80,14 @@ def test_the_map_tells_what_can_be_skipped_at_no_loss(benchmark: Any, tmp_path: 
         "-0.10 ± 0.00 at 0.75",
         "+0.00 ± 0.00 at 0.72",
         "-",
+        "-",
         "0.70-0.50",
         "28%",
     ]
 
 
 def test_the_last_row_of_the_map_is_over_the_places_with_all_settings(benchmark: Any, tmp_path: Path) -> None:
-    losses = {8: [0.001, 0.002, 0.003, 0.004], 24: [0.003, 0.0, 0.001, 0.0], 64: [0.1]}
+    losses = {8: [0.001, 0.002, 0.003, 0.004, 0.0], 24: [0.003, 0.0, 0.001, 0.0, 0.0], 64: [0.1]}
     runs = [
         run for run in benchmark("regime_plans").plan("map") if run.regime.name.startswith("fashion_mnist-n20000-r")
     ]
@@ -226,19 +227,34 @@ def test_an_aim_is_judged_at_its_work(benchmark: Any, tmp_path: Path) -> None:
         "prune-coverage0.95-gatetopk-stepskeep": (0.8985, 7.2),
     }
     write_aims(benchmark, tmp_path, runs)
-    first, *middle, everywhere, longer, ahead = rows(benchmark("regime_aims").aims_table(tmp_path))[2:]
+    first, *middle, longer, everywhere, follows, careful, ahead = rows(benchmark("regime_aims").aims_table(tmp_path))[
+        2:
+    ]
     assert first[1] == "no"
     assert first[2] == "best of our settings: -0.15 ± 0.00 at 0.45, `prune`, coverage 0.95, hard cut, steps kept"
     assert [row[1] for row in middle] == ["-", "-"]  # CIFAR-10 is not recorded
     assert everywhere[1] == "yes"
-    assert everywhere[2].startswith("worst of 1 places: -0.05 ± 0.00, Fashion-MNIST")
-    assert longer[1:] == ["-", "not recorded"]
+    assert everywhere[2].startswith(
+        "-0.05 on the mean of 1 places; more is lost at 0, beyond chance at 0; worst: -0.05"
+    )
+    assert [row[1:] for row in (longer, follows, careful)] == [["-", "not recorded"]] * 3
     assert ahead[1:] == ["-", "not recorded"]
     write_aims(benchmark, tmp_path, {"prune-coverage0.97-gatesoft-stepsfollow-cooldown2": (0.8971, 9.0)})
-    *_, longer, _ = rows(benchmark("regime_aims").aims_table(tmp_path))
-    assert (longer[1], longer[2][:33]) == ("no", "worst of 1 places: -0.29 ± 0.00, ")
+    *_, follows, _, _ = rows(benchmark("regime_aims").aims_table(tmp_path))
+    assert follows[1] == "no"
+    assert "1 places; more is lost at 1, beyond chance at 1; worst: -0.29 ± 0.00, " in follows[2]
     write_aims(benchmark, tmp_path, {"prune-coverage0.9-gatetopk-stepskeep": (0.8991, 7.0)})
     assert rows(benchmark("regime_aims").aims_table(tmp_path))[2][1] == "yes"
+
+
+def test_a_loss_is_told_from_chance(benchmark: Any) -> None:
+    paired = benchmark("regime_statistics").paired
+    assert paired([-0.9, -1.0, -1.1]).is_below(-0.2)
+    assert not paired([-0.1, -0.3, -1.1]).is_below(-0.2)  # -0.5 ± 0.3
+    assert not paired([0.1, 0.0, -0.1]).is_below(-0.2)
+    # Student's one-sided test: t = 2.92 with two degrees of freedom is 5 %
+    assert paired([-0.2 - 2.93 * 3**-0.5 - 1, -0.2 - 2.93 * 3**-0.5, -0.2 - 2.93 * 3**-0.5 + 1]).is_below(-0.2)
+    assert not paired([-0.2 - 2.91 * 3**-0.5 - 1, -0.2 - 2.91 * 3**-0.5, -0.2 - 2.91 * 3**-0.5 + 1]).is_below(-0.2)
 
 
 def test_methods_are_compared_with_ours(benchmark: Any, tmp_path: Path) -> None:

@@ -134,12 +134,12 @@ def test_plans_are_breadth_first_and_have_no_run_twice(benchmark: Any) -> None:
 
 def test_the_plan_of_larger_networks_begins_with_what_is_needed_most(benchmark: Any) -> None:
     runs = benchmark("regime_plans").plan("gpu")
-    assert [run.seed for run in runs[:35]] == [seed for seed in range(5) for _ in range(7)]
-    assert {run.policy for run in runs[:35]} == {"dense", "prune"}
-    assert {run.option("cooldown") for run in runs[:35] if run.policy == "prune"} == {4}
-    assert [run.seed for run in runs[35:60]] == [seed for seed in range(5) for _ in range(5)]
-    assert {"infobatch", "random"} < {run.policy for run in runs[35:60]}
-    assert {run.regime.epochs for run in runs[:90]} == {32}
+    assert [run.seed for run in runs[:40]] == [seed for seed in range(5) for _ in range(8)]
+    assert {run.policy for run in runs[:40]} == {"dense", "prune"}
+    assert {run.option("cooldown") for run in runs[:40] if run.policy == "prune"} == {4}
+    assert [run.seed for run in runs[40:65]] == [seed for seed in range(5) for _ in range(5)]
+    assert {"infobatch", "random"} < {run.policy for run in runs[40:65]}
+    assert {run.regime.epochs for run in runs[:95]} == {32}
 
 
 def test_classes_of_an_imbalanced_set_fall_geometrically(benchmark: Any) -> None:
