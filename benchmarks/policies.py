@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from regime_data import Chooser, RegimeData
-from regime_ideas import IDEAS, CountedAveragedScores, HigherRate, PartialInsideModule, changes
+from regime_ideas import (
+    IDEAS,
+    CountedAveragedScores,
+    HigherRate,
+    PartialInsideModule,
+    ScaledGradient,
+    SmallerSteps,
+    changes,
+)
 from regime_networks import ClassifierModule, ProgressModule
 from regime_run import Run
 from rules import InfoBatch, OrderDP, RandomShare, SeTa, composer_probabilities, composer_selects
@@ -92,6 +100,10 @@ def _prune(run: Run, data: RegimeData, records: Path) -> Parts:
         selection = parts.callbacks[0]
         assert isinstance(selection, SparseSelectionCallback)
         parts.callbacks.append(HigherRate(selection, float(run.option("rate"))))
+    elif idea == "smaller-steps":
+        parts.callbacks.append(SmallerSteps())
+    elif idea == "scaled-gradient":
+        parts.callbacks.append(ScaledGradient())
     elif idea == "partial-inside":
         parts.module = PartialInsideModule
     parts.changes = functools.partial(changes, run, data)

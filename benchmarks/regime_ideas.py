@@ -34,6 +34,8 @@ __all__ = [
     "HigherRate",
     "PartialInsideModule",
     "RandomBeside",
+    "ScaledGradient",
+    "SmallerSteps",
     "Smoothed",
     "changes",
 ]
@@ -128,6 +130,35 @@ class HigherRate(Callback):
                 group["lr"] /= self._rate
 
 
+class SmallerSteps(Callback):
+    """A learning rate lower by the share of the samples that a batch of a pruned epoch has left."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for group in trainer.optimizers[0].param_groups:  # the schedule sets the rate anew after each step
+            group["lr"] *= len(batch[1]) / data.regime.batch_size
+
+
+class ScaledGradient(Callback):
+    """The gradient times the share of the samples that a batch has left: each counts as it does in a dense batch."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._share)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._share = len(batch[1]) / data.regime.batch_size
+
+
 class PartialInsideModule(ClassifierModule):
     """A partial backward over two thirds of each batch of a pruned epoch."""
 
@@ -163,6 +194,7 @@ _HISTORIES: dict[str, _Make] = {
 }
 
 IDEAS = [*_HISTORIES, "averaged-model", "bounded", "higher-rate", "partial-inside", "trimmed"]
+IDEAS += ["least-batch-32", "scaled-gradient", "smaller-steps"]
 
 _LEAST_PROBABILITY = 0.5
 """That of the idea ``bounded``, as InfoBatch has it: with unbiased weights, none exceeds 2."""
@@ -175,6 +207,8 @@ def changes(run: Run, data: RegimeData) -> Iterator[None]:
     make = _HISTORIES.get(idea, _HISTORIES["plain"])
     with ExitStack() as changed:
         changed.enter_context(patch.object(_sample_book, "SignificanceHistory", make(run, data)))
+        if idea == "least-batch-32":
+            changed.enter_context(patch.object(_plan_rules, "_LEAST_BATCH", 32))
         for module in (_plan_rules, _selector) if idea == "bounded" else ():
             changed.enter_context(patch.object(module, "floor_for", lambda target: _LEAST_PROBABILITY))
         yield

@@ -50,6 +50,8 @@ def steps_plan() -> list[Run]:
 
 FASHION = Regime(data="fashion_mnist")
 CIFAR = Regime(data="cifar10")
+_DIGITS = Regime(data="digits", images=1_437, epochs=48, batch_size=64)
+_FINE_TUNED = replace(CIFAR, network="pretrained", width=64, images=1_000, epochs=16, batch_size=64)
 
 
 def _places() -> list[Regime]:
@@ -71,9 +73,8 @@ def _places() -> list[Regime]:
     places += [replace(CIFAR, epochs=64), replace(CIFAR, images=10_000, redundancy=2), replace(CIFAR, noise=0.1)]
     places += [replace(CIFAR, network="resnet9", width=8), replace(CIFAR, network="vit", width=32, images=10_000)]
     places += [replace(FASHION, network="mlp", width=512), replace(FASHION, network="mlp", width=512, images=60_000)]
-    digits = Regime(data="digits", images=1_437, epochs=48, batch_size=64)
-    places += [digits, replace(digits, network="mlp", width=512)]
-    return [*places, replace(CIFAR, network="pretrained", width=64, images=1_000, epochs=16, batch_size=64)]
+    places += [_DIGITS, replace(_DIGITS, network="mlp", width=512)]
+    return [*places, _FINE_TUNED]
 
 
 def map_settings(place: Regime) -> dict[str, Setting]:
@@ -220,6 +221,29 @@ def _bounded_and_controls() -> list[Setting]:
     return [*controls, *(_bounded(coverage, _FITTED.epochs // 8) for coverage in (0.97, 0.9))]
 
 
+def _scales() -> list[Run]:
+    """List what tells whether the steps of small batches, of samples with large gradients, are too long.
+
+    A batch that has 0.4 of its samples left has their mean gradient, up to 2.5 times as large as that of all. Where a
+    network is fine-tuned, a random share in batches as small is the control.
+    """
+    runs: list[Run] = []
+    for place, ideas, seeds in (
+        (_DIGITS, ("scaled-gradient", "smaller-steps", "least-batch-32"), 12),
+        (replace(FASHION, images=1_000, epochs=64), ("scaled-gradient", "smaller-steps"), 12),
+        (replace(CIFAR, epochs=8), ("scaled-gradient",), 3),
+        (_FITTED, ("scaled-gradient",), 3),
+        (FASHION, ("scaled-gradient",), 3),
+    ):
+        policy, options = map_settings(place)["0.97, cooldown an eighth"]
+        tried: list[Setting] = [(policy, options | {"idea": idea}) for idea in ideas]
+        runs += _runs([place], [DENSE, (policy, options), map_settings(place)[_FOLLOWING], *tried], seeds)
+    kept = map_settings(_FINE_TUNED)["0.97, cooldown an eighth"]
+    like = Run(_FINE_TUNED, kept[0], tuple(kept[1].items())).setting
+    follows = map_settings(_FINE_TUNED)[_FOLLOWING]
+    return runs + _runs([_FINE_TUNED], [DENSE, kept, follows, ("random", {"like": like, "steps": "keep"})], seeds=3)
+
+
 def ideas_plan() -> list[Run]:
     """List what was tried, each idea beside its control: the pruned run of the plan ``steps``, or the same coverage."""
     ideas: list[Setting] = [DENSE, _pruned("topk", "keep", rate=0.4)]
@@ -249,8 +273,9 @@ def ideas_plan() -> list[Run]:
     ]
     runs = _runs([FASHION, CIFAR], ideas, seeds=4)
     runs += _runs([_FITTED], _bounded_and_controls(), seeds=3)
+    runs += _scales()
     runs += _runs([replace(base, noise=noise) for base in (FASHION, CIFAR) for noise in (0.2, 0.4)], remedies, seeds=3)
-    return sorted(runs, key=lambda run: run.seed)
+    return sorted(dict.fromkeys(runs), key=lambda run: run.seed)
 
 
 def curriculum_plan() -> list[Run]:

@@ -53,6 +53,9 @@ _IDEAS = {
     "bounded": "every sample kept with probability 1/2 at least",
     "higher-rate": "KAKURENBO's learning rate 1/(1 - F)",
     "partial-inside": "partial backward over 2/3 of each pruned batch",
+    "least-batch-32": "batches of 32 samples at least",
+    "scaled-gradient": "the gradient times the share that is left of a batch",
+    "smaller-steps": "the learning rate times the share that is left of a batch",
 }
 
 
@@ -211,7 +214,8 @@ def ideas_table(folder: Path = FOLDER) -> str:
     """Make the tables of what was tried, at the places where an idea is recorded and not its control alone."""
     runs = plan("ideas")
     recorded = {record["name"] for record in load_regimes(folder)}
-    tried = {run.regime for run in runs if run.name in recorded and (run.option("idea") or run.option("significance"))}
+    about = [run for run in runs if run.option("idea") or run.option("significance") or run.policy == "random"]
+    tried = {run.regime for run in about if run.name in recorded}
     return _tables((run for run in runs if run.regime in tried), folder)
 
 

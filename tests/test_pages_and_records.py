@@ -217,3 +217,16 @@ def test_what_the_pages_say_of_time_on_a_shared_gpu_is_on_record(benchmark: Any)
     followed = settings[benchmark("regime_aims").OURS[1]]
     quicker = followed.seconds / times[1]
     assert f"is lost at {followed.work_share:.2f} of the work and {quicker:.2f} of the seconds" in TEXT
+
+
+def test_what_the_pages_say_of_the_whole_map_is_on_record(benchmark: Any) -> None:
+    aims = [row for row in benchmark("regime_aims").aims_table().splitlines() if "points below dense anywhere" in row]
+    figure = re.compile(r"\| ([+-][\d.]+) on the mean of (\d+) places; more is lost at (\d+), beyond chance at (\d+)")
+    (recommended, short, follows, careful) = (figure.findall(row)[0] for row in aims)
+    assert [int(each[3]) == 0 for each in (recommended, short, follows, careful)] == [True, False, False, True]
+    said = f"{recommended[0]} points on the mean of {recommended[1]} places, and at none of them more than 0.2 beyond chance"
+    assert said in TEXT
+    (_, *rows) = (row.split(" | ") for row in benchmark("regime_map").map_table().splitlines()[3:] if " at 1.00" in row)
+    whole = [cell for row in rows for cell in row if cell.endswith(" at 1.00")]
+    largest = max(abs(float(cell.split()[0])) for cell in whole)
+    assert f"the means still differ by up to {largest:.1f} points" in TEXT

@@ -106,6 +106,23 @@ def test_a_higher_rate_changes_the_run_alone(train: Any) -> None:
     assert higher["lr"] == plain["lr"]
 
 
+@pytest.mark.parametrize("idea", ["scaled-gradient", "smaller-steps"])
+def test_shorter_steps_change_the_run_and_not_its_size(idea: str, train: Any) -> None:
+    plain = train()
+    shorter = train(("idea", idea))
+    assert shorter["flops"] == plain["flops"]
+    assert shorter["lr"] == plain["lr"]
+    # of four epochs the second and the third are pruned
+    assert shorter["accuracy_by_validation"][0] == plain["accuracy_by_validation"][0]
+    assert shorter["accuracy_by_validation"][1:] != plain["accuracy_by_validation"][1:]
+
+
+def test_no_batch_is_smaller_than_32(train: Any, ideas: Any) -> None:
+    assert train()["rate_by_epoch"][1] == 0.5
+    with pytest.warns(UserWarning, match="leaves 32 samples in each batch of 32"):
+        assert train(("idea", "least-batch-32"))["rate_by_epoch"] == [1.0] * 4
+
+
 def test_no_sample_is_kept_with_less_than_half_a_chance(train: Any) -> None:
     plain = train(gate="soft", coverage=0.3)
     assert min(plain["rate_by_epoch"]) < 0.45
