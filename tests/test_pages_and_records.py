@@ -223,10 +223,11 @@ def test_what_the_pages_say_of_the_whole_map_is_on_record(benchmark: Any) -> Non
     aims = [row for row in benchmark("regime_aims").aims_table().splitlines() if "points below dense anywhere" in row]
     figure = re.compile(r"\| ([+-][\d.]+) on the mean of (\d+) places; more is lost at (\d+), beyond chance at (\d+)")
     (recommended, short, follows, careful) = (figure.findall(row)[0] for row in aims)
-    assert [int(each[3]) == 0 for each in (recommended, short, follows, careful)] == [True, False, False, True]
-    said = f"{recommended[0]} points on the mean of {recommended[1]} places, and at none of them more than 0.2 beyond chance"
-    assert said in TEXT
-    (_, *rows) = (row.split(" | ") for row in benchmark("regime_map").map_table().splitlines()[3:] if " at 1.00" in row)
-    whole = [cell for row in rows for cell in row if cell.endswith(" at 1.00")]
+    assert [int(each[3]) for each in (recommended, careful)] == [1, 1]
+    assert min(int(each[3]) for each in (short, follows)) > 1
+    assert f"is {recommended[0]} points on the mean of {recommended[1]} places" in TEXT
+    assert "More than 0.2 are lost beyond chance at 1 of them" in TEXT
+    cells = benchmark("regime_map").map_table().replace("\n", " | ").split(" | ")
+    whole = [cell for cell in cells if cell.endswith(" at 1.00")]
     largest = max(abs(float(cell.split()[0])) for cell in whole)
     assert f"the means still differ by up to {largest:.1f} points" in TEXT

@@ -53,7 +53,7 @@ class Enlarging(FineTunedClassifier):
 def selection(method: str, seed: int) -> list[Any]:
     """Return the callbacks of a method."""
     if method == "ours":
-        callback = SparseSelectionCallback(mode="prune", target_coverage=0.97, seed=seed)
+        callback = SparseSelectionCallback(mode="prune", target_coverage=0.97, prune_steps="follow", seed=seed)
         return [callback, TwoStageScheduler(warmup_epochs=1, cooldown_epochs=1)]
     if method == "original":  # the package's rule and settings, 10 % of a batch at least
         callback = SparseSelectionCallback(
