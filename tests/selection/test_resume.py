@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def lines(folder: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], name): value for row in logged for name, value in row.items() if name != "step"}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked process waits for ever for threads of torch that were not forked with it, on torch 2.6."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "mode", ["partial", "prune", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("mask", "subset"))]
 )
