@@ -33,7 +33,7 @@ test-oldest:  ## the callbacks' tests on the oldest supported torch and Lightnin
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
 	  torch==2.6.0 torchvision==0.21.0 lightning==2.5.0 'numpy<2.3'
-	.venv-oldest/bin/python -m pytest -p no:cacheprovider tests/callbacks tests/selection tests/pruning \
+	.venv-oldest/bin/python -m pytest $(PARALLEL) -p no:cacheprovider tests/callbacks tests/selection tests/pruning \
 	  tests/energy tests/monitoring tests/core tests/lightning_internals tests/compatibility
 
 wheel:  ## build the wheel, install it into an empty environment and train with it there
