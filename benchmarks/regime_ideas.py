@@ -130,15 +130,20 @@ class HigherRate(Callback):
                 group["lr"] /= self._rate
 
 
+def _share_left(trainer: pl.Trainer, batch: Any) -> float:
+    """Return the samples of a batch as a share of those of a dense one."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return len(batch[1]) / float(data.regime.batch_size)
+
+
 class SmallerSteps(Callback):
     """A learning rate lower by the share of the samples that a batch of a pruned epoch has left."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for group in trainer.optimizers[0].param_groups:  # the schedule sets the rate anew after each step
-            group["lr"] *= len(batch[1]) / data.regime.batch_size
+            group["lr"] *= _share_left(trainer, batch)
 
 
 class ScaledGradient(Callback):
@@ -155,8 +160,7 @@ class ScaledGradient(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._share = len(batch[1]) / data.regime.batch_size
+        self._share = _share_left(trainer, batch)
 
 
 class PartialInsideModule(ClassifierModule):
