@@ -185,3 +185,18 @@ def test_what_is_said_of_the_laptop_set_ups_is_on_record() -> None:
     assert f"{activation['original_10']:.1f} % of the samples in 10 epochs and {activation['original_3']:.1f} %" in text
     assert f"{accuracy['shortened_10'] - accuracy['ours_10']:.1f} points below a shortened dense run" in text
     assert f"{accuracy['dense_10'] - accuracy['ours_10']:.1f} points below the whole one" in text
+
+
+def test_the_seeds_of_fine_tuning() -> None:
+    def accuracies(method: str) -> list[float]:
+        paths = [RECORDS / "recipes" / f"fine_tuning-efficientnet-{method}-s{seed}.json" for seed in range(3)]
+        return [100 * json.loads(path.read_text())["figures"]["accuracy"] for path in paths]
+
+    ours = accuracies("ours")
+    dense, shortened = ([own - other for own, other in zip(ours, accuracies(each))] for each in ("dense", "shortened"))
+    page = text_of("recipes/fine-tuning.md")
+    assert (
+        f"it ends {-dense[0]:.1f} points below the dense run, {dense[1]:.1f} above it, and {-dense[2]:.1f} below"
+        in page
+    )
+    assert f"({-shortened[0]:.1f} points below it, {shortened[1]:.1f} above, {shortened[2]:.1f} above)" in page
