@@ -10,7 +10,7 @@ from pathlib import Path
 from regime_headline import LEAST_SEEDS
 from regime_plans import headline_runs
 from regime_run import Regime
-from regime_statistics import NO_LOSS, Paired, Record, Setting, by_setting, compared, load_regimes
+from regime_statistics import NO_LOSS, Paired, Setting, by_place, by_setting, compared, load_regimes
 from regime_tables import FOLDER, difference_cell, p_cell, place_name, records_by_place, setting_name, short_name
 
 __all__ = ["aims_table", "best_at", "equal_work_table"]
@@ -83,10 +83,7 @@ def _reached(setting: Setting | None) -> str:
 
 def _everywhere(folder: Path) -> list[str]:
     """Compare each setting of :data:`_EVERYWHERE` with dense training at every place that it was recorded at."""
-    records: dict[Regime, list[Record]] = {}
-    for record in load_regimes(folder):
-        records.setdefault(Regime(**record["regime"]), []).append(record)
-    places = {place: by_setting(here) for place, here in records.items()}
+    places = {place: by_setting(here) for place, here in by_place(load_regimes(folder)).items()}
     return [_at_all(places, *each) for each in _EVERYWHERE.items()]
 
 

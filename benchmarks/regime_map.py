@@ -8,7 +8,7 @@ from pathlib import Path
 
 from regime_plans import map_settings, plan
 from regime_run import Regime, Run
-from regime_statistics import LEAST_SEEDS, Record, Setting, by_setting, load_regimes
+from regime_statistics import LEAST_SEEDS, Setting, by_place, by_setting, load_regimes
 from regime_tables import FOLDER, NOTHING_YET, difference_cell, machine, place_name
 
 __all__ = ["map_table"]
@@ -19,10 +19,8 @@ def map_table(folder: Path = FOLDER) -> str:
     runs = plan("map")
     wanted = {(run.regime, run.setting) for run in runs}
     records = [one for one in load_regimes(folder) if (Regime(**one["regime"]), one["setting"]) in wanted]
-    at_places: dict[Regime, list[Record]] = {run.regime: [] for run in runs}
-    for one in records:
-        at_places[Regime(**one["regime"])].append(one)
-    settings = {place: by_setting(here) for place, here in at_places.items() if here}
+    here = by_place(records)
+    settings = {place: by_setting(here[place]) for place in dict.fromkeys(run.regime for run in runs) if place in here}
     if not settings:
         return NOTHING_YET
     heads = list(map_settings(runs[0].regime))

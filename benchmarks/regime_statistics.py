@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LEAST_SEEDS", "NO_LOSS", "Paired", "Setting", "by_setting", "compared", "load_regimes", "paired"]
+from regime_run import Regime
+
+__all__ = [
+    "LEAST_SEEDS",
+    "NO_LOSS",
+    "Paired",
+    "Setting",
+    "by_place",
+    "by_setting",
+    "compared",
+    "load_regimes",
+    "paired",
+]
 
 LEAST_SEEDS = 3
 """Nothing is claimed from fewer runs: a single one scatters by 0.2 to 0.4 points."""
@@ -77,9 +89,14 @@ class Paired:
         """Tell whether the difference is below some points beyond chance: Student's one-sided test, p < 0.05."""
         if self.mean >= points or self.standard_error == 0:
             return self.mean < points
-        from scipy.stats import t
+        return _tail((points - self.mean) / self.standard_error, self.runs) < 0.05
 
-        return float(t.sf((points - self.mean) / self.standard_error, self.runs - 1)) < 0.05
+
+def _tail(errors: float, runs: int) -> float:
+    """Return the probability that chance puts the mean of some pairs so many standard errors above the true one."""
+    from scipy.stats import t
+
+    return float(t.sf(errors, runs - 1))
 
 
 def paired(differences: Sequence[float]) -> Paired | None:
@@ -92,13 +109,11 @@ def paired(differences: Sequence[float]) -> Paired | None:
     """
     if len(differences) < LEAST_SEEDS:
         return None
-    from scipy.stats import t
-
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     if error == 0:
         return Paired(mean, 0.0, 1.0 if mean == 0 else 0.0, len(differences))
-    return Paired(mean, error, float(2 * t.sf(abs(mean) / error, len(differences) - 1)), len(differences))
+    return Paired(mean, error, 2 * _tail(abs(mean) / error, len(differences)), len(differences))
 
 
 def compared(ours: Mapping[Key, Record], others: Mapping[Key, Record]) -> Paired | None:
@@ -189,6 +204,14 @@ class Setting:
         by_epoch = zip(*(run["rate_by_epoch"] for run in self.runs.values()), strict=True)
         means = [statistics.mean(rates) for rates in by_epoch]
         return [rate for rate in means if rate < 1]
+
+
+def by_place(records: Iterable[Record]) -> dict[Regime, list[Record]]:
+    """Group records by the place that they were made at."""
+    places: dict[Regime, list[Record]] = {}
+    for record in records:
+        places.setdefault(Regime(**record["regime"]), []).append(record)
+    return places
 
 
 def by_setting(records: Sequence[Record]) -> dict[str, Setting]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from regime_plans import headline_runs, plan
 from regime_run import Regime, Run
-from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_setting, load_regimes
+from regime_statistics import LEAST_SEEDS, Paired, Record, Setting, by_place, by_setting, load_regimes
 
 __all__ = [
     "coverage_table",
@@ -182,11 +182,8 @@ def records_by_place(runs: Iterable[Run], folder: Path) -> dict[Regime, list[Rec
     """Return the records of some runs at each of their places, which may have none, in the order of the runs."""
     runs = list(runs)
     names = {run.name for run in runs}
-    found: dict[Regime, list[Record]] = {run.regime: [] for run in runs}
-    for record in load_regimes(folder):
-        if record["name"] in names:
-            found[Regime(**record["regime"])].append(record)
-    return found
+    found = by_place(record for record in load_regimes(folder) if record["name"] in names)
+    return {run.regime: found.get(run.regime, []) for run in runs}
 
 
 def _tables(runs: Iterable[Run], folder: Path) -> str:
@@ -241,7 +238,7 @@ _SHORT = (
 
 def short_coverage_table(folder: Path = FOLDER) -> str:
     """Make the table of coverages, gates and steps: what each lost, its work, its time, its rates."""
-    records = load_regimes(folder)
+    records = by_place(load_regimes(folder))
     lines = [
         "Points of test accuracy against dense runs of the same seeds ± standard error; work as a share of dense; time "
         "as a share of dense among runs that shared a GPU; the rates of the first and of the last pruned epoch.",
@@ -250,7 +247,7 @@ def short_coverage_table(folder: Path = FOLDER) -> str:
         "|---|---|---|---|---|---|",
     ]
     for place in dict.fromkeys(run.regime for run in [*headline_runs(), *plan("coverage")]):
-        settings = by_setting([record for record in records if Regime(**record["regime"]) == place])
+        settings = by_setting(records.get(place, []))
         found = [settings[name] for name in _SHORT if name in settings and settings[name].difference is not None]
         found += [
             one
