@@ -225,7 +225,7 @@ def _scales() -> list[Run]:
     """List what tells whether the steps of small batches, of samples with large gradients, are too long.
 
     A batch that has 0.4 of its samples left has their mean gradient, up to 2.5 times as large as that of all. Where a
-    network is fine-tuned, a random share in batches as small is the control.
+    network is fine-tuned, a random share in batches as small is one control, dense training in batches of 40 another.
     """
     runs: list[Run] = []
     for place, ideas, seeds in (
@@ -238,10 +238,12 @@ def _scales() -> list[Run]:
         policy, options = map_settings(place)["0.97, cooldown an eighth"]
         tried: list[Setting] = [(policy, options | {"idea": idea}) for idea in ideas]
         runs += _runs([place], [DENSE, (policy, options), map_settings(place)[_FOLLOWING], *tried], seeds)
-    kept = map_settings(_FINE_TUNED)["0.97, cooldown an eighth"]
-    like = Run(_FINE_TUNED, kept[0], tuple(kept[1].items())).setting
-    follows = map_settings(_FINE_TUNED)[_FOLLOWING]
-    return runs + _runs([_FINE_TUNED], [DENSE, kept, follows, ("random", {"like": like, "steps": "keep"})], seeds=3)
+    policy, options = kept = map_settings(_FINE_TUNED)["0.97, cooldown an eighth"]
+    like = Run(_FINE_TUNED, policy, tuple(options.items())).setting
+    tried = [kept, map_settings(_FINE_TUNED)[_FOLLOWING], ("random", {"like": like, "steps": "keep"})]
+    tried += [(policy, options | {"idea": idea}) for idea in ("scaled-gradient", "smaller-steps")]
+    smaller = replace(_FINE_TUNED, batch_size=40)
+    return [*runs, *_runs([_FINE_TUNED], [DENSE, *tried], seeds=3), *_runs([smaller], [DENSE], seeds=3)]
 
 
 def ideas_plan() -> list[Run]:
