@@ -6,7 +6,7 @@ Written from the papers and checked against the authors' code:
 - SeTa: Zhou et al., Scale Efficient Training for Large Datasets, CVPR 2025, arXiv 2503.13385; github.com/mrazhou/SeTa.
 - OrderDP: ICLR 2026, openreview.net/forum?id=e77QyyRQPz; github.com/shengze-xu/OrderDP.
 - Selective Backprop: Jiang et al., arXiv 1910.00762, as Composer computes it
-  (composer/algorithms/selective_backprop, mosaicml 0.32).
+  (composer/algorithms/selective_backprop, mosaicml 0.32.1; `composer_reference.py` records what it selects).
 """
 
 from __future__ import annotations

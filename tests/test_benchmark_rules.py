@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RECORDS = BENCHMARKS / "records"
 
 
 @pytest.fixture
@@ -83,10 +86,21 @@ def test_selective_backprop_draws_by_percentile(rules: Any) -> None:
         torch.testing.assert_close(rules.composer_probabilities(losses, keep), want)
 
 
-def test_selective_backprop_selects_every_other_batch_of_its_stage(rules: Any) -> None:
-    assert [rules.composer_selects(0.5, batch) for batch in range(4)] == [True, False, True, False]
-    assert [rules.composer_selects(done, 0) for done in (0.49, 0.5, 0.89, 0.9)] == [False, True, True, False]
-    assert rules.composer_selects(0.6, 1, interrupt=0)
+def test_selective_backprop_is_that_of_composer(rules: Any) -> None:
+    """The record was made with Composer itself: see `benchmarks/composer_reference.py`."""
+    record = json.loads((RECORDS / "composer-selective-backprop.json").read_text())
+    for draw in record["draws"]:
+        losses = torch.tensor(draw["losses"])
+        order = losses.argsort()
+        probabilities = rules.composer_probabilities(losses, draw["keep"])[order].numpy()
+        generator = np.random.RandomState(draw["seed"])
+        chosen = generator.choice(len(losses), int(draw["keep"] * len(losses)), replace=False, p=probabilities)
+        assert order[chosen].tolist() == draw["selected"]
+    for case in record["batches"]:
+        selects = rules.composer_selects(case["done"], case["batch"], interrupt=case["interrupt"])
+        assert selects == case["selects"]
+    assert len(record["draws"]) == 15
+    assert {case["selects"] for case in record["batches"]} == {True, False}
 
 
 @pytest.mark.parametrize(("keeps", "batches", "size"), [(True, 10, 4), (False, 4, 10)])
