@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_ast.core.batch.samples import batch_size_of
-from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.dependence.order import OrderedTrace
 from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
 from lightning_ast.core.losses.capture import check_losses
@@ -170,7 +170,7 @@ def _both_ways(
     """
     finder = EntryFinder()
     take = module.select_batch if overrides(module, "select_batch") else None
-    trace = SampleTrace(batch, size, take=take)  # type: ignore[arg-type]
+    trace = OrderedTrace(batch, size, take=take)  # type: ignore[arg-type]
 
     def run(execution: Execution, how: BatchNormBackward) -> tuple[dict[str, Tensor], Counter[str], float | None]:
         ops = Counter[str]()

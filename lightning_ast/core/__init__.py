@@ -1,7 +1,7 @@
 """Adaptive Sparse Training in plain PyTorch, as steps that a batch takes in this order.
 
 1. ``batch``: count the samples, take some, put others in the place of those that hold NaN.
-2. ``dependence``: in the first forward, follow one sample and see which rows of which tensors it changes.
+2. ``dependence``: in the first forward, follow a sample and see which rows of which tensors it changes.
 3. ``entries``: find where the gradient of the loss enters the network, and which of its rows are whose.
 4. ``gradient_gate``: in the backward, score each sample by the norm of its rows there. Scores that are made of losses
    come before the backward instead: ``losses`` watches torch's loss functions, ``significance`` scores.

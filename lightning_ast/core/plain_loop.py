@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
 from lightning_ast.core.batch.samples import batch_size_of
-from lightning_ast.core.dependence.trace import SampleTrace
+from lightning_ast.core.dependence.order import OrderedTrace
 from lightning_ast.core.entries.finder import EntryFinder, entry_error
 from lightning_ast.core.gate import Selection
 from lightning_ast.core.gradient_gate import BatchGate, Execution, Kept
@@ -66,7 +66,7 @@ class GradientGate:
         self._average = average
         self._finder = EntryFinder()
         self._assignments: Assignments = ()
-        self._trace: SampleTrace | None = None
+        self._trace: OrderedTrace | None = None
         self._gate: BatchGate | None = None
         self.selection: Selection | None = None
         self.dense_ops: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class GradientGate:
         if self._finder.proved:
             yield
             return
-        self._trace = SampleTrace(batch, batch_size_of(batch) if batch_size is None else batch_size)
+        self._trace = OrderedTrace(batch, batch_size_of(batch) if batch_size is None else batch_size)
         with self._trace:
             yield
 

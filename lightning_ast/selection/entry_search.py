@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ast.core.batch.containers import children_of
 from lightning_ast.core.batch.graphs import Assignments, assignments_of
+from lightning_ast.core.dependence.order import OrderedTrace
 from lightning_ast.core.dependence.trace import SampleTrace, SeveralTrace
 from lightning_ast.core.entries.finder import EntryFinder, Found, entry_error
 from lightning_ast.core.entries.node_facts import runs_compiled
@@ -90,7 +91,7 @@ class EntrySearch:
         doubt = self._samples.doubt
         if doubt is not None and take is None and batch_size == doubt.counted:
             return DoubtfulTrace(self.batch, doubt, take=self._take, only=only)
-        return SampleTrace(self.batch, batch_size, take=take or self._take, only=only)
+        return OrderedTrace(self.batch, batch_size, take=take or self._take, only=only)
 
     def end_trace(self, trace: SampleTrace) -> None:
         """Release a trace; the next forward is traced too where nothing was proved but may be."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_ast.core.batch.containers import leaves_of
+from lightning_ast.core.dependence.order import OrderedTrace
 from lightning_ast.core.dependence.perturbed import Take
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.finder import Entry, EntryFinder, Found
-from lightning_ast.core.partial.rows import UnequalPlace
 from lightning_ast.words import counted
 
 __all__ = ["Doubt", "DoubtfulTrace", "doubt_of"]
@@ -81,44 +81,14 @@ def doubt_of(batch: Any, rows: int, loaded: int | None) -> Doubt | None:
     return Doubt(rows, loaded, loaded, shapes) if any(loaded in shape[1:] for shape in shapes) else None
 
 
-class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
-    """Follows the last sample as ever, and beside it what would show that the samples lie along another dimension."""
+class DoubtfulTrace(OrderedTrace):  # type: ignore[no-untyped-call]
+    """Follows samples as ever, and beside them what would show that the samples lie along another dimension."""
 
     def __init__(self, batch: Any, doubt: Doubt, *, take: Take | None, only: int | None) -> None:
-        self._beside: list[SampleTrace] = []  # before all else: setting `paused` reads it
         super().__init__(batch, doubt.counted, take=take, only=only)
         self.doubt = doubt
-        self._first = SampleTrace(batch, doubt.counted, take=take, sample=0)
         self._other = SampleTrace(list(_tensors(batch)), doubt.size, take=doubt.take)
-        self._beside = [self._first, self._other]
-
-    @property
-    def paused(self) -> bool:
-        """Return whether operations pass without being followed."""
-        return self._paused
-
-    @paused.setter
-    def paused(self, value: bool) -> None:
-        self._paused = value
-        for trace in self._beside:
-            trace.paused = value
-
-    def __enter__(self) -> DoubtfulTrace:
-        for trace in self._beside:  # itself at last: it then sees each operation first, as without the others
-            trace.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for trace in reversed(self._beside):
-            trace.__exit__(*error)
-
-    def release(self) -> None:
-        """Drop every tensor held."""
-        super().release()
-        for trace in self._beside:
-            trace.release()
+        self._beside.append(self._other)
 
     def is_confirmed(self, loss: Tensor, found: Found) -> bool:
         """Tell whether the forward has shown that the samples lie along the other dimension."""
@@ -135,14 +105,9 @@ class DoubtfulTrace(SampleTrace):  # type: ignore[no-untyped-call]
         return bool(other.entries) and not other.unclear and all(entry.exact for entry in other.entries)
 
     def _is_reached(self, entry: Entry) -> bool:
-        """Tell whether the first of the supposed samples changes rows of the others."""
-        found = self._first.dependence(entry.node, entry.output_nr)
-        place = entry.place
-        if found is None or found.independent or isinstance(place, UnequalPlace):
-            return False
-        profile = found.profiles[place.dim]
-        own = (torch.arange(len(profile)) // place.post) % self.doubt.counted == 0
-        return float(profile[~own].sum()) > _REACHED * float(profile[own].sum())
+        """Tell whether one of the supposed samples changes rows of the others."""
+        changes = self.changes(entry.node, entry.output_nr, entry.place)
+        return changes is not None and changes[1] > _REACHED * changes[0]
 
 
 def _dim_of(shape: tuple[int, ...], size: int) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_ast.core.batch.graphs import Assignments
+from lightning_ast.core.dependence.order import OrderedTrace
 from lightning_ast.core.dependence.records import shape_of
 from lightning_ast.core.dependence.trace import SampleTrace
 from lightning_ast.core.entries.layout import Layout
@@ -29,7 +30,8 @@ _PLANS = 64
 _HIDDEN = "What a step takes out of tensors by `numpy()`, `tolist()` or `item()` cannot be followed: use tensors."
 _REMEDY = (
     "If the batch size is another one, or the samples do not lie along the first dimension of the batch's tensors, use "
-    "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`."
+    "SparseLossMixin and override `count_samples(batch)` and `select_batch(batch, indices)`. If the step sorts or "
+    "shuffles the samples, or leaves some out, do that before the batch is made."
 )
 
 Verdict = Literal["pass", "walk", "enter"]
@@ -101,10 +103,15 @@ class EntryFinder:
         """Find the entries of a loss, a scalar whose forward was traced, and remember the form of its graph.
 
         ``may_be_apart`` tells that the loss may have nothing to do with the samples, as that of a generator which
-        begins with noise; ``assignments`` are the sample of each node and of each edge, in a batch of graphs.
+        begins with noise; ``assignments`` are the sample of each node and of each edge, in a batch of graphs. Raise
+        EntryError where the step was seen to put the samples into another order.
         """
         view = TracedView(batch_size, trace, assignments)
         found, plan = _search(loss, view)
+        if isinstance(trace, OrderedTrace):
+            for entry in found.entries:
+                if entry.exact and trace.is_elsewhere(entry.node, entry.output_nr, entry.place):
+                    raise EntryError(_order_problem(entry.node, batch_size))
         # A loss that nothing of the samples goes into is remembered only where a whole trace has shown it.
         if found.entries or (may_be_apart and trace.complete and not found.unclear):
             self._plans.insert(0, plan)
@@ -160,6 +167,15 @@ def entry_error(unclear: tuple[str, ...], batch_size: int, *, remedy: str = _REM
     return EntryError(
         f"expected a batch of {batch_size} samples, each of which has rows of its own where the gradient of the loss "
         f"enters the network, but {problem}. {remedy}"
+    )
+
+
+def _order_problem(node: Node, batch_size: int) -> str:
+    return (
+        f"expected the {batch_size} samples in the order of the batch where the gradient of the loss enters the "
+        f"network, but in {node.name()} a sample was seen to change the rows of another one, and none of its own: the "
+        "step sorts or shuffles the samples, or leaves some out. Do that in the collate_fn, so that the batch arrives "
+        "as the network sees it (in mode 'prune' together with SparseLossMixin and `sample_indices(batch)`)."
     )
 
 
