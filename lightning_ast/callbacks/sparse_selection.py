@@ -258,7 +258,7 @@ class SparseSelectionCallback(SelectionReadings):
         """Give the loggers the last values; leave the module as it was."""
         if self._session is not None and serves(self, trainer):
             try:
-                self._session.close_log()
+                self._session.close_log(exception)
             except Exception as error:  # raised, it would hide the one that the run fails with
                 rank_zero_info(f"lightning-ast: the last values were not logged: {type(error).__name__}: {error}")
         self.teardown(trainer, pl_module, "fit")

@@ -161,7 +161,8 @@ def planned_count(
 
     Returns:
         A multiple of ``processes``, at most ``offered``: whole batches where that moves the rate by at most 0.5 % of
-        itself (always with ``drop_last``), else the exact rate, without a last batch of a single sample.
+        itself (always with ``drop_last``), else the exact rate, but for a last batch that would be very small: one has
+        8 samples at least, or a quarter of a batch where that is less.
 
     Example:
         >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
@@ -174,10 +175,20 @@ def planned_count(
     if rounded <= offered and (drop_last or abs(rounded - wanted) <= _ROUNDING * wanted):
         return rounded
     each = max(1, round(wanted / processes))
-    # BatchNorm cannot train on a last batch of one sample: add one or leave it out.
-    if each % batch_size == 1 and batch_size > 1:
-        each += 1 if each == 1 or each * processes < wanted else -1
+    each += _lacking(each, batch_size, at_least=at_least)
     return min(each * processes, offered)
+
+
+def _lacking(count: int, batch_size: int, *, at_least: bool) -> int:
+    """Count the samples that a last batch lacks; fewer than none where it is rather left out."""
+    # BatchNorm cannot train on one sample, and its statistics of a few are far off, right before a validation.
+    rest = count % batch_size
+    least = max(2, min(_LEAST_BATCH, batch_size // 4))
+    if batch_size == 1 or rest == 0 or rest >= least:
+        return 0
+    if count < batch_size:  # the only batch
+        return int(count == 1)
+    return least - rest if at_least or 2 * rest > least else -rest
 
 
 def even_count(

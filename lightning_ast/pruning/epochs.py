@@ -106,7 +106,7 @@ class PrunedEpochs:
             )
         self._refuse(faults)
         if self.history is None:
-            self._refuse(self._begin_history())
+            self._refuse(self._begin_history() or self._planner.unknown_faults())
         if self._pruned is not None and [*map(id, self._pruned.given.flattened)] == [*map(id, combined.flattened)]:
             self._pruned.given = combined  # reloaded, but not anew: its workers may persist
         else:

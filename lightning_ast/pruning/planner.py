@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,6 +105,19 @@ class EpochPlanner:
         first = self._processes.rank == 0
         size = self.facts.dataset_size
         self.history = make_history(self.samples, size, state or {}, must_fit=resumes, first=first)
+
+    def unknown_faults(self) -> list[str]:
+        """Find that the one sparse epoch of the run will be loaded whole, because nothing is known of any sample."""
+        total = self.run.total_epochs
+        is_only = total is not None and self.run.sparse_range(total) == (0, 1)
+        knows = self.history is None or bool(self.history.seen.any())
+        if self._selector.target_coverage is None or not is_only or knows or self._trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return []
+        return [
+            "no epoch would be pruned: with target_coverage an epoch is loaded whole as long as nothing is known of "
+            "its samples, and this run has no other epoch to prune. Train longer, or give initial_scores or a "
+            "target_activation_rate."
+        ]
 
     def fold(self) -> SignificanceHistory:
         """Take what all processes observed since the last time into what is remembered, and return it."""
@@ -247,13 +261,14 @@ class EpochPlanner:
 
     def _warn_of_excess(self, loaded: int, wanted: float, batches: int, size: int) -> None:
         """Warn, once, where batches that must not become too small load more than the target needs."""
-        if self._has_warned or loaded <= (1 + _EXCESS) * wanted:
+        if self._has_warned or loaded <= max((1 + _EXCESS) * wanted, math.ceil(wanted)):
             return
         self._has_warned = True
         names = "a batch sampler that names its group_ids and " if self.draws_batches else ""
+        which = "all there are" if loaded == self.facts.offered else f"{loaded} samples"
         rank_zero_warn(
             f"lightning-ast: prune_steps={self.steps!r} leaves {counted(loaded // batches, 'sample')} in "
-            f"each batch of {size}, or what min_selected asks for: {loaded} samples are "
+            f"each batch of {size}, or what min_selected asks for: {which} are "
             f"loaded where the target needs {round(wanted)}. Use larger batches, or {names}prune_steps='follow'."
         )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_ast.core.gate import Selection
-from lightning_ast.errors import ConfigurationError, EmptyBatchError
+from lightning_ast.errors import ConfigurationError, EmptyBatchError, EntryError
 from lightning_ast.lightning_internals.compiled_step import open_compiled_step
 from lightning_ast.mixin import overrides
 from lightning_ast.pruning.epochs import PrunedEpochs
@@ -201,10 +201,11 @@ class Session:
         self.quarantine.finish_epoch()
         self._log.finish_epoch()
 
-    def close_log(self) -> None:
+    def close_log(self, error: BaseException | None = None) -> None:
         """Give the loggers the last values, which need not be those of the last step that was logged."""
         self._log.close()
-        self._gating.finish_fit()
+        if not isinstance(error, EntryError):  # which tells itself why nothing was selected
+            self._gating.finish_fit()
 
     def interrupt(self) -> None:
         """Pause the timers until the next batch."""

@@ -123,6 +123,23 @@ def test_before_anything_is_known_all_are_loaded(steps: Any) -> None:
     assert len(module.epochs()[1]) < SIZE
 
 
+def test_a_run_whose_only_sparse_epoch_is_the_first_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no epoch would be pruned: with target_coverage"):
+        fit(fresh(), loader(shuffle=True), covering(), warmup=0, cooldown=0, max_epochs=1)
+    scores = torch.arange(1.0, SIZE + 1).tolist()
+    module = fresh()
+    fit(module, loader(shuffle=True), covering(initial_scores=scores), warmup=0, cooldown=0, max_epochs=1)
+    assert len(module.epochs()[0]) < SIZE
+
+
+@pytest.mark.parametrize("steps", ["follow", "keep"])
+def test_no_last_batch_of_few_samples(steps: Any) -> None:
+    module = fresh()
+    fit(module, loader(batch_size=64, shuffle=True), covering(prune_steps=steps), max_epochs=8)
+    last = [len(indices) for epoch, _, indices, _ in module.batches if epoch > 0]
+    assert min(last) >= 8
+
+
 def test_small_batches_keep_eight_samples() -> None:
     module = fresh()
     with pytest.warns(UserWarning, match="prune_steps='keep' leaves 8 samples in each batch of 16"):

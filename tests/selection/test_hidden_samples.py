@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -76,5 +77,7 @@ def test_a_run_that_ends_before_a_proof_is_told_of(digits: Digits) -> None:
     data = torch.utils.data.DataLoader(rows, batch_size=32)
     with pytest.warns(UserWarning, match="every batch was a dense one: the run ended before it could be proved"):
         fit(fresh(Net), data, half(), max_steps=2)
-    with pytest.raises(EntryError):
+    with pytest.raises(EntryError), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         fit(fresh(Net), data, half(), max_steps=8)
+    assert not [each for each in told if "every batch was a dense one" in str(each.message)], "the error says it"
