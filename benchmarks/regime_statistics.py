@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,19 +49,23 @@ def _on_cpu(record: Record) -> bool:
     return str(record["hardware"]).startswith("CPU")
 
 
-def _shared(record: Record) -> bool:
-    """Tell whether a run shared its GPU with others."""
-    return not _on_cpu(record) and record["runs_at_once"] > 1
-
-
 def _alone(record: Record) -> bool:
     """Tell whether a run had a GPU for itself."""
-    return not _on_cpu(record) and not _shared(record)
+    return not _on_cpu(record) and record["runs_at_once"] == 1
 
 
-def _shared_alike(record: Record, other: Record) -> bool:
-    """Tell whether two runs shared their GPU with as many others."""
-    return _shared(record) and _shared(other) and bool(record["runs_at_once"] == other["runs_at_once"])
+_EVEN_LOAD = "NVIDIA H100"
+"""The card on which all runs that shared it were of one kind: on the other one, times depend on who ran beside."""
+
+
+def _shared(record: Record) -> bool:
+    """Tell whether a run shared its GPU with others of its kind."""
+    return record["runs_at_once"] > 1 and str(record["hardware"]).startswith(_EVEN_LOAD)
+
+
+def _hours(record: Record) -> tuple[str, int, str, str]:
+    """Tell when and where a run was made: times of the same hours, on the same machine, can be compared."""
+    return record["hardware"], record["runs_at_once"], record["date"], record["commit"].removesuffix("+changes")
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,15 @@ def paired(differences: Sequence[float]) -> Paired | None:
 
 
 def compared(ours: Mapping[Key, Record], others: Mapping[Key, Record]) -> Paired | None:
-    """Compare the accuracies of runs with the same seeds on the same hardware; None for fewer than three seeds."""
-    keys = [key for key in ours if key in others]
-    if len({seed for seed, _ in keys}) < LEAST_SEEDS:
-        return None
-    return paired([100 * (ours[key]["accuracy"] - others[key]["accuracy"]) for key in keys])
+    """Compare the accuracies of runs with the same seeds on the same hardware; None for fewer than three seeds.
+
+    A seed that two machines have run counts once, with the mean of both differences.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for key in ours:
+        if key in others:
+            by_seed.setdefault(key[0], []).append(100 * (ours[key]["accuracy"] - others[key]["accuracy"]))
+    return paired([statistics.mean(differences) for differences in by_seed.values()])
 
 
 @dataclass(frozen=True)
@@ -167,11 +175,15 @@ class Setting:
     def seconds(self) -> float | None:
         """Return the mean time of training: of runs that had a GPU for themselves, else that one CPU thread computed.
 
-        None where there is no such run.
+        A CPU thread is quicker on one day than on another. So its time is :attr:`cpu_time`, of which the days cancel
+        out, times the mean of the dense runs. None where there is no such run.
         """
         on_gpu = [float(run["seconds"]) for run in self.runs.values() if _alone(run)]
-        on_cpu = [float(run["cpu_seconds"]) for run in self.runs.values() if _on_cpu(run)]
-        return statistics.mean(on_gpu or on_cpu) if on_gpu or on_cpu else None
+        if on_gpu:
+            return statistics.mean(on_gpu)
+        if self.cpu_time is None:
+            return None
+        return self.cpu_time * statistics.mean(run["cpu_seconds"] for run in self.dense.values() if _on_cpu(run))
 
     @property
     def joules(self) -> float | None:
@@ -186,14 +198,23 @@ class Setting:
         return "alone on the GPU" if alone_on_gpu else "on one CPU thread"
 
     @property
+    def cpu_time(self) -> float | None:
+        """Return the time that one CPU thread computed, as a share of that of dense runs of the same hours."""
+        return self._time_share("cpu_seconds", _on_cpu)
+
+    @property
     def shared_time(self) -> float | None:
-        """Return the time as a share of that of dense runs, among runs that shared a GPU; None where there are none."""
-        keys = [key for key, run in self.runs.items() if key in self.dense and _shared_alike(run, self.dense[key])]
-        if not keys:
-            return None
-        return statistics.mean(self.runs[key]["seconds"] for key in keys) / statistics.mean(
-            self.dense[key]["seconds"] for key in keys
-        )
+        """Return the time as a share of that of dense runs of the same hours, among runs that shared a GPU."""
+        return self._time_share("seconds", _shared)
+
+    def _time_share(self, name: str, counts: Callable[[Record], bool]) -> float | None:
+        """Return the mean of the times of runs that count over those of dense runs of the same hours; None without."""
+        dense: dict[Any, list[float]] = {}
+        for run in filter(counts, self.dense.values()):
+            dense.setdefault(_hours(run), []).append(run[name])
+        runs = [run for run in self.runs.values() if counts(run) and _hours(run) in dense]
+        shares = [run[name] / statistics.mean(dense[_hours(run)]) for run in runs]
+        return statistics.mean(shares) if shares else None
 
     def mean(self, name: str) -> float:
         """Return the mean of a number of the records."""

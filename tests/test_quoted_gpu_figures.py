@@ -44,7 +44,8 @@ def test_steps() -> None:
     assert f"A step of ResNet-50 on 0.4 of 256 images took {share:.2f} of the dense one in `prune`" in text_of(
         "README.md"
     )
-    assert "`partial` needs a step of more than a tenth of a second to be quicker there" in text_of("README.md")
+    said = "`partial` is quicker there only where a dense step takes more than a tenth of a second"
+    assert said in text_of("README.md")
     for name in ("resnet50-256", "vit-b-128", "resnet50-768", "vit-b-512"):
         record = json.loads((RECORDS / f"step-time-gpu-{name}.json").read_text())
         dense_milliseconds = next(row["milliseconds"] for row in record["rows"] if row["mode"] == "dense")
@@ -120,22 +121,3 @@ def test_the_last_eighth_of_a_strong_network() -> None:
 def test_joules() -> None:
     record = json.loads((RECORDS / "energy-gpu.json").read_text())
     assert f"its counter gave {record['ratio']:.2f} of the integral" in text_of("docs/monitoring.md")
-
-
-def test_the_search_for_kernels_at_each_new_size_of_a_batch() -> None:
-    files = (RECORDS / "regimes-gpu").glob("cifar10-n20000-resnet16-e24-b128-noise*.json")
-    runs = [run for run in (json.loads(path.read_text()) for path in files) if "cudnn_benchmark" in run]
-    runs = [run for run in runs if "length" not in run["options"]]
-    assert {run["runs_at_once"] for run in runs} == {22}
-    taken: dict[tuple[str, bool], list[float]] = {}
-    for run in runs:
-        steps_of = run["options"].get("steps", run["policy"])
-        each = 1000 * run["seconds"] / run["optimizer_steps"]
-        taken.setdefault((steps_of, run["cudnn_benchmark"]), []).append(each)
-    searching, plain, dense = (
-        statistics.mean(taken[key]) for key in (("keep", True), ("keep", False), ("dense", True))
-    )
-    said = f"a step of a small ResNet took {searching:.0f} ms with the search and {plain:.0f} ms without it"
-    page = text_of("docs/modes/prune.md")
-    assert said in page
-    assert f"A dense step took {dense:.0f} ms" in page

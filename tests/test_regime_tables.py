@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def write(folder: Path, run: Any, accuracy: float, work: float, rates: list[float] | None = None, **facts: Any) -> None:
     record = {
@@ -20,6 +22,8 @@ def write(folder: Path, run: Any, accuracy: float, work: float, rates: list[floa
         "seconds": 99.0,
         "rate_by_epoch": rates or [1.0],
         "hardware": "CPU x86_64, 1 thread(s)",
+        "runs_at_once": 2,
+        "date": "2026-11-26",
         "precision": "32-true",
         "versions": {"torch": "2.6.0"},
         "commit": "abc1234",
@@ -135,7 +139,7 @@ def write_headline(benchmark: Any, folder: Path, seeds: int, **facts: Any) -> No
         "dense-length8": 0.89,
         "dense-length8-lr0.1": 0.893,
         "infobatch": 0.899,
-        "prune-coverage0.97-gatesoft-stepskeep": 0.9005,
+        "prune-coverage0.97-gatesoft-stepskeep-cooldown2": 0.9005,
         "random-likeprune-coverage0.95-gatetopk-stepskeep-stepskeep": 0.88,
     }
     for setting, accuracy in accuracies.items():
@@ -148,8 +152,8 @@ def test_the_short_table_has_the_best_learning_rate_of_the_shortened_runs(benchm
     _, _, *found = rows(benchmark("regime_headline").short_table(tmp_path))
     assert len(found) == 8
     named = {row[0]: row[1:] for row in found}
-    assert named["dense, shortened, its learning rate tuned"] == ["-0.70 ± 0.00", "0.50", "120"]
-    assert named["**ours**, coverage 0.97"] == ["+0.05 ± 0.00", "0.50", "120"]
+    assert named["dense, shortened, the best of three learning rates"] == ["-0.70 ± 0.00", "0.50", "120"]
+    assert named["**ours**, coverage 0.97, steps kept, the last eighth dense"] == ["+0.05 ± 0.00", "0.50", "120"]
     assert named["SeTa's rule"] == ["-", "-", "-"]
 
 
@@ -189,14 +193,30 @@ def test_runs_are_paired_on_the_same_hardware(benchmark: Any, tmp_path: Path) ->
         write(folder, seta[seed], 0.89, 9.0)
     write(on_gpu, dense[0], 0.95, 16.0, **GPU)
     write(on_gpu, seta[0], 0.93, 9.0, **GPU, seconds=49.5)
-    write(on_gpu, seta[1], 0.5, 9.0, **GPU)  # has no dense run beside it
+    write(on_gpu, seta[1], 0.5, 9.0, **GPU, seconds=49.5)  # no dense run has its seed
     table = benchmark("regime_tables").headline_table(folder)
     assert "CPU x86_64, 1 thread(s) (seeds 0, 1, 2) and NVIDIA H100 (seeds 0, 1)" in table
     _, _, first, second = rows(table)
     assert first[:3] == ["dense", "4 (3)", "91.25 ± 2.50"]
     assert second[1] == "5 (3)"
-    assert second[3] == "-1.25 ± 0.25"
+    assert second[3] == "-1.17 ± 0.17"  # -1.5 is the mean of the seed that both have run
     assert second[7:9] == ["90", "0.50"]  # seconds of the CPU alone; the share among runs on the same GPU
+
+
+def test_times_are_compared_within_the_same_hours(benchmark: Any, tmp_path: Path) -> None:
+    dense, pruned = (pick(benchmark, "headline", setting) for setting in ("dense", "infobatch"))
+    for seed, (date, seconds) in enumerate((("2026-11-26", 300.0), ("2026-11-26", 300.0), ("2026-11-27", 200.0))):
+        write(tmp_path, dense[seed], 0.9, 16.0, date=date, cpu_seconds=seconds)
+    write(tmp_path, pruned[0], 0.9, 10.0, date="2026-11-26", cpu_seconds=210.0)
+    write(tmp_path, pruned[1], 0.9, 10.0, date="2026-11-27", cpu_seconds=140.0)
+    write(tmp_path, pruned[2], 0.9, 10.0, date="2026-11-28", cpu_seconds=10.0)  # no dense run was made that day
+    settings = benchmark("regime_statistics").by_setting(benchmark("regime_statistics").load_regimes(tmp_path))
+    assert settings["infobatch"].cpu_time == pytest.approx(0.7)
+    assert settings["infobatch"].seconds == pytest.approx(0.7 * 800 / 3)
+    for run in (dense[3], pruned[3]):
+        write(tmp_path, run, 0.9, 16.0, hardware="NVIDIA H200", runs_at_once=20)
+    settings = benchmark("regime_statistics").by_setting(benchmark("regime_statistics").load_regimes(tmp_path))
+    assert settings["infobatch"].shared_time is None, "runs of other kinds had that card beside them"
 
 
 def test_a_picture_knows_the_numbers_that_it_was_drawn_from(benchmark: Any, tmp_path: Path) -> None:
@@ -205,7 +225,7 @@ def test_a_picture_knows_the_numbers_that_it_was_drawn_from(benchmark: Any, tmp_
     shown = headline.points(tmp_path)
     (drawn,) = shown.values()
     assert [each["cost"] for each in drawn["methods"] if each["method"] == "dense"] == [240.0]
-    assert drawn["curve"] == [[120.0, 89.2], [120.0, 89.7], [240.0, 90.2]]
+    assert drawn["curve"] == [[120.0, -1.0], [120.0, -0.5], [240.0, 0.0]]
     headline.draw(shown, tmp_path / "headline.svg")
     assert headline.drawn_points(tmp_path / "headline.svg") == shown
     assert headline.drawn_points(tmp_path / "missing.svg") is None
