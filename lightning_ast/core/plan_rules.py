@@ -162,7 +162,7 @@ def planned_count(
     Returns:
         A multiple of ``processes``, at most ``offered``: whole batches where that moves the rate by at most 0.5 % of
         itself (always with ``drop_last``), else the exact rate, but for a last batch that would be very small: one has
-        8 samples at least, or a quarter of a batch where that is less.
+        8 samples at least, or an eighth of a batch where that is less.
 
     Example:
         >>> planned_count(50_000, 0.4, batch_size=256), planned_count(1_000, 0.333, batch_size=64)
@@ -183,7 +183,7 @@ def _lacking(count: int, batch_size: int, *, at_least: bool) -> int:
     """Count the samples that a last batch lacks; fewer than none where it is rather left out."""
     # BatchNorm cannot train on one sample, and its statistics of a few are far off, right before a validation.
     rest = count % batch_size
-    least = max(2, min(_LEAST_BATCH, batch_size // 4))
+    least = max(2, min(_LEAST_BATCH, batch_size // 8))
     if batch_size == 1 or rest == 0 or rest >= least:
         return 0
     if count < batch_size:  # the only batch

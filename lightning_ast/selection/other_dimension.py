@@ -88,7 +88,7 @@ class DoubtfulTrace(OrderedTrace):  # type: ignore[no-untyped-call]
         super().__init__(batch, doubt.counted, take=take, only=only)
         self.doubt = doubt
         self._other = SampleTrace(list(_tensors(batch)), doubt.size, take=doubt.take)
-        self._beside.append(self._other)
+        self.beside.append(self._other)
 
     def is_confirmed(self, loss: Tensor, found: Found) -> bool:
         """Tell whether the forward has shown that the samples lie along the other dimension."""

@@ -26,16 +26,19 @@ class OrderedTrace(SampleTrace):  # type: ignore[no-untyped-call]
         batch_size: The number of samples B.
         take: As in :class:`SampleTrace`.
         only: As in :class:`SampleTrace`.
+
+    Attributes:
+        beside: The traces of other samples, which are entered, paused and released with this one.
     """
 
     def __init__(self, batch: Any, batch_size: int, *, take: Take | None = None, only: int | None = None) -> None:
-        self._beside: list[SampleTrace] = []  # before all else: setting `paused` reads it
+        self.beside: list[SampleTrace] = []  # before all else: setting `paused` reads it
         super().__init__(batch, batch_size, take=take, only=only)
         self._batch_size = batch_size
         # A sort by an odd number of groups often leaves the sample in the middle in its place.
         self._place = 3 * max(0, batch_size - 1) // 8
         self._inner = SampleTrace(batch, batch_size, take=take, only=only, sample=self._place)
-        self._beside = [self._inner]
+        self.beside = [self._inner]
 
     @property
     def paused(self) -> bool:
@@ -45,24 +48,24 @@ class OrderedTrace(SampleTrace):  # type: ignore[no-untyped-call]
     @paused.setter
     def paused(self, value: bool) -> None:
         self._paused = value
-        for trace in self._beside:
+        for trace in self.beside:
             trace.paused = value
 
     def __enter__(self) -> OrderedTrace:
-        for trace in self._beside:  # itself at last: it then sees each operation first, as without the others
+        for trace in self.beside:  # itself at last: it then sees each operation first, as without the others
             trace.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for trace in reversed(self._beside):
+        for trace in reversed(self.beside):
             trace.__exit__(*error)
 
     def release(self) -> None:
         """Drop every tensor held."""
         super().release()
-        for trace in self._beside:
+        for trace in self.beside:
             trace.release()
 
     def changes(self, node: GraphNode, output_nr: int, place: Place) -> tuple[float, float] | None:
