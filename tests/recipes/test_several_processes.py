@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -124,6 +125,9 @@ def test_wandb_keeps_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     selection = trained_with(L.pytorch.loggers.WandbLogger(offline=True, save_dir=str(tmp_path), project="ast"))
     wandb.finish()
     [file] = tmp_path.rglob("run-*.wandb")
+    until = time.monotonic() + 30
+    while b"ast/activation_rate" not in file.read_bytes() and time.monotonic() < until:  # another process writes it
+        time.sleep(0.5)
     rates = []
     for data in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
