@@ -48,7 +48,7 @@ def headline_settings(records: Sequence[Record]) -> dict[str, Setting]:
         row = next((row for row, pattern in _METHODS.items() if fnmatchcase(name, pattern)), None)
         if row is None or (row == _SHORTENED and setting.first["epochs"] not in tuned):
             continue
-        if row not in rows or _difference(rows[row]) < _difference(setting):
+        if row not in rows or _difference(rows[row])[0] < _difference(setting)[0]:
             rows[row] = setting
     return rows
 

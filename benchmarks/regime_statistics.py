@@ -181,9 +181,10 @@ class Setting:
         on_gpu = [float(run["seconds"]) for run in self.runs.values() if _alone(run)]
         if on_gpu:
             return statistics.mean(on_gpu)
-        if self.cpu_time is None:
+        share = self.cpu_time
+        if share is None:
             return None
-        return self.cpu_time * statistics.mean(run["cpu_seconds"] for run in self.dense.values() if _on_cpu(run))
+        return share * statistics.mean(run["cpu_seconds"] for run in self.dense.values() if _on_cpu(run))
 
     @property
     def joules(self) -> float | None:
@@ -212,8 +213,8 @@ class Setting:
         dense: dict[Any, list[float]] = {}
         for run in filter(counts, self.dense.values()):
             dense.setdefault(_hours(run), []).append(run[name])
-        runs = [run for run in self.runs.values() if counts(run) and _hours(run) in dense]
-        shares = [run[name] / statistics.mean(dense[_hours(run)]) for run in runs]
+        timed = [(run[name], dense.get(_hours(run))) for run in self.runs.values() if counts(run)]
+        shares = [seconds / statistics.mean(beside) for seconds, beside in timed if beside]
         return statistics.mean(shares) if shares else None
 
     def mean(self, name: str) -> float:

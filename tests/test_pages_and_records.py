@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -174,7 +175,22 @@ def test_what_is_said_of_unbiased_weights_in_prune_is_on_record() -> None:
     assert '"unbiased"`` lost 5 to 8 points' in " ".join((SparseSelectionCallback.__doc__ or "").split())
 
 
-def test_every_difference_that_the_pages_name_is_on_record(benchmark: Any) -> None:
+@pytest.fixture
+def settings_at(benchmark: Any) -> Callable[[str], dict[str, Any]]:
+    """Finds the settings that are recorded at a place without wrong labels, by the beginning of the names."""
+    statistics_of = benchmark("regime_statistics")
+    records = statistics_of.load_regimes(benchmark("regime_tables").FOLDER)
+
+    def found(place: str) -> dict[str, Any]:
+        here = [one for one in records if one["name"].startswith(f"{place}-") and not one["regime"]["noise"]]
+        return dict(statistics_of.by_setting(here))
+
+    return found
+
+
+def test_every_difference_that_the_pages_name_is_on_record(
+    benchmark: Any, settings_at: Callable[[str], dict[str, Any]]
+) -> None:
     """Each "a ± b" outside the generated tables is a difference to dense runs of the regime map, or stands in a table."""
     statistics_of = benchmark("regime_statistics")
     tables = benchmark("regime_tables")
@@ -193,11 +209,8 @@ def test_every_difference_that_the_pages_name_is_on_record(benchmark: Any) -> No
             shares = [(here[name[11:-10]], here[name]) for name in here if name[11:-10] in here]
             found += [statistics_of.compared(one.runs, other.runs) for one, other in ideas + shares]
             known |= {tables.difference_cell(each).lstrip("+-") for each in found}
-    sizes = (
-        statistics_of.by_setting([one for one in records if f"pretrained64-e16-b{size}-" in one["name"]])
-        for size in (40, 64)
-    )
-    known.add(tables.difference_cell(statistics_of.compared(*(here["dense"].runs for here in sizes))).lstrip("+-"))
+    sizes = (settings_at(f"cifar10-n1000-pretrained64-e16-b{size}")["dense"].runs for size in (40, 64))
+    known.add(tables.difference_cell(statistics_of.compared(*sizes)).lstrip("+-"))
     figure = re.compile(r"\d+\.\d+ ± \d+\.\d+")
     named = {}
     for page in benchmark("summarize").pages():
@@ -207,24 +220,14 @@ def test_every_difference_that_the_pages_name_is_on_record(benchmark: Any) -> No
     assert {found: page for found, page in named.items() if found not in known} == {}
 
 
-def test_what_the_pages_say_of_time_is_on_record(benchmark: Any) -> None:
-    statistics_of = benchmark("regime_statistics")
-    records = statistics_of.load_regimes(benchmark("regime_tables").FOLDER)
-
-    def at(place: str) -> dict[str, Any]:
-        here = [
-            record for record in records if record["name"].startswith(f"{place}-") and not record["regime"]["noise"]
-        ]
-        found: dict[str, Any] = statistics_of.by_setting(here)
-        return found
-
-    wide = at("cifar10-n50000-resnet32-e16-b128")
+def test_what_the_pages_say_of_time_is_on_record(settings_at: Callable[[str], dict[str, Any]]) -> None:
+    wide = settings_at("cifar10-n50000-resnet32-e16-b128")
     kept = {name: one for name, one in wide.items() if name.startswith("prune-") and name.endswith("-stepskeep")}
     (ours,) = {f"{one.shared_time:.1f}" for one in kept.values() if one.shared_time}
     others = [wide[name].shared_time for name in ("partial-coverage0.9", "infobatch")]
     assert f"ours with steps kept took {ours} times the time of dense training" in TEXT
     assert f"`partial` {others[0]:.1f} times, InfoBatch's rule {others[1]:.1f} times" in TEXT
-    whole = at("fashion_mnist-n60000-resnet16-e16-b128")
+    whole = settings_at("fashion_mnist-n60000-resnet16-e16-b128")
     recommended, fewer = (whole[f"prune-coverage0.97-gatesoft-steps{steps}-cooldown2"] for steps in ("keep", "follow"))
     said = f"On one CPU thread {recommended.work_share:.2f} of the work took {recommended.cpu_time:.2f} of the time "
     assert f"{said}(Fashion-MNIST, the recommended setting), and with fewer steps {fewer.cpu_time:.2f}" in TEXT
@@ -232,25 +235,23 @@ def test_what_the_pages_say_of_time_is_on_record(benchmark: Any) -> None:
     assert f"needs {hard.work_share:.2f} of the work and {hard.cpu_time:.2f} of the seconds" in TEXT
     assert f"at {harder.work_share:.2f} of the work and {harder.cpu_time:.2f} of the CPU time of dense training" in TEXT
     assert f"at {hard.work_share:.2f} and {hard.cpu_time:.2f}." in TEXT
-    small = at("fashion_mnist-n20000-resnet16-e24-b128")
+    small = settings_at("fashion_mnist-n20000-resnet16-e24-b128")
     eighth = [small[f"prune-coverage0.97-gatesoft-steps{steps}-cooldown3"] for steps in ("keep", "follow")]
     times = (
         f'{eighth[0].cpu_time:.2f} of the CPU time of dense training with `"keep"` and {eighth[1].cpu_time:.2f} with'
     )
     assert f'{times} `"follow"`, for {eighth[0].work_share:.2f} of the work' in TEXT
-    followed = [
-        one["prune-coverage0.9-gatesoft-stepsfollow"] for one in (small, at("cifar10-n20000-resnet16-e24-b128"))
-    ]
-    shares = [f"{one.shared_time:.2f}" for one in followed]
+    both = (small, settings_at("cifar10-n20000-resnet16-e24-b128"))
+    shares = [f"{one['prune-coverage0.9-gatesoft-stepsfollow'].shared_time:.2f}" for one in both]
     assert f'and {shares[0]} (Fashion-MNIST) and {shares[1]} (CIFAR-10) of it with `"follow"`' in TEXT
 
 
-def test_what_the_pages_say_of_fine_tuning_is_on_record(benchmark: Any) -> None:
+def test_what_the_pages_say_of_fine_tuning_is_on_record(
+    benchmark: Any, settings_at: Callable[[str], dict[str, Any]]
+) -> None:
     statistics_of = benchmark("regime_statistics")
     tables = benchmark("regime_tables")
-    place = "cifar10-n1000-pretrained64-e16-b64"
-    records = [one for one in statistics_of.load_regimes(tables.FOLDER) if "pretrained" in one["name"]]
-    here = statistics_of.by_setting([one for one in records if one["name"].startswith(f"{place}-")])
+    here = settings_at("cifar10-n1000-pretrained64-e16-b64")
     kept = "prune-coverage0.97-gatesoft-stepskeep-cooldown2"
     chance = here[f"random-like{kept}-stepskeep"]
     lost = [
@@ -266,20 +267,20 @@ def test_what_the_pages_say_of_fine_tuning_is_on_record(benchmark: Any) -> None:
     assert f"{said}, and a dense run of 11 epochs {lost[2]}." in TEXT
     worse = tables.difference_cell(statistics_of.compared(here[kept].runs, chance.runs))[1:]
     assert f"Selecting made it worse than chance with the steps kept, by {worse}" in TEXT
-    smaller = statistics_of.by_setting([one for one in records if one["regime"]["batch_size"] == 40])["dense"]
+    smaller = settings_at("cifar10-n1000-pretrained64-e16-b40")["dense"]
     found = tables.difference_cell(statistics_of.compared(smaller.runs, here["dense"].runs))
     assert TEXT.count(f"dense training in batches of 40 lost nothing ({found})") == 2
     slower = tables.difference_cell(here[f"{kept}-ideasmaller-steps"].difference)[1:]
     assert f'`"keep"` lost {slower}.' in TEXT
 
 
-def test_what_the_pages_say_of_ideas_on_top_of_a_hard_cut_is_on_record(benchmark: Any) -> None:
+def test_what_the_pages_say_of_ideas_on_top_of_a_hard_cut_is_on_record(
+    benchmark: Any, settings_at: Callable[[str], dict[str, Any]]
+) -> None:
     statistics_of = benchmark("regime_statistics")
     tables = benchmark("regime_tables")
     text = " ".join((ROOT / "benchmarks" / "README.md").read_text().split())
-    place = "fashion_mnist-n20000-resnet16-e24-b128-"
-    records = [one for one in statistics_of.load_regimes(tables.FOLDER) if one["name"].startswith(place)]
-    here = statistics_of.by_setting([one for one in records if not one["regime"]["noise"]])
+    here = settings_at("fashion_mnist-n20000-resnet16-e24-b128")
 
     def found(steps: str, idea: str) -> str:
         plain = f"prune-rate0.4-gatetopk-steps{steps}"
